@@ -1,0 +1,25 @@
+# One command a chore. Everything lives in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test test-full check format bench clean
+help:      ## what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+install: $(VENV)/installed ## make .venv and install beadwork with everything that tests and demo need
+test: install ## the test suite, under ten minutes on two cores
+	$(BIN)/python -m pytest -m "not slow"
+test-full: install ## the same and what is slow or needs a browser or a database
+	$(BIN)/python -m pytest
+check: install ## formatting, lint, types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+format: install ## let ruff do what it can
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+clean: ## remove what the other commands made
+	rm -rf $(VENV) demo build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""beadwork: a force-field server for path-integral molecular dynamics with i-PI."""

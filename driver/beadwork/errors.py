@@ -1,0 +1,64 @@
+"""Everything that can go wrong on purpose, each with the exit code that scripts see.
+
+A message names the thing, what was got and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class BeadworkError(Exception):
+    """Base of all errors that a user can mend. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(BeadworkError):
+    """An option, a TOML file or a combination of them that cannot be run."""
+
+    exit_code = 2
+
+
+class SimulationError(BeadworkError):
+    """An i-PI input (XML or RESTART) that is missing, unreadable or not one that beadwork can serve."""
+
+    exit_code = 3
+
+
+class ModelError(BeadworkError):
+    """A model file or bundle that is missing, damaged, foreign, or does not fit the others or the system."""
+
+    exit_code = 4
+
+
+class GeometryError(BeadworkError):
+    """A structure that no model can answer for: NaN positions, no volume, atoms on top of each other."""
+
+    exit_code = 5
+
+
+class NonFiniteError(BeadworkError):
+    """A model answered NaN or infinity. Never passed on to i-PI."""
+
+    exit_code = 6
+
+
+class RemoteProtocolError(BeadworkError):
+    """The peer sent what i-PI's protocol does not allow at this point."""
+
+    exit_code = 7
+
+
+class ConnectionLost(BeadworkError):
+    """No i-PI could be reached, or it hung up, for longer than the patience the user chose."""
+
+    exit_code = 8
+
+
+class QueueError(BeadworkError):
+    """The queue cannot be opened, read or written."""
+
+    exit_code = 9
+
+
+class LocalProtocolError(RuntimeError):
+    """beadwork itself broke the protocol: a bug of ours, not the peer's fault, so not a `BeadworkError`."""

@@ -1,0 +1,74 @@
+"""One structure as beadwork passes it around: Å, rows, atomic numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beadwork.errors import GeometryError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int_]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A structure of n atoms.
+
+    numbers: (n,) atomic numbers. positions: (n, 3) Å, anywhere (not wrapped). cell: (3, 3) Å, one lattice vector a
+    row; zeros where there is none. pbc: (3,) bool. bead: index in the ring polymer, None where it is not known.
+    """
+
+    numbers: IntArray
+    positions: FloatArray
+    cell: FloatArray
+    pbc: tuple[bool, bool, bool] = (True, True, True)
+    bead: int | None = None
+
+    @classmethod
+    def from_atoms(cls, atoms: Any) -> Frame:
+        """Take numbers, positions, cell and pbc from an `ase.Atoms`."""
+        return cls(
+            atoms.numbers.astype(np.int_),
+            np.array(atoms.positions, dtype=np.float64),
+            np.array(atoms.cell.array, dtype=np.float64),
+            (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+        )
+
+    def to_atoms(self) -> Any:
+        """Return the same structure as an `ase.Atoms`."""
+        import ase
+
+        return ase.Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+
+    def check(self) -> None:
+        """Refuse what a model would answer for with a straight face.
+
+        Raises GeometryError for no atoms, non-finite or absurdly far positions (1e6 Å), a non-finite cell, or a
+        periodic direction without volume. Atoms on top of each other are found where distances are known
+        (`potential.graph`).
+        """
+        where = "" if self.bead is None else f" of bead {self.bead}"
+        if len(self.numbers) == 0:
+            raise GeometryError(f"the structure{where} has no atoms; check the simulation's start structure")
+        worst = np.abs(self.positions).max()
+        if not worst < 1e6:  # also true for NaN
+            finite = np.isfinite(self.positions).all(axis=1)
+            atom = int(np.argmin(finite)) if not finite.all() else int(np.abs(self.positions).max(axis=1).argmax())
+            raise GeometryError(
+                f"atom {atom}{where} is at {self.positions[atom].tolist()} Å; the simulation has exploded: "
+                "lower the time step or look at the last frames kept"
+            )
+        if any(self.pbc):
+            lattice = self.cell[np.array(self.pbc)]
+            lengths = np.linalg.norm(lattice, axis=1)
+            # the volume of the periodic directions alone, so that slabs and wires pass
+            gram = np.linalg.det(lattice @ lattice.T) if np.isfinite(lattice).all() else np.nan
+            if not (gram > 0 and np.sqrt(gram) > 1e-3 * lengths.prod() and lengths.min() > 0.1):
+                raise GeometryError(
+                    f"the cell{where} has no volume in its periodic directions: {self.cell.tolist()} Å; "
+                    "give a proper cell, or declare the system non-periodic"
+                )

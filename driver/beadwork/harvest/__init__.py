@@ -1,0 +1,1 @@
+"""Which frames to keep, and where they are kept."""

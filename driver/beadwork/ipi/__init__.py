@@ -1,0 +1,1 @@
+"""Speaks to i-PI: wire, protocol, scheduling, sockets, XML. No torch in here."""

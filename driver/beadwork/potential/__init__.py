@@ -1,0 +1,1 @@
+"""Evaluates many systems at once: graph, bundles, engines, the sum. No socket in here."""
