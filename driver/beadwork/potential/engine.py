@@ -1,0 +1,41 @@
+"""The one contract between a graph of many systems and whatever computes energies on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from beadwork.frame import FloatArray
+from beadwork.potential.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Energies:
+    """What one model says of every system in a graph of S systems and A atoms in all.
+
+    energies: (S,) eV. forces: (A, 3) eV/Å, systems one after the other. virials: (S, 3, 3) eV, symmetric, minus
+    stress times volume (positive under compression), the sign that i-PI's wire has.
+    """
+
+    energies: FloatArray
+    forces: FloatArray
+    virials: FloatArray
+
+
+class Engine(Protocol):
+    """Anything that evaluates a graph: TorchScript MACE, compiled kernels, a harmonic toy.
+
+    Every engine passes the same contract check (tests/potential/contract.py). An engine keeps no state between
+    calls that a caller can see; it need not be safe to call from two threads at once.
+    """
+
+    #: what messages call it, e.g. "delta-2 (native, float64)"
+    name: str
+    #: Å; the graph may have been built with a larger one, the engine ignores longer edges
+    cutoff: float
+    #: atomic numbers it knows, ascending; empty means any
+    elements: tuple[int, ...]
+
+    def evaluate(self, graph: Graph) -> Energies:
+        """Evaluate every system of the graph in one call."""
+        ...
