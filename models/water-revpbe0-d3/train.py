@@ -44,7 +44,7 @@ COMMON = {
     "scheduler": "ExponentialLR",
     "lr": 0.01,
     "ema_decay": 0.99,
-    "batch_size": 2,
+    "batch_size": 1,
     "valid_batch_size": 2,
     "default_dtype": "float32",
     "device": "cpu",
@@ -54,22 +54,22 @@ COMMON = {
 }
 FLAGS = ["--ema", "--amsgrad", "--swa", "--pair_repulsion"]
 BASELINE = {
-    "hidden_irreps": "16x0e + 16x1o",
+    "hidden_irreps": "24x0e",
     "energy_key": "LO_energy",
     "forces_key": "LO_forces",
-    "max_num_epochs": 200,
-    "start_swa": 160,
+    "max_num_epochs": 110,
+    "start_swa": 85,
     "swa_lr": 0.0003,
-    "lr_scheduler_gamma": 0.983,
+    "lr_scheduler_gamma": 0.973,
 }
 DELTA = {
     "hidden_irreps": "16x0e",
     "energy_key": "DELTA_energy",
     "forces_key": "DELTA_forces",
-    "max_num_epochs": 80,
-    "start_swa": 60,
+    "max_num_epochs": 30,
+    "start_swa": 22,
     "swa_lr": 0.0003,
-    "lr_scheduler_gamma": 0.955,
+    "lr_scheduler_gamma": 0.9,
 }
 
 
