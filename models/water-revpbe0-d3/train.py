@@ -57,19 +57,19 @@ BASELINE = {
     "hidden_irreps": "24x0e",
     "energy_key": "LO_energy",
     "forces_key": "LO_forces",
-    "max_num_epochs": 110,
-    "start_swa": 85,
+    "max_num_epochs": 64,
+    "start_swa": 50,
     "swa_lr": 0.0003,
-    "lr_scheduler_gamma": 0.973,
+    "lr_scheduler_gamma": 0.955,
 }
 DELTA = {
     "hidden_irreps": "16x0e",
     "energy_key": "DELTA_energy",
     "forces_key": "DELTA_forces",
-    "max_num_epochs": 30,
-    "start_swa": 22,
+    "max_num_epochs": 13,
+    "start_swa": 9,
     "swa_lr": 0.0003,
-    "lr_scheduler_gamma": 0.9,
+    "lr_scheduler_gamma": 0.8,
 }
 
 
