@@ -59,6 +59,13 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
+class HangUp:
+    """The connection ended without EXIT. held: bytes of an unfinished message."""
+
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
 class ForceReady:
     """Our answer to GETFORCE, one entry a structure of the POSDATA, padding included.
 
@@ -72,4 +79,4 @@ class ForceReady:
     extras: Sequence[bytes]
 
 
-Incoming = Status | Init | PosData | GetForce | Exit
+Incoming = Status | Init | PosData | GetForce | Exit | HangUp

@@ -17,7 +17,7 @@ from enum import Enum, auto
 
 from beadwork.errors import LocalProtocolError, RemoteProtocolError
 from beadwork.ipi import wire
-from beadwork.ipi.messages import Exit, ForceReady, GetForce, Incoming, Init, PosData, Status
+from beadwork.ipi.messages import Exit, ForceReady, GetForce, HangUp, Incoming, Init, PosData, Status
 from beadwork.ipi.shm import Shared
 
 
@@ -80,8 +80,7 @@ class Machine:
     def next_event(self) -> Incoming | None:
         """Return the next message, or None when more bytes, or our own result, are needed first.
 
-        Raises RemoteProtocolError for anything i-PI would not send here, and for end of file within a message.
-        After an end of file between two messages it returns Exit.
+        Raises RemoteProtocolError for anything i-PI would not send here. After an end of file it returns HangUp.
         """
         if self.state in (State.CLOSED, State.COMPUTING):
             return None
@@ -116,6 +115,11 @@ class Machine:
         self._result = result
         self._pending = None
         self.state = State.HAS_DATA
+
+    @property
+    def owes(self) -> bool:
+        """Whether bytes are due."""
+        return bool(self._out)
 
     def data_to_send(self) -> bytes:
         """Return and forget the bytes that are due."""
@@ -174,12 +178,9 @@ class Machine:
         self._out.append(self._layout.forceready(self._result))
         self._result = None
 
-    def _end_of_file(self) -> Exit:
-        held = len(self._in)
+    def _end_of_file(self) -> HangUp:
         self.state = State.CLOSED
-        if held:
-            raise RemoteProtocolError(f"the peer hung up {held} bytes into a message")
-        return Exit()
+        return HangUp(len(self._in))
 
     def _complaint(self, header: bytes) -> str:
         if header in (wire.INIT, wire.POSDATA, *_BARE):

@@ -1,0 +1,68 @@
+"""When to evaluate: pure scheduling, requests and a clock in, the next batch out.
+
+i-PI hands its queued beads to whichever connections are free, then collects every answer before it hands out more.
+Its poll thread often wakes before all beads are queued. So waiting for all beads would stop for ever, and not
+waiting at all would evaluate bead by bead. The rules, first match wins:
+
+1. every connection has a request: i-PI can send nothing more, go;
+2. the structures of this step that are still to come are all here: go;
+3. nothing new has come for `window` seconds: go with what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Line = TypeVar("Line", bound=Hashable)
+
+
+class Gather(Generic[Line]):
+    """Collects the requests of one forcefield's connections.
+
+    ring: structures a step (beads times systems), None where steps differ. window: seconds.
+    """
+
+    def __init__(self, ring: int | None, window: float = 1e-3) -> None:
+        self._ring = ring
+        self._remaining = ring
+        self._window = window
+        self._lines: set[Line] = set()
+        self._waiting: dict[Line, int] = {}
+        self._latest = 0.0
+
+    def join(self, line: Line) -> None:
+        """A connection is open. A step that was under way begins again: i-PI sends its beads anew."""
+        self._lines.add(line)
+        self._remaining = self._ring
+
+    def leave(self, line: Line) -> None:
+        """A connection is gone, and its request with it."""
+        self._lines.discard(line)
+        self._waiting.pop(line, None)
+        self._remaining = self._ring
+
+    def arrived(self, line: Line, structures: int, now: float) -> None:
+        """A connection has sent `structures` distinct structures."""
+        self._waiting[line] = structures
+        self._latest = now
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until `take` will give something, 0 if at once, None if not before more arrives."""
+        if not self._waiting:
+            return None
+        here = sum(self._waiting.values())
+        if len(self._waiting) == len(self._lines) or (self._remaining is not None and here >= self._remaining):
+            return 0.0
+        return max(0.0, self._latest + self._window - now)
+
+    def take(self, now: float) -> list[Line]:
+        """Return the connections to answer now, in order of arrival; empty if it is too early."""
+        if self.wait(now) != 0.0:
+            return []
+        lines = list(self._waiting)
+        if self._ring is not None and self._remaining is not None:
+            left = self._remaining - sum(self._waiting.values())
+            self._remaining = left if left > 0 else self._ring
+        self._waiting.clear()
+        return lines

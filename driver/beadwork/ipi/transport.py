@@ -1,0 +1,252 @@
+"""Sockets, and nothing else that knows of them: dial i-PI, read, send, dial again.
+
+A `Line` is one forcefield's address and the connections to it. Connections are dialled one after the other, each
+when the one before has shaken hands, so that i-PI's short queue of waiting clients (`slots`) never fills.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import stat
+import struct
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from beadwork.errors import ConnectionLost
+from beadwork.ipi.messages import Exit, HangUp, Incoming
+from beadwork.ipi.protocol import Machine
+
+RECEIVE = 1 << 20
+#: seconds a reply may take to be read; i-PI gives up on us after two
+SEND_TIMEOUT = 30.0
+#: seconds in which an i-PI that has said EXIT may take us back (it says so to a client that it found too slow)
+GRACE = 1.0
+NEVER = float("inf")
+RETRY = 0.05
+RETRY_MOST = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where one forcefield of i-PI listens: a unix socket's path, or a host and port."""
+
+    path: Path | None = None
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path else f"{self.host}:{self.port}"
+
+
+@dataclass(eq=False)
+class Peer:
+    """One connection: its socket and its conversation."""
+
+    line: Line
+    sock: socket.socket
+    machine: Machine
+    met: bool = False  # i-PI has spoken
+
+    def send(self) -> None:
+        """Send what the conversation owes, whole. Raises OSError."""
+        data = self.machine.data_to_send()
+        if data:
+            self.sock.settimeout(SEND_TIMEOUT)
+            self.sock.sendall(data)
+            self.sock.setblocking(False)
+
+    def directory(self) -> Path | None:
+        """i-PI's working directory, where it looks for EXIT; None where the peer cannot be asked (inet)."""
+        if self.sock.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
+            return None
+        pid = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        try:
+            return Path(os.readlink(f"/proc/{pid}/cwd"))
+        except OSError:
+            return None
+
+
+@dataclass(eq=False)
+class Line:
+    """All connections to one forcefield. wanted: how many; shared: mode 'shm'; atoms: what the file promises."""
+
+    address: Address
+    wanted: int = 1
+    shared: bool = False
+    atoms: int | None = None
+    peers: list[Peer] = field(default_factory=list)
+    lost_at: float = field(default_factory=time.monotonic)  # since when there has been no connection
+    dial_at: float = 0.0
+    pause: float = RETRY
+    exited: bool = False  # i-PI has said EXIT and not spoken since
+    why: str = "not tried yet"
+
+    @property
+    def dials(self) -> bool:
+        """Whether a connection is missing and the last one has shaken hands."""
+        return len(self.peers) < self.wanted and all(peer.met for peer in self.peers)
+
+
+def stale(path: Path) -> bool:
+    """Whether a unix socket file lies there that nobody listens on (i-PI killed with -9 leaves one)."""
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+
+
+def _connect(address: Address) -> socket.socket:
+    if address.path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(str(address.path))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+    sock = socket.create_connection((address.host, address.port), timeout=2.0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setblocking(False)
+    return sock
+
+
+class Transport:
+    """Every line of one server. patience: seconds without any connection before a line is given up."""
+
+    def __init__(self, lines: list[Line], patience: float = 60.0) -> None:
+        self.lines = lines
+        self._patience = patience
+        self._selector = selectors.DefaultSelector()
+        self._closed: list[Peer] = []
+
+    def poll(self, timeout: float | None) -> list[tuple[Peer, Incoming]]:
+        """Wait for at most `timeout` seconds (None: until something comes) and return what has come.
+
+        A connection that has ended comes as Exit or HangUp. Raises ConnectionLost when a line has had no connection
+        for longer than the patience, RemoteProtocolError when a peer says what i-PI would not.
+        """
+        now = time.monotonic()
+        events: list[tuple[Peer, Incoming]] = []
+        for line in self.lines:
+            self._dial(line, now)
+            if line.dials:
+                wait = max(0.0, line.dial_at - now)
+                timeout = wait if timeout is None else min(timeout, wait)
+        for key, _ in self._selector.select(timeout):
+            self._read(key.data, events)
+        events += [(peer, HangUp(0)) for peer in self._closed]
+        self._closed.clear()
+        return events
+
+    @property
+    def finished(self) -> bool:
+        """Every line was told EXIT by an i-PI that is no longer there."""
+        return all(line.dial_at == NEVER for line in self.lines)
+
+    def send(self, peer: Peer) -> bool:
+        """Send what a peer is owed; False, and the connection is dropped, when it cannot be."""
+        try:
+            peer.send()
+        except OSError as error:
+            self.drop(peer, f"i-PI did not take the reply ({error})")
+            self._closed.append(peer)
+            return False
+        return True
+
+    def drop(self, peer: Peer, why: str) -> None:
+        """Close one connection."""
+        line = peer.line
+        if peer in line.peers:
+            line.peers.remove(peer)
+            self._selector.unregister(peer.sock)
+        peer.machine.close()
+        peer.sock.close()
+        line.why = why
+        line.dial_at, line.pause = time.monotonic(), RETRY
+        if not line.peers:
+            line.lost_at = time.monotonic()
+
+    def close(self) -> None:
+        """Close everything."""
+        for line in self.lines:
+            for peer in list(line.peers):
+                self.drop(peer, "closed by us")
+        self._selector.close()
+
+    def _dial(self, line: Line, now: float) -> None:
+        if not line.dials or now < line.dial_at:
+            return
+        try:
+            sock = _connect(line.address)
+        except OSError as error:
+            line.why = self._explain(line.address, error)
+            line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MOST)
+            self._give_up(line, now)
+            return
+        peer = Peer(line, sock, Machine(shared=line.shared, atoms=line.atoms))
+        line.peers.append(peer)
+        line.pause = RETRY
+        self._selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _give_up(self, line: Line, now: float) -> None:
+        if line.peers:
+            return
+        if line.exited:
+            if now - line.lost_at >= GRACE:
+                line.dial_at = NEVER
+        elif now - line.lost_at >= self._patience:
+            raise ConnectionLost(
+                f"no i-PI at {line.address} for {self._patience:g} s ({line.why}); "
+                "start i-PI, or wait longer with --patience"
+            )
+
+    @staticmethod
+    def _explain(address: Address, error: OSError) -> str:
+        if error.errno == errno.ENOENT:
+            return "no such socket file yet"
+        if error.errno == errno.ECONNREFUSED:
+            if address.path:
+                return "nobody listens on the socket file, which a killed i-PI may have left: remove it"
+            return "nobody listens on that port"
+        if error.errno == errno.EAGAIN:
+            return "i-PI has no room for another client at the moment"
+        return str(error)
+
+    def _read(self, peer: Peer, events: list[tuple[Peer, Incoming]]) -> None:
+        if peer not in peer.line.peers:
+            return  # dropped by an earlier event of the same round
+        try:
+            data = peer.sock.recv(RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.drop(peer, f"the connection broke ({error})")
+            events.append((peer, HangUp(0)))
+            return
+        peer.machine.receive(data)
+        self.advance(peer, events)
+
+    def advance(self, peer: Peer, events: list[tuple[Peer, Incoming]]) -> None:
+        """Let a conversation go on as far as its bytes reach, sending what it owes on the way."""
+        while (event := peer.machine.next_event()) is not None:
+            events.append((peer, event))
+            if isinstance(event, (Exit, HangUp)):
+                peer.line.exited = isinstance(event, Exit)
+                self.drop(peer, _farewell(event))
+                return
+            peer.met = True
+            peer.line.exited = False
+        if peer.machine.owes:
+            self.send(peer)
+
+
+def _farewell(event: Exit | HangUp) -> str:
+    if isinstance(event, Exit):
+        return "i-PI said EXIT"
+    return f"i-PI hung up {event.held} bytes into a message" if event.held else "i-PI hung up"
