@@ -88,7 +88,7 @@ class Line:
     @property
     def dials(self) -> bool:
         """Whether a connection is missing and the last one has shaken hands."""
-        return len(self.peers) < self.wanted and all(peer.met for peer in self.peers)
+        return len(self.peers) < self.wanted and self.dial_at != NEVER and all(peer.met for peer in self.peers)
 
 
 def stale(path: Path) -> bool:
@@ -187,18 +187,19 @@ class Transport:
         except OSError as error:
             line.why = self._explain(line.address, error)
             line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MOST)
-            self._give_up(line, now)
+            gone = error.errno in (errno.ENOENT, errno.ECONNREFUSED)
+            self._give_up(line, now, gone)
             return
         peer = Peer(line, sock, Machine(shared=line.shared, atoms=line.atoms))
         line.peers.append(peer)
         line.pause = RETRY
         self._selector.register(sock, selectors.EVENT_READ, peer)
 
-    def _give_up(self, line: Line, now: float) -> None:
+    def _give_up(self, line: Line, now: float, gone: bool) -> None:
         if line.peers:
             return
         if line.exited:
-            if now - line.lost_at >= GRACE:
+            if gone or now - line.lost_at >= GRACE:
                 line.dial_at = NEVER
         elif now - line.lost_at >= self._patience:
             raise ConnectionLost(
@@ -237,7 +238,8 @@ class Transport:
         while (event := peer.machine.next_event()) is not None:
             events.append((peer, event))
             if isinstance(event, (Exit, HangUp)):
-                peer.line.exited = isinstance(event, Exit)
+                # i-PI still accepts for a moment after it has said EXIT: a hang-up before its first word is that
+                peer.line.exited = isinstance(event, Exit) or (peer.line.exited and not peer.met)
                 self.drop(peer, _farewell(event))
                 return
             peer.met = True

@@ -1,0 +1,255 @@
+"""The hall where the two wings meet: structures from i-PI in, one evaluation, answers out.
+
+The reply always leaves first; whatever else there is to do is done while i-PI integrates.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import BeadworkError, RemoteProtocolError
+from beadwork.events import Evaluated, Event, Note
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.ipi.beads import Beads
+from beadwork.ipi.gather import Gather
+from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, Init, PosData
+from beadwork.ipi.transport import Line, Peer, Transport
+from beadwork.potential.delta import Evaluation, Potential
+from beadwork.units import BOHR, FORCE, HARTREE
+
+#: how long a silent wait lasts before the server looks whether it was told to stop, seconds
+PULSE = 0.5
+
+
+@dataclass(eq=False)
+class Service:
+    """One forcefield of the simulation and the potential that answers it.
+
+    numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ.
+    """
+
+    line: Line
+    potential: Potential
+    numbers: IntArray
+    ring: int | None
+    periodic: bool = True
+    member_forces: bool = False
+    gather: Gather[Peer] = field(init=False)
+    beads: Beads | None = field(init=False)
+    waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
+    _step: int = 0
+    _done: int = 0  # structures answered of this step
+    _start: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        self.gather = Gather(self.ring)
+        self.beads = Beads(self.ring) if self.ring and self.ring > 1 else None
+
+    def count(self, positions: FloatArray) -> int:
+        """Return the step that these distinct structures (S, N, 3) belong to, and count them.
+
+        A ring polymer usually starts with all beads in one place, which is one structure however often it is sent.
+        """
+        collapsed = len(positions) == 1 and self.ring is not None and self.ring > 1 and self._step == 0
+        if collapsed and (self._start is None or np.array_equal(self._start, positions[0])):
+            self._start = positions[0]
+            return 0
+        if self._step == 0 and self._start is not None:
+            self._step = 1
+        step = self._step
+        self._done += len(positions)
+        if self.ring is None or self._done >= self.ring:
+            self._step += 1
+            self._done = 0
+        return step
+
+
+#: called after every answer with the service's address, the step, the frames and what was said of them
+Harvest = Callable[[str, int, Sequence[Frame], Evaluation], None]
+
+
+class Server:
+    """Answers i-PI until it says EXIT. harvest and watch run after the reply has left."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        *,
+        patience: float = 60.0,
+        harvest: Harvest | None = None,
+        watch: Callable[[Event], None] = lambda event: None,
+        stopped: Callable[[], bool] = lambda: False,
+        directory: Path | None = None,
+    ) -> None:
+        self.services = list(services)
+        self.transport = Transport([service.line for service in services], patience)
+        self._of = {id(service.line): service for service in services}
+        self._harvest = harvest
+        self._watch = watch
+        self._stopped = stopped
+        self._directory = directory
+        self._idle_since = time.perf_counter()
+
+    def run(self) -> None:
+        """Serve until every i-PI has said EXIT, or `stopped()`.
+
+        On any BeadworkError (a NaN from a model, an exploded geometry, a peer that speaks nonsense) i-PI is stopped
+        with an EXIT file where its directory is known, every connection is closed, and the error is raised.
+        """
+        try:
+            while not self.transport.finished and not self._stopped():
+                self._handle(self.transport.poll(self._timeout()))
+                for service in self.services:
+                    peers = service.gather.take(time.monotonic())
+                    if peers:
+                        self._answer(service, peers)
+        except BeadworkError:
+            self._stop_ipi()
+            raise
+        finally:
+            self.transport.close()
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        waits = [wait for service in self.services if (wait := service.gather.wait(now)) is not None]
+        return min([PULSE, *waits])
+
+    def _handle(self, events: list[tuple[Peer, Incoming]]) -> None:
+        for peer, event in events:
+            service = self._of[id(peer.line)]
+            if isinstance(event, PosData):
+                names = _fingerprints(event)
+                service.waiting[peer] = event, names
+                service.gather.arrived(peer, len(set(names)), time.monotonic())
+            elif isinstance(event, Init):
+                service.gather.join(peer)
+            elif isinstance(event, (Exit, HangUp)):
+                service.gather.leave(peer)
+                service.waiting.pop(peer, None)
+                if isinstance(event, HangUp):
+                    self._watch(Note(f"{service.line.address}: {service.line.why}; dialling again"))
+
+    def _answer(self, service: Service, peers: list[Peer]) -> None:
+        begin = time.perf_counter()
+        idle = begin - self._idle_since
+        requests, names = zip(*(service.waiting.pop(peer) for peer in peers), strict=True)
+        # the same structure is evaluated once, whether i-PI padded a batch with it or several beads are in one place
+        place: dict[bytes, int] = {}
+        inverse = [[place.setdefault(name, len(place)) for name in request] for request in names]
+        every = [name for request in names for name in request]
+        first = [every.index(name) for name in place]
+        positions = np.concatenate([request.positions for request in requests])[first] * BOHR
+        cells = np.concatenate([request.cells for request in requests])[first]
+        lattices = np.ascontiguousarray(cells.transpose(0, 2, 1)) * BOHR
+        if positions.shape[1] != len(service.numbers):
+            raise RemoteProtocolError(
+                f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
+                f"{len(service.numbers)}; serve the file that i-PI was started with"
+            )
+        pbc = (service.periodic,) * 3
+        frames = [
+            Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
+        ]
+        evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
+        packing = time.perf_counter()
+        replies = _replies(evaluation, inverse, service.potential)
+        sending = time.perf_counter()
+        events: list[tuple[Peer, Incoming]] = []
+        for peer, reply in zip(peers, replies, strict=True):
+            peer.machine.answer(reply)
+            self.transport.advance(peer, events)
+        end = self._idle_since = time.perf_counter()
+        self._after(
+            service, positions, frames, evaluation, {"idle": idle, "pack": sending - packing, "send": end - sending}
+        )
+        self._handle(events)
+
+    def _after(
+        self,
+        service: Service,
+        positions: FloatArray,
+        frames: list[Frame],
+        evaluation: Evaluation,
+        seconds: dict[str, float],
+    ) -> None:
+        """What the reply did not wait for."""
+        if service.beads is not None:
+            beads = service.beads.identify(positions)
+            frames = [Frame(f.numbers, f.positions, f.cell, f.pbc, bead) for f, bead in zip(frames, beads, strict=True)]
+        step = service.count(positions)
+        if self._harvest is not None:
+            self._harvest(str(service.line.address), step, frames, evaluation)
+        spread = evaluation.energy_spread
+        self._watch(
+            Evaluated(
+                address=str(service.line.address),
+                step=step,
+                requested=len(frames),
+                evaluated=len(frames),
+                energy=float(evaluation.energies.mean()),
+                energy_spread=None if spread is None else float(spread.mean()),
+                force_spread=None if spread is None else float(evaluation.max_force_spread.max()),
+                seconds={**evaluation.seconds, **seconds},
+            )
+        )
+
+    def _stop_ipi(self) -> None:
+        """A file EXIT stops i-PI, but only once nothing is in flight: so it is followed by closing every connection."""
+        directories = {self._directory} if self._directory else set()
+        directories |= {peer.directory() for line in self.transport.lines for peer in line.peers}
+        for directory in directories - {None}:
+            (directory / "EXIT").touch()  # type: ignore[operator]
+        if not directories - {None}:
+            self._watch(Note("i-PI's directory is not known from here: stop it with a file named EXIT where it runs"))
+
+
+def _fingerprints(request: PosData) -> list[bytes]:
+    """A key for every structure of a request; equal keys are equal bytes."""
+    pairs = zip(request.cells, request.positions, strict=True)
+    return [cell.tobytes() + where.tobytes() for cell, where in pairs]
+
+
+def _replies(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential: Potential) -> list[ForceReady]:
+    """Cut one evaluation into the connections' answers, copies included; atomic units."""
+    atoms = len(evaluation.forces) // len(evaluation.energies)
+    energies = evaluation.energies / HARTREE
+    forces = evaluation.forces.reshape(-1, atoms, 3) / FORCE
+    virials = evaluation.virials / HARTREE
+    notes = extras(evaluation, potential)
+    return [
+        ForceReady(energies[index], forces[index], virials[index], [notes[i] for i in index])
+        for index in (list(structures) for structures in inverse)
+    ]
+
+
+def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
+    """One JSON object a structure, the same keys always; empty where there is no committee.
+
+    committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by alpha.
+    energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. alpha: applied by beadwork, so
+    i-PI's must stay 1. committee_force and committee_virial (atomic units) only when they were asked for.
+    """
+    if evaluation.energy_spread is None:
+        return [b""] * len(evaluation.energies)
+    atoms = len(evaluation.forces) // len(evaluation.energies)
+    columns: dict[str, Any] = {
+        "committee_pot": (evaluation.member_energies.T / HARTREE).tolist(),
+        "energy_spread": (evaluation.energy_spread / HARTREE).tolist(),
+        "force_spread_max": (evaluation.max_force_spread / FORCE).tolist(),
+        "force_spread_atom": evaluation.max_force_atom.tolist(),
+    }
+    if evaluation.member_forces is not None and evaluation.member_virials is not None:
+        members = len(evaluation.member_forces)
+        forces = evaluation.member_forces.reshape(members, -1, 3 * atoms) / FORCE
+        columns["committee_force"] = forces.transpose(1, 0, 2).tolist()
+        virials = evaluation.member_virials.reshape(members, -1, 9) / HARTREE
+        columns["committee_virial"] = virials.transpose(1, 0, 2).tolist()
+    rows = zip(*columns.values(), strict=True)
+    return [json.dumps({**dict(zip(columns, row, strict=True)), "alpha": potential.alpha}).encode() for row in rows]
