@@ -1,0 +1,482 @@
+"""What an i-PI input says about its sockets, systems and species, so that nobody types anything twice.
+
+The file is read with i-PI's own input classes, and the start structure is built by i-PI's own initializer; no socket
+is opened, no force field is loaded and nothing is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+from xml.sax import SAXParseException
+
+import numpy as np
+from ase.data import atomic_numbers
+from ipi.engine.outputs import PropertyOutput
+from ipi.inputs.simulation import InputSimulation
+from ipi.utils.depend import dstrip
+from ipi.utils.io.inputs.io_xml import xml_parse_string
+from ipi.utils.units import unit_to_user
+
+from beadwork.errors import SimulationError
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.units import BOHR, FEMTOSECOND
+
+# i-PI's names of isotopes; "Z" is the hydrogen of a mass between H and D that it interpolates with
+_ISOTOPES = {"D": 1, "T": 1, "Z": 1, "C13": 6, "C14": 6, "O17": 8, "O18": 8, "Cl37": 17, "Br81": 35}
+
+# the prefix that a socket inside another forcefield keeps: i-PI 3.3.1 gives `sockets_prefix` only to the outer ones
+_INNER_PREFIX = "/tmp/ipi_"
+
+# the parts of <initialize> that make the structure
+_STRUCTURE = ("positions", "masses", "labels", "cell")
+
+# what i-PI's input classes raise for a bad file; some of its checks end in exit()
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SystemExit,
+    TypeError,
+    ValueError,
+    EOFError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """One `<ffsocket>`: where i-PI listens and how it hands out the beads.
+
+    name: of the forcefield. address, port: as in the XML; port matters for inet only. prefix: what stands before
+    the address of a unix socket. batch_size: structures in a request, 1 where i-PI does not batch. slots: the
+    backlog of connections that wait to be accepted. latency: seconds between two looks of i-PI's polling thread.
+    timeout: seconds after which i-PI drops a client, 0 for never. active: the atoms that are sent, None for all.
+    offset: Hartree, subtracted by i-PI from our energy. parent: the `<ffcommittee>` or `<ffrotations>` around it,
+    which is what systems name. rotated: that parent sends every structure in one or more orientations.
+    """
+
+    name: str
+    mode: Literal["unix", "inet", "shm"]
+    address: str
+    port: int
+    prefix: str
+    batch_size: int
+    slots: int
+    latency: float
+    timeout: float
+    matching: Literal["auto", "any", "lock"]
+    consolidate: bool
+    exit_on_disconnect: bool
+    pbc: bool
+    active: tuple[int, ...] | None
+    offset: float
+    parent: str | None
+    rotated: bool
+
+    @property
+    def path(self) -> Path | None:
+        """The unix socket's file (modes unix and shm); None for inet."""
+        return None if self.mode == "inet" else Path(self.prefix + self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One `<force>` of a system: which forcefield, on how many beads (fewer than the system's: contracted), and how
+    much of it counts, in all (weight) and at each level of multiple time steps (mts_weights, outermost first).
+    """
+
+    forcefield: str
+    nbeads: int
+    weight: float
+    mts_weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One `<system>`, or one instance of a `<system_template>`, at its start.
+
+    prefix: of its output files. numbers: (n,) atomic numbers. masses: (n,) dalton. positions: (nbeads, n, 3) Å.
+    cell: (3, 3) Å, a lattice vector a row (i-PI starts no system without a cell). temperature: K, None where the
+    ensemble has none. timestep: fs, None where nothing moves in time.
+    """
+
+    prefix: str
+    nbeads: int
+    numbers: IntArray
+    masses: FloatArray
+    positions: FloatArray
+    cell: FloatArray
+    forces: tuple[Component, ...]
+    temperature: float | None
+    timestep: float | None
+
+    def frame(self, bead: int = 0, active: tuple[int, ...] | None = None) -> Frame:
+        """Return the start structure of one bead, whole or the active atoms alone, periodic in every direction."""
+        atoms = slice(None) if active is None else list(active)
+        return Frame(self.numbers[atoms], self.positions[bead][atoms], self.cell, bead=bead)
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """An i-PI input as far as a force-field server needs it.
+
+    path, sha256: of the file itself. directory: where i-PI has to be started for it to find the files that the input
+    names (see `read`). files: those files, as named; `directory / file` is where each lies. step, total_steps: where
+    it starts and ends. prefix: of all output files. properties: the names of the files with thermodynamic properties
+    as i-PI will write them, relative to its working directory.
+    """
+
+    path: Path
+    sha256: str
+    directory: Path
+    files: tuple[Path, ...]
+    step: int
+    total_steps: int
+    prefix: str
+    properties: tuple[str, ...]
+    sockets: tuple[Socket, ...]
+    systems: tuple[System, ...]
+
+    @property
+    def nbeads(self) -> int:
+        """Beads of the ring polymer; the largest where systems differ."""
+        return max(system.nbeads for system in self.systems)
+
+    def socket(self, name: str | None = None) -> Socket:
+        """Return the socket to serve: the one named, or the only one.
+
+        Raises SimulationError when there is none, none of that name, or several and none named.
+        """
+        names = ", ".join(socket.name for socket in self.sockets)
+        if not self.sockets:
+            raise SimulationError(
+                f"{self.path} has no <ffsocket>, so i-PI will ask nobody for forces; give it one with a name, "
+                "an address and a mode"
+            )
+        if name is None:
+            if len(self.sockets) > 1:
+                raise SimulationError(f"{self.path} has several ffsockets ({names}); say by name which one to serve")
+            return self.sockets[0]
+        for socket in self.sockets:
+            if socket.name == name:
+                return socket
+        raise SimulationError(f"{self.path} has no ffsocket named {name!r}; it has: {names}")
+
+    def served(self, socket: Socket) -> tuple[tuple[System, int], ...]:
+        """Return the systems that ask this socket, each with the structures that it asks for at once.
+
+        A forcefield may be used twice by a system and on fewer beads. The copies that an <ffrotations> makes are
+        not counted.
+        """
+        name = socket.parent or socket.name
+        counts = [sum(part.nbeads for part in system.forces if part.forcefield == name) for system in self.systems]
+        return tuple((system, count) for system, count in zip(self.systems, counts, strict=True) if count)
+
+    def structures(self, socket: Socket) -> int:
+        """Return how many structures one step sends to this socket, all systems together."""
+        return sum(count for _, count in self.served(socket))
+
+    def numbers(self, socket: Socket) -> IntArray:
+        """Return the atomic numbers (n,) of the structures that come over this socket, in order.
+
+        Species never travel on the wire, so all systems behind one socket must agree.
+        Raises SimulationError when they differ, when no system uses the socket, or when an active atom is missing.
+        """
+        served = [system for system, _ in self.served(socket)]
+        if not served:
+            raise SimulationError(
+                f"no <force> of {self.path} uses the forcefield {socket.parent or socket.name!r}: "
+                "i-PI would never ask it"
+            )
+        found: list[IntArray] = []
+        for system in served:
+            if socket.active is None:
+                found.append(system.numbers)
+                continue
+            if not socket.active or max(socket.active) >= len(system.numbers) or min(socket.active) < 0:
+                raise SimulationError(
+                    f"the <activelist> of ffsocket {socket.name!r} in {self.path} names atoms outside 0 to "
+                    f"{len(system.numbers) - 1}: {list(socket.active)}"
+                )
+            found.append(system.numbers[list(socket.active)])
+        for k, numbers in enumerate(found):
+            if not np.array_equal(numbers, found[0]):
+                raise SimulationError(
+                    f"systems 0 and {k} of {self.path} differ in their atoms or the order of them, but share the "
+                    f"ffsocket {socket.name!r}, over which species never travel; give each composition its own "
+                    "ffsocket"
+                )
+        return found[0]
+
+
+def read(path: Path | str, sockets_prefix: str | None = None) -> Simulation:
+    """Read an i-PI input (XML or RESTART).
+
+    sockets_prefix: as i-PI's own option `-S`; None takes the XML's.
+
+    Relative names of structure files: i-PI looks in its working directory and nowhere else. So, if all of them are
+    in the current directory, that is `directory`; if not, the folder of the input must have them all, and
+    i-PI is to be started there. An input that names no files gets its own folder.
+    Raises SimulationError with one sentence for anything that i-PI would not start from, or that is no chemistry.
+    """
+    path = Path(path).absolute()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SimulationError(
+            f"cannot read the i-PI input {path}: {error.strerror}; name an existing XML or RESTART file"
+        ) from error
+    source = _parse(path, content)
+    with _refusing(f"i-PI refuses {path}"):
+        prefix = sockets_prefix if sockets_prefix is not None else source.sockets_prefix.fetch()
+        sockets = tuple(_sockets(source, prefix))
+        replicas = [system for tag, entry in source.extra for system in _replicas(tag, entry)]
+        outputs = source.output.fetch()
+        step, total_steps = int(source.step.fetch()), int(source.total_steps.fetch())
+        forcefields = [entry.name.fetch() for tag, entry in source.extra if tag.startswith("ff")]
+    for socket in sockets:
+        if socket.batch_size > 1 and not socket.consolidate:
+            raise SimulationError(
+                f"ffsocket {socket.name!r} in {path} has batch_size {socket.batch_size} with consolidate_messages "
+                "False, which i-PI does not start; leave consolidate_messages out"
+            )
+    if not replicas:
+        raise SimulationError(f"{path} has no <system>; there is nothing to simulate")
+    directory, files = _locate(path, replicas)
+    systems = tuple(_system(path, k, replica) for k, replica in enumerate(replicas))
+    for system in systems:
+        for part in system.forces:
+            if part.forcefield not in forcefields:
+                raise SimulationError(
+                    f"a <force> of {path} names the forcefield {part.forcefield!r}, which the input does not "
+                    f"define; it has: {', '.join(forcefields)}"
+                )
+    return Simulation(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        directory=directory,
+        files=files,
+        step=step,
+        total_steps=total_steps,
+        prefix=str(outputs.prefix),
+        properties=tuple(
+            f"{system.prefix}_{name}" if system.prefix else name
+            for name in (
+                f"{outputs.prefix}.{output.filename}" if outputs.prefix else str(output.filename)
+                for output in outputs
+                if isinstance(output, PropertyOutput)
+            )
+            for system in systems
+        ),
+        sockets=sockets,
+        systems=systems,
+    )
+
+
+def advice(simulation: Simulation) -> list[str]:
+    """Return one sentence for each setting that can hang this simulation or that costs speed."""
+    lines = []
+    if simulation.step >= simulation.total_steps:
+        lines.append(
+            f"step {simulation.step} has reached total_steps {simulation.total_steps}: i-PI will not start; "
+            "raise total_steps"
+        )
+    for socket in simulation.sockets:
+        count = simulation.structures(socket)
+        if count == 0:
+            lines.append(f"{socket.name}: no <force> uses it, so i-PI will never ask it")
+            continue
+        lines += [f"{socket.name}: {line}" for line in _advice(socket, count)]
+    return lines
+
+
+def _advice(socket: Socket, count: int) -> Iterator[str]:
+    batched = socket.batch_size > 1
+    # the copies made by an <ffrotations> are unknown here, so nothing is said of their number
+    counted = not socket.rotated
+    if socket.timeout > 0:
+        yield (
+            f"timeout {socket.timeout:g} s drops a client that computes for longer and sends its beads again, for "
+            "ever if every step is that slow; set <timeout> 0"
+        )
+    if counted and not batched and count > 1:
+        yield (
+            f"without batching, {count} structures a step need {count} connections and as many messages; "
+            f"<batch_size> {count} sends them in one (i-PI 3.3)"
+        )
+    if counted and batched and socket.batch_size != count:
+        yield (
+            f"batch_size {socket.batch_size} does not equal the {count} structures of a step, so batches are padded "
+            f"or come in turns; set <batch_size> {count}"
+        )
+    if counted and not batched and socket.slots < min(count, 5):
+        yield (
+            f"slots {socket.slots} lets fewer clients queue than the {count} connections that will dial; "
+            f"set <slots> {min(count, 5)}"
+        )
+    if batched and socket.matching == "lock":
+        yield "matching='lock' ties beads to clients, which batching ignores; leave it out"
+    if socket.exit_on_disconnect or socket.matching == "lock":
+        yield "i-PI ends when a client disconnects, so a server that is restarted loses the run"
+    if batched and socket.latency < 1e-3:
+        yield (
+            f"latency {socket.latency:g} s lets i-PI send a batch before all beads are queued (1.5 to 2 evaluations a "
+            "step); set <latency> 1e-3"
+        )
+    if socket.pbc:
+        yield (
+            "pbc='True' folds atoms into the cell before they are sent, so that neighbour lists are rebuilt whenever "
+            "one crosses the border; leave it out"
+        )
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Silence i-PI, which warns on stdout, and turn what it raises into one sentence."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except _FAULTS as error:
+        if isinstance(error, UnboundLocalError):  # i-PI's reader of a file in which there is no frame
+            text = "there is no structure in it"
+        else:
+            text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise SimulationError(f"{what}: {text}; correct it as i-PI's manual says") from error
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    """Return the file as i-PI's InputSimulation, unfetched."""
+    try:
+        root = xml_parse_string(content)
+    except SAXParseException as error:
+        raise SimulationError(
+            f"{path} is no XML (line {error.getLineNumber()}: {error.getMessage()}); name an i-PI input or RESTART"
+        ) from error
+    tag, node = root.fields[0]
+    if tag != "simulation":
+        raise SimulationError(f"{path} is XML, but of <{tag}>; an i-PI input begins with <simulation>")
+    source = InputSimulation()
+    with _refusing(f"i-PI does not understand {path}"):
+        source.parse(node)
+    return source
+
+
+def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
+    for tag, entry in source.extra:
+        if tag == "ffsocket":
+            yield _socket(entry, prefix, None, False)
+        elif tag == "ffcommittee":
+            for inner, member in entry.extra:
+                if inner == "ffsocket":
+                    yield _socket(member, _INNER_PREFIX, str(entry.name.fetch()), False)
+        elif tag == "ffrotations" and entry.ffsocket._explicit:
+            yield _socket(entry.ffsocket, _INNER_PREFIX, str(entry.name.fetch()), True)
+
+
+def _socket(entry: Any, prefix: str, parent: str | None, rotated: bool) -> Socket:
+    forcefield = entry.fetch()  # an FFSocket binds its address only when it is started
+    interface = forcefield.socket
+    active = tuple(int(index) for index in np.atleast_1d(forcefield.active))
+    return Socket(
+        name=str(forcefield.name),
+        mode=interface.mode,
+        address=str(interface.address),
+        port=int(interface.port),
+        prefix=str(prefix),
+        batch_size=int(interface.batch_size),
+        slots=int(interface.slots),
+        latency=float(forcefield.latency),
+        timeout=float(interface.timeout),
+        matching=interface.match_mode,
+        consolidate=bool(interface.consolidate_messages),
+        exit_on_disconnect=bool(interface.exit_on_disconnect),
+        pbc=bool(forcefield.dopbc),
+        active=None if active[:1] == (-1,) else active,
+        offset=float(forcefield.offset),
+        parent=parent,
+        rotated=rotated,
+    )
+
+
+def _replicas(tag: str, entry: Any) -> list[Any]:
+    """Return i-PI's System objects of one `<system>` or `<system_template>`, not yet initialized."""
+    if tag == "system":
+        return [entry.fetch()]
+    return cast("list[Any]", entry.fetch()) if tag == "system_template" else []
+
+
+def _locate(path: Path, replicas: list[Any]) -> tuple[Path, tuple[Path, ...]]:
+    """Return i-PI's working directory and the files it will read there; make the initializers read just those."""
+    steps = [
+        step for replica in replicas for _, step in replica.init.queue if step.mode in ("xyz", "pdb", "chk", "ase")
+    ]
+    files = tuple(dict.fromkeys(Path(step.value) for step in steps))
+    relative = [file for file in files if not file.is_absolute()]
+    folders = [path.parent]
+    if relative:
+        folders.insert(0, Path.cwd())
+    for directory in folders:
+        missing = [file for file in files if not (directory / file).is_file()]
+        if not missing:
+            for step in steps:
+                step.value = str(directory / step.value)
+            return directory, files
+    looked = " and ".join(str(folder) for folder in dict.fromkeys(folders))
+    raise SimulationError(
+        f"{path} starts from {str(missing[0])!r}, which is no file in {looked}; "
+        "put it beside the input, or go to the directory where i-PI is to run"
+    )
+
+
+def _system(path: Path, k: int, replica: Any) -> System:
+    # momenta need the thermostat's random numbers, and are nobody's business here
+    replica.init.queue = [(what, step) for what, step in replica.init.queue if what in _STRUCTURE]
+    files = ", ".join(dict.fromkeys(str(step.value) for _, step in replica.init.queue if step.mode != "manual"))
+    try:
+        with _refusing(f"i-PI cannot start system {k} of {path}" + (f" from {files}" if files else "")):
+            replica.init.init_stage1(replica)
+    except SimulationError:
+        names = [str(name) for name in dstrip(replica.beads.names)]
+        if all(names):
+            _numbers(path, k, names)  # a label that is no element has no mass either: this says more than i-PI does
+        raise
+    beads, motion = replica.beads, replica.motion
+    temperature, timestep = float(replica.ensemble.temp), float(motion.dt)
+    return System(
+        prefix=str(replica.prefix),
+        nbeads=int(beads.nbeads),
+        numbers=_numbers(path, k, [str(name) for name in dstrip(beads.names)]),
+        masses=np.array([unit_to_user("mass", "dalton", mass) for mass in dstrip(beads.m)]),
+        positions=np.array(dstrip(beads.q)).reshape(beads.nbeads, -1, 3) * BOHR,
+        cell=np.array(dstrip(replica.cell.h)).T * BOHR,
+        forces=tuple(
+            Component(
+                forcefield=str(part.ffield),
+                nbeads=int(part.nbeads) or int(beads.nbeads),
+                weight=float(part.weight),
+                mts_weights=tuple(float(weight) for weight in part.mts_weights),
+            )
+            for part in replica.fcomp
+        ),
+        temperature=float(unit_to_user("temperature", "kelvin", temperature)) if temperature > 0 else None,
+        timestep=timestep * FEMTOSECOND if timestep > 0 else None,
+    )
+
+
+def _numbers(path: Path, k: int, names: list[str]) -> IntArray:
+    numbers = [_ISOTOPES.get(name) or atomic_numbers.get(name, 0) for name in names]
+    if 0 in numbers:
+        atom = numbers.index(0)
+        raise SimulationError(
+            f"atom {atom} of system {k} of {path} is called {names[atom]!r}, which is no element or isotope that "
+            "i-PI knows; name it by its element, and give a special mass in <masses>"
+        )
+    return np.array(numbers, dtype=np.int_)
