@@ -1,0 +1,139 @@
+"""What a person sees of a queue: a table, one frame, a file of frames."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from beadwork.errors import QueueError
+from beadwork.harvest.queue import Row
+
+_HEADER = ("id", "status", "formula", "bead", "step", "force spread", "energy spread", "kept at")
+_UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as lines of text with a header, and how many there are of each status below."""
+    if not rows:
+        return "the queue is empty"
+    cells = [_HEADER, _UNITS, *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    ]
+    counts = Counter(row.status for row in rows)
+    lines.append(f"{len(rows)} frames: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    return "\n".join(lines)
+
+
+def describe(row: Row) -> str:
+    """Return all that is known of one row, a line each."""
+    kept = row.kept
+    worst = int(kept.force_spread.argmax())
+    atoms = kept.frame.to_atoms()
+    facts: list[tuple[str, Any]] = [
+        ("id", row.id),
+        ("status", row.status),
+        ("structure", f"{atoms.get_chemical_formula()}, {len(atoms)} atoms"),
+        ("cell (Å)", _cell(row)),
+        ("bead", _known(kept.frame.bead)),
+        ("step", _known(kept.step)),
+        ("evaluation", kept.evaluation),
+        ("force spread", f"{kept.max_force_spread:.4f} eV/Å, atom {worst} ({atoms.symbols[worst]})"),
+        ("energy spread", f"{kept.energy_spread:.6f} eV/atom"),
+        ("members (eV)", " ".join(f"{energy:.4f}" for energy in kept.member_energies)),
+        ("models", "\n".join(kept.models)),
+        ("simulation", kept.simulation),
+        ("fingerprint", row.fingerprint),
+        ("kept at", _clock(kept.time)),
+        ("kept by", row.version),
+        ("attempts", row.attempts),
+    ]
+    if row.worker is not None:
+        facts.append(("last worker", row.worker))
+    if row.reason is not None:
+        facts.append(("failed because", row.reason))
+    if row.label is not None:
+        facts.append(("label", "\n".join(f"{key}: {value}" for key, value in row.label.items())))
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name.ljust(width)}  {value}".replace("\n", "\n" + " " * (width + 2)) for name, value in facts)
+
+
+def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Write the frames as extended XYZ, whole or not at all.
+
+    Per atom: force_spread (eV/Å). Per frame: what the table shows, and the members' energies in eV as
+    member_energy_0, member_energy_1, ... Raises QueueError where the file cannot be written.
+    """
+    import ase.io
+
+    target = Path(path).absolute()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        try:
+            ase.io.write(part, [_atoms(row) for row in rows], format="extxyz")
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise QueueError(
+            f"cannot write {path}: {error.strerror}; give a path in a directory that you may write to"
+        ) from error
+
+
+def _atoms(row: Row) -> Any:
+    kept = row.kept
+    atoms = kept.frame.to_atoms()
+    atoms.arrays["force_spread"] = kept.force_spread
+    atoms.info.update(
+        queue_id=row.id,
+        status=row.status,
+        evaluation=kept.evaluation,
+        force_spread_max=kept.max_force_spread,
+        energy_spread=kept.energy_spread,
+        simulation=kept.simulation,
+        committee=kept.committee,
+        fingerprint=row.fingerprint,
+        time=kept.time,
+    )
+    # one key a member: the format reads an array of nine numbers back as a matrix
+    atoms.info.update({f"member_energy_{m}": float(energy) for m, energy in enumerate(kept.member_energies)})
+    if kept.frame.bead is not None:
+        atoms.info["bead"] = kept.frame.bead
+    if kept.step is not None:
+        atoms.info["step"] = kept.step
+    return atoms
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    kept = row.kept
+    return (
+        str(row.id),
+        row.status,
+        str(kept.frame.to_atoms().get_chemical_formula()),
+        _known(kept.frame.bead, "?"),
+        _known(kept.step, "?"),
+        f"{kept.max_force_spread:.4f}",
+        f"{kept.energy_spread:.6f}",
+        _clock(kept.time),
+    )
+
+
+def _cell(row: Row) -> str:
+    frame = row.kept.frame
+    if not any(frame.pbc):
+        return "none"
+    vectors = " / ".join(" ".join(f"{x:.4f}" for x in vector) for vector in frame.cell)
+    return vectors if all(frame.pbc) else f"{vectors}, periodic {''.join('FT'[p] for p in frame.pbc)}"
+
+
+def _known(value: int | None, otherwise: str = "unknown") -> str:
+    return otherwise if value is None else str(value)
+
+
+def _clock(when: float) -> str:
+    return datetime.fromtimestamp(when).astimezone().isoformat(sep=" ", timespec="seconds")

@@ -1,0 +1,437 @@
+"""The frames that wait for labels: an ASE database, so that `ase db` and `ase gui` read it too.
+
+What holds at any instant, kill -9 included: a frame is in the queue whole and once, or not at all. Every change is one
+transaction that excludes other writers (SQLite: BEGIN IMMEDIATE; PostgreSQL: a table lock, because ASE's backend reads
+a new row's id from a sequence that all writers share), and a unique index on the fingerprint refuses a frame that
+another server has stored. A connection lives as long as its transaction, so nothing is shared between
+threads and nothing is left open.
+
+SQLite keeps its rollback journal (not WAL, which needs memory shared between all readers and cannot work on a network
+file system) and waits for the disk at every commit: a commit survives a killed process and a power failure. After a
+kill a `-journal` file may lie beside the queue; it belongs to it, and the next one to open the queue undoes the
+unfinished transaction with it. On NFS all this is as good as the server's file locks: use PostgreSQL for several hosts.
+
+A row in ASE's terms. Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure),
+`simulation` and `committee` (sha256 of the simulation's file, and of the models' hashes taken together), `evaluation`,
+`step` and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time, s),
+`beadwork` (version), and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å),
+`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), and, as they come, `worker`,
+`label`, `reason`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from beadwork.errors import QueueError
+from beadwork.frame import FloatArray, Frame
+from beadwork.harvest.distance import fingerprint, signature
+
+WAITING, CLAIMED, LABELLED, FAILED = "waiting", "claimed", "labelled", "failed"
+
+#: what our databases say of themselves in ASE's metadata
+_MARK = {"beadwork_queue": 1}
+_UNIQUE = "CREATE UNIQUE INDEX IF NOT EXISTS beadwork_fingerprint ON text_key_values(value) WHERE key = 'fingerprint'"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A frame worth a label, and what the committee said of it.
+
+    force_spread: (n,) eV/Å of every atom. energy_spread: eV an atom. member_energies: (M,) eV. models: sha256 of each
+    model that was evaluated, baseline first. simulation: sha256 of the simulation's file. evaluation: count of
+    evaluations of the server. step: of i-PI, None where unknown (as the bead in `frame`). time: Unix time in s.
+    Raises ValueError for a force spread that does not fit the atoms.
+    """
+
+    frame: Frame
+    evaluation: int
+    energy_spread: float
+    force_spread: FloatArray
+    member_energies: FloatArray
+    models: tuple[str, ...]
+    simulation: str
+    step: int | None = None
+    time: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        if self.force_spread.shape != (len(self.frame.numbers),):
+            raise ValueError(f"force_spread is {self.force_spread.shape} for {len(self.frame.numbers)} atoms")
+        # ASE refuses strings that read as numbers, which some hashes do
+        object.__setattr__(self, "models", tuple(_prefixed(model) for model in self.models))
+        object.__setattr__(self, "simulation", _prefixed(self.simulation))
+
+    @property
+    def max_force_spread(self) -> float:
+        """Largest force spread of any atom, eV/Å."""
+        return float(self.force_spread.max())
+
+    @property
+    def committee(self) -> str:
+        """One hash for all models in their order."""
+        return committee_hash(self.models)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A frame in the queue. `worker` and `expires` (Unix time, s) tell of the last claim, `reason` why it failed."""
+
+    id: int
+    status: str
+    fingerprint: str
+    kept: Kept
+    version: str
+    attempts: int = 0
+    worker: str | None = None
+    expires: float | None = None
+    label: Mapping[str, Any] | None = None
+    reason: str | None = None
+
+
+def committee_hash(models: Sequence[str]) -> str:
+    """Return `sha256:` and the hash of the models' hashes in their order."""
+    return _prefixed(hashlib.sha256("\n".join(_prefixed(model) for model in models).encode()).hexdigest())
+
+
+class Queue:
+    """A queue at a path (SQLite) or a `postgresql://` URL. Safe to use from several threads and processes.
+
+    create: make it where there is none (the file readable by its user alone); otherwise that is a QueueError.
+    patience: s to wait for other writers. Every method raises QueueError when the queue cannot be read or
+    written; a change that raises has not happened.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], *, create: bool = False, patience: float = 20.0) -> None:
+        address = os.fspath(url)
+        self._postgres = address.startswith(("postgresql://", "postgres://"))
+        #: how messages call the queue; a password in the URL is left out
+        self.name = _without_password(address) if self._postgres else address
+        self._address = address if self._postgres else str(Path(address).expanduser().absolute())
+        self._patience = patience
+        self._one_at_a_time = threading.Lock()
+        self._failures: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
+        if self._postgres:
+            self._failures += (_psycopg2().Error,)
+        elif "://" in address:
+            raise QueueError(
+                f"a queue cannot be kept at {_without_password(address)}: give a path, or a postgresql:// URL"
+            )
+        else:
+            self._find_file(create)
+        self._prepare(create)
+
+    def __len__(self) -> int:
+        with self._open() as db:
+            return int(db.count())
+
+    def add(self, kept: Kept) -> int | None:
+        """Store one frame; see `add_all`."""
+        return self.add_all([kept])[0]
+
+    def add_all(self, frames: Sequence[Kept]) -> list[int | None]:
+        """Store frames in one transaction, all or none, and return their ids once they are committed.
+
+        None stands for a frame that the queue has already (equal fingerprint).
+        """
+        rows = [_to_ase(kept) for kept in frames]
+        with self._change() as db:
+            return [
+                None if db.count(fingerprint=keys["fingerprint"]) else int(db.write(atoms, keys, data))
+                for atoms, keys, data in rows
+            ]
+
+    def rows(
+        self, *, status: str | None = None, simulation: str | None = None, committee: str | None = None
+    ) -> list[Row]:
+        """Return the rows, oldest first; only those with this status, simulation and committee where given."""
+        wanted: dict[str, str] = {}
+        if status is not None:
+            wanted["status"] = status
+        if simulation is not None:
+            wanted["simulation"] = _prefixed(simulation)
+        if committee is not None:
+            wanted["committee"] = _prefixed(committee)
+        with self._open() as db:
+            return [_from_ase(row) for row in db.select(sort="id", **wanted)]
+
+    def get(self, id: int) -> Row:
+        """Return one row."""
+        with self._open() as db:
+            return self._row(db, id)
+
+    def claim(self, worker: str, lease: float, id: int | None = None) -> Row | None:
+        """Take the oldest waiting frame (or the one named) for `lease` seconds; None where there is none to take.
+
+        A claim that has expired is as good as waiting: its worker is taken for dead.
+        """
+        with self._change() as db:
+            now = time.time()
+            free = db.select("status=waiting", sort="id", include_data=False)
+            expired = db.select(f"status=claimed,expires<{now!r}", sort="id", include_data=False)
+            candidates = sorted({int(row.id) for rows in (free, expired) for row in rows})
+            for candidate in candidates if id is None else [id] if id in candidates else []:
+                row = self._row(db, candidate)
+                if self._move(db, candidate, row.status, CLAIMED):
+                    db.update(
+                        candidate,
+                        status=CLAIMED,
+                        expires=now + lease,
+                        attempts=row.attempts + 1,
+                        data={"worker": worker},
+                    )
+                    return self._row(db, candidate)
+        return None
+
+    def release(self, id: int, worker: str) -> None:
+        """Give a claimed frame back untouched; the attempt does not count."""
+        with self._change() as db:
+            attempts = self._claimed(db, id, worker).attempts
+            db.update(id, status=WAITING, attempts=attempts - 1)
+
+    def finish(self, id: int, worker: str, label: Mapping[str, Any]) -> None:
+        """Store the label of a claimed frame: anything that ASE can encode (numbers, strings, arrays, dicts).
+
+        Raises QueueError if the claim expired and another worker took the frame.
+        """
+        with self._change() as db:
+            self._claimed(db, id, worker)
+            db.update(id, status=LABELLED, data={"label": dict(label)})
+
+    def fail(self, id: int, worker: str, reason: str, *, again: bool) -> None:
+        """Note why a claimed frame got no label; it waits again, or is set aside for good."""
+        with self._change() as db:
+            self._claimed(db, id, worker)
+            db.update(id, status=WAITING if again else FAILED, data={"reason": reason})
+
+    def _row(self, db: Any, id: int) -> Row:
+        for row in db.select(id=id):
+            return _from_ase(row)
+        raise QueueError(f"the queue {self.name} has no row {id}; `beadwork queue list` shows those it has")
+
+    def _claimed(self, db: Any, id: int, worker: str) -> Row:
+        row = self._row(db, id)
+        if row.status != CLAIMED or row.worker != worker:
+            holder = f" by {row.worker}" if row.status == CLAIMED else ""
+            raise QueueError(
+                f"row {id} of the queue {self.name} is {row.status}{holder}, not claimed by {worker}: "
+                "the claim expired; claim frames for longer than a label takes"
+            )
+        return row
+
+    def _move(self, db: Any, id: int, before: str, after: str) -> bool:
+        """Change a status by one conditional UPDATE; False where another was faster."""
+        cursor = db.connection.cursor()
+        sql = "UPDATE text_key_values SET value = ? WHERE id = ? AND key = 'status' AND value = ?"
+        cursor.execute(sql, (after, id, before))
+        # ase-db-backends wraps psycopg2's cursor and leaves the count out
+        return bool(getattr(cursor, "cur", cursor).rowcount == 1)
+
+    def _find_file(self, create: bool) -> None:
+        path = Path(self._address)
+        if path.is_dir():
+            raise QueueError(f"the queue {self.name} is a directory; give a file's name, e.g. {path / 'queue.db'}")
+        if path.exists():
+            return
+        if not create:
+            raise QueueError(f"there is no queue at {self.name}; check the path (a server makes it on its first start)")
+        try:
+            # an empty file is an empty SQLite database; made here so that nobody else can ever read it
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise QueueError(
+                f"cannot make the queue {self.name}: {error.strerror}; give a path in a directory that you may write to"
+            ) from error
+
+    def _prepare(self, create: bool) -> None:
+        """Check that the database is a queue, and make it one where it is empty.
+
+        A creation that was killed half way is finished here: until the mark is set, all steps can be repeated.
+        """
+        if not self._postgres:
+            with self._failing(), _closing(sqlite3.connect(self._address, timeout=self._patience)) as connection:
+                tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and not {"systems", "information", "text_key_values"} <= tables:
+                raise QueueError(f"{self.name} is a database of something else; choose another path for the queue")
+            if not tables and not create:
+                raise QueueError(f"the queue {self.name} is an empty file; start a server with it, or check the path")
+            if not tables:
+                with self._change() as db:
+                    db.metadata  # noqa: B018  (ASE makes its tables when it is first asked something)
+        with self._open() as db:
+            mark, rows = db.metadata, int(db.count())
+        version = mark.get("beadwork_queue")
+        if version is None and rows == 0 and create:
+            with self._change() as db:
+                db.connection.cursor().execute(_UNIQUE)
+                db.metadata = {**db.metadata, **_MARK}
+        elif version is None:
+            raise QueueError(
+                f"{self.name} is an ASE database that beadwork did not make; choose another path for the queue"
+            )
+        elif version > _MARK["beadwork_queue"]:
+            raise QueueError(f"the queue {self.name} was made by a newer beadwork; update this one")
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """Give an ASE database whose connection ends with the block: committed, or undone if the block raised."""
+        from ase.db import connect
+
+        with self._one_at_a_time, self._failing():
+            # ASE's lock file would survive kill -9, and the next writer would wait for it for ever
+            if self._postgres:
+                db = connect(self._address, type="postgresql")
+            else:
+                db = connect(self._address, type="db", use_lock_file=False)
+            with db:
+                if self._postgres:
+                    # ASE undoes with connection.rollback(), which ase-db-backends' wrapper lacks
+                    db.connection.rollback = db.connection.con.rollback
+                else:
+                    db.connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._patience)}")
+                yield db
+
+    @contextmanager
+    def _change(self) -> Iterator[Any]:
+        """Like `_open`, with all other writers kept out until the block ends."""
+        with self._open() as db:
+            if self._postgres:
+                db.metadata  # noqa: B018  (the table to be locked must exist)
+                cursor = db.connection.cursor()
+                cursor.execute(f"SET LOCAL lock_timeout = {int(1000 * self._patience)}")
+                cursor.execute("LOCK TABLE systems IN EXCLUSIVE MODE")
+            else:
+                db.connection.execute("BEGIN IMMEDIATE")
+            yield db
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turn what a database raises into a sentence."""
+        try:
+            yield
+        except self._failures as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise QueueError(f"the queue {self.name}: {said}; {_remedy(said, self._patience)}") from error
+
+
+def _remedy(said: str, patience: float) -> str:
+    for sign, remedy in (
+        ("locked", f"another process has held it for more than {patience:g} s: find it, or use PostgreSQL for many"),
+        ("lock timeout", f"another process has held it for more than {patience:g} s: find it"),
+        ("readonly", "make the file and its directory writable for this user, or choose another path"),
+        ("unable to open", "check that this user may read and write the file and its directory"),
+        ("full", "make room on the disk; frames already in the queue are safe"),
+        ("not a database", "the file is something else or damaged: choose another path"),
+        ("malformed", "the file is damaged: keep it, rescue what `sqlite3 FILE .recover` finds, and start a new one"),
+        ("disk I/O", "the disk or network file system failed: check it, and prefer a local disk"),
+        ("connect", "check that the server runs, and the URL's host, port, user and database"),
+    ):
+        if sign in said:
+            return remedy
+    return "check the path or URL and the rights of this user"
+
+
+def _psycopg2() -> Any:
+    try:
+        import ase_db_backends.postgresql  # noqa: F401  (ASE imports it by name)
+        import psycopg2
+    except ImportError as error:
+        raise QueueError(
+            f"a queue on PostgreSQL needs a package that is missing ({error.name}); pip install 'beadwork[postgres]'"
+        ) from error
+    return psycopg2
+
+
+@contextmanager
+def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")
+    user = host[0].partition(":")[0]
+    # a query may hold a password too
+    return f"{parts.scheme}://{user}{host[1]}{host[2]}{parts.path}"
+
+
+def _prefixed(digest: str) -> str:
+    return digest if digest.startswith("sha256:") else f"sha256:{digest}"
+
+
+def _version() -> str:
+    try:
+        return metadata.version("beadwork")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _to_ase(kept: Kept) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    keys: dict[str, Any] = {
+        "status": WAITING,
+        "fingerprint": fingerprint(signature(kept.frame)),
+        "simulation": kept.simulation,
+        "committee": kept.committee,
+        "evaluation": int(kept.evaluation),
+        "force_spread_max": kept.max_force_spread,
+        "energy_spread": float(kept.energy_spread),
+        "time": float(kept.time),
+        "beadwork": f"beadwork {_version()}",
+    }
+    if kept.step is not None:
+        keys["step"] = int(kept.step)
+    if kept.frame.bead is not None:
+        keys["bead"] = int(kept.frame.bead)
+    data = {
+        "force_spread": np.asarray(kept.force_spread, dtype=np.float64),
+        "member_energies": np.asarray(kept.member_energies, dtype=np.float64),
+        "models": list(kept.models),
+    }
+    return kept.frame.to_atoms(), keys, data
+
+
+def _from_ase(row: Any) -> Row:
+    atoms, keys, data = row.toatoms(), row.key_value_pairs, row.data
+    frame = Frame.from_atoms(atoms)
+    kept = Kept(
+        frame=Frame(frame.numbers, frame.positions, frame.cell, frame.pbc, keys.get("bead")),
+        evaluation=keys["evaluation"],
+        energy_spread=_number(keys["energy_spread"]),
+        force_spread=np.array(data["force_spread"], dtype=np.float64),
+        member_energies=np.array(data["member_energies"], dtype=np.float64),
+        models=tuple(data["models"]),
+        simulation=keys["simulation"],
+        step=keys.get("step"),
+        time=keys["time"],
+    )
+    return Row(
+        id=int(row.id),
+        status=keys["status"],
+        fingerprint=keys["fingerprint"],
+        kept=kept,
+        version=keys["beadwork"],
+        attempts=keys.get("attempts", 0),
+        worker=data.get("worker"),
+        expires=keys.get("expires"),
+        label=data.get("label"),
+        reason=data.get("reason"),
+    )
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)

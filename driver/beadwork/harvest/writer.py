@@ -1,0 +1,151 @@
+"""Frames on their way into the queue, off the path of the reply."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+from beadwork.errors import QueueError
+from beadwork.harvest.queue import Kept
+
+#: s between two attempts to write: doubled from the first to the second
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+
+
+class Store(Protocol):
+    """What the writer needs of a queue."""
+
+    def add_all(self, frames: list[Kept]) -> list[int | None]:
+        """Store all or none; see `Queue.add_all`."""
+        ...
+
+
+class QueueWriter:
+    """A thread that writes what it is offered, in order, and a buffer in front of it.
+
+    max_pending: frames that the buffer holds at most. on_kept: called in the writer's thread with each frame
+    and its id, after the commit that holds it; it must be quick and must not raise.
+
+    An error of the queue (locked, disk full) is kept in `error`, and the same frames are tried again with growing
+    pauses until they are stored or the writer is closed; `error` is None again when they are. The
+    queue is used in the writer's thread only.
+    """
+
+    def __init__(
+        self, queue: Store, *, max_pending: int = 256, on_kept: Callable[[int, Kept], None] | None = None
+    ) -> None:
+        self._queue = queue
+        self._max_pending = max_pending
+        self._on_kept = on_kept
+        self._pending: deque[Kept] = deque()
+        self._changed = threading.Condition()
+        self._deadline: float | None = None  # of closing, on the monotonic clock
+        #: frames committed
+        self.kept = 0
+        #: frames that the queue had already
+        self.duplicates = 0
+        #: frames refused because the buffer was full or the writer closed or dead
+        self.dropped = 0
+        #: what went wrong with the last attempt, None after one that went well
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="beadwork-queue", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Frames taken but not yet committed."""
+        return len(self._pending)
+
+    def offer(self, kept: Kept) -> bool:
+        """Take a frame without waiting. False, and counted in `dropped`, where it could not be taken."""
+        with self._changed:
+            taken = (
+                len(self._pending) < self._max_pending and self._deadline is None and self._thread.is_alive()
+            )
+            if taken:
+                self._pending.append(kept)
+                self._changed.notify_all()
+            else:
+                self.dropped += 1
+        return taken
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was offered is committed; False where that took longer than `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._pending or not self._thread.is_alive(), timeout) and (
+                not self._pending
+            )
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Write what is pending, for `timeout` seconds at most, and end the thread.
+
+        False where frames are left that were never stored: `pending` of them, because of `error`.
+        """
+        with self._changed:
+            self._deadline = time.monotonic() + timeout
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        return not self._pending
+
+    def __enter__(self) -> QueueWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            pause = _FIRST_PAUSE
+            while (batch := self._next()) is not None:
+                try:
+                    ids = self._queue.add_all(batch)
+                except QueueError as error:
+                    self.error = error
+                    if not self._sleep(pause):
+                        return
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+                else:
+                    pause = _FIRST_PAUSE
+                    self._settle(batch, ids)
+        except Exception as error:
+            self.error = error
+            raise
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _next(self) -> list[Kept] | None:
+        """Wait for frames and return all that are pending; None when the writer is closed and has nothing left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._deadline is not None)
+            return list(self._pending) or None
+
+    def _sleep(self, seconds: float) -> bool:
+        """Pause; a writer being closed pauses briefly. False when its time is up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._deadline is not None, seconds)
+            if self._deadline is None:
+                return True
+        left = self._deadline - time.monotonic()
+        time.sleep(max(0.0, min(_FIRST_PAUSE, left)))
+        return left > 0
+
+    def _settle(self, batch: list[Kept], ids: list[int | None]) -> None:
+        with self._changed:
+            for _ in batch:
+                self._pending.popleft()
+            stored = sum(id is not None for id in ids)
+            self.kept += stored
+            self.duplicates += len(ids) - stored
+            self.error = None
+            self._changed.notify_all()
+        if self._on_kept is not None:
+            for id, kept in zip(ids, batch, strict=True):
+                if id is not None:
+                    self._on_kept(id, kept)
