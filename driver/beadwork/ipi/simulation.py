@@ -17,7 +17,7 @@ from xml.sax import SAXParseException
 
 import numpy as np
 from ase.data import atomic_numbers
-from ipi.engine.outputs import PropertyOutput
+from ipi.engine.outputs import PropertyOutput, TrajectoryOutput
 from ipi.inputs.simulation import InputSimulation
 from ipi.utils.depend import dstrip
 from ipi.utils.io.inputs.io_xml import xml_parse_string
@@ -131,7 +131,8 @@ class Simulation:
     path, sha256: of the file itself. directory: where i-PI has to be started for it to find the files that the input
     names (see `read`). files: those files, as named; `directory / file` is where each lies. step, total_steps: where
     it starts and ends. prefix: of all output files. properties: the names of the files with thermodynamic properties
-    as i-PI will write them, relative to its working directory.
+    as i-PI will write them, relative to its working directory. extras: the keys that outputs and force components
+    expect in every reply's extras; i-PI stops with a KeyError at the first output that misses one.
     """
 
     path: Path
@@ -142,6 +143,7 @@ class Simulation:
     total_steps: int
     prefix: str
     properties: tuple[str, ...]
+    extras: tuple[str, ...]
     sockets: tuple[Socket, ...]
     systems: tuple[System, ...]
 
@@ -276,6 +278,7 @@ def read(path: Path | str, sockets_prefix: str | None = None) -> Simulation:
             )
             for system in systems
         ),
+        extras=_extras(outputs, replicas),
         sockets=sockets,
         systems=systems,
     )
@@ -411,6 +414,18 @@ def _replicas(tag: str, entry: Any) -> list[Any]:
     if tag == "system":
         return [entry.fetch()]
     return cast("list[Any]", entry.fetch()) if tag == "system_template" else []
+
+
+def _extras(outputs: Any, replicas: list[Any]) -> tuple[str, ...]:
+    """Return the keys of the extras that this simulation reads, each once; `raw` is the whole of them."""
+    keys = [
+        key.strip()
+        for output in outputs
+        if isinstance(output, TrajectoryOutput) and output.what.startswith("extras")
+        for key in output.extra_type.split(",")
+    ]
+    keys += [str(key) for replica in replicas for part in replica.fcomp for key in part.interpolate_extras]
+    return tuple(dict.fromkeys(key for key in keys if key != "raw"))
 
 
 def _locate(path: Path, replicas: list[Any]) -> tuple[Path, tuple[Path, ...]]:
