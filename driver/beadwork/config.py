@@ -1,0 +1,117 @@
+"""What a user may set, from a TOML file, the command line, or both (the command line wins).
+
+The TOML keys are the names of the fields below, and of the options with dashes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from beadwork.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROLES = ("sum", "baseline", "delta")
+ENGINES = ("auto", "native", "torchscript")
+DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Everything that `beadwork serve` and `beadwork run` take. Paths as the user typed them."""
+
+    simulation: str = ""  #: i-PI's XML or RESTART
+    baseline: str | None = None  #: bundle of the baseline
+    delta: list[str] = field(default_factory=list)  #: bundles of the committee's members
+    at: dict[str, str] = field(default_factory=dict)  #: forcefield's name -> sum, baseline or delta
+    engine: str = "auto"  #: auto, native or torchscript
+    dtype: str = "float64"  #: float64 or float32
+    device: str = "cpu"  #: cpu or cuda
+    threads: int = 0  #: threads of the engines; 0: every core this process may use
+    host: str | None = None  #: where i-PI runs, if its inet address cannot be dialled as it stands
+    periodic: bool = True  #: whether the system is periodic; i-PI does not say
+    connections: int = 0  #: connections a forcefield; 0: as many as fill a ring polymer
+    patience: float = 60.0  #: seconds to wait for an i-PI that is not there; 0: none
+    alpha: float | None = None  #: scale of the committee's deviations; default: the committee's card
+    weights: list[float] | None = None  #: one a member; default: the committee's card
+    baseline_uncertainty: float | None = None  #: eV; turns the weighted baseline on
+    member_forces: bool = False  #: send every member's forces and virial in the extras
+    queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
+    keep_force: list[float] = field(default_factory=lambda: [0.05, 0.5])  #: band of the largest force spread, eV/Å
+    keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
+    cooldown: int = 10  #: steps between two kept frames
+    keep_most: int = 100  #: frames kept in one run
+    distance: float = 0.02  #: structures closer than this are the same (harvest.select says how it is measured)
+    out: str = "."  #: folder for beadwork.out, summary.json and run.png
+
+    def check(self) -> ServeConfig:
+        """Return self, or raise ConfigError with what is wrong and what to do."""
+        if not self.simulation:
+            raise ConfigError("no simulation named; give i-PI's XML or RESTART file")
+        if self.baseline is None and not self.delta:
+            raise ConfigError("no model named; give --baseline, --delta or both")
+        _one_of("engine", self.engine, ENGINES)
+        _one_of("dtype", self.dtype, DTYPES)
+        for name, role in self.at.items():
+            _one_of(f"the role of forcefield {name!r}", role, ROLES)
+            if role != "delta" and self.baseline is None:
+                raise ConfigError(f"forcefield {name!r} is to serve the {role}, but there is no --baseline")
+            if role == "delta" and not self.delta:
+                raise ConfigError(f"forcefield {name!r} is to serve the delta, but there is no --delta")
+        for name, band in (("keep-force", self.keep_force), ("keep-energy", self.keep_energy)):
+            if len(band) > 2 or any(mark < 0 for mark in band) or sorted(band) != list(band):
+                raise ConfigError(f"{name} is {band}; it wants LOW or LOW HIGH, not negative, low first")
+        if self.queue and not self.delta:
+            raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
+        for name in ("patience", "cooldown", "keep_most", "threads", "connections"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
+        return self
+
+
+def _one_of(name: str, got: str, choices: tuple[str, ...]) -> None:
+    if got not in choices:
+        raise ConfigError(f"{name} is {got!r}; choose from {', '.join(choices)}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a TOML file; relative paths in it count from its own folder. Raises ConfigError."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    known = {f.name: f for f in fields(ServeConfig)}
+    data = {key.replace("-", "_"): value for key, value in data.items()}
+    for key, value in data.items():
+        if key not in known:
+            raise ConfigError(f"{path} sets {key!r}, which is no option; known are {', '.join(sorted(known))}")
+        default = getattr(ServeConfig(), key)
+        kind = type(default) if default is not None else None
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            data[key] = float(value)
+        elif kind is not None and type(value) is not kind:
+            raise ConfigError(f"{path}: {key} is {value!r}; it wants {_KINDS[kind]}")
+    here = path.parent
+    for key in ("simulation", "baseline"):
+        if data.get(key):
+            data[key] = str(here / data[key])
+    if "delta" in data:
+        data["delta"] = [str(here / member) for member in data["delta"]]
+    return data
+
+
+_KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
+
+
+def resolve(typed: dict[str, Any]) -> ServeConfig:
+    """Join a TOML file, if `simulation` names one, with what was typed, and check the whole."""
+    settings = dict(typed)
+    if str(settings.get("simulation", "")).endswith(".toml"):
+        settings = {**read(Path(settings.pop("simulation"))), **settings}
+    return ServeConfig(**settings).check()

@@ -1,0 +1,86 @@
+"""What a run leaves behind for those who come later: beadwork.out, a line an evaluation, and summary.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from beadwork.events import Evaluated, Event, Kept
+
+COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
+
+
+class Record:
+    """Writes `beadwork.out` as events come, and sums them up."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.kept = 0
+        self.dropped = 0
+        self._file = open(folder / "beadwork.out", "w", buffering=1)  # noqa: SIM115 - open for the run's length
+        self._file.write(COLUMNS + "\n")
+        self._begin = time.monotonic()
+        self._seconds: Counter[str] = Counter()
+        self._evaluations = 0
+        self._steps: set[tuple[str, int]] = set()
+        self._requested = 0
+        self._evaluated = 0
+        self._spread_sum = 0.0
+        self._spread_most = 0.0
+        self._energy_spread_sum = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Kept):
+            self.kept += 1
+        elif isinstance(event, Evaluated):
+            self._add(event)
+
+    def _add(self, event: Evaluated) -> None:
+        busy = sum(seconds for name, seconds in event.seconds.items() if name != "idle")
+        spread = "nan nan" if event.energy_spread is None else f"{event.energy_spread:.6e} {event.force_spread:.6e}"
+        self._file.write(f"{event.step:8d} {event.evaluated:4d} {event.energy:.8f} {spread} {busy:.6f}\n")
+        if event.step == 0:
+            return  # loading, compiling and the start structure would hide what a step costs
+        self._seconds.update(event.seconds)
+        self._evaluations += 1
+        self._steps.add((event.address, event.step))
+        self._requested += event.requested
+        self._evaluated += event.evaluated
+        if event.energy_spread is not None and event.force_spread is not None:
+            self._energy_spread_sum += event.energy_spread
+            self._spread_sum += event.force_spread
+            self._spread_most = max(self._spread_most, event.force_spread)
+
+    def summary(self, asked: int | None = None) -> dict[str, Any]:
+        """Sum up all but step 0.
+
+        asked: bead-steps that i-PI itself counts after step 0, where its own record can be read; that makes
+        `structures_per_bead_step` independent of our counting. Without it the field is null.
+        """
+        steps = len(self._steps)
+        evaluations = max(1, self._evaluations)
+        return {
+            "steps": steps,
+            "evaluations": self._evaluations,
+            "evaluations_per_step": self._evaluations / steps if steps else None,
+            "structures_evaluated": self._evaluated,
+            "structures_per_bead_step": self._evaluated / asked if asked else None,
+            "seconds_total": time.monotonic() - self._begin,
+            "seconds_per_step": sum(self._seconds.values()) / steps if steps else None,
+            "seconds_per_step_by_part": {name: value / steps for name, value in self._seconds.items()} if steps else {},
+            "force_spread_mean": self._spread_sum / evaluations,
+            "force_spread_max": self._spread_most,
+            "energy_spread_mean": self._energy_spread_sum / evaluations,
+            "frames_kept": self.kept,
+            "frames_dropped": self.dropped,
+        }
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """Write summary.json and close beadwork.out."""
+        self._file.close()
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

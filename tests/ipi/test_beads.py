@@ -1,0 +1,45 @@
+"""Which bead is which, against rings whose order is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from beadwork.ipi.beads import Beads
+
+
+def ring(rng: np.random.Generator, beads: int = 8, atoms: int = 12) -> np.ndarray:
+    """A ring polymer with beads about 0.1 Å from each other."""
+    return rng.normal(size=(1, atoms, 3)) * 5 + 0.1 * rng.normal(size=(beads, atoms, 3))
+
+
+def test_order_then_continuity() -> None:
+    """A whole ring comes in order; later beads are told by where they were, in any order and in part."""
+    rng = np.random.default_rng(1)
+    where = ring(rng)
+    beads = Beads(8)
+    assert beads.identify(where) == list(range(8))
+    for _ in range(20):
+        where = where + 0.01 * rng.normal(size=where.shape)
+        order = rng.permutation(8)[: rng.integers(1, 9)]
+        assert beads.identify(where[order]) == order.tolist()
+
+
+def test_unknown_is_not_invented() -> None:
+    """Before a whole ring was seen, and after a jump that nothing explains, beads are unknown."""
+    rng = np.random.default_rng(2)
+    where = ring(rng)
+    beads = Beads(8)
+    assert beads.identify(where[:3]) == [None] * 3
+    beads.identify(where)
+    assert None in beads.identify(ring(rng))
+    assert beads.identify(where) == list(range(8))  # and it finds the thread again
+
+
+def test_identical_beads_are_unknown() -> None:
+    """Beads in one place cannot be told apart by where they are."""
+    rng = np.random.default_rng(3)
+    where = ring(rng)
+    beads = Beads(8)
+    beads.identify(where)
+    same = np.repeat(where[:1], 2, axis=0)
+    assert beads.identify(same)[1] is None
