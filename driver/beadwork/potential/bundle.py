@@ -1,0 +1,182 @@
+"""Model bundles: a folder with a TorchScript model, perhaps a native one, and a card that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from beadwork.errors import ModelError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CARD = "card.toml"
+MODEL = "model.pt"
+NATIVE = "native.json"
+COMMITTEE = "committee.toml"
+FORMAT = 1
+UNITS = {"energy": "eV", "length": "angstrom"}
+PRECISIONS = ("float32", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a bundle's card.toml says.
+
+    path: the bundle's folder. elements: atomic numbers, ascending. cutoff: Å. dtype: the precision it was trained in.
+    head: the head that is served, None for a model with only one. sha256: of each file in the bundle.
+    about: everything else (what it was trained on and how, its errors), as it stands in the file.
+    """
+
+    path: Path
+    name: str
+    elements: tuple[int, ...]
+    cutoff: float
+    dtype: str
+    head: str | None
+    sha256: Mapping[str, str]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def native(self) -> bool:
+        """Whether the bundle has a native model."""
+        return NATIVE in self.sha256
+
+    @property
+    def hash(self) -> str:
+        """The TorchScript model's hash, prefixed: what the queue and the log call this model."""
+        return f"sha256:{self.sha256[MODEL]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Committee:
+    """What a committee.toml says: alpha, and a weight for each member (folder names beside the file)."""
+
+    alpha: float
+    weights: Mapping[str, float]
+
+
+def load_card(bundle: str | Path) -> Card:
+    """Read a bundle's card. Raises ModelError for a folder that is no bundle, or a card that is incomplete."""
+    path = Path(bundle)
+    if not path.is_dir():
+        what = "a file; import it first (beadwork models import)" if path.exists() else "missing"
+        raise ModelError(f"the model bundle {path} is {what}; a bundle is a folder with {CARD} and {MODEL}")
+    data = _read_toml(path / CARD)
+    try:
+        if data["format"] != FORMAT:
+            raise ModelError(
+                f"{path / CARD} has format {data['format']!r}, this beadwork reads format {FORMAT}; import the model again"
+            )
+        elements = tuple(sorted(int(z) for z in data["elements"]))
+        card = Card(
+            path=path,
+            name=str(data["name"]),
+            elements=elements,
+            cutoff=float(data["cutoff"]),
+            dtype=str(data["dtype"]),
+            head=data.get("head"),
+            sha256={str(k): str(v) for k, v in data["sha256"].items()},
+            about={k: v for k, v in data.items() if k not in _OWN},
+        )
+        units = dict(data["units"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path / CARD} is incomplete or has a wrong entry ({type(error).__name__}: {error}); import the model again"
+        ) from error
+    if units != UNITS:
+        raise ModelError(f"{path / CARD} declares units {units}; beadwork serves models in {UNITS}: convert the model")
+    if card.dtype not in PRECISIONS:
+        raise ModelError(f"{path / CARD} says dtype {card.dtype!r}; it must be one of {', '.join(PRECISIONS)}")
+    if not elements or not card.cutoff > 0 or MODEL not in card.sha256:
+        raise ModelError(f"{path / CARD} names no elements, no cutoff or no {MODEL}; import the model again")
+    return card
+
+
+def check(bundle: str | Path) -> Card:
+    """Read the card and verify every file's sha256. Raises ModelError for a missing, truncated or changed file."""
+    card = load_card(bundle)
+    for name, expected in card.sha256.items():
+        file = card.path / name
+        if not file.is_file():
+            raise ModelError(
+                f"{file} is named in the card but missing; copy the whole bundle or import the model again"
+            )
+        got = sha256(file)
+        if got != expected:
+            raise ModelError(
+                f"{file} is not the file that its card describes (sha256 {got[:12]}… instead of {expected[:12]}…, "
+                f"{file.stat().st_size} bytes): truncated or changed; copy it again or import the model again"
+            )
+    return card
+
+
+def write_card(bundle: Path, card: Mapping[str, Any]) -> Card:
+    """Write card.toml for the files that are in the folder now; format, units and hashes are added."""
+    hashes = {name: sha256(bundle / name) for name in (MODEL, NATIVE) if (bundle / name).is_file()}
+    about = {k: v for k, v in card.items() if v is not None}
+    data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}
+    (bundle / CARD).write_bytes(tomli_w.dumps(data).encode())
+    return load_card(bundle)
+
+
+def load_committee(members: Sequence[Path]) -> Committee | None:
+    """The committee.toml beside these bundles, where there is one and it is about exactly these.
+
+    Raises ModelError for one that cannot be read, or with weights that are negative or all zero.
+    """
+    folders = {m.resolve().parent for m in members}
+    if len(folders) != 1:
+        return None
+    file = folders.pop() / COMMITTEE
+    if not file.exists():
+        return None
+    data = _read_toml(file)
+    names = [m.resolve().name for m in members]
+    try:
+        listed = [str(n) for n in data.get("members", names)]
+        weights = [float(w) for w in data.get("weights", [1.0] * len(listed))]
+        alpha = float(data.get("alpha", 1.0))
+        paired = dict(zip(listed, weights, strict=True))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{file} is wrong ({error}); it holds alpha (a number), members and weights (lists of one length)"
+        ) from error
+    if sorted(listed) != sorted(names):
+        return None
+    if not alpha > 0 or min(weights) < 0 or not sum(weights) > 0:
+        raise ModelError(
+            f"{file} has alpha {alpha} and weights {weights}; alpha must be positive, weights not negative"
+        )
+    return Committee(alpha, paired)
+
+
+def sha256(file: Path) -> str:
+    """Hash a file without reading it into memory at once."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+_OWN = ("format", "name", "elements", "cutoff", "dtype", "head", "units", "sha256")
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{file} is missing, so {file.parent} is no model bundle; import a model with: beadwork models import FILE"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelError(f"{file} cannot be read as TOML ({error}); copy it again or import the model again") from error

@@ -1,0 +1,355 @@
+"""Baseline plus the mean of a Δ committee, and how far the committee's members disagree."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from beadwork.errors import ModelError, NonFiniteError
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.potential.bundle import Card, load_card, load_committee
+from beadwork.potential.engine import Energies, Engine
+from beadwork.potential.engines import AutoEngine, open_engine
+from beadwork.potential.graph import Graph, GraphBuilder
+
+# Members' energies, forces and virials stand with the member first: (M, S), (M, A, 3), (M, S, 3, 3).
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """S systems of A atoms in all, evaluated by a baseline and M members. eV and Å; virials as in `Energies`.
+
+    energies (S,), forces (A, 3), virials (S, 3, 3): the sum. baseline, delta: its two parts, None where there are no
+    such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
+    member_energies: (M, S), the members' Δ after alpha; `member_totals` adds the baseline.
+    energy_spread: (S,) eV. force_spread: (A,) eV/Å. max_force_spread: (S,) and max_force_atom: (S,), counted within
+    the system. virial_spread: (S, 3, 3) eV. All None with fewer than two members.
+    member_forces (M, A, 3), member_virials (M, S, 3, 3): Δ after alpha, only when asked for.
+    seconds: where the time went: 'graph', each model by its name, 'reduce'.
+    """
+
+    energies: FloatArray
+    forces: FloatArray
+    virials: FloatArray
+    ptr: IntArray
+    baseline: Energies | None = None
+    delta: Energies | None = None
+    member_energies: FloatArray | None = None
+    energy_spread: FloatArray | None = None
+    force_spread: FloatArray | None = None
+    max_force_spread: FloatArray | None = None
+    max_force_atom: IntArray | None = None
+    virial_spread: FloatArray | None = None
+    member_forces: FloatArray | None = None
+    member_virials: FloatArray | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def member_totals(self) -> FloatArray | None:
+        """(M, S) eV: baseline + Δ_m, what i-PI's ffcommittee takes as `committee_pot` where the sum is served."""
+        if self.member_energies is None or self.baseline is None:
+            return self.member_energies
+        return self.baseline.energies + self.member_energies
+
+
+class Potential:
+    """E = E_base + sum_m w_m E_m, with the committee's spread.
+
+    weights: one for each member, scaled to sum 1; None for equal ones. With weights w the mean of x is
+    sum_m w_m x_m and its variance sum_m w_m (x_m - mean)^2 / (1 - sum_m w_m^2), which for equal weights is the sample
+    variance that i-PI's ffcommittee computes. The force spread of an atom is
+    sqrt(sum_m w_m |F_m - mean|^2 / (3 (1 - sum_m w_m^2))).
+
+    alpha: scales the members' deviations from their mean (Musil et al., J. Chem. Theory Comput. 15, 906, 2019).
+
+    baseline_uncertainty: s in eV a system, or None. With it the sum is V_base + s^2/(s^2 + var) V_Δ, and force and
+    virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021). V_Δ is taken as it comes:
+    its zero matters, so the Δ models' reference energies must make it small where the committee is right.
+
+    max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once.
+    Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
+    """
+
+    def __init__(
+        self,
+        baseline: Engine | None,
+        members: Sequence[Engine] = (),
+        weights: Sequence[float] | None = None,
+        alpha: float = 1.0,
+        baseline_uncertainty: float | None = None,
+        max_edges: int | None = None,
+    ) -> None:
+        self.baseline = baseline
+        self.members = tuple(members)
+        self.alpha = alpha
+        self.baseline_uncertainty = baseline_uncertainty
+        self.max_edges = max_edges
+        #: sentences for the log: what was found beside the models
+        self.notes: list[str] = []
+        #: the cards of baseline and members, where they came from bundles
+        self.cards: tuple[Card, ...] = ()
+        if baseline is None and not members:
+            raise ModelError("there is no model to evaluate: give a baseline, Δ models, or both")
+        if baseline_uncertainty is not None and (baseline is None or len(members) < 2 or not baseline_uncertainty > 0):
+            raise ModelError(
+                f"a weighted baseline (uncertainty {baseline_uncertainty} eV) needs a baseline, at least two Δ models "
+                "and a positive uncertainty"
+            )
+        raw = np.ones(len(members)) if weights is None else np.array(weights, dtype=np.float64)
+        if raw.shape != (len(members),) or (
+            len(raw) and not (raw.min() >= 0 and np.isfinite(raw).all() and raw.sum() > 0)
+        ):
+            raise ModelError(
+                f"weights {list(weights or ())} do not fit {len(members)} Δ models; give a number >= 0 for each"
+            )
+        if not alpha > 0:
+            raise ModelError(f"alpha is {alpha}; it scales deviations from the mean and must be positive")
+        self.weights = raw / raw.sum() if len(raw) else raw
+        if len(members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
+            raise ModelError(f"weights {raw.tolist()} leave one Δ model alone, so there is no spread; drop the others")
+        self.builder = GraphBuilder(max(e.cutoff for e in self.engines))
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The baseline, where there is one, and the members."""
+        return self.members if self.baseline is None else (self.baseline, *self.members)
+
+    @property
+    def cutoff(self) -> float:
+        """The largest cutoff of all models, Å."""
+        return self.builder.cutoff
+
+    def check_species(self, numbers: Sequence[int] | IntArray) -> None:
+        """Raise ModelError, naming the element and the model, for an atomic number that some model lacks."""
+        for z in sorted({int(n) for n in numbers}):
+            for engine in self.engines:
+                if engine.elements and z not in engine.elements:
+                    known = ", ".join(_symbol(e) for e in engine.elements)
+                    raise ModelError(
+                        f"the system has {_symbol(z)} (atomic number {z}), which the model {engine.name} does not know "
+                        f"(it knows {known}); use models trained with {_symbol(z)}"
+                    )
+
+    def settle(self, frame: Frame) -> list[str]:
+        """Let every 'auto' engine choose on this structure; return a sentence for each."""
+        graph = self._graph([frame])
+        return [e.settle(graph) for e in self.engines if isinstance(e, AutoEngine)]
+
+    def evaluate(self, frames: Sequence[Frame], member_forces: bool = False) -> Evaluation:
+        """Evaluate frames in one pass, in their order.
+
+        member_forces: also return every member's forces and virials. Raises GeometryError, ModelError for an unknown
+        species, NonFiniteError for a model that answers NaN or infinity.
+        """
+        started = time.perf_counter()
+        graph = self._graph(frames)
+        evaluation = self.evaluate_graph(graph, member_forces)
+        evaluation.seconds["graph"] = time.perf_counter() - started - sum(evaluation.seconds.values())
+        return evaluation
+
+    def evaluate_graph(self, graph: Graph, member_forces: bool = False) -> Evaluation:
+        """Evaluate a graph that was built with a cutoff of at least `cutoff`."""
+        seconds: dict[str, float] = {}
+        baseline = None if self.baseline is None else self._run(self.baseline, graph, seconds)
+        answers = [self._run(member, graph, seconds) for member in self.members]
+        started = time.perf_counter()
+        evaluation = self._combine(graph, baseline, answers, member_forces)
+        seconds["reduce"] = time.perf_counter() - started
+        return replace(evaluation, seconds=seconds)
+
+    def _graph(self, frames: Sequence[Frame]) -> Graph:
+        graph = self.builder.build(frames)
+        self.check_species(np.unique(graph.numbers))
+        return graph
+
+    def _run(self, engine: Engine, graph: Graph, seconds: dict[str, float]) -> Energies:
+        started = time.perf_counter()
+        pieces = [engine.evaluate(graph.part(a, b)) for a, b in _pieces(graph, self.max_edges)]
+        if len(pieces) == 1:
+            answer = pieces[0]
+        else:
+            answer = Energies(
+                np.concatenate([p.energies for p in pieces]),
+                np.concatenate([p.forces for p in pieces]),
+                np.concatenate([p.virials for p in pieces]),
+            )
+        _check_finite(engine, graph, answer)
+        seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
+        return answer
+
+    def _combine(
+        self, graph: Graph, baseline: Energies | None, answers: Sequence[Energies], member_forces: bool
+    ) -> Evaluation:
+        if not answers:
+            if baseline is None:
+                raise ModelError("there is no model to evaluate")
+            return Evaluation(baseline.energies, baseline.forces, baseline.virials, graph.ptr, baseline)
+        if len(answers) == 1:
+            return _sum(graph, baseline, answers[0], member_energies=answers[0].energies[None])
+        w = self.weights
+        norm = 1.0 - float((w**2).sum())
+        energy = np.array([a.energies for a in answers])
+        force = np.array([a.forces for a in answers])
+        virial = np.array([a.virials for a in answers])
+        mean = Energies(*(np.tensordot(w, x, axes=1) for x in (energy, force, virial)))
+        for x, centre in ((energy, mean.energies), (force, mean.forces), (virial, mean.virials)):
+            x -= centre
+            x *= self.alpha
+        # from here on energy, force and virial are deviations after alpha
+        variance = np.tensordot(w, energy**2, axes=1) / norm
+        force_spread = np.sqrt(np.einsum("m,mai,mai->a", w, force, force) / (3 * norm))
+        largest = np.maximum.reduceat(force_spread, graph.ptr[:-1])
+        delta = mean
+        if self.baseline_uncertainty is not None:
+            s2 = self.baseline_uncertainty**2
+            factor = s2 / (s2 + variance)
+            # -d factor/dx V_Δ = -factor^2/s^2 V_Δ (2/norm) sum_m w_m dev(E_m) dev(F_m)
+            slope = -(factor**2) / s2 * mean.energies * 2 / norm
+            pull = w[:, None] * energy * slope
+            delta = Energies(
+                factor * mean.energies,
+                factor[graph.system, None] * mean.forces + np.einsum("ma,mai->ai", pull[:, graph.system], force),
+                factor[:, None, None] * mean.virials + np.einsum("ms,msij->sij", pull, virial),
+            )
+        return _sum(
+            graph,
+            baseline,
+            delta,
+            member_energies=mean.energies + energy,
+            energy_spread=np.sqrt(variance),
+            force_spread=force_spread,
+            max_force_spread=largest,
+            max_force_atom=_first_index(force_spread, largest, graph),
+            virial_spread=np.sqrt(np.tensordot(w, virial**2, axes=1) / norm),
+            member_forces=mean.forces + force if member_forces else None,
+            member_virials=mean.virials + virial if member_forces else None,
+        )
+
+
+def load(
+    baseline: str | Path | None = None,
+    delta: Sequence[str | Path] = (),
+    engine: str = "auto",
+    dtype: str = "float64",
+    device: str = "cpu",
+    weights: Sequence[float] | None = None,
+    alpha: float | None = None,
+    baseline_uncertainty: float | None = None,
+    max_edges: int | None = None,
+) -> Potential:
+    """Load a baseline bundle and Δ bundles as one potential.
+
+    weights and alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly
+    these; else they are equal and 1. Raises ModelError for bundles that are damaged or do not go together.
+    """
+    paths = [Path(p) for p in delta]
+    members = [load_card(p) for p in paths]
+    cards = ([load_card(baseline)] if baseline is not None else []) + members
+    _check_together(cards, members)
+    committee = load_committee(paths) if paths else None
+    notes = []
+    if committee is not None:
+        if alpha is None:
+            alpha = committee.alpha
+        if weights is None:
+            weights = [committee.weights[p.resolve().name] for p in paths]
+        notes.append(f"committee.toml: alpha {committee.alpha:g}, weights {dict(committee.weights)}")
+    opened = [open_engine(card.path, engine, dtype, device) for card in cards]
+    base = opened.pop(0) if baseline is not None else None
+    potential = Potential(base, opened, weights, 1.0 if alpha is None else alpha, baseline_uncertainty, max_edges)
+    potential.cards = tuple(cards)
+    potential.notes = notes
+    return potential
+
+
+def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
+    for card in members[1:]:
+        first = members[0]
+        if card.elements != first.elements:
+            raise ModelError(
+                f"{card.path} knows {_names(card.elements)} but {first.path} knows {_names(first.elements)}; "
+                "the members of a committee must be trained for the same elements"
+            )
+        if card.dtype != first.dtype:
+            raise ModelError(
+                f"{card.path} was trained in {card.dtype} but {first.path} in {first.dtype}; "
+                "the members of a committee must be trained in one precision"
+            )
+    if len(cards) > len(members) and members and not set(cards[0].elements) & set(members[0].elements):
+        raise ModelError(
+            f"the baseline {cards[0].path} knows {_names(cards[0].elements)} and {members[0].path} knows "
+            f"{_names(members[0].elements)}: no element in common, so they cannot be summed"
+        )
+    paths = [card.path.resolve() for card in members]
+    if len(set(paths)) < len(paths):
+        raise ModelError("a Δ model is given twice; each member of the committee must be another one")
+
+
+def _sum(graph: Graph, baseline: Energies | None, delta: Energies, **rest: object) -> Evaluation:
+    total = delta
+    if baseline is not None:
+        total = Energies(
+            baseline.energies + delta.energies, baseline.forces + delta.forces, baseline.virials + delta.virials
+        )
+    return Evaluation(
+        total.energies,
+        total.forces,
+        total.virials,
+        graph.ptr,
+        baseline,
+        delta,
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def _pieces(graph: Graph, max_edges: int | None) -> list[tuple[int, int]]:
+    """Split the systems into runs of at most max_edges edges; a single system is never cut."""
+    if max_edges is None or len(graph.center) <= max_edges:
+        return [(0, len(graph))]
+    edges = graph.edge_ptr()
+    pieces, first = [], 0
+    while first < len(graph):
+        last = int(np.searchsorted(edges, edges[first] + max_edges, side="right")) - 1
+        last = min(max(last, first + 1), len(graph))
+        pieces.append((first, last))
+        first = last
+    return pieces
+
+
+def _first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntArray:
+    """For each system, the atom (counted within it) that has the largest value."""
+    at = np.flatnonzero(values == largest[graph.system])
+    systems, first = np.unique(graph.system[at], return_index=True)
+    return at[first] - graph.ptr[systems]
+
+
+def _check_finite(engine: Engine, graph: Graph, answer: Energies) -> None:
+    if np.isfinite(answer.energies).all() and np.isfinite(answer.forces).all() and np.isfinite(answer.virials).all():
+        return
+    good = np.isfinite(answer.forces).all(axis=1)
+    if good.all():
+        bad = ~np.isfinite(answer.energies) | ~np.isfinite(answer.virials).all(axis=(1, 2))
+        system = int(np.argmax(bad))
+        what = "energy or virial"
+    else:
+        atom = int(np.argmin(good))
+        system = int(graph.system[atom])
+        what = f"force on atom {atom - int(graph.ptr[system])}"
+    raise NonFiniteError(
+        f"the model {engine.name} answered NaN or infinity for {graph.where(system)} ({what}); nothing was sent. "
+        "The structure is far from what the model knows, or the model is broken"
+    )
+
+
+def _symbol(z: int) -> str:
+    from ase.data import chemical_symbols
+
+    return str(chemical_symbols[z]) if 0 < z < len(chemical_symbols) else f"Z={z}"
+
+
+def _names(elements: Sequence[int]) -> str:
+    return ", ".join(_symbol(z) for z in elements)

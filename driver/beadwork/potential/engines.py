@@ -1,0 +1,93 @@
+"""Opening a bundle with one of the engines, and admitting the native one only where it agrees with the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from beadwork.errors import ModelError
+from beadwork.potential.bundle import PRECISIONS, check
+from beadwork.potential.engine import Energies, Engine
+from beadwork.potential.graph import Graph
+from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.torchscript import TorchScriptEngine
+
+ENGINES = ("auto", "native", "torchscript")
+#: (eV an atom, eV/Å) within which native must agree with torchscript in the same precision
+TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
+
+
+def open_engine(bundle: str | Path, engine: str = "auto", dtype: str = "float64", device: str = "cpu") -> Engine:
+    """Open a bundle. 'auto' decides at the first structure it sees; its `choice` then says which it took, and why.
+
+    Raises ModelError for an unknown engine or precision, a bundle that fails its check, or a native model that cannot
+    be run where 'native' was asked for.
+    """
+    if engine not in ENGINES:
+        raise ModelError(f"engine {engine!r} is unknown; take one of {', '.join(ENGINES)}")
+    if dtype not in PRECISIONS:
+        raise ModelError(f"dtype {dtype!r} is unknown; take one of {', '.join(PRECISIONS)}")
+    if engine == "native":
+        return NativeEngine(bundle, dtype)
+    if engine == "torchscript":
+        return TorchScriptEngine(bundle, dtype, device)
+    return AutoEngine(bundle, dtype, device)
+
+
+class AutoEngine:
+    """Native where the bundle has it, symmetrix-xl is installed and both agree on the first structure; else torchscript.
+
+    choice: a sentence for the log, empty until `settle` or `evaluate` was called.
+    """
+
+    def __init__(self, bundle: str | Path, dtype: str = "float64", device: str = "cpu") -> None:
+        card = check(bundle)
+        self.cutoff = card.cutoff
+        self.elements = card.elements
+        self.choice = ""
+        self._dtype = dtype
+        self._card = card
+        self._native: NativeEngine | None = None
+        self._engine: Engine = TorchScriptEngine(bundle, dtype, device)
+        self.name = self._engine.name
+        if device != "cpu":
+            self.choice = f"{self.name}: native runs on the CPU here, device {device!r} was asked for"
+        elif not card.native:
+            self.choice = f"{self.name}: the bundle has no native model ({card.about.get('native', 'not extracted')})"
+        elif not available():
+            self.choice = f"{self.name}: symmetrix-xl is not installed (pip install 'beadwork[native]')"
+        else:
+            try:
+                self._native = NativeEngine(bundle, dtype)
+            except ModelError as error:
+                self.choice = f"{self.name}: {error}"
+
+    def settle(self, graph: Graph) -> str:
+        """Decide on the first system of this graph, unless that is done; return `choice`."""
+        if self._native is not None:
+            agreed, reason = admit(self._native, self._engine, graph.part(0, 1), TOLERANCE[self._dtype])
+            if agreed:
+                self._engine = self._native
+            self._native = None
+            self.name = self._engine.name
+            self.choice = f"{self.name}: {reason}"
+        return self.choice
+
+    def evaluate(self, graph: Graph) -> Energies:
+        """Evaluate with the engine that was chosen, choosing first where that is still to be done."""
+        self.settle(graph)
+        return self._engine.evaluate(graph)
+
+
+def admit(native: Engine, torchscript: Engine, graph: Graph, tol: tuple[float, float]) -> tuple[bool, str]:
+    """Whether two engines agree on a graph within (eV an atom, eV/Å), and a sentence that says by how much."""
+    one, two = native.evaluate(graph), torchscript.evaluate(graph)
+    energy = float(np.max(np.abs(one.energies - two.energies) / np.diff(graph.ptr)))
+    force = float(np.max(np.abs(one.forces - two.forces)))
+    agreed = bool(energy <= tol[0] and force <= tol[1])  # False for NaN
+    word = "agrees" if agreed else "does NOT agree"
+    return agreed, (
+        f"native {word} with torchscript on the first structure ({energy:.1e} eV an atom, {force:.1e} eV/Å; "
+        f"allowed {tol[0]:.0e} and {tol[1]:.0e})"
+    )

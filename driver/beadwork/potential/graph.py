@@ -1,0 +1,356 @@
+"""Structures into one graph: every pair of atoms closer than a cutoff, for all beads at once.
+
+`build` makes a graph from nothing. `GraphBuilder` keeps candidate pairs from step to step, and shares them between
+structures that lie close together, as the beads of a ring polymer do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from vesin import NeighborList
+
+from beadwork.errors import GeometryError
+from beadwork.frame import FloatArray, Frame, IntArray
+
+#: Å; no two nuclei come this close (H2 at its turning point under 100 GPa is above 0.5 Å)
+CLOSEST = 0.2
+#: Å a list's reach exceeds what its structures need when it is built: half of it may be travelled before the next
+SKIN = 0.6
+#: Å; structures within this distance of each other, atom by atom, share a list
+SHARE = 1.6
+#: lists that were not used in so many builds are dropped
+KEEP = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """S systems of A atoms in all, and E directed edges between atoms closer than the cutoff.
+
+    numbers: (A,) atomic numbers. positions: (A, 3) Å, as given. cells: (S, 3, 3) Å, a lattice vector a row.
+    pbc: (S, 3). ptr: (S + 1,) system s owns atoms ptr[s] to ptr[s + 1]. system: (A,). beads: (S,), None where unknown.
+    center, neighbor: (E,) atom indices, sorted by center. vectors: (E, 3) Å, from center to the neighbor's image.
+    lengths: (E,) Å. degree: (A,) edges of each center. Both directions of every pair are there.
+    """
+
+    numbers: IntArray
+    positions: FloatArray
+    cells: FloatArray
+    pbc: NDArray[np.bool_]
+    ptr: IntArray
+    system: IntArray
+    beads: tuple[int | None, ...]
+    cutoff: float
+    center: IntArray
+    neighbor: IntArray
+    vectors: FloatArray
+    lengths: FloatArray
+    degree: IntArray
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def where(self, system: int) -> str:
+        """Name a system in a message: its bead where it is known."""
+        bead = self.beads[system]
+        return f"structure {system} of {len(self)}" if bead is None else f"bead {bead}"
+
+    def within(self, cutoff: float) -> Graph:
+        """Return the graph of a shorter cutoff (Å)."""
+        if cutoff >= self.cutoff:
+            return self
+        keep = np.flatnonzero(self.lengths < cutoff)
+        center = self.center[keep]
+        return replace(
+            self,
+            cutoff=cutoff,
+            center=center,
+            neighbor=self.neighbor[keep],
+            vectors=self.vectors[keep],
+            lengths=self.lengths[keep],
+            degree=np.bincount(center, minlength=len(self.numbers)),
+        )
+
+    def part(self, first: int, last: int) -> Graph:
+        """Return systems first to last - 1 as a graph of their own."""
+        if first == 0 and last == len(self):
+            return self
+        low, high = int(self.ptr[first]), int(self.ptr[last])
+        start, stop = (int(e) for e in np.searchsorted(self.center, (low, high)))
+        return Graph(
+            self.numbers[low:high],
+            self.positions[low:high],
+            self.cells[first:last],
+            self.pbc[first:last],
+            self.ptr[first : last + 1] - low,
+            self.system[low:high] - first,
+            self.beads[first:last],
+            self.cutoff,
+            self.center[start:stop] - low,
+            self.neighbor[start:stop] - low,
+            self.vectors[start:stop],
+            self.lengths[start:stop],
+            self.degree[low:high],
+        )
+
+    def edge_ptr(self) -> IntArray:
+        """(S + 1,): system s owns edges edge_ptr[s] to edge_ptr[s + 1]."""
+        return np.searchsorted(self.center, self.ptr).astype(np.int_)
+
+
+def build(frames: Sequence[Frame], cutoff: float) -> Graph:
+    """Build the graph of all frames from nothing; cutoff in Å. Raises GeometryError."""
+    return GraphBuilder(cutoff, skin=0.0, share=0.0).build(frames)
+
+
+class GraphBuilder:
+    """Builds graphs step after step, and keeps what it can.
+
+    A list holds every pair that may come closer than the cutoff while its structures stay near the list's reference.
+    With a structure's cell h = h0 F, its positions r = r0 F + d (up to a common translation) and the list's reach R,
+    no pair is missed while (cutoff + 2 max|d|) / sigma_min(F) <= R: so it holds under any change of the cell.
+    The exact cutoff is applied to every structure at every step, so the edges are those of a fresh build.
+
+    cutoff: Å. skin: Å, the reach in excess of what is needed at the time of building. share: Å.
+    built, kept: how many structures so far had a list made for them, or found one.
+    """
+
+    def __init__(self, cutoff: float, skin: float = SKIN, share: float = SHARE) -> None:
+        self.cutoff = cutoff
+        self.skin = skin
+        self.share = share
+        self.built = 0
+        self.kept = 0
+        self.seconds = 0.0
+        self._lists: list[_Candidates] = []
+        self._calls = 0
+
+    def build(self, frames: Sequence[Frame]) -> Graph:
+        """Return the graph of these frames, in this order; any number of them, in any order from call to call.
+
+        Raises GeometryError for what `Frame.check` refuses, and for atoms closer than `CLOSEST`.
+        """
+        started = time.perf_counter()
+        if not frames:
+            raise GeometryError("there are no structures to evaluate; pass at least one frame")
+        _check(frames)
+        self._calls += 1
+        if self.cutoff > 0:
+            chosen = self._choose(frames)
+            self._lists = [c for c in self._lists if self._calls - c.last_used <= KEEP]
+            graph = _assemble(frames, chosen, self.cutoff)
+            if self.skin == 0:
+                self._lists = []
+        else:
+            graph = _assemble(frames, [], 0.0)
+        self.seconds += time.perf_counter() - started
+        return graph
+
+    def _choose(self, frames: Sequence[Frame]) -> list[_Candidates]:
+        """A list that is good for each frame, making those that are missing."""
+        chosen: list[_Candidates | None] = [None] * len(frames)
+        # the most recently used first: it nearly always covers everything
+        for candidates in sorted(self._lists, key=lambda c: -c.last_used):
+            left = [k for k in range(len(frames)) if chosen[k] is None and candidates.same_kind(frames[k])]
+            for k, need in zip(left, candidates.needs([frames[k] for k in left], self.cutoff), strict=True):
+                if need <= candidates.reach:
+                    chosen[k] = candidates
+                    candidates.last_used = self._calls
+            if all(c is not None for c in chosen):
+                break
+        missing = [k for k in range(len(frames)) if chosen[k] is None]
+        self.kept += len(frames) - len(missing)
+        self.built += len(missing)
+        while missing:
+            group = self._group(frames, missing)
+            candidates = _candidates([frames[k] for k in group], self.cutoff, self.skin)
+            candidates.last_used = self._calls
+            self._lists.append(candidates)
+            for k in group:
+                chosen[k] = candidates
+            missing = [k for k in missing if chosen[k] is None]
+        return [c for c in chosen if c is not None]
+
+    def _group(self, frames: Sequence[Frame], missing: Sequence[int]) -> list[int]:
+        """Those of the missing frames that lie close to the first of them."""
+        first = frames[missing[0]]
+        if self.share == 0:
+            return [missing[0]]
+        group = []
+        for k in missing:
+            frame = frames[k]
+            if frame.pbc == first.pbc and len(frame.numbers) == len(first.numbers):
+                near = np.array_equal(frame.cell, first.cell)
+                if near and np.abs(frame.positions - first.positions).max() <= self.share:
+                    group.append(k)
+        return group
+
+
+class _Candidates:
+    """Pairs of a reference structure closer than `reach` (Å), sorted by center."""
+
+    def __init__(
+        self,
+        reference: FloatArray,
+        cell: FloatArray,
+        pbc: tuple[bool, bool, bool],
+        reach: float,
+        pairs: Iterable[IntArray],
+    ) -> None:
+        self.reference = reference
+        self.cell = cell
+        self.full_cell = _complete(cell, pbc)
+        self.pbc = pbc
+        self.reach = reach
+        self.last_used = 0
+        center, self.neighbor, shifts = pairs
+        self.degree = np.bincount(center, minlength=len(reference))
+        self.starts = np.concatenate(([0], np.cumsum(self.degree)))
+        self.shifts = np.ascontiguousarray(shifts.T, dtype=np.float64)  # (3, P)
+
+    def same_kind(self, frame: Frame) -> bool:
+        return frame.pbc == self.pbc and len(frame.numbers) == len(self.reference)
+
+    def needs(self, frames: Sequence[Frame], cutoff: float) -> list[float]:
+        """The reach that each frame needs of this list."""
+        if not frames:
+            return []
+        needs: list[float] = []
+        stack = np.array([f.positions for f in frames])
+        cells = np.array([f.cell for f in frames])
+        if (cells == self.cell).all():
+            moved = stack - self.reference
+            stretch = np.ones(len(frames))
+        else:
+            full = np.array([_complete(f.cell, f.pbc) for f in frames])
+            deform = np.linalg.inv(self.full_cell) @ full
+            stretch = np.linalg.svd(deform, compute_uv=False)[:, -1]
+            moved = stack - self.reference @ deform
+        moved -= 0.5 * (moved.max(axis=1, keepdims=True) + moved.min(axis=1, keepdims=True))
+        far = np.sqrt(np.einsum("sai,sai->sa", moved, moved).max(axis=1))
+        # rounding of positions far from the origin is far below this
+        needs.extend((cutoff + 2 * far + 1e-6) / stretch)
+        return needs
+
+
+def _candidates(frames: Sequence[Frame], cutoff: float, skin: float) -> _Candidates:
+    """A list for frames that lie close together and have one cell."""
+    first = frames[0]
+    if len(frames) == 1:
+        reference, spread = np.array(first.positions), 0.0
+    else:
+        stack = np.array([f.positions for f in frames])
+        reference = stack.mean(axis=0)
+        stack -= reference
+        spread = float(np.sqrt(np.einsum("sai,sai->sa", stack, stack).max()))
+    reach = cutoff + 2 * spread + skin + 2e-6
+    full = _complete(first.cell, first.pbc)
+    search = NeighborList(cutoff=reach, full_list=True, sorted=True, n_threads=1)
+    pairs, shifts = search.compute(reference, full, np.array(first.pbc), "PS", copy=True)
+    center, neighbor = pairs.T.astype(np.int_)
+    return _Candidates(reference, np.array(first.cell), first.pbc, reach, (center, neighbor, shifts))
+
+
+def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: float) -> Graph:
+    """Apply the exact cutoff to every frame's candidates; one frame at a time stays in the processor's cache."""
+    sizes = np.array([len(f.numbers) for f in frames])
+    ptr = np.concatenate(([0], np.cumsum(sizes)))
+    atoms = int(ptr[-1])
+    capacity = sum(len(c.neighbor) for c in chosen)
+    neighbor = np.empty(capacity, dtype=np.int_)
+    vectors = np.empty((capacity, 3))
+    squares = np.empty(capacity)
+    degree = np.zeros(atoms, dtype=np.int_)
+    end = 0
+    last: tuple[_Candidates, Frame] | None = None
+    offsets = delta = other = square = gathered = np.empty(0)
+    for s, (frame, candidates) in enumerate(zip(frames, chosen, strict=False)):
+        if last is None or last[0] is not candidates or not np.array_equal(last[1].cell, frame.cell):
+            offsets = np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0).T @ candidates.shifts
+            if delta.shape != offsets.shape:
+                delta, gathered = np.empty_like(offsets), np.empty_like(offsets)
+                square, other = np.empty(offsets.shape[1]), np.empty(offsets.shape[1])
+        last = (candidates, frame)
+        x = np.ascontiguousarray(frame.positions.T)
+        np.take(x, candidates.neighbor, axis=1, out=delta, mode="clip")  # 'clip' skips a copy, indices are in range
+        delta -= np.repeat(x, candidates.degree, axis=1)
+        delta += offsets
+        np.multiply(delta[0], delta[0], out=square)
+        for axis in (1, 2):
+            np.multiply(delta[axis], delta[axis], out=other)
+            square += other
+        kept = np.flatnonzero(square < cutoff * cutoff)
+        start, end = end, end + len(kept)
+        np.take(square, kept, out=squares[start:end], mode="clip")
+        for axis in range(3):
+            vectors[start:end, axis] = np.take(delta[axis], kept, mode="clip")
+        np.add(np.take(candidates.neighbor, kept), ptr[s], out=neighbor[start:end])
+        degree[ptr[s] : ptr[s + 1]] = np.diff(np.searchsorted(kept, candidates.starts))
+    graph = Graph(
+        np.concatenate([f.numbers for f in frames]).astype(np.int_, copy=False),
+        np.concatenate([f.positions for f in frames]),
+        np.array([f.cell for f in frames]),
+        np.array([f.pbc for f in frames], dtype=np.bool_),
+        ptr,
+        np.repeat(np.arange(len(frames)), sizes),
+        tuple(f.bead for f in frames),
+        cutoff,
+        np.repeat(np.arange(atoms), degree),
+        neighbor[:end],
+        vectors[:end],
+        np.sqrt(squares[:end]),
+        degree,
+    )
+    _check_distances(graph)
+    return graph
+
+
+def _complete(cell: FloatArray, pbc: tuple[bool, bool, bool]) -> FloatArray:
+    """The cell with unit vectors, perpendicular to the periodic ones, where it is not periodic."""
+    if all(pbc):
+        return cell
+    full = np.where(np.array(pbc)[:, None], cell, 0.0)
+    count = sum(pbc)
+    # the right singular vectors of the rest span the complement
+    complement = np.linalg.svd(full)[2][count:]
+    full[~np.array(pbc)] = complement
+    if np.linalg.det(full) < 0:
+        full[int(np.argmin(pbc))] *= -1
+    return full
+
+
+def _check(frames: Sequence[Frame]) -> None:
+    """`Frame.check` for all, without a Python loop's cost where nothing is wrong."""
+    together = np.concatenate([f.positions.ravel() for f in frames])
+    suspicious = together.size == 0 or not np.abs(together).max() < 1e6
+    seen: Frame | None = None
+    for frame in frames:
+        if frame.positions.shape != (len(frame.numbers), 3) or frame.cell.shape != (3, 3):
+            raise GeometryError(
+                f"a structure has {len(frame.numbers)} atomic numbers, positions of shape {frame.positions.shape} and "
+                f"a cell of shape {frame.cell.shape}; they must be (n,), (n, 3) and (3, 3)"
+            )
+        same = seen is not None and seen.pbc == frame.pbc and np.array_equal(seen.cell, frame.cell)
+        if suspicious or not same or len(frame.numbers) == 0:
+            frame.check()
+        seen = frame
+
+
+def _check_distances(graph: Graph) -> None:
+    """Refuse atoms on top of each other."""
+    if len(graph.lengths) == 0:
+        return
+    edge = int(np.argmin(graph.lengths))
+    if graph.lengths[edge] >= CLOSEST:
+        return
+    a, b = int(graph.center[edge]), int(graph.neighbor[edge])
+    system = int(graph.system[a])
+    first = int(graph.ptr[system])
+    raise GeometryError(
+        f"atoms {a - first} and {b - first} of {graph.where(system)} are {graph.lengths[edge]:.2g} Å apart, closer than "
+        f"{CLOSEST} Å, where no model can be trusted; lower the time step or check the start structure"
+    )

@@ -1,0 +1,99 @@
+"""The fast engine: MACE compiled by Symmetrix-XL. An extra, and never a must."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import ModelError
+from beadwork.frame import FloatArray
+from beadwork.potential.bundle import NATIVE, check
+from beadwork.potential.engine import Energies
+from beadwork.potential.graph import Graph
+
+
+def available() -> bool:
+    """Whether symmetrix-xl is installed."""
+    return importlib.util.find_spec("symmetrix") is not None
+
+
+class NativeEngine:
+    """A bundle's native.json.
+
+    The first time, it compiles kernels for the model with the system's C++ compiler (seconds) and keeps them in
+    SYMMETRIX_JIT_CACHE (by default beadwork/kernels in the user's cache folder, readable by the user alone).
+    Raises ModelError where the bundle has no native model, symmetrix-xl is missing, or the kernels cannot be made.
+    """
+
+    def __init__(self, bundle: str | Path, dtype: str = "float64") -> None:
+        card = check(bundle)
+        if not card.native:
+            why = card.about.get("native", "it was not extracted")
+            raise ModelError(f"{card.path} has no native model ({why}); use the engine 'torchscript'")
+        self.name = f"{card.name} (native, {dtype})"
+        self.cutoff = card.cutoff
+        self.elements = card.elements
+        self._evaluator = load_evaluator(card.path / NATIVE, card.head, dtype)
+        numbers = np.array(self._evaluator.atomic_numbers)
+        self._type_of = np.full(int(numbers.max()) + 1, -1, dtype=np.int32)
+        self._type_of[numbers] = np.arange(len(numbers), dtype=np.int32)
+
+    def evaluate(self, graph: Graph) -> Energies:
+        """Evaluate every system of the graph in one call."""
+        graph = graph.within(self.cutoff)
+        types = self._type_of[graph.numbers]
+        neighbor = graph.neighbor.astype(np.int32)
+        self._evaluator.compute_node_energies_forces(
+            len(types),
+            types,
+            graph.degree.astype(np.int32),
+            neighbor,
+            types[neighbor],
+            graph.vectors.reshape(-1),
+            graph.lengths,
+        )
+        node = np.asarray(self._evaluator.node_energies, dtype=np.float64)[: len(types)]
+        edge = np.asarray(self._evaluator.node_forces, dtype=np.float64)[: 3 * len(neighbor)].reshape(-1, 3)
+        return reduce_edges(graph, node, edge)
+
+
+def reduce_edges(graph: Graph, node_energies: FloatArray, edge_forces: FloatArray) -> Energies:
+    """Sum node energies (A,) and the forces that edges exert on their neighbors (E, 3) to systems and atoms.
+
+    The center feels the opposite force; the virial of a system is the sum of edge force times edge vector.
+    """
+    energies = np.add.reduceat(node_energies, graph.ptr[:-1])
+    forces = np.empty((len(graph.numbers), 3))
+    for axis in range(3):
+        forces[:, axis] = np.bincount(graph.neighbor, weights=edge_forces[:, axis], minlength=len(forces))
+    bonded = np.flatnonzero(graph.degree)  # reduceat gives nonsense for empty stretches
+    if len(bonded):
+        starts = np.cumsum(graph.degree) - graph.degree
+        forces[bonded] -= np.add.reduceat(edge_forces, starts[bonded], axis=0)
+    edges = graph.edge_ptr()
+    virials = np.array([edge_forces[a:b].T @ graph.vectors[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    return Energies(energies, forces, 0.5 * (virials + virials.transpose(0, 2, 1)))
+
+
+def load_evaluator(file: Path, head: str | None, dtype: str) -> Any:
+    """Load a native model and make its kernels. Raises ModelError."""
+    if not available():
+        raise ModelError("the native engine needs symmetrix-xl: pip install 'beadwork[native]', or use 'torchscript'")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beadwork" / "kernels"
+    if "SYMMETRIX_JIT_CACHE" not in os.environ:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.environ["SYMMETRIX_JIT_CACHE"] = str(cache)
+    from symmetrix import Symmetrix
+
+    try:
+        calculator = Symmetrix(str(file), dtype=dtype, streamed_edges="direct", execution_profile="speed", head=head)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ModelError(
+            f"{file} cannot be run natively ({str(error).strip().splitlines()[0]}); "
+            "is there a C++ compiler? use the engine 'torchscript' meanwhile"
+        ) from error
+    return calculator.evaluator

@@ -1,0 +1,31 @@
+"""How many threads the engines use: decided once, before PyTorch and Symmetrix are imported.
+
+Each of the two brings its own OpenMP pool. Idle threads of one spin by default and take the cores from the other (four
+times slower on a busy machine), so waiting threads are told to sleep. OpenMP reads these variables when it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def set_threads(threads: int) -> str:
+    """Use so many threads in each engine, and return a sentence that says what was set.
+
+    Call it before anything imports torch or symmetrix; where that is too late the sentence says so. Variables that the
+    user has set win over the number given here.
+    """
+    late = [name for name in ("torch", "symmetrix") if name in sys.modules]
+    wanted = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "OMP_PROC_BIND": "false",
+    }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    said = ", ".join(f"{name}={os.environ[name]}" for name in wanted)
+    if late:
+        return f"threads: {said} (too late for {' and '.join(late)}, already imported)"
+    return f"threads: {said}"
