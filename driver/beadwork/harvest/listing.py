@@ -22,9 +22,7 @@ def table(rows: Sequence[Row]) -> str:
         return "the queue is empty"
     cells = [_HEADER, _UNITS, *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    ]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     counts = Counter(row.status for row in rows)
     lines.append(f"{len(rows)} frames: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     return "\n".join(lines)

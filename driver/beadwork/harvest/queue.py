@@ -13,10 +13,10 @@ unfinished transaction with it. On NFS all this is as good as the server's file 
 
 A row in ASE's terms. Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure),
 `simulation` and `committee` (sha256 of the simulation's file, and of the models' hashes taken together), `evaluation`,
-`step` and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time, s),
-`beadwork` (version), and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å),
-`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), and, as they come, `worker`,
-`label`, `reason`.
+`step` and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time,
+s), `beadwork` (version), and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å),
+`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), and, as they come, `worker`, `label`,
+`reason`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -179,10 +179,13 @@ class Queue:
         """
         with self._change() as db:
             now = time.time()
-            free = db.select("status=waiting", sort="id", include_data=False)
-            expired = db.select(f"status=claimed,expires<{now!r}", sort="id", include_data=False)
-            candidates = sorted({int(row.id) for rows in (free, expired) for row in rows})
-            for candidate in candidates if id is None else [id] if id in candidates else []:
+            named = [] if id is None else [("id", "=", id)]
+            free = [
+                int(row.id)
+                for state in ([("status", "=", WAITING)], [("status", "=", CLAIMED), ("expires", "<", now)])
+                for row in db.select(state + named, sort="id", limit=1, columns=["id"], include_data=False)
+            ]
+            for candidate in sorted(free):
                 row = self._row(db, candidate)
                 if self._move(db, candidate, row.status, CLAIMED):
                     db.update(
@@ -260,16 +263,14 @@ class Queue:
 
         A creation that was killed half way is finished here: until the mark is set, all steps can be repeated.
         """
-        if not self._postgres:
-            with self._failing(), _closing(sqlite3.connect(self._address, timeout=self._patience)) as connection:
-                tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if tables and not {"systems", "information", "text_key_values"} <= tables:
-                raise QueueError(f"{self.name} is a database of something else; choose another path for the queue")
-            if not tables and not create:
-                raise QueueError(f"the queue {self.name} is an empty file; start a server with it, or check the path")
-            if not tables:
-                with self._change() as db:
-                    db.metadata  # noqa: B018  (ASE makes its tables when it is first asked something)
+        tables = self._tables()
+        if tables and not {"systems", "information", "text_key_values"} <= tables:
+            raise QueueError(f"{self.name} is a database of something else; choose another place for the queue")
+        if not tables and not create:
+            raise QueueError(f"the queue {self.name} is empty; start a server with it, or check the path")
+        if not tables:
+            with self._change() as db:
+                db.metadata  # noqa: B018  (ASE makes its tables when it is first asked something)
         with self._open() as db:
             mark, rows = db.metadata, int(db.count())
         version = mark.get("beadwork_queue")
@@ -279,10 +280,26 @@ class Queue:
                 db.metadata = {**db.metadata, **_MARK}
         elif version is None:
             raise QueueError(
-                f"{self.name} is an ASE database that beadwork did not make; choose another path for the queue"
+                f"{self.name} is an ASE database that beadwork did not make; choose another place for the queue"
             )
         elif version > _MARK["beadwork_queue"]:
             raise QueueError(f"the queue {self.name} was made by a newer beadwork; update this one")
+
+    def _tables(self) -> set[str]:
+        sql = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if self._postgres:
+            sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
+        with self._failing():
+            if self._postgres:
+                connection = _psycopg2().connect(self._address)
+            else:
+                connection = sqlite3.connect(self._address, timeout=self._patience)
+            try:
+                cursor = connection.cursor()
+                cursor.execute(sql)
+                return {str(name) for (name,) in cursor.fetchall()}
+            finally:
+                connection.close()
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -308,9 +325,11 @@ class Queue:
         """Like `_open`, with all other writers kept out until the block ends."""
         with self._open() as db:
             if self._postgres:
-                db.metadata  # noqa: B018  (the table to be locked must exist)
                 cursor = db.connection.cursor()
-                cursor.execute(f"SET LOCAL lock_timeout = {int(1000 * self._patience)}")
+                cursor.execute(f"SET lock_timeout = {int(1000 * self._patience)}")
+                # held until the tables are made and committed, so that two first servers do not both make them
+                cursor.execute("SELECT pg_advisory_xact_lock(hashtext('beadwork'))")
+                db.metadata  # noqa: B018  (makes them where they are missing)
                 cursor.execute("LOCK TABLE systems IN EXCLUSIVE MODE")
             else:
                 db.connection.execute("BEGIN IMMEDIATE")
@@ -345,21 +364,12 @@ def _remedy(said: str, patience: float) -> str:
 
 def _psycopg2() -> Any:
     try:
-        import ase_db_backends.postgresql  # noqa: F401  (ASE imports it by name)
-        import psycopg2
+        import_module("ase_db_backends.postgresql")  # by name, as ASE does: neither it nor psycopg2 has types
+        return import_module("psycopg2")
     except ImportError as error:
         raise QueueError(
             f"a queue on PostgreSQL needs a package that is missing ({error.name}); pip install 'beadwork[postgres]'"
         ) from error
-    return psycopg2
-
-
-@contextmanager
-def _closing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def _without_password(url: str) -> str:

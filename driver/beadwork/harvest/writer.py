@@ -57,15 +57,13 @@ class QueueWriter:
 
     @property
     def pending(self) -> int:
-        """Frames taken but not yet committed."""
+        """Frames taken but not yet committed and reported."""
         return len(self._pending)
 
     def offer(self, kept: Kept) -> bool:
         """Take a frame without waiting. False, and counted in `dropped`, where it could not be taken."""
         with self._changed:
-            taken = (
-                len(self._pending) < self._max_pending and self._deadline is None and self._thread.is_alive()
-            )
+            taken = len(self._pending) < self._max_pending and self._deadline is None and self._thread.is_alive()
             if taken:
                 self._pending.append(kept)
                 self._changed.notify_all()
@@ -137,15 +135,15 @@ class QueueWriter:
         return left > 0
 
     def _settle(self, batch: list[Kept], ids: list[int | None]) -> None:
+        self.error = None
+        for id, kept in zip(ids, batch, strict=True):
+            if id is None:
+                self.duplicates += 1
+            else:
+                self.kept += 1
+                if self._on_kept is not None:
+                    self._on_kept(id, kept)
         with self._changed:
             for _ in batch:
                 self._pending.popleft()
-            stored = sum(id is not None for id in ids)
-            self.kept += stored
-            self.duplicates += len(ids) - stored
-            self.error = None
             self._changed.notify_all()
-        if self._on_kept is not None:
-            for id, kept in zip(ids, batch, strict=True):
-                if id is not None:
-                    self._on_kept(id, kept)
