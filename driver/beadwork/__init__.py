@@ -1,1 +1,31 @@
-"""beadwork: a force-field server for path-integral molecular dynamics with i-PI."""
+"""beadwork: a force-field server for path-integral molecular dynamics with i-PI.
+
+From Python, without i-PI:
+
+    import beadwork
+    potential = beadwork.load("models/water/baseline", ["models/water/delta-0", "models/water/delta-1"])
+    answer = potential.evaluate([beadwork.Frame.from_atoms(atoms) for atoms in frames])
+    answer.energies, answer.forces, answer.virials, answer.energy_spread, answer.force_spread
+    atoms.calc = beadwork.BeadworkCalculator(potential)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beadwork.frame import Frame
+    from beadwork.potential.calculator import BeadworkCalculator
+    from beadwork.potential.delta import load
+
+__all__ = ["BeadworkCalculator", "Frame", "load"]
+
+_HOME = {"load": "potential.delta", "BeadworkCalculator": "potential.calculator", "Frame": "frame"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the wire must not wait for PyTorch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'beadwork' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"beadwork.{_HOME[name]}"), name)

@@ -74,7 +74,7 @@ def load_card(bundle: str | Path) -> Card:
     try:
         if data["format"] != FORMAT:
             raise ModelError(
-                f"{path / CARD} has format {data['format']!r}, this beadwork reads format {FORMAT}; import the model again"
+                f"{path / CARD} has format {data['format']!r}, this beadwork reads {FORMAT}; import the model again"
             )
         elements = tuple(sorted(int(z) for z in data["elements"]))
         card = Card(
@@ -90,7 +90,7 @@ def load_card(bundle: str | Path) -> Card:
         units = dict(data["units"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{path / CARD} is incomplete or has a wrong entry ({type(error).__name__}: {error}); import the model again"
+            f"{path / CARD} lacks an entry or has a wrong one ({type(error).__name__}: {error}); import it again"
         ) from error
     if units != UNITS:
         raise ModelError(f"{path / CARD} declares units {units}; beadwork serves models in {UNITS}: convert the model")
@@ -117,6 +117,20 @@ def check(bundle: str | Path) -> Card:
                 f"{file.stat().st_size} bytes): truncated or changed; copy it again or import the model again"
             )
     return card
+
+
+def describe(bundle: str | Path) -> str:
+    """Check a bundle and say in a few lines what it is. Raises ModelError."""
+    card = check(bundle)
+    native = "yes" if card.native else f"no ({card.about.get('native', 'not extracted')})"
+    lines = [
+        f"{card.name}: atomic numbers {', '.join(map(str, card.elements))}; cutoff {card.cutoff:g} Å; "
+        f"trained in {card.dtype}" + (f"; head {card.head}" if card.head else ""),
+        f"native: {native}",
+        *(f"{key}: {value}" for key, value in card.about.items() if key != "native"),
+        *(f"{name}: sha256 {value}" for name, value in card.sha256.items()),
+    ]
+    return "\n".join(lines)
 
 
 def write_card(bundle: Path, card: Mapping[str, Any]) -> Card:

@@ -36,7 +36,7 @@ def open_engine(bundle: str | Path, engine: str = "auto", dtype: str = "float64"
 
 
 class AutoEngine:
-    """Native where the bundle has it, symmetrix-xl is installed and both agree on the first structure; else torchscript.
+    """Native where it is there and agrees with torchscript on the first structure; else torchscript.
 
     choice: a sentence for the log, empty until `settle` or `evaluate` was called.
     """

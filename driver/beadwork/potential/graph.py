@@ -267,13 +267,13 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     degree = np.zeros(atoms, dtype=np.int_)
     end = 0
     last: tuple[_Candidates, Frame] | None = None
-    offsets = delta = other = square = gathered = np.empty(0)
+    offsets = delta = other = square = np.empty(0)
     for s, (frame, candidates) in enumerate(zip(frames, chosen, strict=False)):
         if last is None or last[0] is not candidates or not np.array_equal(last[1].cell, frame.cell):
             offsets = np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0).T @ candidates.shifts
             if delta.shape != offsets.shape:
-                delta, gathered = np.empty_like(offsets), np.empty_like(offsets)
-                square, other = np.empty(offsets.shape[1]), np.empty(offsets.shape[1])
+                delta = np.empty_like(offsets)
+                square, other = np.empty_like(offsets[0]), np.empty_like(offsets[0])
         last = (candidates, frame)
         x = np.ascontiguousarray(frame.positions.T)
         np.take(x, candidates.neighbor, axis=1, out=delta, mode="clip")  # 'clip' skips a copy, indices are in range
@@ -351,6 +351,6 @@ def _check_distances(graph: Graph) -> None:
     system = int(graph.system[a])
     first = int(graph.ptr[system])
     raise GeometryError(
-        f"atoms {a - first} and {b - first} of {graph.where(system)} are {graph.lengths[edge]:.2g} Å apart, closer than "
-        f"{CLOSEST} Å, where no model can be trusted; lower the time step or check the start structure"
+        f"atoms {a - first} and {b - first} of {graph.where(system)} are {graph.lengths[edge]:.2g} Å apart, closer "
+        f"than {CLOSEST} Å, where no model can be trusted; lower the time step or check the start structure"
     )

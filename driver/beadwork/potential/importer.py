@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import json
 import logging
 import os
@@ -97,7 +98,7 @@ def mace_imported() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                import mace.modules
+                importlib.import_module("mace.modules")
             except ImportError as error:
                 raise ModelError(
                     "reading an eager MACE model needs mace-torch: pip install 'beadwork[mace]'"

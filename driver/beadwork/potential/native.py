@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def reduce_edges(graph: Graph, node_energies: FloatArray, edge_forces: FloatArra
         starts = np.cumsum(graph.degree) - graph.degree
         forces[bonded] -= np.add.reduceat(edge_forces, starts[bonded], axis=0)
     edges = graph.edge_ptr()
-    virials = np.array([edge_forces[a:b].T @ graph.vectors[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    virials = np.array([edge_forces[a:b].T @ graph.vectors[a:b] for a, b in itertools.pairwise(edges)])
     return Energies(energies, forces, 0.5 * (virials + virials.transpose(0, 2, 1)))
 
 
