@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,7 +329,7 @@ def _advice(socket: Socket, count: int) -> Iterator[str]:
         )
     if batched and socket.matching == "lock":
         yield "matching='lock' ties beads to clients, which batching ignores; leave it out"
-    if socket.exit_on_disconnect or socket.matching == "lock":
+    if socket.exit_on_disconnect:  # which matching='lock' brings along
         yield "i-PI ends when a client disconnects, so a server that is restarted loses the run"
     if batched and socket.latency < 1e-3:
         yield (
@@ -344,15 +346,17 @@ def _advice(socket: Socket, count: int) -> Iterator[str]:
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
     """Silence i-PI, which warns on stdout, and turn what it raises into one sentence."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # i-PI leaves the closing of its files to Python
+        try:
             yield
-    except _FAULTS as error:
-        if isinstance(error, UnboundLocalError):  # i-PI's reader of a file in which there is no frame
-            text = "there is no structure in it"
-        else:
-            text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise SimulationError(f"{what}: {text}; correct it as i-PI's manual says") from error
+        except _FAULTS as error:
+            traceback.clear_frames(error.__traceback__)  # which hold those files open
+            if isinstance(error, UnboundLocalError):  # i-PI's reader of a file in which there is no frame
+                text = "there is no structure in it"
+            else:
+                text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise SimulationError(f"{what}: {text}; correct it as i-PI's manual says") from error
 
 
 def _parse(path: Path, content: bytes) -> Any:
@@ -380,7 +384,7 @@ def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
             for inner, member in entry.extra:
                 if inner == "ffsocket":
                     yield _socket(member, _INNER_PREFIX, str(entry.name.fetch()), False)
-        elif tag == "ffrotations" and entry.ffsocket._explicit:
+        elif tag == "ffrotations" and entry.ffsocket.name.fetch() != "__DUMMY__":  # i-PI's word for none
             yield _socket(entry.ffsocket, _INNER_PREFIX, str(entry.name.fetch()), True)
 
 

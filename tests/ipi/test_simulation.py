@@ -1,0 +1,433 @@
+"""What the user wrote in the XML reaches the server unchanged; what i-PI would not start from ends in one sentence."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import ase.data
+import ase.io
+import numpy as np
+import pytest
+from ipi.engine.simulation import Simulation as TheirSimulation
+from ipi.utils.messages import verbosity
+
+from beadwork.errors import SimulationError
+from beadwork.ipi.simulation import Socket, advice, read
+from beadwork.units import BOHR, FEMTOSECOND
+
+INPUTS = Path(__file__).parents[2] / "inputs"
+SCRIPTS = Path(sys.executable).parent
+FORCEFIELD = "<ffsocket name='a' mode='unix'><address>one</address></ffsocket>"
+SYSTEM = (
+    "<system><initialize nbeads='4'><file mode='xyz'>init.xyz</file></initialize>"
+    "<forces><force forcefield='a'/></forces></system>"
+)
+WATER = """3
+# CELL(abcABC): 10 11 12 90 90 60 cell{angstrom} positions{angstrom}
+O 0 0 0
+H 0.8 0.6 0
+H -0.8 0.6 0
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write an input and its start structure to an empty current directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(body=FORCEFIELD + SYSTEM, structure=WATER, head="<simulation>"):
+        Path("init.xyz").write_text(structure)
+        Path("input.xml").write_text(f"{head}{body}</simulation>")
+        return tmp_path / "input.xml"
+
+    return go
+
+
+def theirs(path, monkeypatch):
+    """i-PI's own objects for this input, bound but with nothing opened."""
+    monkeypatch.chdir(path.parent)
+    level = verbosity.level
+    try:
+        with path.open() as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # i-PI leaves the closing of its files to Python
+            return TheirSimulation.load_from_xml(stream, custom_verbosity="quiet", read_only=True)
+    finally:
+        verbosity.level = ("quiet", "low", "medium", "high", "debug")[level]
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in INPUTS.iterdir() if (folder / "input.xml").exists()))
+def test_shipped_inputs_say_what_ipi_says(name, monkeypatch, capfd):
+    """Every field of every shipped input is the value i-PI itself would run with, and reading it prints nothing."""
+    path = INPUTS / name / "input.xml"
+    ours = read(path)
+    assert capfd.readouterr().out == ""
+    ipi = theirs(path, monkeypatch)
+    assert ours.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert ours.directory == path.parent
+    assert [(ours.directory / file).is_file() for file in ours.files] == [True]
+    assert (ours.step, ours.total_steps, ours.prefix) == (ipi.step, ipi.tsteps, ipi.outtemplate.prefix)
+    assert ours.properties == ("simulation.out",)
+    assert [socket.name for socket in ours.sockets] == list(ipi.fflist)
+    for socket in ours.sockets:
+        ff = ipi.fflist[socket.name]
+        interface = ff.socket
+        assert (socket.mode, socket.address, socket.port) == (interface.mode, interface.address, interface.port)
+        assert (socket.prefix, socket.batch_size) == (interface.sockets_prefix, interface.batch_size)
+        assert (socket.slots, socket.latency, socket.timeout) == (interface.slots, ff.latency, interface.timeout)
+        assert (socket.matching, socket.consolidate) == (interface.match_mode, interface.consolidate_messages)
+        assert (socket.pbc, socket.offset, socket.active) == (ff.dopbc, ff.offset, None)
+    for system, peer in zip(ours.systems, ipi.syslist, strict=True):
+        assert [ase.data.chemical_symbols[z] for z in system.numbers] == list(peer.beads.names)
+        assert system.nbeads == peer.beads.nbeads == ours.nbeads
+        np.testing.assert_allclose(system.positions.reshape(system.nbeads, -1) / BOHR, peer.beads.q, rtol=1e-14)
+        np.testing.assert_allclose(system.cell.T / BOHR, peer.cell.h, rtol=1e-14)
+        np.testing.assert_allclose(system.masses, ase.data.atomic_masses[system.numbers], rtol=1e-3)
+        assert system.temperature == pytest.approx(300)
+        assert system.timestep == pytest.approx(peer.motion.dt * FEMTOSECOND)
+        for part, component in zip(system.forces, peer.forces.mforces, strict=True):
+            assert (part.forcefield, part.nbeads, part.weight) == (component.ffield, component.nbeads, component.weight)
+            assert part.mts_weights == tuple(component.mts_weights)
+
+
+@pytest.mark.parametrize("name", ["water", "zundel-water", "h2-water"])
+def test_start_structures_are_liquid_water(name):
+    """Nothing overlaps across molecules and every molecule is whole, by ASE's own reader and distances."""
+    simulation = read(INPUTS / name / "input.xml")
+    frame = simulation.systems[0].frame()
+    assert frame.bead == 0
+    frame.check()
+    atoms = frame.to_atoms()
+    distances = atoms.get_all_distances(mic=True) + 9 * np.eye(len(atoms))
+    oxygen, hydrogen = atoms.numbers == 8, atoms.numbers == 1
+    assert atoms.cell.cellpar() == pytest.approx([9.86] * 3 + [90] * 3, abs=1e-4)
+    bonds = np.sort(distances[np.ix_(oxygen, hydrogen)], axis=1)
+    protons = {"water": (2, 0), "zundel-water": (2, 1), "h2-water": (2, 0)}[name]
+    bonded = (bonds < 1.1).sum(axis=1)
+    assert sorted(bonded.tolist()) == [protons[0]] * (len(bonded) - protons[1]) + [3] * protons[1]
+    assert bonds[bonds < 1.1].min() > 0.9
+    assert bonds[bonds > 1.1].min() > 1.5
+    assert distances[np.ix_(oxygen, oxygen)].min() > 2.4
+    free = hydrogen & ~(distances[:, oxygen].min(axis=1) < 1.1)
+    assert free.sum() == (2 if name == "h2-water" else 0)
+    if free.any():
+        assert atoms.get_distance(*np.flatnonzero(free), mic=True) == pytest.approx(0.74, abs=0.03)
+
+
+def test_positions_and_cell_are_rows_in_angstrom(write):
+    """A triclinic cell and positions in Å come back as they stand in the file."""
+    system = read(write()).systems[0]
+    assert system.numbers.tolist() == [8, 1, 1]
+    for bead in range(4):
+        np.testing.assert_allclose(system.positions[bead], [[0, 0, 0], [0.8, 0.6, 0], [-0.8, 0.6, 0]], atol=1e-12)
+    np.testing.assert_allclose(system.cell, ase.geometry.cellpar_to_cell([10, 11, 12, 90, 90, 60]), atol=1e-6)
+    frame = system.frame(bead=2, active=(1, 2))
+    assert (frame.numbers.tolist(), frame.bead) == ([1, 1], 2)
+
+
+def test_every_socket_setting(write):
+    """Each setting of an ffsocket arrives, with a value that is not the default."""
+    body = (
+        "<ffsocket name='a' mode='shm' matching='lock' pbc='True'><address>elsewhere</address><port>4000</port>"
+        "<slots>2</slots><latency>0.01</latency><timeout>30</timeout><batch_size>4</batch_size>"
+        "<offset units='electronvolt'>2</offset><activelist>[0, 2]</activelist></ffsocket>"
+    )
+    simulation = read(write(body + SYSTEM, head="<simulation sockets_prefix='/run/x_'>"))
+    socket = simulation.socket()
+    assert socket == Socket(
+        name="a", mode="shm", address="elsewhere", port=4000, prefix="/run/x_", batch_size=4, slots=2, latency=0.01,
+        timeout=30.0, matching="lock", consolidate=True, exit_on_disconnect=True, pbc=True, active=(0, 2),
+        offset=pytest.approx(2 * 0.036749326), parent=None, rotated=False,
+    )  # fmt: skip
+    assert socket.path == Path("/run/x_elsewhere")
+    assert simulation.numbers(socket).tolist() == [8, 1]
+    assert read("input.xml", sockets_prefix="/other/").socket().path == Path("/other/elsewhere")
+
+
+def test_sockets_inside_other_forcefields(write, monkeypatch):
+    """Members of a committee and the socket of ffrotations are found; i-PI leaves them the default prefix."""
+    inner = "<ffsocket name='{}' mode='unix'><address>{}</address></ffsocket>"
+    body = (
+        f"<ffcommittee name='c'>{inner.format('m1', 'x')}{inner.format('m2', 'y')}</ffcommittee>"
+        f"<ffrotations name='r'><grid_order>2</grid_order>{inner.format('base', 'z')}</ffrotations>"
+    )
+    system = SYSTEM.replace("<force forcefield='a'/>", "<force forcefield='c'/><force forcefield='r' nbeads='2'/>")
+    path = write(body + system, head="<simulation sockets_prefix='/run/x_'>")
+    simulation = read(path)
+    ipi = theirs(path, monkeypatch)
+    peers = [*ipi.fflist["c"].fflist, ipi.fflist["r"].ff]
+    assert [(s.name, s.parent, s.rotated) for s in simulation.sockets] == [
+        ("m1", "c", False), ("m2", "c", False), ("base", "r", True),
+    ]  # fmt: skip
+    assert [str(s.path) for s in simulation.sockets] == [p.socket.sockets_prefix + p.socket.address for p in peers]
+    assert [simulation.structures(s) for s in simulation.sockets] == [4, 4, 2]
+    assert simulation.numbers(simulation.sockets[1]).tolist() == [8, 1, 1]
+    assert not [line for line in advice(simulation) if line.startswith("base") and "batch" in line]
+
+    # without a socket of its own, a RESTART says so by a name
+    direct = "<ffrotations name='a'><ffsocket name='__DUMMY__'/><ffdirect name='d'/></ffrotations>"
+    assert read(write(direct + SYSTEM)).sockets == ()
+    assert read(write(direct.replace("<ffsocket name='__DUMMY__'/>", "") + SYSTEM)).sockets == ()
+
+
+def test_templates_labels_masses_and_cell(write, monkeypatch):
+    """A template makes a system an instance; labels, masses and a cell given by hand override the file, as in i-PI."""
+    template = SYSTEM.replace("<system>", "<system prefix='NAME'>").replace(
+        "</initialize>",
+        "<labels mode='manual'>[O, D, T]</labels>"
+        "<masses mode='manual' units='dalton'>[16, 5, 6]</masses>"
+        "<cell mode='abc' units='angstrom'>[SIZE, 9, 10]</cell></initialize>",
+    )
+    body = (
+        f"{FORCEFIELD}<system_template><template>{template.replace('<', '&lt;').replace('>', '&gt;')}</template>"
+        "<labels>[NAME, SIZE]</labels><instance>[left, 8]</instance><instance>[right, 7]</instance></system_template>"
+    )
+    path = write(body)
+    text = path.read_text().replace("&lt;", "<").replace("&gt;", ">")
+    for content in (path.read_text(), text):  # i-PI takes both; the second is how its examples write it
+        path.write_text(content)
+        simulation = read(path)
+        left, right = simulation.systems
+        assert (left.prefix, right.prefix) == ("left", "right")
+        assert simulation.properties == tuple(f"{s}_i-pi.{p}" for p in ("md",) for s in ("left", "right"))
+        assert left.numbers.tolist() == [8, 1, 1]
+        np.testing.assert_allclose(left.masses, [16, 5, 6])
+        np.testing.assert_allclose(right.cell, np.diag([7.0, 9.0, 10.0]), atol=1e-12)
+        assert simulation.structures(simulation.socket()) == 8
+
+
+@pytest.mark.parametrize("mode", ["xyz", "pdb", "ase", "chk"])
+def test_start_structures_of_every_format(write, mode, monkeypatch):
+    """The same water comes out of each format that i-PI starts from, with the cell of that file."""
+    name = {"xyz": "init.xyz", "pdb": "w.pdb", "ase": "w.extxyz", "chk": "w.chk"}[mode]
+    path = write(FORCEFIELD + SYSTEM.replace("mode='xyz'", f"mode='{mode}'").replace("init.xyz", name))
+    water = ase.Atoms("OHH", [[0, 0, 0], [0.8, 0.6, 0], [-0.8, 0.6, 0]], cell=[10, 11, 12], pbc=True)
+    water.write("w.pdb")
+    lines = Path("w.pdb").read_text().splitlines()  # i-PI's reader wants these records alone
+    Path("w.pdb").write_text("\n".join([*(s for s in lines if s.startswith(("CRYST1", "ATOM"))), "END"]) + "\n")
+    water.write("w.extxyz")
+    Path("w.chk").write_text(
+        f"<simulation>{FORCEFIELD}<system><beads natoms='3' nbeads='1'><q shape='(1, 9)' units='angstrom'>"
+        f"{water.positions.ravel().tolist()}</q><m shape='(3)' units='dalton'>[16, 1, 1]</m>"
+        "<names shape='(3)'>[O, H, H]</names></beads><cell units='angstrom'>[10, 0, 0, 0, 11, 0, 0, 0, 12]</cell>"
+        "<forces><force forcefield='a'/></forces></system></simulation>"
+    )
+    system = read(path).systems[0]
+    assert system.numbers.tolist() == [8, 1, 1]
+    np.testing.assert_allclose(system.positions[3], water.positions, atol=1e-3)  # pdb has three decimals
+    expected = ase.geometry.cellpar_to_cell([10, 11, 12, 90, 90, 60 if mode == "xyz" else 90])
+    np.testing.assert_allclose(system.cell, expected, atol=1e-6)
+    peer = theirs(path, monkeypatch).syslist[0]
+    np.testing.assert_allclose(system.positions.reshape(4, -1) / BOHR, peer.beads.q, atol=1e-12)
+
+
+def test_files_are_looked_for_where_ipi_runs_then_beside_the_input(write, tmp_path, monkeypatch):
+    """The current directory comes first, as for i-PI; the input's folder comes second; never half of each."""
+    path = write()
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    assert read(path).directory == tmp_path
+    Path("init.xyz").write_text(WATER.replace("3\n", "2\n", 1).replace("H -0.8 0.6 0\n", ""))
+    simulation = read(path)
+    assert (simulation.directory, simulation.files) == (other, (Path("init.xyz"),))
+    assert len(simulation.systems[0].numbers) == 2
+    path.write_text(path.read_text().replace("init.xyz", str(tmp_path / "init.xyz")))
+    absolute = read(path)
+    assert (absolute.directory, absolute.files) == (tmp_path, (tmp_path / "init.xyz",))
+    assert len(absolute.systems[0].numbers) == 3
+    (tmp_path / "labels.xyz").write_text(WATER)
+    path.write_text(
+        f"<simulation>{FORCEFIELD}{SYSTEM}</simulation>".replace(
+            "</initialize>", "<labels mode='xyz'>labels.xyz</labels></initialize>"
+        )
+    )
+    assert read(path).directory == tmp_path
+
+
+def test_restart_of_a_real_run(monkeypatch, tmp_path):
+    """The RESTART that i-PI leaves behind describes the same sockets, species and forces as the input did."""
+    source = INPUTS / "water-mts"
+    # a unix socket's name must stay short, so not under tmp_path
+    with tempfile.TemporaryDirectory(prefix="ipi") as short:
+        text = (source / "input.xml").read_text().replace("<simulation ", f"<simulation sockets_prefix='{short}/' ")
+        text = re.sub("<total_steps>.*<", "<total_steps>2<", text)
+        (tmp_path / "input.xml").write_text(text)
+        (tmp_path / "init.xyz").write_text((source / "init.xyz").read_text())
+        monkeypatch.chdir(tmp_path)
+        before = read("input.xml")
+        paths = [socket.path for socket in before.sockets]
+        assert not any(path.exists() for path in paths)
+        with (tmp_path / "log").open("w") as log:
+            command = [sys.executable, SCRIPTS / "i-pi", "input.xml"]
+            processes = [subprocess.Popen(command, stdout=log, stderr=log)]
+            try:
+                deadline = time.monotonic() + 60
+                while not all(path.exists() for path in paths):
+                    assert processes[0].poll() is None, (tmp_path / "log").read_text()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                for path in paths:
+                    driver = [sys.executable, SCRIPTS / "i-pi-py_driver", "-m", "gas", "-u", "-a", path.name]
+                    processes.append(subprocess.Popen([*driver, "-S", f"{short}/"], stdout=log, stderr=log))
+                assert processes[0].wait(60) == 0, (tmp_path / "log").read_text()
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+    after = read("RESTART")
+    assert after.step == 2
+    assert after.sockets == before.sockets
+    assert (after.directory, after.files) == (tmp_path, ())
+    assert after.properties == before.properties
+    assert [system.forces for system in after.systems] == [system.forces for system in before.systems]
+    old, new = before.systems[0], after.systems[0]
+    np.testing.assert_array_equal(new.numbers, old.numbers)
+    np.testing.assert_allclose(new.cell, old.cell, rtol=1e-7)
+    assert new.nbeads == 16
+    # two steps without forces: moved, but by less than an angstrom
+    assert 0 < np.abs(new.positions - old.positions).max() < 1
+    assert any("total_steps" in line for line in advice(after))
+
+
+def test_choice_of_socket(write):
+    """One socket is taken, several want a name, none is said so; the names are listed."""
+    two = FORCEFIELD + FORCEFIELD.replace("'a'", "'b'")
+    simulation = read(write(two + SYSTEM))
+    assert simulation.socket("b").name == "b"
+    with pytest.raises(SimulationError, match=r"several ffsockets \(a, b\)"):
+        simulation.socket()
+    with pytest.raises(SimulationError, match=r"no ffsocket named 'c'; it has: a, b"):
+        simulation.socket("c")
+    with pytest.raises(SimulationError, match=r"no <force> of .* uses the forcefield 'b'"):
+        simulation.numbers(simulation.socket("b"))
+    lonely = read(write("<fflj name='a'/>" + SYSTEM))
+    assert (lonely.sockets, advice(lonely)) == ((), [])
+    with pytest.raises(SimulationError, match="has no <ffsocket>"):
+        lonely.socket()
+
+
+def test_several_systems_behind_one_socket(write):
+    """Species never travel: the same atoms in the same order are served, anything else is refused."""
+    path = write(FORCEFIELD + SYSTEM + SYSTEM.replace("nbeads='4'", "nbeads='8'"))
+    simulation = read(path)
+    assert (simulation.nbeads, simulation.structures(simulation.socket())) == (8, 12)
+    assert simulation.numbers(simulation.socket()).tolist() == [8, 1, 1]
+    path.write_text(path.read_text().replace("init.xyz", "swapped.xyz", 1))
+    lines = WATER.splitlines()
+    Path("swapped.xyz").write_text("\n".join([*lines[:2], lines[3], lines[2], lines[4]]) + "\n")
+    simulation = read(path)
+    with pytest.raises(SimulationError, match=r"systems 0 and 1 of .* differ in their atoms"):
+        simulation.numbers(simulation.socket())
+
+
+def test_keys_that_the_outputs_expect(write):
+    """An output or an interpolated extra that nobody sends would stop i-PI: they are known beforehand."""
+    output = "<output><trajectory filename='x' extra_type='{}'> extras </trajectory></output>"
+    path = write(output.format("committee_pot, dipole") + FORCEFIELD + SYSTEM)
+    assert read(path).extras == ("committee_pot", "dipole")
+    assert read(write(output.format("raw") + FORCEFIELD + SYSTEM)).extras == ()
+    force = "<force forcefield='a'><interpolate_extras>[mu]</interpolate_extras></force>"
+    assert read(write(FORCEFIELD + SYSTEM.replace("<force forcefield='a'/>", force))).extras == ("mu",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("<batch_size>4</batch_size><latency>1e-3</latency>", None),
+        ("<batch_size>4</batch_size>", "latency 0.0001 s"),
+        ("<batch_size>3</batch_size><latency>1e-3</latency>", "batch_size 3 does not equal the 4 structures"),
+        ("<batch_size>4</batch_size><latency>1e-3</latency><timeout>5</timeout>", "timeout 5 s"),
+        ("<slots>3</slots>", "slots 3"),
+        ("", "without batching, 4 structures"),
+    ],
+)
+def test_advice(write, settings, said):
+    """Each setting that hangs or slows has its line, and a good input has none."""
+    lines = advice(read(write(FORCEFIELD.replace("</ffsocket>", settings + "</ffsocket>") + SYSTEM)))
+    if said is None:
+        assert lines == []
+    else:
+        assert sum(said in line for line in lines) == 1
+
+
+def test_advice_on_attributes(write):
+    """Matching, wrapping and an unused socket are attributes' business, and have their lines too."""
+    batched = FORCEFIELD.replace("</ffsocket>", "<batch_size>4</batch_size><latency>1</latency></ffsocket>")
+    lines = advice(read(write(batched.replace("mode=", "matching='lock' pbc='True' mode=") + SYSTEM)))
+    assert [re.search(r"matching|disconnects|pbc", line)[0] for line in lines] == ["matching", "disconnects", "pbc"]
+    lines = advice(read(write(batched + batched.replace("'a'", "'b'") + SYSTEM)))
+    assert lines == ["b: no <force> uses it, so i-PI will never ask it"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("<ffsocket name='a'", "is no XML .line 1: "),
+        ("<nonsense/>", "does not understand .*Tag name 'nonsense' is not a recognized"),
+        (FORCEFIELD, "has no <system>"),
+        (SYSTEM, "names the forcefield 'a', which the input does not define"),
+        (FORCEFIELD.replace("<address>", "<slots>many</slots><address>") + SYSTEM, "i-PI .*many"),
+        (FORCEFIELD.replace("unix", "pigeon") + SYSTEM, "refuses .*pigeon"),
+        (FORCEFIELD.replace("name='a'", "") + SYSTEM, "'name' is mandatory"),
+        (FORCEFIELD.replace("<address>", "<batch_size>4</batch_size><consolidate_messages>False"
+         "</consolidate_messages><address>") + SYSTEM, "batch_size 4 with consolidate_messages False"),
+        (FORCEFIELD + SYSTEM.replace("init.xyz", "gone.xyz"), "starts from 'gone.xyz', which is no file in "),
+        (FORCEFIELD + SYSTEM.replace("<system>", "<system copies='2'>"), "'copies' is not a recognized"),
+        (FORCEFIELD + "<system><forces><force forcefield='a'/></forces></system>", "could not initialize the atomic"),
+        (FORCEFIELD + SYSTEM.replace("mode='xyz'", "mode='pdb'"), "cannot start system 0 .*init.xyz"),
+    ],
+)  # fmt: skip
+def test_bad_inputs(write, body, said, capfd):
+    """What i-PI would not start from is one SimulationError of one line that names the file, and nothing is printed."""
+    path = write(body)
+    with pytest.raises(SimulationError, match=said) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("structure", "said"),
+    [
+        ("", "there is no structure in it"),
+        ("nothing of the kind\n", "there is no structure in it"),
+        (WATER.replace("H 0.8", "X 0.8"), "atom 1 of system 0 of .* is called 'X', which is no element"),
+        (WATER.replace("H -0.8", "Hw -0.8"), "atom 2 of system 0 of .* is called 'Hw', which is no element"),
+        (WATER.replace("0.8 0.6", "0.8 zero"), "could not convert string to float"),
+        (WATER.replace("CELL(abcABC): 10 11 12 90 90 60 cell{angstrom} ", ""), "could not initialize the cell"),
+        (WATER.replace("cell{angstrom}", "cell{parsec}"), "parsec"),
+    ],
+)
+def test_bad_structures(write, structure, said):
+    """A start structure that is no structure, or no chemistry, says which atom or file."""
+    path = write(structure=structure)
+    with pytest.raises(SimulationError, match=said) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_foreign_and_empty_files(tmp_path):
+    """Not there, a directory, XML of somebody else: one sentence each."""
+    with pytest.raises(SimulationError, match=r"cannot read the i-PI input .*gone.xml: No such file"):
+        read(tmp_path / "gone.xml")
+    with pytest.raises(SimulationError, match=r"cannot read the i-PI input .*: Is a directory"):
+        read(tmp_path)
+    for content, said in ((b"<html/>", "but of <html>"), (b"", "is no XML"), (b"\x00\xff" * 9, "is no XML")):
+        (tmp_path / "f.xml").write_bytes(content)
+        with pytest.raises(SimulationError, match=said):
+            read(tmp_path / "f.xml")
+
+
+def test_active_atoms_that_do_not_exist(write):
+    """An activelist beyond the last atom is refused before i-PI trips over it."""
+    active = FORCEFIELD.replace("</ffsocket>", "<activelist>[0, 3]</activelist></ffsocket>")
+    simulation = read(write(active + SYSTEM))
+    with pytest.raises(SimulationError, match=r"<activelist> of ffsocket 'a' .* outside 0 to 2: \[0, 3\]"):
+        simulation.numbers(simulation.socket())
