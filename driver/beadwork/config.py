@@ -106,7 +106,14 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
-_KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
+_KINDS = {
+    str: "a text",
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}
 
 
 def resolve(typed: dict[str, Any]) -> ServeConfig:

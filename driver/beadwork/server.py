@@ -32,13 +32,15 @@ PULSE = 0.5
 class Service:
     """One forcefield of the simulation and the potential that answers it.
 
-    numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ.
+    numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ. one_system:
+    they are the beads of one ring polymer.
     """
 
     line: Line
     potential: Potential
     numbers: IntArray
     ring: int | None
+    one_system: bool = True
     periodic: bool = True
     member_forces: bool = False
     gather: Gather[Peer] = field(init=False)
@@ -50,7 +52,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.gather = Gather(self.ring)
-        self.beads = Beads(self.ring) if self.ring and self.ring > 1 else None
+        self.beads = Beads(self.ring) if self.ring and self.one_system else None
 
     def count(self, positions: FloatArray) -> int:
         """Return the step that these distinct structures (S, N, 3) belong to, and count them.
@@ -240,7 +242,7 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
         return [b""] * len(evaluation.energies)
     atoms = len(evaluation.forces) // len(evaluation.energies)
     columns: dict[str, Any] = {
-        "committee_pot": (evaluation.member_energies.T / HARTREE).tolist(),
+        "committee_pot": (evaluation.member_totals.T / HARTREE).tolist(),
         "energy_spread": (evaluation.energy_spread / HARTREE).tolist(),
         "force_spread_max": (evaluation.max_force_spread / FORCE).tolist(),
         "force_spread_atom": evaluation.max_force_atom.tolist(),

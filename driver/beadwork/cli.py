@@ -1,0 +1,178 @@
+"""Arguments in, calls out, exit codes. Nothing is computed here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from beadwork.config import DTYPES, ENGINES, ROLES, ServeConfig, resolve
+from beadwork.errors import BeadworkError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or that of the BeadworkError which ended it."""
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.call(args))
+    except BeadworkError as error:
+        print(f"beadwork: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="beadwork", description="Force-field server for path-integral MD with i-PI.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="answer an i-PI that is running or about to be started")
+    serve.set_defaults(call=_serve, start=False)
+    run = commands.add_parser("run", help="the same, and start i-PI too; ends with i-PI's exit code")
+    run.set_defaults(call=_serve, start=True)
+    for command in (serve, run):
+        _serve_options(command)
+    _models(commands.add_parser("models", help="make and look at model bundles"))
+    _queue(commands.add_parser("queue", help="look at the frames that were kept"))
+    return parser
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    """Every option is a field of ServeConfig, and absent unless typed, so that a TOML file can set it."""
+    default = ServeConfig()
+
+    def add(name: str, text: str, **kwargs: Any) -> None:
+        value = getattr(default, name.replace("-", "_"))
+        note = f" (default: {value})" if value not in (None, [], {}, False) else ""
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text + note, **kwargs)
+
+    parser.add_argument("simulation", help="i-PI's XML or RESTART file, or a TOML file with these options")
+    add("baseline", "bundle of the baseline model", metavar="DIR")
+    add("delta", "bundles of the committee's Δ models", nargs="+", metavar="DIR")
+    add(
+        "at",
+        "what a forcefield of the XML is served, where it has several: sum, baseline or delta",
+        nargs="+",
+        type=_role,
+        metavar="NAME=ROLE",
+    )
+    add("engine", "auto takes native where it is there and agrees with torchscript", choices=ENGINES)
+    add("dtype", "precision of the models", choices=DTYPES)
+    add("device", "cpu or cuda", metavar="DEVICE")
+    add("threads", "threads of the engines, 0 for every core", type=int, metavar="N")
+    add("host", "where i-PI runs, if its inet address cannot be dialled as it stands", metavar="HOST")
+    add("connections", "connections a forcefield, 0 for as many as fill a ring polymer", type=int, metavar="N")
+    add("patience", "seconds to wait for an i-PI that is not there", type=float, metavar="S")
+    add("alpha", "scale of the committee's deviations (default: its card's)", type=float, metavar="A")
+    add("weights", "one a member (default: the committee card's)", type=float, nargs="+", metavar="W")
+    add("baseline-uncertainty", "eV; turns the weighted baseline on", type=float, metavar="S")
+    add("member-forces", "send every member's forces and virial in the extras", action="store_true")
+    add("queue", "keep what the committee is unsure of: SQLite file or PostgreSQL URL", metavar="Q")
+    add("keep-force", "band of the largest force spread, eV/Å", type=float, nargs="+", metavar="MARK")
+    add("keep-energy", "band of the energy spread, eV an atom", type=float, nargs="+", metavar="MARK")
+    add("cooldown", "steps between two kept frames", type=int, metavar="N")
+    add("keep-most", "frames kept in one run", type=int, metavar="N")
+    add("distance", "structures closer than this are the same", type=float, metavar="D")
+    add("out", "folder for beadwork.out and summary.json", metavar="DIR")
+    parser.add_argument(
+        "--not-periodic",
+        dest="periodic",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="the system has no periodic cell",
+    )
+
+
+def _role(text: str) -> tuple[str, str]:
+    name, equals, role = text.rpartition("=")
+    if not equals or role not in ROLES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ROLE with a role of {', '.join(ROLES)}")
+    return name, role
+
+
+def _serve(args: argparse.Namespace) -> int:
+    typed = {key: value for key, value in vars(args).items() if key not in ("call", "start")}
+    if "at" in typed:
+        typed["at"] = dict(typed["at"])
+    config = resolve(typed)
+    from beadwork.potential.threads import set_threads
+
+    said = set_threads(config.threads or len(os.sched_getaffinity(0)))
+    from beadwork.session import Session
+
+    return Session(config, said).run(start_ipi=args.start)
+
+
+def _models(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    make = commands.add_parser("import", help="make a bundle of a TorchScript model, or of a pickle that you trust")
+    make.add_argument("file", type=Path)
+    make.add_argument("--out", type=Path, required=True, metavar="DIR")
+    make.add_argument("--head", help="which head of a multi-head model")
+    make.add_argument("--trust-pickle", action="store_true", help="a pickle can run code: say that this file may")
+    make.set_defaults(call=_import)
+    show = commands.add_parser("show", help="print a bundle's card and check its files")
+    show.add_argument("bundle", type=Path)
+    show.set_defaults(call=_show_model)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from beadwork.potential.importer import import_model
+
+    card = import_model(args.file, args.out, head=args.head, trust_pickle=args.trust_pickle)
+    print(f"{card.path}: {'TorchScript and native' if card.native else 'TorchScript'}, {card.hash}")
+    return 0
+
+
+def _show_model(args: argparse.Namespace) -> int:
+    from beadwork.potential.bundle import CARD, check
+
+    card = check(args.bundle)
+    print((card.path / CARD).read_text())
+    return 0
+
+
+def _queue(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    table = commands.add_parser("list", help="a line a frame")
+    table.set_defaults(call=_queue_list)
+    show = commands.add_parser("show", help="all that is known of one frame")
+    show.set_defaults(call=_queue_show)
+    export = commands.add_parser("export", help="write extended XYZ")
+    export.set_defaults(call=_queue_export)
+    for command in (table, show, export):
+        command.add_argument("queue", help="SQLite file or PostgreSQL URL")
+    show.add_argument("row", type=int)
+    export.add_argument("file", type=Path)
+
+
+def _queue_list(args: argparse.Namespace) -> int:
+    from beadwork.harvest.listing import table
+    from beadwork.harvest.queue import Queue
+
+    print(table(Queue(args.queue).rows()))
+    return 0
+
+
+def _queue_show(args: argparse.Namespace) -> int:
+    from beadwork.harvest.listing import describe
+    from beadwork.harvest.queue import Queue
+
+    print(describe(Queue(args.queue).get(args.row)))
+    return 0
+
+
+def _queue_export(args: argparse.Namespace) -> int:
+    from beadwork.harvest.listing import export
+    from beadwork.harvest.queue import Queue
+
+    rows = Queue(args.queue).rows()
+    export(rows, args.file)
+    print(f"{len(rows)} frames in {args.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

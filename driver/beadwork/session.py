@@ -1,0 +1,313 @@
+"""One run from configuration to exit: load, serve, harvest, record. What `beadwork serve` and `beadwork run` share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from beadwork.config import ServeConfig
+from beadwork.errors import QueueError, SimulationError
+from beadwork.events import Event, Note
+from beadwork.events import Kept as KeptEvent
+from beadwork.frame import Frame
+from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.select import Band, Decision, Selector
+from beadwork.harvest.writer import QueueWriter
+from beadwork.ipi.simulation import Simulation, Socket, advice, read
+from beadwork.ipi.transport import Address, Line, stale
+from beadwork.observe.picture import draw
+from beadwork.observe.progress import Progress
+from beadwork.observe.record import Record
+from beadwork.potential.delta import Evaluation, Potential, load
+from beadwork.server import Server, Service
+
+#: seconds that i-PI gets to end by itself after the server has ended
+FAREWELL = 20.0
+
+
+class Harvest:
+    """From an evaluation to the queue: select, copy, hand to the writer's thread."""
+
+    def __init__(
+        self, config: ServeConfig, simulation: Simulation, potential: Potential, watch: Callable[[Event], None]
+    ):
+        self._models = tuple(card.hash for card in potential.cards)
+        self._simulation = simulation.sha256
+        self._watch = watch
+        self._evaluations = 0
+        self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
+        self.selector = Selector(
+            Band(*_band("keep-force", config.keep_force), *_band("keep-energy", config.keep_energy)),
+            config.cooldown,
+            config.keep_most,
+            config.distance,
+        )
+        queue = Queue(str(config.queue), create=True)
+        rows = queue.rows(simulation=self._simulation)
+        self.selector.seed(row.kept.frame for row in rows)
+        self.writer = QueueWriter(queue, on_kept=self._kept)
+
+    def __call__(self, address: str, step: int, frames: Sequence[Frame], evaluation: Evaluation) -> None:
+        """Look at one evaluation; called after its reply has left."""
+        self._evaluations += 1
+        if evaluation.energy_spread is None:
+            return
+        atoms = len(frames[0].numbers)
+        decisions = self.selector.consider(step, frames, evaluation.max_force_spread, evaluation.energy_spread / atoms)
+        for decision in decisions:
+            if decision.keep:
+                self._offer(decision, step, frames[decision.index], evaluation)
+        while self._news:
+            self._watch(self._news.popleft())
+
+    def _offer(self, decision: Decision, step: int, frame: Frame, evaluation: Evaluation) -> None:
+        index = decision.index
+        atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
+        kept = Kept(
+            frame=frame,
+            evaluation=self._evaluations,
+            energy_spread=float(evaluation.energy_spread[index]) / len(frame.numbers),
+            force_spread=evaluation.force_spread[atoms].copy(),
+            member_energies=evaluation.member_energies[:, index].copy(),
+            models=self._models,
+            simulation=self._simulation,
+            step=step,
+        )
+        if not self.writer.offer(kept):
+            self.selector.forget(decision)
+            self._watch(
+                Note(f"a frame of step {step} could not be kept: the queue does not keep up ({self.writer.error})")
+            )
+
+    def _kept(self, row: int, kept: Kept) -> None:
+        self._news.append(KeptEvent(row, kept.step or 0, kept.frame.bead, kept.max_force_spread))
+
+    def close(self) -> None:
+        """Write what is pending. Raises QueueError when frames would be lost."""
+        stored = self.writer.close()
+        while self._news:
+            self._watch(self._news.popleft())
+        if not stored:
+            raise QueueError(f"{self.writer.pending} frames could not be written to the queue: {self.writer.error}")
+
+
+def _band(name: str, marks: list[float]) -> tuple[float | None, float | None]:
+    low, high = (*marks, None, None)[:2]
+    return low, high
+
+
+class Session:
+    """Everything between a configuration and an exit code."""
+
+    def __init__(self, config: ServeConfig, threads: str) -> None:
+        self._config = config
+        self._stop = False
+        self._ipi: subprocess.Popen[bytes] | None = None
+        self._notes = [threads]
+
+    def run(self, *, start_ipi: bool) -> int:
+        """Serve, with an i-PI of our own if `start_ipi`, and return the exit code. Raises BeadworkError."""
+        config = self._config
+        simulation = read(Path(config.simulation))
+        self._notes += advice(simulation)
+        services = self._services(simulation)
+        folder = Path(config.out)
+        progress = Progress(simulation.total_steps - simulation.step, simulation.systems[0].timestep)
+        record = Record(folder)
+
+        def watch(event: Event) -> None:
+            progress(event)
+            record(event)
+
+        harvest = None
+        code = 0
+        try:
+            for note in self._notes:
+                watch(Note(note))
+            if config.queue:
+                committee = next(s.potential for s in services if s.potential.members)
+                harvest = Harvest(config, simulation, committee, watch)
+            if start_ipi:
+                self._start_ipi(simulation, services, folder)
+            server = Server(
+                services,
+                patience=config.patience,
+                harvest=harvest,
+                watch=watch,
+                stopped=self._stopped,
+                directory=Path.cwd() if start_ipi else None,
+            )
+            with _signals(self._on_signal):
+                server.run()
+        finally:
+            if self._ipi is not None:
+                code = self._end_ipi()
+            try:
+                if harvest is not None:
+                    harvest.close()
+            finally:
+                progress.close()
+                self._finish(simulation, services, record, folder)
+        return code
+
+    def _services(self, simulation: Simulation) -> list[Service]:
+        """Join the forcefields of the XML with the models. Raises SimulationError, ModelError or ConfigError."""
+        config = self._config
+        roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
+        whole = load(
+            config.baseline,
+            config.delta,
+            config.engine,
+            config.dtype,
+            config.device,
+            config.weights,
+            config.alpha,
+            config.baseline_uncertainty,
+        )
+        self._notes += whole.notes
+        parts = {"sum": whole}
+        if "baseline" in roles.values():
+            parts["baseline"] = Potential(whole.baseline)
+        if "delta" in roles.values():
+            parts["delta"] = Potential(None, whole.members, list(whole.weights), whole.alpha)
+        for part in parts.values():
+            part.cards = whole.cards
+        services = []
+        for name, role in roles.items():
+            socket = simulation.socket(name)
+            potential = parts[role]
+            numbers = simulation.numbers(socket)
+            potential.check_species(numbers)
+            self._notes += potential.settle(_start(simulation, socket))
+            services.append(self._service(simulation, socket, potential, numbers))
+        return services
+
+    def _service(self, simulation: Simulation, socket: Socket, potential: Potential, numbers: Any) -> Service:
+        config = self._config
+        structures = simulation.structures(socket)
+        # more connections than the ring has batches would never be used
+        wanted = config.connections or -(-structures // socket.batch_size)
+        line = Line(_address(socket, config.host), wanted, socket.mode == "shm", len(numbers))
+        name = socket.parent or socket.name
+        parts = [part for system in simulation.systems for part in system.forces if part.forcefield == name]
+        steady = len(parts) == len(simulation.systems) and not socket.rotated
+        return Service(
+            line,
+            potential,
+            numbers,
+            structures if steady else None,
+            len(simulation.systems) == 1,
+            config.periodic,
+            config.member_forces,
+        )
+
+    def _start_ipi(self, simulation: Simulation, services: list[Service], folder: Path) -> None:
+        for service in services:
+            path = service.line.address.path
+            if path is None:
+                continue
+            if stale(path):
+                path.unlink()
+                self._notes.append(f"removed {path}, which an i-PI that was killed had left")
+            elif path.exists():
+                raise SimulationError(
+                    f"{path} is held by another i-PI that is running; end it, or give the forcefield another address"
+                )
+        leftover = Path("EXIT")
+        if leftover.exists():
+            leftover.unlink()  # i-PI would stop before its first step
+        program = Path(sys.executable).with_name("i-pi")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with open(folder / "i-pi.log", "wb") as log:
+            self._ipi = subprocess.Popen(
+                [str(program), str(simulation.path)], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+
+    def _stopped(self) -> bool:
+        return self._stop or (self._ipi is not None and self._ipi.poll() is not None)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+
+    def _end_ipi(self) -> int:
+        """Wait for i-PI to end, help it if it does not, and return its exit code."""
+        assert self._ipi is not None  # noqa: S101 - our own state
+        if self._ipi.poll() is None and self._stop:
+            self._ipi.send_signal(signal.SIGTERM)
+        try:
+            return self._ipi.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            self._ipi.kill()
+            return self._ipi.wait()
+
+    def _finish(self, simulation: Simulation, services: list[Service], record: Record, folder: Path) -> None:
+        asked = None
+        if self._ipi is not None and len(services) == 1 and services[0].ring:
+            asked = _steps_done(simulation) * services[0].ring
+        summary = record.summary(asked)
+        record.close(summary)
+        for name in simulation.properties[:1]:
+            draw(Path(name), folder / "beadwork.out", folder / "run.png")
+        print(_tell(summary, folder, self._config.queue))
+
+
+def _steps_done(simulation: Simulation) -> int:
+    """Steps that i-PI itself says it has done in this run, from the RESTART file that it writes when it ends."""
+    restart = Path("RESTART")
+    return read(restart).step - simulation.step if restart.exists() else 0
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the run after the reply that is being computed."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _address(socket: Socket, host: str | None) -> Address:
+    if socket.path is not None:
+        return Address(path=socket.path)
+    # i-PI binds the address: one that means 'every interface' is dialled here
+    return Address(
+        host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
+    )
+
+
+def _tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
+    """The summary in words, with where to look next."""
+    lines = [
+        f"{summary['steps']} steps, {summary['evaluations']} evaluations, "
+        f"{_figure(summary['structures_per_bead_step'], '.3f')} structures evaluated a bead-step, "
+        f"{_figure(summary['seconds_per_step'], '.3f')} s a step:"
+    ]
+    parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda item: -item[1])
+    lines += [f"  {1e3 * seconds:9.2f} ms  {'i-PI and waiting' if name == 'idle' else name}" for name, seconds in parts]
+    lines.append(
+        f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, most {summary['force_spread_max']:.4f} eV/Å; "
+        f"frames kept: {summary['frames_kept']}"
+    )
+    lines.append(f"look at {folder / 'run.png'} and {folder / 'summary.json'}")
+    if queue:
+        lines.append(f"the frames kept: beadwork queue list {queue}")
+    return "\n".join(lines)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)
+
+
+def _start(simulation: Simulation, socket: Socket) -> Frame:
+    system, _ = simulation.served(socket)[0]
+    return system.frame(0, socket.active)
