@@ -8,7 +8,8 @@ CC-BY-SA-4.0 and stay out of this repository.
 
 Every fifth frame of a seeded shuffle is held out before anything else. The baseline learns LO_* on all that is
 left; member m of the committee learns DELTA_* on its own draw of 80 % of it, with seed m. Finished models are
-kept, so a killed run goes on where it stopped.
+kept, so a killed run goes on where it stopped. At the end the bundles are made and the cards written, with the
+errors on the frames held out.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ase.io
+import numpy as np
+import tomli_w
+
+import beadwork
+from beadwork.potential.bundle import COMMITTEE
+from beadwork.potential.importer import import_model
 
 HELD_OUT = 0.2
 MEMBERS = 4
@@ -119,11 +127,77 @@ def run(name: str, seed: int, work: Path, settings: dict[str, object], hydrogen:
     return done
 
 
+def rmse(difference: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt((difference**2).mean()))
+
+
+def errors(potential: Any, frames: list[ase.Atoms], key: str) -> dict[str, float]:
+    """Errors of the energy an atom (meV) and of the force components (meV/Å) against `key`_energy and `key`_forces."""
+    answer = potential.evaluate([beadwork.Frame.from_atoms(frame) for frame in frames])
+    energy = (answer.energies - [f.info[f"{key}_energy"] for f in frames]) / [len(f) for f in frames]
+    forces = answer.forces - np.concatenate([f.arrays[f"{key}_forces"] for f in frames])
+    return {
+        "energy_rmse_meV_per_atom": round(1e3 * rmse(energy), 4),
+        "energy_mean_error_meV_per_atom": round(1e3 * float(energy.mean()), 4),
+        "force_rmse_meV_per_angstrom": round(1e3 * rmse(forces), 4),
+    }
+
+
+def alpha(potential: Any, frames: list[ase.Atoms]) -> float:
+    """Scale that makes the mean square force spread equal to the mean square force error against DELTA_forces."""
+    answer = potential.evaluate([beadwork.Frame.from_atoms(frame) for frame in frames])
+    error = answer.delta.forces - np.concatenate([f.arrays["DELTA_forces"] for f in frames])
+    return float(np.sqrt((error**2).mean() / (answer.force_spread**2).mean()))
+
+
+def bundles(work: Path, out: Path) -> None:
+    """Make the bundles of all five models, measure them on the frames held out, and write the cards."""
+    held = ase.io.read(work / "held-out.extxyz", ":")
+    source = {
+        "data": "revPBE0-D3 frames of 64 H2O, J. Chem. Phys. 153, 104105 (2020), CC-BY-SA-4.0, D3(zero) split off",
+        "command": "python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/",
+        "frames_held_out": len(held),
+    }
+    names = [f"delta-{m}" for m in range(MEMBERS)]
+    for name in ["baseline", *names]:
+        train_file = work / ("train.extxyz" if name == "baseline" else f"{name}.extxyz")
+        settings, key = (BASELINE, "LO") if name == "baseline" else (DELTA, "DELTA")
+        about = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": len(ase.io.read(train_file, ":"))}
+        finished = work / f"{name}_stagetwo.model"
+        # imported twice: the errors that the card gives are those of the bundle itself, not of the eager model
+        probe = work / "bundles" / name
+        if not probe.exists():
+            import_model(finished, probe, trust_pickle=True)
+        measured = errors(beadwork.load(probe), held, key)
+        import_model(
+            finished, out / name, trust_pickle=True, **about, settings={**COMMON, **settings}, held_out={key: measured}
+        )
+        print(name, measured, flush=True)
+    members = [out / name for name in names]
+    scale = alpha(beadwork.load(out / "baseline", members, alpha=1.0), held)
+    card = {
+        "alpha": round(scale, 4),
+        "alpha_from": "ratio of root mean square force error and force spread on the frames held out",
+        "members": names,
+        "weights": [1.0] * MEMBERS,
+        "limits": "liquid water, 64 molecules at 0.997 g/cm3 and about 300 K: neither H3O+, OH- nor H2 were trained for",
+        "held_out": {
+            "baseline_against_REF": errors(beadwork.load(out / "baseline"), held, "REF"),
+            "baseline_and_delta_against_REF": errors(beadwork.load(out / "baseline", members), held, "REF"),
+            "delta_against_DELTA": errors(beadwork.load(None, members), held, "DELTA"),
+        },
+    }
+    (out / COMMITTEE).write_bytes(tomli_w.dumps(card).encode())
+    print(card, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="water64.extxyz.gz")
     parser.add_argument("--work", type=Path, required=True, help="folder for splits, logs and checkpoints")
     parser.add_argument("--jobs", type=int, default=2, help="models trained at the same time, one thread each")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the bundles")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "held-out.extxyz").exists():
@@ -133,6 +207,7 @@ def main() -> None:
         jobs += [pool.submit(run, f"delta-{m}", m + 1, args.work, DELTA, 0.0) for m in range(MEMBERS)]
         for job in jobs:
             print(job.result(), flush=True)
+    bundles(args.work, args.out)
 
 
 if __name__ == "__main__":
