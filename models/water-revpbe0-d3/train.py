@@ -27,7 +27,7 @@ import numpy as np
 import tomli_w
 
 import beadwork
-from beadwork.potential.bundle import COMMITTEE
+from beadwork.potential.bundle import COMMITTEE, amend_card
 from beadwork.potential.importer import import_model
 
 HELD_OUT = 0.2
@@ -165,14 +165,9 @@ def bundles(work: Path, out: Path) -> None:
         settings, key = (BASELINE, "LO") if name == "baseline" else (DELTA, "DELTA")
         about = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": len(ase.io.read(train_file, ":"))}
         finished = work / f"{name}_stagetwo.model"
-        # imported twice: the errors that the card gives are those of the bundle itself, not of the eager model
-        probe = work / "bundles" / name
-        if not probe.exists():
-            import_model(finished, probe, trust_pickle=True)
-        measured = errors(beadwork.load(probe), held, key)
-        import_model(
-            finished, out / name, trust_pickle=True, **about, settings={**COMMON, **settings}, held_out={key: measured}
-        )
+        import_model(finished, out / name, trust_pickle=True, **about, settings={**COMMON, **settings})
+        measured = errors(beadwork.load(out / name), held, key)
+        amend_card(out / name, held_out={key: measured})
         print(name, measured, flush=True)
     members = [out / name for name in names]
     scale = alpha(beadwork.load(out / "baseline", members, alpha=1.0), held)
@@ -181,7 +176,7 @@ def bundles(work: Path, out: Path) -> None:
         "alpha_from": "ratio of root mean square force error and force spread on the frames held out",
         "members": names,
         "weights": [1.0] * MEMBERS,
-        "limits": "liquid water, 64 molecules at 0.997 g/cm3 and about 300 K: neither H3O+, OH- nor H2 were trained for",
+        "limits": "trained for liquid water at 0.997 g/cm3 and about 300 K alone: not for H3O+, OH- or H2",
         "held_out": {
             "baseline_against_REF": errors(beadwork.load(out / "baseline"), held, "REF"),
             "baseline_and_delta_against_REF": errors(beadwork.load(out / "baseline", members), held, "REF"),

@@ -142,6 +142,12 @@ def write_card(bundle: Path, card: Mapping[str, Any]) -> Card:
     return load_card(bundle)
 
 
+def amend_card(bundle: Path, **about: Any) -> Card:
+    """Add entries to a bundle's card: what was found out about the model after it was made."""
+    data = _read_toml(bundle / CARD)
+    return write_card(bundle, {k: v for k, v in data.items() if k not in ("format", "units", "sha256")} | about)
+
+
 def load_committee(members: Sequence[Path]) -> Committee | None:
     """The committee.toml beside these bundles, where there is one and it is about exactly these.
 
