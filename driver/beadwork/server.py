@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,11 @@ Harvest = Callable[[str, int, Sequence[Frame], Evaluation], None]
 
 
 class Server:
-    """Answers i-PI until it says EXIT. harvest and watch run after the reply has left."""
+    """Answers i-PI until it says EXIT.
+
+    harvest and watch run after the reply has left. last_words gets the frames that could not be answered for.
+    directory: i-PI's, where it is known; else it is asked for over a unix socket when i-PI has to be stopped.
+    """
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class Server:
         harvest: Harvest | None = None,
         watch: Callable[[Event], None] = lambda event: None,
         stopped: Callable[[], bool] = lambda: False,
+        last_words: Callable[[Sequence[Frame]], None] = lambda frames: None,
         directory: Path | None = None,
     ) -> None:
         self.services = list(services)
@@ -96,6 +101,7 @@ class Server:
         self._harvest = harvest
         self._watch = watch
         self._stopped = stopped
+        self._last_words = last_words
         self._directory = directory
         self._idle_since = time.perf_counter()
 
@@ -159,7 +165,11 @@ class Server:
         frames = [
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
         ]
-        evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
+        try:
+            evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
+        except BeadworkError:
+            self._last_words(_named(service, positions, frames))
+            raise
         packing = time.perf_counter()
         replies = _replies(evaluation, inverse, service.potential)
         sending = time.perf_counter()
@@ -212,6 +222,13 @@ class Server:
             self._watch(Note("i-PI's directory is not known from here: stop it with a file named EXIT where it runs"))
 
 
+def _named(service: Service, positions: FloatArray, frames: list[Frame]) -> list[Frame]:
+    """The same frames, with their beads where they are known."""
+    if service.beads is None:
+        return frames
+    return [replace(frame, bead=bead) for frame, bead in zip(frames, service.beads.identify(positions), strict=True)]
+
+
 def _fingerprints(request: PosData) -> list[bytes]:
     """A key for every structure of a request; equal keys are equal bytes."""
     pairs = zip(request.cells, request.positions, strict=True)
@@ -229,6 +246,14 @@ def _replies(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential
         ForceReady(energies[index], forces[index], virials[index], [notes[i] for i in index])
         for index in (list(structures) for structures in inverse)
     ]
+
+
+def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
+    """The keys of every extras object of this potential; none without a committee of two at least."""
+    if len(potential.members) < 2:
+        return ()
+    forces = ("committee_force", "committee_virial") if member_forces else ()
+    return ("committee_pot", "energy_spread", "force_spread_max", "force_spread_atom", "alpha", *forces)
 
 
 def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:

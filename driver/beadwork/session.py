@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import ase.io
+
 from beadwork.config import ServeConfig
 from beadwork.errors import QueueError, SimulationError
 from beadwork.events import Event, Note
@@ -27,10 +29,12 @@ from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record
 from beadwork.potential.delta import Evaluation, Potential, load
-from beadwork.server import Server, Service
+from beadwork.server import Server, Service, extra_keys
 
 #: seconds that i-PI gets to end by itself after the server has ended
 FAREWELL = 20.0
+#: where the structures go that ended a run
+LAST_FRAMES = "last-frames.extxyz"
 
 
 class Harvest:
@@ -143,6 +147,7 @@ class Session:
                 harvest=harvest,
                 watch=watch,
                 stopped=self._stopped,
+                last_words=lambda frames: self._last_words(frames, folder),
                 directory=Path.cwd() if start_ipi else None,
             )
             with _signals(self._on_signal):
@@ -188,6 +193,7 @@ class Session:
             potential.check_species(numbers)
             self._notes += potential.settle(_start(simulation, socket))
             services.append(self._service(simulation, socket, potential, numbers))
+        _check_extras(simulation, services)
         return services
 
     def _service(self, simulation: Simulation, socket: Socket, potential: Potential, numbers: Any) -> Service:
@@ -231,6 +237,12 @@ class Session:
                 [str(program), str(simulation.path)], stdout=log, stderr=subprocess.STDOUT, env=environment
             )
 
+    def _last_words(self, frames: Sequence[Frame], folder: Path) -> None:
+        """Leave the frames that no model could answer for on disk."""
+        path = folder / LAST_FRAMES
+        ase.io.write(path, [frame.to_atoms() for frame in frames], format="extxyz")
+        print(f"beadwork: the {len(frames)} frames that could not be answered for are in {path}", file=sys.stderr)
+
     def _stopped(self) -> bool:
         return self._stop or (self._ipi is not None and self._ipi.poll() is not None)
 
@@ -257,6 +269,16 @@ class Session:
         for name in simulation.properties[:1]:
             draw(Path(name), folder / "beadwork.out", folder / "run.png")
         print(_tell(summary, folder, self._config.queue))
+
+
+def _check_extras(simulation: Simulation, services: list[Service]) -> None:
+    """Refuse outputs of extras that no reply will have: i-PI would die with a KeyError at the first of them."""
+    sent = {key for service in services for key in extra_keys(service.potential, service.member_forces)}
+    if missing := sorted(set(simulation.extras) - sent):
+        raise SimulationError(
+            f"{simulation.path} writes the extras {', '.join(missing)}, which will not be sent: "
+            f"{', '.join(sorted(sent)) or 'nothing'} will; take those outputs out, or give a committee (--delta)"
+        )
 
 
 def _steps_done(simulation: Simulation) -> int:
