@@ -65,9 +65,12 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Write the frames as extended XYZ, whole or not at all.
 
     Per atom: force_spread (eV/Å). Per frame: what the table shows, and the members' energies in eV as
-    member_energy_0, member_energy_1, ... Raises QueueError where the file cannot be written.
+    member_energy_0, member_energy_1, ... Raises QueueError where the file cannot be written, or there are no rows.
     """
     import ase.io
+
+    if not rows:
+        raise QueueError(f"no frames to write to {path}; `beadwork queue list` shows what the queue holds")
 
     target = Path(path).absolute()
     part = target.with_name(f".{target.name}.{os.getpid()}.part")

@@ -147,11 +147,13 @@ class Queue:
         None stands for a frame that the queue has already (equal fingerprint).
         """
         rows = [_to_ase(kept) for kept in frames]
+        ids: list[int | None] = []
         with self._change() as db:
-            return [
-                None if db.count(fingerprint=keys["fingerprint"]) else int(db.write(atoms, keys, data))
-                for atoms, keys, data in rows
-            ]
+            for atoms, keys, data in rows:
+                db.change_count = 0  # else ASE commits in the midst, every 5000 statements
+                known = db.count(fingerprint=keys["fingerprint"])
+                ids.append(None if known else int(db.write(atoms, keys, data)))
+        return ids
 
     def rows(
         self, *, status: str | None = None, simulation: str | None = None, committee: str | None = None
@@ -165,7 +167,7 @@ class Queue:
         if committee is not None:
             wanted["committee"] = _prefixed(committee)
         with self._open() as db:
-            return [_from_ase(row) for row in db.select(sort="id", **wanted)]
+            return [self._read(row) for row in db.select(sort="id", **wanted)]
 
     def get(self, id: int) -> Row:
         """Return one row."""
@@ -221,8 +223,17 @@ class Queue:
 
     def _row(self, db: Any, id: int) -> Row:
         for row in db.select(id=id):
-            return _from_ase(row)
+            return self._read(row)
         raise QueueError(f"the queue {self.name} has no row {id}; `beadwork queue list` shows those it has")
+
+    def _read(self, row: Any) -> Row:
+        try:
+            return _from_ase(row)
+        except KeyError as error:
+            raise QueueError(
+                f"row {row.id} of the queue {self.name} has no {error}: beadwork did not write it; "
+                "move it to a database of its own with `ase db`"
+            ) from error
 
     def _claimed(self, db: Any, id: int, worker: str) -> Row:
         row = self._row(db, id)

@@ -44,6 +44,7 @@ class QueueWriter:
         self._pending: deque[Kept] = deque()
         self._changed = threading.Condition()
         self._deadline: float | None = None  # of closing, on the monotonic clock
+        self._ended = False
         #: frames committed
         self.kept = 0
         #: frames that the queue had already
@@ -63,7 +64,7 @@ class QueueWriter:
     def offer(self, kept: Kept) -> bool:
         """Take a frame without waiting. False, and counted in `dropped`, where it could not be taken."""
         with self._changed:
-            taken = len(self._pending) < self._max_pending and self._deadline is None and self._thread.is_alive()
+            taken = len(self._pending) < self._max_pending and self._deadline is None and not self._ended
             if taken:
                 self._pending.append(kept)
                 self._changed.notify_all()
@@ -74,9 +75,7 @@ class QueueWriter:
     def flush(self, timeout: float) -> bool:
         """Wait until all that was offered is committed; False where that took longer than `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._pending or not self._thread.is_alive(), timeout) and (
-                not self._pending
-            )
+            return self._changed.wait_for(lambda: not self._pending or self._ended, timeout) and (not self._pending)
 
     def close(self, timeout: float = 30.0) -> bool:
         """Write what is pending, for `timeout` seconds at most, and end the thread.
@@ -116,6 +115,7 @@ class QueueWriter:
             raise
         finally:
             with self._changed:
+                self._ended = True
                 self._changed.notify_all()
 
     def _next(self) -> list[Kept] | None:

@@ -1,0 +1,135 @@
+"""The distance of structures: what it must not see, what it must see, and an independent computation of it."""
+
+from __future__ import annotations
+
+import ase.build
+import ase.neighborlist
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from beadwork.frame import FloatArray, Frame
+from beadwork.harvest.distance import REACH, distance, fingerprint, signature
+
+seeds = st.integers(0, 2**32 - 1)
+periodicities = st.sampled_from([(True, True, True), (True, True, False), (False, True, False), (False, False, False)])
+
+
+def random_frame(rng: np.random.Generator, pbc: tuple[bool, bool, bool]) -> Frame:
+    """Make a frame of 2 to 12 atoms in a triclinic cell, some of them smaller than the reach."""
+    n = int(rng.integers(2, 13))
+    cell = np.diag(rng.uniform(3, 9, 3)) + rng.uniform(-1, 1, (3, 3))
+    return Frame(rng.choice([1, 6, 8], n), rng.uniform(-1, 2, (n, 3)) @ cell, cell, pbc)
+
+
+def reference(one: Frame, other: Frame) -> float:
+    """Compute the distance anew: ASE's neighbour list, and lists of distances filled up with the reach."""
+
+    def distances(frame: Frame, a: int, b: int) -> FloatArray:
+        i, j, d = ase.neighborlist.neighbor_list("ijd", frame.to_atoms(), REACH)
+        z = frame.numbers
+        # a full list has every pair of unlike atoms twice as (a, b) and (b, a), of like atoms twice as (a, a)
+        found = d[(z[i] == a) & (z[j] == b)]
+        return np.sort(found)[::2] if a == b else np.sort(found)
+
+    worst = 0.0
+    for a in set(one.numbers):
+        for b in set(one.numbers):
+            x, y = distances(one, a, b), distances(other, a, b)
+            size = max(len(x), len(y))
+            x, y = (np.pad(v, (0, size - len(v)), constant_values=REACH) for v in (x, y))
+            worst = max(worst, float(np.abs(x - y).max(initial=0.0)))
+    return worst
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, periodicities)
+def test_same_structure_in_another_guise(seed: int, pbc: tuple[bool, bool, bool]) -> None:
+    """Exchange of like atoms, translation, rotation with the cell, other images: distance 0, same fingerprint."""
+    rng = np.random.default_rng(seed)
+    frame = random_frame(rng, pbc)
+    order = rng.permutation(len(frame.numbers))
+    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
+    images = rng.integers(-3, 4, (len(order), 3)) * np.array(pbc)
+    moved = (frame.positions[order] + images @ frame.cell + rng.normal(0, 5, 3)) @ turn.T
+    guise = Frame(frame.numbers[order], moved, frame.cell @ turn.T, pbc)
+    assert distance(signature(frame), signature(guise)) < 1e-9
+    assert fingerprint(signature(frame)) == fingerprint(signature(guise))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, periodicities)
+def test_agrees_with_independent_computation(seed: int, pbc: tuple[bool, bool, bool]) -> None:
+    """The same number as from ASE's neighbour list and padded lists, for any cell and periodicity."""
+    rng = np.random.default_rng(seed)
+    one = random_frame(rng, pbc)
+    other = Frame(one.numbers, one.positions + rng.normal(0, 0.3, one.positions.shape), one.cell, pbc)
+    assert distance(signature(one), signature(other)) == pytest.approx(reference(one, other), abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds)
+def test_is_a_pseudometric(seed: int) -> None:
+    """Symmetric, and no detour is shorter."""
+    rng = np.random.default_rng(seed)
+    first = random_frame(rng, (True, True, True))
+    a, b, c = (
+        signature(Frame(first.numbers, first.positions + rng.normal(0, s, first.positions.shape), first.cell))
+        for s in (0.0, 0.2, 0.5)
+    )
+    assert distance(a, b) == distance(b, a)
+    assert distance(a, c) <= distance(a, b) + distance(b, c) + 1e-12
+
+
+def water(n: int, seed: int = 0) -> Frame:
+    """Make n**3 molecules at the density of water, turned at random."""
+    rng = np.random.default_rng(seed)
+    molecules = ase.build.molecule("H2O")
+    atoms = ase.Atoms(cell=np.full(3, 3.107 * n), pbc=True)
+    for site in np.ndindex(n, n, n):
+        one = molecules.copy()
+        one.positions = Rotation.random(random_state=int(rng.integers(2**31))).apply(one.positions)
+        one.positions += 3.107 * np.array(site)
+        atoms += one
+    return Frame.from_atoms(atoms)
+
+
+def test_one_proton_in_a_liquid_is_seen() -> None:
+    """In 64 molecules of water, one proton moved by 0.3 Å is farther than noise of 0.01 Å on every coordinate."""
+    frame = water(4)
+    jitter = np.random.default_rng(1).normal(0, 0.01, frame.positions.shape)
+    moved = frame.positions.copy()
+    bond = moved[1] - moved[0]
+    moved[1] += 0.3 * bond / np.linalg.norm(bond)
+    here = signature(frame)
+    noise = distance(here, signature(Frame(frame.numbers, frame.positions + jitter, frame.cell)))
+    proton = distance(here, signature(Frame(frame.numbers, moved, frame.cell)))
+    assert noise < 0.05 < 0.25 < proton
+
+
+def test_different_structures_differ() -> None:
+    """Another composition is infinitely far; two liquids with their molecules turned otherwise are far apart."""
+    assert distance(signature(water(2)), signature(water(3))) == np.inf
+    one, other = signature(water(3, seed=1)), signature(water(3, seed=2))
+    assert distance(one, other) > 0.1
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_exchange_of_unlike_atoms_is_seen() -> None:
+    """Unlike atoms exchanged make another structure: HCN is not HNC."""
+    line = np.array([[0.0, 0, 0], [1.07, 0, 0], [2.22, 0, 0]])
+    hcn = Frame(np.array([1, 6, 7]), line, np.zeros((3, 3)), (False,) * 3)
+    hnc = Frame(np.array([1, 7, 6]), line, np.zeros((3, 3)), (False,) * 3)
+    assert distance(signature(hcn), signature(hnc)) > 1.0
+
+
+@pytest.mark.parametrize("gap", [REACH - 1e-7, REACH, REACH + 1e-7])
+def test_continuous_at_the_reach(gap: float) -> None:
+    """A pair of atoms that leaves the reach does not make a jump; one atom alone has a signature too."""
+    numbers, cell, pbc = np.array([1, 1]), np.zeros((3, 3)), (False,) * 3
+    inside = signature(Frame(numbers, np.array([[0.0, 0, 0], [REACH - 1e-6, 0, 0]]), cell, pbc))
+    assert distance(inside, signature(Frame(numbers, np.array([[0.0, 0, 0], [gap, 0, 0]]), cell, pbc))) < 2e-6
+    alone = signature(Frame(numbers[:1], np.zeros((1, 3)), cell, pbc))
+    assert distance(alone, alone) == 0.0

@@ -1,0 +1,93 @@
+"""kill -9 at random instants: what was reported kept is kept, whole and once, and the queue goes on."""
+
+from __future__ import annotations
+
+import random
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import ase.db
+import numpy as np
+import pytest
+
+from beadwork.harvest.queue import Queue
+
+CONFTEST = Path(__file__).parent / "conftest.py"
+
+#: says which frames are kept, each after its commit; offers each frame twice
+PROGRAM = textwrap.dedent(
+    """
+    import importlib.util, itertools, os, sys
+    spec = importlib.util.spec_from_file_location("shared", sys.argv[2])
+    shared = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shared)
+    from beadwork.harvest.queue import Queue
+    from beadwork.harvest.writer import QueueWriter
+    os.write(1, b"ready\\n")
+    writer = QueueWriter(
+        Queue(sys.argv[1], create=True), max_pending=4, on_kept=lambda id, kept: os.write(1, b"%d\\n" % kept.evaluation)
+    )
+    for kept in map(shared.make_kept, itertools.count(int(sys.argv[3]))):
+        while not (writer.offer(kept) and writer.offer(kept)):
+            writer.flush(1.0)
+    """
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int) -> None:
+    """Two kills of one queue, the first one often while it is being made; then all is counted independently."""
+    spec = spec_from_file_location("shared", CONFTEST)
+    assert spec is not None
+    assert spec.loader is not None
+    shared = module_from_spec(spec)
+    spec.loader.exec_module(shared)
+    chance = random.Random(seed)
+    reported: list[int] = []
+    for round in range(2):
+        child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(path), str(CONFTEST), str(1000 * round)], stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        try:
+            assert select.select([child.stdout], [], [], 120)[0]
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(chance.choice([0.02, 0.1, 0.4]) * chance.random())
+        finally:
+            child.send_signal(signal.SIGKILL)
+        # a report is one short write to a pipe: it arrived whole or not at all
+        reported += [int(line) for line in child.stdout.read().split()]
+        child.stdout.close()
+        assert child.wait() == -signal.SIGKILL
+
+    queue = Queue(path, create=True)
+    assert queue.add(shared.make_kept(99_999)) is not None  # it opens and takes writes
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    with closing(sqlite3.connect(path)) as connection:
+        counts = {
+            table: connection.execute(f"SELECT COUNT(DISTINCT id) FROM {table}").fetchone()[0]
+            for table in ("systems", "keys", "text_key_values", "number_key_values", "species")
+        }
+    assert len(set(counts.values())) == 1, counts  # no row is torn
+
+    db = ase.db.connect(path, use_lock_file=False)
+    with db:
+        rows = list(db.select())
+    stored = [row.evaluation for row in rows]
+    assert len(stored) == len(set(stored))  # none twice
+    assert set(reported) <= set(stored)  # none lost
+    assert len(reported) == len(set(reported))
+    for row in rows:
+        made = shared.make_kept(row.evaluation)
+        np.testing.assert_array_equal(row.positions, made.frame.positions)
+        np.testing.assert_array_equal(row.data["force_spread"], made.force_spread)
+    assert not list(path.parent.glob("*.lock"))

@@ -1,0 +1,385 @@
+"""The queue: what goes in comes out, once; claims belong to one worker; and whatever is wrong is said in a sentence."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import ase.build
+import ase.db
+import numpy as np
+import pytest
+
+from beadwork.errors import QueueError
+from beadwork.frame import Frame
+from beadwork.harvest.distance import signature
+from beadwork.harvest.queue import Kept, Queue, committee_hash
+
+Make = Callable[[int], Kept]
+
+
+def test_frame_comes_back_as_it_went_in(queue: Queue, kept: Make) -> None:
+    """Structure and all that was said of it, to the last bit."""
+    for seed in range(6):
+        before = kept(seed)
+        id = queue.add(before)
+        assert id is not None
+        row = queue.get(id)
+        after = row.kept
+        assert (row.id, row.status, row.attempts, row.worker) == (id, "waiting", 0, None)
+        assert row.version.startswith("beadwork ")
+        for name in ("evaluation", "energy_spread", "models", "simulation", "step", "time", "committee"):
+            assert getattr(after, name) == getattr(before, name), name
+        assert (after.frame.pbc, after.frame.bead) == (before.frame.pbc, before.frame.bead)
+        for name in ("numbers", "positions", "cell"):
+            np.testing.assert_array_equal(getattr(after.frame, name), getattr(before.frame, name))
+        np.testing.assert_array_equal(after.force_spread, before.force_spread)
+        np.testing.assert_array_equal(after.member_energies, before.member_energies)
+
+
+def test_ase_reads_it_without_us(queue: Queue, path: Path, kept: Make) -> None:
+    """ase.db alone finds the rows by our keys, and SQLite finds nothing wrong with the file."""
+    queue.add_all([kept(seed) for seed in range(4)])
+    db = ase.db.connect(path, use_lock_file=False)
+    with db:
+        assert db.count(status="waiting") == 4
+        row = db.get("bead=3")
+    assert row.toatoms().get_chemical_formula() == "H4O2"
+    assert row.force_spread_max == kept(3).force_spread.max()
+    assert row.simulation == "sha256:" + "1e5".ljust(64, "0")
+    np.testing.assert_array_equal(row.data["force_spread"], kept(3).force_spread)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_cluster_and_spreads_that_are_not_finite(queue: Queue) -> None:
+    """No cell, a mixed periodicity, and the NaN of a frame kept because a model answered it."""
+    atoms = ase.build.molecule("H2O")
+    numbers, nothing = atoms.numbers, np.zeros((3, 3))
+    nan = np.array([np.nan, 0.0, np.inf])
+    cluster = Kept(Frame(numbers, atoms.positions, nothing, (False,) * 3), 1, np.nan, nan, nan[:2], ("a" * 64,), "b")
+    slab = Kept(Frame(numbers, atoms.positions * 1.1, np.eye(3) * 5, (True, False, True)), 2, 0.0, nan, nan, (), "b")
+    assert None not in queue.add_all([cluster, slab])
+    first, second = (row.kept for row in queue.rows())
+    assert first.frame.pbc == (False,) * 3
+    assert not first.frame.cell.any()
+    assert np.isnan(first.energy_spread)
+    np.testing.assert_array_equal(first.force_spread, nan)
+    assert second.frame.pbc == (True, False, True)
+
+
+def test_rows_are_found_by_status_simulation_and_committee(queue: Queue, kept: Make) -> None:
+    """What a restarted server asks for: the frames of this run and these models, hashes with or without prefix."""
+    from dataclasses import replace
+
+    queue.add_all([kept(0), replace(kept(1), simulation="c" * 64), replace(kept(2), models=("d" * 64,))])
+    assert [row.id for row in queue.rows()] == [1, 2, 3]
+    assert [row.id for row in queue.rows(simulation="c" * 64)] == [2]
+    assert [row.id for row in queue.rows(simulation="sha256:" + "c" * 64)] == [2]
+    assert [row.id for row in queue.rows(committee=committee_hash(["d" * 64]))] == [3]
+    assert queue.claim("w", 60) is not None
+    assert [row.id for row in queue.rows(status="waiting")] == [2, 3]
+    assert [row.id for row in queue.rows(status="waiting", simulation=kept(0).simulation)] == [3]
+
+
+def test_no_frame_is_stored_twice(queue: Queue, path: Path, kept: Make) -> None:
+    """Not in one call, not in another, not from another server, and not permuted, moved and wrapped."""
+    one = kept(0)
+    assert queue.add_all([one, one]) == [1, None]
+    frame = one.frame
+    order = [3, 5, 1, 0, 2, 4]
+    moved = Frame(frame.numbers[order], frame.positions[order] + frame.cell[1] + 0.3, frame.cell, bead=3)
+    assert Queue(path).add(Kept(moved, 9, 0.0, np.zeros(6), np.zeros(4), ("e" * 64,), "f" * 64)) is None
+    assert queue.add(kept(1)) is not None
+    assert len(queue) == 2
+
+
+def test_database_itself_refuses_a_second_fingerprint(queue: Queue, path: Path, kept: Make) -> None:
+    """Also a writer that does not ask first (ASE alone) cannot store a fingerprint twice."""
+    queue.add(kept(0))
+    mark = queue.get(1).fingerprint
+    db = ase.db.connect(path, use_lock_file=False)
+    with pytest.raises(sqlite3.IntegrityError), db:
+        db.write(ase.build.molecule("H2"), fingerprint=mark)
+    assert len(queue) == 1
+
+
+def test_claim_is_for_one_worker_and_for_a_time(queue: Queue, kept: Make) -> None:
+    """Oldest first, never to two workers, back when the lease is over, and the attempts are counted."""
+    queue.add_all([kept(0), kept(1)])
+    first, second = queue.claim("ann", 60), queue.claim("17", -1)  # a worker's name may read as a number
+    assert first is not None
+    assert second is not None
+    assert (first.id, first.worker, first.attempts, first.status) == (1, "ann", 1, "claimed")
+    assert first.expires == pytest.approx(time.time() + 60, abs=5)
+    assert (second.id, second.worker) == (2, "17")
+    again = queue.claim("cid", 60)  # the claim of worker 17 has expired
+    assert again is not None
+    assert (again.id, again.worker, again.attempts) == (2, "cid", 2)
+    assert queue.claim("dan", 60) is None
+    assert queue.claim("dan", 60, id=1) is None
+    with pytest.raises(QueueError, match=r"row 2 .* claimed by cid, not claimed by 17"):
+        queue.finish(2, "17", {"energy": 1.0})
+    queue.release(2, "cid")
+    back = queue.claim("dan", 60, id=2)
+    assert back is not None
+    assert back.attempts == 2  # what was released does not count
+
+
+def test_label_and_failure(queue: Queue, kept: Make) -> None:
+    """A label comes back as it was given; a failure waits again or is set aside, with its reason."""
+    queue.add_all([kept(0), kept(1)])
+    forces = np.random.default_rng(0).normal(size=(6, 3))
+    queue.claim("ann", 60)
+    queue.finish(1, "ann", {"energy": -76.1, "forces": forces, "code": "pyscf"})
+    row = queue.get(1)
+    assert row.status == "labelled"
+    assert row.label is not None
+    assert row.label["energy"] == -76.1
+    np.testing.assert_array_equal(row.label["forces"], forces)
+    np.testing.assert_array_equal(row.kept.force_spread, kept(0).force_spread)  # and nothing of the frame is lost
+
+    for again, status in ((True, "waiting"), (False, "failed")):
+        claimed = queue.claim("ann", 60)
+        assert claimed is not None
+        assert claimed.id == 2
+        queue.fail(2, "ann", "no convergence", again=again)
+        assert queue.get(2).status == status
+    assert (queue.get(2).reason, queue.get(2).attempts) == ("no convergence", 2)
+    assert queue.claim("ann", 60) is None
+    for change in (
+        lambda: queue.release(2, "ann"),
+        lambda: queue.fail(1, "ann", "x", again=True),
+        lambda: queue.finish(9, "ann", {}),
+    ):
+        with pytest.raises(QueueError, match="row"):
+            change()
+    assert [row.status for row in queue.rows()] == ["labelled", "failed"]
+
+
+def test_two_processes_share_a_queue(path: Path, kept: Make) -> None:
+    """Two processes that make the queue, write the same frames and claim them: each frame once, each claim once."""
+    program = textwrap.dedent(
+        """
+        import importlib.util, sys
+        spec = importlib.util.spec_from_file_location("shared", sys.argv[2])
+        shared = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(shared)
+        from beadwork.harvest.queue import Queue
+        queue = Queue(sys.argv[1], create=True)
+        stored = sum(queue.add(shared.make_kept(seed)) is not None for seed in range(15))
+        claimed = []
+        while (row := queue.claim(sys.argv[3], 60)) is not None:
+            claimed.append(row.id)
+        print(stored, *claimed)
+        """
+    )
+    shared = Path(__file__).parent / "conftest.py"
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(path), str(shared), name], stdout=subprocess.PIPE, text=True
+        )
+        for name in ("ann", "bob")
+    ]
+    said = [[int(word) for word in child.communicate(timeout=120)[0].split()] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert sum(words[0] for words in said) == 15
+    assert sorted(id for words in said for id in words[1:]) == [row.id for row in Queue(path).rows()]
+    assert len(Queue(path)) == 15
+
+
+def test_file_is_for_its_user_alone(path: Path) -> None:
+    """Whatever the umask, nobody else reads the frames."""
+    before = os.umask(0)
+    try:
+        Queue(path, create=True)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_not_a_queue(tmp_path: Path, kept: Make) -> None:
+    """Missing, a directory, empty, not a database, a stranger's, ASE's own, a newer one: a sentence each, untouched."""
+
+    def refused(path: Path, match: str, *, create: bool = True) -> None:
+        before = path.read_bytes() if path.is_file() else None
+        with pytest.raises(QueueError, match=match) as caught:
+            Queue(path, create=create)
+        assert path.name in str(caught.value)
+        assert (path.read_bytes() if path.is_file() else None) == before
+
+    refused(tmp_path / "none.db", "there is no queue", create=False)
+    refused(tmp_path / "no" / "where" / "queue.db", "cannot make the queue")
+    refused(tmp_path, "is a directory")
+    (tmp_path / "empty.db").touch()
+    refused(tmp_path / "empty.db", "is empty", create=False)
+    (tmp_path / "text.db").write_text("not a database " * 100)
+    refused(tmp_path / "text.db", "not a database; .* choose another path")
+    with closing(sqlite3.connect(tmp_path / "foreign.db")) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    refused(tmp_path / "foreign.db", "something else")
+    own = ase.db.connect(tmp_path / "own.db", use_lock_file=False)
+    with own:
+        own.write(ase.build.molecule("H2"))
+    refused(tmp_path / "own.db", "did not make")
+    Queue(tmp_path / "newer.db", create=True)
+    newer = ase.db.connect(tmp_path / "newer.db", use_lock_file=False)
+    with newer:
+        newer.metadata = {"beadwork_queue": 99}
+    refused(tmp_path / "newer.db", "newer beadwork")
+
+
+def test_damaged_queue_is_said_so(queue: Queue, path: Path, kept: Make) -> None:
+    """Pages overwritten with zeros: the sentence names the file, and no other exception comes out."""
+    queue.add_all([kept(seed) for seed in range(30)])
+    content = bytearray(path.read_bytes())
+    content[4096 : len(content) // 2] = bytes(len(content) // 2 - 4096)
+    path.write_bytes(content)
+    with pytest.raises(QueueError, match=path.name):
+        queue.rows()
+
+
+def test_row_of_a_stranger_is_named(queue: Queue, path: Path) -> None:
+    """A row that someone added with ASE alone is pointed out by its id."""
+    db = ase.db.connect(path, use_lock_file=False)
+    with db:
+        db.write(ase.build.molecule("H2"))
+    with pytest.raises(QueueError, match=r"row 1 .* beadwork did not write it"):
+        queue.rows()
+
+
+def test_locked_queue_is_said_so(path: Path, kept: Make) -> None:
+    """A writer that holds the file for longer than our patience; afterwards all is well."""
+    queue = Queue(path, create=True, patience=0.2)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(QueueError, match=r"locked; another process has held it for more than 0\.2 s"):
+            queue.add(kept(0))
+        other.execute("ROLLBACK")
+    assert queue.add(kept(0)) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of files are POSIX's")
+def test_read_only_queue(open_directory: Path, kept: Make) -> None:
+    """Without the right to write, it can be listed, and adding says what to do; nothing changes."""
+    path = open_directory / "queue.db"
+    Queue(path, create=True).add(kept(0))
+    path.chmod(0o444)
+    root = os.geteuid() == 0
+    if root:  # whom no mode stops: become somebody else for a moment
+        os.seteuid(65534)
+    try:
+        queue = Queue(path)
+        assert [row.kept.evaluation for row in queue.rows()] == [0]
+        with pytest.raises(QueueError, match="readonly database; make the file and its directory writable"):
+            queue.add(kept(1))
+    finally:
+        if root:
+            os.seteuid(0)
+    assert len(Queue(path)) == 1
+
+
+def test_unreadable_queue(open_directory: Path, kept: Make) -> None:
+    """A file that this user may not read at all."""
+    path = open_directory / "queue.db"
+    Queue(path, create=True)
+    path.chmod(0o000)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(QueueError, match=r"unable to open .* read and write"):
+            Queue(path)
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_full_disk_is_said_so(queue: Queue, path: Path, kept: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's own limit on pages stands for the disk: the frames before are safe, and the batch is all or none."""
+    queue.add_all([kept(seed) for seed in range(3)])
+    connect = sqlite3.connect
+
+    def on_a_small_disk(*args: object, **kwargs: object) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)  # type: ignore[call-overload]
+        connection.execute(f"PRAGMA max_page_count = {path.stat().st_size // 4096}")
+        return connection  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", on_a_small_disk)
+    with pytest.raises(QueueError, match="full; make room on the disk"):
+        queue.add_all([kept(seed) for seed in range(3, 40)])
+    monkeypatch.undo()
+    assert [row.kept.evaluation for row in queue.rows()] == [0, 1, 2]
+    assert queue.add_all([kept(3)]) == [4]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 8, 12])
+def test_failure_at_any_statement_undoes_the_batch(
+    queue: Queue, path: Path, kept: Make, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """The n-th statement of a batch fails: none of its frames is in any of the tables, and the next try works."""
+    queue.add(kept(0))
+    connect = sqlite3.connect
+
+    class Frail(sqlite3.Connection):
+        left = 10**9
+
+        def cursor(self, *args: object, **kwargs: object) -> sqlite3.Cursor:  # type: ignore[override]
+            Frail.left -= 1
+            if Frail.left <= 0:
+                raise sqlite3.OperationalError("disk I/O error")
+            return super().cursor()
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, factory=Frail))
+    Frail.left = stop
+    with pytest.raises(QueueError, match="disk I/O error; the disk"):
+        queue.add_all([kept(1), kept(2), kept(3), kept(4), kept(5), kept(6)])
+    monkeypatch.undo()
+    with closing(sqlite3.connect(path)) as connection:
+        for table in ("systems", "keys", "text_key_values", "number_key_values", "species"):
+            assert connection.execute(f"SELECT COUNT(DISTINCT id) FROM {table}").fetchone() == (1,), table
+    assert len(queue.add_all([kept(1), kept(2)])) == len(queue) - 1 == 2
+
+
+def test_creation_is_finished_by_the_next(path: Path, kept: Make) -> None:
+    """A server killed while it made the queue (an empty file, or ASE's tables without our mark) leaves no trap."""
+    path.touch()
+    assert len(Queue(path, create=True)) == 0
+    path.unlink()
+    db = ase.db.connect(path, use_lock_file=False)
+    with db:
+        assert db.count() == 0
+    queue = Queue(path, create=True)
+    assert queue.add_all([kept(0), kept(0)]) == [1, None]
+
+
+def test_other_databases_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown scheme, and PostgreSQL without its packages: the sentence says what to install, not the password."""
+    with pytest.raises(QueueError, match="give a path, or a postgresql:// URL") as caught:
+        Queue("mysql://me:secret@host/db", create=True)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(QueueError, match=r"pip install 'beadwork\[postgres\]'"):
+        Queue("postgresql://me:secret@host/db", create=True)
+
+
+def test_kept_frame_must_fit_itself(kept: Make) -> None:
+    """A force spread of another number of atoms is a mistake of the caller, found before the writer's thread."""
+    with pytest.raises(ValueError, match=r"\(5,\) for 6 atoms"):
+        Kept(kept(0).frame, 0, 0.0, np.zeros(5), np.zeros(4), (), "a")
+
+
+def test_fingerprint_is_that_of_the_structure(queue: Queue, kept: Make) -> None:
+    """The key in the row is the fingerprint of the frame that comes back, so it can be checked at any time."""
+    from beadwork.harvest.distance import fingerprint
+
+    queue.add(kept(0))
+    row = queue.get(1)
+    assert row.fingerprint == fingerprint(signature(row.kept.frame))

@@ -1,0 +1,162 @@
+"""Which frames are kept: band, cool-down, limit, likeness, each against cases worked out by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beadwork.errors import ConfigError
+from beadwork.frame import Frame
+from beadwork.harvest import select
+from beadwork.harvest.select import Band, Selector, Verdict
+
+KEEP, BELOW, ABOVE = Verdict.KEEP, Verdict.BELOW, Verdict.ABOVE
+
+
+def dimer(length: float) -> Frame:
+    """Make H2 of a given bond length in Å: two of them lie as far apart as their bonds differ."""
+    return Frame(np.array([1, 1]), np.array([[0.0, 0, 0], [length, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
+
+
+def verdicts(selector: Selector, step: int, lengths: list[float], spreads: list[float]) -> list[Verdict]:
+    """Consider dimers by their force spread and return what became of them."""
+    decisions = selector.consider(step, [dimer(x) for x in lengths], np.array(spreads), np.zeros(len(spreads)))
+    assert [decision.index for decision in decisions] == list(range(len(lengths)))
+    return [decision.verdict for decision in decisions]
+
+
+@pytest.mark.parametrize(
+    ("band", "force", "energy", "place"),
+    [
+        (Band(force_low=0.1), 0.1, 0.0, KEEP),
+        (Band(force_low=0.1), 0.0999, 9.0, BELOW),
+        (Band(force_low=0.1, force_high=1.0), 1.0, 0.0, ABOVE),
+        (Band(force_low=0.1, force_high=1.0), 0.9999, 0.0, KEEP),
+        (Band(energy_low=0.01), 5.0, 0.01, KEEP),
+        (Band(energy_low=0.01), 5.0, 0.0099, BELOW),
+        (Band(force_low=0.1, energy_low=0.01), 0.0, 0.02, KEEP),  # any low mark suffices
+        (Band(force_low=0.1, energy_low=0.01), 0.2, 0.0, KEEP),
+        (Band(force_low=0.1, energy_low=0.01), 0.0, 0.0, BELOW),
+        (Band(force_low=0.1, energy_high=1.0), 0.2, 2.0, ABOVE),  # every high mark holds
+        (Band(force_low=0.1, energy_high=1.0), 0.0, 2.0, ABOVE),
+        (Band(force_low=0.1), np.nan, 0.0, ABOVE),
+        (Band(force_low=0.1), 0.2, np.inf, ABOVE),
+        (Band(force_low=0.0), 0.0, 0.0, KEEP),
+    ],
+)
+def test_band(band: Band, force: float, energy: float, place: Verdict) -> None:
+    """At a low mark is in, at a high mark is out, and what is not finite is out."""
+    assert band.place(force, energy) is place
+
+
+@pytest.mark.parametrize(
+    ("marks", "named"),
+    [
+        ({}, "low mark"),
+        ({"force_high": 1.0}, "low mark"),
+        ({"force_low": 2.0, "force_high": 1.0}, "force_low"),
+        ({"energy_low": 1.0, "energy_high": 1.0}, "energy_low"),
+        ({"force_low": -1.0}, "force_low"),
+        ({"force_low": 0.1, "energy_high": np.nan}, "energy_high"),
+    ],
+)
+def test_impossible_band_is_refused(marks: dict[str, float], named: str) -> None:
+    """A band that could keep nothing says which mark is wrong."""
+    with pytest.raises(ConfigError, match=named):
+        Band(**marks)
+
+
+def test_impossible_selector_is_refused() -> None:
+    """Negative cool-down, limit and distance are named."""
+    band = Band(force_low=0.1)
+    for wrong, named in (({"cooldown": -1}, "cool-down"), ({"limit": -1}, "limit"), ({"min_distance": -1.0}, "distan")):
+        with pytest.raises(ConfigError, match=named):
+            Selector(band, **wrong)  # type: ignore[arg-type]
+
+
+def test_cooldown_counts_steps_of_the_run() -> None:
+    """After a frame of step 10, cool-down 5 passes over steps 11 to 14 for all beads, and takes 15."""
+    selector = Selector(Band(force_low=0.1), cooldown=5)
+    assert verdicts(selector, 10, [0.7, 0.9], [0.2, 0.0]) == [KEEP, BELOW]
+    assert verdicts(selector, 10, [1.1], [0.2]) == [KEEP]  # the rest of the same step, in a call of its own
+    for step in (11, 14):
+        assert verdicts(selector, step, [1.3, 1.5], [0.2, 0.3]) == [Verdict.COOLDOWN] * 2
+    assert verdicts(selector, 15, [1.3], [0.2]) == [KEEP]
+    assert verdicts(selector, 3, [1.7], [0.2]) == [KEEP]  # the simulation was restarted from an earlier step
+    assert selector.counts == {KEEP: 4, BELOW: 1, Verdict.COOLDOWN: 4}
+
+
+def test_limit_takes_the_most_uncertain_first() -> None:
+    """Two places and three frames: the one with the smallest spread stays out, and so does all that comes later."""
+    selector = Selector(Band(force_low=0.1), limit=2)
+    assert verdicts(selector, 0, [0.7, 0.9, 1.1], [0.3, 0.2, 0.4]) == [KEEP, Verdict.LIMIT, KEEP]
+    assert verdicts(selector, 1, [1.5], [0.9]) == [Verdict.LIMIT]
+    assert selector.kept == 2
+
+
+def test_no_frame_twice() -> None:
+    """A frame like one kept before, or kept in the same call, is passed over; one that was passed over is not known."""
+    selector = Selector(Band(force_low=0.1), min_distance=0.05)
+    assert verdicts(selector, 0, [0.70, 0.72, 0.80], [0.3, 0.2, 0.2]) == [KEEP, Verdict.TWICE, KEEP]
+    assert verdicts(selector, 1, [0.76, 0.90, 0.81], [0.2, 0.0, 0.2]) == [Verdict.TWICE, BELOW, Verdict.TWICE]
+    assert verdicts(selector, 2, [0.90], [0.2]) == [KEEP]
+
+
+def test_seeded_after_a_restart() -> None:
+    """Frames that the queue holds count for the limit and are known."""
+    selector = Selector(Band(force_low=0.1), limit=3, min_distance=0.05)
+    selector.seed([dimer(0.7), dimer(0.9)])
+    assert verdicts(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [Verdict.TWICE, KEEP, Verdict.LIMIT]
+
+
+def test_forgotten_frame_is_welcome_again() -> None:
+    """A frame that could not be stored gives its place back."""
+    selector = Selector(Band(force_low=0.1), limit=1)
+    (decision,) = selector.consider(0, [dimer(0.7)], np.array([0.2]), np.zeros(1))
+    selector.forget(decision)
+    assert selector.kept == 0
+    assert verdicts(selector, 1, [0.7], [0.2]) == [KEEP]
+    assert selector.counts == {KEEP: 1}
+
+
+def test_distance_only_for_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames out of the band, cooling down or over the limit cost no neighbour list."""
+    seen: list[Frame] = []
+    real = select.signature
+    monkeypatch.setattr(select, "signature", lambda frame: (seen.append(frame), real(frame))[1])
+    selector = Selector(Band(force_low=0.1, force_high=1.0), cooldown=2, limit=2)
+    for step, spreads in enumerate([[0.0, 2.0], [0.2, 0.0], [0.3, 0.3], [0.2, 0.2], [0.5, 0.5]]):
+        verdicts(selector, step, [0.7 + step / 10, 1.5 + step / 10], spreads)
+    assert len(seen) == 2
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.floats(0.3, 5.0), st.one_of(st.floats(0, 2), st.just(float("nan")))), min_size=1, max_size=5
+        ),
+        max_size=12,
+    ),
+    st.integers(0, 4),
+    st.integers(0, 6),
+)
+def test_promises_hold_for_any_run(run: list[list[tuple[float, float]]], cooldown: int, limit: int) -> None:
+    """Whatever comes: in the band, never too many, never too early, never two alike, and every frame is counted."""
+    selector = Selector(Band(force_low=0.5, force_high=1.5), cooldown, limit, min_distance=0.1)
+    lengths: list[float] = []
+    steps: list[int] = []
+    for step, frames in enumerate(run):
+        found = verdicts(selector, step, [length for length, _ in frames], [spread for _, spread in frames])
+        for (length, spread), verdict in zip(frames, found, strict=True):
+            if verdict is KEEP:
+                assert 0.5 <= spread < 1.5
+                lengths.append(length)
+                steps.append(step)
+    assert len(lengths) <= limit
+    assert all(b == a or b - a >= cooldown for a, b in pairwise(steps))
+    assert all(abs(a - b) >= 0.1 - 1e-9 for i, a in enumerate(lengths) for b in lengths[:i])
+    assert sum(selector.counts.values()) == sum(map(len, run))
