@@ -317,8 +317,8 @@ def _tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda item: -item[1])
     lines += [f"  {1e3 * seconds:9.2f} ms  {'i-PI and waiting' if name == 'idle' else name}" for name, seconds in parts]
     lines.append(
-        f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, most {summary['force_spread_max']:.4f} eV/Å; "
-        f"frames kept: {summary['frames_kept']}"
+        f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
+        f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
     )
     lines.append(f"look at {folder / 'run.png'} and {folder / 'summary.json'}")
     if queue:
