@@ -1,0 +1,59 @@
+"""Write the reference pages that come from the code: python docs/make.py. A test holds the pages to this."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from beadwork import config, errors
+
+HERE = Path(__file__).parent
+
+
+def exit_codes() -> str:
+    """One row for each error class."""
+    rows = [
+        "# Exit codes",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+        "| 0 | i-PI said EXIT, or `beadwork run`: i-PI's own |",
+    ]
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BeadworkError)]
+    for kind in sorted(kinds, key=lambda kind: kind.exit_code):
+        text = " ".join((kind.__doc__ or "").split())
+        rows.append(f"| {kind.exit_code} | {text} |")
+    rows.append("| 130 | interrupted from the keyboard |")
+    return "\n".join(rows) + "\n"
+
+
+def configuration() -> str:
+    """One row for each option of `beadwork serve` and `beadwork run`."""
+    source = inspect.getsource(config.ServeConfig)
+    default = config.ServeConfig()
+    rows = [
+        "# Configuration",
+        "",
+        "Options of `beadwork serve` and `beadwork run`, and the keys of their TOML file. Paths in a TOML file count from",
+        "the file's own folder. What is typed wins over the file.",
+        "",
+        "| option | default | meaning |",
+        "|---|---|---|",
+    ]
+    for entry in fields(config.ServeConfig):
+        match = re.search(rf"^    {entry.name}:.*#: (.*)$", source, re.MULTILINE)
+        if match is None:
+            raise SystemExit(f"the field {entry.name} of ServeConfig has no '#:' comment")
+        value = getattr(default, entry.name)
+        shown = "" if value in (None, "", [], {}) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        rows.append(f"| {entry.name.replace('_', '-')} | {shown} | {match[1]} |")
+    return "\n".join(rows) + "\n"
+
+
+PAGES = {"exit-codes.md": exit_codes, "configuration.md": configuration}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (HERE / name).write_text(page())

@@ -1,0 +1,52 @@
+"""Configuration: what may be said, and what is refused with a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beadwork.config import ServeConfig, resolve
+from beadwork.errors import ConfigError
+
+
+def test_toml_and_command_line_join(tmp_path: Path) -> None:
+    """Paths of the file count from the file, and what is typed wins."""
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'simulation = "in.xml"\nbaseline = "b"\ndelta = ["d0", "d1"]\nkeep-force = [0.1, 1.0]\npatience = 5\n'
+    )
+    config = resolve({"simulation": str(file), "keep_force": [0.2]})
+    assert config.simulation == str(tmp_path / "in.xml")
+    assert config.baseline == str(tmp_path / "b")
+    assert config.delta == [str(tmp_path / "d0"), str(tmp_path / "d1")]
+    assert (config.keep_force, config.patience) == ([0.2], 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("simulation = ", "cannot read"),
+        ('simulation = "a"\nbaselin = "b"', "'baselin', which is no option"),
+        ('simulation = "a"\nbaseline = "b"\ncooldown = "ten"', "wants a whole number"),
+        ('simulation = "a"', "no model named"),
+        ('baseline = "a"', "no simulation named"),
+        ('simulation = "a"\nbaseline = "b"\nengine = "jax"', "choose from auto, native, torchscript"),
+        ('simulation = "a"\nbaseline = "b"\nqueue = "q.db"', "give --delta"),
+        ('simulation = "a"\ndelta = ["b"]\nkeep-force = [0.5, 0.1]', "low first"),
+        ('simulation = "a"\ndelta = ["b"]\nat = {x = "sum"}', "no --baseline"),
+        ('simulation = "a"\nbaseline = "b"\nat = {x = "delta"}', "no --delta"),
+        ('simulation = "a"\nbaseline = "b"\npatience = -1', "cannot be negative"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    """Each wrong setting is one ConfigError that says what to do, before anything is loaded."""
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        resolve({"simulation": str(file)})
+
+
+def test_defaults_need_only_models() -> None:
+    """A simulation and a model are enough."""
+    assert resolve({"simulation": "a.xml", "baseline": "b"}) == ServeConfig(simulation="a.xml", baseline="b")
