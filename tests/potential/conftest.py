@@ -1,0 +1,175 @@
+"""Random-weight MACE models, made into bundles once a session, and a toy pair potential."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def _beside(name: str) -> Any:
+    """Make a helper in this folder importable under its own name (pytest's importlib mode adds no paths)."""
+    full = f"potential_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[full] = module
+        spec.loader.exec_module(module)
+    return sys.modules[full]
+
+
+structures = _beside("structures")
+contract = _beside("contract")
+
+
+def make_mace(channels: int, order: int, zbl: bool, seed: int, dtype: str, cutoff: float = 4.5, heads=None) -> Any:
+    """An eager MACE with random weights for H and O, with forces of some eV/Å."""
+    import torch
+
+    from beadwork.potential.importer import mace_imported
+
+    with mace_imported():
+        from e3nn import o3
+        from mace import modules
+
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, dtype))
+        torch.manual_seed(seed)
+        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        reference = np.array([-13.6, -442.0])
+        model = modules.ScaleShiftMACE(
+            r_max=cutoff,
+            num_bessel=6,
+            num_polynomial_cutoff=5,
+            max_ell=3,
+            interaction_cls=block,
+            interaction_cls_first=block,
+            num_interactions=2,
+            num_elements=2,
+            hidden_irreps=o3.Irreps(f"{channels}x0e" + (f"+{channels}x1o" if order else "")),
+            MLP_irreps=o3.Irreps("8x0e"),
+            atomic_energies=reference if heads is None else np.stack([reference] * len(heads)),
+            avg_num_neighbors=12.0,
+            atomic_numbers=[1, 8],
+            correlation=3,
+            gate=torch.nn.functional.silu,
+            pair_repulsion=zbl,
+            radial_MLP=[16, 16],
+            radial_type="bessel",
+            heads=heads,
+            atomic_inter_scale=8.0 if heads is None else [8.0] * len(heads),
+            atomic_inter_shift=0.1 if heads is None else [0.1] * len(heads),
+        )
+        torch.set_default_dtype(before)
+    return model
+
+
+@dataclass(frozen=True)
+class Made:
+    """A bundle and the eager model file that it was made from."""
+
+    bundle: Path
+    file: Path
+
+
+def _make(folder: Path, name: str, **kwargs: Any) -> Made:
+    import torch
+
+    from beadwork.potential.importer import import_model
+
+    file = folder / f"{name}.model"
+    torch.save(make_mace(**kwargs), file)
+    import_model(file, folder / name, trust_pickle=True)
+    return Made(folder / name, file)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_threads():
+    """One thread: the machines that run the tests have few cores, and pools get in each other's way."""
+    import torch
+
+    from beadwork.potential.threads import set_threads
+
+    set_threads(1)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> dict[str, Made]:
+    """Three architectures: invariant with repulsion trained in float32 (the shipped one's kind), and L = 1."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "invariant": _make(folder, "invariant", channels=8, order=0, zbl=True, seed=1, dtype="float32"),
+        "vector": _make(folder, "vector", channels=4, order=1, zbl=False, seed=2, dtype="float64", cutoff=4.0),
+    }
+
+
+@pytest.fixture(scope="session")
+def reference(made):
+    """MACE's own calculators on the same files, in float64."""
+    guard = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(guard)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mace.calculators import MACECalculator
+
+        os.environ[guard] = "1"
+        made_by_mace = {
+            name: MACECalculator(model_paths=str(m.file), device="cpu", default_dtype="float64")
+            for name, m in made.items()
+        }
+    os.environ.pop(guard)
+    if before is not None:
+        os.environ[guard] = before
+    return made_by_mace
+
+
+class Pair:
+    """A smooth pair potential with known derivative: E = strength / 4 sum over directed edges of (1 - (r/rc)^2)^3."""
+
+    elements: tuple[int, ...] = ()
+
+    def __init__(self, strength: float, cutoff: float = 3.5, power: int = 3, offset: float = 0.0) -> None:
+        self.name = f"pair {strength} {power} {cutoff}"
+        self.strength, self.cutoff, self.power, self.offset = strength, cutoff, power, offset
+
+    def evaluate(self, graph):
+        """The sum over edges, and edge forces by the chain rule."""
+        from beadwork.potential.native import reduce_edges
+
+        graph = graph.within(self.cutoff)
+        x = 1 - (graph.lengths / self.cutoff) ** 2
+        node = np.bincount(graph.center, weights=x**self.power, minlength=len(graph.numbers)) * self.strength / 4
+        slope = self.strength / 4 * self.power * x ** (self.power - 1) * -2 / self.cutoff**2
+        return reduce_edges(graph, node + self.offset, -slope[:, None] * graph.vectors)
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """The toy pair potential's class."""
+    return Pair
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    """The random structures' module."""
+    return structures
+
+
+@pytest.fixture(scope="session")
+def check_contract():
+    """The contract check that every engine passes."""
+    return contract.check_contract
+
+
+@pytest.fixture(scope="session")
+def mace_model():
+    """Makes an eager MACE with random weights."""
+    return make_mace
