@@ -348,6 +348,21 @@ def test_failure_at_any_statement_undoes_the_batch(
     assert len(queue.add_all([kept(1), kept(2)])) == len(queue) - 1 == 2
 
 
+def test_failed_commit_leaves_no_lock(path: Path, kept: Make) -> None:
+    """A reader in the way of the commit: the batch is undone, and the error, kept by someone, keeps no lock."""
+    queue = Queue(path, create=True, patience=0.2)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM systems").fetchone()
+        with pytest.raises(QueueError, match="locked") as caught:
+            queue.add(kept(0))
+        reader.execute("COMMIT")
+        reader.execute("BEGIN EXCLUSIVE")  # nobody else holds anything
+        reader.execute("ROLLBACK")
+    assert caught.value.__traceback__ is not None
+    assert queue.add(kept(0)) == 1
+
+
 def test_creation_is_finished_by_the_next(path: Path, kept: Make) -> None:
     """A server killed while it made the queue (an empty file, or ASE's tables without our mark) leaves no trap."""
     path.touch()

@@ -22,7 +22,6 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import vesin
 
 from beadwork.frame import FloatArray, Frame
 
@@ -49,6 +48,8 @@ def signature(frame: Frame) -> Signature:
 
     The frame must have passed `Frame.check`.
     """
+    import vesin  # imports torch, if that is installed: listing a queue should not wait for it
+
     box = np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0)
     neighbours = vesin.NeighborList(cutoff=REACH, full_list=False, n_threads=1)
     first, second, distances = neighbours.compute(

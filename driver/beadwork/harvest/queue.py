@@ -330,6 +330,8 @@ class Queue:
                 else:
                     db.connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._patience)}")
                 yield db
+                # ASE commits at the end too, but would leave the connection open and locked if that failed
+                db.connection.commit()
 
     @contextmanager
     def _change(self) -> Iterator[Any]:

@@ -1,0 +1,150 @@
+"""The same queue on PostgreSQL: a server by URL (BEADWORK_TEST_POSTGRES), or one made for the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beadwork.errors import QueueError
+from beadwork.harvest.queue import Kept, Queue
+
+psycopg2 = pytest.importorskip("psycopg2", reason="needs beadwork[postgres]")
+pytest.importorskip("ase_db_backends", reason="needs beadwork[postgres]")
+
+pytestmark = pytest.mark.slow
+Make = Callable[[int], Kept]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """URL of a server's database `postgres`, without the name of the database."""
+    if url := os.environ.get("BEADWORK_TEST_POSTGRES"):
+        yield url
+        return
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
+        pytest.skip("no PostgreSQL: neither BEADWORK_TEST_POSTGRES nor initdb and pg_ctl on PATH")
+    with tempfile.TemporaryDirectory(prefix="bw-") as name:
+        folder = Path(name)
+        user = None
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            user = 65534
+            os.chown(folder, user, -1)
+
+        def run(*command: str) -> None:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=user, cwd=folder, timeout=120)
+
+        run("initdb", "-D", f"{name}/data", "-A", "trust", "-U", "bead")
+        run(
+            "pg_ctl",
+            "-D",
+            f"{name}/data",
+            "-o",
+            f"-k {name} -c listen_addresses=''",
+            "-l",
+            f"{name}/log",
+            "-w",
+            "start",
+        )
+        try:
+            yield f"postgresql://bead:secret@/postgres?host={name}"
+        finally:
+            run("pg_ctl", "-D", f"{name}/data", "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture
+def url(server: str) -> Iterator[str]:
+    """URL of an empty database."""
+
+    def order(sql: str) -> None:
+        with closing(psycopg2.connect(server)) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(sql)
+
+    name = f"beadwork_test_{os.getpid()}"
+    order(f"CREATE DATABASE {name}")
+    yield server.replace("/postgres?", f"/{name}?")
+    order(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_frames_and_claims(url: str, kept: Make) -> None:
+    """What goes in comes out; once; a claim is for one worker and ends; labels come back."""
+    with pytest.raises(QueueError, match="empty") as caught:
+        Queue(url)
+    assert "secret" not in str(caught.value)
+    queue = Queue(url, create=True)
+    assert queue.add_all([kept(1), kept(2), kept(1)]) == [1, 2, None]
+    row = queue.get(2)
+    np.testing.assert_array_equal(row.kept.frame.positions, kept(2).frame.positions)
+    np.testing.assert_array_equal(row.kept.force_spread, kept(2).force_spread)
+    assert row.kept.models == kept(2).models
+    assert [r.id for r in queue.rows(simulation=kept(1).simulation, status="waiting")] == [1, 2]
+    assert queue.claim("ann", 60) is not None
+    assert queue.claim("bob", -1, id=2) is not None
+    taken = queue.claim("cid", 60)
+    assert taken is not None
+    assert (taken.id, taken.worker, taken.attempts) == (2, "cid", 2)
+    assert queue.claim("dan", 60) is None
+    with pytest.raises(QueueError, match="claimed by cid, not claimed by bob"):
+        queue.finish(2, "bob", {})
+    queue.finish(1, "ann", {"energy": -1.5, "forces": np.ones((6, 3))})
+    label = queue.get(1).label
+    assert label is not None
+    np.testing.assert_array_equal(label["forces"], np.ones((6, 3)))
+
+
+def test_failure_undoes_the_batch(url: str, kept: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error after the first of two frames leaves neither, and no lock."""
+    from ase_db_backends.postgresql import PostgreSQLDatabase
+
+    queue = Queue(url, create=True, patience=2)
+    write = PostgreSQLDatabase._write
+
+    def frail(self: object, atoms: object, keys: dict[str, object], data: object, id: object) -> object:
+        if keys["evaluation"] == 2:
+            raise psycopg2.OperationalError("connection lost")
+        return write(self, atoms, keys, data, id)
+
+    monkeypatch.setattr(PostgreSQLDatabase, "_write", frail)
+    with pytest.raises(QueueError, match="connection lost"):
+        queue.add_all([kept(1), kept(2)])
+    monkeypatch.undo()
+    assert len(queue) == 0
+    assert queue.add_all([kept(1), kept(2)]).count(None) == 0
+
+
+def test_many_writers_at_once(url: str, kept: Make) -> None:
+    """Four servers make the queue and offer the same frames: each frame once, under its own id."""
+    failures: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            queue = Queue(url, create=True)
+            for seed in range(10):
+                queue.add(kept(seed))
+        except QueueError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=serve) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(row.kept.evaluation for row in Queue(url).rows()) == list(range(10))
+    with closing(psycopg2.connect(url)) as connection:
+        cursor = connection.cursor()
+        # the id that ASE's backend gave a row's keys is the id of that row
+        cursor.execute(
+            "SELECT count(*) FROM systems JOIN text_key_values t ON t.id = systems.id "
+            "WHERE t.key = 'fingerprint' AND t.value = systems.key_value_pairs ->> 'fingerprint'"
+        )
+        assert cursor.fetchone() == (10,)
