@@ -36,8 +36,8 @@ def configuration() -> str:
     rows = [
         "# Configuration",
         "",
-        "Options of `beadwork serve` and `beadwork run`, and the keys of their TOML file. Paths in a TOML file count from",
-        "the file's own folder. What is typed wins over the file.",
+        "Options of `beadwork serve` and `beadwork run`, and the keys of their TOML file. What is typed wins over the",
+        "file; paths in the file count from its own folder.",
         "",
         "| option | default | meaning |",
         "|---|---|---|",

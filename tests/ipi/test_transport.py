@@ -1,0 +1,138 @@
+"""Sockets, against listeners that behave well and badly."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from beadwork.errors import ConnectionLost, RemoteProtocolError
+from beadwork.ipi import wire
+from beadwork.ipi.messages import Exit, HangUp, Status
+from beadwork.ipi.transport import Address, Line, Transport, stale
+
+
+@contextmanager
+def listener(path: Path) -> Iterator[socket.socket]:
+    """Listen on a unix socket, as i-PI does; the file goes away at the end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        server.listen(1)
+        server.settimeout(5.0)
+        yield server
+    path.unlink()
+
+
+def until(transport: Transport, kind: type, seconds: float = 5.0) -> list[object]:
+    """Poll until an event of this kind has come; return all that came."""
+    events: list[object] = []
+    deadline = time.monotonic() + seconds
+    while not any(isinstance(event, kind) for event in events):
+        assert time.monotonic() < deadline, f"no {kind.__name__} came, only {events}"
+        events += [event for _, event in transport.poll(0.05)]
+    return events
+
+
+def test_nobody_there_is_said_after_the_patience(tmp_path: Path) -> None:
+    """A server without i-PI ends with a sentence, after the patience and not before."""
+    transport = Transport([Line(Address(tmp_path / "nobody"))], patience=0.3)
+    begin = time.monotonic()
+    with pytest.raises(ConnectionLost, match="no such socket file yet"):
+        until(transport, HangUp)
+    assert 0.3 <= time.monotonic() - begin < 2.0
+    transport.close()
+
+
+def test_waiting_costs_no_processor_time(tmp_path: Path) -> None:
+    """i-PI's own driver spins at full CPU when its peer is gone; waiting here is sleeping."""
+    transport = Transport([Line(Address(tmp_path / "nobody"))], patience=1.0)
+    before = time.process_time()
+    with pytest.raises(ConnectionLost):
+        until(transport, HangUp)
+    assert time.process_time() - before < 0.1
+    transport.close()
+
+
+def test_stale_socket_file_is_told_from_a_live_one(tmp_path: Path) -> None:
+    """A killed i-PI leaves its socket file behind; only that one may be removed."""
+    path = tmp_path / "socket"
+    with listener(path):
+        assert not stale(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+    assert stale(path)
+    assert not stale(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    assert not stale(tmp_path / "file")
+
+
+def test_connections_are_opened_one_handshake_at_a_time(tmp_path: Path) -> None:
+    """More connections than i-PI's backlog holds: the next is dialled when the last has been spoken to."""
+    line = Line(Address(tmp_path / "socket"), wanted=4)
+    transport = Transport([line], patience=5.0)
+    with listener(tmp_path / "socket") as server:
+        accepted = []
+        for number in range(1, 5):
+            transport.poll(0.05)
+            assert len(line.peers) == number
+            transport.poll(0.05)
+            assert len(line.peers) == number
+            accepted.append(server.accept()[0])
+            accepted[-1].sendall(wire.STATUS)
+            until(transport, Status)
+            assert accepted[-1].recv(12) == wire.NEEDINIT
+        transport.close()
+        for sock in accepted:
+            sock.close()
+
+
+def test_lost_connection_is_dialled_again(tmp_path: Path) -> None:
+    """An i-PI that dies is waited for, and the next one on the same address is served."""
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=5.0)
+    for _ in range(2):
+        with listener(tmp_path / "socket") as server:
+            transport.poll(0.05)
+            transport.poll(0.05)
+            deadline = time.monotonic() + 5
+            while not transport.lines[0].peers and time.monotonic() < deadline:
+                transport.poll(0.05)
+            peer = server.accept()[0]
+            peer.sendall(wire.STATUS + b"INIT")
+            until(transport, Status)
+            peer.close()
+        assert HangUp(4) in until(transport, HangUp)
+    assert not transport.finished
+    transport.close()
+
+
+def test_exit_ends_the_service(tmp_path: Path) -> None:
+    """EXIT from an i-PI that is gone afterwards is the end, at once and without an error."""
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=5.0)
+    with listener(tmp_path / "socket") as server:
+        transport.poll(0.05)
+        peer = server.accept()[0]
+        peer.sendall(wire.STATUS + wire.EXIT)
+        until(transport, Exit)
+        peer.close()
+    begin = time.monotonic()
+    while not transport.finished:
+        transport.poll(0.05)
+        assert time.monotonic() - begin < 2.0
+    transport.close()
+
+
+def test_foreign_peer_is_refused(tmp_path: Path) -> None:
+    """Something else that listens at the address ends in one sentence."""
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=5.0)
+    with listener(tmp_path / "socket") as server:
+        transport.poll(0.05)
+        peer = server.accept()[0]
+        peer.sendall(b"220 mail.example ESMTP ready\r\n")
+        with pytest.raises(RemoteProtocolError, match="no message of i-PI's"):
+            until(transport, Status)
+        transport.close()
+        peer.close()

@@ -1,0 +1,65 @@
+"""What a run leaves behind, against numbers that were put in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from beadwork.events import Evaluated, Kept
+from beadwork.observe.picture import draw, read_properties, read_record
+from beadwork.observe.record import Record
+
+
+def event(step: int, structures: int, spread: float | None = 0.01) -> Evaluated:
+    """One evaluation of 20 ms, half of it i-PI's."""
+    seconds = {"idle": 0.01, "model": 0.01}
+    return Evaluated("a", step, structures, structures, -1.0, spread, spread, seconds)
+
+
+def test_structures_are_counted_against_ipis_own_steps(tmp_path: Path) -> None:
+    """Twice evaluated structures show: the denominator is what i-PI says, not what we think."""
+    record = Record(tmp_path)
+    record(event(0, 1))
+    for step in (1, 2):
+        record(event(step, 3))
+        record(event(step, 1))
+    summary = record.summary(asked=2 * 2)
+    record.close(summary)
+    assert summary["structures_per_bead_step"] == 2.0
+    assert (summary["steps"], summary["evaluations"], summary["evaluations_per_step"]) == (2, 4, 2.0)
+    assert summary["seconds_per_step_by_part"] == {"idle": 0.02, "model": 0.02}
+    assert json.loads((tmp_path / "summary.json").read_text())["structures_evaluated"] == 8
+    assert record.summary()["structures_per_bead_step"] is None
+
+
+def test_record_has_a_line_an_evaluation(tmp_path: Path) -> None:
+    """beadwork.out can be read by anything that reads columns, without a committee too."""
+    record = Record(tmp_path)
+    record(event(0, 1))
+    record(event(1, 4, spread=None))
+    record(Kept(1, 1, None, 0.1))
+    summary = record.summary()
+    record.close(summary)
+    table = read_record(tmp_path / "beadwork.out")
+    assert table.shape == (2, 6)
+    assert np.isnan(table[1, 3])
+    assert table[1, 1] == 4
+    assert summary["frames_kept"] == 1
+
+
+def test_picture_is_drawn_from_ipis_header(tmp_path: Path) -> None:
+    """Columns are found by their names, in any order; the picture is a real one."""
+    lines = ["# column   1     --> step : a", "# column   2     --> temperature{kelvin} : b"]
+    lines += ["# column   3     --> potential{electronvolt} : c", "# column   4     --> time{picosecond} : d"]
+    rows = [f"{k} {300 + k} {-1.0 - k} {k / 1000}" for k in range(5)]
+    (tmp_path / "simulation.out").write_text("\n".join(lines + rows) + "\n")
+    run = read_properties(tmp_path / "simulation.out")
+    assert run["temperature"].tolist() == [300, 301, 302, 303, 304]
+    record = Record(tmp_path)
+    for step in range(5):
+        record(event(step, 2))
+    record.close(record.summary())
+    draw(tmp_path / "simulation.out", tmp_path / "beadwork.out", tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
