@@ -45,9 +45,9 @@ class ServeConfig:
     queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
     keep_force: list[float] = field(default_factory=lambda: [0.05, 0.5])  #: band of the largest force spread, eV/Å
     keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
-    cooldown: int = 10  #: steps between two kept frames
+    cooldown: int = 10  #: steps between two kept frames, of whatever bead; 0 keeps all
     keep_most: int = 100  #: frames kept in one run
-    distance: float = 0.02  #: structures closer than this are the same (harvest.select says how it is measured)
+    distance: float = 0.03  #: Å; structures closer than this are the same (docs/formulas.md says how it is measured)
     out: str = "."  #: folder for beadwork.out, summary.json and run.png
 
     def check(self) -> ServeConfig:

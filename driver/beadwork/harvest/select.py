@@ -84,9 +84,8 @@ class Decision:
 class Selector:
     """Remembers what was kept in this run and decides about the next frames.
 
-    band: see `Band`. cooldown: after a step in which a frame was kept, frames of the steps less than this many later
-    are passed over, whatever their bead: neighbouring steps and beads teach the same. Frames of the same step are
-    judged together, also when they come in several calls. limit: frames a run at most, None for no limit.
+    band: see `Band`. cooldown: after a frame was kept, all others of its step and of the steps less than this many later
+    are passed over, whatever their bead: neighbouring beads and steps teach the same. 0 keeps all there are. limit: frames a run at most, None for no limit.
     min_distance: Å, a frame closer than this to one already kept is the same frame (see `distance`).
 
     The distance is computed only for frames that have passed all the rest.
@@ -133,8 +132,6 @@ class Selector:
                 self._judge(index, step, frames[index], float(max_force_spread[index]), float(energy_spread[index]))
             )
         self.counts.update(decision.verdict for decision in decisions)
-        if any(decision.keep for decision in decisions):
-            self._last_step = step
         return sorted(decisions, key=lambda decision: decision.index)
 
     def forget(self, decision: Decision) -> None:
@@ -146,7 +143,7 @@ class Selector:
         place = self.band.place(force_spread, energy_spread)
         if place is not Verdict.KEEP:
             return Decision(index, place)
-        if self._last_step is not None and 0 < step - self._last_step < self.cooldown:
+        if self._last_step is not None and 0 <= step - self._last_step < self.cooldown:
             return Decision(index, Verdict.COOLDOWN)
         if self.limit is not None and self.kept >= self.limit:
             return Decision(index, Verdict.LIMIT)
@@ -154,4 +151,5 @@ class Selector:
         if any(distance(sign, known) < self.min_distance for known in self._known):
             return Decision(index, Verdict.TWICE)
         self._known.append(sign)
+        self._last_step = step
         return Decision(index, Verdict.KEEP, sign)
