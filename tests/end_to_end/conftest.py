@@ -114,11 +114,11 @@ class Models:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """A baseline with repulsion, which keeps atoms apart, and four Δ models of small forces."""
+    """A baseline with repulsion, which keeps atoms apart, and three Δ models of small forces."""
     from beadwork.potential.importer import import_model
 
     folder = tmp_path_factory.mktemp("models")
-    names = ["baseline", *(f"delta-{k}" for k in range(4))]
+    names = ["baseline", *(f"delta-{k}" for k in range(3))]
     for seed, name in enumerate(names):
         first = seed == 0
         make_model(

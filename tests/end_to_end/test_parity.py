@@ -48,3 +48,36 @@ def test_torchscript_moves_atoms_as_mace_does(ipi, models, reference, start, ser
     assert serve(run, "--baseline", models.baseline, "--engine", "torchscript") == 0
     assert process.wait(ipi.PATIENCE) == 0
     assert {name: value for name, value in differences(run, reference).items() if not value <= 1e-7} == {}
+
+
+@pytest.mark.parametrize(("mode", "layout"), [("unix", "batched"), ("inet", "single"), ("shm", "legacy")])
+def test_native_moves_atoms_as_mace_does(ipi, models, reference, start, serve, tmp_path, mode, layout) -> None:
+    """The compiled engine to 1e-5, once over every transport and in every layout."""
+    batch, consolidate = LAYOUTS[layout]
+    forcefield = ipi.Forcefield(mode=mode, batch=batch, consolidate=consolidate)
+    run = ipi.Input(tmp_path / "run", [forcefield], ensembles=("nvt", "npt")).write()
+    process = start.ipi(run)
+    assert serve(run, "--baseline", models.baseline, "--engine", "native") == 0
+    assert process.wait(ipi.PATIENCE) == 0
+    assert {name: value for name, value in differences(run, reference).items() if not value <= 1e-5} == {}
+
+
+def test_energy_drifts_as_with_mace(ipi, models, mace_driver, start, serve, tmp_path) -> None:
+    """200 steps at constant energy: the slope of the conserved quantity is that of i-PI's own driver within 10 %."""
+    slopes = []
+    for name in ("theirs", "ours"):
+        forcefield = ipi.Forcefield(batch=2)
+        run = ipi.Input(tmp_path / name, [forcefield], ensembles=("nve",), beads=2, steps=200).write()
+        process = start.ipi(run)
+        if name == "theirs":
+            mace_driver(run)
+        else:
+            assert serve(run, "--baseline", models.baseline) == 0
+        assert process.wait(ipi.PATIENCE) == 0
+        conserved = run.properties()["conserved"]
+        assert len(conserved) == 201
+        slopes.append(float(np.polyfit(np.arange(201), conserved, 1)[0]))
+        ripple = float(np.ptp(conserved))
+    theirs, ours = slopes
+    assert abs(ours - theirs) <= 0.1 * abs(theirs)
+    assert ripple < 1e-3  # Hartree: the run is a sane one, not an explosion reproduced
