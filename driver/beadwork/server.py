@@ -273,10 +273,12 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
         "force_spread_atom": evaluation.max_force_atom.tolist(),
     }
     if evaluation.member_forces is not None and evaluation.member_virials is not None:
-        members = len(evaluation.member_forces)
-        forces = evaluation.member_forces.reshape(members, -1, 3 * atoms) / FORCE
-        columns["committee_force"] = forces.transpose(1, 0, 2).tolist()
-        virials = evaluation.member_virials.reshape(members, -1, 9) / HARTREE
-        columns["committee_virial"] = virials.transpose(1, 0, 2).tolist()
+        forces, virials = evaluation.member_forces, evaluation.member_virials
+        if evaluation.baseline is not None:
+            forces, virials = forces + evaluation.baseline.forces, virials + evaluation.baseline.virials
+        members = len(forces)
+        rows_of_forces = forces.reshape(members, -1, 3 * atoms).transpose(1, 0, 2) / FORCE
+        columns["committee_force"] = rows_of_forces.tolist()
+        columns["committee_virial"] = (virials.reshape(members, -1, 9).transpose(1, 0, 2) / HARTREE).tolist()
     rows = zip(*columns.values(), strict=True)
     return [json.dumps({**dict(zip(columns, row, strict=True)), "alpha": potential.alpha}).encode() for row in rows]

@@ -1,0 +1,90 @@
+"""The hall between the wings: counting steps, and what is told besides forces. Sockets are in end_to_end/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ipi.utils.units import unit_to_internal
+
+from beadwork.frame import Frame
+from beadwork.ipi.transport import Address, Line
+from beadwork.potential.analytic import Harmonic
+from beadwork.potential.delta import Potential
+from beadwork.server import Service, extra_keys, extras
+
+# i-PI 3.3.1 cannot bear these: `raw` is its own, the others crash ffcommittee's thread
+FORBIDDEN = {"raw", "pot", "force", "virial", "uncertainty"}
+
+
+def committee(members: int = 3) -> Potential:
+    """Harmonic toys that disagree."""
+    return Potential(Harmonic(1.0), [Harmonic(0.1 * (m + 1)) for m in range(members)], alpha=2.0)
+
+
+def frames(count: int = 2) -> list[Frame]:
+    """Some atoms in a box."""
+    rng = np.random.default_rng(5)
+    return [Frame(np.array([8, 1, 1]), rng.normal(size=(3, 3)), 10 * np.eye(3)) for _ in range(count)]
+
+
+def service(ring: int | None) -> Service:
+    """A service that no socket reaches."""
+    return Service(Line(Address(Path("nowhere"))), committee(), np.array([8, 1, 1]), ring)
+
+
+def test_extras_are_in_atomic_units_and_total() -> None:
+    """What ffcommittee and the reweighting tool read: baseline + Δ_m in Hartree, deviations after alpha."""
+    potential = committee()
+    answer = potential.evaluate(frames(), member_forces=True)
+    notes = [json.loads(note) for note in extras(answer, potential)]
+    hartree, bohr = unit_to_internal("energy", "electronvolt", 1.0), unit_to_internal("length", "angstrom", 1.0)
+    for k, frame in enumerate(frames()):
+        square = float((frame.positions**2).sum()) / 2
+        members = np.array([0.1, 0.2, 0.3]) * square
+        totals = square + members.mean() + 2.0 * (members - members.mean())
+        assert np.allclose(notes[k]["committee_pot"], totals * hartree, rtol=1e-12)
+        assert notes[k]["energy_spread"] == pytest.approx(np.std(2.0 * members, ddof=1) * hartree, rel=1e-12)
+        slopes = np.array([0.1, 0.2, 0.3])
+        slopes = slopes.mean() + 2.0 * (slopes - slopes.mean())
+        forces = -(1.0 + slopes)[:, None] * frame.positions.ravel() * hartree / bohr
+        assert np.allclose(notes[k]["committee_force"], forces, rtol=1e-12, atol=1e-14)
+        atom = int(np.linalg.norm(frame.positions, axis=1).argmax())
+        assert notes[k]["force_spread_atom"] == atom
+        assert notes[k]["alpha"] == 2.0
+
+
+@pytest.mark.parametrize("member_forces", [False, True])
+def test_keys_are_constant_and_allowed(member_forces: bool) -> None:
+    """i-PI wants the same keys for every bead and step, and dies of some; a potential without a committee sends none."""
+    potential = committee()
+    answer = potential.evaluate(frames(), member_forces=member_forces)
+    for note in extras(answer, potential):
+        assert set(json.loads(note)) == set(extra_keys(potential, member_forces))
+    assert not FORBIDDEN & set(extra_keys(potential, member_forces))
+    alone = Potential(Harmonic(1.0))
+    assert extras(alone.evaluate(frames()), alone) == [b"", b""]
+    assert extra_keys(alone, member_forces) == ()
+
+
+def test_steps_are_counted_from_a_collapsed_ring() -> None:
+    """All beads start in one place, which is one structure however often it comes; then a step is a whole ring."""
+    one, ring = service(4), np.random.default_rng(0).normal(size=(4, 3, 3))
+    assert [one.count(ring[:1]), one.count(ring[:1])] == [0, 0]
+    assert one.count(ring[:3] + 1) == 1
+    assert one.count(ring[3:] + 1) == 1
+    assert one.count(ring + 2) == 2
+
+
+def test_steps_are_counted_from_a_restart() -> None:
+    """A ring that starts spread out, in two batches, is step 0."""
+    one, ring = service(4), np.random.default_rng(0).normal(size=(4, 3, 3))
+    assert [one.count(ring[:2]), one.count(ring[2:]), one.count(ring + 1)] == [0, 0, 1]
+
+
+def test_steps_without_a_fixed_ring_are_evaluations() -> None:
+    """Where steps differ (a forcefield used twice), evaluations are counted."""
+    one, ring = service(None), np.random.default_rng(0).normal(size=(4, 3, 3))
+    assert [one.count(ring), one.count(ring[:1]), one.count(ring)] == [0, 1, 2]
