@@ -25,7 +25,7 @@ def exit_codes() -> str:
     for kind in sorted(kinds, key=lambda kind: kind.exit_code):
         text = " ".join((kind.__doc__ or "").split())
         rows.append(f"| {kind.exit_code} | {text} |")
-    rows.append("| 130 | interrupted from the keyboard |")
+    rows.append("| 130, 143 | SIGINT (the keyboard) or SIGTERM: the answer under way was sent, the queue written |")
     return "\n".join(rows) + "\n"
 
 

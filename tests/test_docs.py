@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from beadwork.potential.analytic import Harmonic
+from beadwork.potential.delta import Potential
+from beadwork.server import extra_keys
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -24,3 +28,10 @@ def pages() -> dict[str, str]:
 def test_page_is_up_to_date(name: str) -> None:
     """A page that no longer holds is worse than none: run `python docs/make.py`."""
     assert (DOCS / name).read_text() == pages()[name]
+
+
+def test_extras_are_all_described() -> None:
+    """docs/extras.md has a row for each key that is sent, and no other."""
+    potential = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    rows = [line.split("|")[1].strip() for line in (DOCS / "extras.md").read_text().splitlines() if line[:2] == "| "]
+    assert sorted(rows[1:]) == sorted(extra_keys(potential, member_forces=True))

@@ -58,7 +58,7 @@ def test_extras_are_in_atomic_units_and_total() -> None:
 
 @pytest.mark.parametrize("member_forces", [False, True])
 def test_keys_are_constant_and_allowed(member_forces: bool) -> None:
-    """i-PI wants the same keys for every bead and step, and dies of some; a potential without a committee sends none."""
+    """i-PI wants the same keys always, and dies of some; a potential without a committee sends none."""
     potential = committee()
     answer = potential.evaluate(frames(), member_forces=member_forces)
     for note in extras(answer, potential):

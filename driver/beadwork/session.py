@@ -113,7 +113,7 @@ class Session:
 
     def __init__(self, config: ServeConfig, threads: str) -> None:
         self._config = config
-        self._stop = False
+        self._signal = 0  # the one that ended us
         self._ipi: subprocess.Popen[bytes] | None = None
         self._notes = [threads]
 
@@ -161,7 +161,7 @@ class Session:
             finally:
                 progress.close()
                 self._finish(simulation, services, record, folder)
-        return code
+        return code or (128 + self._signal if self._signal else 0)
 
     def _services(self, simulation: Simulation) -> list[Service]:
         """Join the forcefields of the XML with the models. Raises SimulationError, ModelError or ConfigError."""
@@ -244,15 +244,15 @@ class Session:
         print(f"beadwork: the {len(frames)} frames that could not be answered for are in {path}", file=sys.stderr)
 
     def _stopped(self) -> bool:
-        return self._stop or (self._ipi is not None and self._ipi.poll() is not None)
+        return bool(self._signal) or (self._ipi is not None and self._ipi.poll() is not None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
+        self._signal = number
 
     def _end_ipi(self) -> int:
         """Wait for i-PI to end, help it if it does not, and return its exit code."""
         assert self._ipi is not None  # noqa: S101 - our own state
-        if self._ipi.poll() is None and self._stop:
+        if self._ipi.poll() is None and self._signal:
             self._ipi.send_signal(signal.SIGTERM)
         try:
             return self._ipi.wait(FAREWELL)
