@@ -29,7 +29,9 @@ structures = _beside("structures")
 contract = _beside("contract")
 
 
-def make_mace(channels: int, order: int, zbl: bool, seed: int, dtype: str, cutoff: float = 4.5, heads=None) -> Any:
+def make_mace(
+    channels: int, order: int, zbl: bool, seed: int, dtype: str, cutoff: float = 4.5, scale: float = 8.0, heads=None
+) -> Any:
     """An eager MACE with random weights for H and O, with forces of some eV/Å."""
     import torch
 
@@ -64,7 +66,7 @@ def make_mace(channels: int, order: int, zbl: bool, seed: int, dtype: str, cutof
             radial_MLP=[16, 16],
             radial_type="bessel",
             heads=heads,
-            atomic_inter_scale=8.0 if heads is None else [8.0] * len(heads),
+            atomic_inter_scale=scale if heads is None else [scale] * len(heads),
             atomic_inter_shift=0.1 if heads is None else [0.1] * len(heads),
         )
         torch.set_default_dtype(before)
@@ -107,7 +109,9 @@ def made(tmp_path_factory) -> dict[str, Made]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "invariant": _make(folder, "invariant", channels=8, order=0, zbl=True, seed=1, dtype="float32"),
-        "vector": _make(folder, "vector", channels=4, order=1, zbl=False, seed=2, dtype="float64", cutoff=4.0),
+        "vector": _make(
+            folder, "vector", channels=4, order=1, zbl=False, seed=2, dtype="float64", cutoff=4.0, scale=30.0
+        ),
     }
 
 

@@ -39,7 +39,7 @@ def structure(kind: str, seed: int, elements=(1, 8)) -> Frame:
         cell = cell @ (np.eye(3) + rng.uniform(-0.25, 0.25, (3, 3)))
     positions = (grid + rng.uniform(-0.14, 0.14, grid.shape) / shape) @ cell + rng.normal(size=3)
     if kind == "huge":  # a few close pairs in a lot of nothing
-        positions[::2] = positions[1::2] + rng.normal(size=(len(positions) // 2, 3)) * 0.3 + [1.2, 0, 0]
+        positions[::2] = positions[1::2] + rng.uniform(-0.3, 0.3, (len(positions) // 2, 3)) + [1.3, 0, 0]
     if kind == "unwrapped":
         positions = positions + rng.integers(-5, 6, grid.shape) @ cell
     pbc = {"cluster": (False, False, False), "slab": (True, True, False), "wire": (False, True, False)}.get(kind)

@@ -15,6 +15,8 @@ from beadwork.potential.graph import build
 from beadwork.potential.native import reduce_edges
 
 MODELS = ("invariant", "vector")
+#: all 200 structures for the kind of model that is shipped, every fifth for the other
+STRIDE = {"invariant": 1, "vector": 5}
 KINDS = ("triclinic", "tiny", "huge", "cluster", "slab", "wire", "unwrapped", "lone", "h2", "liquid")
 
 
@@ -30,7 +32,7 @@ def expected(frames, reference):
     answers = {}
     for name, calculator in reference.items():
         rows = []
-        for frame in frames:
+        for frame in frames[:: STRIDE[name]]:
             atoms = frame.to_atoms()
             atoms.calc = calculator
             virial = -atoms.get_stress(voigt=False) * atoms.get_volume() if all(frame.pbc) else None
@@ -45,9 +47,9 @@ def expected(frames, reference):
     [
         ("torchscript", "float64", 1e-9, 1e-8),
         ("native", "float64", 1e-9, 1e-6),
-        # the printed cost of single precision, for forces of up to some tens of eV/Å
-        ("torchscript", "float32", 2e-6, 2e-4),
-        ("native", "float32", 2e-6, 2e-4),
+        # the printed cost of single precision, for forces of some eV/Å; native sums in float64
+        ("torchscript", "float32", 1e-5, 5e-4),
+        ("native", "float32", 1e-6, 1e-5),
     ],
 )
 def test_equals_mace_calculator(made, frames, expected, model, engine, dtype, energy, force):
@@ -57,25 +59,26 @@ def test_equals_mace_calculator(made, frames, expected, model, engine, dtype, en
     if (model, engine, dtype) == ("vector", "native", "float32"):
         pytest.skip("four seconds of compilation for what the other three combinations show")
     opened = open_engine(made[model].bundle, engine, dtype)
-    graph = build(frames, 5.0)  # longer than any of the models' cutoffs: the engine must filter
+    some = frames[:: STRIDE[model]]
+    graph = build(some, 5.0)  # longer than any of the models' cutoffs: the engine must filter
     got = opened.evaluate(graph)
     largest = 0.0
     for s, (e, f, v) in enumerate(expected[model]):
         n = len(f)
         part = got.forces[graph.ptr[s] : graph.ptr[s + 1]]
         largest = max(largest, float(np.abs(f).max()))
-        assert abs(got.energies[s] - e) / n < energy, (s, KINDS[s // 20])
-        assert np.abs(part - f).max() < force, (s, KINDS[s // 20])
+        kind = KINDS[s * STRIDE[model] // 20]
+        assert abs(got.energies[s] - e) / n < energy, kind
+        assert np.abs(part - f).max() < force, kind
         if v is not None:
-            assert np.abs(got.virials[s] - v).max() < force * 10 * n, (s, KINDS[s // 20])
-    print("largest", largest)
+            assert np.abs(got.virials[s] - v).max() < force * 10 * n, kind
     assert largest > 1  # eV/Å: forces like those of a real system
 
 
 def test_mace_engines_keep_the_contract(made, shapes, check_contract):
     """Forces and virials are derivatives, a batch is its members, nothing is mutated: for TorchScript and native."""
-    frames = [shapes.structure(kind, 3) for kind in ("triclinic", "tiny", "cluster", "unwrapped", "lone")]
-    check_contract(open_engine(made["vector"].bundle, "torchscript"), frames[:3])
+    frames = [shapes.structure(kind, 3) for kind in ("triclinic", "tiny", "cluster", "lone")]
+    check_contract(open_engine(made["vector"].bundle, "torchscript"), frames[:2])
     check_contract(open_engine(made["invariant"].bundle, "torchscript"), frames[2:])
     pytest.importorskip("symmetrix")
     for model in MODELS:

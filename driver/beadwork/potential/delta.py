@@ -20,14 +20,29 @@ from beadwork.potential.graph import Graph, GraphBuilder
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """How far M >= 2 members disagree about S systems of A atoms, after alpha.
+
+    members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of a system, of its atom `atom` (S,),
+    counted within the system. virial: (S, 3, 3) eV.
+    """
+
+    members: FloatArray
+    energy: FloatArray
+    force: FloatArray
+    largest: FloatArray
+    atom: IntArray
+    virial: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """S systems of A atoms in all, evaluated by a baseline and M members. eV and Å; virials as in `Energies`.
 
     energies (S,), forces (A, 3), virials (S, 3, 3): the sum. baseline, delta: its two parts, None where there are no
     such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
-    member_energies: (M, S), the members' Δ after alpha; `member_totals` adds the baseline.
-    energy_spread: (S,) eV. force_spread: (A,) eV/Å. max_force_spread: (S,) and max_force_atom: (S,), counted within
-    the system. virial_spread: (S, 3, 3) eV. All None with fewer than two members.
+    spread: None with fewer than two members; so are the properties that read it: member_energies, member_totals,
+    energy_spread, force_spread, max_force_spread, max_force_atom, virial_spread.
     member_forces (M, A, 3), member_virials (M, S, 3, 3): Δ after alpha, only when asked for.
     seconds: where the time went: 'graph', each model by its name, 'reduce'.
     """
@@ -38,15 +53,15 @@ class Evaluation:
     ptr: IntArray
     baseline: Energies | None = None
     delta: Energies | None = None
-    member_energies: FloatArray | None = None
-    energy_spread: FloatArray | None = None
-    force_spread: FloatArray | None = None
-    max_force_spread: FloatArray | None = None
-    max_force_atom: IntArray | None = None
-    virial_spread: FloatArray | None = None
+    spread: Spread | None = None
     member_forces: FloatArray | None = None
     member_virials: FloatArray | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def member_energies(self) -> FloatArray | None:
+        """(M, S) eV: the members' Δ after alpha."""
+        return None if self.spread is None else self.spread.members
 
     @property
     def member_totals(self) -> FloatArray | None:
@@ -54,6 +69,31 @@ class Evaluation:
         if self.member_energies is None or self.baseline is None:
             return self.member_energies
         return self.baseline.energies + self.member_energies
+
+    @property
+    def energy_spread(self) -> FloatArray | None:
+        """(S,) eV."""
+        return None if self.spread is None else self.spread.energy
+
+    @property
+    def force_spread(self) -> FloatArray | None:
+        """(A,) eV/Å."""
+        return None if self.spread is None else self.spread.force
+
+    @property
+    def max_force_spread(self) -> FloatArray | None:
+        """(S,) eV/Å."""
+        return None if self.spread is None else self.spread.largest
+
+    @property
+    def max_force_atom(self) -> IntArray | None:
+        """(S,) atoms, counted within their system."""
+        return None if self.spread is None else self.spread.atom
+
+    @property
+    def virial_spread(self) -> FloatArray | None:
+        """(S, 3, 3) eV."""
+        return None if self.spread is None else self.spread.virial
 
 
 class Potential:
@@ -189,7 +229,7 @@ class Potential:
                 raise ModelError("there is no model to evaluate")
             return Evaluation(baseline.energies, baseline.forces, baseline.virials, graph.ptr, baseline)
         if len(answers) == 1:
-            return _sum(graph, baseline, answers[0], member_energies=answers[0].energies[None])
+            return _sum(graph, baseline, answers[0])
         w = self.weights
         norm = 1.0 - float((w**2).sum())
         energy = np.array([a.energies for a in answers])
@@ -219,12 +259,14 @@ class Potential:
             graph,
             baseline,
             delta,
-            member_energies=mean.energies + energy,
-            energy_spread=np.sqrt(variance),
-            force_spread=force_spread,
-            max_force_spread=largest,
-            max_force_atom=_first_index(force_spread, largest, graph),
-            virial_spread=np.sqrt(np.tensordot(w, virial**2, axes=1) / norm),
+            spread=Spread(
+                mean.energies + energy,
+                np.sqrt(variance),
+                force_spread,
+                largest,
+                _first_index(force_spread, largest, graph),
+                np.sqrt(np.tensordot(w, virial**2, axes=1) / norm),
+            ),
             member_forces=mean.forces + force if member_forces else None,
             member_virials=mean.virials + virial if member_forces else None,
         )

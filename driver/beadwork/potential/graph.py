@@ -7,7 +7,7 @@ structures that lie close together, as the beads of a ring polymer do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +19,8 @@ from beadwork.frame import FloatArray, Frame, IntArray
 
 #: Å; no two nuclei come this close (H2 at its turning point under 100 GPa is above 0.5 Å)
 CLOSEST = 0.2
-#: Å a list's reach exceeds what its structures need when it is built: half of it may be travelled before the next
-SKIN = 0.6
+#: Å; an atom may travel half of it, from where its structures had it when the list was made
+SKIN = 0.4
 #: Å; structures within this distance of each other, atom by atom, share a list
 SHARE = 1.6
 #: lists that were not used in so many builds are dropped
@@ -110,12 +110,14 @@ def build(frames: Sequence[Frame], cutoff: float) -> Graph:
 class GraphBuilder:
     """Builds graphs step after step, and keeps what it can.
 
-    A list holds every pair that may come closer than the cutoff while its structures stay near the list's reference.
-    With a structure's cell h = h0 F, its positions r = r0 F + d (up to a common translation) and the list's reach R,
-    no pair is missed while (cutoff + 2 max|d|) / sigma_min(F) <= R: so it holds under any change of the cell.
+    A list holds the pairs of a reference structure that may come closer than the cutoff while every atom a stays
+    within its own room s_a: those with |r_ij| < cutoff + s_i + s_j. Take a structure with the cell h = h0 F and
+    positions r = r0 F + d (up to a common translation), and let m be the smallest singular value of F. A pair that is
+    closer than the cutoff there had |r_ij| < (cutoff + |d_i| + |d_j|) / m in the reference. So no pair is missed as
+    long as |d_a| <= m s_a - (1 - m) cutoff / 2 for all atoms, whatever the cell did.
     The exact cutoff is applied to every structure at every step, so the edges are those of a fresh build.
 
-    cutoff: Å. skin: Å, the reach in excess of what is needed at the time of building. share: Å.
+    cutoff: Å. skin: Å, twice the room in excess of what is needed when a list is made. share: Å.
     built, kept: how many structures so far had a list made for them, or found one.
     """
 
@@ -156,8 +158,8 @@ class GraphBuilder:
         # the most recently used first: it nearly always covers everything
         for candidates in sorted(self._lists, key=lambda c: -c.last_used):
             left = [k for k in range(len(frames)) if chosen[k] is None and candidates.same_kind(frames[k])]
-            for k, need in zip(left, candidates.needs([frames[k] for k in left], self.cutoff), strict=True):
-                if need <= candidates.reach:
+            if left:
+                for k in np.array(left)[candidates.cover([frames[k] for k in left])]:
                     chosen[k] = candidates
                     candidates.last_used = self._calls
             if all(c is not None for c in chosen):
@@ -167,7 +169,7 @@ class GraphBuilder:
         self.built += len(missing)
         while missing:
             group = self._group(frames, missing)
-            candidates = _candidates([frames[k] for k in group], self.cutoff, self.skin)
+            candidates = _Candidates([frames[k] for k in group], self.cutoff, self.skin)
             candidates.last_used = self._calls
             self._lists.append(candidates)
             for k in group:
@@ -191,68 +193,55 @@ class GraphBuilder:
 
 
 class _Candidates:
-    """Pairs of a reference structure closer than `reach` (Å), sorted by center."""
+    """Pairs of a reference structure, for the frames that it is made for and those that stay near them.
 
-    def __init__(
-        self,
-        reference: FloatArray,
-        cell: FloatArray,
-        pbc: tuple[bool, bool, bool],
-        reach: float,
-        pairs: Iterable[IntArray],
-    ) -> None:
-        self.reference = reference
-        self.cell = cell
-        self.full_cell = _complete(cell, pbc)
-        self.pbc = pbc
-        self.reach = reach
+    The frames have one number of atoms, one cell and one pbc; each atom gets the room that it needs in these frames,
+    and half of the skin (Å).
+    """
+
+    def __init__(self, frames: Sequence[Frame], cutoff: float, skin: float) -> None:
+        first = frames[0]
+        self.cutoff = cutoff
+        self.cell = np.array(first.cell)
+        self.pbc = first.pbc
+        self.full_cell = _complete(first.cell, first.pbc)
         self.last_used = 0
-        center, self.neighbor, shifts = pairs
-        self.degree = np.bincount(center, minlength=len(reference))
+        self.reference = np.mean([f.positions for f in frames], axis=0)
+        # a micrometre's coordinates are rounded by far less than 1e-6 Å
+        self.room = self._away(frames)[0].max(axis=0) + skin / 2 + 1e-6
+        reach = cutoff + 2 * self.room.max()
+        search = NeighborList(cutoff=reach, full_list=True, sorted=True, n_threads=1)
+        pairs, shifts, lengths = search.compute(self.reference, self.full_cell, np.array(self.pbc), "PSd", copy=True)
+        center, neighbor = pairs.T.astype(np.int_)
+        near = np.flatnonzero(lengths <= cutoff + 1e-6 + self.room[center] + self.room[neighbor])
+        self.neighbor = neighbor[near]
+        self.shifts = np.ascontiguousarray(shifts[near].T, dtype=np.float64)  # (3, P)
+        self.degree = np.bincount(center[near], minlength=len(self.reference))
         self.starts = np.concatenate(([0], np.cumsum(self.degree)))
-        self.shifts = np.ascontiguousarray(shifts.T, dtype=np.float64)  # (3, P)
 
     def same_kind(self, frame: Frame) -> bool:
         return frame.pbc == self.pbc and len(frame.numbers) == len(self.reference)
 
-    def needs(self, frames: Sequence[Frame], cutoff: float) -> list[float]:
-        """The reach that each frame needs of this list."""
-        if not frames:
-            return []
-        needs: list[float] = []
-        stack = np.array([f.positions for f in frames])
+    def cover(self, frames: Sequence[Frame]) -> NDArray[np.bool_]:
+        """Which of the frames this list is good for."""
+        away, stretch = self._away(frames)
+        room = np.outer(stretch, self.room) - 0.5 * (1 - stretch[:, None]) * self.cutoff
+        return np.asarray((away + 1e-7 <= room).all(axis=1))
+
+    def _away(self, frames: Sequence[Frame]) -> tuple[FloatArray, FloatArray]:
+        """How far each atom of each frame is from the reference, strained with the cell, and the least stretch."""
+        away = np.array([f.positions for f in frames])
         cells = np.array([f.cell for f in frames])
         if (cells == self.cell).all():
-            moved = stack - self.reference
+            away -= self.reference
             stretch = np.ones(len(frames))
         else:
             full = np.array([_complete(f.cell, f.pbc) for f in frames])
             deform = np.linalg.inv(self.full_cell) @ full
             stretch = np.linalg.svd(deform, compute_uv=False)[:, -1]
-            moved = stack - self.reference @ deform
-        moved -= 0.5 * (moved.max(axis=1, keepdims=True) + moved.min(axis=1, keepdims=True))
-        far = np.sqrt(np.einsum("sai,sai->sa", moved, moved).max(axis=1))
-        # rounding of positions far from the origin is far below this
-        needs.extend((cutoff + 2 * far + 1e-6) / stretch)
-        return needs
-
-
-def _candidates(frames: Sequence[Frame], cutoff: float, skin: float) -> _Candidates:
-    """A list for frames that lie close together and have one cell."""
-    first = frames[0]
-    if len(frames) == 1:
-        reference, spread = np.array(first.positions), 0.0
-    else:
-        stack = np.array([f.positions for f in frames])
-        reference = stack.mean(axis=0)
-        stack -= reference
-        spread = float(np.sqrt(np.einsum("sai,sai->sa", stack, stack).max()))
-    reach = cutoff + 2 * spread + skin + 2e-6
-    full = _complete(first.cell, first.pbc)
-    search = NeighborList(cutoff=reach, full_list=True, sorted=True, n_threads=1)
-    pairs, shifts = search.compute(reference, full, np.array(first.pbc), "PS", copy=True)
-    center, neighbor = pairs.T.astype(np.int_)
-    return _Candidates(reference, np.array(first.cell), first.pbc, reach, (center, neighbor, shifts))
+            away -= self.reference @ deform
+        away -= away.mean(axis=1, keepdims=True)
+        return np.sqrt(np.einsum("sai,sai->sa", away, away)), stretch
 
 
 def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: float) -> Graph:
@@ -266,23 +255,23 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     squares = np.empty(capacity)
     degree = np.zeros(atoms, dtype=np.int_)
     end = 0
-    last: tuple[_Candidates, Frame] | None = None
-    offsets = delta = other = square = np.empty(0)
+    cells = np.array([f.cell for f in frames])
+    new_cell = np.append(True, (cells[1:] != cells[:-1]).any(axis=(1, 2)))
+    last: _Candidates | None = None
+    offsets: FloatArray = np.empty((3, 0))
+    delta: FloatArray = np.empty((3, 0))
+    square: FloatArray = np.empty(0)
     for s, (frame, candidates) in enumerate(zip(frames, chosen, strict=False)):
-        if last is None or last[0] is not candidates or not np.array_equal(last[1].cell, frame.cell):
+        if last is not candidates or new_cell[s]:
             offsets = np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0).T @ candidates.shifts
             if delta.shape != offsets.shape:
-                delta = np.empty_like(offsets)
-                square, other = np.empty_like(offsets[0]), np.empty_like(offsets[0])
-        last = (candidates, frame)
+                delta, square = np.empty_like(offsets), np.empty(offsets.shape[1])
+        last = candidates
         x = np.ascontiguousarray(frame.positions.T)
         np.take(x, candidates.neighbor, axis=1, out=delta, mode="clip")  # 'clip' skips a copy, indices are in range
         delta -= np.repeat(x, candidates.degree, axis=1)
         delta += offsets
-        np.multiply(delta[0], delta[0], out=square)
-        for axis in (1, 2):
-            np.multiply(delta[axis], delta[axis], out=other)
-            square += other
+        np.einsum("ij,ij->j", delta, delta, out=square)
         kept = np.flatnonzero(square < cutoff * cutoff)
         start, end = end, end + len(kept)
         np.take(square, kept, out=squares[start:end], mode="clip")
@@ -293,7 +282,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     graph = Graph(
         np.concatenate([f.numbers for f in frames]).astype(np.int_, copy=False),
         np.concatenate([f.positions for f in frames]),
-        np.array([f.cell for f in frames]),
+        cells,
         np.array([f.pbc for f in frames], dtype=np.bool_),
         ptr,
         np.repeat(np.arange(len(frames)), sizes),
@@ -334,7 +323,7 @@ def _check(frames: Sequence[Frame]) -> None:
                 f"a structure has {len(frame.numbers)} atomic numbers, positions of shape {frame.positions.shape} and "
                 f"a cell of shape {frame.cell.shape}; they must be (n,), (n, 3) and (3, 3)"
             )
-        same = seen is not None and seen.pbc == frame.pbc and np.array_equal(seen.cell, frame.cell)
+        same = seen is not None and seen.pbc == frame.pbc and bool((seen.cell == frame.cell).all())
         if suspicious or not same or len(frame.numbers) == 0:
             frame.check()
         seen = frame
