@@ -273,6 +273,8 @@ class Session:
 
 def _check_extras(simulation: Simulation, services: list[Service]) -> None:
     """Refuse outputs of extras that no reply will have: i-PI would die with a KeyError at the first of them."""
+    if any(socket.parent for socket in simulation.sockets):
+        return  # an ffcommittee adds extras of its own
     sent = {key for service in services for key in extra_keys(service.potential, service.member_forces)}
     if missing := sorted(set(simulation.extras) - sent):
         raise SimulationError(
