@@ -198,7 +198,7 @@ class Server:
         step = service.count(positions)
         if self._harvest is not None:
             self._harvest(str(service.line.address), step, frames, evaluation)
-        spread = evaluation.energy_spread
+        spread = evaluation.spread
         self._watch(
             Evaluated(
                 address=str(service.line.address),
@@ -206,19 +206,19 @@ class Server:
                 requested=len(frames),
                 evaluated=len(frames),
                 energy=float(evaluation.energies.mean()),
-                energy_spread=None if spread is None else float(spread.mean()),
-                force_spread=None if spread is None else float(evaluation.max_force_spread.max()),
+                energy_spread=None if spread is None else float(spread.energy.mean()),
+                force_spread=None if spread is None else float(spread.largest.max()),
                 seconds={**evaluation.seconds, **seconds},
             )
         )
 
     def _stop_ipi(self) -> None:
         """A file EXIT stops i-PI, but only once nothing is in flight: so it is followed by closing every connection."""
-        directories = {self._directory} if self._directory else set()
-        directories |= {peer.directory() for line in self.transport.lines for peer in line.peers}
-        for directory in directories - {None}:
-            (directory / "EXIT").touch()  # type: ignore[operator]
-        if not directories - {None}:
+        found = [self._directory, *(peer.directory() for line in self.transport.lines for peer in line.peers)]
+        directories = {directory for directory in found if directory is not None}
+        for directory in directories:
+            (directory / "EXIT").touch()
+        if not directories:
             self._watch(Note("i-PI's directory is not known from here: stop it with a file named EXIT where it runs"))
 
 
@@ -263,14 +263,15 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
     energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. alpha: applied by beadwork, so
     i-PI's must stay 1. committee_force and committee_virial (atomic units) only when they were asked for.
     """
-    if evaluation.energy_spread is None:
+    spread, totals = evaluation.spread, evaluation.member_totals
+    if spread is None or totals is None:
         return [b""] * len(evaluation.energies)
     atoms = len(evaluation.forces) // len(evaluation.energies)
     columns: dict[str, Any] = {
-        "committee_pot": (evaluation.member_totals.T / HARTREE).tolist(),
-        "energy_spread": (evaluation.energy_spread / HARTREE).tolist(),
-        "force_spread_max": (evaluation.max_force_spread / FORCE).tolist(),
-        "force_spread_atom": evaluation.max_force_atom.tolist(),
+        "committee_pot": (totals.T / HARTREE).tolist(),
+        "energy_spread": (spread.energy / HARTREE).tolist(),
+        "force_spread_max": (spread.largest / FORCE).tolist(),
+        "force_spread_atom": spread.atom.tolist(),
     }
     if evaluation.member_forces is not None and evaluation.member_virials is not None:
         forces, virials = evaluation.member_forces, evaluation.member_virials

@@ -28,7 +28,7 @@ from beadwork.ipi.transport import Address, Line, stale
 from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record
-from beadwork.potential.delta import Evaluation, Potential, load
+from beadwork.potential.delta import Evaluation, Potential, Spread, load
 from beadwork.server import Server, Service, extra_keys
 
 #: seconds that i-PI gets to end by itself after the server has ended
@@ -62,25 +62,25 @@ class Harvest:
     def __call__(self, address: str, step: int, frames: Sequence[Frame], evaluation: Evaluation) -> None:
         """Look at one evaluation; called after its reply has left."""
         self._evaluations += 1
-        if evaluation.energy_spread is None:
+        if evaluation.spread is None:
             return
-        atoms = len(frames[0].numbers)
-        decisions = self.selector.consider(step, frames, evaluation.max_force_spread, evaluation.energy_spread / atoms)
+        spread = evaluation.spread
+        decisions = self.selector.consider(step, frames, spread.largest, spread.energy / len(frames[0].numbers))
         for decision in decisions:
             if decision.keep:
-                self._offer(decision, step, frames[decision.index], evaluation)
+                self._offer(decision, step, frames[decision.index], evaluation, spread)
         while self._news:
             self._watch(self._news.popleft())
 
-    def _offer(self, decision: Decision, step: int, frame: Frame, evaluation: Evaluation) -> None:
+    def _offer(self, decision: Decision, step: int, frame: Frame, evaluation: Evaluation, spread: Spread) -> None:
         index = decision.index
         atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
         kept = Kept(
             frame=frame,
             evaluation=self._evaluations,
-            energy_spread=float(evaluation.energy_spread[index]) / len(frame.numbers),
-            force_spread=evaluation.force_spread[atoms].copy(),
-            member_energies=evaluation.member_energies[:, index].copy(),
+            energy_spread=float(spread.energy[index]) / len(frame.numbers),
+            force_spread=spread.force[atoms].copy(),
+            member_energies=spread.members[:, index].copy(),
             models=self._models,
             simulation=self._simulation,
             step=step,

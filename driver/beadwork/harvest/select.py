@@ -84,9 +84,10 @@ class Decision:
 class Selector:
     """Remembers what was kept in this run and decides about the next frames.
 
-    band: see `Band`. cooldown: after a frame was kept, all others of its step and of the steps less than this many later
-    are passed over, whatever their bead: neighbouring beads and steps teach the same. 0 keeps all there are. limit: frames a run at most, None for no limit.
-    min_distance: Å, a frame closer than this to one already kept is the same frame (see `distance`).
+    band: see `Band`. cooldown: after a frame was kept, all others of its step and of the steps less than this many
+    later are passed over, whatever their bead: neighbouring beads and steps teach the same. 0 keeps all there are.
+    limit: frames a run at most, None for no limit. min_distance: Å, a frame closer than this to one already kept is
+    the same frame (see `distance`).
 
     The distance is computed only for frames that have passed all the rest.
     """

@@ -23,8 +23,8 @@ from beadwork.potential.graph import Graph, GraphBuilder
 class Spread:
     """How far M >= 2 members disagree about S systems of A atoms, after alpha.
 
-    members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of a system, of its atom `atom` (S,),
-    counted within the system. virial: (S, 3, 3) eV.
+    members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of
+    a system, of its atom `atom` (S,), counted within the system. virial: (S, 3, 3) eV.
     """
 
     members: FloatArray
