@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,96 +15,22 @@ from typing import Any
 import ase.io
 
 from beadwork.config import ServeConfig
-from beadwork.errors import QueueError, SimulationError
+from beadwork.errors import SimulationError
 from beadwork.events import Event, Note
-from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
-from beadwork.harvest.queue import Kept, Queue
-from beadwork.harvest.select import Band, Decision, Selector
-from beadwork.harvest.writer import QueueWriter
+from beadwork.harvest.keeper import Keeper
 from beadwork.ipi.simulation import Simulation, Socket, advice, read
 from beadwork.ipi.transport import Address, Line, stale
 from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
-from beadwork.observe.record import Record
-from beadwork.potential.delta import Evaluation, Potential, Spread, load
+from beadwork.observe.record import Record, tell
+from beadwork.potential.delta import Potential, load
 from beadwork.server import Server, Service, extra_keys
 
 #: seconds that i-PI gets to end by itself after the server has ended
 FAREWELL = 20.0
 #: where the structures go that ended a run
 LAST_FRAMES = "last-frames.extxyz"
-
-
-class Harvest:
-    """From an evaluation to the queue: select, copy, hand to the writer's thread."""
-
-    def __init__(
-        self, config: ServeConfig, simulation: Simulation, potential: Potential, watch: Callable[[Event], None]
-    ):
-        self._models = tuple(card.hash for card in potential.cards)
-        self._simulation = simulation.sha256
-        self._watch = watch
-        self._evaluations = 0
-        self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
-        self.selector = Selector(
-            Band(*_band("keep-force", config.keep_force), *_band("keep-energy", config.keep_energy)),
-            config.cooldown,
-            config.keep_most,
-            config.distance,
-        )
-        queue = Queue(str(config.queue), create=True)
-        rows = queue.rows(simulation=self._simulation)
-        self.selector.seed(row.kept.frame for row in rows)
-        self.writer = QueueWriter(queue, on_kept=self._kept)
-
-    def __call__(self, address: str, step: int, frames: Sequence[Frame], evaluation: Evaluation) -> None:
-        """Look at one evaluation; called after its reply has left."""
-        self._evaluations += 1
-        if evaluation.spread is None:
-            return
-        spread = evaluation.spread
-        decisions = self.selector.consider(step, frames, spread.largest, spread.energy / len(frames[0].numbers))
-        for decision in decisions:
-            if decision.keep:
-                self._offer(decision, step, frames[decision.index], evaluation, spread)
-        while self._news:
-            self._watch(self._news.popleft())
-
-    def _offer(self, decision: Decision, step: int, frame: Frame, evaluation: Evaluation, spread: Spread) -> None:
-        index = decision.index
-        atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
-        kept = Kept(
-            frame=frame,
-            evaluation=self._evaluations,
-            energy_spread=float(spread.energy[index]) / len(frame.numbers),
-            force_spread=spread.force[atoms].copy(),
-            member_energies=spread.members[:, index].copy(),
-            models=self._models,
-            simulation=self._simulation,
-            step=step,
-        )
-        if not self.writer.offer(kept):
-            self.selector.forget(decision)
-            self._watch(
-                Note(f"a frame of step {step} could not be kept: the queue does not keep up ({self.writer.error})")
-            )
-
-    def _kept(self, row: int, kept: Kept) -> None:
-        self._news.append(KeptEvent(row, kept.step or 0, kept.frame.bead, kept.max_force_spread))
-
-    def close(self) -> None:
-        """Write what is pending. Raises QueueError when frames would be lost."""
-        stored = self.writer.close()
-        while self._news:
-            self._watch(self._news.popleft())
-        if not stored:
-            raise QueueError(f"{self.writer.pending} frames could not be written to the queue: {self.writer.error}")
-
-
-def _band(name: str, marks: list[float]) -> tuple[float | None, float | None]:
-    low, high = (*marks, None, None)[:2]
-    return low, high
 
 
 class Session:
@@ -138,7 +63,7 @@ class Session:
                 watch(Note(note))
             if config.queue:
                 committee = next(s.potential for s in services if s.potential.members)
-                harvest = Harvest(config, simulation, committee, watch)
+                harvest = Keeper(config, simulation.sha256, [card.hash for card in committee.cards], watch)
             if start_ipi:
                 self._start_ipi(simulation, services, folder)
             server = Server(
@@ -157,6 +82,7 @@ class Session:
                 code = self._end_ipi()
             try:
                 if harvest is not None:
+                    record.dropped = harvest.writer.dropped
                     harvest.close()
             finally:
                 progress.close()
@@ -268,7 +194,7 @@ class Session:
         record.close(summary)
         for name in simulation.properties[:1]:
             draw(Path(name), folder / "beadwork.out", folder / "run.png")
-        print(_tell(summary, folder, self._config.queue))
+        print(tell(summary, folder, self._config.queue))
 
 
 def _check_extras(simulation: Simulation, services: list[Service]) -> None:
@@ -307,29 +233,6 @@ def _address(socket: Socket, host: str | None) -> Address:
     return Address(
         host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
     )
-
-
-def _tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
-    """The summary in words, with where to look next."""
-    lines = [
-        f"{summary['steps']} steps, {summary['evaluations']} evaluations, "
-        f"{_figure(summary['structures_per_bead_step'], '.3f')} structures evaluated a bead-step, "
-        f"{_figure(summary['seconds_per_step'], '.3f')} s a step:"
-    ]
-    parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda item: -item[1])
-    lines += [f"  {1e3 * seconds:9.2f} ms  {'i-PI and waiting' if name == 'idle' else name}" for name, seconds in parts]
-    lines.append(
-        f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
-        f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
-    )
-    lines.append(f"look at {folder / 'run.png'} and {folder / 'summary.json'}")
-    if queue:
-        lines.append(f"the frames kept: beadwork queue list {queue}")
-    return "\n".join(lines)
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "unknown" if value is None else format(value, form)
 
 
 def _start(simulation: Simulation, socket: Socket) -> Frame:

@@ -84,3 +84,26 @@ class Record:
         """Write summary.json and close beadwork.out."""
         self._file.close()
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
+    """The summary in words, with where to look next."""
+    lines = [
+        f"{summary['steps']} steps, {summary['evaluations']} evaluations, "
+        f"{_figure(summary['structures_per_bead_step'], '.3f')} structures evaluated a bead-step, "
+        f"{_figure(summary['seconds_per_step'], '.3f')} s a step:"
+    ]
+    parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda item: -item[1])
+    lines += [f"  {1e3 * seconds:9.2f} ms  {'i-PI and waiting' if name == 'idle' else name}" for name, seconds in parts]
+    lines.append(
+        f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
+        f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
+    )
+    lines.append(f"look at {folder / 'run.png'} and {folder / 'summary.json'}")
+    if queue:
+        lines.append(f"the frames kept: beadwork queue list {queue}")
+    return "\n".join(lines)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)

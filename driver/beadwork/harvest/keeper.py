@@ -1,0 +1,92 @@
+"""From an evaluation to the queue: select, copy, hand to the writer's thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from beadwork.config import ServeConfig
+from beadwork.errors import QueueError
+from beadwork.events import Event, Note
+from beadwork.events import Kept as KeptEvent
+from beadwork.frame import Frame
+from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.select import Band, Decision, Selector
+from beadwork.harvest.writer import QueueWriter
+from beadwork.potential.delta import Evaluation, Spread
+
+
+class Keeper:
+    """Called with every evaluation after its reply has left. Opens the queue, and makes it where it is missing.
+
+    simulation: sha256 of the simulation's file. models: hashes of the models, baseline first. Frames of the same
+    simulation that the queue holds already count for the limit and are not kept again. Raises QueueError.
+    """
+
+    def __init__(
+        self, config: ServeConfig, simulation: str, models: Sequence[str], watch: Callable[[Event], None]
+    ) -> None:
+        self._models = tuple(models)
+        self._simulation = simulation
+        self._watch = watch
+        self._evaluations = 0
+        self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
+        self.selector = Selector(
+            Band(*_marks(config.keep_force), *_marks(config.keep_energy)),
+            config.cooldown,
+            config.keep_most,
+            config.distance,
+        )
+        queue = Queue(str(config.queue), create=True)
+        rows = queue.rows(simulation=self._simulation)
+        self.selector.seed(row.kept.frame for row in rows)
+        self.writer = QueueWriter(queue, on_kept=self._kept)
+
+    def __call__(self, address: str, step: int, frames: Sequence[Frame], evaluation: Evaluation) -> None:
+        """Look at one evaluation; called after its reply has left."""
+        self._evaluations += 1
+        if evaluation.spread is None:
+            return
+        spread = evaluation.spread
+        decisions = self.selector.consider(step, frames, spread.largest, spread.energy / len(frames[0].numbers))
+        for decision in decisions:
+            if decision.keep:
+                self._offer(decision, step, frames[decision.index], evaluation, spread)
+        while self._news:
+            self._watch(self._news.popleft())
+
+    def _offer(self, decision: Decision, step: int, frame: Frame, evaluation: Evaluation, spread: Spread) -> None:
+        index = decision.index
+        atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
+        kept = Kept(
+            frame=frame,
+            evaluation=self._evaluations,
+            energy_spread=float(spread.energy[index]) / len(frame.numbers),
+            force_spread=spread.force[atoms].copy(),
+            member_energies=spread.members[:, index].copy(),
+            models=self._models,
+            simulation=self._simulation,
+            step=step,
+        )
+        if not self.writer.offer(kept):
+            self.selector.forget(decision)
+            self._watch(
+                Note(f"a frame of step {step} could not be kept: the queue does not keep up ({self.writer.error})")
+            )
+
+    def _kept(self, row: int, kept: Kept) -> None:
+        self._news.append(KeptEvent(row, kept.step or 0, kept.frame.bead, kept.max_force_spread))
+
+    def close(self) -> None:
+        """Write what is pending. Raises QueueError when frames would be lost."""
+        stored = self.writer.close()
+        while self._news:
+            self._watch(self._news.popleft())
+        if not stored:
+            raise QueueError(f"{self.writer.pending} frames could not be written to the queue: {self.writer.error}")
+
+
+def _marks(band: Sequence[float]) -> tuple[float | None, float | None]:
+    """Low and high mark, None for one that is not set."""
+    low, high = (*band, None, None)[:2]
+    return low, high
