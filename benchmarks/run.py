@@ -145,9 +145,10 @@ class Bench:
             return
         tried: dict[str, float | None] = {}
         choices = self.choices[name]
+        small = size or self.plan.loop
         for build, setting in choices if size and len(choices) > 1 else []:
             label = f"{build.__name__}, {setting}"
-            peer = self.peer(name, (build, setting), size)
+            peer = self.peer(name, (build, setting), small)
             with p.running([peer]):
                 try:
                     peer.start()

@@ -1,0 +1,127 @@
+"""The same evaluation without a socket: a PES for i-PI's `<ffdirect>`, which calls it in its own process.
+
+    <ffdirect name='beadwork'>
+      <pes>custom</pes>
+      <pes_path>…/beadwork/pes.py</pes_path>   <!-- python -c "import beadwork.pes as p; print(p.__file__)" -->
+      <batch_size>16</batch_size>              <!-- the number of beads -->
+      <parameters>{template: init.xyz, baseline: models/baseline, delta: models/delta-0 models/delta-1}</parameters>
+    </ffdirect>
+
+Leave `threaded` at its default: an error then ends i-PI with its sentence, where in a thread it would leave it hanging.
+There is no harvest and no hot swap here; those are the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from beadwork.config import ServeConfig
+from beadwork.errors import ConfigError, GeometryError, SimulationError
+from beadwork.frame import FloatArray, Frame
+from beadwork.potential.threads import set_threads
+from beadwork.units import BOHR, FORCE, HARTREE
+
+__DRIVER_NAME__ = "beadwork"
+__DRIVER_CLASS__ = "BeadworkPES"
+
+#: what may be set in `<parameters>`, named as in a TOML file
+OPTIONS = (
+    "baseline",
+    "delta",
+    "engine",
+    "dtype",
+    "device",
+    "threads",
+    "periodic",
+    "alpha",
+    "baseline_uncertainty",
+    "member_forces",
+)
+#: potential, forces, virial and extras of one structure, as i-PI wants them
+Answer = tuple[float, FloatArray, FloatArray, str]
+
+
+class BeadworkPES:
+    """Baseline, Δ committee or both, called by i-PI with one structure or with a list of them.
+
+    template: a file that ASE reads, with the species in the simulation's order. delta: bundles, separated by blanks.
+    verbosity: i-PI adds it, and it is not used. The rest are options of `beadwork serve`, by their names. Raises
+    SimulationError for a template that cannot be read, ConfigError for an option that is unknown, ModelError for
+    models that cannot be loaded or do not fit.
+    """
+
+    def __init__(self, template: str, verbosity: object = None, delta: str = "", **options: Any) -> None:
+        unknown = sorted(set(options) - set(OPTIONS))
+        if unknown:
+            raise ConfigError(f"<parameters> sets {unknown[0]!r}, which is no option; known are {', '.join(OPTIONS)}")
+        config = ServeConfig(simulation="ffdirect", delta=delta.split(), **options).check()
+        if config.threads:
+            set_threads(config.threads)
+        # torch is imported only now, so that it sees the threads
+        from beadwork.potential.delta import load
+
+        self._potential = load(
+            config.baseline,
+            config.delta,
+            config.engine,
+            config.dtype,
+            config.device,
+            None,
+            config.alpha,
+            config.baseline_uncertainty,
+        )
+        self._member_forces = config.member_forces
+        self._periodic = (config.periodic,) * 3
+        self._numbers = _species(template)
+        self._potential.check_species(self._numbers)
+
+    def __call__(self, cell: Any, pos: Any) -> Answer | list[Answer]:
+        """Evaluate i-PI's cells (3, 3), lattice vectors in columns, and positions (N, 3), Bohr; or lists of both.
+
+        Returns potential (Hartree), forces (N, 3) (Hartree/Bohr), virial (3, 3) (Hartree) and the extras' JSON, or a
+        list of these. Raises GeometryError and NonFiniteError for what can have no answer.
+        """
+        if isinstance(cell, list):
+            return self._evaluate(cell, pos)
+        return self._evaluate([cell], [pos])[0]
+
+    def _evaluate(self, cells: Sequence[FloatArray], positions: Sequence[FloatArray]) -> list[Answer]:
+        from beadwork.server import extras
+
+        atoms = len(self._numbers)
+        if any(np.shape(where) != (atoms, 3) for where in positions):
+            raise GeometryError(
+                f"i-PI asks for {[len(where) for where in positions]} atoms where the template has {atoms}; "
+                "give a template of the same system"
+            )
+        frames = [
+            Frame(
+                self._numbers, np.asarray(where) * BOHR, np.ascontiguousarray(np.transpose(cell)) * BOHR, self._periodic
+            )
+            for cell, where in zip(cells, positions, strict=True)
+        ]
+        evaluation = self._potential.evaluate(frames, member_forces=self._member_forces)
+        return list(
+            zip(
+                (evaluation.energies / HARTREE).tolist(),
+                evaluation.forces.reshape(-1, atoms, 3) / FORCE,
+                evaluation.virials / HARTREE,
+                (extra.decode() for extra in extras(evaluation, self._potential)),
+                strict=True,
+            )
+        )
+
+
+def _species(template: str) -> Any:
+    import ase.io
+
+    try:
+        atoms = ase.io.read(template)
+    except (OSError, ValueError, KeyError, IndexError, ase.io.formats.UnknownFileTypeError) as error:
+        raise SimulationError(
+            f"the template {template} cannot be read ({error}); give the simulation's start structure"
+        ) from error
+    return atoms.numbers.astype(np.int_)

@@ -1,0 +1,132 @@
+"""The PES for i-PI's ffdirect: the same numbers as over the wire, in a real i-PI."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import beadwork.pes
+from beadwork.errors import ConfigError, GeometryError, SimulationError
+from beadwork.pes import BeadworkPES
+from beadwork.units import BOHR, FORCE, HARTREE
+
+MODELS = Path(__file__).resolve().parent.parent / "models" / "water-revpbe0-d3"
+DELTA = [MODELS / "delta-0", MODELS / "delta-1"]
+BIN = Path(sys.executable).parent
+#: four waters on a grid of 2.9 Å
+WATERS = np.concatenate(
+    [
+        np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]) + 2.9 * np.array(site)
+        for site in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0))
+    ]
+)
+CELL = np.array([5.8, 5.8, 2.9])
+INPUT = """<simulation verbosity='low'>
+  <output prefix='out'>
+    <properties stride='1' filename='properties'> [ step, potential, conserved, pressure_cv ] </properties>
+    <trajectory stride='1' filename='force' format='xyz'> forces </trajectory>
+    <trajectory stride='1' filename='committee' extra_type='committee_pot'> extras </trajectory>
+  </output>
+  <total_steps>3</total_steps>
+  <prng><seed>7</seed></prng>
+  {forcefield}
+  <system>
+    <initialize nbeads='2'>
+      <file mode='xyz'>init.xyz</file><velocities mode='thermal' units='kelvin'>300</velocities>
+    </initialize>
+    <forces><force forcefield='beadwork'/></forces>
+    <ensemble><temperature units='kelvin'>300</temperature></ensemble>
+    <motion mode='dynamics'><dynamics mode='nve'><timestep units='femtosecond'>0.5</timestep></dynamics></motion>
+  </system>
+</simulation>
+"""
+
+
+def start(folder: Path, forcefield: str) -> Path:
+    """Write a small simulation, and return its folder."""
+    folder.mkdir()
+    lengths = " ".join(map(str, CELL))
+    lines = ["12", f"# CELL(abcABC): {lengths} 90 90 90 positions{{angstrom}} cell{{angstrom}}"]
+    lines += [f"{s} {x:.6f} {y:.6f} {z:.6f}" for s, (x, y, z) in zip("OHH" * 4, WATERS, strict=True)]
+    (folder / "init.xyz").write_text("\n".join(lines) + "\n")
+    (folder / "input.xml").write_text(INPUT.format(forcefield=forcefield))
+    return folder
+
+
+def run(folder: Path, *words: str) -> None:
+    """Run a command in a folder; its words are shown where it fails."""
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ffdirect_equals_the_socket(tmp_path: Path) -> None:
+    """An unmodified i-PI writes the same digits whether it calls the PES itself or asks the server."""
+    delta = " ".join(map(str, DELTA))
+    direct = start(
+        tmp_path / "direct",
+        f"<ffdirect name='beadwork'><pes>custom</pes><pes_path>{beadwork.pes.__file__}</pes_path>"
+        "<batch_size>2</batch_size>"
+        f"<parameters>{{template: init.xyz, baseline: {MODELS / 'baseline'}, delta: {delta}, engine: torchscript}}"
+        "</parameters></ffdirect>",
+    )
+    run(direct, str(BIN / "i-pi"), "input.xml")
+    wire = start(
+        tmp_path / "wire",
+        f"<ffsocket name='beadwork' mode='unix'><address>beadwork-test-pes-{os.getpid()}</address>"
+        "<batch_size>2</batch_size></ffsocket>",
+    )
+    models = ["--baseline", str(MODELS / "baseline"), "--delta", *map(str, DELTA), "--engine", "torchscript"]
+    run(wire, "-m", "beadwork.cli", "run", "input.xml", *models)
+    for name in ("out.properties", "out.force_0.xyz", "out.force_1.xyz", "out.committee_0", "out.committee_1"):
+        one, two = ((folder / name).read_text() for folder in (direct, wire))
+        numbers = [
+            np.array([float(w) for line in text.splitlines() if "#" not in line for w in line.split() if w not in "OH"])
+            for text in (one, two)
+        ]
+        assert numbers[0].size > 3
+        # a batch of one (i-PI may send half a ring) and of two differ by rounding
+        np.testing.assert_allclose(numbers[0], numbers[1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def pes(tmp_path_factory: pytest.TempPathFactory) -> BeadworkPES:
+    """A baseline and two members, in process."""
+    folder = start(tmp_path_factory.mktemp("pes") / "run", "")
+    delta = " ".join(map(str, DELTA))
+    return BeadworkPES(str(folder / "init.xyz"), baseline=str(MODELS / "baseline"), delta=delta, engine="torchscript")
+
+
+def test_force_is_minus_the_slope(pes: BeadworkPES) -> None:
+    """Energy, force and virial are in i-PI's units and orientation: held to finite differences in a skewed cell."""
+    cell = np.diag(CELL) / BOHR
+    cell[0, 1] = 0.7  # columns are lattice vectors, so this skews the second one
+    where = WATERS / BOHR
+    _, force, virial, extra = pes(cell, where)
+    assert '"committee_pot"' in extra
+    step = 1e-3
+    moves = np.zeros((2, 12, 3))
+    moves[0, 1, 2], moves[1, 1, 2] = step, -step
+    up, down = pes([cell, cell], [where + moves[0], where + moves[1]])
+    assert force[1, 2] == pytest.approx((down[0] - up[0]) / (2 * step), abs=1e-7)
+    strain = 1e-4
+    strains = [np.eye(3) + s * np.outer([1, 0, 0], [0, 1, 0]) for s in (strain, -strain)]
+    up, down = pes([s @ cell for s in strains], [where @ s.T for s in strains])
+    assert virial[0, 1] == pytest.approx((down[0] - up[0]) / (2 * strain), abs=1e-6)
+    assert HARTREE / BOHR == FORCE
+
+
+def test_what_it_refuses(pes: BeadworkPES, tmp_path: Path) -> None:
+    """A wrong number of atoms, an unknown option and a missing template each get a sentence."""
+    with pytest.raises(GeometryError, match=r"\[11\] atoms where the template has 12"):
+        pes(np.diag(CELL) / BOHR, WATERS[1:] / BOHR)
+    with pytest.raises(ConfigError, match="'basline', which is no option"):
+        BeadworkPES("init.xyz", basline="b")
+    with pytest.raises(SimulationError, match="cannot be read"):
+        BeadworkPES(str(tmp_path / "absent.xyz"), baseline=str(MODELS / "baseline"), engine="torchscript")
