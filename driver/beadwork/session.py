@@ -192,9 +192,9 @@ class Session:
             asked = _steps_done(simulation) * services[0].ring
         summary = record.summary(asked)
         record.close(summary)
-        for name in simulation.properties[:1]:
-            draw(Path(name), folder / "beadwork.out", folder / "run.png")
         print(tell(summary, folder, self._config.queue))
+        for name in simulation.properties[:1]:
+            print(draw(Path(name), folder / "beadwork.out", folder / "run.png"))
 
 
 def _check_extras(simulation: Simulation, services: list[Service]) -> None:

@@ -63,3 +63,14 @@ def test_picture_is_drawn_from_ipis_header(tmp_path: Path) -> None:
     record.close(record.summary())
     draw(tmp_path / "simulation.out", tmp_path / "beadwork.out", tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_picture_is_said_and_not_an_error(tmp_path: Path) -> None:
+    """A run that ended before its first step, or wrote no properties, still ends with its own exit code."""
+    record = Record(tmp_path)
+    record.close(record.summary())
+    (tmp_path / "simulation.out").write_text("# column   1     --> step : a\n")
+    for name in ("simulation.out", "missing.out"):
+        said = draw(tmp_path / name, tmp_path / "beadwork.out", tmp_path / "run.png")
+        assert said.startswith("no picture")
+    assert not (tmp_path / "run.png").exists()

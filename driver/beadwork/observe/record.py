@@ -99,7 +99,7 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
         f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
         f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
     )
-    lines.append(f"look at {folder / 'run.png'} and {folder / 'summary.json'}")
+    lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / 'beadwork.out'}")
     if queue:
         lines.append(f"the frames kept: beadwork queue list {queue}")
     return "\n".join(lines)
