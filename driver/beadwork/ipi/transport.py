@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beadwork.errors import ConnectionLost
+from beadwork.ipi.guard import Guard, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
 from beadwork.ipi.protocol import Machine
 
@@ -124,6 +125,7 @@ class Transport:
         self._patience = patience
         self._selector = selectors.DefaultSelector()
         self._closed: list[Peer] = []
+        self._guard: Guard | None = None
 
     def poll(self, timeout: float | None) -> list[tuple[Peer, Incoming]]:
         """Wait for at most `timeout` seconds (None: until something comes) and return what has come.
@@ -166,7 +168,9 @@ class Transport:
             line.peers.remove(peer)
             self._selector.unregister(peer.sock)
         peer.machine.close()
-        peer.sock.close()
+        if self._guard is not None:
+            self._guard.release(peer.sock)
+        hang_up(peer.sock)
         line.why = why
         line.dial_at, line.pause = time.monotonic(), RETRY
         if not line.peers:
@@ -178,6 +182,8 @@ class Transport:
             for peer in list(line.peers):
                 self.drop(peer, "closed by us")
         self._selector.close()
+        if self._guard is not None:
+            self._guard.close()
 
     def _dial(self, line: Line, now: float) -> None:
         if not line.dials or now < line.dial_at:
@@ -192,6 +198,8 @@ class Transport:
             return
         peer = Peer(line, sock, Machine(shared=line.shared, atoms=line.atoms))
         line.peers.append(peer)
+        self._guard = self._guard or Guard()
+        self._guard.hold(sock)
         line.pause = RETRY
         self._selector.register(sock, selectors.EVENT_READ, peer)
 
