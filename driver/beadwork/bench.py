@@ -129,7 +129,7 @@ def _hints(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
     if any("(torchscript" in name for name in models) and config.device == "cpu":
         yield "a model runs as TorchScript; as native it would be several times faster (see above why it does not)"
     if sum(models.values()) > 0.5 and config.dtype == "float64":
-        yield "the models take most of the time; --dtype float32 is faster: hold its forces to float64 on your own system"
+        yield "the models take most of the time; --dtype float32 is faster: hold its forces to float64 first"
     if share.get("pack", 0) > MUCH and config.member_forces:
         yield "the members' forces in the extras are costly; without --member-forces only their energies are sent"
     if share.get("graph", 0) > MUCH:
