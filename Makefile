@@ -17,7 +17,7 @@ demo: install ## 16 beads of 32 waters at 300 K with real i-PI, 100 steps; every
 	rm -rf demo && mkdir demo && cp inputs/water/* demo/
 	cd demo && ../$(BIN)/beadwork run run.toml
 test: install ## the test suite, under ten minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 test-full: install ## the same and what is slow or needs a browser or a database
 	$(BIN)/python -m pytest
 check: install ## formatting, lint, types
