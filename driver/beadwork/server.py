@@ -168,7 +168,9 @@ class Server:
         try:
             evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
         except BeadworkError:
-            self._last_words(_named(service, positions, frames))
+            named = _named(service, positions, frames)
+            self._last_words(named)
+            service.potential.evaluate(named)  # the same error again, which now names the bead
             raise
         packing = time.perf_counter()
         replies = _replies(evaluation, inverse, service.potential)
