@@ -1,0 +1,274 @@
+"""What is wrong is said in one sentence, with an exit code of its own, and i-PI never gets a number that is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import ase.io
+import numpy as np
+import pytest
+
+from beadwork.cli import main
+
+
+@pytest.fixture
+def refused(capfd) -> Callable[..., str]:
+    """Run a command that must fail with this exit code; return its one sentence."""
+
+    def call(code: int, run: Callable[[], int]) -> str:
+        assert run() == code
+        shown = capfd.readouterr().err
+        assert "Traceback" not in shown
+        call.shown = shown
+        said = [line for line in shown.replace("\r", "\n").splitlines() if line.strip()][-1]
+        assert said.startswith("beadwork: ")
+        return said.removeprefix("beadwork: ")
+
+    return call
+
+
+def changed_card(bundle, copy, old: str, new: str):
+    """A copy of a bundle that says something else of itself."""
+    shutil.copytree(bundle, copy)
+    card = (copy / "card.toml").read_text()
+    assert old in card
+    (copy / "card.toml").write_text(card.replace(old, new))
+    return copy
+
+
+def test_unknown_species(ipi, models, serve, refused, tmp_path) -> None:
+    """A species that a model lacks is named, with the model."""
+    atoms = ipi.waters()
+    atoms.symbols[0] = "Na"
+    run = ipi.Input(tmp_path / "run", atoms=atoms).write()
+    said = refused(4, lambda: serve(run, "--baseline", models.baseline))
+    assert "Na" in said
+    assert "baseline" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ('dtype = "float64"', 'dtype = "float32"', "precision"),
+        ("elements = [\n    1,\n    8,\n]", "elements = [1]", "elements"),
+        ('energy = "eV"', 'energy = "Hartree"', "units"),
+    ],
+    ids=["precision", "elements", "units"],
+)
+def test_models_that_do_not_go_together(ipi, models, serve, refused, tmp_path, old, new, word) -> None:
+    """A committee of different precision, elements or units is refused before anything is started."""
+    other = changed_card(models.delta[1], tmp_path / "other", old, new)
+    run = ipi.Input(tmp_path / "run").write()
+    said = refused(4, lambda: serve(run, "--baseline", models.baseline, "--delta", models.delta[0], other))
+    assert word in said
+
+
+def test_missing_truncated_and_foreign_bundle(ipi, models, serve, refused, tmp_path) -> None:
+    """Each names the file and what to do."""
+    run = ipi.Input(tmp_path / "run").write()
+    assert "missing" in refused(4, lambda: serve(run, "--baseline", tmp_path / "nowhere"))
+    cut = tmp_path / "cut"
+    shutil.copytree(models.baseline, cut)
+    model = (cut / "model.pt").read_bytes()
+    (cut / "model.pt").write_bytes(model[: len(model) // 2])
+    assert "model.pt" in refused(4, lambda: serve(run, "--baseline", cut))
+    assert "import" in refused(4, lambda: serve(run, "--baseline", models.file(models.baseline)))
+    foreign = tmp_path / "foreign.pt"
+    foreign.write_text("hello")
+    assert "neither" in refused(4, lambda: main(["models", "import", str(foreign), "--out", str(tmp_path / "x")]))
+    half = tmp_path / "half.model"
+    half.write_bytes(models.file(models.baseline).read_bytes()[:5000])
+    arguments = ["models", "import", str(half), "--out", str(tmp_path / "x"), "--trust-pickle"]
+    assert "truncated" in refused(4, lambda: main(arguments))
+
+
+def test_pickle_without_trust(models, refused, tmp_path) -> None:
+    """A pickle is not opened unless the user says so, and nothing is left behind."""
+    arguments = ["models", "import", str(models.file(models.baseline)), "--out", str(tmp_path / "x")]
+    assert "--trust-pickle" in refused(4, lambda: main(arguments))
+    assert not (tmp_path / "x").exists()
+
+
+def test_forcefields_none_or_several(ipi, models, serve, refused, tmp_path) -> None:
+    """An input without ffsocket, or with several and none named."""
+    none = ipi.Input(
+        tmp_path / "none",
+        [],
+        around="<fflj name='lj'><parameters>{{eps: 0.1, sigma: 1.0}}</parameters></fflj>{}",
+        forces="<force forcefield='lj'/>",
+    ).write()
+    assert "ffsocket" in refused(3, lambda: serve(none, "--baseline", models.baseline))
+    several = ipi.Input(tmp_path / "several", [ipi.Forcefield("one"), ipi.Forcefield("two")]).write()
+    said = refused(3, lambda: serve(several, "--baseline", models.baseline))
+    assert "one" in said
+    assert "two" in said
+
+
+def listener(run, path=None) -> socket.socket:
+    """A socket where i-PI would listen."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path or run.prefix + "water")
+    sock.listen(5)
+    return sock
+
+
+def test_stale_socket_file(ipi, models, serve, refused, tmp_path) -> None:
+    """A socket file on which nobody listens: `serve` waits as long as it was told, then says what it is."""
+    run = ipi.Input(tmp_path / "run").write()
+    listener(run).close()
+    said = refused(8, lambda: serve(run, "--baseline", models.baseline, "--patience", "0.5"))
+    assert "killed i-PI" in said
+
+
+def test_address_that_another_ipi_holds(ipi, models, refused, tmp_path, monkeypatch) -> None:
+    """`run` does not start a second i-PI at the address of a first one, and leaves its file alone."""
+    run = ipi.Input(tmp_path / "run").write()
+    monkeypatch.chdir(run.folder)
+    with listener(run):
+        said = refused(3, lambda: main(["run", "input.xml", "--baseline", str(models.baseline)]))
+        assert "another i-PI" in said
+        assert os.path.exists(run.prefix + "water")
+
+
+class Peer(threading.Thread):
+    """Something that listens where i-PI should, talks to the first client as `talk` does, and keeps what came back."""
+
+    def __init__(self, run, talk: Callable[[socket.socket], None]) -> None:
+        super().__init__(daemon=True)
+        self.heard = b""
+        self._listener = listener(run)
+        self._talk = talk
+
+    def run(self) -> None:
+        with self._listener:
+            self._listener.settimeout(60)
+            client, _ = self._listener.accept()
+        with client:
+            client.settimeout(30)
+            try:
+                self._talk(client)
+                while data := client.recv(1 << 16):
+                    self.heard += data
+            except (ConnectionError, TimeoutError):
+                pass
+
+
+def header(word: str) -> bytes:
+    """One of i-PI's 12-byte words."""
+    return word.ljust(12).encode()
+
+
+def begin(client: socket.socket) -> None:
+    """Shake hands as i-PI does."""
+    client.sendall(header("STATUS"))
+    assert client.recv(12) == header("NEEDINIT")
+    client.sendall(header("INIT") + np.int32([0, 1]).tobytes() + b" ")
+
+
+def structure(positions: np.ndarray, cell: np.ndarray, count: int | None = None) -> bytes:
+    """POSDATA and GETFORCE for one structure, given in Bohr."""
+    matrices = np.array([cell, cell]).tobytes()
+    number = np.int32(len(positions) if count is None else count).tobytes()
+    return header("POSDATA") + matrices + number + positions.tobytes() + header("GETFORCE")
+
+
+def speak(what: str) -> Callable[[socket.socket], None]:
+    """A peer that is no i-PI, or an i-PI that has gone wrong."""
+    rng = np.random.default_rng(0)
+    good = rng.uniform(0, 10, (12, 3))
+    cell = np.eye(3) * 10.6
+
+    def talk(client: socket.socket) -> None:
+        if what == "http":
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            return
+        begin(client)
+        if what == "negative count":
+            client.sendall(structure(good, cell, -12))
+        elif what == "huge count":
+            client.sendall(structure(good, cell, 2**31 - 1))
+        elif what == "other atoms":
+            client.sendall(structure(good[:11], cell))
+        elif what == "half":
+            client.sendall(structure(good, cell)[:200])
+            client.shutdown(socket.SHUT_RDWR)
+        elif what == "no volume":
+            client.sendall(structure(good, np.zeros((3, 3))))
+        elif what == "on top":
+            client.sendall(structure(np.concatenate([good[:11], good[:1] + 1e-3]), cell))
+        elif what == "NaN":
+            client.sendall(structure(np.where(np.arange(36).reshape(12, 3) == 16, np.nan, good), cell))
+        elif what == "infinite":
+            client.sendall(structure(np.where(np.arange(36).reshape(12, 3) == 16, np.inf, good), cell))
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "words"),
+    [
+        ("http", 7, ["no message of i-PI's"]),
+        ("negative count", 7, ["-12 atoms"]),
+        ("huge count", 7, ["2147483647 atoms"]),
+        ("other atoms", 7, ["11 atoms", "12"]),
+        ("half", 8, ["nobody listens"]),
+        ("no volume", 5, ["no volume"]),
+        ("on top", 5, ["atoms 0 and 11"]),
+        ("NaN", 5, ["atom 5", "nan"]),
+        ("infinite", 5, ["atom 5", "inf"]),
+    ],
+)
+def test_strange_peer(ipi, models, serve, refused, tmp_path, what, code, words) -> None:
+    """Nonsense from the other side ends the server with a sentence, soon, and is never answered with a number."""
+    run = ipi.Input(tmp_path / "run").write()
+    peer = Peer(run, speak(what))
+    peer.start()
+    begin = time.monotonic()
+    options = ["--engine", "torchscript", "--connections", 1, "--patience", 1]
+    said = refused(code, lambda: serve(run, "--baseline", models.baseline, *options))
+    assert time.monotonic() - begin < 30
+    peer.join(30)
+    assert not peer.is_alive()
+    assert b"FORCEREADY" not in peer.heard
+    for word in words:
+        assert word in said
+    if what == "half":
+        assert "hung up 188 bytes into a message" in refused.shown
+    if code == 5:
+        assert len(ase.io.read(run.folder / "last-frames.extxyz", ":")) == 1
+
+
+@pytest.mark.parametrize("layout", ["batched", "single"])
+def test_nan_from_a_model(ipi, models, start, serve, refused, tmp_path, monkeypatch, layout) -> None:
+    """The server stops i-PI and itself, names bead and atom, leaves the frames on disk; i-PI never saw the NaN."""
+    from beadwork.potential.torchscript import TorchScriptEngine
+
+    evaluate = TorchScriptEngine.evaluate
+    seen: list[int] = []
+
+    def poisoned(self, graph):
+        answer = evaluate(self, graph)
+        seen.append(len(graph))
+        # from the third step on, and where all beads are there: the spread of positions tells bead 2 nothing
+        if sum(seen) >= 8 and len(graph) > 2:
+            answer.forces[2 * 12 + 7, 1] = np.nan
+        return answer
+
+    monkeypatch.setattr(TorchScriptEngine, "evaluate", poisoned)
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4 if layout == "batched" else 1, latency=1e-2)]).write()
+    process = start.ipi(run)
+    said = refused(6, lambda: serve(run, "--baseline", models.baseline, "--engine", "torchscript"))
+    assert "atom 7" in said
+    assert "bead 2" in said
+    process.wait(30)
+    assert "nan" not in (run.folder / "run.out").read_text().lower()
+    assert np.isfinite(run.positions()).all()
+    steps = run.properties()["step"]
+    assert 1 <= steps[-1] < run.steps
+    kept = ase.io.read(run.folder / "last-frames.extxyz", ":")
+    assert len(kept) == 4
