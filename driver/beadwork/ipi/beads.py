@@ -36,7 +36,10 @@ class Beads:
 
 
 def _closest(flat: FloatArray, ring: FloatArray) -> list[int | None]:
-    square = ((flat[:, None, :] - ring[None, :, :]) ** 2).sum(axis=2)
+    # |a - b|^2 = a a + b b - 2 a b, about the centroid so that nothing large cancels
+    centroid = ring.mean(axis=0)
+    one, two = flat - centroid, ring - centroid
+    square = (one**2).sum(axis=1)[:, None] + (two**2).sum(axis=1) - 2 * one @ two.T
     beads: list[int | None] = []
     for row in square:
         bead = int(row.argmin())
