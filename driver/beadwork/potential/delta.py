@@ -12,7 +12,7 @@ import numpy as np
 from beadwork.errors import ModelError, NonFiniteError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential.bundle import Card, load_card, load_committee
-from beadwork.potential.engine import Energies, Engine
+from beadwork.potential.engine import Energies, Engine, join
 from beadwork.potential.engines import AutoEngine, open_engine
 from beadwork.potential.graph import Graph, GraphBuilder
 
@@ -203,20 +203,13 @@ class Potential:
 
     def _graph(self, frames: Sequence[Frame]) -> Graph:
         graph = self.builder.build(frames)
-        self.check_species(np.unique(graph.numbers))
+        self.check_species(np.flatnonzero(np.bincount(graph.numbers)))
         return graph
 
     def _run(self, engine: Engine, graph: Graph, seconds: dict[str, float]) -> Energies:
         started = time.perf_counter()
-        pieces = [engine.evaluate(graph.part(a, b)) for a, b in _pieces(graph, self.max_edges)]
-        if len(pieces) == 1:
-            answer = pieces[0]
-        else:
-            answer = Energies(
-                np.concatenate([p.energies for p in pieces]),
-                np.concatenate([p.forces for p in pieces]),
-                np.concatenate([p.virials for p in pieces]),
-            )
+        pieces = [engine.evaluate(graph.part(a, b)) for a, b in graph.pieces(self.max_edges)]
+        answer = join(pieces)
         _check_finite(engine, graph, answer)
         seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
         return answer
@@ -241,7 +234,7 @@ class Potential:
             x *= self.alpha
         # from here on energy, force and virial are deviations after alpha
         variance = np.tensordot(w, energy**2, axes=1) / norm
-        force_spread = np.sqrt(np.einsum("m,mai,mai->a", w, force, force) / (3 * norm))
+        force_spread = np.sqrt(w @ np.einsum("mai,mai->ma", force, force) / (3 * norm))
         largest = np.maximum.reduceat(force_spread, graph.ptr[:-1])
         delta = mean
         if self.baseline_uncertainty is not None:
@@ -346,20 +339,6 @@ def _sum(graph: Graph, baseline: Energies | None, delta: Energies, **rest: objec
         delta,
         **rest,  # type: ignore[arg-type]
     )
-
-
-def _pieces(graph: Graph, max_edges: int | None) -> list[tuple[int, int]]:
-    """Split the systems into runs of at most max_edges edges; a single system is never cut."""
-    if max_edges is None or len(graph.center) <= max_edges:
-        return [(0, len(graph))]
-    edges = graph.edge_ptr()
-    pieces, first = [], 0
-    while first < len(graph):
-        last = int(np.searchsorted(edges, edges[first] + max_edges, side="right")) - 1
-        last = min(max(last, first + 1), len(graph))
-        pieces.append((first, last))
-        first = last
-    return pieces
 
 
 def _first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntArray:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from beadwork.frame import FloatArray
 from beadwork.potential.graph import Graph
@@ -20,6 +23,17 @@ class Energies:
     energies: FloatArray
     forces: FloatArray
     virials: FloatArray
+
+
+def join(pieces: Sequence[Energies]) -> Energies:
+    """Put the answers for runs of systems one after the other."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Energies(
+        np.concatenate([p.energies for p in pieces]),
+        np.concatenate([p.forces for p in pieces]),
+        np.concatenate([p.virials for p in pieces]),
+    )
 
 
 class Engine(Protocol):

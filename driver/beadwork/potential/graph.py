@@ -97,6 +97,19 @@ class Graph:
             self.degree[low:high],
         )
 
+    def pieces(self, max_edges: int | None) -> list[tuple[int, int]]:
+        """Runs (first, last) of systems with at most max_edges edges together; a single system is never cut."""
+        if max_edges is None or len(self.center) <= max_edges:
+            return [(0, len(self))]
+        edges = self.edge_ptr()
+        pieces, first = [], 0
+        while first < len(self):
+            last = int(np.searchsorted(edges, edges[first] + max_edges, side="right")) - 1
+            last = min(max(last, first + 1), len(self))
+            pieces.append((first, last))
+            first = last
+        return pieces
+
     def edge_ptr(self) -> IntArray:
         """(S + 1,): system s owns edges edge_ptr[s] to edge_ptr[s + 1]."""
         return np.searchsorted(self.center, self.ptr).astype(np.int_)

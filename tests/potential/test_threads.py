@@ -1,0 +1,40 @@
+"""Threads are set before anything spins, and what the user set wins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+CODE = """
+import sys
+from beadwork.potential.threads import set_threads
+print(set_threads(1), "torch" in sys.modules)
+import os, torch
+print(torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])
+print(set_threads(5))
+"""
+
+
+def run(**environment):
+    """What the code above prints in a fresh process."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_"))}
+    out = subprocess.run(
+        [sys.executable, "-c", CODE], env=clean | environment, capture_output=True, text=True, check=True
+    )
+    return out.stdout.splitlines()
+
+
+def test_threads_are_set_before_torch_is_there():
+    """The helper imports neither torch nor symmetrix, torch then uses what was set, and a later call says it is late."""
+    first, second, third = run()
+    assert first.startswith("threads: OMP_NUM_THREADS=1, MKL_NUM_THREADS=1, OMP_WAIT_POLICY=passive")
+    assert first.endswith("False")
+    assert second == "1 passive"
+    assert "too late for torch, already imported" in third
+    assert "OMP_NUM_THREADS=1" in third
+
+
+def test_what_the_user_set_wins():
+    """A variable in the environment is not overruled, and the sentence says what holds."""
+    assert "OMP_NUM_THREADS=2" in run(OMP_NUM_THREADS="2")[0]
