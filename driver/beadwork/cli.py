@@ -32,7 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(call=_serve, start=False)
     run = commands.add_parser("run", help="the same, and start i-PI too; ends with i-PI's exit code")
     run.set_defaults(call=_serve, start=True)
-    for command in (serve, run):
+    bench = commands.add_parser("bench", help="where this simulation's step goes, and what would help")
+    bench.add_argument("--steps", type=int, default=20, metavar="N", help="steps to run, elsewhere (default: 20)")
+    bench.set_defaults(call=_bench)
+    for command in (serve, run, bench):
         _serve_options(command)
     _models(commands.add_parser("models", help="make and look at model bundles"))
     _queue(commands.add_parser("queue", help="look at the frames that were kept"))
@@ -92,17 +95,34 @@ def _role(text: str) -> tuple[str, str]:
     return name, role
 
 
-def _serve(args: argparse.Namespace) -> int:
-    typed = {key: value for key, value in vars(args).items() if key not in ("call", "start")}
+def _configured(args: argparse.Namespace) -> tuple[ServeConfig, str]:
+    """What was typed, joined with a TOML file; and threads set, which must be before PyTorch is imported."""
+    typed = {key: value for key, value in vars(args).items() if key not in ("call", "start", "steps")}
     if "at" in typed:
         typed["at"] = dict(typed["at"])
     config = resolve(typed)
     from beadwork.potential.threads import set_threads
 
-    said = set_threads(config.threads or len(os.sched_getaffinity(0)))
+    return config, set_threads(config.threads or _cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _serve(args: argparse.Namespace) -> int:
+    config, threads = _configured(args)
     from beadwork.session import Session
 
-    return Session(config, said).run(start_ipi=args.start)
+    return Session(config, threads).run(start_ipi=args.start)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    config, threads = _configured(args)
+    from beadwork.bench import bench
+
+    print(bench(config, args.steps, threads))
+    return 0
 
 
 def _models(parser: argparse.ArgumentParser) -> None:
