@@ -26,7 +26,7 @@ def run(**environment):
 
 
 def test_threads_are_set_before_torch_is_there():
-    """The helper imports neither torch nor symmetrix, torch then uses what was set, and a later call says it is late."""
+    """The helper does not import torch, torch then uses what was set, and a later call says that it is late."""
     first, second, third = run()
     assert first.startswith("threads: OMP_NUM_THREADS=1, MKL_NUM_THREADS=1, OMP_WAIT_POLICY=passive")
     assert first.endswith("False")
