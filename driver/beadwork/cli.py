@@ -103,6 +103,8 @@ def _configured(args: argparse.Namespace) -> tuple[ServeConfig, str]:
     config = resolve(typed)
     from beadwork.potential.threads import set_threads
 
+    if config.threads:  # what was asked for here wins over the environment
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(config.threads)
     return config, set_threads(config.threads or _cores())
 
 
