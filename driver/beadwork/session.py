@@ -65,7 +65,7 @@ class Session:
                 committee = next(s.potential for s in services if s.potential.members)
                 harvest = Keeper(config, simulation.sha256, [card.hash for card in committee.cards], watch)
             if start_ipi:
-                self._start_ipi(simulation, services, folder)
+                self._start_ipi(simulation, services, folder, watch)
             server = Server(
                 services,
                 patience=config.patience,
@@ -80,6 +80,8 @@ class Session:
         finally:
             if self._ipi is not None:
                 code = self._end_ipi()
+                if code:
+                    watch(Note(f"i-PI ended with exit code {code}; what it said is in {folder / 'i-pi.log'}"))
             try:
                 if harvest is not None:
                     record.dropped = harvest.writer.dropped
@@ -141,14 +143,16 @@ class Session:
             config.member_forces,
         )
 
-    def _start_ipi(self, simulation: Simulation, services: list[Service], folder: Path) -> None:
+    def _start_ipi(
+        self, simulation: Simulation, services: list[Service], folder: Path, watch: Callable[[Event], None]
+    ) -> None:
         for service in services:
             path = service.line.address.path
             if path is None:
                 continue
             if stale(path):
                 path.unlink()
-                self._notes.append(f"removed {path}, which an i-PI that was killed had left")
+                watch(Note(f"removed {path}, which an i-PI that was killed had left"))
             elif path.exists():
                 raise SimulationError(
                     f"{path} is held by another i-PI that is running; end it, or give the forcefield another address"
@@ -176,15 +180,16 @@ class Session:
         self._signal = number
 
     def _end_ipi(self) -> int:
-        """Wait for i-PI to end, help it if it does not, and return its exit code."""
+        """Wait for i-PI to end, help it if it does not, and return its exit code, as a shell has it."""
         assert self._ipi is not None  # noqa: S101 - our own state
         if self._ipi.poll() is None and self._signal:
             self._ipi.send_signal(signal.SIGTERM)
         try:
-            return self._ipi.wait(FAREWELL)
+            code = self._ipi.wait(FAREWELL)
         except subprocess.TimeoutExpired:
             self._ipi.kill()
-            return self._ipi.wait()
+            code = self._ipi.wait()
+        return code if code >= 0 else 128 - code
 
     def _finish(self, simulation: Simulation, services: list[Service], record: Record, folder: Path) -> None:
         asked = None
