@@ -238,7 +238,7 @@ def test_strange_peer(ipi, models, serve, refused, tmp_path, what, code, words) 
     for word in words:
         assert word in said
     if what == "half":
-        assert "hung up 188 bytes into a message" in refused.shown
+        assert "hung up 200 bytes into a message" in refused.shown
     if code == 5:
         assert len(ase.io.read(run.folder / "last-frames.extxyz", ":")) == 1
 

@@ -1,0 +1,90 @@
+"""The commands as a user types them: exit codes, a TOML file, signals, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def test_run_ends_as_ipi_does(ipi, models, start, tmp_path) -> None:
+    """`beadwork run` starts i-PI, over a stale socket file too, and ends with its exit code 0."""
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=4).write()
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(run.prefix + "water")
+    options = ["--baseline", models.baseline, "--delta", *models.delta]
+    process = start.beadwork("run", run, *options)
+    assert process.wait(ipi.PATIENCE) == 0
+    assert "removed" in start.log(process)
+    assert run.properties()["step"][-1] == 4
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["structures_per_bead_step"] == 1.0
+    assert not Path(run.prefix + "water").exists()
+
+
+def test_run_ends_as_a_failing_ipi_does(ipi, models, start, tmp_path) -> None:
+    """An input that beadwork can read and i-PI cannot run: its exit code, and soon."""
+    # a property that i-PI finds out about when it opens its outputs
+    run = ipi.Input(tmp_path / "run", steps=4).write()
+    run.path.write_text(run.path.read_text().replace("pressure_cv,", "pressure_of_my_tyres,"))
+    process = start.beadwork("run", run, "--baseline", models.baseline)
+    assert process.wait(ipi.PATIENCE) != 0
+    assert "Traceback" not in start.log(process)
+    assert "i-pi.log" in start.log(process)
+
+
+def test_toml_is_the_same(ipi, models, start, tmp_path) -> None:
+    """`beadwork serve run.toml` does what the same options on the command line do."""
+    ends = []
+    for name in ("typed", "toml"):
+        run = ipi.Input(tmp_path / name, [ipi.Forcefield(batch=4)], steps=3).write()
+        if name == "typed":
+            options = ["input.xml", "--baseline", models.baseline, "--delta", *models.delta, "--alpha", "1.5"]
+        else:
+            deltas = ", ".join(f'"{bundle}"' for bundle in models.delta)
+            (run.folder / "run.toml").write_text(
+                f'simulation = "input.xml"\nbaseline = "{models.baseline}"\ndelta = [{deltas}]\nalpha = 1.5\n'
+            )
+            options = ["run.toml"]
+        process = start.ipi(run)
+        server = start("beadwork", ipi.BIN / "beadwork", "serve", *options, cwd=run.folder)
+        assert process.wait(ipi.PATIENCE) == 0
+        assert server.wait(ipi.PATIENCE) == 0
+        summary = json.loads((run.folder / "summary.json").read_text())
+        ends.append((run.positions(), summary["force_spread_max"], summary["energy_spread_mean"]))
+    for one, two in zip(*ends, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-9)
+
+
+@pytest.mark.parametrize("command", ["serve", "run"])
+def test_terminated(ipi, models, start, tmp_path, command) -> None:
+    """SIGTERM ends the server after the reply that is being computed; what was kept is in the queue, once."""
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4)], steps=5000).write()
+    options = ["--baseline", models.baseline, "--delta", *models.delta, "--queue", "q.db"]
+    options += ["--keep-force", "0", "--cooldown", "0", "--keep-most", "10000", "--distance", "1e-9"]
+    other = start.ipi(run) if command == "serve" else None
+    server = start.beadwork(command, run, *options)
+    record = run.folder / "beadwork.out"
+    end = time.monotonic() + ipi.PATIENCE
+    while not record.exists() or len(record.read_text().splitlines()) < 6:
+        assert server.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    server.send_signal(signal.SIGTERM)
+    code = server.wait(30)
+    assert code == 128 + signal.SIGTERM
+    assert "Traceback" not in start.log(server)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    with closing(sqlite3.connect(run.folder / "q.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = connection.execute("SELECT COUNT(*) FROM systems").fetchone()[0]
+    assert rows == summary["frames_kept"] > 0
+    if other is not None:
+        assert other.poll() is None  # i-PI waits for the next server
