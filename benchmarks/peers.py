@@ -92,7 +92,8 @@ def _python(*words: str | Path) -> list[str]:
 
 
 def _py_driver(place: Place, name: str, model: Path) -> list[str]:
-    parameters = f"template=init.xyz,model={model}"
+    (place.folder / "mace.json").write_text(f'{{"default_dtype": "{place.size.dtype}"}}')
+    parameters = f"template=init.xyz,model={model},device={place.size.device},mace_kwargs=mace.json"
     return [*_python(BIN / "i-pi-py_driver"), "-u", "-a", f"{place.address}-{name}", "-m", "mace", "-o", parameters]
 
 
@@ -151,7 +152,7 @@ def ffcommittee_direct(place: Place, setting: Setting) -> Parts:
 
 def _ours(place: Place, setting: Setting, engine: str, members: int) -> Parts:
     words = ["serve", "input.xml", "--engine", engine, "--threads", str(setting.threads or 0), "--out", "ours"]
-    words += ["--baseline", str(place.bundles[0])]
+    words += ["--device", place.size.device, "--dtype", place.size.dtype, "--baseline", str(place.bundles[0])]
     if members:
         words += ["--delta", *map(str, place.bundles[1 : 1 + members])]
     xml = _socket("ff", place, setting, place.size.beads)

@@ -33,6 +33,8 @@ PACKAGES = ("beadwork", "ipi", "mace-torch", "torch", "symmetrix-xl", "ase", "nu
 TOLERANCE = {"potential": 1e-6, "force": 2e-5, "trajectory": 1e-4}
 #: seconds kept back for a last word
 MARGIN = 60.0
+#: of the time; the rest is for the committee, whose rounds are the longest
+LOOP_SHARE = 0.7
 
 Choice = tuple[Builder, Setting]
 
@@ -72,7 +74,8 @@ class Bench:
         self.plan = plan
         self.out = out
         self.work = work
-        self.deadline = time.monotonic() + 60 * minutes
+        self.begin = time.monotonic()
+        self.seconds = 60 * minutes - MARGIN
         self.cores = len(os.sched_getaffinity(0))
         self.choices = candidates(self.cores)
         out.mkdir(parents=True, exist_ok=True)
@@ -100,9 +103,9 @@ class Bench:
         temporary.write_text(json.dumps(self.data, indent=1) + "\n")
         temporary.replace(self.file)
 
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - time.monotonic() - MARGIN
+    def left(self, share: float) -> float:
+        """Seconds until this share of the time is used up."""
+        return self.begin + share * self.seconds - time.monotonic()
 
     def peer(self, name: str, choice: Choice, size: Size) -> Peer:
         """A peer of this name, not started."""
@@ -168,16 +171,19 @@ class Bench:
         }
         self.save()
 
-    def group(self, name: str, size: Size, steps: int, warm_up: int) -> None:
-        """Start the peers of a group, check that they agree, and let them take turns."""
+    def group(self, name: str, size: Size, steps: int, warm_up: int, share: float) -> None:
+        """Start the peers of a group, check that they agree, and let them take turns.
+
+        share: of the time in all, after which no round is begun; the same command run again goes on from there.
+        """
         rounds = self.data["rounds"][name]
-        if len(rounds) >= self.plan.rounds or self.left() <= 0:
+        if len(rounds) >= self.plan.rounds or self.left(share) <= 0:
             return
         members = [self.peer(n, self.choices[n][self.data["settings"][n]["best"]], size) for n in GROUPS[name]]
         with p.running(members):
             ready = self.ready(members)
             longest = 0.0
-            while len(rounds) < self.plan.rounds and ready and self.left() > 1.1 * longest:
+            while len(rounds) < self.plan.rounds and ready and self.left(share) > 1.1 * longest:
                 begin = time.monotonic()
                 times: dict[str, list[float]] = {}
                 # every other round backwards, so that no peer always follows the same one
@@ -294,10 +300,10 @@ def main() -> None:
         lambda: bench.parts("graph", 1),
         lambda: bench.parts("scaling", bench.cores),
         *(lambda name=name: bench.search(name, wire, plan.wire_steps, 10) for name in GROUPS["wire"]),
-        lambda: bench.group("wire", wire, plan.wire_steps, 10),
+        lambda: bench.group("wire", wire, plan.wire_steps, 10, 0.3),
         *(lambda name=name: bench.search(name, plan.search, 1, 1) for name in GROUPS["loop"] + GROUPS["committee"]),
-        lambda: bench.group("loop", plan.loop, plan.steps, 1),
-        lambda: bench.group("committee", plan.loop, plan.steps, 1),
+        lambda: bench.group("loop", plan.loop, plan.steps, 1, LOOP_SHARE),
+        lambda: bench.group("committee", plan.loop, plan.steps, 1, 1.0),
     ]
     for stage in stages:
         stage()

@@ -27,6 +27,8 @@ class Size:
     channels: int = 64
     cutoff: float = 5.0
     members: int = 4
+    device: str = "cpu"
+    dtype: str = "float64"
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def models(folder: Path, channels: int, cutoff: float, count: int) -> list[Path]
             from e3nn.o3 import Irreps
 
             torch.manual_seed(seed)
+            before = torch.get_default_dtype()
             torch.set_default_dtype(torch.float64)
             block = mace.modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
             model = mace.modules.ScaleShiftMACE(
@@ -155,5 +158,6 @@ def models(folder: Path, channels: int, cutoff: float, count: int) -> list[Path]
                 atomic_inter_shift=0.0,
             )
             torch.save(model, bundle.with_suffix(".model"))
+            torch.set_default_dtype(before)
         import_model(bundle.with_suffix(".model"), bundle, trust_pickle=True)
     return bundles

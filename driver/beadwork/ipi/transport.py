@@ -22,6 +22,8 @@ from beadwork.ipi.messages import Exit, HangUp, Incoming
 from beadwork.ipi.protocol import Machine
 
 RECEIVE = 1 << 20
+#: bytes of a reply that wait in the kernel, so that sending it does not wait for i-PI to read
+SEND = 1 << 22
 #: seconds a reply may take to be read; i-PI gives up on us after two
 SEND_TIMEOUT = 30.0
 #: seconds in which an i-PI that has said EXIT may take us back (it says so to a client that it found too slow)
@@ -105,6 +107,7 @@ def _connect(address: Address) -> socket.socket:
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND)
             sock.setblocking(False)
             sock.connect(str(address.path))
         except OSError:

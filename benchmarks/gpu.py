@@ -1,0 +1,246 @@
+"""The benchmark on a GPU: checks first, then medians, then copies, synchronisations and idle time of the device.
+
+`python benchmarks/gpu.py` wants CUDA and writes OUT/gpu.json as it goes; `--loop` adds the full loop with i-PI, against
+`i-pi-py_driver -m mace` batched. `--device cpu --quick` runs the same logic in a tiny case without a GPU.
+The native engine's backend is picked by SYMMETRIX_BACKEND (say `cuda13-sm90`), which is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from system import Size, frames, models, water
+
+from beadwork.errors import BeadworkError
+from beadwork.frame import Frame
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = Size(beads=32, waters=64, channels=128, dtype="float32", device="cuda")
+TINY = Size(beads=2, waters=8, channels=8, cutoff=4.0, members=2, dtype="float32", device="cpu")
+#: waters of the case in which the device is to be busy
+LARGE = 512
+#: float32 must agree with float64 within (eV an atom, of the largest force) before anything is timed
+AGREE = (1e-4, 1e-3)
+
+
+class Gpu:
+    """One sitting on one device, and its file."""
+
+    def __init__(self, size: Size, file: Path, work: Path, repeats: int) -> None:
+        import torch
+
+        self.torch = torch
+        self.size = size
+        self.file = file
+        self.repeats = repeats
+        cuda = size.device.startswith("cuda")
+        self.cuda = cuda
+        self.data: dict[str, Any] = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+            "device": torch.cuda.get_device_name() if cuda else "CPU: the logic alone, no measurement",
+            "torch": torch.__version__,
+            "backend": os.environ.get("SYMMETRIX_BACKEND", "default"),
+            "size": size.__dict__,
+            "errors": {},
+        }
+        folder = work / f"models-{size.channels}-{size.cutoff:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.bundles = models(folder, size.channels, size.cutoff, 1 + size.members)
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(self, **news: Any) -> None:
+        """Add what is known, and write it."""
+        self.data |= news
+        self.file.write_text(json.dumps(self.data, indent=1) + "\n")
+        for name, what in news.items():
+            print(f"{name}: {what}", flush=True)
+
+    def attempt(self, name: str, call: Callable[..., Any], *what: Any) -> None:
+        """Record what a part gives, or what it died of; the others go on."""
+        try:
+            self.save(**{name: call(*what)})
+        except (BeadworkError, RuntimeError, ImportError, ValueError, OSError) as error:
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            self.data["errors"][name] = words[-1][:300]
+            self.save()
+
+    def median(self, call: Callable[[], Any]) -> float:
+        """Seconds of a call, after two that warm up, with the device idle before and after."""
+        seconds = []
+        for repeat in range(2 + self.repeats):
+            self.wait()
+            begin = time.perf_counter()
+            call()
+            self.wait()
+            if repeat >= 2:
+                seconds.append(time.perf_counter() - begin)
+        return float(np.median(seconds))
+
+    def wait(self) -> None:
+        """Until the device has done everything."""
+        if self.cuda:
+            self.torch.cuda.synchronize()
+
+    def potential(self, engine: str, dtype: str, members: int) -> Any:
+        """Baseline and so many members in one engine."""
+        from beadwork.potential.delta import Potential
+        from beadwork.potential.engines import open_engine
+
+        opened = [open_engine(b, engine, dtype, self.size.device) for b in self.bundles[: 1 + members]]
+        return Potential(opened[0], opened[1:])
+
+    def structures(self, waters: int) -> list[Frame]:
+        """The ring polymer."""
+        return frames(water(waters), self.size.beads)
+
+    def engine(self, name: str) -> dict[str, Any]:
+        """One engine: its error against float64 TorchScript, then its time alone and as a committee."""
+        some = self.structures(self.size.waters)[:2]
+        exact = self.potential("torchscript", "float64", 0).evaluate(some)
+        alone = self.potential(name, self.size.dtype, 0)
+        answer = alone.evaluate(some)
+        atoms = len(some[0].numbers)
+        energy = float(np.abs(answer.energies - exact.energies).max()) / atoms
+        force = float(np.abs(answer.forces - exact.forces).max())
+        largest = float(np.abs(exact.forces).max())
+        found: dict[str, Any] = {
+            "energy_error_eV_atom": energy,
+            "force_error_eV_A": force,
+            "largest_force_eV_A": largest,
+        }
+        if not (energy < AGREE[0] and force < AGREE[1] * largest):
+            raise ValueError(
+                f"{name} does not agree with float64 ({energy:.1e} eV an atom, {force:.1e} eV/Å): not timed"
+            )
+        every = self.structures(self.size.waters)
+        found["seconds"] = self.median(lambda: alone.evaluate(every))
+        found["us_per_atom_and_model"] = 1e6 * found["seconds"] / (atoms * len(every))
+        committee = self.potential(name, self.size.dtype, self.size.members)
+        found["committee_seconds"] = self.median(lambda: committee.evaluate(every))
+        found["committee_over_alone"] = found["committee_seconds"] / found["seconds"]
+        found["profile"] = self.profile(lambda: alone.evaluate(every))
+        return found
+
+    def large(self, name: str) -> dict[str, Any]:
+        """The same with boxes so large that the device is never idle."""
+        potential = self.potential(name, self.size.dtype, 0)
+        every = self.structures(LARGE if self.size.waters == SIZE.waters else 2 * self.size.waters)
+        seconds = self.median(lambda: potential.evaluate(every))
+        atoms = sum(len(frame.numbers) for frame in every)
+        return {
+            "atoms": atoms,
+            "seconds": seconds,
+            "us_per_atom": 1e6 * seconds / atoms,
+            "profile": self.profile(lambda: potential.evaluate(every)),
+        }
+
+    def profile(self, call: Callable[[], Any]) -> dict[str, float]:
+        """Of one call: share of the time in which the device is busy, kernels, copies, synchronisations."""
+        from torch.profiler import ProfilerActivity, profile
+
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
+        call()
+        with profile(activities=activities) as seen:
+            self.wait()
+            begin = time.perf_counter()
+            call()
+            self.wait()
+            wall = 1e6 * (time.perf_counter() - begin)
+        events = list(seen.events() or [])
+        device = [e for e in events if e.device_type == self.torch.autograd.DeviceType.CUDA]
+        return {
+            "busy": busy([(e.time_range.start, e.time_range.end) for e in device]) / wall,
+            "kernels": sum("memcpy" not in e.name.lower() and "memset" not in e.name.lower() for e in device),
+            "copies": sum("memcpy" in e.name.lower() for e in device),
+            "synchronisations": sum("Synchronize" in e.name for e in events),
+        }
+
+    def mace(self) -> dict[str, Any]:
+        """P2's evaluation without its socket: i-PI's batched MACE."""
+        from ipi.pes._mace import BatchedMACE
+
+        size = self.size
+        model = str(self.bundles[0].with_suffix(".model"))
+        theirs = BatchedMACE(model_paths=model, device=size.device, default_dtype=size.dtype)
+        atoms = [frame.to_atoms() for frame in self.structures(size.waters)]
+        exact = self.potential("torchscript", "float64", 0).evaluate(self.structures(size.waters)[:2])
+        force = np.concatenate([answer["forces"] for answer in theirs.compute_batched(atoms[:2])])
+        return {
+            "force_error_eV_A": float(np.abs(force - exact.forces).max()),
+            "seconds": self.median(lambda: theirs.compute_batched(atoms)),
+        }
+
+    def loop(self, work: Path) -> dict[str, Any]:
+        """The full loop with i-PI, in turns; seconds a step, a list a round."""
+        import peers as p
+
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "driver"), os.environ.get("PYTHONPATH")]))
+        waiting = p.Setting(None, latency=1e-2)
+        cases: dict[str, tuple[p.Builder, p.Setting]] = {
+            "P2 defaults": (p.py_driver_batched, p.Setting(None)),
+            "P2": (p.py_driver_batched, waiting),
+            "torchscript": (p.ours_torchscript, replace(waiting, latency=1e-3)),
+            "native": (p.ours_native, replace(waiting, latency=1e-3)),
+        }
+        files = [bundle.with_suffix(".model") for bundle in self.bundles]
+        found: dict[str, Any] = {name: [] for name in cases}
+        running = []
+        for name, (build, setting) in cases.items():
+            address = f"beadwork-gpu-{os.getpid()}-{name.replace(' ', '-')}"
+            place = p.Place(work / "run" / name.replace(" ", "-"), self.size, files, self.bundles, address)
+            running.append(p.Peer(name, place, setting, build, 120.0))
+        with p.running(running):
+            for peer in list(running):
+                try:
+                    peer.start()
+                    error = np.abs(peer.forces() - running[0].forces()).max() / np.abs(running[0].forces()).max()
+                    found[f"{peer.name}: forces differ by"] = float(error)
+                except p.PeerError as why:
+                    self.data["errors"][peer.name] = str(why)
+                    peer.end()
+                    running.remove(peer)
+            for _ in range(max(1, self.repeats // 2)):
+                for peer in running:
+                    found[peer.name].append(peer.turn(3))
+        return found
+
+
+def busy(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    total, end = 0.0, -np.inf
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="a tiny case: a check that it works, no measurement")
+    parser.add_argument("--loop", action="store_true", help="the full loop with i-PI too")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench")
+    args = parser.parse_args()
+    size = replace(TINY if args.quick else SIZE, device=args.device)
+    work = args.work.resolve() / ("gpu-quick" if args.quick else "gpu")
+    sitting = Gpu(size, args.out / "gpu.json", work, 2 if args.quick else 10)
+    for name in ("torchscript", "native"):
+        sitting.attempt(name, sitting.engine, name)
+        sitting.attempt(f"{name}, large", sitting.large, name)
+    sitting.attempt("mace", sitting.mace)
+    if args.loop:
+        sitting.attempt("loop", sitting.loop, work)
+
+
+if __name__ == "__main__":
+    main()
