@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from beadwork.cli import main
+
 
 def test_run_ends_as_ipi_does(ipi, models, start, tmp_path) -> None:
     """`beadwork run` starts i-PI, over a stale socket file too, and ends with its exit code 0."""
@@ -40,7 +42,7 @@ def test_run_ends_as_a_failing_ipi_does(ipi, models, start, tmp_path) -> None:
     assert "i-pi.log" in start.log(process)
 
 
-def test_toml_is_the_same(ipi, models, start, tmp_path) -> None:
+def test_toml_is_the_same(ipi, models, start, tmp_path, monkeypatch) -> None:
     """`beadwork serve run.toml` does what the same options on the command line do."""
     ends = []
     for name in ("typed", "toml"):
@@ -54,9 +56,9 @@ def test_toml_is_the_same(ipi, models, start, tmp_path) -> None:
             )
             options = ["run.toml"]
         process = start.ipi(run)
-        server = start("beadwork", ipi.BIN / "beadwork", "serve", *options, cwd=run.folder)
+        monkeypatch.chdir(run.folder)
+        assert main(["serve", *(str(option) for option in options)]) == 0
         assert process.wait(ipi.PATIENCE) == 0
-        assert server.wait(ipi.PATIENCE) == 0
         summary = json.loads((run.folder / "summary.json").read_text())
         ends.append((run.positions(), summary["force_spread_max"], summary["energy_spread_mean"]))
     for one, two in zip(*ends, strict=True):

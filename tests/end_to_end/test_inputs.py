@@ -36,7 +36,7 @@ def test_input_runs(ipi, start, tmp_path, name) -> None:
     members = [MODELS / f"delta-{k}" for k in range(4)]
     process = start(
         "beadwork", ipi.BIN / "beadwork", "run", "input.xml", "--baseline", MODELS / "baseline", "--delta", *members,
-        *apart, "--queue", "queue.db", cwd=folder,
+        *apart, "--engine", "native", "--queue", "queue.db", cwd=folder,
     )  # fmt: skip
     assert process.wait(ipi.PATIENCE) == 0
     summary = json.loads((folder / "summary.json").read_text())
