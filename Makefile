@@ -20,6 +20,8 @@ test: install ## the test suite, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 test-full: install ## the same and what is slow or needs a browser or a database
 	$(BIN)/python -m pytest
+bench: install ## beadwork against its peers, 45 minutes on a quiet machine
+	$(BIN)/python benchmarks/run.py
 check: install ## formatting, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 format: install ## let ruff do what it can
