@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ class Session:
         self._config = config
         self._signal = 0  # the one that ended us
         self._ipi: subprocess.Popen[bytes] | None = None
+        self._started = time.time()
         self._notes = [threads]
 
     def run(self, *, start_ipi: bool) -> int:
@@ -170,7 +172,10 @@ class Session:
     def _last_words(self, frames: Sequence[Frame], folder: Path) -> None:
         """Leave the frames that no model could answer for on disk."""
         path = folder / LAST_FRAMES
-        ase.io.write(path, [frame.to_atoms() for frame in frames], format="extxyz")
+        structures = [frame.to_atoms() for frame in frames]
+        for atoms, frame in zip(structures, frames, strict=True):
+            atoms.info["bead"] = "unknown" if frame.bead is None else frame.bead
+        ase.io.write(path, structures, format="extxyz")
         print(f"beadwork: the {len(frames)} frames that could not be answered for are in {path}", file=sys.stderr)
 
     def _stopped(self) -> bool:
@@ -192,14 +197,24 @@ class Session:
         return code if code >= 0 else 128 - code
 
     def _finish(self, simulation: Simulation, services: list[Service], record: Record, folder: Path) -> None:
-        asked = None
-        if self._ipi is not None and len(services) == 1 and services[0].ring:
-            asked = _steps_done(simulation) * services[0].ring
-        summary = record.summary(asked)
+        steps = self._steps_done(simulation)
+        ring = services[0].ring if len(services) == 1 else None
+        summary = record.summary(steps * ring if steps and ring else None)
         record.close(summary)
         print(tell(summary, folder, self._config.queue))
         for name in simulation.properties[:1]:
             print(draw(Path(name), folder / "beadwork.out", folder / "run.png"))
+
+    def _steps_done(self, simulation: Simulation) -> int | None:
+        """Steps that i-PI itself says it has done, from the RESTART that it writes when it ends; None without one."""
+        restart = Path("RESTART")
+        if self._ipi is None or not restart.exists() or restart.stat().st_mtime < self._started:
+            return None
+        try:
+            return read(restart).step - simulation.step
+        except SimulationError as error:
+            print(f"beadwork: i-PI's steps cannot be counted: {error}", file=sys.stderr)
+            return None
 
 
 def _check_extras(simulation: Simulation, services: list[Service]) -> None:
@@ -212,12 +227,6 @@ def _check_extras(simulation: Simulation, services: list[Service]) -> None:
             f"{simulation.path} writes the extras {', '.join(missing)}, which will not be sent: "
             f"{', '.join(sorted(sent)) or 'nothing'} will; take those outputs out, or give a committee (--delta)"
         )
-
-
-def _steps_done(simulation: Simulation) -> int:
-    """Steps that i-PI itself says it has done in this run, from the RESTART file that it writes when it ends."""
-    restart = Path("RESTART")
-    return read(restart).step - simulation.step if restart.exists() else 0
 
 
 @contextmanager

@@ -32,6 +32,15 @@ def replay(data: bytes, pieces: list[int] | None = None, *, shared: bool = False
     return machine
 
 
+def refused(data: bytes, pieces: list[int] | None = None, *, shared: bool = False) -> str | None:
+    """What was said of a transcript that is none; None where it parses. Any other exception is a failed test."""
+    try:
+        replay(data, pieces, shared=shared)
+    except RemoteProtocolError as error:
+        return str(error)
+    return None
+
+
 def test_ipi_gets_what_we_answer(mode: tuple[str, int]) -> None:
     """Energies, forces, virials and extras reach i-PI's own code unchanged, in every mode, padded batches included."""
     talk = converse(*mode)
@@ -50,7 +59,7 @@ def test_ipi_gets_what_we_answer(mode: tuple[str, int]) -> None:
 
 
 def test_headers_in_pieces(mode: tuple[str, int]) -> None:
-    """A header that comes in two pieces (which hangs i-PI's own driver) changes nothing: here every byte comes alone."""
+    """A header in two pieces (which hangs i-PI's own driver) changes nothing: here every byte comes alone."""
     whole, bytewise = converse(*mode), converse(*mode, chunk=1)
     assert whole.sent.count(b"POSDATA") == bytewise.sent.count(b"POSDATA") == 3
     for one, other in zip(whole.answered, bytewise.answered, strict=True):
@@ -81,13 +90,9 @@ def test_any_mutation_parses_or_raises_its_own_error(data: st.DataObject) -> Non
         at = data.draw(st.integers(0, len(sent)))
         cut = data.draw(st.integers(0, 40))
         sent[at : at + cut] = data.draw(st.binary(max_size=40))
-    pieces = data.draw(st.lists(st.integers(1, max(1, len(sent))), max_size=20)) + [len(sent)]
-    try:
-        machine = replay(bytes(sent), pieces)
-    except RemoteProtocolError as error:
-        assert len(str(error)) > 20
-    else:
-        assert machine.state in State
+    pieces = [*data.draw(st.lists(st.integers(1, max(1, len(sent))), max_size=20)), len(sent)]
+    complaint = refused(bytes(sent), pieces)
+    assert complaint is None or len(complaint) > 20
 
 
 @settings(max_examples=300, deadline=None)
@@ -96,10 +101,8 @@ def test_any_bytes_parse_or_raise_its_own_error(noise: bytes, shared: bool) -> N
     """Noise of any kind, before and after a valid start, is a RemoteProtocolError or waits for more."""
     init = wire.INIT + wire.pack_integer(0) + wire.pack_integer(12) + b"batch_size:2"
     for start in (b"", wire.STATUS, wire.STATUS + init, wire.STATUS + init + wire.POSDATA):
-        try:
-            replay(start + noise, shared=shared)
-        except RemoteProtocolError as error:
-            assert "peer" in str(error) or "batch size" in str(error) or "shared-memory" in str(error)
+        complaint = refused(start + noise, shared=shared)
+        assert complaint is None or any(word in complaint for word in ("peer", "batch size", "shared-memory"))
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2**31 - 1])
@@ -117,8 +120,7 @@ def test_changed_number_of_atoms_is_named() -> None:
     machine = Machine(atoms=ATOMS + 1)
     machine.receive(talk.sent)
     with pytest.raises(RemoteProtocolError, match=f"{ATOMS} atoms where the simulation file has {ATOMS + 1}"):
-        while machine.next_event() is not None:
-            pass
+        list(iter(machine.next_event, None))
 
 
 def test_end_of_file_says_how_much_was_lost() -> None:
