@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,7 @@ class Server:
         seconds: dict[str, float],
     ) -> None:
         """What the reply did not wait for."""
-        if service.beads is not None:
-            beads = service.beads.identify(positions)
-            frames = [Frame(f.numbers, f.positions, f.cell, f.pbc, bead) for f, bead in zip(frames, beads, strict=True)]
+        frames = _named(service, positions, frames)
         step = service.count(positions)
         if self._harvest is not None:
             self._harvest(str(service.line.address), step, frames, evaluation)
@@ -228,7 +226,8 @@ def _named(service: Service, positions: FloatArray, frames: list[Frame]) -> list
     """The same frames, with their beads where they are known."""
     if service.beads is None:
         return frames
-    return [replace(frame, bead=bead) for frame, bead in zip(frames, service.beads.identify(positions), strict=True)]
+    beads = service.beads.identify(positions)
+    return [Frame(f.numbers, f.positions, f.cell, f.pbc, bead) for f, bead in zip(frames, beads, strict=True)]
 
 
 def _fingerprints(request: PosData) -> list[bytes]:

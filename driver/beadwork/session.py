@@ -16,7 +16,7 @@ from typing import Any
 import ase.io
 
 from beadwork.config import ServeConfig
-from beadwork.errors import SimulationError
+from beadwork.errors import ConfigError, SimulationError
 from beadwork.events import Event, Note
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
@@ -64,8 +64,13 @@ class Session:
             for note in self._notes:
                 watch(Note(note))
             if config.queue:
-                committee = next(s.potential for s in services if s.potential.members)
-                harvest = Keeper(config, simulation.sha256, [card.hash for card in committee.cards], watch)
+                if not any(len(service.potential.members) > 1 for service in services):
+                    raise ConfigError(
+                        "a queue keeps what the committee is unsure of, but no forcefield is served two Δ models or "
+                        "more; give more of them with --delta, or no --queue"
+                    )
+                models = [card.hash for card in services[0].potential.cards]
+                harvest = Keeper(config, simulation.sha256, models, watch)
             if start_ipi:
                 self._start_ipi(simulation, services, folder, watch)
             server = Server(
@@ -75,7 +80,7 @@ class Session:
                 watch=watch,
                 stopped=self._stopped,
                 last_words=lambda frames: self._last_words(frames, folder),
-                directory=Path.cwd() if start_ipi else None,
+                directory=simulation.directory if start_ipi else None,
             )
             with _signals(self._on_signal):
                 server.run()
@@ -159,15 +164,22 @@ class Session:
                 raise SimulationError(
                     f"{path} is held by another i-PI that is running; end it, or give the forcefield another address"
                 )
-        leftover = Path("EXIT")
+        home = simulation.directory  # where i-PI finds its files, and leaves its outputs
+        leftover = home / "EXIT"
         if leftover.exists():
             leftover.unlink()  # i-PI would stop before its first step
         program = Path(sys.executable).with_name("i-pi")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with open(folder / "i-pi.log", "wb") as log:
             self._ipi = subprocess.Popen(
-                [str(program), str(simulation.path)], stdout=log, stderr=subprocess.STDOUT, env=environment
+                [str(program), str(simulation.path.resolve())],
+                cwd=home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
+        if home.resolve() != Path.cwd():
+            watch(Note(f"i-PI runs in {home}, where the files are that its input names"))
 
     def _last_words(self, frames: Sequence[Frame], folder: Path) -> None:
         """Leave the frames that no model could answer for on disk."""
@@ -203,11 +215,11 @@ class Session:
         record.close(summary)
         print(tell(summary, folder, self._config.queue))
         for name in simulation.properties[:1]:
-            print(draw(Path(name), folder / "beadwork.out", folder / "run.png"))
+            print(draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png"))
 
     def _steps_done(self, simulation: Simulation) -> int | None:
         """Steps that i-PI itself says it has done, from the RESTART that it writes when it ends; None without one."""
-        restart = Path("RESTART")
+        restart = simulation.directory / "RESTART"
         if self._ipi is None or not restart.exists() or restart.stat().st_mtime < self._started:
             return None
         try:

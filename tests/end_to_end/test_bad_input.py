@@ -272,3 +272,16 @@ def test_nan_from_a_model(ipi, models, start, serve, refused, tmp_path, monkeypa
     assert 1 <= steps[-1] < run.steps
     kept = ase.io.read(run.folder / "last-frames.extxyz", ":")
     assert len(kept) == 4
+
+
+def test_mixed_systems_are_refused(ipi, models, tmp_path, monkeypatch, refused) -> None:
+    """Species do not travel, so two systems of other atoms on one socket are refused before anything is dialled."""
+    run = ipi.Input(tmp_path / "run", ensembles=("nvt", "nvt"), steps=2).write()
+    lines = (run.folder / "init.xyz").read_text().splitlines()
+    fewer = [str(int(lines[0]) - 3), *lines[1:-3]]
+    (run.folder / "fewer.xyz").write_text("\n".join(fewer) + "\n")
+    head, _, tail = run.path.read_text().rpartition("init.xyz")
+    run.path.write_text(f"{head}fewer.xyz{tail}")
+    monkeypatch.chdir(run.folder)
+    sentence = refused(3, lambda: main(["serve", "input.xml", "--baseline", str(models.baseline)]))
+    assert "give each composition its own" in sentence

@@ -90,3 +90,37 @@ def test_terminated(ipi, models, start, tmp_path, command) -> None:
     assert rows == summary["frames_kept"] > 0
     if other is not None:
         assert other.poll() is None  # i-PI waits for the next server
+
+
+def test_restart_is_served_as_it_stands(ipi, models, start, tmp_path) -> None:
+    """i-PI's RESTART instead of the XML: addresses and species come from it, and the run goes on where it ended."""
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=3).write()
+    options = ["--baseline", models.baseline, "--delta", *models.delta]
+    assert start.beadwork("run", run, *options).wait(ipi.PATIENCE) == 0
+    restart = run.folder / "RESTART"
+    run.path.write_text(restart.read_text().replace("<total_steps>3<", "<total_steps>6<"))
+    process = start.beadwork("run", run, *options)
+    assert process.wait(ipi.PATIENCE) == 0, start.log(process)
+    assert run.properties()["step"][-1] == 6
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["steps"] == 3
+    assert summary["structures_per_bead_step"] == 1.0
+
+
+def test_run_from_another_folder(ipi, models, start, tmp_path, monkeypatch) -> None:
+    """i-PI is started where its files are, and beadwork's own outputs lie where they were asked for."""
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=2).write()
+    monkeypatch.chdir(tmp_path)
+    options = ["--baseline", models.baseline, "--delta", *models.delta, "--out", "ours"]
+    assert main(["run", "run/input.xml", *(str(option) for option in options)]) == 0
+    assert run.properties()["step"][-1] == 2
+    assert json.loads((tmp_path / "ours" / "summary.json").read_text())["structures_per_bead_step"] == 1.0
+
+
+def test_queue_needs_a_committee(ipi, models, tmp_path, monkeypatch, capsys) -> None:
+    """One Δ model has no spread, so a queue would stay empty for weeks: said at once."""
+    run = ipi.Input(tmp_path / "run", steps=2).write()
+    monkeypatch.chdir(run.folder)
+    options = ["--baseline", str(models.baseline), "--delta", str(models.delta[0]), "--queue", "q.db"]
+    assert main(["serve", "input.xml", *options]) == 2
+    assert "no forcefield is served two" in capsys.readouterr().err

@@ -50,9 +50,10 @@ def test_torchscript_moves_atoms_as_mace_does(ipi, models, reference, start, ser
     assert {name: value for name, value in differences(run, reference).items() if not value <= 1e-7} == {}
 
 
-@pytest.mark.parametrize(("mode", "layout"), [("unix", "batched"), ("inet", "single"), ("shm", "legacy")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["unix", "inet", "shm"])
 def test_native_moves_atoms_as_mace_does(ipi, models, reference, start, serve, tmp_path, mode, layout) -> None:
-    """The compiled engine to 1e-5, once over every transport and in every layout."""
+    """The compiled engine to 1e-5, in every transport and layout."""
     batch, consolidate = LAYOUTS[layout]
     forcefield = ipi.Forcefield(mode=mode, batch=batch, consolidate=consolidate)
     run = ipi.Input(tmp_path / "run", [forcefield], ensembles=("nvt", "npt")).write()
