@@ -51,7 +51,8 @@ class Session:
         self._notes += advice(simulation)
         services = self._services(simulation)
         folder = Path(config.out)
-        progress = Progress(simulation.total_steps - simulation.step, simulation.systems[0].timestep)
+        steps = simulation.total_steps - simulation.step
+        progress = Progress(steps, simulation.systems[0].timestep, len(services))
         record = Record(folder)
 
         def watch(event: Event) -> None:

@@ -309,3 +309,6 @@ def test_load_reads_the_committee_card(made, shapes, tmp_path):
     assert "alpha 1.7" in potential.notes[0]
     assert load(None, paths, engine="torchscript", alpha=1.0).alpha == 1.0
     assert load(None, paths, engine="torchscript", weights=[1, 1]).weights.tolist() == [0.5, 0.5]
+    part = load(None, paths[:1], engine="torchscript")
+    assert part.alpha == 1.0
+    assert "is about other members" in part.notes[0]

@@ -14,9 +14,13 @@ QUIET = 30.0
 
 
 class Progress:
-    """Shows steps, spread and frames kept. total: the simulation's steps; time_step: fs, where it is known."""
+    """Shows steps, spread and frames kept.
 
-    def __init__(self, total: int, time_step: float | None = None) -> None:
+    total: the simulation's steps. time_step: fs, where it is known. forcefields: how many are served; with multiple
+    time steps one is asked more often than another, and the rarest has the steps.
+    """
+
+    def __init__(self, total: int, time_step: float | None = None, forcefields: int = 1) -> None:
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -28,6 +32,8 @@ class Progress:
         )
         self._kept = 0
         self._step = 0
+        self._steps: dict[str, int] = {}
+        self._forcefields = forcefields
         self._time_step = time_step
         self._begin: float | None = None
 
@@ -37,10 +43,13 @@ class Progress:
             self._bar.write(f"beadwork: {event.text}", file=sys.stderr)
         elif isinstance(event, Kept):
             self._kept += 1
-        elif isinstance(event, Evaluated) and event.step > self._step:
-            self._advance(event)
+        elif isinstance(event, Evaluated):
+            self._steps[event.address] = event.step
+            step = min(self._steps.values()) if len(self._steps) == self._forcefields else 0
+            if step > self._step:
+                self._advance(event, step)
 
-    def _advance(self, event: Evaluated) -> None:
+    def _advance(self, event: Evaluated, step: int) -> None:
         now = time.monotonic()
         if self._begin is None:
             self._begin = now
@@ -53,8 +62,8 @@ class Progress:
             speed = self._step * self._time_step * 1e-6 / max(now - self._begin, 1e-9) * 86400
             words["ns/day"] = f"{speed:.3g}"
         self._bar.set_postfix(words, refresh=False)
-        self._bar.update(event.step - self._step)
-        self._step = event.step
+        self._bar.update(step - self._step)
+        self._step = step
 
     def close(self) -> None:
         """Leave the last line standing."""

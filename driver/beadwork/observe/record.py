@@ -26,7 +26,7 @@ class Record:
         self._begin = time.monotonic()
         self._seconds: Counter[str] = Counter()
         self._evaluations = 0
-        self._steps: set[tuple[str, int]] = set()
+        self._steps: dict[str, set[int]] = {}
         self._requested = 0
         self._evaluated = 0
         self._spread_sum = 0.0
@@ -48,7 +48,7 @@ class Record:
             return  # loading, compiling and the start structure would hide what a step costs
         self._seconds.update(event.seconds)
         self._evaluations += 1
-        self._steps.add((event.address, event.step))
+        self._steps.setdefault(event.address, set()).add(event.step)
         self._requested += event.requested
         self._evaluated += event.evaluated
         if event.energy_spread is not None and event.force_spread is not None:
@@ -57,12 +57,12 @@ class Record:
             self._spread_most = max(self._spread_most, event.force_spread)
 
     def summary(self, asked: int | None = None) -> dict[str, Any]:
-        """Sum up all but step 0.
+        """Sum up all but step 0. Where forcefields are asked unequally often, the rarest has the steps.
 
         asked: bead-steps that i-PI itself counts after step 0, where its own record can be read; that makes
         `structures_per_bead_step` independent of our counting. Without it the field is null.
         """
-        steps = len(self._steps)
+        steps = min((len(seen) for seen in self._steps.values()), default=0)
         evaluations = max(1, self._evaluations)
         return {
             "steps": steps,

@@ -11,7 +11,7 @@ import numpy as np
 
 from beadwork.errors import ModelError, NonFiniteError
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.potential.bundle import Card, load_card, load_committee
+from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee
 from beadwork.potential.engine import Energies, Engine, join
 from beadwork.potential.engines import AutoEngine, open_engine
 from beadwork.potential.graph import Graph, GraphBuilder
@@ -293,6 +293,11 @@ def load(
         if weights is None:
             weights = [committee.weights[p.resolve().name] for p in paths]
         notes.append(f"committee.toml: alpha {committee.alpha:g}, weights {dict(committee.weights)}")
+    elif any((path.resolve().parent / COMMITTEE).exists() for path in paths):
+        notes.append(
+            f"the {COMMITTEE} beside the Δ models is about other members than these, so its alpha and weights are not "
+            "used: the spread is not calibrated"
+        )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     base = opened.pop(0) if baseline is not None else None
     potential = Potential(base, opened, weights, 1.0 if alpha is None else alpha, baseline_uncertainty, max_edges)
