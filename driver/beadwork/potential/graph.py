@@ -33,8 +33,9 @@ class Graph:
 
     numbers: (A,) atomic numbers. positions: (A, 3) Å, as given. cells: (S, 3, 3) Å, a lattice vector a row.
     pbc: (S, 3). ptr: (S + 1,) system s owns atoms ptr[s] to ptr[s + 1]. system: (A,). beads: (S,), None where unknown.
-    center, neighbor: (E,) atom indices, sorted by center. vectors: (E, 3) Å, from center to the neighbor's image.
-    lengths: (E,) Å. degree: (A,) edges of each center. Both directions of every pair are there.
+    degree: (A,) edges of each atom as their center; edges are sorted by it. neighbor: (E,) the atoms at their other
+    ends. vectors: (E, 3) Å, from the center to the neighbor's image. lengths: (E,) Å. Both directions of every pair
+    are there.
     """
 
     numbers: IntArray
@@ -45,11 +46,15 @@ class Graph:
     system: IntArray
     beads: tuple[int | None, ...]
     cutoff: float
-    center: IntArray
-    neighbor: IntArray
+    neighbor: NDArray[np.int32]
     vectors: FloatArray
     lengths: FloatArray
     degree: IntArray
+
+    @property
+    def center(self) -> IntArray:
+        """(E,): the atom that each edge starts from, made anew at each call."""
+        return np.repeat(np.arange(len(self.numbers)), self.degree)
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -64,15 +69,13 @@ class Graph:
         if cutoff >= self.cutoff:
             return self
         keep = np.flatnonzero(self.lengths < cutoff)
-        center = self.center[keep]
         return replace(
             self,
             cutoff=cutoff,
-            center=center,
             neighbor=self.neighbor[keep],
             vectors=self.vectors[keep],
             lengths=self.lengths[keep],
-            degree=np.bincount(center, minlength=len(self.numbers)),
+            degree=np.bincount(self.center[keep], minlength=len(self.numbers)),
         )
 
     def part(self, first: int, last: int) -> Graph:
@@ -80,7 +83,7 @@ class Graph:
         if first == 0 and last == len(self):
             return self
         low, high = int(self.ptr[first]), int(self.ptr[last])
-        start, stop = (int(e) for e in np.searchsorted(self.center, (low, high)))
+        start, stop = (int(e) for e in self.edge_ptr()[[first, last]])
         return Graph(
             self.numbers[low:high],
             self.positions[low:high],
@@ -90,8 +93,7 @@ class Graph:
             self.system[low:high] - first,
             self.beads[first:last],
             self.cutoff,
-            self.center[start:stop] - low,
-            self.neighbor[start:stop] - low,
+            self.neighbor[start:stop] - np.int32(low),
             self.vectors[start:stop],
             self.lengths[start:stop],
             self.degree[low:high],
@@ -99,7 +101,7 @@ class Graph:
 
     def pieces(self, max_edges: int | None) -> list[tuple[int, int]]:
         """Runs (first, last) of systems with at most max_edges edges together; a single system is never cut."""
-        if max_edges is None or len(self.center) <= max_edges:
+        if max_edges is None or len(self.neighbor) <= max_edges:
             return [(0, len(self))]
         edges = self.edge_ptr()
         pieces, first = [], 0
@@ -112,7 +114,7 @@ class Graph:
 
     def edge_ptr(self) -> IntArray:
         """(S + 1,): system s owns edges edge_ptr[s] to edge_ptr[s + 1]."""
-        return np.searchsorted(self.center, self.ptr).astype(np.int_)
+        return np.concatenate(([0], np.cumsum(self.degree)))[self.ptr]
 
 
 def build(frames: Sequence[Frame], cutoff: float) -> Graph:
@@ -227,7 +229,7 @@ class _Candidates:
         pairs, shifts, lengths = search.compute(self.reference, self.full_cell, np.array(self.pbc), "PSd", copy=True)
         center, neighbor = pairs.T.astype(np.int_)
         near = np.flatnonzero(lengths <= cutoff + 1e-6 + self.room[center] + self.room[neighbor])
-        self.neighbor = neighbor[near]
+        self.neighbor = neighbor[near].astype(np.int32)
         self.shifts = np.ascontiguousarray(shifts[near].T, dtype=np.float64)  # (3, P)
         self.degree = np.bincount(center[near], minlength=len(self.reference))
         self.starts = np.concatenate(([0], np.cumsum(self.degree)))
@@ -263,7 +265,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     ptr = np.concatenate(([0], np.cumsum(sizes)))
     atoms = int(ptr[-1])
     capacity = sum(len(c.neighbor) for c in chosen)
-    neighbor = np.empty(capacity, dtype=np.int_)
+    neighbor = np.empty(capacity, dtype=np.int32)
     vectors = np.empty((capacity, 3))
     squares = np.empty(capacity)
     degree = np.zeros(atoms, dtype=np.int_)
@@ -290,7 +292,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
         np.take(square, kept, out=squares[start:end], mode="clip")
         for axis in range(3):
             vectors[start:end, axis] = np.take(delta[axis], kept, mode="clip")
-        np.add(np.take(candidates.neighbor, kept), ptr[s], out=neighbor[start:end])
+        np.add(np.take(candidates.neighbor, kept), np.int32(ptr[s]), out=neighbor[start:end])
         degree[ptr[s] : ptr[s + 1]] = np.diff(np.searchsorted(kept, candidates.starts))
     graph = Graph(
         np.concatenate([f.numbers for f in frames]).astype(np.int_, copy=False),
@@ -301,10 +303,9 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
         np.repeat(np.arange(len(frames)), sizes),
         tuple(f.bead for f in frames),
         cutoff,
-        np.repeat(np.arange(atoms), degree),
         neighbor[:end],
         vectors[:end],
-        np.sqrt(squares[:end]),
+        np.sqrt(squares[:end], out=squares[:end]),
         degree,
     )
     _check_distances(graph)

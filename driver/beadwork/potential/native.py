@@ -47,7 +47,7 @@ class NativeEngine:
         """Evaluate every system of the graph in one call."""
         graph = graph.within(self.cutoff)
         types = self._type_of[graph.numbers]
-        neighbor = graph.neighbor.astype(np.int32)
+        neighbor = graph.neighbor
         self._evaluator.compute_node_energies_forces(
             len(types),
             types,

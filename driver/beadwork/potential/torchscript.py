@@ -82,7 +82,7 @@ class ModuleEvaluator:
             "unit_shifts": self._tensor(-graph.vectors),
             "shifts": self._tensor(-graph.vectors),
             "cell": torch.eye(3, dtype=self._dtype, device=self._device).repeat(systems, 1),
-            "edge_index": torch.from_numpy(np.stack((graph.neighbor, graph.center))).to(self._device),
+            "edge_index": torch.from_numpy(np.stack((graph.neighbor, graph.center), dtype=np.int64)).to(self._device),
             "node_attrs": node_attrs,
             "batch": torch.from_numpy(graph.system).to(self._device),
             "ptr": torch.from_numpy(graph.ptr).to(self._device),
