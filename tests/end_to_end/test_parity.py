@@ -37,30 +37,20 @@ def differences(run, reference) -> dict[str, float]:
     return worst
 
 
+@pytest.mark.parametrize(("engine", "tolerance"), [("torchscript", 1e-7), ("native", 1e-5)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", ["unix", "inet", "shm"])
-def test_torchscript_moves_atoms_as_mace_does(ipi, models, reference, start, serve, tmp_path, mode, layout) -> None:
-    """Positions, potential and stress of 20 steps, NVT and NPT, to 1e-7 in every transport and layout."""
+def test_atoms_move_as_with_mace(
+    ipi, models, reference, start, serve, tmp_path, mode, layout, engine, tolerance
+) -> None:
+    """Positions, potential and stress of 20 steps, NVT and NPT, in every transport and layout, with both engines."""
     batch, consolidate = LAYOUTS[layout]
     forcefield = ipi.Forcefield(mode=mode, batch=batch, consolidate=consolidate)
     run = ipi.Input(tmp_path / "run", [forcefield], ensembles=("nvt", "npt")).write()
     process = start.ipi(run)
-    assert serve(run, "--baseline", models.baseline, "--engine", "torchscript") == 0
+    assert serve(run, "--baseline", models.baseline, "--engine", engine) == 0
     assert process.wait(ipi.PATIENCE) == 0
-    assert {name: value for name, value in differences(run, reference).items() if not value <= 1e-7} == {}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("mode", ["unix", "inet", "shm"])
-def test_native_moves_atoms_as_mace_does(ipi, models, reference, start, serve, tmp_path, mode, layout) -> None:
-    """The compiled engine to 1e-5, in every transport and layout."""
-    batch, consolidate = LAYOUTS[layout]
-    forcefield = ipi.Forcefield(mode=mode, batch=batch, consolidate=consolidate)
-    run = ipi.Input(tmp_path / "run", [forcefield], ensembles=("nvt", "npt")).write()
-    process = start.ipi(run)
-    assert serve(run, "--baseline", models.baseline, "--engine", "native") == 0
-    assert process.wait(ipi.PATIENCE) == 0
-    assert {name: value for name, value in differences(run, reference).items() if not value <= 1e-5} == {}
+    assert {name: value for name, value in differences(run, reference).items() if not value <= tolerance} == {}
 
 
 def test_energy_drifts_as_with_mace(ipi, models, mace_driver, start, serve, tmp_path) -> None:

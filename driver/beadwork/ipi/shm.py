@@ -10,7 +10,7 @@ import numpy as np
 from beadwork.errors import RemoteProtocolError
 from beadwork.frame import FloatArray
 from beadwork.ipi.messages import ForceReady, PosData
-from beadwork.ipi.wire import FORCEREADY, Incoming, check_atoms, integer, pack_integer
+from beadwork.ipi.wire import FORCEREADY, Incoming, announced, integer, pack_integer
 
 KINDS = ("pos", "h", "ih", "pot", "force", "vir")
 MAX_NAME = 255
@@ -44,11 +44,9 @@ class Shared:
 
     def posdata(self, data: Incoming, expected: int | None) -> PosData | None:
         """Atom count; the first time also six length-prefixed names."""
-        count = data.peek(4)
-        if count is None:
+        atoms = announced(data, self.size, expected)
+        if atoms is None:
             return None
-        atoms = integer(count)
-        check_atoms(atoms, self.size, expected)
         if not self._views:
             names = self._names(data)
             if names is None:

@@ -78,8 +78,15 @@ def pack_integer(value: int) -> bytes:
     return value.to_bytes(4, sys.byteorder, signed=True)
 
 
-def check_atoms(count: int, structures: int, expected: int | None) -> None:
-    """Refuse an atom count before any memory is asked for. Raises RemoteProtocolError."""
+def announced(data: Incoming, structures: int, expected: int | None, offset: int = 0) -> int | None:
+    """The atom count that stands `offset` bytes ahead, None when it is not here yet; nothing is consumed.
+
+    Refuses a count before any memory is asked for: raises RemoteProtocolError.
+    """
+    found = data.peek(4, offset)
+    if found is None:
+        return None
+    count = integer(found)
     if count < 1 or structures * (count * 24 + 144) > MAX_BODY:
         raise RemoteProtocolError(
             f"the peer announced {count} atoms in each of {structures} structures; that is not a count i-PI sends: "
@@ -90,6 +97,7 @@ def check_atoms(count: int, structures: int, expected: int | None) -> None:
             f"the peer sent {count} atoms where the simulation file has {expected}; "
             "serve the same file that i-PI was started with"
         )
+    return count
 
 
 class Layout(Protocol):
@@ -117,13 +125,9 @@ class Single:
 
     def posdata(self, data: Incoming, expected: int | None) -> PosData | None:
         """Cell, inverse cell, atom count, positions."""
-        count = data.peek(4, 144)
-        if count is None:
-            return None
-        atoms = integer(count)
-        check_atoms(atoms, 1, expected)
-        body = data.take(148 + 24 * atoms)
-        if body is None:
+        atoms = announced(data, 1, expected, 144)
+        body = None if atoms is None else data.take(148 + 24 * atoms)
+        if atoms is None or body is None:
             return None
         numbers = np.frombuffer(body, np.float64, 9)
         positions = np.frombuffer(body, np.float64, 3 * atoms, 148)
@@ -155,13 +159,9 @@ class Batched:
 
     def posdata(self, data: Incoming, expected: int | None) -> PosData | None:
         """Atom count, all cells with their inverses, all positions."""
-        count = data.peek(4)
-        if count is None:
-            return None
-        atoms = integer(count)
-        check_atoms(atoms, self.size, expected)
-        body = data.take(4 + self.size * (144 + 24 * atoms))
-        if body is None:
+        atoms = announced(data, self.size, expected)
+        body = None if atoms is None else data.take(4 + self.size * (144 + 24 * atoms))
+        if atoms is None or body is None:
             return None
         cells = np.frombuffer(body, np.float64, 18 * self.size, 4).reshape(self.size, 2, 3, 3)[:, 0]
         positions = np.frombuffer(body, np.float64, 3 * self.size * atoms, 4 + 144 * self.size)
