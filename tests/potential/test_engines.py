@@ -152,7 +152,7 @@ def test_auto_falls_back_and_says_why(made, shapes, pair, monkeypatch, tmp_path)
     """No native model, no symmetrix, or a native model that disagrees: torchscript, and the reason."""
     graph = build([shapes.structure("liquid", 0)], 4.5)
     expected = open_engine(made["invariant"].bundle, "torchscript").evaluate(graph)
-    monkeypatch.setattr("beadwork.potential.engines.NativeEngine", lambda bundle, dtype: pair(1.0))
+    monkeypatch.setattr("beadwork.potential.engines.NativeEngine", lambda bundle, dtype, device: pair(1.0))
     monkeypatch.setattr("beadwork.potential.engines.available", lambda: True)
     liar = open_engine(made["invariant"].bundle, "auto")
     assert np.array_equal(liar.evaluate(graph).forces, expected.forces)
@@ -189,6 +189,9 @@ def test_unknown_engine_precision_or_device(made):
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="sees no CUDA device"):
             open_engine(bundle, "torchscript", device="cuda")
+        # Symmetrix-XL would answer from the CPU, or from a GPU that was not asked for, without a word
+        with pytest.raises(ModelError, match="native engine is bound to 'cpu'"):
+            open_engine(bundle, "native", device="cuda")
 
 
 def test_far_from_the_origin_in_float32(made, shapes):

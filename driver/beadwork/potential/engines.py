@@ -29,7 +29,7 @@ def open_engine(bundle: str | Path, engine: str = "auto", dtype: str = "float64"
     if dtype not in PRECISIONS:
         raise ModelError(f"dtype {dtype!r} is unknown; take one of {', '.join(PRECISIONS)}")
     if engine == "native":
-        return NativeEngine(bundle, dtype)
+        return NativeEngine(bundle, dtype, device)
     if engine == "torchscript":
         return TorchScriptEngine(bundle, dtype, device)
     return AutoEngine(bundle, dtype, device)
@@ -51,15 +51,13 @@ class AutoEngine:
         self._native: NativeEngine | None = None
         self._engine: Engine = TorchScriptEngine(bundle, dtype, device)
         self.name = self._engine.name
-        if device != "cpu":
-            self.choice = f"{self.name}: native runs on the CPU here, device {device!r} was asked for"
-        elif not card.native:
+        if not card.native:
             self.choice = f"{self.name}: the bundle has no native model ({card.about.get('native', 'not extracted')})"
         elif not available():
             self.choice = f"{self.name}: symmetrix-xl is not installed (pip install 'beadwork[native]')"
         else:
             try:
-                self._native = NativeEngine(bundle, dtype)
+                self._native = NativeEngine(bundle, dtype, device)
             except ModelError as error:
                 self.choice = f"{self.name}: {error}"
 

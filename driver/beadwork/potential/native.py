@@ -27,10 +27,11 @@ class NativeEngine:
 
     The first time, it compiles kernels for the model with the system's C++ compiler (seconds) and keeps them in
     SYMMETRIX_JIT_CACHE (by default beadwork/kernels in the user's cache folder, readable by the user alone).
+    device: 'cpu', or 'cuda' where one of Symmetrix-XL's GPU packages is installed for the device that is there.
     Raises ModelError where the bundle has no native model, symmetrix-xl is missing, or the kernels cannot be made.
     """
 
-    def __init__(self, bundle: str | Path, dtype: str = "float64") -> None:
+    def __init__(self, bundle: str | Path, dtype: str = "float64", device: str = "cpu") -> None:
         card = check(bundle)
         if not card.native:
             why = card.about.get("native", "it was not extracted")
@@ -38,7 +39,7 @@ class NativeEngine:
         self.name = f"{card.name} (native, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
-        self._evaluator = load_evaluator(card.path / NATIVE, card.head, dtype)
+        self._evaluator = load_evaluator(card.path / NATIVE, card.head, dtype, device)
         numbers = np.array(self._evaluator.atomic_numbers)
         self._type_of = np.full(int(numbers.max()) + 1, -1, dtype=np.int32)
         self._type_of[numbers] = np.arange(len(numbers), dtype=np.int32)
@@ -80,19 +81,32 @@ def reduce_edges(graph: Graph, node_energies: FloatArray, edge_forces: FloatArra
     return Energies(energies, forces, 0.5 * (virials + virials.transpose(0, 2, 1)))
 
 
-def load_evaluator(file: Path, head: str | None, dtype: str) -> Any:
-    """Load a native model and make its kernels. Raises ModelError."""
+def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu") -> Any:
+    """Load a native model and make its kernels. Raises ModelError.
+
+    Symmetrix-XL binds one backend for the whole process when it is imported; left to itself it takes a GPU where it
+    finds one, whatever was asked for.
+    """
     if not available():
         raise ModelError("the native engine needs symmetrix-xl: pip install 'beadwork[native]', or use 'torchscript'")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beadwork" / "kernels"
     if "SYMMETRIX_JIT_CACHE" not in os.environ:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.environ["SYMMETRIX_JIT_CACHE"] = str(cache)
-    from symmetrix import Symmetrix
+    if device == "cpu":
+        os.environ.setdefault("SYMMETRIX_BACKEND", "cpu")
+    from symmetrix import Symmetrix, load_backend, selected_backend
 
     try:
+        load_backend()
+        bound = str((selected_backend() or {}).get("backend"))
+        if device != "cpu" and not device.startswith(bound):
+            raise ModelError(
+                f"device {device!r} was asked for, but the native engine is bound to {bound!r}: install the package of "
+                "Symmetrix-XL for this GPU (symmetrix backend install), or use the engine 'torchscript'"
+            )
         calculator = Symmetrix(str(file), dtype=dtype, streamed_edges="direct", execution_profile="speed", head=head)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, ImportError) as error:  # ImportError: no backend for this machine
         raise ModelError(
             f"{file} cannot be run natively ({str(error).strip().splitlines()[0]}); "
             "is there a C++ compiler? use the engine 'torchscript' meanwhile"
