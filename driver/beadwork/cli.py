@@ -149,10 +149,9 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _show_model(args: argparse.Namespace) -> int:
-    from beadwork.potential.bundle import CARD, check
+    from beadwork.potential.bundle import describe
 
-    card = check(args.bundle)
-    print((card.path / CARD).read_text())
+    print(describe(args.bundle))
     return 0
 
 
