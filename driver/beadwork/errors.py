@@ -60,5 +60,23 @@ class QueueError(BeadworkError):
     exit_code = 9
 
 
+class LabelError(BeadworkError):
+    """A label that could not be computed, or one that makes no sense."""
+
+    exit_code = 10
+
+
+class GuardError(BeadworkError):
+    """The guard's mark was passed: atoms too close, a force or a spread too large; i-PI was stopped."""
+
+    exit_code = 11
+
+
+class ResourceError(BeadworkError):
+    """Out of memory even in the smallest pieces, or the disk is full."""
+
+    exit_code = 12
+
+
 class LocalProtocolError(RuntimeError):
     """beadwork itself broke the protocol: a bug of ours, not the peer's fault, so not a `BeadworkError`."""
