@@ -1,11 +1,132 @@
-"""One thread a test process, and in whatever it starts: several pools on two cores take each other's time."""
+"""One thread a test process, and in whatever it starts; and the table of faults (`make faults`)."""
 
 from __future__ import annotations
 
 import os
+import platform
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
 
+import pytest
+
+# several pools on two cores take each other's time
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_PROC_BIND", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say what happened, as it was measured: exit code, sentence, seconds, rows. Once, at the end of the test.
+
+    The test is marked `@pytest.mark.fault(name, how it is provoked)`, where {parameter} stands for the test's own.
+    """
+
+    def call(happened: str) -> None:
+        request.node.user_properties.append(("happened", happened))
+
+    return call
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Give the name of the table, which is written only then."""
+    parser.addoption("--fault-table", type=Path, help="write what the tests marked `fault` found, as Markdown")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the table, in the process that hears of every test."""
+    path = config.getoption("--fault-table")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultTable(path), "fault-table")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name each fault before its test runs, so that one that fails is in the table too."""
+    for item in items:
+        mark = item.get_closest_marker("fault")
+        if mark is not None:
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            for key, text in zip(("fault", "provoked"), mark.args, strict=True):
+                item.user_properties.append((key, text.format_map(parameters)))
+
+
+@dataclass
+class Fault:
+    """One row. outcome: the worst of the test's phases."""
+
+    fault: str
+    provoked: str = ""
+    happened: str = ""
+    seconds: float = 0.0
+    outcome: str = "passed"
+
+    def row(self) -> str:
+        """As Markdown."""
+        passed = {"passed": "yes", "failed": "**FAILED**"}.get(self.outcome, self.outcome)
+        if self.outcome == "passed" and not self.happened:
+            passed = "**FAILED**: its test does not say what happened"
+        cells = (self.fault, self.provoked, self.happened, f"{self.seconds:.1f}", passed)
+        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+
+class FaultTable:
+    """Listens to every report, and writes the table when all is done."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: dict[str, Fault] = {}
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be read has tests that nobody counts: it is a row of its own."""
+        if report.failed:
+            self._rows[report.nodeid] = Fault(report.nodeid, "collecting its tests", outcome="failed")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Setup, call and teardown come one after the other."""
+        said = dict(report.user_properties)
+        if "fault" not in said:
+            return
+        row = self._rows.setdefault(report.nodeid, Fault(said["fault"], said["provoked"]))
+        row.happened = said.get("happened", row.happened)
+        if report.when == "call":
+            row.seconds = report.duration
+        if report.failed:
+            row.outcome = "failed"
+            crash = getattr(report.longrepr, "reprcrash", None)
+            row.happened = row.happened or (crash.message.splitlines()[0] if crash else f"its {report.when} failed")
+        elif report.skipped and row.outcome == "passed":
+            row.outcome = "skipped"
+            row.happened = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self) -> Iterator[None]:
+        """Write the table, whatever the outcome."""
+        rows = sorted(self._rows.values(), key=lambda row: (row.fault.lower(), row.provoked))
+        passed = sum(row.row().endswith("| yes |") for row in rows)
+        used = ", ".join(f"{name} {version(name)}" for name in ("beadwork", "ipi", "torch", "ase"))
+        self._path.write_text(
+            "\n".join(
+                [
+                    "# Faults",
+                    "",
+                    "What can go wrong, how a test makes it go wrong, and what then happened. Each row is a test; "
+                    "`make faults` runs them all and writes this page.",
+                    "",
+                    f"{passed} of {len(rows)} passed on {date.today().isoformat()}, with {used}, "
+                    f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+                    f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores.",
+                    "",
+                    "| fault | how it was provoked | what happened | seconds | passed |",
+                    "|---|---|---|---|---|",
+                    *(row.row() for row in rows),
+                    "",
+                ]
+            )
+        )
+        return (yield)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from contextlib import closing
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -43,8 +44,11 @@ PROGRAM = textwrap.dedent(
 )
 
 
+@pytest.mark.fault(
+    "the queue's writer is killed", "kill -9, while the queue is being made and amid writing (random instants {seed})"
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int) -> None:
+def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int, fault: Callable[[str], None]) -> None:
     """One kill soon after the start, often while the queue is being made, one amid writing; then all is counted."""
     spec = spec_from_file_location("shared", CONFTEST)
     assert spec is not None
@@ -96,3 +100,4 @@ def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int) -> Non
         np.testing.assert_array_equal(row.positions, made.frame.positions)
         np.testing.assert_array_equal(row.data["force_spread"], made.force_spread)
     assert not list(path.parent.glob("*.lock"))
+    fault(f"{len(reported)} frames reported, all of them among the {len(stored)} rows; no row torn or there twice")
