@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,26 +71,6 @@ def test_batch_size_is_read_from_init() -> None:
     assert Init(0, "batch_size:8").batch_size == 8
     assert Init(0, " cutoff : 5 , , batch_size:16").batch_size == 16
     assert Init(0, "my_batch_size:4").batch_size == 1
-
-
-@cache
-def transcripts() -> list[bytes]:
-    """What i-PI sends in one conversation of each mode that needs no shared memory."""
-    return [converse(name, batch).sent for name, batch in (("consolidated", 1), ("legacy", 1), ("consolidated", 3))]
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-def test_any_mutation_parses_or_raises_its_own_error(data: st.DataObject) -> None:
-    """A recorded conversation, cut, damaged and fed in pieces: parsed, or RemoteProtocolError, and nothing else."""
-    sent = bytearray(transcripts()[data.draw(st.integers(0, 2))])
-    for _ in range(data.draw(st.integers(0, 3))):
-        at = data.draw(st.integers(0, len(sent)))
-        cut = data.draw(st.integers(0, 40))
-        sent[at : at + cut] = data.draw(st.binary(max_size=40))
-    pieces = [*data.draw(st.lists(st.integers(1, max(1, len(sent))), max_size=20)), len(sent)]
-    complaint = refused(bytes(sent), pieces)
-    assert complaint is None or len(complaint) > 20
 
 
 @settings(max_examples=300, deadline=None)

@@ -71,7 +71,9 @@ class Machine:
         self._eof = False
 
     def receive(self, data: bytes) -> None:
-        """Take what the socket gave; empty means that the peer hung up."""
+        """Take what the socket gave; empty means that the peer hung up. After the end it is let go unread."""
+        if self.state is State.CLOSED:
+            return
         if data:
             self._in.feed(data)
         else:
@@ -80,9 +82,24 @@ class Machine:
     def next_event(self) -> Incoming | None:
         """Return the next message, or None when more bytes, or our own result, are needed first.
 
-        Raises RemoteProtocolError for anything i-PI would not send here. After an end of file it returns HangUp.
+        Raises RemoteProtocolError, once, for anything i-PI would not send here: the conversation is over then. After an
+        end of file it returns HangUp.
         """
-        if self.state in (State.CLOSED, State.COMPUTING):
+        try:
+            return self._next_event()
+        except RemoteProtocolError:
+            self.close()
+            raise
+
+    def _next_event(self) -> Incoming | None:
+        if self.state is State.CLOSED:
+            return None
+        if len(self._in) > wire.MAX_HELD:
+            raise RemoteProtocolError(
+                f"the peer sent {len(self._in)} bytes without waiting for an answer; "
+                "check that it is i-PI that listens at this address"
+            )
+        if self.state is State.COMPUTING:
             return None
         header = self._in.peek(wire.HEADER)
         if header is None:

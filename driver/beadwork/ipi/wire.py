@@ -25,6 +25,8 @@ NEEDINIT, READY, HAVEDATA, FORCEREADY = (
 
 #: the largest message body that is believed, bytes; 64 beads of 40,000 atoms fit
 MAX_BODY = 1 << 26
+#: the most that is kept unread of one connection, bytes: such a message, and what was read along with its end
+MAX_HELD = MAX_BODY + (1 << 21)
 #: the longest parameter string that is believed, bytes
 MAX_PARAMETERS = 1 << 16
 
