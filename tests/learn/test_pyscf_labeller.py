@@ -1,0 +1,180 @@
+"""Labels by PySCF."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import Frame
+from beadwork.learn.constants import BOHR, HARTREE
+
+pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
+
+from beadwork.learn.pyscf_labeller import PySCF
+
+
+def molecule(symbols: list[int], positions: list[list[float]]) -> Frame:
+    """A molecule without a cell, Å."""
+    return Frame(np.array(symbols), np.array(positions), np.zeros((3, 3)), (False, False, False))
+
+
+WATER = molecule([8, 1, 1], [[0, 0, 0.1173], [0, 0.7572, -0.4692], [0, -0.7572, -0.4692]])
+BENT = molecule([8, 1, 1], [[0.02, 0.01, 0.11], [0.05, 0.79, -0.45], [0, -0.71, -0.53]])
+HYDROGEN = molecule([1], [[0, 0, 0]])
+HYDRONIUM = molecule([8, 1, 1, 1], [[0, 0, 0], [0, 0, 0.97], [0.94, 0, -0.25], [-0.47, 0.82, -0.25]])
+
+
+@pytest.mark.parametrize(
+    ("frame", "charge", "spin", "settings", "method", "hartree"),
+    [
+        (WATER, 0, 0, {"method_name": "HF"}, "HF/cc-pVDZ", -76.02677205339),
+        (WATER, 0, 0, {"method_name": "PBE"}, "PBE/cc-pVDZ, grid 3", -76.33344221028),
+        (
+            WATER,
+            0,
+            0,
+            {"method_name": "PBE", "dispersion": "d3bj"},
+            "PBE-d3bj/cc-pVDZ, grid 3",
+            -76.33380167893,
+        ),
+        (WATER, 0, 0, {"method_name": "MP2"}, "MP2/cc-pVDZ, all electrons", -76.23077561711),
+        (WATER, 0, 0, {"method_name": "MP2", "frozen_core": True}, "MP2/cc-pVDZ, frozen core", -76.22843803308),
+        (WATER, 0, 0, {"method_name": "CCSD"}, "CCSD/cc-pVDZ, all electrons", -76.24009948073),
+        (WATER, 0, 0, {"method_name": "CCSD(T)"}, "CCSD(T)/cc-pVDZ, all electrons", -76.24315818814),
+        (
+            WATER,
+            0,
+            0,
+            {"method_name": "CCSD(T)", "frozen_core": True},
+            "CCSD(T)/cc-pVDZ, frozen core",
+            -76.24104120383,
+        ),
+        (WATER, 1, 1, {"method_name": "CCSD"}, "CCSD/cc-pVDZ, all electrons", -75.80156019667),
+        (WATER, 1, 1, {"method_name": "PBE"}, "PBE/cc-pVDZ, grid 3", -75.88167501668),
+        (HYDROGEN, 0, 1, {"method_name": "CCSD(T)"}, "CCSD(T)/cc-pVDZ, all electrons", -0.49927840342),
+        (HYDRONIUM, 1, 0, {"method_name": "HF"}, "HF/cc-pVDZ", -76.30970612341),
+    ],
+)
+def test_energies_are_pyscf_s_own(
+    frame: Frame, charge: int, spin: int, settings: dict[str, Any], method: str, hartree: float
+) -> None:
+    """Charge, spin, core, dispersion and basis reach PySCF: energies that a script of PySCF 2.14 alone printed."""
+    if "dispersion" in settings:
+        pytest.importorskip("pyscf.dispersion.dftd3", reason="pip install pyscf-dispersion")
+    label = PySCF(basis="cc-pVDZ", forces=False, **settings).label(frame, charge, spin)
+    assert label.energy / HARTREE == pytest.approx(hartree, abs=2e-9)
+    assert (label.method, label.charge, label.spin) == (method, charge, spin)
+    assert label.forces is None
+
+
+def test_constants() -> None:
+    """The Hartree and Bohr of CODATA 2018, as ASE has them too when it is asked for that year."""
+    import ase.units
+
+    year = ase.units.create_units("2018")
+    assert pytest.approx(year["Hartree"], rel=1e-11) == HARTREE
+    assert pytest.approx(year["Bohr"], rel=1e-11) == BOHR
+
+
+@pytest.mark.parametrize(
+    ("frame", "charge", "spin", "settings"),
+    [
+        (BENT, 0, 0, {"method_name": "PBE", "grid": 1}),
+        (BENT, 0, 0, {"method_name": "PBE", "grid": 1, "dispersion": "d3bj"}),
+        (BENT, 0, 0, {"method_name": "MP2"}),
+        (BENT, 0, 0, {"method_name": "MP2", "frozen_core": True}),
+        (BENT, 0, 0, {"method_name": "CCSD"}),
+        (BENT, 0, 0, {"method_name": "CCSD", "frozen_core": True}),
+        (BENT, 0, 0, {"method_name": "CCSD(T)"}),
+        (BENT, 0, 0, {"method_name": "CCSD(T)", "frozen_core": True}),
+        (BENT, 1, 1, {"method_name": "PBE", "grid": 1}),
+        (BENT, 1, 1, {"method_name": "MP2"}),
+        (BENT, 1, 1, {"method_name": "CCSD"}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int | dict) else "",
+)
+def test_forces_are_the_derivative_of_the_energy(
+    frame: Frame, charge: int, spin: int, settings: dict[str, Any]
+) -> None:
+    """Central differences along a random direction, on a grid so coarse that its response matters."""
+    if "dispersion" in settings:
+        pytest.importorskip("pyscf.dispersion.dftd3", reason="pip install pyscf-dispersion")
+    settings = settings | {"basis": "6-31g", "scf_tol": 1e-12, "cc_tol": 1e-10}
+    way = np.random.default_rng(1).normal(size=frame.positions.shape)
+    way /= np.linalg.norm(way)
+    step = 2e-3
+    low, high = (
+        PySCF(forces=False, **settings)
+        .label(Frame(frame.numbers, frame.positions + sign * step * way, frame.cell, frame.pbc), charge, spin)
+        .energy
+        for sign in (-1, 1)
+    )
+    forces = PySCF(**settings).label(frame, charge, spin).forces
+    assert forces is not None
+    assert (forces * way).sum() == pytest.approx((low - high) / (2 * step), abs=1e-4)
+    assert np.abs(forces.sum(axis=0)).max() < 1e-4
+
+
+def test_no_forces_of_one_electron() -> None:
+    """A hydrogen atom has nothing to correlate: every method gives Hartree-Fock's energy, and no force."""
+    label = PySCF("MP2", "6-31g").label(HYDROGEN, 0, 1)
+    assert label.forces is not None
+    assert np.abs(label.forces).max() < 1e-10
+
+
+def test_what_does_not_converge_is_no_label() -> None:
+    """An energy of an iteration that ended early is never taken for a label."""
+    with pytest.raises(LabelError, match="did not converge in 2 cycles"):
+        PySCF("HF", "6-31g", max_cycle=2).label(BENT, 0, 0)
+    # the reference of H2 in a minimal basis is there at once, its coupled cluster is not
+    pair = molecule([1, 1, 1, 1], [[0, 0, 0], [0, 0, 1], [0, 3, 0], [0, 3, 1]])
+    with pytest.raises(LabelError, match="coupled cluster did not converge"):
+        PySCF("CCSD", "sto-3g", scf_tol=1e-3, cc_tol=1e-14, max_cycle=4).label(pair, 0, 0)
+
+
+def test_wrong_forces_are_refused() -> None:
+    """PySCF 2.14 answers with forces of UCCSD(T) that central differences contradict; its energies are fine."""
+    with pytest.raises(LabelError, match="not the derivative"):
+        PySCF("CCSD(T)", "sto-3g").label(BENT, 1, 1)
+    assert PySCF("CCSD(T)", "sto-3g", forces=False).label(BENT, 1, 1).forces is None
+
+
+def test_what_pyscf_refuses_has_its_reason() -> None:
+    """A spin that does not fit the electrons, a periodic frame: named, for the queue to store."""
+    with pytest.raises(LabelError, match="spin"):
+        PySCF("HF", "6-31g").label(WATER, 1, 0)
+    box = Frame(WATER.numbers, WATER.positions, 10 * np.eye(3))
+    with pytest.raises(LabelError, match="periodic"):
+        PySCF("HF", "6-31g").label(box, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method_name": "CCCSD"},
+        {"method_name": "PBE", "basis": "cc-pVXZ"},
+        {"method_name": "MP2", "dispersion": "d3bj"},
+        {"method_name": "PBE", "dispersion": "d33"},
+        {"method_name": "PBE", "frozen_core": True},
+        {"method_name": "PBE", "grid": 11},
+        {"method_name": "PBE", "threads": 0},
+    ],
+    ids=str,
+)
+def test_settings_are_refused_before_the_first_frame(settings: dict[str, Any]) -> None:
+    """A typing error ends at once, not once a frame."""
+    with pytest.raises(ConfigError):
+        PySCF(**{"basis": "6-31g"} | settings)
+
+
+def test_estimate_grows_with_the_molecule() -> None:
+    """The estimate counts the basis functions right: (H2O)4 in cc-pVDZ has 96, for which it is measured."""
+    one = PySCF("MP2", "cc-pVDZ")
+    four = Frame(np.tile(WATER.numbers, 4), np.tile(WATER.positions, (4, 1)), np.zeros((3, 3)), (False,) * 3)
+    assert one.seconds(four) > 100 * one.seconds(WATER)
+    for basis, functions in (("cc-pVDZ", 24), ("cc-pVTZ", 58), ("6-31g", 13), ("aug-cc-pVTZ", 92)):
+        labeller = PySCF("MP2", basis)
+        assert sum(labeller._functions(int(number)) for number in WATER.numbers) == functions
