@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from beadwork.events import Evaluated, Kept
+from beadwork.observe.pace import Pace
 from beadwork.observe.picture import draw, read_properties, read_record
-from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record
 
 
@@ -80,15 +80,14 @@ def test_no_picture_is_said_and_not_an_error(tmp_path: Path) -> None:
 
 def test_multiple_time_steps_are_counted_by_the_rarest(tmp_path: Path) -> None:
     """A baseline asked four times for each Δ does not make four steps of one."""
-    record, progress = Record(tmp_path), Progress(2, forcefields=2)
+    record, pace = Record(tmp_path), Pace(forcefields=2)
     for number in range(1, 9):
-        for watcher in (record, progress):
+        for watcher in (record, pace):
             watcher(Evaluated("baseline", number, 4, 4, -1.0, None, None, {"model": 0.1}))
             if number % 4 == 0:
                 watcher(Evaluated("delta", number // 4, 1, 1, -1.0, 0.1, 0.1, {"model": 0.1}))
-    progress.close()
     summary = record.summary()
     record.close(summary)
-    assert progress._bar.n == 2
+    assert pace.step == 2
     assert summary["steps"] == 2
     assert summary["seconds_per_step_by_part"]["model"] == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""The line that a person looks at while it runs: a bar on a terminal, a plain line now and then elsewhere."""
+"""The line that a person looks at while it runs: live on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -7,64 +7,81 @@ import time
 
 from tqdm import tqdm
 
-from beadwork.events import Evaluated, Event, Kept, Note
+from beadwork.events import Evaluated, Event, Lost, Note, TakenUp
+from beadwork.observe.pace import Pace, share_words, words
 
 #: seconds between two lines where there is no terminal
 QUIET = 30.0
+ARROWS = {"rising": "↗", "steady": "→", "falling": "↘", "": ""}
 
 
 class Progress:
-    """Shows steps, spread and frames kept.
+    """Shows steps, pace, spread and its trend, frames kept and where the time goes; on stderr.
 
-    total: the simulation's steps. time_step: fs, where it is known. forcefields: how many are served; with multiple
-    time steps one is asked more often than another, and the rarest has the steps.
+    pace: told of every event before this is. total: the step at which i-PI ends.
     """
 
-    def __init__(self, total: int, time_step: float | None = None, forcefields: int = 1) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.2 if self._terminal else QUIET,
-            maxinterval=QUIET,
-            ascii=not self._terminal,
-        )
-        self._kept = 0
-        self._step = 0
-        self._steps: dict[str, int] = {}
-        self._forcefields = forcefields
-        self._time_step = time_step
-        self._begin: float | None = None
+    def __init__(self, pace: Pace, total: int) -> None:
+        self._pace = pace
+        self._total = total
+        self._shown = pace.step
+        self._said = time.monotonic()
+        self._bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=pace.step,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.2,
+                bar_format="{n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}",
+            )
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
         if isinstance(event, Note):
-            self._bar.write(f"beadwork: {event.text}", file=sys.stderr)
-        elif isinstance(event, Kept):
-            self._kept += 1
-        elif isinstance(event, Evaluated):
-            self._steps[event.address] = event.step
-            step = min(self._steps.values()) if len(self._steps) == self._forcefields else 0
-            if step > self._step:
-                self._advance(event, step)
+            self._write(f"beadwork: {event.text}")
+        elif isinstance(event, TakenUp):
+            self._write(
+                f"beadwork: committee {event.committee} in {event.folder} answers {event.address} from step "
+                f"{event.step} on: {event.found}"
+            )
+        elif isinstance(event, Lost):
+            self._write(f"beadwork: {event.address}: {event.why}; dialling again")
+        elif isinstance(event, Evaluated) and self._pace.step > self._shown:
+            if self._bar is not None:
+                # words first: tqdm prints on update
+                self._bar.set_postfix_str(self._brief(), refresh=False)
+                self._bar.update(self._pace.step - self._shown)
+            self._shown = self._pace.step
+            if self._bar is None and time.monotonic() - self._said >= QUIET:
+                self._say()
 
-    def _advance(self, event: Evaluated, step: int) -> None:
-        now = time.monotonic()
-        if self._begin is None:
-            self._begin = now
-        # words first: tqdm prints on update
-        words = {}
-        if event.force_spread is not None:
-            words["spread"] = f"{event.force_spread:.3g} eV/Å"
-        words["kept"] = str(self._kept)
-        if self._time_step and self._step:
-            speed = self._step * self._time_step * 1e-6 / max(now - self._begin, 1e-9) * 86400
-            words["ns/day"] = f"{speed:.3g}"
-        self._bar.set_postfix(words, refresh=False)
-        self._bar.update(step - self._step)
-        self._step = step
+    def _brief(self) -> str:
+        pace = self._pace
+        parts = []
+        if pace.ns_per_day:
+            parts.append(f"{pace.ns_per_day:.3g} ns/day")
+        if pace.spread is not None:
+            parts.append(f"spread {pace.spread:.3g} eV/Å {ARROWS[pace.trend]}".rstrip())
+        parts.append(f"kept {pace.kept}")
+        if pace.shares:
+            parts.append(share_words(pace.shares))
+        return ", ".join(parts)
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        self._write("; ".join(words(self._pace.facts(), self._total)))
+
+    def _write(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the last line standing."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+        elif self._pace.answered is not None:
+            self._say()

@@ -1,0 +1,127 @@
+"""The same numbers for Prometheus, on a port that listens only where it was told to, and by default on loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from beadwork.config import listen_at
+from beadwork.errors import ConfigError
+from beadwork.events import Dropped, Evaluated, Event, Kept, Lost
+from beadwork.observe.pace import Pace
+
+#: seconds; evaluations take a millisecond to minutes
+BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class Metrics:
+    """Serves /metrics from a thread. where: 'PORT' or 'HOST:PORT'; port 0 takes a free one.
+
+    facts: asked at every event; `committee` and `engines` of it become the info metric. Raises ConfigError where the
+    address cannot be listened on, or prometheus_client is not installed.
+    """
+
+    def __init__(self, where: str | int, pace: Pace, total: int, facts: Callable[[], Mapping[str, Any]]) -> None:
+        if importlib.util.find_spec("prometheus_client") is None:
+            raise ConfigError("--metrics needs prometheus_client: pip install 'beadwork[metrics]'")
+        from prometheus_client import (
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            Info,
+            ProcessCollector,
+            start_http_server,
+        )
+
+        host, port = listen_at(where)
+        self._pace = pace
+        self._facts = facts
+        self._said: dict[str, str] = {}
+        # of our own: the default one also holds whatever a library put there
+        registry = CollectorRegistry()
+        ProcessCollector("beadwork", registry=registry)  # memory and open files, for those who watch for leaks
+
+        def gauge(name: str, text: str, value: Callable[[], float | None]) -> None:
+            # read when it is asked for; NaN is Prometheus' word for not known
+            Gauge(name, text, registry=registry).set_function(lambda: float("nan") if (v := value()) is None else v)
+
+        self._steps = Counter("beadwork_steps", "Steps answered since this server was started", registry=registry)
+        self._structures = Counter("beadwork_structures", "Structures evaluated", registry=registry)
+        self._seconds = Histogram(
+            "beadwork_evaluation_seconds",
+            "Time of one evaluation by part; 'idle' is i-PI's, a model goes by its name",
+            ["part"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._energy = Gauge(
+            "beadwork_potential_energy_electronvolts", "Mean over the structures last evaluated", registry=registry
+        )
+        self._energy_spread = Gauge(
+            "beadwork_energy_spread_electronvolts", "Mean over the structures last evaluated", registry=registry
+        )
+        self._kept = Counter("beadwork_frames_kept", "Frames committed to the queue", registry=registry)
+        self._dropped = Counter("beadwork_frames_dropped", "Frames that the queue could not take", registry=registry)
+        self._reconnects = Counter("beadwork_reconnects", "Connections to i-PI that ended unasked", registry=registry)
+        self._answered = Gauge(
+            "beadwork_last_answer_timestamp_seconds", "Unix time of the last answer", registry=registry
+        )
+        self._committee = Info("beadwork_committee", "The models that answer", registry=registry)
+        gauge(
+            "beadwork_force_spread_electronvolts_per_angstrom",
+            "Largest of any atom in the last evaluation",
+            lambda: pace.spread,
+        )
+        gauge("beadwork_step", "i-PI's step", lambda: pace.step)
+        gauge("beadwork_total_steps", "The step at which i-PI ends", lambda: total)
+        gauge("beadwork_nanoseconds_per_day", "Pace of the last hundred steps", lambda: pace.ns_per_day)
+        self._energy.set(float("nan"))
+        self._energy_spread.set(float("nan"))
+        self._first = pace.step
+        self._info()
+        try:
+            self._server, self._thread = start_http_server(port, host, registry=registry)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"metrics cannot be served at {host}:{port} ({error}); take another --metrics") from error
+        self.port = int(self._server.server_port)
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
+
+    def __call__(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Evaluated):
+            self._add(event)
+        elif isinstance(event, Kept):
+            self._kept.inc()
+        elif isinstance(event, Dropped):
+            self._dropped.inc()
+        elif isinstance(event, Lost):
+            self._reconnects.inc()
+        else:
+            self._info()
+
+    def _add(self, event: Evaluated) -> None:
+        self._steps.inc(self._pace.step - self._first)
+        self._first = self._pace.step
+        self._structures.inc(event.evaluated)
+        for part, seconds in event.seconds.items():
+            self._seconds.labels(part).observe(seconds)
+        self._energy.set(event.energy)
+        if event.energy_spread is not None:
+            self._energy_spread.set(event.energy_spread)
+        self._answered.set_to_current_time()
+
+    def _info(self) -> None:
+        """The models change only where something is said of it, so a change is there with the next event."""
+        facts = self._facts()
+        said = {"hash": str(facts["committee"] or ""), "engines": ", ".join(facts["engines"])}
+        if said != self._said:
+            self._said = said
+            self._committee.info(said)
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,152 @@
+"""Where a run is and how fast it goes: what the live line, the status file and the metrics all show."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from beadwork.events import Evaluated, Event, Kept, Lost
+
+#: steps and evaluations that "now" is a mean over
+WINDOW = 100
+#: the newest of them, held against all for the trend
+NEWEST = 10
+#: a spread that is this much away from its running mean has a trend
+TREND = 0.1
+#: parts of a step by the names that `Evaluated.seconds` gives them; everything else is a model
+PARTS = {"idle": "i-PI", "graph": "graph", "reduce": "rest", "pack": "rest", "send": "rest"}
+
+
+class Pace:
+    """Counts and times what it is told; give it every event before those who look at it.
+
+    time_step: fs, where it is known. forcefields: how many are served; with multiple time steps one is asked more often
+    than another, and the rarest has the steps. first: the step that i-PI starts at.
+    """
+
+    def __init__(self, time_step: float | None = None, forcefields: int = 1, first: int = 0) -> None:
+        self.step = first
+        self.kept = 0
+        self.spread: float | None = None  #: eV/Å, the largest of the last evaluation that has one
+        self.answered: float | None = None  #: when the last answer had left, on the monotonic clock
+        self._first = first
+        self._time_step = time_step
+        self._forcefields = forcefields
+        self._steps: dict[str, int] = {}
+        self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
+        self._spreads: deque[float] = deque(maxlen=WINDOW)
+        self._seconds: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._resumed = True  # the next evaluation's idle time is a wait for i-PI, and no part of a step
+
+    def __call__(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Kept):
+            self.kept += 1
+        elif isinstance(event, Lost):
+            self._marks.clear()
+            self._resumed = True
+        elif isinstance(event, Evaluated):
+            self._add(event)
+
+    def _add(self, event: Evaluated) -> None:
+        self.answered = time.monotonic()
+        if event.force_spread is not None:
+            self.spread = event.force_spread
+            self._spreads.append(event.force_spread)
+        if self._resumed or event.step == 0:  # the first also loads and compiles
+            self._resumed = False
+        else:
+            self._seconds.append(event.seconds)
+        self._steps[event.address] = event.step
+        done = min(self._steps.values()) if len(self._steps) == self._forcefields else 0
+        if self._first + done > self.step:
+            self.step = self._first + done
+            self._marks.append((self.step, self.answered))
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Of the last hundred steps; None before the second."""
+        if len(self._marks) < 2:
+            return None
+        (first, begin), (last, end) = self._marks[0], self._marks[-1]
+        return (end - begin) / (last - first)
+
+    @property
+    def ns_per_day(self) -> float | None:
+        """At that pace; None where the time step is not known."""
+        seconds = self.seconds_per_step
+        return None if not seconds or not self._time_step else 1e-6 * self._time_step / seconds * 86400
+
+    @property
+    def mean_spread(self) -> float | None:
+        """eV/Å, over the last hundred evaluations."""
+        return fmean(self._spreads) if self._spreads else None
+
+    @property
+    def trend(self) -> str:
+        """'rising', 'falling' or 'steady': the newest spreads against their running mean; empty where there are few."""
+        if len(self._spreads) <= NEWEST:
+            return ""
+        newest, mean = fmean(list(self._spreads)[-NEWEST:]), fmean(self._spreads)
+        if abs(newest - mean) <= TREND * mean:
+            return "steady"
+        return "rising" if newest > mean else "falling"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the time of the last hundred evaluations: i-PI's, the models', the graph's and the rest; they sum to 1."""
+        sums: dict[str, float] = defaultdict(float)
+        for seconds in self._seconds:
+            for name, value in seconds.items():
+                sums[PARTS.get(name, "models")] += value
+        total = sum(sums.values())
+        return {name: sums[name] / total for name in ("i-PI", "models", "graph", "rest")} if total else {}
+
+    def facts(self) -> dict[str, Any]:
+        """All of this as plain data: eV/Å, seconds, steps of i-PI; None for what is not known yet."""
+        return {
+            "step": self.step,
+            "seconds_per_step": self.seconds_per_step,
+            "ns_per_day": self.ns_per_day,
+            "force_spread": self.spread,
+            "force_spread_mean": self.mean_spread,
+            "trend": self.trend,
+            "frames_kept": self.kept,
+            "shares": self.shares,
+        }
+
+
+def words(facts: Mapping[str, Any], total: int) -> list[str]:
+    """All of `Pace.facts` as a person reads it; what is not known yet is left out."""
+    far = f"step {facts['step']} of {total}"
+    if seconds := facts["seconds_per_step"]:
+        far += f", {seconds:.3g} s a step"
+        far += f", {facts['ns_per_day']:.3g} ns a day" if facts["ns_per_day"] else ""
+        far += f", {span((total - facts['step']) * seconds)} left"
+    sure = f"frames kept: {facts['frames_kept']}"
+    if facts["force_spread"] is not None:
+        trend = f", {facts['trend']}" if facts["trend"] else ""
+        sure = f"spread {facts['force_spread']:.3g} eV/Å{trend}; {sure}"
+    return [far, sure] + ([share_words(facts["shares"])] if facts["shares"] else [])
+
+
+def share_words(shares: Mapping[str, float]) -> str:
+    """'i-PI 10 %, models 85 %, …'."""
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+
+
+def span(seconds: float) -> str:
+    """A stretch of time as a person says it: two units at most."""
+    seconds = max(0.0, seconds)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours / 24:.1f} days"

@@ -1,0 +1,197 @@
+"""`status.json`: what a running session says of itself, for another shell to read. Written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from beadwork.errors import ConfigError, ConnectionLost
+from beadwork.events import Evaluated, Event, Lost, Note
+from beadwork.observe.pace import Pace, span, words
+
+NAME = "status.json"
+FORMAT = 1
+#: seconds between two writes
+OFTEN = 1.0
+#: no answer for so many seconds, and for so many of its own steps, while i-PI is connected: it hangs
+SILENCE, STEPS = 60.0, 20
+#: exit codes of `beadwork status`
+RUNNING, ENDED, HANGS = 0, 1, ConnectionLost.exit_code
+
+
+class Status:
+    """Keeps the file up to date, once a second at most, after the replies have left.
+
+    total: the step at which i-PI ends. facts: asked at every write; plain data about what answers. The file is its
+    user's own (mode 600), and is replaced in one step. Where it cannot be written the run goes on without it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pace: Pace,
+        total: int,
+        facts: Callable[[], Mapping[str, Any]],
+        watch: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.path = folder / NAME
+        self._pace = pace
+        self._facts = facts
+        self._watch = watch
+        self._written = -OFTEN
+        self._broken = False
+        pid = os.getpid()
+        self._fixed = {
+            "format": FORMAT,
+            "pid": pid,
+            "birth": birth(pid),
+            "host": platform.node(),
+            "since": time.time(),
+            "total_steps": total,
+        }
+        self._state: dict[str, Any] = {"state": "waiting", "why": "for i-PI, which has not asked yet"}
+        self._write()
+
+    def __call__(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Evaluated):
+            self._state = {"state": "serving", "why": ""}
+            if time.monotonic() - self._written >= OFTEN:
+                self._write()
+        elif isinstance(event, Lost) and not event.left:
+            self._state = {"state": "waiting", "why": f"for i-PI at {event.address} ({event.why})"}
+            self._write()
+
+    def close(self, code: int, why: str = "") -> None:
+        """Say that it ended, with which exit code, and which words if it was an error."""
+        self._state = {"state": "ended", "why": why, "exit_code": code}
+        self._write()
+
+    def _write(self) -> None:
+        now = time.monotonic()
+        answered = self._pace.answered
+        data = {
+            **self._fixed,
+            **self._state,
+            **self._pace.facts(),
+            **self._facts(),
+            "updated": time.time(),
+            "updated_monotonic": now,
+            "answered_before_update": None if answered is None else now - answered,
+        }
+        beside = self.path.with_name(f".{NAME}.{os.getpid()}")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                beside.unlink()
+            # exclusive, so that nothing that somebody else put there is followed
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(data, file, indent=1)
+            os.replace(beside, self.path)
+            self._broken = False
+        except OSError as error:
+            if not self._broken:
+                self._watch(Note(f"{self.path} cannot be written ({error}); `beadwork status` will know less"))
+            self._broken = True
+        self._written = now
+
+
+def birth(pid: int) -> str | None:
+    """When a process was started, in a form that no other process of this machine ever has; None where it is gone.
+
+    A pid alone is given out again; Linux says in which clock tick since which boot a process began. Elsewhere it is
+    only known that there is such a process.
+    """
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass  # somebody else's, so there is one
+        return "unknown"
+    try:
+        # after the name, which may hold anything: state is the third field, the start the 22nd
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else f"{_boot()} {fields[19]}"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read a folder's status. Raises ConfigError where there is none, or one that no beadwork wrote."""
+    path = folder / NAME
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no {path}: no run has begun there; name the folder that the run was given as --out"
+        ) from error
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ConfigError(f"{path} was not written by this version of beadwork; use the one that runs")
+    return data
+
+
+def tell(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
+    """What is known, in words, and the exit code: RUNNING, ENDED (well, badly or killed) or HANGS."""
+    try:
+        head, code = _judge(data)
+        lines = [f"{name}: {head}" if name else head]
+        if data["answered_before_update"] is not None:
+            lines += words(data, data["total_steps"])
+            if data["state"] != "ended":
+                lines.append(f"last answer {span(_age(data) + data['answered_before_update'])} ago")
+        lines += [f"engines: {', '.join(data['engines'])}", f"committee: {data['committee'] or 'none'}"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"the status lacks an entry or has a wrong one ({type(error).__name__}: {error})") from error
+    return "\n".join(lines), code
+
+
+def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
+    pid, host = data["pid"], data["host"]
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(data["since"]))
+    who = f"process {pid} on {host}, since {since}"
+    if data["state"] == "ended":
+        after = span(data["updated"] - data["since"])
+        why = f": {data['why']}" if data["why"] else ""
+        return f"ended {span(_age(data))} ago, after {after}, with exit code {data['exit_code']}{why}", ENDED
+    here = host == platform.node()
+    if here and birth(int(pid)) != data["birth"]:
+        return (
+            f"dead: {who}, is gone without a word {span(_age(data))} after its last (killed, out of memory, or the "
+            "machine went down); start it again, i-PI waits or goes on from its RESTART",
+            ENDED,
+        )
+    if data["state"] == "waiting":
+        return f"running: {who}; waits {data['why']}", RUNNING
+    silent = _age(data) + data["answered_before_update"]
+    if silent > max(SILENCE, STEPS * (data["seconds_per_step"] or 0)):
+        where = "" if here else f", as far as can be seen from {platform.node()}"
+        return (
+            f"hangs: {who}, is connected but has not answered for {span(silent)}{where}; see whether i-PI still "
+            "asks (its log) and whether the process computes (top)",
+            HANGS,
+        )
+    return f"running: {who}", RUNNING
+
+
+def _age(data: Mapping[str, Any]) -> float:
+    """Seconds since the file was written; by the clock that cannot be set, where it is this machine's."""
+    if data["host"] == platform.node() and str(data["birth"]).startswith(f"{_boot_or_none()} "):
+        return max(0.0, time.monotonic() - float(data["updated_monotonic"]))
+    return max(0.0, time.time() - float(data["updated"]))
+
+
+def _boot_or_none() -> str | None:
+    return _boot() if Path("/proc/sys/kernel/random/boot_id").exists() else None

@@ -1,0 +1,159 @@
+"""The live line and the plain lines, against events of known times."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from beadwork.events import Evaluated, Event, Kept, Lost, Note
+from beadwork.observe import pace as pace_module
+from beadwork.observe import progress as progress_module
+from beadwork.observe.pace import Pace, span
+from beadwork.observe.progress import Progress
+
+
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Both modules see this clock."""
+    clock = Clock()
+    monkeypatch.setattr(pace_module, "time", clock)
+    monkeypatch.setattr(progress_module, "time", clock)
+    return clock
+
+
+def event(step: int, spread: float | None = 0.01, idle: float = 0.1) -> Evaluated:
+    """One evaluation of a second: by default a tenth is i-PI's, the graph takes a tenth, two models the rest."""
+    seconds = {"idle": idle, "graph": 0.1, "base (native)": 0.5, "delta (native)": 0.25, "reduce": 0.03, "send": 0.02}
+    return Evaluated("a", step, 4, 4, -1.0, spread, spread, seconds)
+
+
+def feed(clock: Clock, *watchers: object, steps: range, each: float = 2.0, spread: float = 0.01) -> None:
+    """So many steps, this many seconds apart."""
+    for step in steps:
+        clock.now += each
+        for watcher in watchers:
+            watcher(event(step, spread))  # type: ignore[operator]
+
+
+def test_pace_is_that_of_the_last_steps(clock: Clock) -> None:
+    """0.5 fs a step at 2 s a step is 0.0216 ns a day, and a step that loaded models for an hour does not count."""
+    pace = Pace(time_step=0.5)
+    assert pace.seconds_per_step is pace.ns_per_day is None
+    clock.now += 3600
+    feed(clock, pace, steps=range(5))
+    assert pace.seconds_per_step == pytest.approx(2.0)
+    assert pace.ns_per_day == pytest.approx(0.5e-6 / 2.0 * 86400)
+    feed(clock, pace, steps=range(5, 300), each=4.0)
+    assert pace.seconds_per_step == pytest.approx(4.0)
+
+
+def test_a_lost_ipi_is_no_slow_step(clock: Clock) -> None:
+    """A night without i-PI enters neither the pace nor i-PI's share."""
+    pace = Pace(time_step=0.5)
+    feed(clock, pace, steps=range(5))
+    pace(Lost("a", "i-PI hung up", 0))
+    clock.now += 36000
+    pace(event(5, idle=36000.0))
+    feed(clock, pace, steps=range(6, 8))
+    assert pace.seconds_per_step == pytest.approx(2.0)
+    assert pace.shares["i-PI"] == pytest.approx(0.1)
+
+
+def test_shares_are_those_put_in(clock: Clock) -> None:
+    """i-PI, models, graph and the rest sum to one, whatever the models are called."""
+    pace = Pace()
+    feed(clock, pace, steps=range(3))
+    assert pace.shares == pytest.approx({"i-PI": 0.1, "models": 0.75, "graph": 0.1, "rest": 0.05})
+
+
+@pytest.mark.parametrize(("newest", "trend"), [(0.02, "rising"), (0.005, "falling"), (0.0101, "steady")])
+def test_trend_is_against_the_running_mean(clock: Clock, newest: float, trend: str) -> None:
+    """Ten evaluations at another level than the forty before are a trend; one more is not looked at alone."""
+    pace = Pace()
+    feed(clock, pace, steps=range(40))
+    assert pace.trend == "steady"
+    feed(clock, pace, steps=range(40, 50), spread=newest)
+    assert pace.trend == trend
+    assert pace.mean_spread == pytest.approx((40 * 0.01 + 10 * newest) / 50)
+
+
+def test_step_is_that_of_ipi(clock: Clock) -> None:
+    """Served from a RESTART at step 500, the count goes on from there."""
+    pace = Pace(first=500)
+    feed(clock, pace, steps=range(4))
+    assert pace.step == 503
+
+
+def test_plain_lines_where_there_is_no_terminal(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A log gets whole lines, one in half a minute and one at the end, and no control characters."""
+    pace = Pace(time_step=0.5)
+    progress = Progress(pace, 50)
+    for watcher in (pace, progress):
+        watcher(Kept(1, 0, None, 0.1))
+    progress(Note("something to read"))
+    progress(Lost("/tmp/ipi_x", "i-PI hung up", 0))
+    feed(clock, pace, progress, steps=range(41))
+    progress.close()
+    said = capsys.readouterr().err
+    lines = said.splitlines()
+    assert "\r" not in said
+    assert lines[:2] == ["beadwork: something to read", "beadwork: /tmp/ipi_x: i-PI hung up; dialling again"]
+    # 82 s of steps: a line at the first step 30 s after the one before
+    assert [line.split(",")[0] for line in lines[2:]] == ["step 14 of 50", "step 29 of 50", "step 40 of 50"]
+    assert lines[-1] == (
+        "step 40 of 50, 2 s a step, 0.0216 ns a day, 20 s left; spread 0.01 eV/Å, steady; frames kept: 1; "
+        "i-PI 10 %, models 75 %, graph 10 %, rest 5 %"
+    )
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step, days' worth, spread with its arrow, frames kept and shares stand in one line that is written over."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(progress_module, "tqdm", _eager(progress_module.tqdm))
+    pace = Pace(time_step=0.5)
+    progress = Progress(pace, 30)
+    events: list[Event] = [event(step) for step in range(25)]
+    for told in [*events, Kept(1, 24, 0, 0.1), event(25)]:
+        pace(told)
+        progress(told)
+    progress.close()
+    last = terminal.getvalue().split("\r")[-1]
+    assert last.startswith("25/30 |")
+    for part in ("ns/day", "spread 0.01 eV/Å →", "kept 1", "i-PI 10 %, models 75 %, graph 10 %, rest 5 %"):
+        assert part in last
+    assert terminal.getvalue().count("\n") == 1  # the one that leaves the last line standing
+
+
+def _eager(real: type) -> object:
+    """tqdm that draws at every update."""
+    return lambda **options: real(**{**options, "mininterval": 0.0, "ncols": 200, "dynamic_ncols": False})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-1, "0 s"), (59.6, "60 s"), (600, "10 min"), (5400, "1 h 30 min"), (86400, "24 h 0 min"), (864000, "10.0 days")],
+)
+def test_span(seconds: float, said: str) -> None:
+    """Two units at most, and never a negative time."""
+    assert span(seconds) == said

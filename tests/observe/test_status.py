@@ -1,0 +1,195 @@
+"""`beadwork status`, against processes that are really there, really gone, or somebody else's by now."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beadwork.cli import main
+from beadwork.errors import ConfigError
+from beadwork.events import Evaluated, Event, Lost, Note
+from beadwork.observe import status as module
+from beadwork.observe.pace import Pace
+from beadwork.observe.status import ENDED, HANGS, RUNNING, Status, birth, read, tell
+
+
+def event(step: int) -> Evaluated:
+    """One evaluation."""
+    return Evaluated("a", step, 4, 4, -1.0, 0.01, 0.02, {"idle": 0.1, "model": 0.3})
+
+
+def facts() -> dict[str, Any]:
+    """What answers."""
+    return {"engines": ["baseline (native, float64)"], "committee": "sha256:abc"}
+
+
+@pytest.fixture
+def status(tmp_path: Path) -> Status:
+    """Of this process, which has answered three steps of ten."""
+    pace = Pace(time_step=0.5)
+    status = Status(tmp_path, pace, 10, facts)
+    status._written = -1e9
+    for step in range(4):
+        for watcher in (pace, status):
+            watcher(event(step))
+        status._written = -1e9
+    return status
+
+
+def changed(status: Status, **values: object) -> dict[str, Any]:
+    """What the file says, with other values."""
+    return {**read(status.path.parent), **values}
+
+
+def test_a_running_process_is_running(status: Status, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything that a person looks for stands there, and a script gets 0."""
+    assert main(["status", str(status.path.parent)]) == RUNNING == 0
+    said = capsys.readouterr().out
+    for part in (
+        f"running: process {os.getpid()} on {platform.node()}, since 2",
+        "step 3 of 10",
+        "ns a day",
+        "spread 0.02 eV/Å; frames kept: 0",
+        "i-PI 25 %, models 75 %",
+        "last answer 0 s ago",
+        "engines: baseline (native, float64)",
+        "committee: sha256:abc",
+    ):
+        assert part in said
+
+
+def test_the_file_is_whole_and_its_users_own(status: Status) -> None:
+    """Mode 600, nothing else left beside it, and a link planted under the temporary name is not followed."""
+    folder = status.path.parent
+    victim = folder / "victim"
+    victim.write_text("precious")
+    (folder / f".status.json.{os.getpid()}").symlink_to(victim)
+    status.close(0)
+    assert stat.S_IMODE(status.path.stat().st_mode) == 0o600
+    assert victim.read_text() == "precious"
+    assert sorted(path.name for path in folder.iterdir()) == ["status.json", "victim"]
+
+
+def test_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of steps a second are thousands of events, and two or three files."""
+    writes = []
+    replace = os.replace
+    monkeypatch.setattr(module.os, "replace", lambda *names: (writes.append(names), replace(*names)))
+    status = Status(tmp_path, Pace(), 10, facts)
+    begin = time.monotonic()
+    while time.monotonic() < begin + 1.3:
+        status(event(1))
+    assert len(writes) == 2  # at the start, and one second later
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_is_dead(status: Status, how: int) -> None:
+    """No process of that number any more, or a zombie: said in plain words, and no success for a script."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    data = changed(status, pid=process.pid, birth=birth(process.pid))
+    assert tell(data)[1] == RUNNING
+    process.send_signal(how)
+    end = time.monotonic() + 10
+    while tell(data)[1] == RUNNING:  # it stays a zombie until it is waited for
+        assert time.monotonic() < end
+    said, code = tell(data)
+    process.wait()
+    assert code == ENDED != 0
+    assert "gone without a word" in said
+    assert tell(data)[1] == ENDED
+
+
+def test_a_number_that_was_given_out_again_is_dead(status: Status) -> None:
+    """The pid lives, but it began at another time: that is another process."""
+    data = changed(status)
+    boot, ticks = data["birth"].split()
+    assert tell(data | {"birth": f"{boot} {int(ticks) - 1}"})[1] == ENDED
+    assert tell(data | {"birth": f"another-boot {ticks}"})[1] == ENDED
+
+
+def test_a_silent_one_hangs(status: Status) -> None:
+    """Connected, alive and without an answer for a minute and twenty of its own steps; a slow model has longer."""
+    data = changed(status, seconds_per_step=1.0)
+    now = data["updated_monotonic"]
+    assert tell(data | {"updated_monotonic": now - 55})[1] == RUNNING
+    said, code = tell(data | {"updated_monotonic": now - 300})
+    assert code == HANGS not in (RUNNING, ENDED)
+    assert "has not answered for 5 min" in said
+    assert tell(data | {"updated_monotonic": now - 300, "seconds_per_step": 60.0})[1] == RUNNING
+
+
+def test_a_clock_that_was_set_changes_nothing(status: Status) -> None:
+    """Ages are told by the clock that cannot be set."""
+    for shift in (-1e6, 1e6):
+        data = changed(status)
+        said, code = tell(data | {"updated": data["updated"] + shift})
+        assert code == RUNNING
+        assert "last answer 0 s ago" in said
+
+
+def test_a_waiting_one_waits_and_does_not_hang(status: Status) -> None:
+    """Without i-PI no answer is due, however long that lasts; the state is written at once."""
+    status(Lost("/tmp/ipi_x", "i-PI hung up", 1))
+    assert read(status.path.parent)["state"] == "serving"  # another connection is still there
+    status(Lost("/tmp/ipi_x", "i-PI hung up", 0))
+    data = changed(status)
+    said, code = tell(data | {"updated_monotonic": data["updated_monotonic"] - 3600})
+    assert code == RUNNING
+    assert "waits for i-PI at /tmp/ipi_x (i-PI hung up)" in said
+    assert "last answer 60 min ago" in said
+
+
+def test_an_end_is_told_with_its_reason(status: Status) -> None:
+    """Exit code and sentence, after which the process may well be gone."""
+    status.close(6, "the model answered NaN")
+    said, code = tell(changed(status, pid=2**22 + 5))
+    assert code == ENDED
+    assert "with exit code 6: the model answered NaN" in said
+
+
+def test_another_machines_run_is_judged_by_its_word(status: Status) -> None:
+    """Over a shared folder the process cannot be seen: its last word counts, by the clock on the wall."""
+    data = changed(status, host="elsewhere", pid=1)
+    assert tell(data)[1] == RUNNING
+    said, code = tell(data | {"updated": time.time() - 3600})
+    assert code == HANGS
+    assert "as far as can be seen from" in said
+
+
+def test_no_run_is_a_config_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without a status, and a file that is none: one sentence and code 2."""
+    assert main(["status", str(tmp_path)]) == ConfigError.exit_code
+    assert "no run has begun there" in capsys.readouterr().err
+    for text in ("{", "[1]", '{"format": 99}', '{"format": 1}', '{"format": 1, "state": "ended", "pid": "x"}'):
+        (tmp_path / "status.json").write_text(text)
+        assert main(["status", str(tmp_path)]) == ConfigError.exit_code
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    """A full or read-only disk costs the status, not the run."""
+    told: list[Event] = []
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    status = Status(folder, Pace(), 10, facts, told.append)
+    status.path.unlink()
+    folder.rmdir()
+    status(event(1))
+    status.close(0)
+    assert [isinstance(note, Note) and "cannot be written" in note.text for note in told] == [True]
+
+
+def test_what_is_written_is_plain_json(status: Status) -> None:
+    """Other programs may read it: no NaN, and every key of the pace."""
+    data = json.loads(status.path.read_text(), parse_constant=pytest.fail)
+    assert set(Pace().facts()) <= set(data)
