@@ -1,0 +1,311 @@
+"""Labels by quantum Monte Carlo with jQMC (VMC and LRDMC), of molecules and clusters, with their standard errors.
+
+    JQMC(sampler="lrdmc", basis="ccecp-ccpvtz", ecp="ccecp", lattice_spacing=0.2, target_error=0.05).label(frame, 0, 0)
+
+jQMC lives in an environment of its own (`qmc_env`); `qmc_driver` runs there, in a directory of its own for every label.
+A label's statistical error is only part of its error: `extra["leaves_out"]` names the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase.data
+import numpy as np
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.learn import qmc_env
+from beadwork.learn.constants import BOHR, HARTREE
+from beadwork.learn.label import Label
+
+SAMPLERS = ("vmc", "lrdmc")
+DETERMINANTS = ("JSD", "JAGP")
+DRIVER = Path(__file__).with_name("qmc_driver.py")
+
+
+@dataclass(frozen=True)
+class JQMC:
+    """A labeller that runs jQMC in a process of its own.
+
+    sampler: `vmc` (variational) or `lrdmc` (lattice-regularised diffusion). basis, ecp, mean_field: as PySCF calls
+    them; mean_field is `RHF` or a functional, whose orbitals make the determinant. cartesian: d functions by six.
+    determinant: `JSD` (one Slater determinant) or `JAGP` (a geminal, optimised after the Jastrow factor).
+    one_body, two_body: start of these Jastrow terms, None leaves a term out. three_body: orbitals of the third one
+    (`ao-small`, `ao-medium`, `ao-large`, `mo`), or None. Without any there is no optimisation.
+    optimisation_steps, optimisation_samples: of the trial function, samples a walker and step.
+    lattice_spacing: Bohr, of LRDMC. non_local_move: how LRDMC takes a pseudopotential, `dltmove` or `tmove`.
+    steps: measurements a walker. target_error: eV; goes on beyond `steps` until the error is as small, or until
+    most_steps. walkers: side by side. moves: between two measurements. forces: compute them.
+    step_length: Bohr, of VMC's moves. epsilon_AS: of the regularisation at the nodes, which forces need above 0.
+    seed: every frame's own seed is made from it and the frame, so that errors of different frames are independent.
+    timeout: seconds a label. environment: jQMC's, where it is not in the default place. directory: keeps what jQMC
+    wrote, in a folder a label; without it only a failed label's folder stays.
+    Raises ConfigError for settings that jQMC cannot run, or would run and answer nonsense.
+    """
+
+    sampler: str
+    basis: str
+    ecp: str | None = None
+    mean_field: str = "RHF"
+    cartesian: bool = True
+    determinant: str = "JSD"
+    one_body: float | None = None
+    two_body: float | None = 1.0
+    three_body: str | None = "ao-small"
+    optimisation_steps: int = 40
+    optimisation_samples: int = 60
+    lattice_spacing: float = 0.2
+    non_local_move: str = "dltmove"
+    steps: int = 1000
+    target_error: float | None = None
+    most_steps: int = 100_000
+    walkers: int = 64
+    moves: int = 30
+    forces: bool = False
+    step_length: float = 2.0
+    epsilon_AS: float = 0.01
+    seed: int = 1
+    timeout: float = 86400.0
+    environment: Path | None = None
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS or self.determinant not in DETERMINANTS:
+            raise ConfigError(
+                f"sampler {self.sampler!r} and determinant {self.determinant!r} must be of {', '.join(SAMPLERS)} and "
+                f"of {', '.join(DETERMINANTS)}"
+            )
+        if self.ecp and self.one_body is not None:
+            raise ConfigError(
+                "with a pseudopotential a one-body Jastrow term starts far too low and can end in NaN: leave it out"
+            )
+        if self.determinant == "JAGP" and not self.optimises:
+            raise ConfigError("JAGP needs a Jastrow term and optimisation_steps: it starts as the plain determinant")
+        least = {
+            "epsilon_AS": self.epsilon_AS,
+            "lattice_spacing": self.lattice_spacing,
+            "step_length": self.step_length,
+            "target_error": self.target_error or 1.0,
+            "timeout": self.timeout,
+            "walkers": self.walkers,
+            "moves": self.moves,
+        }
+        for name, value in least.items():
+            if not value > 0:
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        if min(self.steps, self.most_steps) < 300 or self.optimisation_samples < 20:
+            raise ConfigError(
+                "steps of 300 at least, so that error bars mean something, and optimisation_samples of 20; got "
+                f"{min(self.steps, self.most_steps)} and {self.optimisation_samples}"
+            )
+        qmc_env.find(self.environment)
+
+    @property
+    def optimises(self) -> bool:
+        """Whether there is a Jastrow factor to optimise, and leave to do so."""
+        terms = (self.one_body, self.two_body, self.three_body)
+        return self.optimisation_steps > 0 and any(term is not None for term in terms)
+
+    @property
+    def trial_function(self) -> str:
+        """For instance `JSD (RHF/ccecp-ccpvtz, ccecp; J2, J3 ao-small; 40 steps)`."""
+        named = {"J1": self.one_body, "J2": self.two_body}
+        terms = [name for name, start in named.items() if start is not None]
+        terms += [f"J3 {self.three_body}"] if self.three_body else []
+        kind = self.determinant if terms else "SD"
+        level = f"{self.mean_field}/{self.basis}" + (", Cartesian" if self.cartesian else "")
+        parts = [level + (f", {self.ecp}" if self.ecp else ""), ", ".join(terms)]
+        steps = f"optimised in {self.optimisation_steps} steps of {self.optimisation_samples}x{self.walkers}"
+        parts.append(steps if self.optimises else "")
+        return f"{kind} ({'; '.join(part for part in parts if part)})"
+
+    @property
+    def method(self) -> str:
+        """Sampler and trial function: what the label depends on beside its noise."""
+        if self.sampler == "vmc":
+            return f"VMC, {self.trial_function}"
+        move = f", {self.non_local_move}" if self.ecp else ""
+        return f"LRDMC, a = {self.lattice_spacing} Bohr{move}, {self.trial_function}"
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError for what jQMC cannot do, does not finish or answers nonsense to."""
+        if any(frame.pbc):
+            raise LabelError(
+                "jQMC computes molecules and clusters: cut one from the periodic frame (`cut` in the TOML)"
+            )
+        python = qmc_env.find(self.environment)
+        job = self._job(frame, charge, spin)
+        if self.directory:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="qmc-", dir=self.directory))
+        start = time.perf_counter()
+        result = self._run(python, job, folder)
+        label = self._label(job, result, folder, time.perf_counter() - start)
+        if not self.directory:
+            shutil.rmtree(folder)
+        return label
+
+    def seconds(self, frame: Frame) -> float:
+        """Rough: measured with H2 and H2O on one core; a target error is taken for `steps`."""
+        electrons = max(int(frame.numbers.sum()) - (2 * int((frame.numbers > 2).sum()) if self.ecp else 0), 1)
+        growth: float = (electrons / 8) ** 1.7
+        optimisation = 4e-4 * growth * self.optimisation_steps * self.optimisation_samples * self.walkers
+        rate = 5e-5 if self.forces else 1.5e-5
+        return 30.0 + optimisation * self.optimises + rate * growth * self.steps * self.walkers * self.moves
+
+    def _job(self, frame: Frame, charge: int, spin: int) -> dict[str, Any]:
+        """What the driver is told. Bohr and Hartree."""
+        symbols = [ase.data.chemical_symbols[number] for number in frame.numbers]
+        told = json.dumps([symbols, frame.positions.tolist(), charge, spin, self.seed])
+        return {
+            "symbols": symbols,
+            "positions": (frame.positions / BOHR).tolist(),
+            "charge": charge,
+            "spin": spin,
+            # jQMC hands it to NumPy and JAX, and the driver adds up to 2
+            "seed": int(hashlib.sha256(told.encode()).hexdigest()[:7], 16),
+            "basis": self.basis,
+            "ecp": self.ecp,
+            "cartesian": self.cartesian,
+            "mean_field": self.mean_field,
+            "determinant": self.determinant,
+            "jastrow": {"one_body": self.one_body, "two_body": self.two_body, "three_body": self.three_body},
+            "optimisation": {
+                "steps": self.optimisation_steps if self.optimises else 0,
+                "samples": self.optimisation_samples,
+            },
+            "method": self.sampler,
+            "lattice_spacing": self.lattice_spacing,
+            "non_local_move": self.non_local_move,
+            "walkers": self.walkers,
+            "moves": self.moves,
+            "steps": self.steps,
+            "most_steps": self.most_steps if self.target_error else self.steps,
+            "target_error": self.target_error / HARTREE if self.target_error else None,
+            "step_length": self.step_length,
+            "epsilon_AS": self.epsilon_AS,
+            "forces": self.forces,
+        }
+
+    def _run(self, python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Run the driver in its folder and read what it wrote."""
+        (folder / "job.json").write_text(json.dumps(job, indent=1))
+        # isolated: no PYTHONPATH, and no module of ours that stands beside the driver
+        command = [str(python), "-I", str(DRIVER), "job.json", "result.json"]
+        with (folder / "driver.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, cwd=folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
+            )
+            try:
+                code = process.wait(self.timeout)
+            except subprocess.TimeoutExpired:
+                raise LabelError(
+                    f"jQMC was stopped after {self.timeout} s, see {folder}; raise timeout, or ask for less"
+                ) from None
+            finally:  # also when this process is interrupted
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if code:
+            raise LabelError(f"jQMC ended with code {code}: {_last_line(folder / 'driver.log')}; see {folder}")
+        try:
+            result = json.loads((folder / "result.json").read_text())
+        except (OSError, ValueError) as error:
+            raise LabelError(f"jQMC ended well but left no result that can be read: {error}; see {folder}") from error
+        if not isinstance(result, dict):
+            raise LabelError(f"jQMC left a {type(result).__name__} for a result; see {folder}")
+        return result
+
+    def _label(self, job: dict[str, Any], result: dict[str, Any], folder: Path, seconds: float) -> Label:
+        """The driver's answer in eV and Å, its card with it."""
+        try:
+            forces, errors = (
+                None if result[name] is None else np.array(result[name], dtype=np.float64) * (HARTREE / BOHR)
+                for name in ("forces", "forces_error")
+            )
+            if not self._fits(forces, job) or result["energy_error"] == 0:
+                raise ValueError("no error bar, or forces that do not fit the atoms")
+            return Label(
+                energy=float(result["energy"]) * HARTREE,
+                forces=forces,
+                energy_error=float(result["energy_error"]) * HARTREE,
+                forces_error=errors,
+                method=self.method,
+                code="jQMC",
+                version=str(result["versions"]["jqmc"]),
+                charge=job["charge"],
+                spin=job["spin"],
+                input=json.dumps(job),
+                seconds=seconds,
+                extra=self._card(result),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise LabelError(f"jQMC's result lacks or garbles {error}; see {folder}") from error
+
+    def _fits(self, forces: FloatArray | None, job: dict[str, Any]) -> bool:
+        return forces.shape == (len(job["symbols"]), 3) if forces is not None else not self.forces
+
+    def _card(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What a reader of the label must know: the trial function, and what the error bar leaves out."""
+        optimisation = result["optimisation"]
+        return {
+            "trial_function": self.trial_function,
+            "error_bars": f"standard errors by jackknife over {result['blocks']} blocks",
+            "energy_error_half_the_blocks": result["energy_error_half_the_blocks"] * HARTREE,
+            "leaves_out": self.leaves_out(),
+            "lattice_spacing": self.lattice_spacing if self.sampler == "lrdmc" else None,
+            "variance": result["variance"] * HARTREE**2,
+            "acceptance": result["acceptance"],
+            "measurements": result["measurements"],
+            "walkers": result["walkers"],
+            "seed": result["seed"],
+            "mean_field_energy": result["mean_field_energy"] * HARTREE,
+            "optimised_energy": optimisation["energy"] * HARTREE if optimisation else None,
+            "versions": result["versions"],
+            "seconds": result["seconds"],
+        }
+
+    def leaves_out(self) -> list[str]:
+        """The errors that no error bar of these labels holds."""
+        named = [f"basis and form of the trial function: {self.trial_function}"]
+        if self.sampler == "lrdmc":
+            named = [
+                "fixed nodes of the trial function's determinant (none where it has no nodes, as in H2)",
+                f"lattice spacing of {self.lattice_spacing} Bohr: of order a², and it depends on the Jastrow factor",
+                "error bars come from about twenty blocks, and are themselves uncertain by a sixth",
+            ]
+        if self.ecp:
+            named.append(f"pseudopotential {self.ecp}" + (", with locality error" if self.sampler == "lrdmc" else ""))
+        if self.forces and self.sampler == "vmc":
+            named.append(
+                "bias of the forces, as the trial function's parameters do not follow the atoms (8 % for H2 at 1.0 Å "
+                "with one determinant, 2 % with JAGP); errors of the atoms' forces are correlated (space warp)"
+            )
+        elif self.forces:
+            named.append("bias of the forces by Reynolds' approximation, with a noise that can have no finite variance")
+        return named
+
+
+def _environment() -> dict[str, str]:
+    """One thread, and JAX's compiled functions in the user's cache."""
+    cache = qmc_env.cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    defaults = {"JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    return defaults | dict(os.environ) | one
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:400] if lines else "it said nothing"

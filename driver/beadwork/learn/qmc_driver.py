@@ -1,0 +1,265 @@
+"""One quantum Monte Carlo label with jQMC 0.2.2: `python qmc_driver.py job.json result.json`.
+
+Runs in jQMC's own environment, in a directory of its own, and imports nothing of beadwork: `qmc.py` writes job.json
+and reads result.json, and says there what each key means. Bohr, Hartree, and full precision, which jQMC's text output
+has not. result.json appears only when all went well; whatever goes wrong ends in a traceback and a code above 0.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+#: measurements thrown away while the walkers settle; jQMC warns below 30 in VMC and 25 in LRDMC
+WARMUP = 50
+#: jackknife blocks: a walker in VMC, in all in LRDMC
+BLOCKS = {"vmc": 10, "lrdmc": 20}
+#: measurements whose weights LRDMC multiplies together
+COLLECT = 10
+
+
+def main(job_file: str, result_file: str) -> None:
+    """Read a job, compute it, write the result in one move."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    logging.basicConfig(filename="jqmc.log", level=logging.WARNING, format="%(asctime)s %(message)s")
+    job = json.loads(Path(job_file).read_text())
+    result = compute(job)
+    part = Path(result_file + ".part")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False))
+    part.replace(result_file)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker that is killed must not leave an hour of sampling behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(3)
+
+
+def compute(job: dict[str, Any]) -> dict[str, Any]:
+    """Mean field, trial function, optimisation, sampling."""
+    clock = [time.perf_counter()]
+
+    def lap() -> float:
+        clock.append(time.perf_counter())
+        return clock[-1] - clock[-2]
+
+    seconds = {}
+    mean_field = trial_function(job, Path("trexio.h5"), Path("hamiltonian.h5"))
+    seconds["mean_field"] = lap()
+    hamiltonian, optimisation = optimised(job, Path("hamiltonian.h5"))
+    hamiltonian.save_to_hdf5("optimised.h5")
+    seconds["optimisation"] = lap()
+    sampled = sample(job, hamiltonian, optimisation["energy"] if optimisation else mean_field)
+    seconds["sampling"] = lap()
+    return {
+        **sampled,
+        "mean_field_energy": mean_field,
+        "optimisation": optimisation,
+        "seed": job["seed"],
+        "seconds": seconds,
+        "versions": versions(),
+    }
+
+
+def trial_function(job: dict[str, Any], trexio_file: Path, hamiltonian_file: Path) -> float:
+    """Write jQMC's Hamiltonian with an unoptimised Jastrow; return the mean field's energy."""
+    from jqmc.jqmc_tool import trexio_convert_to
+    from pyscf import dft, gto, scf
+    from pyscf.tools import trexio
+
+    logging.getLogger("jqmc").setLevel(logging.INFO)  # here, since importing jqmc_tool lowers it
+    atoms = list(zip(job["symbols"], job["positions"], strict=True))
+    molecule = gto.M(
+        atom=atoms,
+        unit="B",
+        basis=job["basis"],
+        ecp=job["ecp"] or {},
+        charge=job["charge"],
+        spin=job["spin"],
+        cart=job["cartesian"],
+        symmetry=False,
+        verbose=4,
+        output="pyscf.log",
+    )
+    if job["mean_field"] == "RHF":
+        solver = scf.RHF(molecule)
+    else:
+        solver = dft.RKS(molecule)
+        solver.xc = job["mean_field"]
+    solver.conv_tol = 1e-11
+    solver.max_cycle = 200
+    solver.kernel()
+    if not solver.converged:
+        raise RuntimeError(f"{job['mean_field']}/{job['basis']} did not converge in {solver.max_cycle} cycles")
+    trexio_file.unlink(missing_ok=True)  # to_trexio would update what is there
+    trexio.to_trexio(solver, str(trexio_file))
+    jastrow = job["jastrow"]
+    trexio_convert_to(
+        trexio_file=str(trexio_file),
+        hamiltonian_file=str(hamiltonian_file),
+        j1_parmeter=jastrow["one_body"],
+        j2_parmeter=jastrow["two_body"],
+        j3_basis_type=jastrow["three_body"] or "none",
+        j_nn_type=None,
+        j_nn_params=None,
+        ao_conv_to=None,
+    )
+    return float(solver.e_tot)
+
+
+def optimised(job: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any] | None]:
+    """Optimise what the job names: the Jastrow, and for JAGP then the geminal too."""
+    from jqmc.hamiltonians import Hamiltonian_data
+    from jqmc.wavefunction import Geminal_data, Wavefunction_data
+
+    hamiltonian = Hamiltonian_data.load_from_hdf5(str(file))
+    steps = job["optimisation"]["steps"]
+    if not steps:
+        return hamiltonian, None
+    hamiltonian, report = _optimise(job, hamiltonian, geminal=False, seed=job["seed"])
+    if job["determinant"] == "JAGP":
+        wavefunction = hamiltonian.wavefunction_data
+        geminal = Geminal_data.convert_from_MOs_to_AOs(wavefunction.geminal_data)
+        hamiltonian = Hamiltonian_data(
+            structure_data=hamiltonian.structure_data,
+            coulomb_potential_data=hamiltonian.coulomb_potential_data,
+            wavefunction_data=Wavefunction_data(jastrow_data=wavefunction.jastrow_data, geminal_data=geminal),
+        )
+        hamiltonian, report = _optimise(job, hamiltonian, geminal=True, seed=job["seed"] + 1)
+    return hamiltonian, report
+
+
+def _optimise(job: dict[str, Any], hamiltonian: Any, *, geminal: bool, seed: int) -> tuple[Any, dict[str, Any]]:
+    import jax
+    import numpy as np
+    from jqmc.jqmc_mcmc import MCMC
+
+    settings, jastrow = job["optimisation"], job["jastrow"]
+    walkers = MCMC(
+        hamiltonian_data=hamiltonian,
+        mcmc_seed=seed,
+        num_walkers=job["walkers"],
+        num_mcmc_per_measurement=40,
+        Dt=job["step_length"],
+        epsilon_AS=job["epsilon_AS"],
+        comput_log_WF_param_deriv=True,
+        comput_e_L_param_deriv=True,
+    )
+    walkers.run_optimize(
+        num_mcmc_steps=settings["samples"],
+        num_opt_steps=settings["steps"],
+        wf_dump_freq=settings["steps"],
+        num_mcmc_warmup_steps=10,
+        num_mcmc_bin_blocks=1,
+        opt_J1_param=jastrow["one_body"] is not None,
+        opt_J2_param=jastrow["two_body"] is not None,
+        opt_J3_param=jastrow["three_body"] is not None,
+        opt_JNN_param=False,
+        opt_lambda_param=geminal,
+        optimizer_kwargs={"method": "sr", "delta": 0.15, "epsilon": 1e-3, "use_lm": True},
+        use_device_collectives=False,
+    )
+    energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=10, num_mcmc_bin_blocks=1)
+    leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(walkers.hamiltonian_data)]
+    numbers = [leaf for leaf in leaves if np.issubdtype(leaf.dtype, np.floating)]
+    # the optimiser returns as if nothing had happened when its parameters have become NaN
+    if not (np.isfinite(energy) and all(np.isfinite(leaf).all() for leaf in numbers)):
+        raise FloatingPointError(f"the optimisation ended with an energy of {energy} Ha, or parameters that are NaN")
+    report = {"energy": float(energy), "error": float(error), "variance": float(variance), "steps": settings["steps"]}
+    return walkers.hamiltonian_data, report
+
+
+def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any]:
+    """Sample until the target error is reached, or as many measurements as the job allows."""
+    method = job["method"]
+    walkers = _walkers(job, hamiltonian, guess)
+    done, wanted = 0, min(job["steps"], job["most_steps"])
+    while done < wanted:
+        walkers.run(num_mcmc_steps=wanted - done, max_time=10**7)
+        done = wanted
+        energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=BLOCKS[method])
+        if job["target_error"] and error > job["target_error"]:
+            # the error falls as 1/sqrt(n); a tenth more, as it is itself uncertain
+            more = 1.1 * (done - WARMUP) * (error / job["target_error"]) ** 2 + WARMUP
+            wanted = min(int(more), job["most_steps"])
+    if not (math.isfinite(energy) and math.isfinite(error)):
+        raise FloatingPointError(f"{method} ended with an energy of {energy} +- {error} Ha")
+    half = walkers.get_E(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=max(BLOCKS[method] // 2, 2))[1]
+    forces = errors = None
+    if job["forces"]:
+        forces, errors = walkers.get_aF(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=BLOCKS[method])
+        forces, errors = forces.tolist(), errors.tolist()
+    return {
+        "energy": float(energy),
+        "energy_error": float(error),
+        "energy_error_half_the_blocks": float(half),
+        "variance": float(variance),
+        "forces": forces,
+        "forces_error": errors,
+        "acceptance": _acceptance(walkers),
+        "measurements": done - WARMUP,
+        "walkers": job["walkers"],
+        "blocks": BLOCKS[method] * (job["walkers"] if method == "vmc" else 1),
+    }
+
+
+def _walkers(job: dict[str, Any], hamiltonian: Any, guess: float) -> Any:
+    """jQMC's sampler; its seed is not that of the optimisation, whose noise is in the parameters."""
+    seed = job["seed"] + 2
+    if job["method"] == "vmc":
+        from jqmc.jqmc_mcmc import MCMC
+
+        return MCMC(
+            hamiltonian_data=hamiltonian,
+            mcmc_seed=seed,
+            num_walkers=job["walkers"],
+            num_mcmc_per_measurement=job["moves"],
+            Dt=job["step_length"],
+            epsilon_AS=job["epsilon_AS"],
+            comput_position_deriv=job["forces"],
+            use_swct=True,
+        )
+    from jqmc.jqmc_gfmc import GFMC_n
+
+    return GFMC_n(
+        hamiltonian_data=hamiltonian,
+        mcmc_seed=seed,
+        num_walkers=job["walkers"],
+        num_mcmc_per_measurement=job["moves"],
+        num_gfmc_collect_steps=COLLECT,
+        E_scf=guess,
+        alat=job["lattice_spacing"],
+        non_local_move=job["non_local_move"],
+        comput_position_deriv=job["forces"],
+        use_swct=False,
+    )
+
+
+def _acceptance(walkers: Any) -> float | None:
+    """Accepted moves of all in VMC, walkers that survived branching in LRDMC. jQMC 0.2.2 prints them, and no more."""
+    kept, lost = {
+        "MCMC": ("_MCMC__accepted_moves", "_MCMC__rejected_moves"),
+        "GFMC_n": ("_GFMC_n__num_survived_walkers", "_GFMC_n__num_killed_walkers"),
+    }[type(walkers).__name__]
+    good, bad = float(getattr(walkers, kept)), float(getattr(walkers, lost))
+    return good / (good + bad) if good + bad else None
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a number here depends on."""
+    from importlib.metadata import version
+
+    names = ("jqmc", "jax", "jaxlib", "pyscf", "pyscf-forge", "trexio", "numpy")
+    return {"python": sys.version.split()[0]} | {name: version(name) for name in names}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,269 @@
+"""Labels by quantum Monte Carlo: jQMC itself where it is installed, and all that can go wrong where it is not."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import Frame
+from beadwork.learn import qmc, qmc_env
+from beadwork.learn.constants import BOHR, HARTREE
+from beadwork.learn.qmc import JQMC
+
+#: what a driver that went well writes, of two atoms
+GOOD: dict[str, Any] = {
+    "energy": -1.0,
+    "energy_error": 0.001,
+    "energy_error_half_the_blocks": 0.0011,
+    "variance": 0.2,
+    "forces": [[0.0, 0.0, 0.1], [0.0, 0.0, -0.1]],
+    "forces_error": [[0.01] * 3] * 2,
+    "acceptance": 0.5,
+    "measurements": 950,
+    "walkers": 64,
+    "blocks": 640,
+    "mean_field_energy": -0.9,
+    "optimisation": None,
+    "seed": 5,
+    "seconds": {"sampling": 1.0},
+    "versions": {"jqmc": "0.2.2"},
+}
+PLAIN = {"two_body": None, "three_body": None, "optimisation_steps": 0}
+
+
+def hydrogen(distance: float = 0.74) -> Frame:
+    """H2 along z, Å."""
+    positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, distance]])
+    return Frame(np.array([1, 1]), positions, np.zeros((3, 3)), (False, False, False))
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JQMC]:
+    """A labeller whose environment's Python runs the given lines instead of jQMC, with `job` read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+
+    def make(lines: str, **settings: Any) -> JQMC:
+        head = f"#!{sys.executable}\nimport json, os, sys, time\njob = json.load(open(sys.argv[3]))\n"
+        python.write_text(head + "result = sys.argv[4]\n" + lines + "\n")
+        python.chmod(0o755)
+        return JQMC(sampler="vmc", basis="6-31g", environment=tmp_path / "env", **settings)
+
+    return make
+
+
+def writes(**changes: Any) -> str:
+    """Lines that write a good result with some changes."""
+    return f"from math import nan\nopen(result, 'w').write(json.dumps({GOOD | changes!r}))"
+
+
+def test_hydrogen_without_jastrow() -> None:
+    """VMC of the bare RHF determinant is RHF: energy and gradient of PySCF's own, units, signs and error bars with it.
+
+    H2 at 1.0 Å in 6-31G; PySCF 2.14: -1.094807962854629 Ha, force -0.09691634 Ha/Bohr on the second atom.
+    """
+    try:
+        qmc_env.find(None)
+    except ConfigError as missing:
+        pytest.skip(str(missing))
+    labeller = JQMC(sampler="vmc", basis="6-31g", **PLAIN, forces=True, steps=450, moves=16)
+    label = labeller.label(hydrogen(1.0), 0, 0)
+    assert label.extra["mean_field_energy"] == pytest.approx(-1.094807962854629 * HARTREE, abs=1e-7)
+    assert 0 < label.energy_error < 0.01 * HARTREE
+    assert abs(label.energy - label.extra["mean_field_energy"]) < 4 * label.energy_error
+    assert label.forces is not None
+    assert label.forces_error is not None
+    exact = np.array([[0, 0, 0.09691634], [0, 0, -0.09691634]]) * HARTREE / BOHR
+    assert label.forces_error[:, 2].max() < 0.15 * abs(exact[1, 2])  # or four errors would prove nothing
+    assert (np.abs(label.forces - exact) < 4 * label.forces_error).all()
+    assert 0.2 < label.extra["acceptance"] < 0.8
+
+
+def test_units_and_card(fake: Callable[..., JQMC], tmp_path: Path) -> None:
+    """Hartree and Bohr become eV and Å, and the card names trial function, versions and what the error leaves out."""
+    labeller = fake(writes(), forces=True)
+    label = labeller.label(hydrogen(), 0, 0)
+    assert label.energy == -HARTREE
+    assert label.energy_error == 0.001 * HARTREE
+    assert label.forces is not None
+    assert label.forces[0, 2] == pytest.approx(0.1 * HARTREE / BOHR)
+    assert label.method == labeller.method == "VMC, " + label.extra["trial_function"]
+    assert "JSD (RHF/6-31g, Cartesian; J2, J3 ao-small; optimised in 40 steps" in label.extra["trial_function"]
+    assert any("bias of the forces" in line for line in label.extra["leaves_out"])
+    job = json.loads(label.input)
+    assert job["positions"][1][2] == pytest.approx(0.74 / BOHR)
+    assert json.loads(json.dumps(dict(label.extra))) == label.extra  # plain values, as the queue stores them
+    assert not list(tmp_path.glob("qmc-*")), "a label that went well leaves no folder"
+
+
+def test_lrdmc_is_another_method(fake: Callable[..., JQMC]) -> None:
+    """Lattice spacing and trial function belong to the method, so that two of them never mix; sampling does not."""
+    labeller = fake(writes())
+    settings = {"basis": "ccecp-ccpvtz", "ecp": "ccecp", "environment": labeller.environment}
+    coarse = JQMC(sampler="lrdmc", lattice_spacing=0.3, **settings)
+    assert coarse.method != JQMC(sampler="lrdmc", lattice_spacing=0.2, **settings).method
+    assert coarse.method != JQMC(sampler="lrdmc", lattice_spacing=0.3, three_body=None, **settings).method
+    assert coarse.method == JQMC(sampler="lrdmc", lattice_spacing=0.3, steps=500, seed=9, **settings).method
+    assert any("fixed nodes" in line for line in coarse.leaves_out())
+
+
+def test_seeds(fake: Callable[..., JQMC]) -> None:
+    """The same frame gives the same seed and so the same label; another frame or seed gives independent noise."""
+    labeller = fake("r = " + repr(GOOD) + "\nr['energy'] = -job['seed'] / 1e9\nopen(result, 'w').write(json.dumps(r))")
+    first = labeller.label(hydrogen(), 0, 0)
+    assert labeller.label(hydrogen(), 0, 0).hash == first.hash
+    assert labeller.label(hydrogen(0.7400001), 0, 0).energy != first.energy
+    other = JQMC(sampler="vmc", basis="6-31g", environment=labeller.environment, seed=2)
+    assert other.label(hydrogen(), 0, 0).energy != first.energy
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (writes(energy=float("nan")), "not finite|energy of nan"),
+        (writes(energy_error=float("nan")), "error of nan"),
+        (writes(energy_error=0.0), "no error bar"),
+        (writes(forces=[[0.0, 0.0, float("nan")]] * 2), "not finite"),
+        (writes(forces=[[0.0, 0.0, 1.0]], forces_error=[[1.0] * 3]), "do not fit"),
+        (writes(forces=None, forces_error=None), "do not fit"),
+        (writes(versions={}), "jqmc"),
+        ("open(result, 'w').write('Segmentation fault')", "no result that can be read"),
+        ("open(result, 'w').write('[1]')", "list"),
+        ("", "no result that can be read"),
+        ("raise ValueError('Electron number 3 and spin 0 are not consistent')", "Electron number 3"),
+        ("os.kill(os.getpid(), 11)", "code -11"),
+    ],
+)
+def test_failures(fake: Callable[..., JQMC], tmp_path: Path, lines: str, words: str) -> None:
+    """Whatever jQMC does instead of answering becomes one LabelError with the reason; its folder stays to be read."""
+    labeller = fake(lines, forces=True)
+    with pytest.raises(LabelError, match=words):
+        labeller.label(hydrogen(), 0, 0)
+    assert len(list(tmp_path.glob("qmc-*"))) == 1
+
+
+def test_timeout(fake: Callable[..., JQMC], tmp_path: Path) -> None:
+    """A label that takes too long is ended with everything that it started."""
+    start_child = "import subprocess\nc = subprocess.Popen(['sleep', '60'])\nopen('pid', 'w').write(str(c.pid))\n"
+    labeller = fake(start_child + "time.sleep(60)", timeout=2.0)
+    start = time.monotonic()
+    with pytest.raises(LabelError, match=r"stopped after 2\.0 s"):
+        labeller.label(hydrogen(), 0, 0)
+    assert time.monotonic() - start < 20
+    assert gone(int(next(tmp_path.glob("qmc-*/pid")).read_text()))
+
+
+def test_killed_worker_leaves_nothing_running(tmp_path: Path) -> None:
+    """A worker that is killed with -9 ends its driver too: no hour of sampling for nobody."""
+    wait = "; ".join(
+        [
+            "import os, runpy, threading, time, pathlib",
+            f"driver = runpy.run_path({str(qmc.DRIVER)!r})",
+            "threading.Thread(target=driver['_end_with_parent'], args=(os.getppid(),)).start()",
+            "pathlib.Path('pid').write_text(str(os.getpid()))",
+            "time.sleep(60)",
+        ]
+    )
+    worker = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {wait!r}])"
+    process = subprocess.Popen([sys.executable, "-c", worker], cwd=tmp_path)
+    pid = tmp_path / "pid"
+    try:
+        until = time.monotonic() + 30
+        while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        assert gone(int(pid.read_text()))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends within ten seconds (a zombie has ended)."""
+    for _ in range(200):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_periodic_frame(fake: Callable[..., JQMC]) -> None:
+    """jQMC has no periodic boundaries here: the frame is refused, not computed as a cluster."""
+    frame = Frame(np.array([1, 1]), hydrogen().positions, np.eye(3) * 10)
+    with pytest.raises(LabelError, match="cut"):
+        fake(writes()).label(frame, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "dmc"},
+        {"determinant": "Pfaffian"},
+        {"ecp": "ccecp", "one_body": 1.0},  # ends in NaN
+        {"epsilon_AS": 0.0},
+        {"lattice_spacing": 0.0},
+        {"steps": 100},
+        {"determinant": "JAGP", "two_body": None, "three_body": None},
+        {"target_error": -1.0},
+    ],
+)
+def test_settings(fake: Callable[..., JQMC], settings: dict[str, Any]) -> None:
+    """What is known to end badly is refused before the first frame is claimed."""
+    environment = fake("").environment
+    with pytest.raises(ConfigError):
+        JQMC(**({"sampler": "vmc", "basis": "6-31g", "environment": environment} | settings))
+
+
+def test_missing_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without jQMC the sentence says how to get it; the variable is obeyed."""
+    monkeypatch.setenv(qmc_env.VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"beadwork qmc-env .*nowhere"):
+        JQMC(sampler="vmc", basis="6-31g")
+
+
+def test_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip is asked for the pinned packages; where it fails, or jQMC does not start, the error says which."""
+    asked: list[list[str]] = []
+    fail_at: list[int] = []
+
+    def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        failed = len(asked) in fail_at
+        return subprocess.CompletedProcess(command, int(failed), "jQMC 0.2.2\n", "ImportError: libmpi\n")
+
+    monkeypatch.setattr(qmc_env.subprocess, "run", run)
+    assert qmc_env.install(tmp_path) == "jQMC 0.2.2"
+    assert asked[1][1:] == ["-m", "pip", "install", "-r", str(qmc_env.REQUIREMENTS)]
+    for call, words in [(5, "pip could not"), (8, "libmpi")]:
+        fail_at.append(call)
+        with pytest.raises(ConfigError, match=words):
+            qmc_env.install(tmp_path)
+    pins = [line for line in qmc_env.REQUIREMENTS.read_text().splitlines() if line[0] not in "#-"]
+    assert all("==" in line for line in pins)
+
+
+def test_driver_stands_alone() -> None:
+    """The driver runs where beadwork is not installed: it imports the standard library, NumPy, PySCF and jQMC's."""
+    roots = set()
+    for node in ast.walk(ast.parse(qmc.DRIVER.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add(str(node.module).partition(".")[0])
+    assert roots - set(sys.stdlib_module_names) == {"jax", "jqmc", "numpy", "pyscf"}
