@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         _serve_options(command)
     _models(commands.add_parser("models", help="make and look at model bundles"))
     _queue(commands.add_parser("queue", help="look at the frames that were kept"))
+    qmc = commands.add_parser("qmc-env", help="make the environment that quantum Monte Carlo labels need")
+    qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
+    qmc.set_defaults(call=_qmc_env)
     return parser
 
 
@@ -152,6 +155,14 @@ def _show_model(args: argparse.Namespace) -> int:
     from beadwork.potential.bundle import describe
 
     print(describe(args.bundle))
+    return 0
+
+
+def _qmc_env(args: argparse.Namespace) -> int:
+    from beadwork.learn.qmc_env import default, install
+
+    folder = args.folder or default()
+    print(f"{folder}: {install(folder)}")
     return 0
 
 
