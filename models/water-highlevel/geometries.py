@@ -1,4 +1,4 @@
-"""Start geometries of the clusters: short GFN2-xTB molecular dynamics (`pip install tblite`), as hot as protons are wide.
+"""Start geometries of the clusters: short GFN2-xTB molecular dynamics (`pip install tblite`), hot like quantum protons.
 
 python models/water-highlevel/geometries.py OUT.xyz
 
