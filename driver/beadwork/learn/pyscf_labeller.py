@@ -33,7 +33,7 @@ _COST |= {"CCSD": (25.0, 80.0, 5.5), "CCSD(T)": (40.0, 250.0, 6.5)}
 class PySCF:
     """A labeller that calls PySCF in this process.
 
-    method: `HF`, `MP2`, `CCSD`, `CCSD(T)`, or a density functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`).
+    theory: `HF`, `MP2`, `CCSD`, `CCSD(T)`, or a density functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`).
     basis: as PySCF calls it. dispersion: `d3bj`, `d3zero` or `d4` on top of a functional (needs pyscf-dispersion).
     frozen_core: leave the inner shells out of the correlation. forces: compute them. scf_tol, cc_tol: Hartree, change
     of the energy at which iterations end. grid: PySCF's level, 0 to 9. max_cycle: of the self-consistent field.
@@ -41,7 +41,7 @@ class PySCF:
     Raises ConfigError for what PySCF does not know.
     """
 
-    method_name: str
+    theory: str
     basis: str
     dispersion: str | None = None
     frozen_core: bool = False
@@ -55,20 +55,20 @@ class PySCF:
 
     def __post_init__(self) -> None:
         gto = _pyscf("gto")
-        correlated = self.method_name in CORRELATED
+        correlated = self.theory in CORRELATED
         if self.kind == "DFT":
             try:
-                _pyscf("dft").libxc.parse_xc(self.method_name)
+                _pyscf("dft").libxc.parse_xc(self.theory)
             except KeyError as error:
                 raise ConfigError(
-                    f"PySCF knows no method {self.method_name!r}: give HF, {', '.join(CORRELATED)} or a functional"
+                    f"PySCF knows no method {self.theory!r}: give HF, {', '.join(CORRELATED)} or a functional"
                 ) from error
         elif self.dispersion is not None:
-            raise ConfigError(f"{self.method_name} takes no dispersion correction; leave out {self.dispersion!r}")
+            raise ConfigError(f"{self.theory} takes no dispersion correction; leave out {self.dispersion!r}")
         if self.dispersion is not None:
-            _dispersion(self.method_name, self.dispersion)
+            _dispersion(self.theory, self.dispersion)
         if self.frozen_core and not correlated:
-            raise ConfigError(f"{self.method_name} has no core to freeze: leave out frozen_core")
+            raise ConfigError(f"{self.theory} has no core to freeze: leave out frozen_core")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # another package could be asked, it says
@@ -84,12 +84,12 @@ class PySCF:
     @cached_property
     def kind(self) -> str:
         """The method, or `DFT` for all functionals."""
-        return self.method_name if self.method_name in (*CORRELATED, "HF") else "DFT"
+        return self.theory if self.theory in (*CORRELATED, "HF") else "DFT"
 
     @property
     def method(self) -> str:
         """For instance `PBE-d3bj/cc-pVDZ, grid 3` or `CCSD(T)/cc-pVTZ, frozen core`."""
-        level = self.method_name + (f"-{self.dispersion}" if self.dispersion else "") + f"/{self.basis}"
+        level = self.theory + (f"-{self.dispersion}" if self.dispersion else "") + f"/{self.basis}"
         if self.kind == "DFT":
             return f"{level}, grid {self.grid}"
         if self.kind == "HF":
@@ -170,7 +170,7 @@ class PySCF:
         open_shell = mol.spin != 0
         if self.kind == "DFT":
             dft = _pyscf("dft")
-            field = (dft.UKS if open_shell else dft.RKS)(mol, xc=self.method_name)
+            field = (dft.UKS if open_shell else dft.RKS)(mol, xc=self.theory)
             field.grids.level = self.grid
             field.disp = self.dispersion
         else:
@@ -225,7 +225,7 @@ class PySCF:
     def _input(self, frame: Frame, charge: int, spin: int) -> str:
         return json.dumps(
             {
-                "method": self.method_name,
+                "method": self.theory,
                 "basis": self.basis,
                 "dispersion": self.dispersion,
                 "frozen_core": self.frozen_core,

@@ -1,0 +1,191 @@
+"""Whole molecules and ions out of the atoms, their charge, and clusters cut from periodic frames.
+
+What is told from the atoms: hydrogen and oxygen in closed shells. Every hydrogen belongs to its nearest oxygen, or
+to another hydrogen where the two are nearer to each other than to any oxygen (H2). An oxygen then has one (OH-), two
+(H2O) or three (H3O+) hydrogens. A proton that two oxygens share makes them one ion (H5O2+, H3O2-), never cut in two.
+The charge of a unit is its hydrogens minus two an oxygen; of H2 it is 0. Everything else, lone atoms and radicals among
+it, cannot be told from positions: the user says charge and spin.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import FloatArray, Frame
+
+#: Å; farther from every oxygen, a hydrogen is neither bound nor told
+BOND = 1.5
+#: Å; within it of two oxygens, a proton is shared by them
+SHARED = 1.35
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A molecule or ion. atoms: indices in the frame, ascending. positions: (k, 3) Å, whole. charge: e."""
+
+    atoms: tuple[int, ...]
+    positions: FloatArray
+    charge: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How much is cut out: so many molecules, or all within a radius in Å. Raises ConfigError for both or neither.
+
+    What is nearest counts first: a molecule is as far away as its nearest atom is from the central atom.
+    """
+
+    molecules: int | None = None
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.molecules is None) == (self.radius is None):
+            raise ConfigError("a cut wants molecules or radius, one of the two")
+        if not (self.molecules or self.radius or 0) > 0:
+            raise ConfigError(f"a cut wants a positive number, got {self.molecules or self.radius}")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a code without periodic boundaries computes. atoms: where each of its atoms stands in the whole frame."""
+
+    frame: Frame
+    atoms: tuple[int, ...]
+    charge: int
+
+
+def units(frame: Frame) -> list[Unit]:
+    """Take a frame apart. Raises LabelError where charges cannot be told from the atoms."""
+    others = sorted(set(frame.numbers.tolist()) - {1, 8})
+    if others:
+        raise LabelError(f"charges cannot be told of elements {others}, only of H and O: give charge and spin")
+    bonds = _bonds(frame)
+    found, seen = [], set()
+    for start in range(len(frame.numbers)):
+        if start not in seen:
+            unit = _unit(frame, start, bonds)
+            seen |= set(unit.atoms)
+            found.append(unit)
+    return found
+
+
+def charge(frame: Frame) -> int:
+    """Total charge in e, told from the atoms; shells are closed. Raises LabelError where it cannot be told."""
+    return sum(unit.charge for unit in units(frame))
+
+
+def cut(frame: Frame, centre: int, how: Cut) -> Cluster:
+    """Cut whole molecules and ions round an atom: unwrapped, in the order of the frame, pbc False.
+
+    The central atom stays where it is. Every unit is taken once, in its image nearest to the central atom. Raises
+    LabelError for what cannot be told, ConfigError for a radius of more than half of the cell.
+    """
+    if how.radius is not None and any(frame.pbc):
+        lattice = np.where(np.array(frame.pbc)[:, None], frame.cell, 1e6 * np.eye(3))
+        # distances between opposite faces
+        half = 0.5 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
+        if how.radius > half:
+            raise ConfigError(f"a cut of {how.radius} Å does not fit into half of the cell, {half:.3f} Å")
+    placed = []
+    for number, unit in enumerate(units(frame)):
+        ways = _nearest(unit.positions - frame.positions[centre], frame)
+        lengths = np.linalg.norm(ways, axis=1)
+        first = int(lengths.argmin())
+        shift = frame.positions[centre] + ways[first] - unit.positions[first]
+        placed.append((0.0 if centre in unit.atoms else float(lengths[first]), number, unit, shift))
+    placed.sort(key=lambda item: item[:2])
+    taken = placed[: how.molecules] if how.molecules else [p for p in placed if p[0] <= float(how.radius or 0)]
+    atoms = np.concatenate([unit.atoms for _, _, unit, _ in taken])
+    positions = np.concatenate([unit.positions + shift for _, _, unit, shift in taken])
+    order = atoms.argsort()
+    atoms = atoms[order]
+    return Cluster(
+        Frame(frame.numbers[atoms], positions[order], np.zeros((3, 3)), (False, False, False), frame.bead),
+        tuple(int(atom) for atom in atoms),
+        sum(unit.charge for _, _, unit, _ in taken),
+    )
+
+
+def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
+    """Bonds of each atom: the other atom, and the way to it in Å."""
+    from ase.neighborlist import neighbor_list
+
+    first, second, ways, lengths = neighbor_list("ijDd", frame.to_atoms(), BOND)
+    bonds: dict[int, list[tuple[int, FloatArray]]] = {atom: [] for atom in range(len(frame.numbers))}
+
+    def tie(pair: int) -> None:
+        a, b = int(first[pair]), int(second[pair])
+        bonds[a].append((b, ways[pair]))
+        bonds[b].append((a, -ways[pair]))
+
+    mates: dict[int, tuple[float, int]] = {}  # of a hydrogen that has another nearer than any oxygen: how far, and who
+    for atom in np.flatnonzero(frame.numbers == 1).tolist():
+        mine = np.flatnonzero(first == atom)
+        mine = mine[lengths[mine].argsort(kind="stable")]
+        oxygens = mine[frame.numbers[second[mine]] == 8]
+        hydrogens = mine[frame.numbers[second[mine]] == 1]
+        if len(hydrogens) and (not len(oxygens) or lengths[hydrogens[0]] < lengths[oxygens[0]]):
+            mates[atom] = (float(lengths[hydrogens[0]]), int(hydrogens[0]))
+        elif not len(oxygens):
+            raise LabelError(
+                f"hydrogen {atom} is more than {BOND} Å from every oxygen and from another hydrogen: its charge cannot "
+                "be told; give charge and spin, or leave this frame out"
+            )
+        else:
+            for rank, pair in enumerate(oxygens):
+                if rank == 0 or lengths[pair] <= SHARED:
+                    tie(int(pair))
+    for atom, (_, pair) in mates.items():
+        other = int(second[pair])
+        if other not in mates or int(second[mates[other][1]]) != atom:
+            raise LabelError(
+                f"hydrogen {atom} is nearest to hydrogen {other}, but they are no H2: charges cannot be told; give "
+                "charge and spin, or leave this frame out"
+            )
+        if atom < other:
+            tie(pair)
+    return bonds
+
+
+def _unit(frame: Frame, start: int, bonds: dict[int, list[tuple[int, FloatArray]]]) -> Unit:
+    """Walk along the bonds, and make whole what the cell's walls cut."""
+    where = {start: frame.positions[start]}
+    ahead = deque([start])
+    while ahead:
+        atom = ahead.popleft()
+        for other, way in bonds[atom]:
+            if other not in where:
+                where[other] = where[atom] + way
+                ahead.append(other)
+            elif np.abs(where[other] - where[atom] - way).max() > 1e-6:
+                raise LabelError(f"atom {other} is bound to its own image: the cell is too small to cut molecules from")
+    atoms = sorted(where)
+    oxygens = [atom for atom in atoms if frame.numbers[atom] == 8]
+    hydrogens = len(atoms) - len(oxygens)
+    for oxygen in oxygens:
+        # of a shared proton each oxygen counts half
+        count = sum(1.0 / len(bonds[other]) for other, _ in bonds[oxygen])
+        if not 1 <= count <= 3:
+            raise LabelError(
+                f"oxygen {oxygen} has {count:g} hydrogens: its charge cannot be told; give charge and spin"
+            )
+    return Unit(tuple(atoms), np.array([where[atom] for atom in atoms]), hydrogens - 2 * len(oxygens) if oxygens else 0)
+
+
+def _nearest(ways: FloatArray, frame: Frame) -> FloatArray:
+    """The shortest image of each vector."""
+    if not any(frame.pbc):
+        return ways
+    from ase.geometry import find_mic
+
+    shortest: FloatArray = find_mic(ways, frame.cell, frame.pbc)[0]
+    return shortest
+
+
+def most_uncertain(force_spread: FloatArray) -> int:
+    """The atom round which to cut; a spread that is not finite counts as the largest."""
+    return int(np.where(np.isfinite(force_spread), force_spread, np.inf).argmax())
