@@ -1,0 +1,453 @@
+"""Labels in, differences out: Δ = label - baseline, on the structure that was computed, with errors and origin.
+
+A dataset is what one committee learned from. Its file, dataset.json, lies beside the members and holds every frame
+with its label, code, input and simulation; each member's card names it by its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import LabelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.harvest.queue import LABELLED, Queue, Row
+from beadwork.learn.label import Label
+from beadwork.potential.bundle import load_card
+from beadwork.potential.delta import load
+
+DATASET = "dataset.json"
+FRAMES = "frames.extxyz"
+FORMAT = 1
+#: frames evaluated by the baseline at once
+BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A structure, its label, and what is to be learned from it.
+
+    frame: the structure that was computed. energy: eV, forces: (N, 3) eV/Å or None: label minus baseline, or the label
+    itself where `baseline` is None. baseline: hash of the baseline's model. source: queue or file it came from. row: in
+    that queue, or the number of the frame in that file. simulation: hash of the simulation's file, None where unknown.
+    """
+
+    frame: Frame
+    label: Label
+    energy: float
+    forces: FloatArray | None
+    source: str
+    row: int
+    simulation: str | None = None
+    baseline: str | None = None
+
+    @property
+    def charge(self) -> int:
+        """e."""
+        return self.label.charge
+
+    @property
+    def energy_error(self) -> float:
+        """Standard error in eV; the baseline has none."""
+        return self.label.energy_error
+
+    @property
+    def forces_error(self) -> FloatArray | None:
+        """Standard errors (N, 3) in eV/Å, None where there are none."""
+        return self.label.forces_error
+
+    @property
+    def hash(self) -> str:
+        """`sha256:` and the hash of structure and label together."""
+        frame = self.frame
+        digest = hashlib.sha256(f"{self.label.hash} {list(map(bool, frame.pbc))}".encode())
+        for values, kind in ((frame.numbers, "<i8"), (frame.positions, "<f8"), (frame.cell, "<f8")):
+            digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def composition(self) -> str:
+        """Formula and charge, e.g. `H3O +1`."""
+        return _signed(str(self.frame.to_atoms().symbols.get_chemical_formula()), self.charge)
+
+    @property
+    def solute(self) -> str:
+        """What is left when all water is taken away, e.g. `H +1` for a protonated cluster, `water` where nothing is."""
+        kinds, counts = np.unique(self.frame.numbers, return_counts=True)
+        left = dict(zip(kinds.tolist(), counts.tolist(), strict=True))
+        waters = min(left.get(8, 0), (left.get(1, 0) + 1) // 2)  # OH- is a water that lacks a hydrogen
+        left[8] = left.get(8, 0) - waters
+        left[1] = left.get(1, 0) - 2 * waters
+        import ase
+
+        name = "".join(f"{ase.Atom(z).symbol}{n if n != 1 else ''}" for z, n in sorted(left.items()) if n)
+        return _signed(name or "water", self.charge)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples of one method against one baseline, and which of them are held out from training.
+
+    Raises LabelError for no examples, more than one method or baseline, one label twice, or two charges or spins of
+    one composition, which no MACE model can tell apart.
+    """
+
+    examples: tuple[Example, ...]
+    held_out: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        check(self.examples)
+        if len(self.held_out) != len(self.examples):
+            raise LabelError(f"{len(self.held_out)} marks of what is held out do not fit {len(self.examples)} examples")
+
+    @property
+    def method(self) -> str:
+        """Level of theory of all labels."""
+        return self.examples[0].label.method
+
+    @property
+    def baseline(self) -> str | None:
+        """Hash of the baseline's model; None where the labels themselves are learned."""
+        return self.examples[0].baseline
+
+    @property
+    def hash(self) -> str:
+        """`sha256:` and the hash of the baseline, all labels and which are held out, in whatever order."""
+        lines = sorted(f"{e.hash} {out}" for e, out in zip(self.examples, self.held_out, strict=True))
+        return _hash("\n".join([str(self.baseline), *lines]))
+
+    @property
+    def training(self) -> list[Example]:
+        """Those that may be learned from."""
+        return [e for e, out in zip(self.examples, self.held_out, strict=True) if not out]
+
+    @property
+    def testing(self) -> list[Example]:
+        """Those that are held out."""
+        return [e for e, out in zip(self.examples, self.held_out, strict=True) if out]
+
+    def write(self, folder: Path) -> None:
+        """Write dataset.json, exact, and frames.extxyz, the same for other programs, into a folder."""
+        inputs = {_hash(e.label.input): e.label.input for e in self.examples}
+        data = {
+            "format": FORMAT,
+            "hash": self.hash,
+            "method": self.method,
+            "baseline": self.baseline,
+            "units": {"energy": "eV", "length": "angstrom"},
+            "inputs": inputs,
+            "frames": [_to_json(e) | {"held_out": h} for e, h in zip(self.examples, self.held_out, strict=True)],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / DATASET, json.dumps(data, indent=None, separators=(",", ":"), default=_plain))
+        import ase.io
+
+        part = folder / f".{FRAMES}.{os.getpid()}.part"
+        atoms = [to_atoms(e) for e in self.examples]
+        for one, out in zip(atoms, self.held_out, strict=True):
+            one.info["held_out"] = out
+        ase.io.write(part, atoms, format="extxyz")
+        os.replace(part, folder / FRAMES)
+
+    @classmethod
+    def read(cls, folder: Path) -> Dataset:
+        """Read the dataset of a committee's folder. Raises LabelError where it is missing, damaged or changed."""
+        file = folder / DATASET
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise LabelError(f"{file} has format {data['format']!r}, this beadwork reads {FORMAT}; train again")
+            examples = tuple(_from_json(f, data) for f in data["frames"])
+            held_out = tuple(bool(f["held_out"]) for f in data["frames"])
+            said = str(data["hash"])
+        except FileNotFoundError as error:
+            raise LabelError(f"{file} is missing: {folder} was not made by beadwork train") from error
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise LabelError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again") from error
+        dataset = cls(examples, held_out)
+        if dataset.hash != said:
+            raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, it says {said})")
+        return dataset
+
+
+def from_queue(
+    queue: Queue | str | os.PathLike[str], baseline: Path | None, method: str | None = None
+) -> list[Example]:
+    """Make examples of all labelled rows of a queue, oldest first.
+
+    method: take only labels of this method. Raises LabelError for what is no label or does not fit its frame, and
+    where labels of several methods would mix.
+    """
+    queue = queue if isinstance(queue, Queue) else Queue(queue)
+    found = []
+    for row in queue.rows(status=LABELLED):
+        frame, label = computed(row)
+        if method in (None, label.method):
+            found.append(Example(frame, label, 0.0, None, queue.name, row.id, row.kept.simulation))
+    return difference(found, baseline, f"the queue {queue.name}")
+
+
+def from_file(path: Path, baseline: Path | None, method: str | None = None, key: str = "REF") -> list[Example]:
+    """Make examples of an extended XYZ file with KEY_energy (eV) and, where there are, KEY_forces (eV/Å).
+
+    Standard errors are read from KEY_energy_error and KEY_forces_error, and from `info` charge, spin, method, code,
+    version and input where they stand. method: of frames that do not say. Raises LabelError for a file without
+    energies, or without a method.
+    """
+    import ase.io
+
+    try:
+        atoms = ase.io.read(path, ":", format="extxyz")
+        told = {"code": "file", "version": "", "input": f"{path.name} sha256:{_file_hash(path)}", "method": method}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise LabelError(f"{path} cannot be read as extended XYZ ({error})") from error
+    found = []
+    for number, one in enumerate(atoms):
+        if f"{key}_energy" not in one.info:
+            raise LabelError(f"frame {number} of {path} has no {key}_energy; give --key for another prefix")
+        about = {name: one.info.get(name, default) for name, default in told.items()}
+        if about["method"] is None:
+            raise LabelError(f"frame {number} of {path} does not say its method; give --method")
+        label = Label(
+            energy=float(one.info[f"{key}_energy"]),
+            forces=one.arrays.get(f"{key}_forces"),
+            energy_error=float(one.info.get(f"{key}_energy_error", 0.0)),
+            forces_error=one.arrays.get(f"{key}_forces_error"),
+            charge=int(one.info.get("charge", 0)),
+            spin=int(one.info.get("spin", 0)),
+            seconds=float(one.info.get("seconds", 0.0)),
+            # a file may hold equal energies of equal structures: its place tells them apart
+            extra={"frame": number},
+            **{name: str(value) for name, value in about.items()},
+        )
+        found.append(Example(Frame.from_atoms(one), label, 0.0, None, path.name, number))
+    return difference(found, baseline, str(path))
+
+
+def computed(row: Row) -> tuple[Frame, Label]:
+    """The structure that was really computed for a labelled row, and its label.
+
+    It is the row's frame, or the cluster that was cut out of it. Raises LabelError for a row without a good label.
+    """
+    stored = dict(row.label or {})
+    cut = stored.pop("structure", None)
+    frame = row.kept.frame
+    if cut is not None:
+        frame = Frame(
+            np.array(cut["numbers"], dtype=np.int_),
+            np.array(cut["positions"], dtype=np.float64),
+            np.array(cut["cell"], dtype=np.float64),
+            (bool(cut["pbc"][0]), bool(cut["pbc"][1]), bool(cut["pbc"][2])),
+        )
+    try:
+        return frame, Label.from_dict(stored)
+    except LabelError as error:
+        raise LabelError(f"row {row.id}: {error}") from error
+
+
+def difference(labelled: Sequence[Example], baseline: Path | None, where: str = "the labels") -> list[Example]:
+    """Fill in energy and forces: label minus baseline, evaluated by the engine that will serve it.
+
+    baseline: a bundle, or None to learn the labels themselves. Raises LabelError as `check` does, ModelError for a
+    baseline that does not know an element.
+    """
+    check(labelled, where)
+    if baseline is None:
+        return [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None) for e in labelled]
+    potential = load(baseline)
+    potential.settle(labelled[0].frame)
+    name = load_card(baseline).hash
+    examples = []
+    for start in range(0, len(labelled), BATCH):
+        batch = labelled[start : start + BATCH]
+        answer = potential.evaluate([e.frame for e in batch])
+        for e, energy, a, b in zip(batch, answer.energies, answer.ptr[:-1], answer.ptr[1:], strict=True):
+            forces = None if e.label.forces is None else e.label.forces - answer.forces[a:b]
+            examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name))
+    return examples
+
+
+def check(examples: Sequence[Example], where: str = "the dataset") -> None:
+    """Refuse what must not be learned together.
+
+    Raises LabelError for no examples, more than one method or baseline, one label twice, forces that do not fit their
+    frame, and two charges or spins of one composition.
+    """
+    if not examples:
+        raise LabelError(f"{where}: no labels; label frames first (beadwork label)")
+    for what, names in (
+        ("methods", {e.label.method for e in examples}),
+        ("baselines", {str(e.baseline) for e in examples}),
+    ):
+        if len(names) > 1:
+            listed = "; ".join(sorted(names))
+            raise LabelError(
+                f"{where}: labels of {len(names)} {what} ({listed}); choose one (--method), they never mix"
+            )
+    states: dict[str, tuple[int, int]] = {}
+    seen: set[str] = set()
+    for e in examples:
+        formula = str(e.frame.to_atoms().symbols.get_chemical_formula())
+        state = (e.label.charge, e.label.spin)
+        if states.setdefault(formula, state) != state:
+            raise LabelError(
+                f"{where}: {formula} was labelled with charge and spin {states[formula]} and with {state}; a "
+                "MACE model sees neither, so learn only one of them"
+            )
+        if e.label.forces is not None and len(e.label.forces) != len(e.frame.numbers):
+            raise LabelError(
+                f"{where}: the label of {e.source} {e.row} has forces of {len(e.label.forces)} atoms, its frame has "
+                f"{len(e.frame.numbers)}; the structure that was computed must come with the label"
+            )
+        if e.hash in seen:
+            raise LabelError(f"{where}: the label of {e.source} {e.row} is there twice; give each label once")
+        seen.add(e.hash)
+
+
+def split(
+    examples: Sequence[Example], fraction: float, seed: int, before: Mapping[str, bool] | None = None
+) -> tuple[bool, ...]:
+    """Choose what to hold out: every k-th frame, with the frames ordered by solute, composition and a seeded shuffle.
+
+    So each solute and each composition is held out in proportion. before: what a label's hash was in the generation
+    before; that stays as it was, since what was once learned is no test.
+    """
+    before = before or {}
+    new = [i for i, e in enumerate(examples) if e.hash not in before]
+    new.sort(key=lambda i: (examples[i].solute, examples[i].composition, _hash(f"{seed} {examples[i].hash}")))
+    out = [before.get(e.hash, False) for e in examples]
+    for place, i in enumerate(new):
+        out[i] = int((place + 0.5) * fraction + 0.5) < int((place + 1.5) * fraction + 0.5)
+    return tuple(out)
+
+
+def reference_energies(examples: Sequence[Example], energies: FloatArray, floor: float) -> tuple[dict[int, float], str]:
+    """Energies of single atoms (eV by atomic number) that explain most of `energies` (eV), and what stays open.
+
+    Least squares over the compositions, each frame weighted by 1 / (error an atom squared + floor squared), floor in eV
+    an atom. Where the compositions do not tell two elements apart the smallest solution is taken, and the
+    sentence says so.
+    """
+    elements = sorted({int(z) for e in examples for z in e.frame.numbers})
+    counts = np.array([[(e.frame.numbers == z).sum() for z in elements] for e in examples], dtype=np.float64)
+    atoms = counts.sum(axis=1)
+    errors = np.array([e.energy_error for e in examples])
+    root = 1 / np.sqrt((errors / atoms) ** 2 + floor**2) / atoms
+    solution, _, rank, _ = np.linalg.lstsq(counts * root[:, None], energies * root, rcond=1e-10)
+    open_ = (
+        ""
+        if rank == len(elements)
+        else (
+            f"{len(elements)} elements in compositions of rank {rank}: only sums over these compositions are determined"
+        )
+    )
+    return dict(zip(elements, solution.tolist(), strict=True)), open_
+
+
+def to_atoms(example: Example) -> Any:
+    """An `ase.Atoms` with the label as REF_* and what is to be learned as DELTA_* (eV, eV/Å)."""
+    atoms = example.frame.to_atoms()
+    label = example.label
+    atoms.info.update(
+        REF_energy=label.energy,
+        DELTA_energy=example.energy,
+        REF_energy_error=label.energy_error,
+        charge=label.charge,
+        spin=label.spin,
+        method=label.method,
+        code=label.code,
+        label=label.hash,
+        source=example.source,
+        row=example.row,
+    )
+    if label.version:
+        atoms.info["version"] = label.version
+    if example.simulation:
+        atoms.info["simulation"] = example.simulation
+    for name, values in (
+        ("REF_forces", label.forces),
+        ("DELTA_forces", example.forces),
+        ("REF_forces_error", label.forces_error),
+    ):
+        if values is not None:
+            atoms.arrays[name] = values
+    return atoms
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+
+
+def _to_json(e: Example) -> dict[str, Any]:
+    frame = e.frame
+    return {
+        "numbers": frame.numbers,
+        "positions": frame.positions,
+        "cell": frame.cell,
+        "pbc": list(frame.pbc),
+        "label": e.label.to_dict() | {"input": _hash(e.label.input)},
+        "hash": e.hash,
+        "energy": e.energy,
+        "forces": e.forces,
+        "source": e.source,
+        "row": e.row,
+        "simulation": e.simulation,
+    }
+
+
+def _from_json(stored: Mapping[str, Any], data: Mapping[str, Any]) -> Example:
+    label = dict(stored["label"])
+    label["input"] = data["inputs"][label["input"]]
+    for name in ("forces", "forces_error"):
+        label[name] = _array(label[name])
+    pbc = stored["pbc"]
+    frame = Frame(
+        np.array(stored["numbers"], dtype=np.int_),
+        np.array(stored["positions"], dtype=np.float64),
+        np.array(stored["cell"], dtype=np.float64),
+        (bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
+    )
+    return Example(
+        frame,
+        Label.from_dict(label),
+        float(stored["energy"]),
+        _array(stored["forces"]),
+        stored["source"],
+        int(stored["row"]),
+        stored["simulation"],
+        data["baseline"],
+    )
+
+
+def _array(values: Any) -> FloatArray | None:
+    return None if values is None else np.array(values, dtype=np.float64)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _signed(name: str, charge: int) -> str:
+    return f"{name} {charge:+d}" if charge else name
+
+
+def _hash(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
