@@ -39,6 +39,14 @@ def _parser() -> argparse.ArgumentParser:
         _serve_options(command)
     _models(commands.add_parser("models", help="make and look at model bundles"))
     _queue(commands.add_parser("queue", help="look at the frames that were kept"))
+    train = commands.add_parser("train", help="learn a Δ committee from labels")
+    train.add_argument("labels", help="queue, or an extended XYZ file with REF_energy and REF_forces")
+    train.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="bundle that Δ will be added to")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the committee")
+    train.add_argument("--from", dest="previous", type=Path, metavar="DIR", help="go on from this committee's weights")
+    train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/learning.md)")
+    train.add_argument("--method", help="of the labels to take; for a file, of frames that do not say")
+    train.set_defaults(call=_train)
     qmc = commands.add_parser("qmc-env", help="make the environment that quantum Monte Carlo labels need")
     qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
     qmc.set_defaults(call=_qmc_env)
@@ -127,6 +135,21 @@ def _bench(args: argparse.Namespace) -> int:
     from beadwork.bench import bench
 
     print(bench(config, args.steps, threads))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from beadwork.potential.threads import set_threads
+
+    set_threads(1)
+    from beadwork.learn.dataset import read_examples
+    from beadwork.learn.train import TrainSettings, train_committee
+
+    settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
+    examples = read_examples(args.labels, args.baseline, args.method)
+    command = " ".join(("beadwork", *sys.argv[1:]))
+    train_committee(examples, args.baseline, args.out, settings, args.previous, print, command)
+    print(f"{args.out}: {settings.members} members from {len(examples)} labels")
     return 0
 
 
