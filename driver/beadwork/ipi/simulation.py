@@ -38,6 +38,12 @@ _INNER_PREFIX = "/tmp/ipi_"
 # the parts of <initialize> that make the structure
 _STRUCTURE = ("positions", "masses", "labels", "cell")
 
+# properties with six columns
+_TENSORS = ("stress_", "kstress_", "virial_", "cell_h", "cell_abcABC")
+
+# trajectories with a file a bead
+_EACH_BEAD = ("positions", "velocities", "forces", "forces_spring", "momenta", "forces_sc", "Eforces")
+
 # what i-PI's input classes raise for a bad file; some of its checks end in exit()
 _FAULTS = (
     ArithmeticError,
@@ -107,7 +113,8 @@ class System:
 
     prefix: of its output files. numbers: (n,) atomic numbers. masses: (n,) dalton. positions: (nbeads, n, 3) Å.
     cell: (3, 3) Å, a lattice vector a row (i-PI starts no system without a cell). temperature: K, None where the
-    ensemble has none. timestep: fs, None where nothing moves in time.
+    ensemble has none. timestep: fs, None where nothing moves in time. nmts: for each level of multiple time steps,
+    outermost first, how many of its steps make one of the level around it.
     """
 
     prefix: str
@@ -119,6 +126,7 @@ class System:
     forces: tuple[Component, ...]
     temperature: float | None
     timestep: float | None
+    nmts: tuple[int, ...] = (1,)
 
     def frame(self, bead: int = 0, active: tuple[int, ...] | None = None) -> Frame:
         """Return the start structure of one bead, whole or the active atoms alone, periodic in every direction."""
@@ -134,7 +142,8 @@ class Simulation:
     names (see `read`). files: those files, as named; `directory / file` is where each lies. step, total_steps: where
     it starts and ends. prefix: of all output files. properties: the names of the files with thermodynamic properties
     as i-PI will write them, relative to its working directory. extras: the keys that outputs and force components
-    expect in every reply's extras; i-PI stops with a KeyError at the first output that misses one.
+    expect in every reply's extras; i-PI stops with a KeyError at the first output that misses one. bytes_per_step: how
+    much its outputs grow in a step on average, within some tens of per cent.
     """
 
     path: Path
@@ -148,6 +157,7 @@ class Simulation:
     extras: tuple[str, ...]
     sockets: tuple[Socket, ...]
     systems: tuple[System, ...]
+    bytes_per_step: float = 0.0
 
     @property
     def nbeads(self) -> int:
@@ -187,6 +197,19 @@ class Simulation:
     def structures(self, socket: Socket) -> int:
         """Return how many structures one step sends to this socket, all systems together."""
         return sum(count for _, count in self.served(socket))
+
+    def calls(self, socket: Socket) -> int:
+        """Return how often a step asks this socket: more than once at an inner level of multiple time steps."""
+        name = socket.parent or socket.name
+        levels = [
+            level
+            for system in self.systems
+            for part in system.forces
+            if part.forcefield == name
+            for level, weight in enumerate(part.mts_weights or (1.0,))
+            if weight
+        ]
+        return int(np.prod(self.systems[0].nmts[: max(levels, default=0) + 1]))
 
     def numbers(self, socket: Socket) -> IntArray:
         """Return the atomic numbers (n,) of the structures that come over this socket, in order.
@@ -283,17 +306,23 @@ def read(path: Path | str, sockets_prefix: str | None = None) -> Simulation:
         extras=_extras(outputs, replicas),
         sockets=sockets,
         systems=systems,
+        bytes_per_step=sum(_bytes(output, system) / output.stride for output in outputs for system in systems),
     )
+
+
+def finished(simulation: Simulation) -> list[str]:
+    """Return the sentence for a simulation that i-PI will not start, since it has its steps behind it; or nothing."""
+    if simulation.step < simulation.total_steps:
+        return []
+    return [
+        f"step {simulation.step} has reached total_steps {simulation.total_steps}: i-PI will not start; "
+        "raise total_steps"
+    ]
 
 
 def advice(simulation: Simulation) -> list[str]:
     """Return one sentence for each setting that can hang this simulation or that costs speed."""
-    lines = []
-    if simulation.step >= simulation.total_steps:
-        lines.append(
-            f"step {simulation.step} has reached total_steps {simulation.total_steps}: i-PI will not start; "
-            "raise total_steps"
-        )
+    lines = finished(simulation)
     for socket in simulation.sockets:
         count = simulation.structures(socket)
         if count == 0:
@@ -432,6 +461,23 @@ def _extras(outputs: Any, replicas: list[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for key in keys if key != "raw"))
 
 
+def _bytes(output: Any, system: System) -> float:
+    """Return about how much one writing of this output adds to the disk, in bytes."""
+    atoms, beads = len(system.numbers), system.nbeads
+    if isinstance(output, PropertyOutput):
+        columns = [6 if name.startswith(_TENSORS) else 1 for name in output.outlist]
+        return 18.0 * sum(columns)
+    if not isinstance(output, TrajectoryOutput):  # a checkpoint: positions and momenta in full
+        return 0.0 if output.overwrite else 130.0 * atoms * beads
+    what = output.what.partition("(")[0].partition("{")[0].strip()
+    if what.startswith("extras"):
+        return 200.0 * beads
+    if what not in _EACH_BEAD:
+        return 48.0 * atoms + 100
+    files = 1 if output.ibead >= 0 else -(-beads // -output.ibead)
+    return (48.0 * atoms + 100) * files
+
+
 def _locate(path: Path, replicas: list[Any]) -> tuple[Path, tuple[Path, ...]]:
     """Return i-PI's working directory and the files it will read there; make the initializers read just those."""
     steps = [
@@ -487,6 +533,7 @@ def _system(path: Path, k: int, replica: Any) -> System:
         ),
         temperature=float(unit_to_user("temperature", "kelvin", temperature)) if temperature > 0 else None,
         timestep=timestep * FEMTOSECOND if timestep > 0 else None,
+        nmts=tuple(int(count) for count in dstrip(motion.nmts)) if hasattr(motion, "nmts") else (1,),
     )
 
 
