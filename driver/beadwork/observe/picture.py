@@ -3,44 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 
 import numpy as np
 
-from beadwork.frame import FloatArray
-
-_COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{(\w+)\})?")
-
-
-def _header(path: Path) -> dict[str, tuple[int, str]]:
-    """Column and unit of every property that the header names."""
-    with open(path) as lines:
-        found = [match for line in lines if line.startswith("#") and (match := _COLUMN.match(line))]
-    return {match[2]: (int(match[1]) - 1, match[3] or "atomic units") for match in found}
-
-
-def units(path: Path, name: str) -> str:
-    """Unit of a property, as the header of i-PI's file has it."""
-    return _header(path).get(name, (0, "not written"))[1]
-
-
-def read_properties(path: Path) -> dict[str, FloatArray]:
-    """Read an i-PI property file by the names in its header; columns that it does not name are left out."""
-    table = _table(path)
-    return {name: table[:, column] for name, (column, _) in _header(path).items() if table.size}
-
-
-def _table(path: Path) -> FloatArray:
-    """The numbers of a file, a row a line; (0, 0) where there are none."""
-    with open(path) as lines:
-        rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-    return np.array(rows, dtype=np.float64) if rows else np.empty((0, 0))
-
-
-def read_record(path: Path) -> FloatArray:
-    """Read beadwork.out: step, structures, energy, energy spread, force spread, seconds; (evaluations, 6)."""
-    return _table(path).reshape(-1, 6)
+from beadwork.observe.outputs import read_properties, read_record, units
 
 
 def draw(properties: Path, record: Path, picture: Path) -> str:

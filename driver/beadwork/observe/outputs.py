@@ -1,0 +1,213 @@
+"""What i-PI and beadwork wrote in a run's folder, read back: properties, beadwork.out, bead positions, extras."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers
+from ipi.utils.io import read_file_raw
+from ipi.utils.io.io_units import process_units
+
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.units import BOHR
+
+_COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{(\w+)\})?")
+_STEP = re.compile(r"Step:\s*(\d+)")
+_POTENTIALS = re.compile(r"#EXTRAS\(committee_pot\)#\s*Step:\s*(\d+)")
+#: lines of a frame in i-PI's formats besides one an atom
+_FRAMING = {".xyz": 2, ".pdb": 3}
+#: atoms of a trajectory that are read at most, all beads together; of longer ones every n-th frame is taken
+MOST_ATOMS = 2_000_000
+
+
+def _header(path: Path) -> dict[str, tuple[int, str]]:
+    """Column and unit of every property that the header names."""
+    with open(path) as lines:
+        found = [match for line in lines if line.startswith("#") and (match := _COLUMN.match(line))]
+    return {match[2]: (int(match[1]) - 1, match[3] or "atomic units") for match in found}
+
+
+def units(path: Path, name: str) -> str:
+    """Unit of a property, as the header of i-PI's file has it."""
+    return _header(path).get(name, (0, "not written"))[1]
+
+
+def read_properties(path: Path) -> dict[str, FloatArray]:
+    """Read an i-PI property file by the names in its header; columns that it does not name are left out."""
+    table = _table(path)
+    return {name: table[:, column] for name, (column, _) in _header(path).items() if table.size}
+
+
+def _table(path: Path) -> FloatArray:
+    """The numbers of a file, a row a line; (0, 0) where there are none. A torn last line is left out."""
+    with open(path) as lines:
+        rows = [line.split() for line in lines if line.endswith("\n") and line.strip() and not line.startswith("#")]
+    return np.array(rows, dtype=np.float64) if rows else np.empty((0, 0))
+
+
+def read_record(path: Path) -> FloatArray:
+    """Read beadwork.out: step, structures, energy, energy spread, force spread, seconds; (evaluations, 6)."""
+    table = _table(path)
+    return table[:, :6] if table.size else table.reshape(-1, 6)
+
+
+def read_element_spread(path: Path) -> dict[str, FloatArray]:
+    """The columns of beadwork.out after the sixth: an element's root-mean-square force spread, (evaluations,) eV/Å."""
+    table = _table(path)
+    with open(path) as lines:
+        names = next(lines, "").lstrip("#").split()
+    found = {name.removeprefix("spread_").partition("/")[0]: column for column, name in enumerate(names[6:], 6)}
+    return {element: table[:, column] for element, column in found.items() if column < table.shape[1]}
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What beadwork.out says of its run (`Record`); empty where it says nothing."""
+    with open(path) as lines:
+        for line in islice(lines, 2):
+            if line.startswith("# run: "):
+                about: dict[str, Any] = json.loads(line.removeprefix("# run: "))
+                return about
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """Bead positions of a run: what files there are, and every how manieth frame of them will be read.
+
+    files: one a bead. frames: how many each holds, about. stride: of the frames that are read.
+    """
+
+    files: tuple[Path, ...]
+    frames: int
+    stride: int
+
+    def __iter__(self) -> Iterator[tuple[int, int, Frame]]:
+        """Step of i-PI, bead's place in `files`, and the structure in Å, file by file."""
+        for bead, path in enumerate(self.files):
+            for step, frame in _frames(path, self.stride):
+                yield step, bead, frame
+
+
+def find_positions(folder: Path, stem: str) -> Trajectory | None:
+    """The files of bead positions among i-PI's outputs that begin with `stem`, xyz or pdb; None without any.
+
+    i-PI names a trajectory's files as the user likes, but says in every frame what it is.
+    """
+    files = []
+    for path in sorted(folder.glob(f"{stem}.*")):
+        if path.suffix in _FRAMING:
+            with open(path) as lines:
+                if any(re.search(r"Bead:.*\bpositions\b", line) for line in islice(lines, 2)):
+                    files.append(path)
+    # one output of all beads; where the user asked for several, that with the longest files
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        groups.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
+    if not groups:
+        return None
+    chosen = max(groups.values(), key=lambda group: (len(group), group[0].stat().st_size))
+    with open(chosen[0]) as lines:
+        atoms, size = _size(lines, chosen[0].suffix)
+    frames = max(1, round(chosen[0].stat().st_size / max(1, size)))
+    return Trajectory(tuple(chosen), frames, max(1, -(-frames * atoms * len(chosen) // MOST_ATOMS)))
+
+
+def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
+    """Atoms and bytes of the first frame."""
+    if suffix == ".xyz":
+        first = next(lines, "0")
+        atoms = int(first)
+        return atoms, len((first + "".join(islice(lines, atoms + 1))).encode())
+    text = ""
+    for line in lines:
+        text += line
+        if line.startswith("END"):
+            break
+    return text.count("\nATOM"), len(text.encode())
+
+
+def _frames(path: Path, stride: int) -> Iterator[tuple[int, Frame]]:
+    """Every stride-th frame with its step; a frame that a killed i-PI tore is left out."""
+    with open(path) as lines:
+        atoms, _ = _size(lines, path.suffix)
+    length = atoms + _FRAMING[path.suffix]
+    with open(path) as lines:
+        while len(block := list(islice(lines, length))) == length and block[-1].endswith("\n"):
+            raw = read_file_raw(path.suffix[1:], io.StringIO("".join(block)))
+            step = _STEP.search(raw["comment"] or block[0])
+            read = process_units(**raw, mode=path.suffix[1:])
+            cell = read["cell"].h.T * BOHR
+            yield (
+                int(step[1]) if step else -1,
+                Frame(
+                    _numbers(read["atoms"].names),
+                    np.array(read["atoms"].q, dtype=np.float64).reshape(-1, 3) * BOHR,
+                    cell,
+                    # i-PI writes a negative unit box where there is none
+                    (bool(np.linalg.det(cell) > 0),) * 3,
+                ),
+            )
+            for _ in islice(lines, (stride - 1) * length):
+                pass
+
+
+def _numbers(names: Any) -> IntArray:
+    """Atomic numbers; isotopes and labels that carry digits count as their element."""
+    isotopes = {"D": 1, "T": 1, "Z": 1}
+    symbols = [re.sub(r"\d+$", "", str(name)) for name in names]
+    return np.array([isotopes.get(symbol, atomic_numbers.get(symbol, 0)) for symbol in symbols], dtype=np.int_)
+
+
+@dataclass(frozen=True, slots=True)
+class Potentials:
+    """The committee's energies of every bead, from the extras that i-PI wrote.
+
+    by_step: step -> (M,) Hartree, the mean over the beads, which is what the ring polymer feels. resolution: Hartree,
+    the last digit that was written.
+    """
+
+    by_step: dict[int, FloatArray]
+    resolution: float
+
+
+def read_potentials(folder: Path, stem: str, beads: int) -> Potentials | None:
+    """Read the outputs of `extra_type='committee_pot'`; None where not every bead has one, or there are none."""
+    groups: dict[str, list[dict[int, FloatArray]]] = {}
+    resolution = 0.0
+    for path in sorted(folder.glob(f"{stem}.*_[0-9]*")):
+        with open(path, errors="replace") as lines:
+            if not _POTENTIALS.search(next(lines, "")):
+                continue
+        series, digit = _potentials(path)
+        resolution = max(resolution, digit)
+        groups.setdefault(re.sub(r"_\d+$", "", path.name), []).append(series)
+    whole = [group for group in groups.values() if len(group) == beads]
+    if not whole:
+        return None
+    steps = set.intersection(*(set(series) for series in whole[0]))
+    means = {step: np.mean([series[step] for series in whole[0]], axis=0) for step in sorted(steps)}
+    return Potentials(means, resolution) if means else None
+
+
+def _potentials(path: Path) -> tuple[dict[int, FloatArray], float]:
+    """One bead's series, step -> (M,), and the value of the last digit. Of a step written twice the last counts."""
+    series: dict[int, FloatArray] = {}
+    step, resolution = None, 0.0
+    with open(path) as lines:
+        for line in lines:
+            if head := _POTENTIALS.search(line):
+                step = int(head[1])
+            elif step is not None and line.strip() and line.endswith("\n"):
+                series[step] = np.array(line.split(), dtype=np.float64)
+                if not resolution:
+                    mantissa, _, exponent = line.split()[0].lower().partition("e")
+                    resolution = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    return series, resolution

@@ -1,0 +1,108 @@
+"""Radial distribution functions, and how far a committee's members would have them differ.
+
+The members are reweighted by the cumulant expansion, as i-PI's `i-pi-committee-reweight` does it (Imbalzano et al.,
+J. Chem. Phys. 154, 074102, 2021; Ceriotti et al., Proc. R. Soc. A 468, 2, 2012). For a ring polymer the potential is
+the mean over its beads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import numpy as np
+from ase.data import chemical_symbols
+from vesin import NeighborList
+
+from beadwork.frame import FloatArray, Frame, IntArray
+
+#: Å
+FARTHEST, BINS = 6.0, 120
+
+
+@dataclass(frozen=True, slots=True)
+class Radial:
+    """g(r) of every pair of elements.
+
+    distances: (K,) Å, the middles of the bins. pairs: "OH" -> (F, K), one row a frame (a step, its beads averaged).
+    steps: (F,).
+    """
+
+    distances: FloatArray
+    pairs: dict[str, FloatArray]
+    steps: IntArray
+
+
+def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
+    """Radial distribution functions of periodic structures (step, bead, structure), of one composition.
+
+    Counted up to 6 Å or half the first cell's smallest width, if that is less. None without a periodic structure.
+    """
+    farthest = 0.0
+    edges = np.empty(0)
+    sums: dict[int, dict[str, FloatArray]] = {}
+    seen: dict[int, set[int]] = {}
+    for step, bead, frame in frames:
+        if not all(frame.pbc):
+            continue
+        if not farthest:
+            widths = 1 / np.linalg.norm(np.linalg.inv(frame.cell), axis=0)
+            farthest = min(FARTHEST, float(widths.min()) / 2)
+            edges = np.linspace(0.0, farthest, BINS + 1)
+        if bead in seen.setdefault(step, set()):
+            continue  # a restarted run may have written a step twice
+        seen[step].add(bead)
+        mine = sums.setdefault(step, {})
+        for pair, values in _one(frame, edges).items():
+            mine[pair] = mine.get(pair, np.zeros(BINS)) + values
+    if not sums:
+        return None
+    most = max(len(beads) for beads in seen.values())
+    whole = [step for step in sorted(sums) if len(seen[step]) == most]
+    names = list(sums[whole[0]])
+    pairs = {name: np.array([sums[step][name] for step in whole]) / most for name in names}
+    return Radial((edges[1:] + edges[:-1]) / 2, pairs, np.array(whole))
+
+
+def _one(frame: Frame, edges: FloatArray) -> dict[str, FloatArray]:
+    """g(r) of one structure: pairs found over pairs expected of an ideal gas of the same density."""
+    lists = NeighborList(cutoff=float(edges[-1]), full_list=True)
+    first, second, distance = lists.compute(points=frame.positions, box=frame.cell, periodic=True, quantities="ijd")
+    volume = abs(np.linalg.det(frame.cell))
+    shells = 4 / 3 * np.pi * np.diff(edges**3)
+    found = {}
+    kinds = np.unique(frame.numbers)[::-1]  # OO, OH, HH
+    for a, b in combinations_with_replacement(kinds, 2):
+        here = (frame.numbers[first] == a) & (frame.numbers[second] == b)
+        others = np.count_nonzero(frame.numbers == b) - (a == b)
+        expected = np.count_nonzero(frame.numbers == a) * others * shells / volume
+        if others > 0:
+            name = chemical_symbols[a] + chemical_symbols[b]
+            found[name] = np.histogram(distance[here], edges)[0] / expected
+    return found
+
+
+def deviations(potentials: FloatArray, thermal: float) -> FloatArray:
+    """The members' potentials about their mean over kT, (F, M), from (F, M) energies and kT in one unit."""
+    result: FloatArray = (potentials - potentials.mean(axis=1, keepdims=True)) / thermal
+    return result
+
+
+def reweight(potentials: FloatArray, observable: FloatArray, thermal: float) -> FloatArray:
+    """Each member's average (K, M) of an observable (F, K), from potentials (F, M) and kT in one unit.
+
+    The cumulant expansion: <a>_m = <a> - <a h_m> + <a> <h_m>, h_m the `deviations`.
+    """
+    h = deviations(potentials, thermal)
+    mean = observable.mean(axis=0)
+    result: FloatArray = mean[:, None] - observable.T @ h / len(h) + np.outer(mean, h.mean(axis=0))
+    return result
+
+
+def matched(found: Radial, by_step: Mapping[int, FloatArray]) -> tuple[IntArray, FloatArray] | None:
+    """Rows of `found` whose step has potentials, and these (F, M); None where fewer than two have."""
+    rows = np.array([row for row, step in enumerate(found.steps) if int(step) in by_step], dtype=np.int_)
+    if len(rows) < 2:
+        return None
+    return rows, np.array([by_step[int(found.steps[row])] for row in rows])

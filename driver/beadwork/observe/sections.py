@@ -1,0 +1,393 @@
+"""The sections of the report: what a picture shows, and how to read it. A piece that is missing is a sentence."""
+
+from __future__ import annotations
+
+import time as clock
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from ase.data import atomic_numbers, covalent_radii
+from ipi.utils.units import unit_to_internal
+
+from beadwork.frame import FloatArray
+from beadwork.observe import figures, outputs, viewer
+from beadwork.observe.radial import Radial, deviations, matched, radial, reweight
+from beadwork.observe.run import Run
+
+#: frames that the viewer is given, the most uncertain ones; each is some ten kB of the page
+MOST_FRAMES = 300
+NO_PLOTS = "Pictures need matplotlib, which is not installed: <code>pip install 'beadwork[report]'</code>."
+
+
+def section(title: str, content: str) -> str:
+    """One section of the page; content that is no element becomes a paragraph."""
+    name = title.lower().replace(" ", "-")
+    body = content if content.startswith("<") else f"<p>{content}</p>"
+    return f'<section id="{name}">\n<h2>{title}</h2>\n{body}\n</section>'
+
+
+def _figure(svg: str, words: str) -> str:
+    return f"<figure>{svg}<figcaption>{words}</figcaption></figure>"
+
+
+def subtitle(run: Run) -> str:
+    """What was run, in one line."""
+    about = run.about
+    facts = []
+    if about.get("beads"):
+        facts.append(f"{about['beads']} beads")
+    if about.get("temperature_K"):
+        facts.append(f"{about['temperature_K']:g} K")
+    if about.get("time_step_fs"):
+        facts.append(f"steps of {about['time_step_fs']:g} fs")
+    if about.get("started"):
+        facts.append(f"started {clock.strftime('%Y-%m-%d %H:%M', clock.localtime(about['started']))}")
+    return escape(", ".join(facts)) or "beadwork.out does not say what was run: an older beadwork wrote it."
+
+
+def headline(run: Run) -> str:
+    """Tiles of figures and the table of models."""
+    summary, about = run.summary, run.about
+    steps = summary.get("steps", int(run.record[:, 0].max()) if len(run.record) else 0)
+    seconds, femtoseconds = summary.get("seconds_per_step"), about.get("time_step_fs")
+    tiles = [("steps", f"{steps}", "")]
+    if femtoseconds and steps:
+        tiles.append(("simulated", f"{steps * femtoseconds / 1000:.4g}", "ps"))
+    if seconds:
+        if femtoseconds:
+            tiles.append(("speed", f"{86400 / seconds * femtoseconds * 1e-6:.3g}", "ns/day"))
+        tiles.append(("time of one step", f"{seconds:.3g}", "s"))
+    if summary.get("structures_per_bead_step"):
+        tiles.append(("structures evaluated", f"{summary['structures_per_bead_step']:.3f}", "per bead and step"))
+    if (spreads := run.record[:, 4][np.isfinite(run.record[:, 4])]).size:
+        tiles.append(("largest force spread", f"{1e3 * spreads.max():.3g}", "meV/Å"))
+    tiles.append(("frames kept", f"{summary.get('frames_kept', len(run.kept))}", ""))
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value} <small>{unit}</small></dd></div>" for name, value, unit in tiles)
+    lines = [f'<section id="headline"><dl class="tiles">{cells}</dl>']
+    lines += [f"<p>{run.gaps['summary']}</p>"] if "summary" in run.gaps else []
+    if about.get("models"):
+        rows = "".join(
+            f"<tr><td>{escape(Path(path).name)}</td><td><code>{escape(digest)}</code></td></tr>"
+            for path, digest in about["models"].items()
+        )
+        lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
+    for swap in summary.get("committees", []):
+        words = f"From step {swap['step']} on, the committee {swap['committee']} in {swap['folder']} answered."
+        lines.append(f"<p>{escape(words)}</p>")
+    return "\n".join([*lines, "</section>"])
+
+
+def energies(run: Run) -> str:
+    """Potential and conserved energy, less their start."""
+    if not run.properties:
+        return run.gaps["properties"]
+    names = [name for name in ("potential", "conserved") if name in run.properties]
+    if not names:
+        return "i-PI's property file has neither <code>potential</code> nor <code>conserved</code>."
+    if len({run.units[name] for name in names}) > 1:
+        names = names[:1]
+    x, label = run.clock(run.properties["step"])
+    curves = {f"{name}, less its start": run.properties[name] - run.properties[name][0] for name in names}
+    unit = _unit(run.units[names[0]])
+    return _figure(
+        figures.series(x, label, curves, f"energy ({unit})", "energies over time"),
+        "Each energy less its value at the first step. The potential settles at its own level within the first "
+        "picoseconds, and then goes up and down about it. The conserved quantity belongs to the integrator: it should "
+        "wander little and go nowhere. If it climbs or falls steadily, the time step is too long or the forces are not "
+        "those of the energy.",
+    )
+
+
+def temperature(run: Run) -> str:
+    """The temperature of all beads about what was set."""
+    if not run.properties:
+        return run.gaps["properties"]
+    if "temperature" not in run.properties:
+        return "i-PI's property file has no <code>temperature</code>."
+    x, label = run.clock(run.properties["step"])
+    unit, target = run.units["temperature"], run.about.get("temperature_K")
+    level = ("set", float(target)) if target and unit == "kelvin" else None
+    return _figure(
+        figures.series(
+            x,
+            label,
+            {"of all beads": run.properties["temperature"]},
+            f"temperature ({_unit(unit)})",
+            "temperature over time",
+            level=level,
+        ),
+        "From the kinetic energy of all beads. After a start it should go up and down about the dashed line, which is "
+        "what the thermostat was set to. The fewer atoms, the further it swings.",
+    )
+
+
+def spread(run: Run) -> str:
+    """Force spread with the frames kept, and energy spread."""
+    known = np.isfinite(run.record[:, 4])
+    if not known.any():
+        return "beadwork.out has no spread: the run had no committee of two Δ models at least."
+    first = run.about.get("first_step", 0)
+    record = run.record[known]
+    x, label = run.clock(record[:, 0] + first)
+    marks = [(row.step, row.largest) for row in run.kept if row.step is not None]
+    when, high = (np.array(values, dtype=np.float64) for values in zip(*marks, strict=True)) if marks else ([], [])
+    # the unit of time is that of the whole run, not of its last kept frame
+    size = x[-1] / (record[-1, 0] + first) if record[-1, 0] + first else 1.0
+    points = ("frames kept", (np.asarray(when) + first) * size, 1e3 * np.asarray(high))
+    force = figures.series(
+        x,
+        label,
+        {"largest of any atom": 1e3 * record[:, 4]},
+        "force spread (meV/Å)",
+        "force spread over time",
+        points=points,
+        from_zero=True,
+    )
+    energy = figures.series(
+        x,
+        label,
+        {"mean over the beads": 1e3 * record[:, 3]},
+        "energy spread (meV)",
+        "energy spread over time",
+        from_zero=True,
+    )
+    return _figure(
+        force,
+        "How far the Δ models disagree about the force on the atom where they disagree most, in any bead. A level that "
+        "stays is the committee's everyday uncertainty. A climb says that the run goes where the models have not been "
+        "trained. Single peaks are rare events, and these are what the queue keeps (circles; one lies below the curve "
+        "where another bead of its step was higher).",
+    ) + _figure(
+        energy,
+        "How far they disagree about the energy of the whole system, the mean over the beads. What counts for averages "
+        f"is how much of it changes from step to step, held against kT{_thermal_words(run)}: a disagreement that never "
+        "changes shifts all energies alike and does no harm.",
+    )
+
+
+def _thermal_words(run: Run) -> str:
+    kelvin = run.about.get("temperature_K")
+    return f" ({8.617333e-2 * kelvin:.1f} meV here)" if kelvin else ""
+
+
+def elements(run: Run) -> str:
+    """The force spread of each element."""
+    curves = {name: 1e3 * values for name, values in run.elements.items() if np.isfinite(values).any()}
+    if not curves:
+        return "beadwork.out has no spread by element: there was no committee, or an older beadwork wrote it."
+    known = np.isfinite(next(iter(curves.values())))
+    x, label = run.clock(run.record[known, 0] + run.about.get("first_step", 0))
+    return _figure(
+        figures.series(
+            x,
+            label,
+            {name: values[known] for name, values in curves.items()},
+            "force spread (meV/Å)",
+            "force spread by element over time",
+            from_zero=True,
+        ),
+        "The root mean square over all atoms of an element in all beads. It can be held against the error of the "
+        "forces on held-out frames in the models' cards: about the same is what they were trained for. If one element "
+        "rises alone, look at its surroundings in the frames kept.",
+    )
+
+
+def kept(run: Run) -> tuple[str, str]:
+    """The section with the viewer, and the scripts that fill it."""
+    if "queue" in run.gaps:
+        return run.gaps["queue"], ""
+    program = viewer.program()
+    rows = sorted(run.kept, key=lambda row: -row.largest)[:MOST_FRAMES]
+    rows.sort(key=lambda row: row.row)
+    worst = max(rows, key=lambda row: row.largest)
+    atom = int(worst.force_spread.argmax())
+    symbol = worst.frame.to_atoms().symbols[atom]
+    words = (
+        f"{len(run.kept)} frames. The most uncertain is row {worst.row} of the queue, "
+        f"{1e3 * worst.largest:.3g} meV/Å on atom {atom} ({symbol})."
+    )
+    if len(rows) < len(run.kept):
+        words += f" The {len(rows)} most uncertain are shown."
+    if program is None:
+        return f"{words} The viewer needs chemiscope: <code>pip install 'beadwork[report]'</code>.", ""
+    content = f"""<p>{words}</p>
+<div id="viewer"><div id="viewer-meta"></div><div class="pair"><div id="viewer-map"></div>
+<div id="viewer-structure"></div></div><div id="viewer-info"></div>
+<p id="viewer-says">The viewer is starting …</p></div>
+<p class="on-paper">The viewer is on the screen only.</p>
+<p class="quiet">Left, a point a frame: when it was kept, and its largest force spread. Right, the frame whose point
+was clicked, to be turned with the mouse: bright atoms are those on whose force the committee disagrees, dark ones are
+sure; large balls are heavy atoms. One bright molecule among dark ones is a rare geometry, and a label of this frame
+teaches it. If all atoms glow, the committee does not know this phase at all.</p>"""
+    scripts = f"""<script>{viewer.inlined(program.read_text())}</script>
+<script>
+addEventListener("load", () => setTimeout(async () => {{
+  const says = document.getElementById("viewer-says");
+  try {{
+    const warnings = new Chemiscope.Warnings();
+    warnings.addHandler((text) => {{ says.textContent = text; }});
+    const places = {{ meta: "viewer-meta", map: "viewer-map", structure: "viewer-structure", info: "viewer-info" }};
+    await Chemiscope.DefaultVisualizer.load(places, {viewer.data(rows, "frames kept")}, warnings);
+    says.textContent = "";
+    document.documentElement.dataset.viewer = "ready";
+  }} catch (error) {{
+    says.textContent = "The viewer cannot start here (does this browser have WebGL?): " + error;
+    document.documentElement.dataset.viewer = "failed";
+  }}
+}}, 100));
+</script>"""
+    return content, scripts
+
+
+def distributions(run: Run, drawing: bool) -> str:
+    """g(r) of all pairs with the committee's error bar, and their peaks in figures."""
+    about = run.about
+    trajectory = outputs.find_positions(run.directory, str(about.get("outputs", ""))) if about.get("outputs") else None
+    found = None
+    if trajectory is not None:
+        found = radial(trajectory)
+        if found is None:
+            return "The structures are not periodic, so there is no density to count pairs against."
+        source = f"From i-PI's bead positions: {len(found.steps)} steps of {len(trajectory.files)} beads"
+        source += f", every {_ordinal(trajectory.stride)} that was written." if trajectory.stride > 1 else "."
+    elif run.kept:
+        found = radial((row.row, 0, row.frame) for row in run.kept)
+        if found is None:
+            return "The frames kept are not periodic, so there is no density to count pairs against."
+        source = (
+            f"i-PI wrote no bead positions, so this is from the {len(run.kept)} frames kept. They are unusual ones: "
+            "take it as a look, not as an average. To have the average, write <code>&lt;trajectory stride='20' "
+            "filename='positions' format='xyz'&gt; positions{angstrom} &lt;/trajectory&gt;</code>."
+        )
+    if found is None:
+        return (
+            "i-PI wrote no bead positions; with <code>&lt;trajectory stride='20' filename='positions' format='xyz'&gt; "
+            "positions{angstrom} &lt;/trajectory&gt;</code> among the outputs they are counted here."
+        )
+    errors, words = _committee_error(run, found) if trajectory is not None else ({}, "")
+    bonds = {name: 1.3 * sum(_radius(symbol) for symbol in _symbols(name)) for name in found.pairs}
+    svg = figures.distributions(found, errors, bonds, "radial distribution functions") if drawing else ""
+    caption = (
+        "How much likelier than by chance two atoms are found at this distance, each bead counted for itself; 1 "
+        "(dashed) is chance. The peaks of bonds may be cut at the top, so that the shells around a molecule can be "
+        "seen; the curves go up to half the cell. "
+    )
+    if errors:
+        caption += (
+            "The band is one standard deviation over the members of the committee: had a member driven the run, its "
+            "curve would lie about there. Noise from too few steps comes on top of it."
+        )
+    return (
+        f"<p>{source} {words}</p>"
+        + (_figure(svg, caption) if drawing else f"<p>{NO_PLOTS}</p>")
+        + _peaks(found, errors, bonds)
+    )
+
+
+def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArray, FloatArray]], str]:
+    """Mean and standard deviation over the members of each pair's g(r), and what there is to say of them."""
+    about = run.about
+    kelvin, beads = about.get("temperature_K"), int(about.get("beads", 0))
+    potentials = outputs.read_potentials(run.directory, str(about["outputs"]), beads)
+    if potentials is None:
+        return {}, (
+            "No error bar: i-PI did not write the members' energies of every bead, as <code>&lt;trajectory stride='20' "
+            "filename='committee' extra_type='committee_pot'&gt; extras &lt;/trajectory&gt;</code> would."
+        )
+    if not kelvin:
+        return {}, "No error bar: the simulation has no temperature to weigh the members' energies with."
+    since = max((swap["step"] for swap in run.summary.get("committees", [])), default=0) + about.get("first_step", 0)
+    pair = matched(found, {step: values for step, values in potentials.by_step.items() if step >= since})
+    if pair is None:
+        return {}, (
+            "No error bar: fewer than two steps have both positions and the members' energies; give both outputs the "
+            "same stride."
+        )
+    rows, energies = pair
+    thermal = float(unit_to_internal("temperature", "kelvin", kelvin))
+    wander = float(deviations(energies, thermal).std(axis=0).max())
+    errors = {}
+    for name, values in found.pairs.items():
+        members = reweight(energies, values[rows], thermal)
+        errors[name] = members.mean(axis=1), members.std(axis=1)
+    words = (
+        f"The error bar is the committee's, from {len(rows)} steps and {energies.shape[1]} members, reweighted by the "
+        "cumulant expansion as <code>i-pi-committee-reweight</code> does it. From step to step a member's energy "
+        f"wanders about the others' by {wander:.2g} kT"
+        + ("; the expansion holds up to about 1." if wander <= 1 else ", and above 1 the expansion does not hold.")
+    )
+    if potentials.resolution > 0.05 * thermal:
+        words += (
+            f" i-PI wrote these energies to {potentials.resolution / thermal:.2g} kT only: give "
+            "<code>&lt;simulation floatformat='%20.12e'&gt;</code> for a bar that is not rounded away."
+        )
+    return errors, words
+
+
+def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bonds: dict[str, float]) -> str:
+    """The first peak beyond the bonds, in figures."""
+    lines = []
+    for name, values in found.pairs.items():
+        mean = values.mean(axis=0)
+        beyond = np.flatnonzero(found.distances > bonds[name])
+        if not len(beyond):
+            continue
+        at = int(beyond[mean[beyond].argmax()])
+        error = f"± {errors[name][1][at]:.2g}" if name in errors else "not known"
+        lines.append(
+            f'<tr><td>{name}</td><td class="number">{found.distances[at]:.2f}</td>'
+            f'<td class="number">{mean[at]:.3f}</td><td class="number">{error}</td></tr>'
+        )
+    head = (
+        '<tr><th>pair</th><th class="number">highest at (Å)</th><th class="number">g there (no unit)</th>'
+        '<th class="number">committee\'s error (no unit)</th></tr>'
+    )
+    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+
+
+def time(run: Run, drawing: bool) -> str:
+    """The mean step by part, and each evaluation."""
+    parts = run.summary.get("seconds_per_step_by_part")
+    if not parts:
+        return run.gaps.get("summary", "The run ended before its first step, so there is nothing to time.")
+    if not drawing:
+        return NO_PLOTS
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    bars = [("i-PI and waiting for it" if name == "idle" else name, 1e3 * value) for name, value in ordered]
+    after = [row for row in run.record if row[0] > 0]
+    pictures = _figure(
+        figures.bar(bars, "time of one step by part"),
+        "The mean of all steps after the start. Each model has its own piece; <i>graph</i> is the neighbour lists, "
+        "<i>reduce</i> the committee's mean and spread, <i>pack</i> and <i>send</i> the reply. A large piece of i-PI "
+        "says that it waits for something else (its latency, its own outputs) or has much to integrate.",
+    )
+    if len(after) > 1:
+        table = np.array(after)
+        x, label = run.clock(table[:, 0] + run.about.get("first_step", 0))
+        pictures += _figure(
+            figures.series(
+                x, label, {"evaluation": 1e3 * table[:, 5]}, "evaluation (ms)", "time over the run", from_zero=True
+            ),
+            "What each evaluation took. It should be level; steps up say that something else wanted the same cores.",
+        )
+    return pictures
+
+
+def _unit(name: str) -> str:
+    """i-PI's word for a unit as a sign, where there is one."""
+    signs = {"electronvolt": "eV", "kelvin": "K", "kilojoule/mol": "kJ/mol", "atomic_unit": "atomic units"}
+    return signs.get(name, name)
+
+
+def _symbols(pair: str) -> list[str]:
+    return [pair[:2], pair[2:]] if pair[1:2].islower() else [pair[:1], pair[1:]]
+
+
+def _radius(symbol: str) -> float:
+    return float(covalent_radii[atomic_numbers.get(symbol, 0)])
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
