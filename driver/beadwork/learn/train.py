@@ -32,6 +32,7 @@ import tomli_w
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import FloatArray
 from beadwork.learn.dataset import DATASET, Dataset, Example, reference_energies, split, to_atoms, write_whole
+from beadwork.learn.residual import calibrate, residuals
 from beadwork.potential.bundle import COMMITTEE, MODEL, Card, check, load_card
 from beadwork.potential.delta import load
 from beadwork.potential.importer import import_model
@@ -143,16 +144,47 @@ def train_committee(
             progress(job.result())
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
+    alpha, measured = held_out(dataset, paths)
     card = {
-        "alpha": 1.0,
+        "alpha": alpha,
         "members": members,
         "weights": [1.0] * len(members),
         "method": dataset.method,
         "dataset": dataset.hash,
         **about,
+        "held_out": measured,
     }
     write_whole(out / COMMITTEE, tomli_w.dumps(card))
+    progress(f"{out}: {measured}")
     return paths
+
+
+def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str, Any]]:
+    """alpha, and the errors on the frames held out as the committee's card has them; with none, 1 and the reason."""
+    if not dataset.testing:
+        return 1.0, {"frames": 0, "alpha": "1, for want of frames held out"}
+    found = residuals(dataset.testing, members, references(members[0]))
+    fitted = calibrate(found)
+    measured: dict[str, Any] = {"frames": len(found.examples)}
+    for name, unit, errors in (
+        ("energy", "meV_per_atom", found.energy),
+        ("baseline_energy", "meV_per_atom", found.baseline_energy),
+        ("force", "meV_per_angstrom", found.forces),
+        ("baseline_force", "meV_per_angstrom", found.baseline_forces),
+    ):
+        if errors is not None:
+            value, bar = errors.rmse
+            measured[f"{name}_rmse_{unit}"] = [round(1e3 * value, 4), round(1e3 * bar, 4)]
+    measured["alpha"] = "1, for want of members or frames held out" if fitted is None else str(fitted)
+    return 1.0 if fitted is None else round(fitted.alpha, 4), measured
+
+
+def references(bundle: Path) -> dict[int, float]:
+    """The reference energies (eV by atomic number) in the card of a bundle that was trained here."""
+    plan = load_card(bundle).about.get("plan", {})
+    if "reference_energies" not in plan:
+        raise ModelError(f"{bundle} was not trained by beadwork: its card has no reference energies")
+    return {int(z): float(energy) for z, energy in plan["reference_energies"].items()}
 
 
 def train_model(
@@ -293,8 +325,7 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
     totals = dict.fromkeys(elements, 0.0)
     for path in start:
         card = check(path)
-        plan = card.about.get("plan", {})
-        then = plan.get("settings", {})
+        then = card.about.get("plan", {}).get("settings", {})
         if list(card.elements) != list(elements):
             raise ModelError(
                 f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}; its weights cannot "
@@ -307,7 +338,7 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
                     "train without --from"
                 )
         for z in elements:
-            totals[z] += plan["reference_energies"][str(z)] / len(start)
+            totals[z] += references(path)[z] / len(start)
     return totals
 
 

@@ -1,0 +1,213 @@
+"""How wrong a committee is on frames with labels, and whether its spread says so.
+
+Errors are those of the committee's mean against the label. Their error bars are standard deviations over a thousand
+bootstrap samples of the frames: atoms of one frame are not independent, frames are taken to be.
+
+alpha. With M members the sample variance s^2 of a Gaussian spread has M - 1 degrees of freedom (3 (M - 1) for the
+force on an atom), so that an error in units of alpha s follows Student's t, not a Gaussian; with four members
+that is no detail. alpha maximises that likelihood, with the label's own variance added to (alpha s)^2. For exact labels
+and many members it is the maximum likelihood of Imbalzano et al., J. Chem. Phys. 154, 074102 (2021),
+alpha^2 = mean of error^2 / s^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beadwork.errors import LabelError
+from beadwork.frame import FloatArray, IntArray
+from beadwork.learn.dataset import Example
+from beadwork.potential.delta import load
+
+BOOTSTRAP = 1000
+#: fewer frames than this calibrate nothing
+FEWEST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Of one quantity on n frames, all of its values (one, or three an atom) after one another.
+
+    error: value of the committee minus the label's. noise: standard error of the label. spread: of the committee,
+    before alpha, or None with one member. frame: index of the frame of each value. freedom: degrees of freedom of the
+    spread. Units: eV an atom for energies, eV/Å for forces.
+    """
+
+    error: FloatArray
+    noise: FloatArray
+    spread: FloatArray | None
+    frame: IntArray
+    freedom: int
+
+    def take(self, frames: Sequence[int]) -> Errors:
+        """The same for some of the frames."""
+        at = np.isin(self.frame, frames)
+        spread = None if self.spread is None else self.spread[at]
+        return Errors(self.error[at], self.noise[at], spread, self.frame[at], self.freedom)
+
+    @property
+    def rmse(self) -> tuple[float, float]:
+        """Root mean square error and its error bar."""
+        samples = np.sqrt(_means(self.error**2, self.frame))
+        return float(samples[0]), float(samples[1:].std())
+
+    @property
+    def clean_rmse(self) -> float:
+        """The same without what the labels' own noise adds."""
+        return float(np.sqrt(max(0.0, float((self.error**2).mean() - (self.noise**2).mean()))))
+
+    def width(self, alpha: float) -> FloatArray:
+        """Standard deviation that each error should have: spread times alpha, and the label's noise."""
+        if self.spread is None:
+            raise LabelError("one model has no spread; validate a committee of at least two members")
+        return np.sqrt((alpha * self.spread) ** 2 + self.noise**2)
+
+    def inside(self, alpha: float, sigmas: float) -> tuple[float, float]:
+        """Share of the errors within so many standard deviations, and its error bar."""
+        samples = _means(np.abs(self.error) < sigmas * self.width(alpha), self.frame)
+        return float(samples[0]), float(samples[1:].std())
+
+    def expected(self, sigmas: float) -> float:
+        """The share that Student's t has within so many standard deviations."""
+        from scipy.stats import t
+
+        return float(t.cdf(sigmas, self.freedom) - t.cdf(-sigmas, self.freedom))
+
+    def fit_alpha(self) -> float:
+        """The alpha of maximum likelihood. Raises LabelError without a spread."""
+        from scipy.optimize import minimize_scalar
+        from scipy.stats import t
+
+        def cost(log_alpha: float) -> float:
+            width = np.maximum(self.width(float(np.exp(log_alpha))), 1e-12)
+            return -float((t.logpdf(self.error / width, self.freedom) - np.log(width)).sum())
+
+        return float(np.exp(minimize_scalar(cost, bounds=(-5.0, 5.0), method="bounded").x))
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """Errors of a committee on examples: energies an atom (eV), and force components (eV/Å) of those that have forces.
+
+    baseline_energy, baseline_forces: what the baseline alone is wrong by, once the reference energies are taken away.
+    """
+
+    examples: tuple[Example, ...]
+    energy: Errors
+    forces: Errors | None
+    baseline_energy: Errors
+    baseline_forces: Errors | None
+
+    def halves(self) -> tuple[list[int], list[int]]:
+        """Frames to fit alpha on, and frames to test it on: every other one, ordered by composition."""
+        order = sorted(range(len(self.examples)), key=lambda i: (self.examples[i].composition, self.examples[i].hash))
+        return order[0::2], order[1::2]
+
+    def compositions(self) -> dict[str, list[int]]:
+        """Frames of each composition, by its name."""
+        found: dict[str, list[int]] = {}
+        for i, example in enumerate(self.examples):
+            found.setdefault(example.composition, []).append(i)
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """alpha, from one half of the frames held out, and what it does on the other.
+
+    quantity: `forces`, or `energy` where no label has forces. inside: share of errors within one and two standard
+    deviations, each with its error bar, before and after alpha, and what Student's t expects.
+    """
+
+    alpha: float
+    quantity: str
+    before: tuple[tuple[float, float], tuple[float, float]]
+    after: tuple[tuple[float, float], tuple[float, float]]
+    expected: tuple[float, float]
+    frames: tuple[int, int]
+
+    def __str__(self) -> str:
+        one, two = (
+            f"{100 * b[0]:.0f}({100 * b[1]:.0f}) % before and {100 * a[0]:.0f}({100 * a[1]:.0f}) % after"
+            for b, a in zip(self.before, self.after, strict=True)
+        )
+        return (
+            f"alpha {self.alpha:.3g} from the {self.quantity} of {self.frames[0]} frames; of the errors in the other "
+            f"{self.frames[1]}, {one} lie inside one sigma ({100 * self.expected[0]:.0f} % expected), {two} inside two "
+            f"({100 * self.expected[1]:.0f} % expected)"
+        )
+
+
+def residuals(
+    examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float], batch: int = 256
+) -> Residuals:
+    """Evaluate a Δ committee on examples. reference: the committee's reference energies, eV by atomic number."""
+    potential = load(None, members, alpha=1.0)
+    atoms = np.array([len(e.frame.numbers) for e in examples])
+    energies, spreads, forces, force_spreads = [], [], [], []
+    for start in range(0, len(examples), batch):
+        answer = potential.evaluate([e.frame for e in examples[start : start + batch]])
+        energies.append(answer.energies)
+        forces.append(answer.forces)
+        if answer.spread is not None:
+            spreads.append(answer.spread.energy)
+            force_spreads.append(answer.spread.force)
+    label = np.array([e.energy for e in examples])
+    shift = np.array([sum(reference[int(z)] for z in e.frame.numbers) for e in examples])
+    noise = np.array([e.energy_error for e in examples]) / atoms
+    index = np.arange(len(examples))
+    freedom = max(1, len(members) - 1)
+    spread = np.concatenate(spreads) / atoms if spreads else None
+    energy = Errors((np.concatenate(energies) - label) / atoms, noise, spread, index, freedom)
+    baseline = Errors((shift - label) / atoms, noise, None, index, freedom)
+    have = np.repeat([e.forces is not None for e in examples], atoms)
+    if not have.any():
+        return Residuals(tuple(examples), energy, None, baseline, None)
+    wanted = np.concatenate([e.forces for e in examples if e.forces is not None])
+    noise = np.concatenate(
+        [
+            np.zeros_like(e.forces) if e.forces_error is None else e.forces_error
+            for e in examples
+            if e.forces is not None
+        ]
+    ).ravel()
+    where = np.repeat(np.repeat(index, atoms)[have], 3)
+    spread = np.repeat(np.concatenate(force_spreads)[have], 3) if force_spreads else None
+    return Residuals(
+        tuple(examples),
+        energy,
+        Errors((np.concatenate(forces)[have] - wanted).ravel(), noise, spread, where, 3 * freedom),
+        baseline,
+        Errors(-wanted.ravel(), noise, None, where, 3 * freedom),
+    )
+
+
+def calibrate(found: Residuals) -> Calibration | None:
+    """Fit alpha on half of the frames and test it on the other half; None with one member or too few frames."""
+    errors, quantity = (found.energy, "energy") if found.forces is None else (found.forces, "forces")
+    fit, test = found.halves()
+    if len(fit) < FEWEST // 2 or len(test) < FEWEST // 2 or errors.spread is None:
+        return None
+    alpha = errors.take(fit).fit_alpha()
+    rest = errors.take(test)
+    return Calibration(
+        alpha,
+        quantity,
+        (rest.inside(1.0, 1), rest.inside(1.0, 2)),
+        (rest.inside(alpha, 1), rest.inside(alpha, 2)),
+        (rest.expected(1), rest.expected(2)),
+        (len(fit), len(test)),
+    )
+
+
+def _means(values: FloatArray | NDArray[np.bool_], frame: IntArray) -> FloatArray:
+    """Mean of the values, and then its bootstrap samples over frames."""
+    _, at = np.unique(frame, return_inverse=True)
+    sums, counts = np.bincount(at, weights=values), np.bincount(at)
+    draws = np.random.default_rng(0).integers(len(sums), size=(BOOTSTRAP, len(sums)))
+    return np.concatenate(([sums.sum() / counts.sum()], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)))
