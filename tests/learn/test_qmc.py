@@ -38,9 +38,10 @@ GOOD: dict[str, Any] = {
     "optimisation": None,
     "seed": 5,
     "seconds": {"sampling": 1.0},
+    "cpu_seconds": {"sampling": 1.0},
     "versions": {"jqmc": "0.2.2"},
 }
-PLAIN = {"two_body": None, "three_body": None, "optimisation_steps": 0}
+PLAIN: dict[str, Any] = {"two_body": 0.0, "three_body": "none", "optimisation_steps": 0}
 
 
 def hydrogen(distance: float = 0.74) -> Frame:
@@ -117,7 +118,7 @@ def test_lrdmc_is_another_method(fake: Callable[..., JQMC]) -> None:
     settings = {"basis": "ccecp-ccpvtz", "ecp": "ccecp", "environment": labeller.environment}
     coarse = JQMC(sampler="lrdmc", lattice_spacing=0.3, **settings)
     assert coarse.method != JQMC(sampler="lrdmc", lattice_spacing=0.2, **settings).method
-    assert coarse.method != JQMC(sampler="lrdmc", lattice_spacing=0.3, three_body=None, **settings).method
+    assert coarse.method != JQMC(sampler="lrdmc", lattice_spacing=0.3, three_body="none", **settings).method
     assert coarse.method == JQMC(sampler="lrdmc", lattice_spacing=0.3, steps=500, seed=9, **settings).method
     assert any("fixed nodes" in line for line in coarse.leaves_out())
 
@@ -219,7 +220,8 @@ def test_periodic_frame(fake: Callable[..., JQMC]) -> None:
         {"epsilon_AS": 0.0},
         {"lattice_spacing": 0.0},
         {"steps": 100},
-        {"determinant": "JAGP", "two_body": None, "three_body": None},
+        {"determinant": "JAGP", "two_body": 0.0, "three_body": "none"},
+        {"three_body": "ao-tiny"},
         {"target_error": -1.0},
     ],
 )

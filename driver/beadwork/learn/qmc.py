@@ -31,6 +31,7 @@ from beadwork.learn.label import Label
 
 SAMPLERS = ("vmc", "lrdmc")
 DETERMINANTS = ("JSD", "JAGP")
+ORBITALS = ("none", "ao-small", "ao-medium", "ao-large", "ao-full", "mo")
 DRIVER = Path(__file__).with_name("qmc_driver.py")
 
 
@@ -41,8 +42,9 @@ class JQMC:
     sampler: `vmc` (variational) or `lrdmc` (lattice-regularised diffusion). basis, ecp, mean_field: as PySCF calls
     them; mean_field is `RHF` or a functional, whose orbitals make the determinant. cartesian: d functions by six.
     determinant: `JSD` (one Slater determinant) or `JAGP` (a geminal, optimised after the Jastrow factor).
-    one_body, two_body: start of these Jastrow terms, None leaves a term out. three_body: orbitals of the third one
-    (`ao-small`, `ao-medium`, `ao-large`, `mo`), or None. Without any there is no optimisation.
+    one_body, two_body: start of these Jastrow terms, 0 leaves a term out; all electrons want one_body = 1. three_body:
+    orbitals of the third one (`ao-small`, `ao-medium`, `ao-large`, `mo`), or `none`. Without any term there is no
+    optimisation.
     optimisation_steps, optimisation_samples: of the trial function, samples a walker and step.
     lattice_spacing: Bohr, of LRDMC. non_local_move: how LRDMC takes a pseudopotential, `dltmove` or `tmove`.
     steps: measurements a walker. target_error: eV; goes on beyond `steps` until the error is as small, or until
@@ -60,9 +62,9 @@ class JQMC:
     mean_field: str = "RHF"
     cartesian: bool = True
     determinant: str = "JSD"
-    one_body: float | None = None
-    two_body: float | None = 1.0
-    three_body: str | None = "ao-small"
+    one_body: float = 0.0
+    two_body: float = 1.0
+    three_body: str = "ao-small"
     optimisation_steps: int = 40
     optimisation_samples: int = 60
     lattice_spacing: float = 0.2
@@ -86,12 +88,14 @@ class JQMC:
                 f"sampler {self.sampler!r} and determinant {self.determinant!r} must be of {', '.join(SAMPLERS)} and "
                 f"of {', '.join(DETERMINANTS)}"
             )
-        if self.ecp and self.one_body is not None:
+        if self.ecp and self.one_body:
             raise ConfigError(
                 "with a pseudopotential a one-body Jastrow term starts far too low and can end in NaN: leave it out"
             )
         if self.determinant == "JAGP" and not self.optimises:
             raise ConfigError("JAGP needs a Jastrow term and optimisation_steps: it starts as the plain determinant")
+        if self.three_body not in ORBITALS:
+            raise ConfigError(f"three_body is {self.three_body!r}; it wants one of {', '.join(ORBITALS)}")
         least = {
             "epsilon_AS": self.epsilon_AS,
             "lattice_spacing": self.lattice_spacing,
@@ -114,15 +118,14 @@ class JQMC:
     @property
     def optimises(self) -> bool:
         """Whether there is a Jastrow factor to optimise, and leave to do so."""
-        terms = (self.one_body, self.two_body, self.three_body)
-        return self.optimisation_steps > 0 and any(term is not None for term in terms)
+        return self.optimisation_steps > 0 and bool(self.one_body or self.two_body or self.three_body != "none")
 
     @property
     def trial_function(self) -> str:
         """For instance `JSD (RHF/ccecp-ccpvtz, ccecp; J2, J3 ao-small; 40 steps)`."""
         named = {"J1": self.one_body, "J2": self.two_body}
-        terms = [name for name, start in named.items() if start is not None]
-        terms += [f"J3 {self.three_body}"] if self.three_body else []
+        terms = [name for name, start in named.items() if start]
+        terms += [f"J3 {self.three_body}"] if self.three_body != "none" else []
         kind = self.determinant if terms else "SD"
         level = f"{self.mean_field}/{self.basis}" + (", Cartesian" if self.cartesian else "")
         parts = [level + (f", {self.ecp}" if self.ecp else ""), ", ".join(terms)]
@@ -180,7 +183,11 @@ class JQMC:
             "cartesian": self.cartesian,
             "mean_field": self.mean_field,
             "determinant": self.determinant,
-            "jastrow": {"one_body": self.one_body, "two_body": self.two_body, "three_body": self.three_body},
+            "jastrow": {
+                "one_body": self.one_body or None,
+                "two_body": self.two_body or None,
+                "three_body": self.three_body,
+            },
             "optimisation": {
                 "steps": self.optimisation_steps if self.optimises else 0,
                 "samples": self.optimisation_samples,
@@ -274,6 +281,7 @@ class JQMC:
             "optimised_energy": optimisation["energy"] * HARTREE if optimisation else None,
             "versions": result["versions"],
             "seconds": result["seconds"],
+            "cpu_seconds": result["cpu_seconds"],
         }
 
     def leaves_out(self) -> list[str]:

@@ -45,26 +45,27 @@ def _end_with_parent(parent: int) -> None:
 
 def compute(job: dict[str, Any]) -> dict[str, Any]:
     """Mean field, trial function, optimisation, sampling."""
-    clock = [time.perf_counter()]
+    seconds, cpu_seconds = {}, {}
+    clock = [(time.perf_counter(), 0.0)]
 
-    def lap() -> float:
-        clock.append(time.perf_counter())
-        return clock[-1] - clock[-2]
+    def lap(part: str) -> None:
+        clock.append((time.perf_counter(), time.process_time()))
+        seconds[part], cpu_seconds[part] = (now - then for now, then in zip(clock[-1], clock[-2], strict=True))
 
-    seconds = {}
     mean_field = trial_function(job, Path("trexio.h5"), Path("hamiltonian.h5"))
-    seconds["mean_field"] = lap()
+    lap("mean_field")
     hamiltonian, optimisation = optimised(job, Path("hamiltonian.h5"))
     hamiltonian.save_to_hdf5("optimised.h5")
-    seconds["optimisation"] = lap()
+    lap("optimisation")
     sampled = sample(job, hamiltonian, optimisation["energy"] if optimisation else mean_field)
-    seconds["sampling"] = lap()
+    lap("sampling")
     return {
         **sampled,
         "mean_field_energy": mean_field,
         "optimisation": optimisation,
         "seed": job["seed"],
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "versions": versions(),
     }
 
@@ -107,7 +108,7 @@ def trial_function(job: dict[str, Any], trexio_file: Path, hamiltonian_file: Pat
         hamiltonian_file=str(hamiltonian_file),
         j1_parmeter=jastrow["one_body"],
         j2_parmeter=jastrow["two_body"],
-        j3_basis_type=jastrow["three_body"] or "none",
+        j3_basis_type=jastrow["three_body"],
         j_nn_type=None,
         j_nn_params=None,
         ao_conv_to=None,
@@ -161,12 +162,13 @@ def _optimise(job: dict[str, Any], hamiltonian: Any, *, geminal: bool, seed: int
         num_mcmc_bin_blocks=1,
         opt_J1_param=jastrow["one_body"] is not None,
         opt_J2_param=jastrow["two_body"] is not None,
-        opt_J3_param=jastrow["three_body"] is not None,
+        opt_J3_param=jastrow["three_body"] != "none",
         opt_JNN_param=False,
         opt_lambda_param=geminal,
         optimizer_kwargs={"method": "sr", "delta": 0.15, "epsilon": 1e-3, "use_lm": True},
         use_device_collectives=False,
     )
+    walkers.run(num_mcmc_steps=settings["samples"])  # the optimiser throws its last samples away
     energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=10, num_mcmc_bin_blocks=1)
     leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(walkers.hamiltonian_data)]
     numbers = [leaf for leaf in leaves if np.issubdtype(leaf.dtype, np.floating)]
