@@ -137,6 +137,16 @@ class Queue:
         with self._open() as db:
             return int(db.count())
 
+    @property
+    def url(self) -> str:
+        """What another process opens the same queue with: an absolute path, or the URL with its password."""
+        return self._address
+
+    def check(self) -> None:
+        """Raise QueueError unless this user may write it, and nobody else holds it for longer than the patience."""
+        with self._change():
+            pass
+
     def add(self, kept: Kept) -> int | None:
         """Store one frame; see `add_all`."""
         return self.add_all([kept])[0]
@@ -199,6 +209,18 @@ class Queue:
                     )
                     return self._row(db, candidate)
         return None
+
+    def renew(self, id: int, worker: str, lease: float) -> None:
+        """Make a claim last for `lease` seconds from now."""
+        with self._change() as db:
+            self._claimed(db, id, worker)
+            db.update(id, expires=time.time() + lease)
+
+    def again(self, id: int) -> None:
+        """Let a frame that was set aside wait once more, its attempts forgotten; other frames stay as they are."""
+        with self._change() as db:
+            if self._row(db, id).status == FAILED:
+                db.update(id, status=WAITING, attempts=0)
 
     def release(self, id: int, worker: str) -> None:
         """Give a claimed frame back untouched; the attempt does not count."""

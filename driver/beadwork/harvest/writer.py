@@ -53,6 +53,8 @@ class QueueWriter:
         self.dropped = 0
         #: what went wrong with the last attempt, None after one that went well
         self.error: Exception | None = None
+        #: since when attempts go wrong, on the monotonic clock
+        self.failing_since = 0.0
         self._thread = threading.Thread(target=self._run, name="beadwork-queue", daemon=True)
         self._thread.start()
 
@@ -103,6 +105,8 @@ class QueueWriter:
                 try:
                     ids = self._queue.add_all(batch)
                 except QueueError as error:
+                    if self.error is None:
+                        self.failing_since = time.monotonic()
                     self.error = error
                     if not self._sleep(pause):
                         return

@@ -59,6 +59,16 @@ class Graph:
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
+    @property
+    def closest(self) -> FloatArray:
+        """(S,) Å: the smallest distance between two atoms of each system, inf where no two are within the cutoff."""
+        edges = self.edge_ptr()
+        least = np.full(len(self), np.inf)
+        some = np.flatnonzero(np.diff(edges))  # reduceat gives nonsense for empty stretches
+        if len(some):
+            least[some] = np.minimum.reduceat(self.lengths, edges[some])
+        return least
+
     def where(self, system: int) -> str:
         """Name a system in a message: its bead where it is known."""
         bead = self.beads[system]
@@ -344,12 +354,10 @@ def _check(frames: Sequence[Frame]) -> None:
 
 
 def _check_distances(graph: Graph) -> None:
-    """Refuse atoms on top of each other."""
-    if len(graph.lengths) == 0:
+    """Refuse atoms on top of each other. What is merely closer than it should be is left to `potential.marks`."""
+    if graph.lengths.min(initial=np.inf) >= CLOSEST:
         return
     edge = int(np.argmin(graph.lengths))
-    if graph.lengths[edge] >= CLOSEST:
-        return
     a, b = int(graph.center[edge]), int(graph.neighbor[edge])
     system = int(graph.system[a])
     first = int(graph.ptr[system])

@@ -1,0 +1,27 @@
+"""What an operating system says when a file cannot be written, as a sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from beadwork.errors import ConfigError, ResourceError
+
+#: no room: on the disk, in the user's quota, or below the limit for one file (ulimit -f)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise ResourceError where there is no room for `path` or the disk fails, else ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        said = f"cannot write {path}: {error.strerror or error}"
+        if error.errno in FULL:
+            raise ResourceError(f"{said}; make room there, or put the outputs elsewhere with --out") from error
+        if error.errno == errno.EIO:
+            raise ResourceError(f"{said}: the disk or network file system failed; check it") from error
+        raise ConfigError(f"{said}; check the path and your rights to it, or choose another with --out") from error

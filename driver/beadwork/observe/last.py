@@ -1,0 +1,47 @@
+"""The last frames of the ring polymer, which a run leaves behind that did not end by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.io
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from beadwork.disk import writing
+from beadwork.frame import Frame
+from beadwork.potential.delta import Evaluation
+
+NAME = "last-frames.extxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """What was evaluated last at one address. evaluation: None for frames that have no answer."""
+
+    address: str
+    step: int
+    frames: Sequence[Frame]
+    evaluation: Evaluation | None
+
+
+def save(last: Sequence[Last], folder: Path) -> Path:
+    """Write them, with step, bead and address, and with energy (eV) and forces (eV/Å) where there are any.
+
+    Raises ResourceError or ConfigError where the file cannot be written.
+    """
+    structures = []
+    for one in last:
+        for k, frame in enumerate(one.frames):
+            atoms = frame.to_atoms()
+            atoms.info |= {"address": one.address, "step": one.step}
+            atoms.info["bead"] = "unknown" if frame.bead is None else frame.bead
+            if one.evaluation is not None:
+                a, b = one.evaluation.ptr[[k, k + 1]]
+                energy, forces = float(one.evaluation.energies[k]), one.evaluation.forces[a:b]
+                atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+            structures.append(atoms)
+    with writing(folder / NAME):
+        ase.io.write(folder / NAME, structures, format="extxyz")
+    return folder / NAME

@@ -1,0 +1,95 @@
+"""Marks that an answer must not pass: atoms too close, forces too large, members too far apart.
+
+A model answers nonsense with a straight face, and i-PI integrates it. A mark is where nonsense surely begins, not where
+a frame becomes worth a label (that is the harvest's band). The defaults are what no ordinary ring polymer reaches:
+
+- distance 0.3 Å: the ground state of H2 (a Morse oscillator of 4.75 eV, 1.94 1/Å, 0.741 Å) is closer than that with a
+  probability of 6e-10, and closer than 0.4 Å with 2e-6, which a long run would meet; O-H and all else stays farther;
+- force 100 eV/Å: what O-H feels at 0.53 Å (5.4 eV, 2.2 1/Å, 0.97 Å), where it is with a probability below 1e-14, and
+  H2 below 0.2 Å;
+- force spread 5 eV/Å: ten times the upper edge of what is worth a label by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from beadwork.errors import GuardError
+from beadwork.frame import Frame
+from beadwork.potential.delta import Evaluation, Potential
+from beadwork.potential.graph import build
+
+Kind = Literal["distance", "force", "spread"]
+UNITS: dict[Kind, str] = {"distance": "Å", "force": "eV/Å", "spread": "eV/Å"}
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A mark that structure number `system` of an evaluation has passed; the worst value of that structure."""
+
+    kind: Kind
+    system: int
+    value: float
+    mark: float
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """distance: Å, the least between two atoms. force, spread: eV/Å, the most of any atom. inf, or 0 Å: no mark.
+
+    stop: end the run at the first breach; False: count, and go on.
+    """
+
+    distance: float = 0.3
+    force: float = 100.0
+    spread: float = 5.0
+    stop: bool = True
+
+    def breaches(self, evaluation: Evaluation) -> list[Breach]:
+        """All that passed a mark, kind by kind. A few passes over atoms; distances were found with the graph."""
+        found: list[Breach] = []
+        near, mark = evaluation.closest, self.distance
+        found += [Breach("distance", int(s), float(near[s]), mark) for s in np.flatnonzero(near < mark)]
+        squares = np.einsum("ai,ai->a", evaluation.forces, evaluation.forces)
+        if squares.max(initial=0.0) > self.force**2:
+            most = np.sqrt(np.maximum.reduceat(squares, evaluation.ptr[:-1]))
+            found += [Breach("force", int(s), float(most[s]), self.force) for s in np.flatnonzero(most > self.force)]
+        if evaluation.spread is not None:
+            far = evaluation.spread.largest
+            found += [Breach("spread", int(s), float(far[s]), self.spread) for s in np.flatnonzero(far > self.spread)]
+        return found
+
+
+def describe(breach: Breach, frame: Frame, step: int, potential: Potential) -> str:
+    """Say where and what in one sentence. Evaluates that one structure again, with every model by itself."""
+    graph = build([frame], potential.cutoff)
+    alone = [(engine.name, engine.evaluate(graph).forces) for engine in potential.engines]
+    answer = potential.evaluate_graph(graph)
+    where = f"step {step}, " + ("a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}")
+    names = [f"atom {a} ({chemical_symbols[z]})" for a, z in enumerate(frame.numbers)]
+    if breach.kind == "distance":
+        edge = int(np.argmin(graph.lengths))
+        atom, other = int(graph.center[edge]), int(graph.neighbor[edge])
+        pair = f"{names[atom]} and {names[other]}"
+        what = f"{pair} are {breach.value:.3g} Å apart, closer than the mark of {breach.mark:g} Å"
+    else:
+        atom = int(np.einsum("ai,ai->a", answer.forces, answer.forces).argmax())
+        word = "force"
+        if breach.kind == "spread" and answer.spread is not None:
+            atom, word = int(answer.spread.atom[0]), "force spread"
+        what = f"the {word} on {names[atom]} is {breach.value:.4g} eV/Å, above the mark of {breach.mark:g} eV/Å"
+    models = ", ".join(f"{name} {np.linalg.norm(forces[atom]):.3g}" for name, forces in alone)
+    return f"{where}: {what}; the models' own forces on atom {atom}, eV/Å: {models}"
+
+
+def refusal(breach: Breach, frame: Frame, step: int, potential: Potential) -> GuardError:
+    """What the run ends with."""
+    return GuardError(
+        f"{describe(breach, frame, step, potential)}. Nothing was sent. Look at the last frames: a wrong start or too "
+        f"long a time step shows there, and a model that does not know such structures; --mark-{breach.kind} sets the "
+        "mark, and --on-mark count goes on"
+    )
