@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from beadwork.config import DTYPES, ENGINES, ROLES, ServeConfig, resolve
+from beadwork.config import DTYPES, ENGINES, ON_MARK, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError
+from beadwork.signals import Interrupted, handled, interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or that of the BeadworkError which ended it."""
-    args = _parser().parse_args(arguments)
     try:
-        return int(args.call(args))
-    except BeadworkError as error:
-        print(f"beadwork: {error}", file=sys.stderr)
+        with handled({signal.SIGINT: interrupt, signal.SIGTERM: interrupt}):
+            args = _parser().parse_args(arguments)
+            return int(args.call(args))
+    except (BeadworkError, Interrupted) as error:
+        with suppress(OSError):  # a log on the disk that is full; the exit code says it too
+            print(f"beadwork: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,10 +38,18 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="where this simulation's step goes, and what would help")
     bench.add_argument("--steps", type=int, default=20, metavar="N", help="steps to run, elsewhere (default: 20)")
     bench.set_defaults(call=_bench)
-    for command in (serve, run, bench):
+    doctor = commands.add_parser(
+        "doctor", help="before a long run: what is wrong, what is slow, how long it takes"
+    )
+    doctor.set_defaults(call=_doctor)
+    for command in (serve, run, bench, doctor):
         _serve_options(command)
+    status = commands.add_parser("status", help="how a run is doing; exit code 0 where it runs")
+    status.add_argument("out", type=Path, nargs="?", default=Path(), help="the run's --out (default: this folder)")
+    status.set_defaults(call=_status)
     _models(commands.add_parser("models", help="make and look at model bundles"))
     _queue(commands.add_parser("queue", help="look at the frames that were kept"))
+    _report(commands.add_parser("report", help="one page about a run, to be opened in a browser"))
     train = commands.add_parser("train", help="learn a Δ committee from labels")
     train.add_argument("labels", help="queue, or an extended XYZ file with REF_energy and REF_forces")
     train.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="bundle that Δ will be added to")
@@ -64,7 +75,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("simulation", help="i-PI's XML or RESTART file, or a TOML file with these options")
     add("baseline", "bundle of the baseline model", metavar="DIR")
-    add("delta", "bundles of the committee's Δ models", nargs="+", metavar="DIR")
+    add("delta", "bundles of the Δ models, or a committee's folder, or a file that names one", nargs="+", metavar="DIR")
     add(
         "at",
         "what a forcefield of the XML is served, where it has several: sum, baseline or delta",
@@ -89,7 +100,12 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("cooldown", "steps between two kept frames", type=int, metavar="N")
     add("keep-most", "frames kept in one run", type=int, metavar="N")
     add("distance", "structures closer than this are the same", type=float, metavar="D")
-    add("out", "folder for beadwork.out and summary.json", metavar="DIR")
+    add("on-mark", "what is done when a mark is passed: stop i-PI, or count and go on", choices=ON_MARK)
+    add("mark-distance", "no two atoms may be closer, Å; 0 for no mark", type=float, metavar="D")
+    add("mark-force", "no atom's force may be larger, eV/Å; inf for no mark", type=float, metavar="F")
+    add("mark-spread", "no atom's force spread may be larger, eV/Å; inf for no mark", type=float, metavar="S")
+    add("out", "folder for beadwork.out, status.json and summary.json", metavar="DIR")
+    add("metrics", "serve Prometheus metrics here; without a host only this machine can ask", metavar="[HOST:]PORT")
     parser.add_argument(
         "--not-periodic",
         dest="periodic",
@@ -138,6 +154,21 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    config, _ = _configured(args)
+    from beadwork.doctor import doctor
+
+    return doctor(config)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from beadwork.observe.status import read, tell
+
+    text, code = tell(read(args.out))
+    print(text)
+    return code
+
+
 def _train(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
@@ -164,6 +195,10 @@ def _models(parser: argparse.ArgumentParser) -> None:
     show = commands.add_parser("show", help="print a bundle's card and check its files")
     show.add_argument("bundle", type=Path)
     show.set_defaults(call=_show_model)
+    point = commands.add_parser("point", help="let a file name this committee: servers that watch the file take it up")
+    point.add_argument("file", type=Path)
+    point.add_argument("committee", type=Path)
+    point.set_defaults(call=_point)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -178,6 +213,14 @@ def _show_model(args: argparse.Namespace) -> int:
     from beadwork.potential.bundle import describe
 
     print(describe(args.bundle))
+    return 0
+
+
+def _point(args: argparse.Namespace) -> int:
+    from beadwork.potential.bundle import point
+
+    point(args.file, args.committee)
+    print(f"{args.file} names {args.committee}")
     return 0
 
 
@@ -226,6 +269,20 @@ def _queue_export(args: argparse.Namespace) -> int:
     rows = Queue(args.queue).rows()
     export(rows, args.file)
     print(f"{len(rows)} frames in {args.file}")
+    return 0
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of beadwork.out and summary.json")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
+    parser.add_argument("--queue", metavar="Q", help="queue, where it is not the one that the run names")
+    parser.set_defaults(call=_write_report)
+
+
+def _write_report(args: argparse.Namespace) -> int:
+    from beadwork.report import report
+
+    print(report(args.run, args.page, args.queue))
     return 0
 
 

@@ -20,6 +20,7 @@ else:
 ROLES = ("sum", "baseline", "delta")
 ENGINES = ("auto", "native", "torchscript")
 DTYPES = ("float64", "float32")
+ON_MARK = ("stop", "count")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ServeConfig:
 
     simulation: str = ""  #: i-PI's XML or RESTART
     baseline: str | None = None  #: bundle of the baseline
-    delta: list[str] = field(default_factory=list)  #: bundles of the committee's members
+    delta: list[str] = field(default_factory=list)  #: bundles, or a committee's folder, or a file naming one
     at: dict[str, str] = field(default_factory=dict)  #: forcefield's name -> sum, baseline or delta
     engine: str = "auto"  #: auto, native or torchscript
     dtype: str = "float64"  #: float64 or float32
@@ -48,7 +49,12 @@ class ServeConfig:
     cooldown: int = 10  #: steps between two kept frames, of whatever bead; 0 keeps all
     keep_most: int = 100  #: frames kept in one run
     distance: float = 0.03  #: Å; structures closer than this are the same (docs/formulas.md says how it is measured)
-    out: str = "."  #: folder for beadwork.out, summary.json and run.png
+    on_mark: str = "stop"  #: stop or count: what is done when one of the marks below is passed
+    mark_distance: float = 0.3  #: Å; no two atoms may be closer; 0: no mark (below 0.2 Å the run ends in any case)
+    mark_force: float = 100.0  #: eV/Å; no atom's force may be larger; inf: no mark
+    mark_spread: float = 5.0  #: eV/Å; no atom's force spread may be larger; inf: no mark
+    out: str = "."  #: folder for beadwork.out, status.json, summary.json and run.png
+    metrics: str | int | None = None  #: PORT or HOST:PORT for Prometheus; without a host this machine alone can ask
 
     def check(self) -> ServeConfig:
         """Return self, or raise ConfigError with what is wrong and what to do."""
@@ -58,6 +64,7 @@ class ServeConfig:
             raise ConfigError("no model named; give --baseline, --delta or both")
         _one_of("engine", self.engine, ENGINES)
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("on-mark", self.on_mark, ON_MARK)
         for name, role in self.at.items():
             _one_of(f"the role of forcefield {name!r}", role, ROLES)
             if role != "delta" and self.baseline is None:
@@ -69,10 +76,21 @@ class ServeConfig:
                 raise ConfigError(f"{name} is {band}; it wants LOW or LOW HIGH, not negative, low first")
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
-        for name in ("patience", "cooldown", "keep_most", "threads", "connections"):
-            if getattr(self, name) < 0:
+        marks = ("mark_distance", "mark_force", "mark_spread")
+        for name in ("patience", "cooldown", "keep_most", "threads", "connections", *marks):
+            if not getattr(self, name) >= 0:  # NaN is no number either
                 raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
+        if self.metrics is not None:
+            listen_at(self.metrics)
         return self
+
+
+def listen_at(where: str | int) -> tuple[str, int]:
+    """Return host and port of PORT, HOST:PORT or [HOST]:PORT; loopback where no host is named. Raises ConfigError."""
+    host, _, port = str(where).rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"metrics is {where!r}; it wants PORT or HOST:PORT; port 0 takes a free one")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _one_of(name: str, got: str, choices: tuple[str, ...]) -> None:

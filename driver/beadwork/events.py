@@ -23,7 +23,8 @@ class Evaluated:
     step: complete rings answered before this one, the start structure being step 0. requested: distinct structures in
     it. evaluated: structures that a model saw. energy: mean potential energy a structure. energy_spread: mean over
     the structures, None without a committee. force_spread: the largest of any atom. seconds: where the time went, by
-    name ("idle" is i-PI's).
+    name ("idle" is i-PI's). element_spread: root mean square of the force spread over the atoms of an element in all
+    structures, by its symbol.
     """
 
     address: str
@@ -34,6 +35,7 @@ class Evaluated:
     energy_spread: float | None
     force_spread: float | None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    element_spread: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +48,48 @@ class Kept:
     force_spread: float
 
 
-Event = Note | Evaluated | Kept
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A frame worth keeping could not be: the queue does not keep up, or cannot be written."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A connection to i-PI has ended without EXIT, and will be dialled again. left: how many are still there."""
+
+    address: str
+    why: str
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """From this step on, this committee answers at this address.
+
+    committee: the first digits of its hash, as the extras have it; None where the models came from no bundles. folder:
+    where its bundles lie. found: what was found out before, in words.
+    """
+
+    address: str
+    step: int
+    committee: str | None
+    folder: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarkPassed:
+    """One structure of an answer has passed one of the guard's marks, and the run goes on as the user chose.
+
+    kind: 'distance' (Å), 'force' or 'spread' (eV/Å). bead: None where it is not known.
+    """
+
+    kind: str
+    step: int
+    bead: int | None
+    value: float
+
+
+Event = Note | MarkPassed | Evaluated | Kept | TakenUp | Dropped | Lost

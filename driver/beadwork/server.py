@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, RemoteProtocolError
-from beadwork.events import Evaluated, Event, Note
+from beadwork.events import Evaluated, Event, Lost, MarkPassed, Note
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.beads import Beads
 from beadwork.ipi.gather import Gather
 from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, Init, PosData
 from beadwork.ipi.transport import Line, Peer, Transport
+from beadwork.observe.last import Last
 from beadwork.potential.delta import Evaluation, Potential
+from beadwork.potential.marks import Breach, Marks, describe, refusal
+from beadwork.swap import Swap, short
 from beadwork.units import BOHR, FORCE, HARTREE
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
@@ -54,6 +58,14 @@ class Service:
         self.gather = Gather(self.ring)
         self.beads = Beads(self.ring) if self.ring and self.one_system else None
 
+    @property
+    def between(self) -> int | None:
+        """The step that begins with the next structures; None within one, as far as that is known.
+
+        While all beads have come as one structure, more of the same step may follow.
+        """
+        return None if self._done or (self._step == 0 and self._start is not None) else self._step
+
     def count(self, positions: FloatArray) -> int:
         """Return the step that these distinct structures (S, N, 3) belong to, and count them.
 
@@ -80,8 +92,9 @@ Harvest = Callable[[str, int, Sequence[Frame], Evaluation], None]
 class Server:
     """Answers i-PI until it says EXIT.
 
-    harvest and watch run after the reply has left. last_words gets the frames that could not be answered for.
+    harvest and watch run after the reply has left. marks: what no answer may pass, None for no guard.
     directory: i-PI's, where it is known; else it is asked for over a unix socket when i-PI has to be stopped.
+    swap: has the committee that answers from the next step on.
     """
 
     def __init__(
@@ -92,8 +105,9 @@ class Server:
         harvest: Harvest | None = None,
         watch: Callable[[Event], None] = lambda event: None,
         stopped: Callable[[], bool] = lambda: False,
-        last_words: Callable[[Sequence[Frame]], None] = lambda frames: None,
+        marks: Marks | None = None,
         directory: Path | None = None,
+        swap: Swap | None = None,
     ) -> None:
         self.services = list(services)
         self.transport = Transport([service.line for service in services], patience)
@@ -101,19 +115,26 @@ class Server:
         self._harvest = harvest
         self._watch = watch
         self._stopped = stopped
-        self._last_words = last_words
+        self._marks = marks
+        self._noted: set[str] = set()  # kinds of marks of which the first has been told
+        #: the frames that could not be answered for
+        self.refused: Last | None = None
+        self._answered: dict[str, list[Last]] = {}
         self._directory = directory
+        self._swap = swap
         self._idle_since = time.perf_counter()
 
     def run(self) -> None:
         """Serve until every i-PI has said EXIT, or `stopped()`.
 
-        On any BeadworkError (a NaN from a model, an exploded geometry, a peer that speaks nonsense) i-PI is stopped
-        with an EXIT file where its directory is known, every connection is closed, and the error is raised.
+        On any BeadworkError (a NaN from a model, a mark passed, a peer that speaks nonsense, a full disk) i-PI is
+        stopped with an EXIT file where its directory is known, every connection is closed, and the error is raised.
         """
         try:
             while not self.transport.finished and not self._stopped():
                 self._handle(self.transport.poll(self._timeout()))
+                if self._swap is not None:
+                    self._swap.look()
                 for service in self.services:
                     peers = service.gather.take(time.monotonic())
                     if peers:
@@ -142,7 +163,8 @@ class Server:
                 service.gather.leave(peer)
                 service.waiting.pop(peer, None)
                 if isinstance(event, HangUp):
-                    self._watch(Note(f"{service.line.address}: {service.line.why}; dialling again"))
+                    line = service.line
+                    self._watch(Lost(str(line.address), line.why, len(line.peers)))
 
     def _answer(self, service: Service, peers: list[Peer]) -> None:
         begin = time.perf_counter()
@@ -161,6 +183,9 @@ class Server:
                 f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
                 f"{len(service.numbers)}; serve the file that i-PI was started with"
             )
+        if self._swap is not None and service.between is not None:
+            service.potential = self._swap.take(service.potential, service.between)
+        step = service.count(positions)
         pbc = (service.periodic,) * 3
         frames = [
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
@@ -169,9 +194,14 @@ class Server:
             evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
         except BeadworkError:
             named = _named(service, positions, frames)
-            self._last_words(named)
+            self.refused = Last(str(service.line.address), step, named, None)
             service.potential.evaluate(named)  # the same error again, which now names the bead
             raise
+        passed = [] if self._marks is None else self._marks.breaches(evaluation)
+        if passed and self._marks is not None and self._marks.stop:
+            named = _named(service, positions, frames)
+            self.refused = Last(str(service.line.address), step, named, evaluation)
+            raise refusal(passed[0], named[passed[0].system], step, service.potential)
         packing = time.perf_counter()
         replies = _replies(evaluation, inverse, service.potential)
         sending = time.perf_counter()
@@ -180,24 +210,32 @@ class Server:
             peer.machine.answer(reply)
             self.transport.advance(peer, events)
         end = self._idle_since = time.perf_counter()
-        self._after(
-            service, positions, frames, evaluation, {"idle": idle, "pack": sending - packing, "send": end - sending}
-        )
+        frames = _named(service, positions, frames)
+        seconds = {"idle": idle, "pack": sending - packing, "send": end - sending}
+        self._after(service, step, frames, evaluation, passed, seconds)
         self._handle(events)
 
     def _after(
         self,
         service: Service,
-        positions: FloatArray,
+        step: int,
         frames: list[Frame],
         evaluation: Evaluation,
+        passed: Sequence[Breach],
         seconds: dict[str, float],
     ) -> None:
         """What the reply did not wait for."""
-        frames = _named(service, positions, frames)
-        step = service.count(positions)
+        self._remember(Last(str(service.line.address), step, frames, evaluation))
+        for breach in passed:
+            frame = frames[breach.system]
+            self._watch(MarkPassed(breach.kind, step, frame.bead, breach.value))
+            if breach.kind not in self._noted:
+                self._noted.add(breach.kind)
+                self._watch(Note(f"{describe(breach, frame, step, service.potential)}; more of this is only counted"))
         if self._harvest is not None:
             self._harvest(str(service.line.address), step, frames, evaluation)
+        if self._swap is not None:
+            self._swap.answered(service.potential, frames, evaluation)
         spread = evaluation.spread
         self._watch(
             Evaluated(
@@ -209,15 +247,36 @@ class Server:
                 energy_spread=None if spread is None else float(spread.energy.mean()),
                 force_spread=None if spread is None else float(spread.largest.max()),
                 seconds={**evaluation.seconds, **seconds},
+                element_spread={} if spread is None else _by_element(service.numbers, spread.force),
             )
         )
+
+    def _remember(self, last: Last) -> None:
+        """Keep what was answered of this step and of the one before: references, no copies."""
+        answered = self._answered.setdefault(last.address, [])
+        answered[:] = [one for one in answered if one.step >= last.step - 1] + [last]
+
+    def last(self) -> list[Last]:
+        """The frames that could not be answered for; where all could, those answered last: a ring polymer at least."""
+        if self.refused is not None:
+            return [self.refused]
+        found: list[Last] = []
+        for service in self.services:
+            answered = self._answered.get(str(service.line.address), [])
+            newest = [one for one in answered if one.step == answered[-1].step]
+            whole = service.ring is None or sum(len(one.frames) for one in newest) >= service.ring
+            found += newest if whole else answered
+        return found
 
     def _stop_ipi(self) -> None:
         """A file EXIT stops i-PI, but only once nothing is in flight: so it is followed by closing every connection."""
         found = [self._directory, *(peer.directory() for line in self.transport.lines for peer in line.peers)]
         directories = {directory for directory in found if directory is not None}
         for directory in directories:
-            (directory / "EXIT").touch()
+            try:
+                (directory / "EXIT").touch()
+            except OSError as error:
+                self._watch(Note(f"i-PI cannot be stopped by a file EXIT in {directory} ({error}): end it by hand"))
         if not directories:
             self._watch(Note("i-PI's directory is not known from here: stop it with a file named EXIT where it runs"))
 
@@ -249,12 +308,18 @@ def _replies(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential
     ]
 
 
+def _by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]:
+    """Root mean square over the atoms of each element, of structures of one composition that stand one after another."""
+    squares = (force_spread.reshape(-1, len(numbers)) ** 2).mean(axis=0)
+    return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
+
+
 def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
     """The keys of every extras object of this potential; none without a committee of two at least."""
     if len(potential.members) < 2:
         return ()
     forces = ("committee_force", "committee_virial") if member_forces else ()
-    return ("committee_pot", "energy_spread", "force_spread_max", "force_spread_atom", "alpha", *forces)
+    return ("committee_pot", "energy_spread", "force_spread_max", "force_spread_atom", "alpha", "committee", *forces)
 
 
 def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
@@ -262,7 +327,8 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
 
     committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by alpha.
     energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. alpha: applied by beadwork, so
-    i-PI's must stay 1. committee_force and committee_virial (atomic units) only when they were asked for.
+    i-PI's must stay 1. committee: the models that answered, as `swap.short` names them. committee_force and
+    committee_virial (atomic units) only when they were asked for.
     """
     spread, totals = evaluation.spread, evaluation.member_totals
     if spread is None or totals is None:
@@ -283,4 +349,5 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
         columns["committee_force"] = rows_of_forces.tolist()
         columns["committee_virial"] = (virials.reshape(members, -1, 9).transpose(1, 0, 2) / HARTREE).tolist()
     rows = zip(*columns.values(), strict=True)
-    return [json.dumps({**dict(zip(columns, row, strict=True)), "alpha": potential.alpha}).encode() for row in rows]
+    same = {"alpha": potential.alpha, "committee": short(potential)}
+    return [json.dumps({**dict(zip(columns, row, strict=True)), **same}).encode() for row in rows]

@@ -7,31 +7,40 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import ase.io
+from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
-from beadwork.errors import ConfigError, SimulationError
+from beadwork.disk import writing
+from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
+from beadwork.harvest.queue import committee_hash
 from beadwork.ipi.simulation import Simulation, Socket, advice, read
 from beadwork.ipi.transport import Address, Line, stale
+from beadwork.observe.last import save
+from beadwork.observe.metrics import Metrics
+from beadwork.observe.pace import Pace
 from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record, tell
+from beadwork.observe.status import Status
 from beadwork.potential.delta import Potential, load
+from beadwork.potential.marks import Marks
 from beadwork.server import Server, Service, extra_keys
+from beadwork.signals import handled, interrupt
+from beadwork.swap import Swap
 
 #: seconds that i-PI gets to end by itself after the server has ended
 FAREWELL = 20.0
-#: where the structures go that ended a run
-LAST_FRAMES = "last-frames.extxyz"
+#: seconds that an i-PI which we have started ourselves gets to listen, at least
+LISTEN = 60.0
 
 
 class Session:
@@ -40,28 +49,53 @@ class Session:
     def __init__(self, config: ServeConfig, threads: str) -> None:
         self._config = config
         self._signal = 0  # the one that ended us
+        self._answering = False  # whether a signal waits for the answer under way, or ends us where we are
         self._ipi: subprocess.Popen[bytes] | None = None
         self._started = time.time()
+        self._restart: int | None = None  # when the RESTART that we found was written
         self._notes = [threads]
+        self._swap: Swap | None = None
 
     def run(self, *, start_ipi: bool) -> int:
-        """Serve, with an i-PI of our own if `start_ipi`, and return the exit code. Raises BeadworkError."""
+        """Serve, with an i-PI of our own if `start_ipi`, and return the exit code.
+
+        Raises BeadworkError, and Interrupted for a signal that comes before there is anything to answer.
+        """
+        end, reload = self._on_signal, self._on_reload
+        with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
+            return self._run(start_ipi)
+
+    def _run(self, start_ipi: bool) -> int:
         config = self._config
         simulation = read(Path(config.simulation))
+        self._restart = _written(simulation.directory / "RESTART")
         self._notes += advice(simulation)
-        services = self._services(simulation)
+        services = self.services(simulation)
         folder = Path(config.out)
-        steps = simulation.total_steps - simulation.step
-        progress = Progress(steps, simulation.systems[0].timestep, len(services))
-        record = Record(folder)
+        total = simulation.total_steps
+        pace = Pace(simulation.systems[0].timestep, len(services), simulation.step)
+        progress = Progress(pace, total)
+        record = Record(folder, _elements(services), self._about(simulation, services, folder))
+        watchers: list[Callable[[Event], None]] = [pace, progress, record]
 
         def watch(event: Event) -> None:
-            progress(event)
-            record(event)
+            with writing(Path("the log")):  # what a watcher says on a terminal, or into a file on a full disk
+                for watcher in watchers:
+                    watcher(event)
 
+        def facts() -> dict[str, Any]:
+            return _facts(services)
+
+        status = Status(folder, pace, total, facts, watch)
+        watchers.append(status)
+        metrics = None
         harvest = None
-        code = 0
+        ended: BaseException | None = None
         try:
+            if config.metrics is not None:
+                metrics = Metrics(config.metrics, pace, total, facts)
+                watchers.append(metrics)
+                self._notes.append(f"metrics for Prometheus are at {metrics.address}")
             for note in self._notes:
                 watch(Note(note))
             if config.queue:
@@ -70,36 +104,82 @@ class Session:
                         "a queue keeps what the committee is unsure of, but no forcefield is served two Δ models or "
                         "more; give more of them with --delta, or no --queue"
                     )
-                models = [card.hash for card in services[0].potential.cards]
-                harvest = Keeper(config, simulation.sha256, models, watch)
+                harvest = Keeper(config, simulation.sha256, watch)
+            self._swap = Swap(config, watch)
+            for service in services:
+                if service.potential.members:
+                    self._swap.serve(str(service.line.address), service.potential, service.numbers, service.ring)
+            self._answering = True
             if start_ipi:
                 self._start_ipi(simulation, services, folder, watch)
             server = Server(
                 services,
-                patience=config.patience,
+                patience=max(config.patience, LISTEN) if start_ipi else config.patience,
                 harvest=harvest,
                 watch=watch,
                 stopped=self._stopped,
-                last_words=lambda frames: self._last_words(frames, folder),
+                marks=Marks(config.mark_distance, config.mark_force, config.mark_spread, config.on_mark == "stop"),
                 directory=simulation.directory if start_ipi else None,
+                swap=self._swap,
             )
-            with _signals(self._on_signal):
-                server.run()
-        finally:
-            if self._ipi is not None:
-                code = self._end_ipi()
-                if code:
-                    watch(Note(f"i-PI ended with exit code {code}; what it said is in {folder / 'i-pi.log'}"))
             try:
-                if harvest is not None:
-                    record.dropped = harvest.writer.dropped
-                    harvest.close()
+                server.run()
             finally:
-                progress.close()
-                self._finish(simulation, services, record, folder)
-        return code or (128 + self._signal if self._signal else 0)
+                if self._signal or sys.exc_info()[1]:
+                    self._last_words(server, folder)
+        except BaseException as error:
+            ended = error
+            raise
+        finally:
+            self._answering = True  # from here on all is put in order, whatever comes
+            code = self._end_ipi()
+            try:
+                with ExitStack() as farewell:  # every part of it, from the last to the first, whatever the others do
+                    farewell.callback(self._finish, simulation, services, record, folder)
+                    farewell.callback(progress.close)
+                    if metrics is not None:
+                        farewell.callback(metrics.close)
+                    if harvest is not None:
+                        record.dropped = harvest.writer.dropped
+                        farewell.callback(harvest.close)
+                    if self._swap is not None:
+                        farewell.callback(self._swap.close)
+                    if code:
+                        watch(Note(f"i-PI ended with exit code {code}; what it said is in {folder / 'i-pi.log'}"))
+            except BeadworkError as error:
+                if ended is None:
+                    ended = error
+                    raise
+                _say(str(error))  # what ended the run before is what it ends with
+            finally:
+                code = code or (128 + self._signal if self._signal else 0)
+                status.close(getattr(ended, "exit_code", 1) if ended else code, str(ended or ""))
+        return code
 
-    def _services(self, simulation: Simulation) -> list[Service]:
+    def _about(self, simulation: Simulation, services: list[Service], folder: Path) -> dict[str, Any]:
+        """What `beadwork report` has to know of this run, paths counted from the folder of our outputs."""
+        system = simulation.systems[0]
+        queue = self._config.queue
+
+        def seen_from_there(path: Path | str) -> str:
+            return os.path.relpath(path, folder)
+
+        return {
+            "simulation": seen_from_there(simulation.path),
+            "simulation_sha256": simulation.sha256,
+            "directory": seen_from_there(simulation.directory),
+            "outputs": f"{system.prefix}_{simulation.prefix}" if system.prefix else simulation.prefix,
+            "properties": list(simulation.properties),
+            "queue": None if not queue else "elsewhere" if "://" in queue else seen_from_there(queue),
+            "first_step": simulation.step,
+            "time_step_fs": system.timestep,
+            "temperature_K": system.temperature,
+            "beads": system.nbeads,
+            "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
+            "started": time.time(),
+        }
+
+    def services(self, simulation: Simulation) -> list[Service]:
         """Join the forcefields of the XML with the models. Raises SimulationError, ModelError or ConfigError."""
         config = self._config
         roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
@@ -171,7 +251,7 @@ class Session:
             leftover.unlink()  # i-PI would stop before its first step
         program = Path(sys.executable).with_name("i-pi")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        with open(folder / "i-pi.log", "wb") as log:
+        with writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
             self._ipi = subprocess.Popen(
                 [str(program), str(simulation.path.resolve())],
                 cwd=home,
@@ -182,26 +262,43 @@ class Session:
         if home.resolve() != Path.cwd():
             watch(Note(f"i-PI runs in {home}, where the files are that its input names"))
 
-    def _last_words(self, frames: Sequence[Frame], folder: Path) -> None:
-        """Leave the frames that no model could answer for on disk."""
-        path = folder / LAST_FRAMES
-        structures = [frame.to_atoms() for frame in frames]
-        for atoms, frame in zip(structures, frames, strict=True):
-            atoms.info["bead"] = "unknown" if frame.bead is None else frame.bead
-        ase.io.write(path, structures, format="extxyz")
-        print(f"beadwork: the {len(frames)} frames that could not be answered for are in {path}", file=sys.stderr)
+    def _last_words(self, server: Server, folder: Path) -> None:
+        """Leave the last frames on disk; what goes wrong with that is said, and is not what ended the run."""
+        last = server.last()
+        if not last:
+            return
+        count = sum(len(one.frames) for one in last)
+        which = "could not be answered for" if server.refused else "were answered last"
+        try:
+            _say(f"the {count} frames that {which} are in {save(last, folder)}")
+        except BeadworkError as error:
+            _say(f"the {count} frames that {which} are lost: {error}")
 
     def _stopped(self) -> bool:
         return bool(self._signal) or (self._ipi is not None and self._ipi.poll() is not None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+        if not self._answering:
+            interrupt(number, frame)
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        if self._swap is not None:
+            self._swap.ask()
 
     def _end_ipi(self) -> int:
-        """Wait for i-PI to end, help it if it does not, and return its exit code, as a shell has it."""
-        assert self._ipi is not None  # noqa: S101 - our own state
-        if self._ipi.poll() is None and self._signal:
-            self._ipi.send_signal(signal.SIGTERM)
+        """Wait for i-PI to end, and return its exit code, as a shell has it; 0 where we have started none.
+
+        After a signal, and where it does not end by itself, it is asked to (it writes its RESTART then), and killed if
+        that does not help.
+        """
+        if self._ipi is None:
+            return 0
+        until = time.monotonic() + FAREWELL
+        while self._ipi.poll() is None and not self._signal and time.monotonic() < until:
+            time.sleep(0.02)
+        if self._ipi.poll() is None:
+            self._ipi.terminate()
         try:
             code = self._ipi.wait(FAREWELL)
         except subprocess.TimeoutExpired:
@@ -214,20 +311,37 @@ class Session:
         ring = services[0].ring if len(services) == 1 else None
         summary = record.summary(steps * ring if steps and ring else None)
         record.close(summary)
-        print(tell(summary, folder, self._config.queue))
+        with writing(Path("the summary's words")):
+            print(tell(summary, folder, self._config.queue), flush=True)
         for name in simulation.properties[:1]:
-            print(draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png"))
+            with writing(folder / "run.png"):
+                print(draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png"), flush=True)
 
     def _steps_done(self, simulation: Simulation) -> int | None:
         """Steps that i-PI itself says it has done, from the RESTART that it writes when it ends; None without one."""
         restart = simulation.directory / "RESTART"
-        if self._ipi is None or not restart.exists() or restart.stat().st_mtime < self._started:
+        if self._ipi is None or _written(restart) in (None, self._restart):
             return None
         try:
             return read(restart).step - simulation.step
         except SimulationError as error:
             print(f"beadwork: i-PI's steps cannot be counted: {error}", file=sys.stderr)
             return None
+
+
+def _elements(services: Sequence[Service]) -> list[str]:
+    """Symbols of all that is served with a committee, heaviest first."""
+    served = [service.numbers for service in services if len(service.potential.members) > 1]
+    return [chemical_symbols[z] for z in sorted({int(z) for numbers in served for z in numbers}, reverse=True)]
+
+
+def _facts(services: Sequence[Service]) -> dict[str, Any]:
+    """What answers at this moment: the engines, and the hash of all models as the queue has it."""
+    potentials = [service.potential for service in services]
+    engines = dict.fromkeys(engine.name for potential in potentials for engine in potential.engines)
+    # the forcefields' potentials are parts of one, so each holds all its cards
+    cards = potentials[0].cards
+    return {"engines": list(engines), "committee": committee_hash([card.hash for card in cards]) if cards else None}
 
 
 def _check_extras(simulation: Simulation, services: list[Service]) -> None:
@@ -242,15 +356,15 @@ def _check_extras(simulation: Simulation, services: list[Service]) -> None:
         )
 
 
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the run after the reply that is being computed."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+def _say(text: str) -> None:
+    """Say something in the end; into a log on the disk that is full it cannot be said."""
+    with suppress(OSError):
+        print(f"beadwork: {text}", file=sys.stderr)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was last written; None where there is none. Only to be compared: the clock may be set."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _address(socket: Socket, host: str | None) -> Address:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from beadwork.config import ServeConfig
-from beadwork.errors import QueueError
-from beadwork.events import Event, Note
+from beadwork.errors import QueueError, ResourceError
+from beadwork.events import Dropped, Event, Note
 from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Kept, Queue
@@ -15,21 +16,26 @@ from beadwork.harvest.select import Band, Decision, Selector
 from beadwork.harvest.writer import QueueWriter
 from beadwork.potential.delta import Evaluation, Spread
 
+#: seconds for which a disk may be full, or fail, before the run is stopped
+FULL = 10.0
+#: how SQLite and PostgreSQL say so
+FULL_SIGNS = ("disk is full", "disk I/O", "No space left")
+
 
 class Keeper:
     """Called with every evaluation after its reply has left. Opens the queue, and makes it where it is missing.
 
-    simulation: sha256 of the simulation's file. models: hashes of the models, baseline first. Frames of the same
-    simulation that the queue holds already count for the limit and are not kept again. Raises QueueError.
+    simulation: sha256 of the simulation's file. Frames of the same
+    simulation that the queue holds already count for the limit and are not kept again. Raises QueueError for a queue
+    that cannot be written from the start. One that cannot be written later is told once, and the frames wait; where it
+    is the disk that has been full for `FULL` seconds, ResourceError ends the run.
     """
 
-    def __init__(
-        self, config: ServeConfig, simulation: str, models: Sequence[str], watch: Callable[[Event], None]
-    ) -> None:
-        self._models = tuple(models)
+    def __init__(self, config: ServeConfig, simulation: str, watch: Callable[[Event], None]) -> None:
         self._simulation = simulation
         self._watch = watch
         self._evaluations = 0
+        self._told = False  # that the queue cannot be written
         self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
         self.selector = Selector(
             Band(*_marks(config.keep_force), *_marks(config.keep_energy)),
@@ -38,6 +44,7 @@ class Keeper:
             config.distance,
         )
         queue = Queue(str(config.queue), create=True)
+        queue.check()
         rows = queue.rows(simulation=self._simulation)
         self.selector.seed(row.kept.frame for row in rows)
         self.writer = QueueWriter(queue, on_kept=self._kept)
@@ -45,6 +52,7 @@ class Keeper:
     def __call__(self, address: str, step: int, frames: Sequence[Frame], evaluation: Evaluation) -> None:
         """Look at one evaluation; called after its reply has left."""
         self._evaluations += 1
+        self._look_at_the_queue()
         if evaluation.spread is None:
             return
         spread = evaluation.spread
@@ -64,7 +72,7 @@ class Keeper:
             energy_spread=float(spread.energy[index]) / len(frame.numbers),
             force_spread=spread.force[atoms].copy(),
             member_energies=spread.members[:, index].copy(),
-            models=self._models,
+            models=evaluation.models,
             simulation=self._simulation,
             step=step,
         )
@@ -73,6 +81,16 @@ class Keeper:
             self._watch(
                 Note(f"a frame of step {step} could not be kept: the queue does not keep up ({self.writer.error})")
             )
+            self._watch(Dropped(step))
+
+    def _look_at_the_queue(self) -> None:
+        error = self.writer.error
+        if error is not None and not self._told:
+            self._watch(Note(f"{error}; {self.writer.pending} frames wait in memory to be kept"))
+        self._told = error is not None
+        full = error is not None and any(sign in str(error) for sign in FULL_SIGNS)
+        if full and time.monotonic() - self.writer.failing_since >= FULL:
+            raise ResourceError(f"for {FULL:g} s now: {error}; the run was stopped rather than lose frames")
 
     def _kept(self, row: int, kept: Kept) -> None:
         self._news.append(KeptEvent(row, kept.step or 0, kept.frame.bead, kept.max_force_spread))
@@ -83,7 +101,8 @@ class Keeper:
         while self._news:
             self._watch(self._news.popleft())
         if not stored:
-            raise QueueError(f"{self.writer.pending} frames could not be written to the queue: {self.writer.error}")
+            said = f"{self.writer.pending} frames could not be written to the queue: {self.writer.error}"
+            raise ResourceError(said) if any(sign in said for sign in FULL_SIGNS) else QueueError(said)
 
 
 def _marks(band: Sequence[float]) -> tuple[float | None, float | None]:

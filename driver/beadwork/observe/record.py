@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beadwork.events import Evaluated, Event, Kept
+from beadwork.disk import writing
+from beadwork.events import Evaluated, Event, Kept, MarkPassed, TakenUp
 
 COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
 
 
 class Record:
-    """Writes `beadwork.out` as events come, and sums them up."""
+    """Writes `beadwork.out` as events come, and sums them up.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    elements: symbols of those whose spread gets a column of its own. about: plain data of the run for those who read
+    the file later; it stands in its second line.
+    """
+
+    def __init__(self, folder: Path, elements: Sequence[str] = (), about: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.kept = 0
         self.dropped = 0
-        self._file = open(folder / "beadwork.out", "w", buffering=1)  # noqa: SIM115 - open for the run's length
-        self._file.write(COLUMNS + "\n")
+        self._path = folder / "beadwork.out"
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "w", buffering=1)  # noqa: SIM115 - open for the run's length
+        self._elements = tuple(elements)
+        self._write("  ".join([COLUMNS, *(f"spread_{element}/(eV/A)" for element in elements)]))
+        if about:
+            self._write(f"# run: {json.dumps(about)}")
         self._begin = time.monotonic()
         self._seconds: Counter[str] = Counter()
         self._evaluations = 0
-        self._steps: dict[str, set[int]] = {}
+        self._steps: dict[str, int] = {}  # counted without gaps, so the last one says how many there were
         self._requested = 0
         self._evaluated = 0
         self._spread_sum = 0.0
         self._spread_most = 0.0
         self._energy_spread_sum = 0.0
+        self._committees: list[dict[str, Any]] = []
+        self._marks: Counter[str] = Counter()
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
@@ -39,16 +53,30 @@ class Record:
             self.kept += 1
         elif isinstance(event, Evaluated):
             self._add(event)
+        elif isinstance(event, MarkPassed):
+            self._marks[event.kind] += 1
+        elif isinstance(event, TakenUp):
+            self._committees.append(
+                {"address": event.address, "step": event.step, "committee": event.committee, "folder": event.folder}
+            )
+            self._write(f"# from step {event.step} on {event.address}: {event.committee} in {event.folder}")
+
+    def _write(self, line: str) -> None:
+        with writing(self._path):
+            self._file.write(line + "\n")
 
     def _add(self, event: Evaluated) -> None:
         busy = sum(seconds for name, seconds in event.seconds.items() if name != "idle")
         spread = "nan nan" if event.energy_spread is None else f"{event.energy_spread:.6e} {event.force_spread:.6e}"
-        self._file.write(f"{event.step:8d} {event.evaluated:4d} {event.energy:.8f} {spread} {busy:.6f}\n")
+        elements = (f"{event.element_spread.get(element, math.nan):.6e}" for element in self._elements)
+        self._write(
+            " ".join([f"{event.step:8d} {event.evaluated:4d} {event.energy:.8f} {spread} {busy:.6f}", *elements])
+        )
         if event.step == 0:
             return  # loading, compiling and the start structure would hide what a step costs
         self._seconds.update(event.seconds)
         self._evaluations += 1
-        self._steps.setdefault(event.address, set()).add(event.step)
+        self._steps[event.address] = max(self._steps.get(event.address, 0), event.step)
         self._requested += event.requested
         self._evaluated += event.evaluated
         if event.energy_spread is not None and event.force_spread is not None:
@@ -62,7 +90,7 @@ class Record:
         asked: bead-steps that i-PI itself counts after step 0, where its own record can be read; that makes
         `structures_per_bead_step` independent of our counting. Without it the field is null.
         """
-        steps = min((len(seen) for seen in self._steps.values()), default=0)
+        steps = min(self._steps.values(), default=0)
         evaluations = max(1, self._evaluations)
         return {
             "steps": steps,
@@ -78,12 +106,19 @@ class Record:
             "energy_spread_mean": self._energy_spread_sum / evaluations,
             "frames_kept": self.kept,
             "frames_dropped": self.dropped,
+            "committees": self._committees,
+            "marks_passed": dict(self._marks),
         }
 
     def close(self, summary: dict[str, Any]) -> None:
-        """Write summary.json and close beadwork.out."""
-        self._file.close()
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        """Write summary.json and close beadwork.out. Raises ResourceError or ConfigError."""
+        path = self.folder / "summary.json"
+        try:
+            with writing(self._path):
+                self._file.close()  # what could not be written before is tried once more
+        finally:
+            with writing(path):
+                path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
@@ -102,6 +137,7 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / 'beadwork.out'}")
     if queue:
         lines.append(f"the frames kept: beadwork queue list {queue}")
+    lines.append(f"the whole run on one page: beadwork report {folder}")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,53 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
             f"{file} has alpha {alpha} and weights {weights}; alpha must be positive, weights not negative"
         )
     return Committee(alpha, paired)
+
+
+def members_of(delta: Sequence[str | Path]) -> list[Path]:
+    """The bundles that `--delta` stands for.
+
+    Several paths, or one with a card, are the bundles themselves. One folder with a committee.toml is all members that
+    it lists. One file is a pointer: its first line names such a folder, counted from the file's own. Raises ModelError.
+    """
+    if len(delta) != 1:
+        return [Path(member) for member in delta]
+    folder = Path(delta[0])
+    if folder.is_file():
+        lines = folder.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not lines or not lines[0].strip():
+            raise ModelError(f"{folder} names no committee; its first line must be the path of a committee's folder")
+        pointer, folder = folder, (folder.parent / lines[0].strip()).resolve()
+        if not (folder / COMMITTEE).exists():
+            raise ModelError(
+                f"{pointer} names {folder}, where there is no {COMMITTEE}; point it to a committee's folder"
+            )
+    if not (folder / COMMITTEE).exists():
+        return [folder]
+    listed = _read_toml(folder / COMMITTEE).get("members")
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        raise ModelError(f"{folder / COMMITTEE} lists no members; give it members = [folder names beside it]")
+    return [folder / name for name in listed]
+
+
+def point(pointer: Path, committee: Path) -> None:
+    """Let a pointer name this committee's folder; whoever reads it finds the old one or the new one, never neither.
+
+    Raises ModelError for a folder that is no committee, or whose files are not those that the cards describe.
+    """
+    if not (committee / COMMITTEE).exists():
+        raise ModelError(f"{committee} has no {COMMITTEE}: it is no committee's folder; name one that has")
+    for member in members_of([committee]):
+        check(member)
+    target = os.path.relpath(committee.resolve(), pointer.resolve().parent)
+    fresh = pointer.with_name(f".{pointer.name}.new")
+    try:
+        with open(fresh, "w", encoding="utf-8") as file:
+            file.write(target + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(pointer)
+    except OSError as error:
+        raise ModelError(f"{pointer} cannot be written ({error}); it still names what it named") from error
 
 
 def sha256(file: Path) -> str:

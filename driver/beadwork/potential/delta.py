@@ -11,7 +11,7 @@ import numpy as np
 
 from beadwork.errors import ModelError, NonFiniteError
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee
+from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
 from beadwork.potential.engine import Energies, Engine, join
 from beadwork.potential.engines import AutoEngine, open_engine
 from beadwork.potential.graph import Graph, GraphBuilder
@@ -44,6 +44,8 @@ class Evaluation:
     spread: None with fewer than two members; so are the properties that read it: member_energies, member_totals,
     energy_spread, force_spread, max_force_spread, max_force_atom, virial_spread.
     member_forces (M, A, 3), member_virials (M, S, 3, 3): Δ after alpha, only when asked for.
+    models: hashes of the models that answered, baseline first; empty where they came from no bundles.
+    closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
     seconds: where the time went: 'graph', each model by its name, 'reduce'.
     """
 
@@ -56,6 +58,8 @@ class Evaluation:
     spread: Spread | None = None
     member_forces: FloatArray | None = None
     member_virials: FloatArray | None = None
+    models: tuple[str, ...] = ()
+    closest: FloatArray = field(default_factory=lambda: np.empty(0))
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -174,6 +178,19 @@ class Potential:
                         f"(it knows {known}); use models trained with {_symbol(z)}"
                     )
 
+    def with_committee(self, other: Potential) -> Potential:
+        """This one's baseline with another's members, weights and alpha. Raises ModelError as the class does."""
+        whole = Potential(
+            self.baseline,
+            other.members,
+            other.weights.tolist(),
+            other.alpha,
+            self.baseline_uncertainty,
+            self.max_edges,
+        )
+        whole.cards = (*self.cards[: len(self.cards) - len(self.members)], *other.cards)
+        return whole
+
     def settle(self, frame: Frame) -> list[str]:
         """Let every 'auto' engine choose on this structure; return a sentence for each."""
         graph = self._graph([frame])
@@ -199,7 +216,8 @@ class Potential:
         started = time.perf_counter()
         evaluation = self._combine(graph, baseline, answers, member_forces)
         seconds["reduce"] = time.perf_counter() - started
-        return replace(evaluation, seconds=seconds)
+        models = tuple(card.hash for card in self.cards)
+        return replace(evaluation, models=models, closest=graph.closest, seconds=seconds)
 
     def _graph(self, frames: Sequence[Frame]) -> Graph:
         graph = self.builder.build(frames)
@@ -278,10 +296,11 @@ def load(
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
-    weights and alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly
-    these; else they are equal and 1. Raises ModelError for bundles that are damaged or do not go together.
+    delta: bundles, or one committee's folder, or one pointer to such a folder (`members_of`). weights and alpha, where
+    not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else they are equal and
+    1. Raises ModelError for bundles that are damaged or do not go together.
     """
-    paths = [Path(p) for p in delta]
+    paths = members_of(delta)
     members = [load_card(p) for p in paths]
     cards = ([load_card(baseline)] if baseline is not None else []) + members
     _check_together(cards, members)

@@ -46,6 +46,8 @@ class AutoEngine:
         self.cutoff = card.cutoff
         self.elements = card.elements
         self.choice = ""
+        #: whether the native model was taken, and whether there is one that does not agree; False until it is settled
+        self.native = self.disagrees = False
         self._dtype = dtype
         self._card = card
         self._native: NativeEngine | None = None
@@ -67,6 +69,7 @@ class AutoEngine:
             agreed, reason = admit(self._native, self._engine, graph.part(0, 1), TOLERANCE[self._dtype])
             if agreed:
                 self._engine = self._native
+            self.native, self.disagrees = agreed, not agreed
             self._native = None
             self.name = self._engine.name
             self.choice = f"{self.name}: {reason}"

@@ -32,6 +32,12 @@ class TorchScriptEngine:
     def __init__(self, bundle: str | Path, dtype: str = "float64", device: str = "cpu") -> None:
         card = check(bundle)
         module = load_module(card.path / MODEL, device)
+        elements, cutoff = tuple(sorted(module.atomic_numbers.tolist())), float(module.r_max)
+        if elements != card.elements or abs(cutoff - card.cutoff) > 1e-6:
+            raise ModelError(
+                f"the card of {card.path} says elements {card.elements} and cutoff {card.cutoff:g} Å, but the model "
+                f"has {elements} and {cutoff:g} Å: the card is another model's; import the model again"
+            )
         self.name = f"{card.name} (torchscript, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements

@@ -1,0 +1,219 @@
+"""A running server takes up a new Δ committee: loaded and checked beside it, taken up between two steps, or refused.
+
+`--delta` names what is watched (`potential.bundle.members_of`). A pointer file is looked at once a second; everything
+else, the same folder with new files in it too, is looked at when `ask` was called, which SIGHUP does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from beadwork.config import ServeConfig
+from beadwork.errors import BeadworkError, ModelError
+from beadwork.events import Event, Note, TakenUp
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.harvest.queue import committee_hash
+from beadwork.potential.bundle import members_of
+from beadwork.potential.delta import Evaluation, Potential, load
+from beadwork.potential.engines import TOLERANCE, AutoEngine, admit
+from beadwork.potential.torchscript import TorchScriptEngine
+
+#: seconds between two looks at a pointer file
+INTERVAL = 1.0
+#: characters of a committee's hash that tell it apart: `sha256:` and twelve digits
+SHORT = 19
+
+
+def short(potential: Potential) -> str | None:
+    """The models that answer, as the extras, the log and (in full) the queue's rows name them; None without cards."""
+    return committee_hash([card.hash for card in potential.cards])[:SHORT] if potential.cards else None
+
+
+def folder(potential: Potential) -> str:
+    """Where the committee lies."""
+    return str(potential.cards[-1].path.parent) if potential.cards else "no bundle"
+
+
+@dataclass(eq=False)
+class Served:
+    """One forcefield's potential with a committee, and what it last answered.
+
+    last: the newest structures, a ring polymer at most, and their Δ energies in eV. next: the checked potential that
+    answers from the next step on, and what the check found.
+    """
+
+    address: str
+    potential: Potential
+    numbers: IntArray
+    last: deque[tuple[Frame, float]]
+    next: tuple[Potential, str] | None = None
+
+
+class Swap:
+    """Watches what `--delta` names, checks it in a thread, and has it ready for the next step of each forcefield.
+
+    The thread touches no model that is being served: the jump of the energy is that of Δ, whose old values are known.
+    Nothing that goes wrong with a new committee ends the run: it is a Note, and the old committee goes on.
+    """
+
+    def __init__(self, config: ServeConfig, watch: Callable[[Event], None]) -> None:
+        self._config = config
+        self._watch = watch
+        self._served: list[Served] = []
+        self._asked = False
+        self._pointer = Path(config.delta[0]) if len(config.delta) == 1 and Path(config.delta[0]).is_file() else None
+        self._seen = self._stamp()
+        self._looked = 0.0
+        self._worker = ThreadPoolExecutor(1, "beadwork-swap")
+        self._checking: Future[list[tuple[Potential, str]]] | None = None
+
+    def serve(self, address: str, potential: Potential, numbers: IntArray, ring: int | None) -> None:
+        """Take this forcefield into care. ring: structures a step, None where that is not known."""
+        self._served.append(Served(address, potential, numbers, deque(maxlen=ring or 1)))
+        # replaced while the models were loaded
+        loaded = [card.path for card in potential.cards[len(potential.cards) - len(potential.members) :]]
+        self._asked |= self._pointer is not None and members_of(self._config.delta) != loaded
+        self._watch(TakenUp(address, 0, short(potential), folder(potential), "serves from the start"))
+
+    def ask(self) -> None:
+        """Look at what `--delta` names, whether a pointer has changed or not. May be called by a signal handler."""
+        self._asked = True
+
+    def look(self) -> None:
+        """Start a check where there is cause, and hear what came of the last one. Returns at once."""
+        now = time.monotonic()
+        if self._checking is None and now - self._looked >= INTERVAL:
+            self._looked = now
+            stamp = self._stamp()
+            self._asked |= stamp is not None and stamp != self._seen
+            self._seen = stamp or self._seen
+        if self._checking is None and self._asked and self._served and all(served.last for served in self._served):
+            self._asked = False
+            last = [list(served.last) for served in self._served]
+            self._checking = self._worker.submit(self._check, last)
+        elif self._checking is not None and self._checking.done():
+            done, self._checking = self._checking, None
+            self._hear(done)
+
+    def answered(self, potential: Potential, frames: Sequence[Frame], evaluation: Evaluation) -> None:
+        """Remember what was answered last."""
+        for served in self._served:
+            if served.potential is potential and evaluation.delta is not None:
+                served.last.extend(zip(frames, evaluation.delta.energies.tolist(), strict=True))
+
+    def take(self, potential: Potential, step: int) -> Potential:
+        """The potential that answers from this step on. Called between two steps only."""
+        for served in self._served:
+            if served.potential is potential and served.next is not None:
+                served.potential, found = served.next
+                served.next = None
+                served.last.clear()  # the old one's energies
+                new = served.potential
+                self._watch(TakenUp(served.address, step, short(new), folder(new), found))
+                return new
+        return potential
+
+    def close(self) -> None:
+        """Wait for a check that is under way, and forget it."""
+        self._worker.shutdown(cancel_futures=True)
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """What changes when the pointer is replaced or written to; None where there is no pointer at this instant."""
+        try:
+            about = self._pointer.stat() if self._pointer else None
+        except OSError:
+            return None
+        return about and (about.st_ino, about.st_mtime_ns, about.st_size)
+
+    def _hear(self, done: Future[list[tuple[Potential, str]]]) -> None:
+        try:
+            ready = done.result()
+        except (BeadworkError, RuntimeError, OSError, MemoryError) as error:  # PyTorch's own are RuntimeErrors
+            self._watch(
+                Note(f"the new committee was refused, and {folder(self._served[0].potential)} goes on: {error}")
+            )
+            return
+        if not ready:
+            self._watch(Note(f"the committee in {folder(self._served[0].potential)} is the one that serves already"))
+        for k, served in enumerate(self._served):
+            served.next = ready[k] if ready else None
+
+    def _check(self, last: list[list[tuple[Frame, float]]]) -> list[tuple[Potential, str]]:
+        """Load the committee and check it; one potential for each forcefield, none where it is the old one.
+
+        Raises ModelError, GeometryError or NonFiniteError with the reason not to take it up.
+        """
+        begin = time.perf_counter()
+        config = self._config
+        fresh = load(
+            None, config.delta, config.engine, config.dtype, config.device, config.weights, config.alpha
+        )  # hashes, and members that go together
+        old = self._served[0].potential
+        if _same(old, fresh):
+            return []
+        if len(fresh.members) != len(old.members):
+            raise ModelError(
+                f"{folder(fresh)} has {len(fresh.members)} members and {len(old.members)} serve: i-PI's outputs of "
+                "extras have a column for each; end the run to change their number"
+            )
+        found = []
+        for served, known in zip(self._served, last, strict=True):
+            fresh.check_species(served.numbers)
+            frames = [frame for frame, _ in known]
+            energies = _energies(fresh, frames, served.potential.baseline_uncertainty)
+            found.append(_jump(energies, np.array([energy for _, energy in known])))
+        engines = _admitted(fresh, last[0][0][0], config)
+        seconds = time.perf_counter() - begin
+        return [
+            (served.potential.with_committee(fresh), f"{jump}; {engines}; checked in {seconds:.1f} s")
+            for served, jump in zip(self._served, found, strict=True)
+        ]
+
+
+def _same(old: Potential, new: Potential) -> bool:
+    members = [card.hash for card in old.cards[len(old.cards) - len(old.members) :]]
+    return (
+        members == [card.hash for card in new.cards]
+        and old.alpha == new.alpha
+        and np.array_equal(old.weights, new.weights)
+    )
+
+
+def _energies(potential: Potential, frames: Sequence[Frame], uncertainty: float | None) -> FloatArray:
+    """Δ of the frames, eV, as it is summed to the baseline."""
+    answer = potential.evaluate(frames)
+    if uncertainty is None or answer.spread is None:
+        return answer.energies
+    return answer.energies * uncertainty**2 / (uncertainty**2 + answer.spread.energy**2)
+
+
+def _jump(new: FloatArray, old: FloatArray) -> str:
+    jump = new - old
+    return (
+        f"the energy jumps by {jump.mean():+.6f} eV a bead on the last {len(jump)} structures "
+        f"({jump.min():+.6f} to {jump.max():+.6f})"
+    )
+
+
+def _admitted(potential: Potential, frame: Frame, config: ServeConfig) -> str:
+    """Which engines will answer. Raises ModelError where a bundle's two models do not agree with each other."""
+    natively = 0
+    for engine, card in zip(potential.members, potential.cards, strict=True):
+        agreed, reason = True, ""
+        if isinstance(engine, AutoEngine):
+            agreed, reason = not engine.disagrees, engine.choice
+            natively += engine.native
+        elif config.engine == "native":
+            reference = TorchScriptEngine(card.path, config.dtype, config.device)
+            agreed, reason = admit(engine, reference, potential.builder.build([frame]), TOLERANCE[config.dtype])
+            natively += 1
+        if not agreed:
+            raise ModelError(f"{card.path}: {reason}; import the model again")
+    return f"{natively} of {len(potential.members)} members run natively, and agree with torchscript"
