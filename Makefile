@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-full faults check format bench clean
+.PHONY: help install demo test test-full faults suites soak check format bench clean
 help:      ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -22,6 +22,10 @@ test-full: install ## the same and what is slow or needs a browser or a database
 	$(BIN)/python -m pytest
 faults: install ## provoke every fault, and write what happened to docs/faults.md
 	$(BIN)/python -m pytest -m fault --continue-on-collection-errors --fault-table docs/faults.md
+suites: install ## other people's tests with our client, to docs/suites.md; IPI=checkout, else it is cloned
+	$(BIN)/python tests/suites/run.py $(if $(IPI),--ipi $(IPI))
+soak: install ## a million exchanges with real i-PI: does anything grow? to docs/soak.md, a quarter of an hour
+	$(BIN)/python benchmarks/soak.py
 bench: install ## beadwork against its peers, 45 minutes on a quiet machine
 	$(BIN)/python benchmarks/run.py
 check: install ## formatting, lint, types

@@ -1,4 +1,4 @@
-"""Damaged conversations of every mode: parsed to their end, or refused by one named error, soon and in little memory."""
+"""Damaged conversations of every mode: parsed to their end, or refused by one named error, soon, in little memory."""
 
 from __future__ import annotations
 
