@@ -177,6 +177,13 @@ class Dataset:
         return dataset
 
 
+def read_examples(source: str, baseline: Path | None, method: str | None = None) -> list[Example]:
+    """Make examples of a queue (path or URL), or of an extended XYZ file (by its suffix)."""
+    if source.endswith((".xyz", ".extxyz")):
+        return from_file(Path(source), baseline, method)
+    return from_queue(source, baseline, method)
+
+
 def from_queue(
     queue: Queue | str | os.PathLike[str], baseline: Path | None, method: str | None = None
 ) -> list[Example]:

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import learn_truth as truth
+import numpy as np
+import pytest
+
+from beadwork.errors import LabelError, ModelError
+from beadwork.frame import Frame
+from beadwork.harvest.queue import Kept, Queue
+from beadwork.learn.dataset import (
+    Dataset,
+    check,
+    difference,
+    from_file,
+    from_queue,
+    reference_energies,
+    split,
+    to_atoms,
+)
+from beadwork.learn.label import Label
+from beadwork.potential.graph import build
+from beadwork.potential.torchscript import TorchScriptEngine
+
+
+@pytest.fixture
+def examples():
+    """Forty clusters, some with a proton too much; energies with a declared error."""
+    return [truth.example(f, n, energy_noise=0.01) for n, f in enumerate(truth.clusters(40, 1, charged=True))]
+
+
+def with_label(example, **changes):
+    """The same example with a changed label."""
+    return replace(example, label=replace(example.label, **changes))
+
+
+def test_difference_is_label_minus_the_baseline_that_serves(examples):
+    """Δ + baseline is the label again, with the reference engine evaluated here by itself."""
+    found = difference(examples, truth.BASELINE)
+    engine = TorchScriptEngine(truth.BASELINE)
+    for e in found[:7]:
+        alone = engine.evaluate(build([e.frame], engine.cutoff))
+        assert e.energy + alone.energies[0] == pytest.approx(e.label.energy, abs=1e-5)
+        assert np.allclose(e.forces + alone.forces, e.label.forces, atol=1e-5)
+
+
+def test_labels_learned_without_a_baseline_stay_as_they_are(examples):
+    """A baseline model is trained on labels, not on differences."""
+    for e in difference(examples, None):
+        assert e.energy == e.label.energy
+        assert e.baseline is None
+
+
+def test_methods_never_mix(examples):
+    """Two levels of theory in one dataset are refused by name, and so are two baselines."""
+    other = with_label(examples[0], method="CCSD/cc-pVDZ")
+    with pytest.raises(LabelError, match=r"CCSD/cc-pVDZ; pair potential.*--method"):
+        check([*examples[1:], other])
+    with pytest.raises(LabelError, match="baselines"):
+        check([*examples[1:], replace(examples[0], baseline="sha256:0")])
+
+
+def test_charges_of_one_composition_are_told_apart_or_refused(examples):
+    """A MACE model sees no charge: H2O and H2O+ must not be learned together."""
+    with pytest.raises(LabelError, match="charge and spin"):
+        check([*examples, with_label(examples[1], charge=1, spin=1, energy=0.0)])
+
+
+def test_a_label_twice_and_forces_of_another_frame_are_refused(examples):
+    """Nothing is counted twice, and a label of a cut cluster without its structure is seen."""
+    with pytest.raises(LabelError, match="twice"):
+        check([*examples, examples[3]])
+    with pytest.raises(LabelError, match="structure that was computed"):
+        check([replace(examples[0], frame=examples[1].frame)])
+    with pytest.raises(LabelError, match="label frames first"):
+        check([])
+
+
+def test_element_that_the_baseline_lacks(examples):
+    """The model and the element are named, before anything is trained."""
+    numbers = np.array([3, *examples[0].frame.numbers[1:]])
+    with pytest.raises(ModelError, match="Li"):
+        difference([replace(examples[0], frame=replace(examples[0].frame, numbers=numbers))], truth.BASELINE)
+
+
+def test_dataset_survives_its_file(examples, tmp_path: Path):
+    """Every number, error and origin comes back exactly, and the hash with them."""
+    dataset = Dataset(tuple(examples), split(examples, 0.25, 3))
+    dataset.write(tmp_path)
+    back = Dataset.read(tmp_path)
+    assert back.hash == dataset.hash
+    assert back.held_out == dataset.held_out
+    for one, two in zip(dataset.examples, back.examples, strict=True):
+        assert one.hash == two.hash
+        assert (one.energy, one.source, one.row, one.baseline) == (two.energy, two.source, two.row, two.baseline)
+        assert np.array_equal(one.forces, two.forces)
+        assert one.label.input == two.label.input
+
+
+def test_changed_dataset_is_noticed(examples, tmp_path: Path):
+    """A label that was edited does not pass for the one that the models' cards name."""
+    Dataset(tuple(examples), split(examples, 0.25, 3)).write(tmp_path)
+    file = tmp_path / "dataset.json"
+    data = json.loads(file.read_text())
+    data["frames"][5]["label"]["energy"] += 1e-3
+    file.write_text(json.dumps(data))
+    with pytest.raises(LabelError, match="changed"):
+        Dataset.read(tmp_path)
+    data["frames"][5]["positions"] = "gone"
+    file.write_text(json.dumps(data))
+    with pytest.raises(LabelError, match="cannot be read"):
+        Dataset.read(tmp_path)
+    with pytest.raises(LabelError, match="missing"):
+        Dataset.read(tmp_path / "nowhere")
+
+
+def test_split_holds_out_each_kind_in_proportion(examples):
+    """Solutes and compositions are represented within one frame, and a seed gives the same split again."""
+    many = [truth.example(f, n) for n, f in enumerate(truth.clusters(200, 2, charged=True))]
+    out = split(many, 0.2, 7)
+    assert out == split(many, 0.2, 7) != split(many, 0.2, 8)
+    assert sum(out) == 40
+    for kind in ("solute", "composition"):
+        whole = Counter(getattr(e, kind) for e in many)
+        held = Counter(getattr(e, kind) for e, o in zip(many, out, strict=True) if o)
+        assert len(whole) > 1
+        for name, n in whole.items():
+            assert abs(held[name] - 0.2 * n) < 1.01, name
+
+
+def test_what_was_held_out_stays_held_out(examples):
+    """A frame that one generation learned is never a test of the next, nor the reverse."""
+    out = split(examples[:25], 0.3, 1)
+    before = {e.hash: o for e, o in zip(examples[:25], out, strict=True)}
+    later = split(list(reversed(examples)), 0.3, 99, before)
+    for e, o in zip(reversed(examples), later, strict=True):
+        assert before.get(e.hash, o) == o
+    assert any(o for e, o in zip(reversed(examples), later, strict=True) if e.hash not in before)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "charge", "solute"),
+    [
+        ("H2O", 0, "water"),
+        ("H6O3", 0, "water"),
+        ("H3O", 1, "H +1"),
+        ("H5O2", 1, "H +1"),
+        ("H4O", 0, "H2"),
+        ("HO", -1, "H-1 -1"),
+        ("H3O2", -1, "H-1 -1"),
+        ("H2", 0, "H2"),
+        ("LiH4O2", 1, "Li +1"),
+    ],
+)
+def test_solutes_are_told_from_the_formula(examples, symbols, charge, solute):
+    """Hold-out is by solute too: a protonated cluster of any size is one kind."""
+    import ase
+
+    atoms = ase.Atoms(symbols, positions=np.zeros((len(ase.Atoms(symbols)), 3)))
+    e = replace(with_label(examples[0], charge=charge), frame=Frame.from_atoms(atoms))
+    assert e.solute == solute
+
+
+def test_reference_energies_are_the_constants_of_the_truth(examples):
+    """Exact labels that are sums over atoms give these sums back; noisy ones count less."""
+    energies = np.array([sum(truth.ATOMS[int(z)] for z in e.frame.numbers) for e in examples])
+    found, open_ = reference_energies(examples, energies, 0.001)
+    assert found == pytest.approx(truth.ATOMS, abs=1e-9)
+    assert not open_
+    energies[1::2] += 5.0
+    noisy = [with_label(e, energy_error=1e3 if n % 2 else 0.0) for n, e in enumerate(examples)]
+    found, _ = reference_energies(noisy, energies, 0.001)
+    assert found == pytest.approx(truth.ATOMS, abs=1e-4)
+
+
+def test_reference_energies_that_cannot_be_told_are_said(examples):
+    """Water alone cannot tell hydrogen from oxygen; the sum over a molecule is right all the same."""
+    water = [e for e in examples if e.solute == "water"]
+    energies = np.array([sum(truth.ATOMS[int(z)] for z in e.frame.numbers) for e in water])
+    found, open_ = reference_energies(water, energies, 0.001)
+    assert "rank 1" in open_
+    assert 2 * found[1] + found[8] == pytest.approx(2 * truth.ATOMS[1] + truth.ATOMS[8], abs=1e-9)
+
+
+def test_file_with_errors(examples, tmp_path: Path):
+    """Energies, forces and their standard errors are read; a frame without forces is one without forces."""
+    atoms = [to_atoms(e) for e in examples[:6]]
+    del atoms[2].arrays["REF_forces"]
+    for one in atoms:
+        one.info = {k: v for k, v in one.info.items() if k not in ("method", "label")}
+    ase.io.write(tmp_path / "x.extxyz", atoms, format="extxyz")
+    with pytest.raises(LabelError, match="--method"):
+        from_file(tmp_path / "x.extxyz", None)
+    with pytest.raises(LabelError, match="LO_energy"):
+        from_file(tmp_path / "x.extxyz", None, "m", key="LO")
+    found = from_file(tmp_path / "x.extxyz", None, "m")
+    assert [e.forces is None for e in found] == [n == 2 for n in range(6)]
+    for e, original in zip(found, examples, strict=False):
+        assert e.energy == pytest.approx(original.label.energy, abs=1e-9)
+        assert e.energy_error == 0.01
+        assert e.charge == original.charge
+    assert len({e.hash for e in found}) == 6
+    (tmp_path / "bad.extxyz").write_text("no frames here\n")
+    with pytest.raises(LabelError, match="cannot be read"):
+        from_file(tmp_path / "bad.extxyz", None, "m")
+
+
+def test_queue_to_examples(examples, tmp_path: Path):
+    """Labelled rows become examples, of the structure that was computed where one was cut out of the frame."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    for e in examples[:4]:
+        n = len(e.frame.numbers)
+        queue.add(Kept(e.frame, 1, 0.1, np.ones(n), np.zeros(2), ("sha256:1", "sha256:2"), "sha256:3"))
+    with pytest.raises(LabelError, match="no labels"):
+        from_queue(queue, None)
+    rows = queue.rows()
+    for row, e in list(zip(rows, examples, strict=False))[:2]:
+        queue.claim("me", 60, row.id)
+        queue.finish(row.id, "me", e.label.to_dict())
+    small = examples[9].frame
+    queue.claim("me", 60, rows[2].id)
+    cut = {"numbers": small.numbers, "positions": small.positions, "cell": small.cell, "pbc": list(small.pbc)}
+    queue.finish(rows[2].id, "me", {**examples[9].label.to_dict(), "structure": cut})
+    found = from_queue(tmp_path / "q.db", truth.BASELINE)
+    assert [e.row for e in found] == [1, 2, 3]
+    assert [e.label.hash for e in found] == [examples[n].label.hash for n in (0, 1, 9)]
+    assert found[0].simulation == "sha256:3"
+    assert np.array_equal(found[2].frame.positions, small.positions)
+    queue.claim("me", 60, rows[3].id)
+    queue.finish(rows[3].id, "me", {**examples[3].label.to_dict(), "method": "another"})
+    with pytest.raises(LabelError, match="another; pair potential"):
+        from_queue(queue, None)
+    assert len(from_queue(queue, None, "another")) == 1
+
+
+def test_row_without_a_good_label_is_named(examples, tmp_path: Path):
+    """A label that this version did not write is not guessed at."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    frame = examples[0].frame
+    queue.add(Kept(frame, 1, 0.1, np.ones(len(frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
+    queue.claim("me", 60)
+    queue.finish(1, "me", {"energy": 1.0})
+    with pytest.raises(LabelError, match=r"row 1: .*lacks"):
+        from_queue(queue, None)
+
+
+def test_label_hash_survives_the_queue(examples, tmp_path: Path):
+    """The chain of hashes begins at the labeller: what the queue gives back has the hash that went in."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    e = examples[0]
+    label = Label(**{**e.label.to_dict(), "extra": {"seed": 3, "trial": {"kind": "JSD", "terms": [1, 2.5]}}})
+    queue.add(Kept(e.frame, 1, 0.1, np.ones(len(e.frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
+    queue.claim("me", 60)
+    queue.finish(1, "me", label.to_dict())
+    assert from_queue(queue, None)[0].label.hash == label.hash
