@@ -58,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/learning.md)")
     train.add_argument("--method", help="of the labels to take; for a file, of frames that do not say")
     train.set_defaults(call=_train)
+    validate = commands.add_parser("validate", help="errors and spread of a committee on frames that it never saw")
+    validate.add_argument("committee", type=Path, help="folder that beadwork train made")
+    validate.add_argument("--labels", metavar="Q", help="queue or file with further labels, instead of those held out")
+    validate.add_argument("--baseline", type=Path, metavar="DIR", help="of the Δ: for --labels and --curve")
+    validate.add_argument("--method", help="of the labels to take")
+    validate.add_argument("--curve", action="store_true", help="a learning curve too: trains two more committees")
+    validate.add_argument("--settings", type=Path, metavar="TOML", help="of the trainings for --curve")
+    validate.add_argument("--page", type=Path, metavar="FILE", help="default: validation.html in that folder")
+    validate.set_defaults(call=_validate)
     qmc = commands.add_parser("qmc-env", help="make the environment that quantum Monte Carlo labels need")
     qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
     qmc.set_defaults(call=_qmc_env)
@@ -181,6 +190,26 @@ def _train(args: argparse.Namespace) -> int:
     command = " ".join(("beadwork", *sys.argv[1:]))
     train_committee(examples, args.baseline, args.out, settings, args.previous, print, command)
     print(f"{args.out}: {settings.members} members from {len(examples)} labels")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from beadwork.potential.threads import set_threads
+
+    set_threads(1)
+    from beadwork.errors import ConfigError
+    from beadwork.learn.dataset import read_examples
+    from beadwork.learn.train import TrainSettings
+    from beadwork.learn.validate import PAGE, validate, write_page
+
+    if (args.labels or args.curve) and args.baseline is None:
+        raise ConfigError("--labels and --curve need the baseline that Δ is added to; give --baseline")
+    labels = read_examples(args.labels, args.baseline, args.method) if args.labels else None
+    settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
+    validation = validate(args.committee, labels, settings if args.curve else None, args.baseline, print)
+    page = args.page or args.committee / PAGE
+    write_page(validation, page)
+    print(f"{validation}\n{page}")
     return 0
 
 
