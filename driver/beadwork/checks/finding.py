@@ -1,0 +1,34 @@
+"""One thing looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from beadwork.errors import BeadworkError
+
+GREEN, AMBER, RED = "green", "amber", "red"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A colour, one sentence, and the remedy: the line or option to change, empty where nothing is to be done.
+
+    code: the exit code if it is red: that of the error with which a run would end.
+    """
+
+    colour: str
+    topic: str
+    text: str
+    remedy: str = ""
+    code: int = 0
+
+
+def refused(topic: str, error: BeadworkError) -> Finding:
+    """Turn an error into a red finding."""
+    return split(RED, topic, str(error), error.exit_code)
+
+
+def split(colour: str, topic: str, sentence: str, code: int = 0) -> Finding:
+    """Take one of our sentences apart, which say what is wrong, a semicolon, and what to do."""
+    text, _, remedy = sentence.rpartition("; ")
+    return Finding(colour, topic, text or sentence, remedy if text else "", code)

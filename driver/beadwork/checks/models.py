@@ -1,0 +1,259 @@
+"""The models: made for each other, true to their own energies, the same in every engine, and sure of the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from beadwork.checks.finding import AMBER, GREEN, RED, Finding
+from beadwork.checks.structure import name
+from beadwork.config import ServeConfig
+from beadwork.errors import ModelError
+from beadwork.frame import Frame
+from beadwork.harvest.select import Band, Verdict
+from beadwork.potential.bundle import Card
+from beadwork.potential.delta import Evaluation, Potential
+from beadwork.potential.engines import TOLERANCE
+from beadwork.potential.graph import build
+from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.torchscript import TorchScriptEngine
+
+#: Å, and relative strain, for differences of the energy. With four points the error of the formula, h^4/30 times the
+#: fifth derivative, is 1e-8 eV/Å for the stiffest bond there is (O-H), and that of rounding 1e4 eV is the same; the
+#: splines of the native engine make it 3e-7
+STEP, STRAIN = 2e-3, 5e-4
+#: eV/Å, and eV an atom: what forces and virial may differ from those differences. Hundreds of times the errors above,
+#: and a hundredth of what a good model is wrong by
+FORCE_LIMIT, VIRIAL_LIMIT = 1e-4, 1e-4
+#: atoms whose force is compared component by component
+ATOMS = 3
+#: Δ forces along the baseline's, as a cosine: more is no difference but a whole model
+ALONG = 0.9
+#: eV an atom; members whose energies are further apart had different reference energies
+APART_ENERGY = 0.1
+#: where the energy is asked for, in steps, and with which weights
+_POINTS, _WEIGHTS = (-2, -1, 1, 2), (1 / 12, -8 / 12, 8 / 12, -1 / 12)
+
+
+def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, answer: Evaluation) -> Iterator[Finding]:
+    """Whether baseline and Δ were made for each other, by their cards and by what they answer."""
+    if answer.delta is None or answer.baseline is None:
+        yield Finding(GREEN, "models", f"{len(cards)} of one kind, so there is nothing to fit together")
+        return
+    base, members = cards[0], cards[1:]
+    bad = False
+    hashes = [card.hash for card in cards]
+    for card in members:
+        made_for = card.about.get("baseline")
+        if hashes.count(card.hash) > 1:
+            bad = True
+            other = next(c for c in cards if c.hash == card.hash and c is not card)
+            yield _model(
+                RED, f"{card.path} and {other.path} are the same model", "give each member once, and no baseline"
+            )
+        elif isinstance(made_for, str) and made_for.startswith("sha256:") and made_for != base.hash:
+            bad = True
+            yield _model(
+                RED,
+                f"{card.path} is the difference to the baseline {made_for[:19]}…, and {base.path} is {base.hash[:19]}…",
+                "give the baseline that it was trained against, or train it again",
+            )
+    if bad:
+        return
+    atoms = len(answer.forces) / len(answer.energies)
+    own, delta = answer.baseline.forces.ravel(), answer.delta.forces.ravel()
+    length, change = float(np.linalg.norm(own)), float(np.linalg.norm(delta))
+    size, along = change / max(length, 1e-12), float(own @ delta) / max(length * change, 1e-12)
+    energy, offset = (float(x.energies.mean()) / atoms for x in (answer.baseline, answer.delta))
+    if along > ALONG and size > 0.5:
+        yield _model(
+            RED,
+            f"the Δ forces are {size:.2g} times the baseline's and point the same way: whole models, no differences",
+            "give models that were trained on differences (high level minus baseline)",
+        )
+        return
+    apart = 0.0
+    if answer.spread is not None:
+        apart = float(np.max(answer.spread.members.max(axis=0) - answer.spread.members.min(axis=0))) / atoms
+    if abs(offset) > abs(energy) / 2:
+        yield _model(
+            AMBER,
+            f"Δ is {offset:.4g} eV an atom where the baseline is {energy:.4g}: their reference energies are no pair",
+            "harmless for forces; where energies matter, train Δ on differences of one kind of total energy",
+        )
+    elif apart > APART_ENERGY:
+        yield _model(
+            AMBER,
+            f"the members' energies lie {apart:.2g} eV an atom apart: they had different reference energies",
+            "train them again with the same, or the energy spread means nothing",
+        )
+    else:
+        yield _model(
+            GREEN,
+            f"Δ is {offset:.3g} eV an atom and {100 * size:.2g} % of the baseline's forces"
+            + (", and made for this baseline" if all("baseline" in card.about for card in members) else ""),
+        )
+    if potential.members[1:] and config.alpha is None and not any("alpha" in note for note in potential.notes):
+        yield _model(
+            AMBER, "no committee.toml gives alpha, so the spread is not calibrated", "--alpha, or a committee.toml"
+        )
+
+
+def _model(colour: str, text: str, remedy: str = "") -> Finding:
+    return Finding(colour, "models", text, remedy, ModelError.exit_code)
+
+
+def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
+    """Where the start lies in the queue's band."""
+    if answer.spread is None or not (config.keep_force or config.keep_energy):
+        yield Finding(GREEN, "spread", "there is no committee of two, so nobody says how sure the models are")
+        return
+    low, high, *energy = (*config.keep_force, None, None)[:2] + (*config.keep_energy, None, None)[:2]
+    band = Band(low, high, *energy)
+    atoms = len(answer.forces) // len(answer.energies)
+    worst = int(answer.spread.largest.argmax())
+    places = {
+        band.place(float(force), float(spread))
+        for force, spread in zip(answer.spread.largest, answer.spread.energy / atoms, strict=True)
+    }
+    text = f"{answer.spread.largest[worst]:.3g} eV/Å at most at the start (atom {int(answer.spread.atom[worst])})"
+    marks = " to ".join(f"{mark:g}" for mark in config.keep_force)
+    if Verdict.ABOVE in places:
+        yield Finding(
+            RED,
+            "spread",
+            f"{text}, above the band of {marks}: the models do not know this structure",
+            "relax the start structure, or label frames like it and train; --keep-force moves the band",
+            ModelError.exit_code,
+        )
+    elif Verdict.KEEP in places:
+        yield Finding(
+            AMBER,
+            "spread",
+            f"{text}, in the band of {marks}: frames will be kept from the first step on",
+            "label those first; or raise the low mark of --keep-force, if such a spread is usual for these models",
+        )
+    else:
+        yield Finding(GREEN, "spread", f"{text}, below the band of {marks}")
+
+
+def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Iterator[Finding]:
+    """Hold forces and virial against differences of the energy: single atoms, all atoms at once, six strains.
+
+    dE/dx = (8 (E(h) - E(-h)) - (E(2h) - E(-2h))) / 12h. together: structures in one evaluation.
+    """
+    answer = potential.evaluate([frame])
+    forces, virial = answer.forces, answer.virials[0]
+    # the largest force of each element, then the largest of all
+    order = np.argsort(-np.linalg.norm(forces, axis=1))
+    first = [int(order[frame.numbers[order] == z][0]) for z in np.unique(frame.numbers)]
+    chosen = list(dict.fromkeys([*first, *map(int, order)]))[:ATOMS]
+    atoms, n = [(a, i) for a in chosen for i in range(3)], len(frame.numbers)
+    moves = []
+    for a, i in atoms:
+        move = np.zeros((n, 3))
+        move[a, i] = 1.0
+        moves.append(move)
+    every = np.random.default_rng(0).normal(size=(n, 3))
+    moves.append(every / np.abs(every).max())
+    pairs = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
+    frames = [replace(frame, positions=frame.positions + s * STEP * move) for move in moves for s in _POINTS]
+    for i, j in pairs:
+        strain = np.zeros((3, 3))
+        strain[i, j] += 0.5
+        strain[j, i] += 0.5
+        for s in _POINTS:
+            stretch = np.eye(3) + s * STRAIN * strain
+            frames.append(replace(frame, positions=frame.positions @ stretch, cell=frame.cell @ stretch))
+    energies = np.concatenate(
+        [potential.evaluate(frames[k : k + together]).energies for k in range(0, len(frames), together)]
+    )
+    slopes = energies.reshape(-1, 4) @ np.array(_WEIGHTS)
+    along = np.array([(forces * move).sum() / np.linalg.norm(move) for move in moves])
+    found = -slopes[: len(moves)] / STEP / [np.linalg.norm(move) for move in moves]
+    worst = int(np.argmax(np.abs(found - along)))
+    error = float(np.abs(found - along)[worst])
+    what = "all atoms together" if worst == len(atoms) else f"{name(frame, atoms[worst][0])}, {'xyz'[atoms[worst][1]]}"
+    yield _held(
+        "forces",
+        error,
+        FORCE_LIMIT,
+        f"eV/Å from the energy's differences ({what}: {along[worst]:.5g} against "
+        f"{found[worst]:.5g} eV/Å; float64, steps of {STEP:g} Å)",
+    )
+    told = np.array([virial[i, j] for i, j in pairs])
+    strained = -slopes[len(moves) :] / STRAIN
+    worst = int(np.argmax(np.abs(strained - told)))
+    yield _held(
+        "virial",
+        float(np.abs(strained - told)[worst]) / n,
+        VIRIAL_LIMIT,
+        f"eV an atom from the energy's differences (component {''.join('xyz'[k] for k in pairs[worst])}: "
+        f"{told[worst]:.6g} against {strained[worst]:.6g} eV; strains of {STRAIN:g})",
+    )
+
+
+def _held(topic: str, error: float, limit: float, text: str) -> Finding:
+    if error <= limit:
+        return Finding(GREEN, topic, f"{error:.1e} {text}")
+    return Finding(
+        RED,
+        topic,
+        f"{error:.1e} {text}: energy will not be conserved",
+        f"the model or engine is broken (allowed: {limit:g}): import it again, or try another --engine",
+        ModelError.exit_code,
+    )
+
+
+def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterator[Finding]:
+    """Native against torchscript, model by model, in float64."""
+    slow = "" if config.engine == "torchscript" else "; torchscript is taken, which is several times slower"
+    if not available():
+        yield Finding(AMBER, "engines", f"symmetrix-xl is not installed{slow}", "pip install 'beadwork[native]'")
+        return
+    graph = build([frame], max(card.cutoff for card in cards))
+    allowed = TOLERANCE["float64"]
+    energies, forces = [0.0], [0.0]
+    for card in cards:
+        if not card.native:
+            why = card.about.get("native", "it was not extracted")
+            yield Finding(AMBER, "engines", f"{card.path} has no native model ({why}){slow}", "import it again")
+            continue
+        one = NativeEngine(card.path, "float64", config.device).evaluate(graph)
+        two = TorchScriptEngine(card.path, "float64", config.device).evaluate(graph)
+        energy = float(np.abs(one.energies - two.energies).max()) / len(frame.numbers)
+        force = float(np.abs(one.forces - two.forces).max())
+        if energy <= allowed[0] and force <= allowed[1]:
+            energies.append(energy)
+            forces.append(force)
+            continue
+        yield Finding(
+            RED if config.engine == "native" else AMBER,
+            "engines",
+            f"{card.path}: native is {energy:.1e} eV an atom and {force:.1e} eV/Å from torchscript "
+            f"(allowed {allowed[0]:.0e} and {allowed[1]:.0e}){'' if config.engine == 'native' else slow}",
+            "import the model again; --engine torchscript meanwhile",
+            ModelError.exit_code,
+        )
+    if len(forces) > 1:
+        yield Finding(
+            GREEN,
+            "engines",
+            f"native agrees with torchscript for {len(forces) - 1} models: {max(energies):.1e} eV an atom and "
+            f"{max(forces):.1e} eV/Å at most",
+        )
+
+
+def precision(rough: Evaluation, exact: Evaluation, config: ServeConfig) -> Iterator[Finding]:
+    """What float32 (rough) costs against float64 (exact), whether it was asked for or not."""
+    energy = float(np.abs(rough.energies - exact.energies).max()) * len(rough.energies) / len(rough.forces)
+    force = float(np.abs(rough.forces - exact.forces).max())
+    text = f"{force:.1e} eV/Å and {energy:.1e} eV an atom at most from float64"
+    if config.dtype == "float64":
+        yield Finding(GREEN, "precision", f"float64; --dtype float32 would be {text}")
+    elif energy <= TOLERANCE["float32"][0] and force <= TOLERANCE["float32"][1]:
+        yield Finding(GREEN, "precision", f"float32, {text}")
+    else:
+        yield Finding(AMBER, "precision", f"float32, {text}, which is more than rounding", "--dtype float64")

@@ -1,0 +1,129 @@
+"""Before a long run: what is wrong, what is slow, how long it will take, and which line or option to change."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ase.data import chemical_symbols
+
+from beadwork.checks import machine, models, structure
+from beadwork.checks.finding import AMBER, GREEN, RED, Finding, refused
+from beadwork.config import ServeConfig
+from beadwork.errors import BeadworkError
+from beadwork.frame import Frame
+from beadwork.ipi.simulation import Simulation, Socket, read
+from beadwork.potential.delta import Potential, load
+from beadwork.session import Session
+
+_PAINT = {GREEN: "\033[32m", AMBER: "\033[33m", RED: "\033[1;31m"}
+
+
+def doctor(config: ServeConfig) -> int:
+    """Print every finding as it comes, and return 0, or the exit code of the first red one."""
+    terminal = sys.stdout.isatty()
+    found = []
+    for finding in examine(config):
+        found.append(finding)
+        print(line(finding, terminal), flush=True)
+    print(verdict(found))
+    return next((finding.code for finding in found if finding.colour == RED), 0)
+
+
+def line(finding: Finding, colours: bool) -> str:
+    """A finding in words, its remedy below it."""
+    word = finding.colour.ljust(6)
+    if colours:
+        word = f"{_PAINT[finding.colour]}{word}\033[0m"
+    remedy = f"\n{'':19}-> {finding.remedy}" if finding.remedy else ""
+    return f"{word} {finding.topic:<11} {finding.text}{remedy}"
+
+
+def verdict(found: list[Finding]) -> str:
+    """How many of each colour, and what that means."""
+    counts = {colour: sum(finding.colour == colour for finding in found) for colour in _PAINT}
+    said = "do not start it like this" if counts[RED] else "it can be started"
+    return ", ".join(f"{count} {colour}" for colour, count in counts.items()) + f": {said}"
+
+
+def examine(config: ServeConfig) -> Iterator[Finding]:
+    """Yield every finding, the quick ones first.
+
+    What cannot be looked at, because something before is red, is left out; no BeadworkError leaves this.
+    """
+    try:
+        simulation = read(Path(config.simulation))
+    except BeadworkError as error:
+        yield refused("input", error)
+        return
+    yield from structure.summary(simulation)
+    tilts = list(structure.tilt(simulation))
+    yield from tilts
+    sound = not tilts
+    for system in simulation.systems:
+        for finding in (*structure.cell(system), *structure.contacts(system, config)):
+            yield finding
+            sound = sound and finding.colour != RED
+    seconds: dict[str, float] = {}
+    if sound:
+        try:
+            yield from _models(simulation, config, seconds)
+        except BeadworkError as error:
+            yield refused("models", error)
+    yield from machine.settings(simulation, seconds)
+    if config.host is None:
+        for socket in simulation.sockets:
+            yield from machine.address(socket)
+    yield from machine.disk(simulation, config)
+
+
+def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, float]) -> Iterator[Finding]:
+    """All that needs the models; `seconds` gets the time of one evaluation by socket. Raises BeadworkError."""
+    potentials = [service.potential for service in Session(config, "").services(simulation)]
+    sockets = [simulation.socket(name) for name in config.at or [simulation.socket().name]]
+    cards = potentials[0].cards
+    reach = max(card.cutoff for card in cards)
+    for system in simulation.systems:
+        yield from structure.periodicity(system, config, sockets, reach)
+        yield from structure.cutoff(system, config, reach)
+    shared = set.intersection(*(set(card.elements) for card in cards))
+    known = ", ".join(chemical_symbols[z] for z in sorted(shared))
+    yield Finding(GREEN, "elements", f"every model knows the elements of the system; all of them know {known}")
+    # memory is measured before other engines and precisions are loaded
+    starts = [_start(simulation, socket, config) for socket in sockets]
+    taken = [machine.timed(potential, frames) for potential, frames in zip(potentials, starts, strict=True)]
+    seconds.update({socket.name: wall for socket, (wall, _) in zip(sockets, taken, strict=True)})
+    yield from machine.duration(simulation, sockets, taken, config)
+    yield from machine.memory(config)
+    distinct = list({frame.positions.tobytes(): frame for frame in starts[0]}.values())
+    potential = _load(config, "float64")
+    exact = potential.evaluate(distinct)
+    yield from models.together(cards, config, potential, exact)
+    yield from models.spread(exact, config)
+    yield from models.derivatives(potential, distinct[0], len(starts[0]))
+    yield from models.engines(cards, distinct[0], config)
+    yield from models.precision(_load(config, "float32").evaluate(distinct), exact, config)
+
+
+def _load(config: ServeConfig, dtype: str) -> Potential:
+    """All models together, in this precision."""
+    return load(
+        config.baseline,
+        config.delta,
+        config.engine,
+        dtype,
+        config.device,
+        config.weights,
+        config.alpha,
+        config.baseline_uncertainty,
+    )
+
+
+def _start(simulation: Simulation, socket: Socket, config: ServeConfig) -> list[Frame]:
+    """The structures of one evaluation as the run begins; contracted beads are stood for by the first ones."""
+    return [
+        structure.start(system, config, k % system.nbeads, socket.active)
+        for system, count in simulation.served(socket)
+        for k in range(count)
+    ]
