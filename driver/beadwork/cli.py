@@ -38,9 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="where this simulation's step goes, and what would help")
     bench.add_argument("--steps", type=int, default=20, metavar="N", help="steps to run, elsewhere (default: 20)")
     bench.set_defaults(call=_bench)
-    doctor = commands.add_parser(
-        "doctor", help="before a long run: what is wrong, what is slow, how long it takes"
-    )
+    doctor = commands.add_parser("doctor", help="before a long run: what is wrong, what is slow, how long it takes")
     doctor.set_defaults(call=_doctor)
     for command in (serve, run, bench, doctor):
         _serve_options(command)
@@ -50,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _models(commands.add_parser("models", help="make and look at model bundles"))
     _queue(commands.add_parser("queue", help="look at the frames that were kept"))
     _report(commands.add_parser("report", help="one page about a run, to be opened in a browser"))
+    _label_options(commands.add_parser("label", help="compute labels of the frames that wait in a queue"))
     train = commands.add_parser("train", help="learn a Δ committee from labels")
     train.add_argument("labels", help="queue, or an extended XYZ file with REF_energy and REF_forces")
     train.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="bundle that Δ will be added to")
@@ -67,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--settings", type=Path, metavar="TOML", help="of the trainings for --curve")
     validate.add_argument("--page", type=Path, metavar="FILE", help="default: validation.html in that folder")
     validate.set_defaults(call=_validate)
+    learn = commands.add_parser("learn", help="simulate, label, train, swap, and again; or go on with it")
+    learn.add_argument("loop", type=Path, metavar="TOML", help="what to simulate, with which labeller and settings")
+    learn.set_defaults(call=_learn)
     qmc = commands.add_parser("qmc-env", help="make the environment that quantum Monte Carlo labels need")
     qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
     qmc.set_defaults(call=_qmc_env)
@@ -258,6 +260,40 @@ def _qmc_env(args: argparse.Namespace) -> int:
 
     folder = args.folder or default()
     print(f"{folder}: {install(folder)}")
+    return 0
+
+
+def _label_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queue", help="SQLite file or PostgreSQL URL")
+    parser.add_argument("--with", dest="labeller", type=Path, required=True, metavar="TOML", help="which code, and how")
+    parser.add_argument("--most", type=int, metavar="N", help="label so many frames at most, the oldest first")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and about how long it takes")
+    parser.add_argument("--again", action="store_true", help="frames that were set aside wait once more")
+    parser.add_argument(
+        "--mix-methods", action="store_true", help="labels of other methods in the queue may stay there"
+    )
+    parser.set_defaults(call=_label)
+
+
+def _label(args: argparse.Namespace) -> int:
+    from beadwork.harvest.queue import Queue
+    from beadwork.learn.labellers import read
+    from beadwork.learn.labelling import command
+
+    spec, queue = read(args.labeller), Queue(args.queue)
+    print(command(queue, spec, most=args.most, mix=args.mix_methods, again=args.again, dry=args.dry_run))
+    return 0
+
+
+def _learn(args: argparse.Namespace) -> int:
+    from beadwork.potential.threads import set_threads
+
+    set_threads(_cores())
+    from beadwork.learn.generations import write_page
+    from beadwork.learn.loop import learn, read
+
+    learn(args.loop, lambda text: print(f"beadwork: {text}", file=sys.stderr, flush=True))
+    print(f"the generations side by side: {write_page(read(args.loop))}")
     return 0
 
 

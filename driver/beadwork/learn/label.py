@@ -64,7 +64,7 @@ class Label:
     def hash(self) -> str:
         """`sha256:` and the hash of everything but the wall time."""
         told = {name: value for name, value in self.to_dict().items() if name != "seconds"}
-        return "sha256:" + hashlib.sha256(json.dumps(told, sort_keys=True, default=_plain).encode()).hexdigest()
+        return "sha256:" + hashlib.sha256(as_json(told).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """As the queue stores it; arrays stay arrays."""
@@ -94,6 +94,16 @@ class Labeller(Protocol):
 
     def seconds(self, frame: Frame) -> float:
         """A rough estimate of the wall time of one label, for `--dry-run`."""
+
+
+def structure(frame: Frame) -> dict[str, Any]:
+    """What was computed, as queue, cache and inputs hold it: Å, and arrays stay arrays."""
+    return {"numbers": frame.numbers, "positions": frame.positions, "cell": frame.cell, "pbc": list(frame.pbc)}
+
+
+def as_json(values: Any) -> str:
+    """JSON with sorted keys, of which equal values always give the same; arrays become lists."""
+    return json.dumps(values, sort_keys=True, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,108 @@
+"""Labels by any ASE calculator, named by its import path."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module, metadata
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import Frame
+from beadwork.learn.label import Label, as_json, structure
+
+#: what may stand for a number of the frame in `arguments`
+PLACES = ("{charge}", "{spin}", "{multiplicity}")
+
+
+@dataclass(frozen=True)
+class AseCalculator:
+    """A labeller that asks an ASE calculator in this process.
+
+    calculator: `module:Class`, or `module:function` that returns a calculator. arguments: its keyword arguments; where
+    a value is `{charge}`, `{spin}` (unpaired electrons) or `{multiplicity}`, it is the frame's. theory: level of theory
+    in full. forces: compute them. ignores_charge: it knows nothing of charge and spin, as a model that sees atoms
+    only. estimate: s a label. Where the calculator has a free energy, it is the label's energy: its
+    derivative are the forces. Raises ConfigError where there is no such class, or charge and spin reach it nowhere.
+    """
+
+    calculator: str
+    theory: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    forces: bool = True
+    ignores_charge: bool = False
+    estimate: float = 60.0
+
+    def __post_init__(self) -> None:
+        self._made  # noqa: B018  (a wrong path ends here, not with the first frame)
+        if not self.ignores_charge and "{charge}" not in self.arguments.values():
+            raise ConfigError(
+                f"{self.calculator} is not told the charge: set an argument of it to '{{charge}}' (and one to "
+                "'{spin}' or '{multiplicity}'), or say ignores_charge = true"
+            )
+
+    @cached_property
+    def _made(self) -> Any:
+        module, colon, name = self.calculator.partition(":")
+        if not colon:
+            raise ConfigError(
+                f"calculator is {self.calculator!r}; it wants module:Class, as in ase.calculators.emt:EMT"
+            )
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"there is no calculator {self.calculator}: {error}") from error
+
+    @property
+    def method(self) -> str:
+        """The level of theory that the user named."""
+        return self.theory
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError with what the calculator said."""
+        start = time.perf_counter()
+        if self.ignores_charge and (charge or spin):
+            raise LabelError(f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}")
+        given = {"{charge}": charge, "{spin}": spin, "{multiplicity}": spin + 1}
+        arguments = {
+            name: given.get(value, value) if isinstance(value, str) else value for name, value in self.arguments.items()
+        }
+        atoms = frame.to_atoms()
+        try:
+            atoms.calc = self._made(**arguments)
+            forces = np.array(atoms.get_forces(), dtype=np.float64) if self.forces else None
+            energy = float(atoms.get_potential_energy())
+            energy = float(atoms.calc.results.get("free_energy", energy))
+        except Exception as error:  # calculators raise all kinds; each becomes the reason that the queue stores
+            raise LabelError(f"{self.calculator} could not label: {type(error).__name__}: {error}") from error
+        return Label(
+            energy=energy,
+            forces=forces,
+            energy_error=0.0,
+            forces_error=None,
+            method=self.method,
+            code=self.calculator,
+            version=_version(self.calculator),
+            charge=charge,
+            spin=spin,
+            input=as_json({"arguments": arguments, "structure": structure(frame)}),
+            seconds=time.perf_counter() - start,
+            extra={},
+        )
+
+    def seconds(self, frame: Frame) -> float:
+        """What the user said."""
+        return self.estimate
+
+
+def _version(calculator: str) -> str:
+    package = calculator.partition(":")[0].partition(".")[0]
+    known = getattr(import_module(package), "__version__", None)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        known = known or metadata.version(package)
+    return f"{package} {known or 'of unknown version'}"

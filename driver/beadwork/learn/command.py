@@ -1,0 +1,258 @@
+"""Labels by any program: input files from templates, a command, and patterns that find the numbers in what it wrote."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import string
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.learn.constants import BOHR, HARTREE
+from beadwork.learn.label import Label, as_json
+
+#: what the command says on stdout and stderr
+OUTPUT = "output"
+_KCAL = 4184.0 / 96485.33212331  # eV in one kcal/mol: J in a kcal, C in a mole of electrons
+ENERGIES = {"ev": 1.0, "hartree": HARTREE, "rydberg": HARTREE / 2, "kcal/mol": _KCAL, "kj/mol": _KCAL / 4.184}
+LENGTHS = {"angstrom": 1.0, "bohr": BOHR}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where numbers stand. file: in the working directory. regex: Python's, `^`, `$` at lines; the last match counts.
+
+    Of an energy: the groups `value`, and `error` where there is one (standard error). Of forces: one match an atom
+    with `x`, `y`, `z` (and `ex`, `ey`, `ez`), or one match a component with `value` (and `error`), atom by atom.
+    unit: of energies `eV`, `Hartree`, `Rydberg`, `kcal/mol`, `kJ/mol`; of forces such a one, a slash, and `angstrom`
+    or `bohr`. gradient: what stands there are gradients, the negative of forces. Raises ConfigError.
+    """
+
+    regex: str
+    unit: str
+    file: str = OUTPUT
+    gradient: bool = False
+
+    def check(self, forces: bool) -> None:
+        """Refuse units and groups that are not known."""
+        try:
+            groups = set(re.compile(self.regex).groupindex)
+        except re.error as error:
+            raise ConfigError(f"{self.regex!r} is no regular expression: {error}") from error
+        allowed = [{"value"}, {"value", "error"}]
+        allowed += [{"x", "y", "z"}, {"x", "y", "z", "ex", "ey", "ez"}] if forces else []
+        if groups not in allowed:
+            raise ConfigError(
+                f"{self.regex!r} has the groups {sorted(groups)}; it wants one of {list(map(sorted, allowed))}"
+            )
+        self.factor(forces)
+
+    def factor(self, forces: bool) -> float:
+        """eV, or eV/Å, in one unit."""
+        energy, _, length = self.unit.lower().rpartition("/") if forces else (self.unit.lower(), "", "angstrom")
+        if energy not in ENERGIES or length not in LENGTHS:
+            wanted = f"{' or '.join(ENERGIES)}" + (f" over {' or '.join(LENGTHS)}" if forces else "")
+            raise ConfigError(f"the unit {self.unit!r} is not known; give {wanted}")
+        return ENERGIES[energy] / LENGTHS[length] * (-1.0 if self.gradient else 1.0)
+
+    def find(self, folder: Path) -> list[re.Match[str]]:
+        """All matches. Raises LabelError where the file cannot be read."""
+        try:
+            text = (folder / self.file).read_text(errors="replace")
+        except OSError as error:
+            raise LabelError(f"the command left no {self.file} in {folder}: {error.strerror}") from error
+        return list(re.finditer(self.regex, text, re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class Command:
+    """A labeller that runs a command in a folder of its own for every frame.
+
+    theory: level of theory in full. code, version: what runs. command: program and arguments. files: the input files by
+    name, each a template: `$atoms` (a line an atom, as `atom` says), `$natoms`, `$charge`, `$spin` (unpaired
+    electrons), `$multiplicity`, `$electrons`, `$up`, `$down`; `$$` is a dollar sign. atom: a line of `{symbol}`,
+    `{number}`, `{valence}`, `{x}`, `{y}`, `{z}` with Python's formats. length: unit of x, y and z. core: electrons that
+    a pseudopotential stands for, an element. energy, forces: where they are found. timeout: s. estimate: s a label.
+    directory: where the folders are made (default: the system's). keep: keep those of good labels too. periodic:
+    whether it takes periodic frames; then `$cell` is three lines in `length`. Raises ConfigError.
+    """
+
+    theory: str
+    code: str
+    version: str
+    command: Sequence[str]
+    files: Mapping[str, str]
+    energy: Pattern
+    forces: Pattern | None = None
+    atom: str = "{symbol} {x:.10f} {y:.10f} {z:.10f}"
+    length: str = "angstrom"
+    core: Mapping[str, int] = field(default_factory=dict)
+    timeout: float = 86400.0
+    estimate: float = 600.0
+    directory: Path | None = None
+    keep: bool = False
+    periodic: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.command or not self.timeout > 0:
+            raise ConfigError("a command wants a program, and a timeout above 0 s")
+        if self.length not in LENGTHS:
+            raise ConfigError(f"the length {self.length!r} is not known; give {' or '.join(LENGTHS)}")
+        for name in self.files:
+            if Path(name).name != name or name == OUTPUT:
+                raise ConfigError(f"an input file cannot be called {name!r}; give a plain name other than {OUTPUT!r}")
+        self.energy.check(forces=False)
+        if self.forces is not None:
+            self.forces.check(forces=True)
+        probe = Frame(np.array([1]), np.zeros((1, 3)), np.eye(3), (False,) * 3)
+        self._inputs(probe, 0, 1)
+
+    @property
+    def method(self) -> str:
+        """The level of theory that the user named."""
+        return self.theory
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError where the command fails or its numbers are not found."""
+        if any(frame.pbc) and not self.periodic:
+            raise LabelError(f"{self.code} is not told the cell: cut a cluster, or set periodic = true and use $cell")
+        start = time.perf_counter()
+        inputs = self._inputs(frame, charge, spin)
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="label-", dir=self.directory))
+        for name, text in inputs.items():
+            (folder / name).write_text(text)
+        self._run(folder)
+        energy, error = self._energy(folder)
+        forces, forces_error = self._forces(folder, len(frame.numbers))
+        label = Label(
+            energy=energy,
+            forces=forces,
+            energy_error=error,
+            forces_error=forces_error,
+            method=self.method,
+            code=self.code,
+            version=self.version,
+            charge=charge,
+            spin=spin,
+            input=as_json({"command": list(self.command), "files": inputs}),
+            seconds=time.perf_counter() - start,
+            extra={},
+        )
+        if not self.keep:
+            shutil.rmtree(folder)
+        return label
+
+    def seconds(self, frame: Frame) -> float:
+        """What the user said."""
+        return self.estimate
+
+    def _inputs(self, frame: Frame, charge: int, spin: int) -> dict[str, str]:
+        scale = LENGTHS[self.length]
+        symbols = [chemical_symbols[number] for number in frame.numbers]
+        valences = [int(z) - self.core.get(s, 0) for z, s in zip(frame.numbers, symbols, strict=True)]
+        electrons = sum(valences) - charge
+        try:
+            lines = [
+                self.atom.format(symbol=s, number=int(z), valence=v, x=at[0], y=at[1], z=at[2])
+                for s, z, v, at in zip(symbols, frame.numbers, valences, frame.positions / scale, strict=True)
+            ]
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(f"the line of an atom {self.atom!r} cannot be filled in: {error!r}") from error
+        known = {
+            "atoms": "\n".join(lines),
+            "cell": "\n".join(" ".join(f"{x:.10f}" for x in vector) for vector in frame.cell / scale),
+            "natoms": len(symbols),
+            "ntypes": len(set(symbols)),
+            "charge": charge,
+            "spin": spin,
+            "multiplicity": spin + 1,
+            "electrons": electrons,
+            "up": (electrons + spin) // 2,
+            "down": (electrons - spin) // 2,
+        }
+        filled = {}
+        for name, template in self.files.items():
+            try:
+                filled[name] = string.Template(template).substitute(known)
+            except (KeyError, ValueError) as error:
+                raise ConfigError(
+                    f"the template of {name} wants {error}; known are ${', $'.join(known)}, and $$ for a dollar sign"
+                ) from error
+        return filled
+
+    def _run(self, folder: Path) -> None:
+        with (folder / OUTPUT).open("wb") as output:
+            try:
+                process = subprocess.Popen(
+                    list(self.command),
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise LabelError(f"{self.command[0]} cannot be started: {error.strerror}") from error
+            try:
+                code = process.wait(self.timeout)
+            except subprocess.TimeoutExpired:
+                raise LabelError(f"{self.code} was stopped after {self.timeout:g} s; see {folder}") from None
+            finally:  # also when this process is interrupted
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if code:
+            said = (folder / OUTPUT).read_text(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+            raise LabelError(f"{self.code} ended with code {code}: {last[:300]}; see {folder}")
+
+    def _energy(self, folder: Path) -> tuple[float, float]:
+        matches = self.energy.find(folder)
+        if not matches:
+            raise LabelError(f"no energy in {folder / self.energy.file}: nothing matches {self.energy.regex!r}")
+        factor = self.energy.factor(forces=False)
+        groups = matches[-1].groupdict()
+        return _number(groups["value"], folder) * factor, _number(groups.get("error") or "0", folder) * abs(factor)
+
+    def _forces(self, folder: Path, atoms: int) -> tuple[FloatArray | None, FloatArray | None]:
+        if self.forces is None:
+            return None, None
+        whole = "value" not in re.compile(self.forces.regex).groupindex
+        count = atoms if whole else 3 * atoms
+        matches = self.forces.find(folder)[-count:]
+        if len(matches) != count:
+            raise LabelError(
+                f"{folder / self.forces.file} has {len(matches)} matches of {self.forces.regex!r}, {count} are wanted"
+            )
+        factor = self.forces.factor(forces=True)
+
+        def gather(*names: str) -> FloatArray | None:
+            if not set(names) <= set(matches[0].groupdict()):
+                return None
+            values = [_number(match[name], folder) for match in matches for name in names]
+            return np.array(values).reshape(atoms, 3)
+
+        forces, errors = (
+            (gather("x", "y", "z"), gather("ex", "ey", "ez")) if whole else (gather("value"), gather("error"))
+        )
+        return None if forces is None else forces * factor, None if errors is None else errors * abs(factor)
+
+
+def _number(text: str, folder: Path) -> float:
+    try:
+        return float(re.sub("[dD]", "e", text))  # Fortran writes 1.0D-3
+    except ValueError as error:
+        raise LabelError(f"{text!r} was found for a number in {folder}; mend the pattern") from error

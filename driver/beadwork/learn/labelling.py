@@ -1,0 +1,417 @@
+"""The frames of a queue get their labels: claimed, cut, computed, kept safe, stored.
+
+A label is computed once. As soon as it is there it lies as a file in the labels' folder, and only then goes into the
+queue; whoever takes the frame again after a kill in between finds it there. A claim is renewed while its worker lives.
+A run that was killed leaves claims behind: the next one on the same machine sees that their process is gone and gives
+them back; on other machines they run out by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import secrets
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import LabelError, QueueError
+from beadwork.frame import Frame
+from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue, Row
+from beadwork.learn.clusters import charge, cut, most_uncertain
+from beadwork.learn.jobs import Pool, lost
+from beadwork.learn.label import Label, Labeller, as_json, structure
+from beadwork.learn.labellers import Spec
+
+#: what became of a frame
+DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What became of one frame. seconds: of its label. found: it was computed before, and only stored now."""
+
+    id: int
+    status: str
+    seconds: float = 0.0
+    found: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did."""
+
+    told: tuple[Told, ...]
+
+    def count(self, status: str) -> int:
+        """How many frames ended so."""
+        return sum(t.status == status for t in self.told)
+
+    def __str__(self) -> str:
+        found = sum(t.found for t in self.told)
+        parts = [f"{self.count(DONE)} labelled" + (f" ({found} had been computed before)" if found else "")]
+        parts += [f"{self.count(status)} {status}" for status in (SET_ASIDE, TAKEN) if self.count(status)]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would do. seconds: of each label, rough. refused: rows that would be set aside, and why."""
+
+    spec: Spec
+    method: str
+    formulas: Counter[str]
+    seconds: tuple[float, ...]
+    refused: dict[int, str]
+    computed: int
+
+    def __str__(self) -> str:
+        lines = [f"method     {self.method}"]
+        sizes = ", ".join(f"{count} {name}" for name, count in self.formulas.most_common(8))
+        more = len(self.formulas) - 8
+        lines.append(
+            f"labels     {len(self.seconds)}" + (f": {sizes}" if sizes else "") + (f", {more} more" if more > 0 else "")
+        )
+        if self.computed:
+            lines.append(f"computed   {self.computed} of them before, to be stored only")
+        workers = self.spec.jobs.at_once
+        wall = max([sum(self.seconds) / workers, *self.seconds])
+        lines.append(
+            f"time       about {_clock(wall)} with {workers} worker{'s' * (workers > 1)} "
+            f"({_clock(sum(self.seconds))} in all, the longest {_clock(max(self.seconds, default=0.0))}); rough"
+        )
+        lines += [f"set aside  row {id}: {reason}" for id, reason in self.refused.items()]
+        return "\n".join(lines)
+
+
+def label(
+    queue: Queue,
+    spec: Spec,
+    *,
+    ids: Sequence[int] | None = None,
+    most: int | None = None,
+    mix: bool = False,
+    folder: Path | None = None,
+    watch: Callable[[Told, int], None] = lambda told, of: None,
+) -> Report:
+    """Label waiting frames, oldest first, and return when all have their label or were set aside.
+
+    ids: these rows alone. most: so many at most. mix: the queue may hold labels of other methods, which stay.
+    folder: keeps labels until the queue has them (default: `folder_of`). watch: told of each frame, and of how many.
+    Raises ConfigError for settings that cannot be run, LabelError where methods would mix, QueueError. Whatever is
+    raised, KeyboardInterrupt too, claims of this run are given back first.
+    """
+    labeller = spec.labeller()
+    _one_method(queue, labeller.method, mix)
+    _give_back_of_the_dead(queue)
+    rows = _plan(queue, ids, most)
+    folder = folder or folder_of(queue)
+    _make(folder)
+    run = secrets.token_hex(4)
+    told: list[Told] = []
+    items = deque(row.id for row in rows)
+    try:
+        with Pool(spec.jobs, folder) as pool:
+            for id, future in pool.each(label_row, items, queue.url, spec, str(folder), run):
+                error = future.exception()
+                if error is None:
+                    told.append(future.result())
+                elif lost(error):
+                    again = _bury(queue, id, run, spec)
+                    if again is None:
+                        items.append(id)
+                        continue
+                    told.append(again)
+                else:
+                    raise error
+                watch(told[-1], len(rows))
+    finally:
+        for row in queue.rows(status=CLAIMED):
+            if row.worker is not None and row.worker.startswith(f"{run}/"):
+                queue.release(row.id, row.worker)
+        _tidy(queue, folder)
+    return Report(tuple(told))
+
+
+def command(
+    queue: Queue, spec: Spec, *, most: int | None = None, mix: bool = False, again: bool = False, dry: bool = False
+) -> str:
+    """What `beadwork label` does, with a bar on stderr; returns what to print.
+
+    again: frames that were set aside wait once more. dry: say what would be done. Raises LabelError where every frame
+    was set aside, and as `label` does.
+    """
+    if again and not dry:
+        for row in queue.rows(status=FAILED):
+            queue.again(row.id)
+    if dry:
+        return str(estimate(queue, spec, most=most, mix=mix))
+    from tqdm import tqdm
+
+    # without a terminal there is no bar, but what was set aside is said
+    with tqdm(disable=None, unit="label", dynamic_ncols=True) as bar:
+
+        def watch(told: Told, of: int) -> None:
+            bar.total = of
+            bar.update()
+            if told.status == SET_ASIDE:
+                tqdm.write(f"beadwork: row {told.id} is set aside: {told.reason}", file=sys.stderr)
+
+        report = label(queue, spec, most=most, mix=mix, watch=watch)
+    if report.count(SET_ASIDE) and not report.count(DONE):
+        raise LabelError(f"no frame was labelled, {report}; the first reason: {report.told[0].reason}")
+    return str(report)
+
+
+def estimate(
+    queue: Queue,
+    spec: Spec,
+    *,
+    ids: Sequence[int] | None = None,
+    most: int | None = None,
+    mix: bool = False,
+    folder: Path | None = None,
+) -> Estimate:
+    """Say what `label` would do, and change nothing."""
+    labeller = spec.labeller()
+    _one_method(queue, labeller.method, mix)
+    folder = folder or folder_of(queue)
+    formulas: Counter[str] = Counter()
+    seconds, refused, computed = [], {}, 0
+    for row in _plan(queue, ids, most):
+        try:
+            part = _part(row, spec)
+        except LabelError as error:
+            refused[row.id] = str(error)
+            continue
+        known = _file(folder, row, spec, labeller, part).exists()
+        computed += known
+        seconds.append(0.0 if known else labeller.seconds(part.frame))
+        formulas[str(part.frame.to_atoms().get_chemical_formula())] += 1
+    return Estimate(spec, labeller.method, formulas, tuple(seconds), refused, computed)
+
+
+def folder_of(queue: Queue) -> Path:
+    """Where labels lie until the queue has them: `QUEUE.labels` beside an SQLite file, else `labels` right here."""
+    return Path("labels") if "://" in queue.name else Path(f"{queue.name}.labels")
+
+
+def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
+    """Label one frame, in whatever process; tries as often as the settings say. For `Pool.each`."""
+    queue = Queue(url)
+    worker = f"{run}/{platform.node()}:{os.getpid()}"
+    labeller = _labeller(spec)
+    while True:
+        row = queue.claim(worker, spec.lease, id)
+        if row is None:
+            return Told(id, TAKEN)
+        start = time.perf_counter()
+        try:
+            with _renewing(queue, id, worker, spec.lease):
+                stored, file, found = _answer(row, spec, labeller, Path(folder))
+        except LabelError as error:
+            again = row.attempts < spec.attempts
+            queue.fail(id, worker, str(error), again=again)
+            if not again:
+                return Told(id, SET_ASIDE, time.perf_counter() - start, reason=str(error))
+        except BaseException:
+            with contextlib.suppress(QueueError):  # what is raised says more; the claim runs out by itself
+                queue.release(id, worker)
+            raise
+        else:
+            queue.finish(id, worker, stored)
+            file.unlink(missing_ok=True)
+            return Told(id, DONE, time.perf_counter() - start, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is computed of a row. atoms: their places in the row's frame, None where it is all of it."""
+
+    frame: Frame
+    charge: int
+    atoms: tuple[int, ...] | None
+
+
+def _part(row: Row, spec: Spec) -> _Part:
+    """Cut where that is asked for, and tell the charge. Raises LabelError where it cannot be told."""
+    frame = row.kept.frame
+    if spec.cut is not None:
+        cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
+        return _Part(cluster.frame, cluster.charge if spec.charge is None else spec.charge, cluster.atoms)
+    if any(frame.pbc) and not spec.periodic:
+        raise LabelError(f"the frame is periodic, and {spec.kind} computes clusters: add a table [cut] to the TOML")
+    return _Part(frame, charge(frame) if spec.charge is None else spec.charge, None)
+
+
+def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dict[str, Any], Path, bool]:
+    """Find or compute a label and keep it safe; return what the queue is to store, its file, and if it was found."""
+    part = _part(row, spec)
+    file = _file(folder, row, spec, labeller, part)
+    found = file.exists()
+    if not found:
+        label = labeller.label(part.frame, part.charge, spec.spin)
+        if label.forces is not None and label.forces.shape != part.frame.positions.shape:
+            raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")
+        _write(file, as_json(label.to_dict()))
+    label = _read(file)
+    stored = label.to_dict()
+    if part.atoms is not None:
+        stored["structure"] = structure(part.frame) | {"atoms": list(part.atoms)}
+    return stored, file, found
+
+
+def _file(folder: Path, row: Row, spec: Spec, labeller: Labeller, part: _Part) -> Path:
+    """Where a label lies: named by all that it depends on."""
+    told = as_json([spec.identity, labeller.method, part.charge, structure(part.frame)])
+    return folder / f"{row.id}-{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, whatever is killed."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.part")
+    with part.open("w", encoding="utf-8") as open_file:
+        open_file.write(text)
+        open_file.flush()
+        os.fsync(open_file.fileno())
+    os.replace(part, file)
+
+
+def _read(file: Path) -> Label:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        for name in ("forces", "forces_error"):
+            stored[name] = None if stored[name] is None else np.array(stored[name], dtype=np.float64).reshape(-1, 3)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabelError(f"the label in {file} cannot be read ({error}): remove it, and label again") from error
+    return Label.from_dict(stored)
+
+
+def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None) -> list[Row]:
+    """Rows to be labelled: waiting, or claimed by someone whose time is up."""
+    now = time.time()
+    free = [
+        row
+        for row in queue.rows()
+        if row.status == WAITING or (row.status == CLAIMED and row.expires is not None and row.expires < now)
+    ]
+    if ids is not None:
+        order = {id: rank for rank, id in enumerate(ids)}
+        free = sorted((row for row in free if row.id in order), key=lambda row: order[row.id])
+    return free[:most]
+
+
+def _one_method(queue: Queue, method: str, mix: bool) -> None:
+    others = Counter(str((row.label or {}).get("method")) for row in queue.rows(status=LABELLED))
+    del others[method]
+    if others and not mix:
+        held = "; ".join(f"{count} of {name}" for name, count in sorted(others.items()))
+        raise LabelError(
+            f"the queue {queue.name} holds labels of another method ({held}), and the labeller's is {method}: use "
+            "another queue, or say --mix-methods; training takes one method at a time in any case"
+        )
+
+
+def _give_back_of_the_dead(queue: Queue) -> None:
+    """Free the claims of processes of this machine that are gone; the attempts do not count: it was not the frame."""
+    for row in queue.rows(status=CLAIMED):
+        _, _, place = (row.worker or "").partition("/")
+        node, _, pid = place.rpartition(":")
+        if row.worker is not None and node == platform.node() and pid.isdigit() and not _alive(int(pid)):
+            with contextlib.suppress(QueueError):  # another run was faster
+                queue.release(row.id, row.worker)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _bury(queue: Queue, id: int, run: str, spec: Spec) -> Told | None:
+    """A worker of this run died with this row: give it back, or set it aside. None: it is to be tried again."""
+    row = queue.get(id)
+    if row.status == LABELLED:  # it died after its last deed
+        return Told(id, DONE)
+    if row.status != CLAIMED or row.worker is None or not row.worker.startswith(f"{run}/"):
+        return (
+            None if row.status == WAITING else Told(id, SET_ASIDE if row.status == FAILED else TAKEN, reason=row.reason)
+        )
+    again = row.attempts < spec.attempts
+    reason = "its worker died: killed, out of memory, or its node went"
+    queue.fail(id, row.worker, reason, again=again)
+    return None if again else Told(id, SET_ASIDE, reason=reason)
+
+
+@contextlib.contextmanager
+def _renewing(queue: Queue, id: int, worker: str, lease: float) -> Iterator[None]:
+    """Renew a claim as long as this lasts. One that was lost shows when the label is stored."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(lease / 3):
+            with contextlib.suppress(QueueError):  # busy: the next third of the lease is as good
+                queue.renew(id, worker, lease)
+
+    thread = threading.Thread(target=renew, name=f"beadwork-claim-{id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+_MADE = threading.local()
+
+
+def _labeller(spec: Spec) -> Labeller:
+    """One labeller a thread: some are slow to make, and none is shared."""
+    made = getattr(_MADE, "labeller", None)
+    if made is None or made[0] != spec:
+        made = _MADE.labeller = (spec, spec.labeller())
+    return made[1]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabelError(f"cannot make {folder} for labels on their way: {error.strerror}") from error
+
+
+def _tidy(queue: Queue, folder: Path) -> None:
+    """Remove what is no longer on its way: labels that the queue has, halves of killed writers, an empty folder."""
+    labelled = {row.id for row in queue.rows(status=LABELLED)}
+    for file in folder.glob("*.json"):
+        number = file.name.partition("-")[0]
+        if number.isdigit() and int(number) in labelled:
+            file.unlink(missing_ok=True)
+    for file in folder.glob(".*.part"):
+        pid = file.name.split(".")[-3]
+        if pid.isdigit() and not _alive(int(pid)):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
+
+
+def _clock(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.1f} s"

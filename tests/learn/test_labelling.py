@@ -1,0 +1,319 @@
+"""From waiting frames to labels: claims, clusters, faults, kills, methods."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+
+from beadwork.cli import main
+from beadwork.errors import LabelError, QueueError
+from beadwork.frame import Frame
+from beadwork.harvest.queue import Kept, Queue
+from beadwork.learn import labelling
+from beadwork.learn.clusters import Cut
+from beadwork.learn.label import Label
+from beadwork.learn.labellers import Spec
+
+Fill = Callable[[int], Queue]
+Springs = Callable[..., Spec]
+INPUTS = Path(__file__).parents[2] / "inputs"
+
+
+def energy(queue: Queue, id: int) -> float:
+    """What the springs have in one row."""
+    return 0.5 * float((queue.get(id).kept.frame.positions ** 2).sum())
+
+
+def test_every_frame_gets_its_own_label(fill: Fill, springs: Springs, diary: Any) -> None:
+    """Energy and forces of the row's own structure, exact, with all that a label has to say; nothing is left over."""
+    queue = fill(5)
+    report = labelling.label(queue, springs())
+    assert str(report) == "5 labelled"
+    assert len(diary.calls) == 5
+    for row in queue.rows():
+        assert row.status == "labelled"
+        label = Label.from_dict(row.label or {})
+        assert label.energy == energy(queue, row.id)
+        np.testing.assert_array_equal(label.forces, -row.kept.frame.positions)
+        assert (label.method, label.code, label.charge, label.spin) == ("springs", "toy_calculator:Springs", 0, 0)
+        assert (label.energy_error, label.forces_error) == (0.0, None)
+        assert label.version == "toy_calculator of unknown version"
+        assert '"positions"' in label.input
+    assert not labelling.folder_of(queue).exists()
+    assert str(labelling.label(queue, springs())) == "0 labelled"
+    assert len(diary.calls) == 5
+
+
+def test_most_and_some(fill: Fill, springs: Springs) -> None:
+    """The oldest first, so many and no more; or those that were chosen, in their order."""
+    queue = fill(6)
+    labelling.label(queue, springs(), most=2)
+    assert [row.id for row in queue.rows(status="labelled")] == [1, 2]
+    told: list[int] = []
+    labelling.label(queue, springs(), ids=[6, 1, 4], watch=lambda one, of: told.append(one.id))
+    assert told == [6, 4]
+
+
+def test_a_failure_is_tried_again_and_set_aside(fill: Fill, springs: Springs, diary: Any) -> None:
+    """Two attempts, then the reason is in the queue and the other frames go on; with --again it waits once more."""
+    queue = fill(4)
+    energies = sorted(energy(queue, id) for id in range(1, 5))
+    middle = sum(energies[:2]) / 2
+    report = labelling.label(queue, springs(arguments={"fail": middle}))
+    assert str(report) == "3 labelled, 1 failed"
+    assert len(diary.calls) == 5
+    (row,) = queue.rows(status="failed")
+    assert energy(queue, row.id) == energies[0]
+    assert row.attempts == 2
+    assert row.reason == f"toy_calculator:Springs could not label: RuntimeError: {energies[0]:.3f} eV is too low"
+    assert str(labelling.label(queue, springs())) == "0 labelled"
+    assert labelling.command(queue, springs(), again=True) == "1 labelled"
+
+
+@pytest.mark.parametrize(("wrong", "said"), [("nan", "energy of nan"), ("shape", "forces of 1 atoms for 3")])
+def test_nonsense_is_no_label(fill: Fill, springs: Springs, wrong: str, said: str) -> None:
+    """NaN, and forces of another number of atoms, never reach the queue."""
+    queue = fill(1)
+    report = labelling.label(queue, springs(arguments={"wrong": wrong}))
+    assert report.count("failed") == 1
+    assert said in str(queue.get(1).reason)
+    assert queue.get(1).label is None
+
+
+def test_methods_do_not_mix(fill: Fill, springs: Springs) -> None:
+    """A second method in one queue is refused, before anything is computed, unless it is asked for."""
+    queue = fill(3)
+    labelling.label(queue, springs(), most=1)
+    with pytest.raises(LabelError, match=r"1 of springs\), and the labeller's is other"):
+        labelling.label(queue, springs("other"))
+    with pytest.raises(LabelError, match="mix"):
+        labelling.estimate(queue, springs("other"))
+    labelling.label(queue, springs("other"), mix=True)
+    assert [(row.label or {})["method"] for row in queue.rows()] == ["springs", "other", "other"]
+
+
+def liquid(name: str) -> Kept:
+    """A start structure as a kept frame; its last atom is the most uncertain."""
+    path = INPUTS / name / "init.xyz"
+    atoms = ase.io.read(path, format="xyz")
+    atoms.set_cell([float(word) for word in path.read_text().splitlines()[1].split(":")[1].split()[:6]])
+    atoms.pbc = True
+    frame = Frame.from_atoms(atoms)
+    return Kept(frame, 1, 0.01, np.linspace(0, 1, len(atoms)), np.zeros(4), ("a" * 64,), "b" * 64)
+
+
+def test_clusters_are_labelled_as_themselves(tmp_path: Path, springs: Springs) -> None:
+    """The label is of the cluster, and the row says which atoms those were and where: training needs them."""
+    queue = Queue(tmp_path / "queue.db", create=True)
+    queue.add(liquid("zundel-water"))
+    labelling.label(queue, springs(cut=Cut(molecules=3), charge=0))
+    row = queue.get(1)
+    stored = dict(row.label or {})
+    part = stored.pop("structure")
+    label = Label.from_dict(stored)
+    assert label.energy == 0.5 * (part["positions"] ** 2).sum()
+    np.testing.assert_array_equal(part["numbers"], row.kept.frame.numbers[part["atoms"]])
+    assert len(row.kept.frame.numbers) - 1 in part["atoms"]
+    assert not any(part["pbc"])
+    assert len(part["numbers"]) in (9, 10)
+    away = (part["positions"] - row.kept.frame.positions[part["atoms"]]) / 9.86
+    np.testing.assert_allclose(away, np.rint(away), atol=1e-9)
+
+
+def test_charge_is_told_from_the_cluster(tmp_path: Path, springs: Springs) -> None:
+    """A cluster with the excess proton has a charge of 1, which a labeller that ignores charges refuses, by name."""
+    queue = Queue(tmp_path / "queue.db", create=True)
+    queue.add(liquid("zundel-water"))
+    labelling.label(queue, springs(cut=Cut(molecules=32), attempts=1))
+    assert "ignores charge and spin, but the frame has 1 and 0" in str(queue.get(1).reason)
+
+
+def test_what_cannot_be_told_is_set_aside_once(tmp_path: Path, springs: Springs) -> None:
+    """A lone oxygen has no charge that could be told: set aside with the reason, and the dry run says so before."""
+    queue = Queue(tmp_path / "queue.db", create=True)
+    lone = Frame(np.array([8]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
+    queue.add(Kept(lone, 1, 0.1, np.ones(1), np.zeros(4), ("a" * 64,), "b" * 64))
+    assert "row 1: oxygen 0 has 0 hydrogens" in str(labelling.estimate(queue, springs()))
+    labelling.label(queue, springs())
+    assert queue.get(1).status == "failed"
+    queue.again(1)
+    assert str(labelling.label(queue, springs(charge=0))) == "1 labelled"
+
+
+def test_dry_run(fill: Fill, springs: Springs, diary: Any) -> None:
+    """Says method, how many of what, and how long; computes and changes nothing."""
+    queue = fill(4)
+    said = str(labelling.estimate(queue, springs(), most=3))
+    assert "method     springs" in said
+    assert "labels     3: 3 H2O" in said
+    assert "about 9.0 s with 1 worker (9.0 s in all, the longest 3.0 s)" in said
+    assert diary.calls == []
+    assert {row.status for row in queue.rows()} == {"waiting"}
+    assert not labelling.folder_of(queue).exists()
+
+
+def test_a_label_computed_is_never_computed_again(
+    fill: Fill, springs: Springs, diary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a label and its place in the queue anything may fail: the next run finds it and calls nobody."""
+    queue = fill(3)
+
+    def refuse(*arguments: Any) -> None:
+        raise QueueError("the disk went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Queue, "finish", refuse)
+        with pytest.raises(QueueError, match="went away"):
+            labelling.label(queue, springs())
+    assert len(diary.ends) == 1
+    assert {row.status for row in queue.rows()} == {"waiting"}  # given back
+    assert "computed   1 of them before" in str(labelling.estimate(queue, springs()))
+    assert str(labelling.label(queue, springs())) == "3 labelled (1 had been computed before)"
+    assert len(diary.ends) == 3
+    assert not labelling.folder_of(queue).exists()
+
+
+def test_another_setting_is_another_label(fill: Fill, springs: Springs, diary: Any, monkeypatch: Any) -> None:
+    """A label that lies ready is taken for the same settings only."""
+    queue = fill(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Queue, "finish", lambda *arguments: (_ for _ in ()).throw(QueueError("no")))
+        with pytest.raises(QueueError):
+            labelling.label(queue, springs())
+    labelling.label(queue, springs("better"))
+    assert (queue.get(1).label or {})["method"] == "better"
+    assert len(diary.ends) == 2
+
+
+def test_a_claim_is_renewed(fill: Fill, springs: Springs) -> None:
+    """A label that takes longer than the lease keeps its claim; nobody else takes the frame meanwhile."""
+    queue = fill(1)
+    seen: list[Any] = []
+
+    def ask(told: Any, of: int) -> None:
+        seen.append(told)
+
+    import threading
+
+    spec = springs(arguments={"seconds": 3.0}, lease=1.0)
+    thread = threading.Thread(target=lambda: labelling.label(queue, spec, watch=ask))
+    thread.start()
+    time.sleep(2.2)
+    assert queue.claim("thief", 60) is None
+    thread.join()
+    assert [told.status for told in seen] == ["labelled"]
+    assert queue.get(1).attempts == 1
+
+
+def test_a_claim_of_a_dead_process_is_taken_at_once(fill: Fill, springs: Springs, diary: Any) -> None:
+    """Nobody waits for the lease of a process of this machine that is gone; one that lives keeps its claim."""
+    queue = fill(3)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert queue.claim(f"0badcafe/{platform.node()}:{gone.pid}", 3600, id=1) is not None
+    assert queue.claim(f"0badcafe/{platform.node()}:{os.getppid()}", 3600, id=2) is not None
+    assert queue.claim(f"0badcafe/elsewhere:{gone.pid}", 3600, id=3) is not None
+    assert str(labelling.label(queue, springs())) == "1 labelled"
+    assert queue.get(1).attempts == 1  # the kill was not the frame's fault
+    assert [row.id for row in queue.rows(status="claimed")] == [2, 3]
+
+
+SETTINGS = """
+kind = "ase"
+[settings]
+calculator = "toy_calculator:Springs"
+theory = "springs"
+ignores_charge = true
+arguments = {{ where = "{where}", seconds = {seconds} }}
+"""
+
+
+def start(queue: Queue, folder: Path, seconds: float) -> subprocess.Popen[bytes]:
+    """Run `beadwork label` in a process of its own."""
+    settings = folder / "labeller.toml"
+    settings.write_text(SETTINGS.format(where=folder, seconds=seconds))
+    command = [sys.executable, "-m", "beadwork.cli", "label", queue.name, "--with", str(settings)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for something to hold."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(fill: Fill, springs: Springs, tmp_path: Path, diary: Any, number: int, code: int) -> None:
+    """Ctrl-C in mid-label gives the frame back at once, as if never claimed, and ends with the signal's code."""
+    springs()
+    queue = fill(3)
+    process = start(queue, tmp_path, 30.0)
+    until(lambda: len(diary.calls) == 1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert [(row.status, row.attempts) for row in queue.rows()] == [("waiting", 0)] * 3
+    assert diary.ends == []
+
+
+def test_killed(fill: Fill, springs: Springs, tmp_path: Path, diary: Any) -> None:
+    """SIGKILL at random instants: no label that was on disk is lost, and nobody is called for it again."""
+    springs()
+    queue = fill(12)
+    rng = np.random.default_rng(5)
+    safe: set[int] = set()
+    called: dict[int, int] = {}
+
+    def count(id: int) -> int:
+        return [told for _, told in diary.calls].count(f"{energy(queue, id):.12f}")
+
+    for _ in range(4):
+        process = start(queue, tmp_path, 0.05)
+        before = len(diary.calls)
+        until(lambda before=before: len(diary.calls) > before)  # type: ignore[misc]
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        files = {int(file.name.partition("-")[0]) for file in labelling.folder_of(queue).glob("*.json")}
+        safe |= files | {row.id for row in queue.rows(status="labelled")}
+        called |= {id: count(id) for id in safe - set(called)}
+    process = start(queue, tmp_path, 0.05)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert b"labelled" in out
+    assert {row.status for row in queue.rows()} == {"labelled"}
+    assert len(safe) > 1
+    assert {id: count(id) for id in safe} == called
+    assert {told for _, told in diary.ends} == {f"{energy(queue, id):.12f}" for id in range(1, 13)}
+    for row in queue.rows():
+        assert (row.label or {})["energy"] == energy(queue, row.id)
+
+
+def test_the_command_says_what_it_did(
+    fill: Fill, springs: Springs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dry run, labels, and a code of 10 where nothing could be labelled."""
+    springs()
+    queue = fill(2)
+    settings = tmp_path / "labeller.toml"
+    settings.write_text(SETTINGS.format(where=tmp_path, seconds=0))
+    assert main(["label", queue.name, "--with", str(settings), "--dry-run"]) == 0
+    assert "labels     2: 2 H2O" in capsys.readouterr().out
+    assert main(["label", queue.name, "--with", str(settings), "--most", "1"]) == 0
+    assert capsys.readouterr().out == "1 labelled\n"
+    settings.write_text(SETTINGS.format(where=tmp_path, seconds=0).replace("seconds = 0", "fail = 1e9"))
+    assert main(["label", queue.name, "--with", str(settings)]) == 10
+    assert "no frame was labelled, 0 labelled, 1 failed" in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""A calculator for the tests of labelling: springs, a diary of who called it, and faults on demand.
+
+WHERE/calls       a line a call begun: process and energy
+WHERE/ends        a line a call ended
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+
+
+class Springs(Calculator):
+    """Every atom on a spring to the origin, 1 eV/Å². seconds: of a call. fail: energies below it cannot be computed."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, where: str, seconds: float = 0.0, fail: float = -1.0, wrong: str = "") -> None:
+        super().__init__()
+        self.where, self.seconds, self.fail, self.wrong = Path(where), seconds, fail, wrong
+
+    def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
+        """See ASE."""
+        super().calculate(atoms, properties, system_changes)
+        energy = 0.5 * float((self.atoms.positions**2).sum())
+        self.note("calls", energy)
+        time.sleep(self.seconds)
+        if energy < self.fail:
+            raise RuntimeError(f"{energy:.3f} eV is too low")
+        self.results = {"energy": energy, "forces": -self.atoms.positions.copy()}
+        if self.wrong == "nan":
+            self.results["energy"] = np.nan
+        if self.wrong == "shape":
+            self.results["forces"] = np.zeros((1, 3))
+        self.note("ends", energy)
+
+    def note(self, name: str, energy: float) -> None:
+        """One write of one short line: whole, whoever else writes."""
+        with (self.where / name).open("a") as diary:
+            diary.write(f"{os.getpid()} {energy:.12f}\n")
