@@ -1,0 +1,362 @@
+"""`beadwork learn LOOP.toml`: simulate, choose, label, train, validate, swap, and again.
+
+    baseline = "models/mine/baseline"
+    delta = "models/mine"            # the committee's folder to begin with
+    labeller = "labeller.toml"       # as for `beadwork label`
+    labels = 50                      # new ones a generation at most
+    generations = 5                  # at most
+    falling = 0.1                    # what falls by less than this part of itself has stopped falling
+    start = "again"                  # each generation from the inputs; "continue": from where the last one ended
+    folder = "loop"                  # where all is kept (default: the name of this file without .toml)
+    [simulations]                    # i-PI inputs by name; each runs to its total_steps in every generation
+    zundel = "zundel/input.xml"
+    [run]                            # options of `beadwork run`
+    keep-force = [0.05, 0.5]
+    [train]                          # settings of `beadwork train`
+    epochs = 60
+
+One folder a generation, gen-000, gen-001, …, with its simulations, its committee and what was found out about it.
+generation.json there says which stages are done, with their results and hashes; a stage that is not in it is done, or
+gone on with, when the command is given again. All frames are in one queue, queue.db, so that none is labelled twice.
+`current` names the newest committee: any server that was started with `--delta FOLDER/current` takes it up as it runs.
+
+It ends when neither the flagged rate nor the error on frames held out falls any more, when no frame is asked for, or
+after the generations that were allowed; one more simulation then tells what the last committee is worth. The flagged
+rate is the share of the steps at which the largest force spread of some bead reaches the low mark of `keep-force`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from beadwork.config import ServeConfig
+from beadwork.errors import ConfigError, LabelError
+from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue, committee_hash
+from beadwork.ipi.simulation import read as read_simulation
+from beadwork.learn import labellers, simulate
+from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue, write_whole
+from beadwork.learn.labelling import label
+from beadwork.learn.residual import Errors, residuals
+from beadwork.learn.train import TrainSettings, references, train_committee
+from beadwork.learn.validate import PAGE as VALIDATION
+from beadwork.learn.validate import validate, write_page
+from beadwork.potential.bundle import COMMITTEE, load_card, members_of, point
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+STARTS = ("again", "continue")
+RECORD = "generation.json"
+CURRENT = "current"
+#: options of `beadwork run` that the loop sets itself
+OWN = ("simulation", "baseline", "delta", "queue", "out", "metrics")
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A LOOP.toml; paths are absolute. Raises ConfigError for what cannot be run."""
+
+    baseline: Path
+    delta: Path
+    labeller: Path
+    simulations: Mapping[str, Path]
+    folder: Path
+    labels: int = 50
+    generations: int = 5
+    falling: float = 0.1
+    start: str = "again"
+    run: Mapping[str, Any] = field(default_factory=dict)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        if not self.simulations:
+            raise ConfigError("a loop needs a table [simulations] with one i-PI input at least")
+        for name in self.simulations:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ConfigError(f"a simulation cannot be called {name!r}: it names a folder; use letters and digits")
+        if self.labels < 1 or self.generations < 1 or not 0 <= self.falling < 1:
+            raise ConfigError(
+                "labels and generations are 1 or more, and falling is a part of 1; got "
+                f"{self.labels}, {self.generations} and {self.falling}"
+            )
+        if self.start not in STARTS:
+            raise ConfigError(f"start is {self.start!r}; choose from {', '.join(STARTS)}")
+        for key in self.run:
+            if key.replace("-", "_") in OWN or key.replace("-", "_") not in {f.name for f in fields(ServeConfig)}:
+                raise ConfigError(f"[run] sets {key!r}, which the loop sets itself or `beadwork run` does not know")
+
+    @property
+    def low(self) -> float:
+        """The low mark of the force spread, eV/Å: at or above it a frame is asked for."""
+        band = self.run.get("keep-force", self.run.get("keep_force", ServeConfig().keep_force))
+        return float(band[0]) if band else float("inf")
+
+
+def read(path: Path) -> Loop:
+    """Read a LOOP.toml; paths in it count from its own folder. Raises ConfigError."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    here = path.parent.absolute()
+    inputs = data.pop("simulations", {})
+    train = TrainSettings.from_table(data.pop("train", {}), f"{path}: [train]")
+    if not isinstance(inputs, dict) or not all(isinstance(xml, str) for xml in inputs.values()):
+        raise ConfigError(f"{path}: [simulations] wants a path for each name")
+    data.setdefault("folder", path.stem)
+    simulations = {name: here / xml for name, xml in inputs.items()}
+    loop: Loop = labellers.build(Loop, data | {"simulations": simulations}, here, str(path))
+    return Loop(**{**{f.name: getattr(loop, f.name) for f in fields(Loop)}, "train": train})
+
+
+class Generation:
+    """The record of one generation: what each stage found, written whole when the stage is done."""
+
+    def __init__(self, folder: Path, tell: Told = lambda text: None) -> None:
+        self.folder = folder
+        self._tell = tell
+        self._file = folder / RECORD
+        self.stages: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What this stage found, once it is done; it is done now where it was not."""
+        if stage not in self.stages:
+            self._tell(f"{self.folder.name}: {stage}")
+            begin = time.monotonic()
+            found = work()
+            self.stages[stage] = {**found, "seconds": round(time.monotonic() - begin, 3), "ended": time.time()}
+            write_whole(self._file, json.dumps(self.stages, indent=1) + "\n")
+        return dict(self.stages[stage])
+
+    @property
+    def flagged(self) -> float:
+        """Flagged rate of its simulations, all steps together."""
+        runs = self.stages["simulate"]["runs"].values()
+        return float(sum(run["flagged"] for run in runs) / max(1, sum(run["steps"] for run in runs)))
+
+
+def learn(path: Path, tell: Told) -> list[Generation]:
+    """Go on with a loop, or begin it, until it ends; return all its generations.
+
+    Safe to kill at any instant and to call again. Raises ConfigError where another process is at it, and whatever a
+    stage raises.
+    """
+    loop = read(path)
+    loop.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(loop.folder):
+        return _Learning(loop, path.name, tell).run()
+
+
+def generations(folder: Path) -> list[Generation]:
+    """All generations that a loop has so far."""
+    return [Generation(file.parent) for file in sorted(folder.glob(f"gen-*/{RECORD}"))]
+
+
+def why_stop(loop: Loop, before: Generation, now: Generation) -> str | None:
+    """The reason to stop after a generation's simulations, or None. This is the rule."""
+    errors = before.stages["validate"]
+    rates = before.flagged, now.flagged
+    pairs = [("the flagged rate", *rates)]
+    for name in ("force", "energy"):
+        if errors["old"].get(name) and errors["new"].get(name):
+            pairs.append((f"the {name} error on frames held out", errors["old"][name][0], errors["new"][name][0]))
+            break
+    if any(new < (1 - loop.falling) * old for _, old, new in pairs):
+        return None
+    return "; ".join(f"{name} went from {old:.4g} to {new:.4g}" for name, old, new in pairs) + (
+        f": nothing fell by {100 * loop.falling:g} % any more"
+    )
+
+
+class _Learning:
+    """One call of `learn`."""
+
+    def __init__(self, loop: Loop, name: str, tell: Told) -> None:
+        self.loop, self.name, self.tell = loop, name, tell
+        self.spec = labellers.read(loop.labeller)
+        self.queue = Queue(loop.folder / "queue.db", create=True)
+        self.options = {
+            "threads": 1,
+            **loop.run,
+            "baseline": str(loop.baseline),
+            "queue": str((loop.folder / "queue.db").absolute()),
+        }
+
+    def run(self) -> list[Generation]:
+        loop = self.loop
+        for xml in loop.simulations.values():
+            read_simulation(xml)  # what is wrong with it is better said now
+        members = members_of([loop.delta])
+        if not (loop.delta / COMMITTEE).exists() or len(members) < 2:
+            raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
+        if not (loop.folder / CURRENT).exists():
+            point(loop.folder / CURRENT, loop.delta)
+        done: list[Generation] = []
+        for number in range(loop.generations + 1):
+            now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
+            now.folder.mkdir(exist_ok=True)
+            committee = loop.delta if not done else done[-1].folder / "committee"
+            now.do("begin", partial(self._begin, committee))
+            now.do("simulate", partial(self._simulate, now, done, committee))
+            reason = why_stop(loop, done[-1], now) if done else None
+            done.append(now)
+            if number == loop.generations:
+                reason = reason or f"{loop.generations} generations were allowed"
+            if reason is None:
+                chosen = now.do("choose", self._choose)["rows"]
+                if not chosen:
+                    reason = "no frame is asked for any more"
+            if reason is not None:
+                now.do("end", partial(dict, reason=reason))
+                self.tell(f"{now.folder.name}: the end, for {reason}")
+                break
+            now.do("label", partial(self._label, chosen))
+            now.do("train", partial(self._train, now, committee))
+            now.do("validate", partial(self._validate, now, committee))
+            now.do("swap", partial(self._swap, now))
+        return done
+
+    def _begin(self, committee: Path) -> dict[str, Any]:
+        """Which models serve this generation, and where the queue stands."""
+        models = [self.loop.baseline, *members_of([committee])]
+        cards = [load_card(model) for model in models]
+        return {
+            "committee": str(committee),
+            "hash": committee_hash([card.hash for card in cards]),
+            "models": {str(card.path): card.hash for card in cards},
+            "dataset": cards[-1].about.get("dataset"),
+            "last_row": max((row.id for row in self.queue.rows()), default=0),
+        }
+
+    def _simulate(self, now: Generation, done: Sequence[Generation], committee: Path) -> dict[str, Any]:
+        runs = {}
+        for name, xml in self.loop.simulations.items():
+            folder = now.folder / name
+            goes_on = self.loop.start == "continue" and done
+            simulate.prepare(xml, folder, done[-1].folder / name / "RESTART" if goes_on else None)
+            options = {**self.options, "delta": [str(member) for member in members_of([committee])]}
+            simulate.run(folder, options, len(self._kept(now, folder)))
+            flagged, steps = simulate.flagged(folder, self.loop.low)
+            kept = self._kept(now, folder)
+            runs[name] = {
+                "steps": steps,
+                "flagged": flagged,
+                "kept": kept,
+                "simulations": sorted(simulate.simulations(folder)),
+            }
+            self.tell(f"{now.folder.name}: {name}: {flagged} of {steps} steps flagged, {len(kept)} frames kept")
+        return {"runs": runs}
+
+    def _kept(self, now: Generation, folder: Path) -> list[int]:
+        """Rows that a simulation has put into the queue in this generation."""
+        mine, last = simulate.simulations(folder), now.stages["begin"]["last_row"]
+        return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
+
+    def _choose(self) -> dict[str, Any]:
+        waiting = self.queue.rows(status=WAITING)
+        return {"rows": [row.id for row in waiting[: self.loop.labels]], "waiting": len(waiting)}
+
+    def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
+        def watch(told: Any, of: int) -> None:
+            self.tell(f"row {told.id}: {told.status}{f': {told.reason}' if told.reason else ''}")
+
+        label(self.queue, self.spec, ids=chosen, watch=watch)
+        rows = [self.queue.get(id) for id in chosen]
+        labelled = [row.id for row in rows if row.status == LABELLED]
+        if not labelled:
+            reasons = {row.reason for row in rows if row.status == FAILED}
+            raise LabelError(
+                f"no frame of this generation was labelled ({'; '.join(map(str, reasons))}); mend "
+                f"{self.loop.labeller}, let them wait again (beadwork label --again), and give the command again"
+            )
+        return {"labelled": labelled, "set_aside": [row.id for row in rows if row.status == FAILED]}
+
+    def _train(self, now: Generation, committee: Path) -> dict[str, Any]:
+        out = now.folder / "committee"
+        previous = committee if (committee / DATASET).exists() else None
+        method = self.spec.labeller().method
+        examples: dict[str, Example] = {}
+        if previous is not None:
+            examples.update((e.hash, e) for e in Dataset.read(previous).examples)
+        examples.update((e.hash, e) for e in from_queue(self.queue, self.loop.baseline, method))
+        command = f"beadwork learn {self.name} ({now.folder.name})"
+        train_committee(list(examples.values()), self.loop.baseline, out, self.loop.train, previous, self.tell, command)
+        dataset = Dataset.read(out)
+        return {
+            "dataset": dataset.hash,
+            "frames": len(dataset.training),
+            "held_out": len(dataset.testing),
+            "members": {member.name: load_card(member).hash for member in members_of([out])},
+        }
+
+    def _validate(self, now: Generation, committee: Path) -> dict[str, Any]:
+        out = now.folder / "committee"
+        testing = Dataset.read(out).testing
+        if not testing:
+            return {"frames": 0, "old": {}, "new": {}}
+        found = validate(out)
+        write_page(found, now.folder / VALIDATION)
+        common = unseen(testing, [committee])
+        calibration = None if found.calibration is None else str(found.calibration)
+        return {
+            "frames": len(common),
+            "old": errors_of(committee, common, out),
+            "new": errors_of(out, common, out),
+            "calibration": calibration,
+        }
+
+    def _swap(self, now: Generation) -> dict[str, Any]:
+        point(self.loop.folder / CURRENT, now.folder / "committee")
+        return {"current": str((now.folder / "committee").relative_to(self.loop.folder))}
+
+
+def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> dict[str, Any]:
+    """Root mean square errors with error bars: energy in meV an atom, force in meV/Å; nothing without examples.
+
+    reference: a committee that was trained here, for its reference energies.
+    """
+    if not examples:
+        return {}
+    found = residuals(examples, members_of([committee]), references(members_of([reference])[0]))
+
+    def told(errors: Errors | None) -> list[float] | None:
+        return None if errors is None else [1e3 * value for value in errors.rmse]
+
+    return {
+        "energy": told(found.energy),
+        "force": told(found.forces),
+        "baseline_energy": told(found.baseline_energy),
+        "baseline_force": told(found.baseline_forces),
+    }
+
+
+def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Example]:
+    """Those that none of these committees has learned from."""
+    learned = {
+        e.hash for committee in committees if (committee / DATASET).exists() for e in Dataset.read(committee).training
+    }
+    return [e for e in testing if e.hash not in learned]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second `beadwork learn` out; the lock goes with the process, however that ends."""
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another beadwork learn is at work in {folder}; wait for it, or end it") from error
+        yield

@@ -1,0 +1,189 @@
+"""The loop closed: simulate, choose, label, train, validate, swap; with real i-PI and real training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from beadwork.errors import ConfigError
+from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.learn.dataset import Dataset
+from beadwork.learn.loop import Generation, generations, read, why_stop
+from beadwork.potential.bundle import load_card, members_of
+
+HERE = Path(__file__).parent
+
+
+def _shared() -> Any:
+    """Real i-PI's fixtures: pytest's importlib mode adds no paths, and a conftest is seen in its folder only."""
+    name = "end_to_end_conftest"
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, HERE.parent / "end_to_end" / "conftest.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = module_from_spec(spec)  # its dataclasses look themselves up there
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+shared = _shared()
+_environment, ipi, models = shared._environment, shared.ipi, shared.models
+
+
+def project(ipi, models, folder: Path, *, steps: int = 12, seconds: float = 0.0, **loop: Any) -> Path:
+    """All that a user brings, tiny: an input, a committee that knows nothing, a labeller. Returns LOOP.toml."""
+    run = ipi.Input(folder / "water", [ipi.Forcefield(batch=2, latency=1e-3)], beads=2, steps=steps).write()
+    committee = folder / "start"
+    committee.mkdir()
+    for k, member in enumerate(models.delta[:2]):
+        shutil.copytree(member, committee / f"delta-{k}")
+    (committee / "committee.toml").write_text('members = ["delta-0", "delta-1"]\n')
+    (folder / "labeller.toml").write_text(
+        tomli_w.dumps(
+            {
+                "kind": "ase",
+                "settings": {
+                    "calculator": "loop_truth:Truth",
+                    "theory": "baseline and a pair potential",
+                    "arguments": {"baseline": str(models.baseline), "where": str(folder), "seconds": seconds},
+                    "ignores_charge": True,
+                },
+            }
+        )
+    )
+    settings = {
+        "baseline": str(models.baseline),
+        "delta": "start",
+        "labeller": "labeller.toml",
+        "labels": 6,
+        "generations": 1,
+        "simulations": {"water": str(run.path)},
+        "run": {"keep-force": [0.02], "cooldown": 2, "mark-spread": 1000.0, "mark-force": 10000.0},
+        "train": {
+            "members": 2,
+            "epochs": 3,
+            "batch_size": 2,
+            "hidden_irreps": "8x0e",
+            "r_max": 3.5,
+            "held_out": 0.34,
+            "jobs": 1,
+        },
+    }
+    path = folder / "loop.toml"
+    path.write_text(tomli_w.dumps({**settings, **loop}))
+    return path
+
+
+def command(loop: Path, *before: str) -> list[str]:
+    """`beadwork learn` as a user types it, in a process of its own."""
+    return [sys.executable, *(before or ("-m", "beadwork.cli")), "learn", str(loop)]
+
+
+def environment() -> dict[str, str]:
+    """Where the truth can be imported from."""
+    return os.environ | {"PYTHONPATH": str(HERE)}
+
+
+def diary(folder: Path, name: str) -> list[str]:
+    """Who was labelled."""
+    file = folder / name
+    return file.read_text().split() if file.exists() else []
+
+
+def test_one_generation(ipi, models, tmp_path) -> None:
+    """Everything once: frames are harvested, labelled once each, learned, validated and swapped; the next simulation
+    is served by what was learned, all of it is on record, and a second call has nothing left to do."""
+    loop = project(ipi, models, tmp_path)
+    ended = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=280, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, last = generations(tmp_path / "loop")
+    assert list(first.stages) == ["begin", "simulate", "choose", "label", "train", "validate", "swap"]
+    assert list(last.stages) == ["begin", "simulate", "end"]
+    assert "1 generations were allowed" in last.stages["end"]["reason"]
+    # each frame was computed once, and its label is in the queue
+    rows = Queue(tmp_path / "loop" / "queue.db").rows(status=LABELLED)
+    assert [row.id for row in rows] == first.stages["choose"]["rows"] == first.stages["label"]["labelled"]
+    assert 3 <= len(rows) <= 6
+    calls = diary(tmp_path, "calls")
+    assert len(calls) == len(set(calls)) == len(rows)
+    # it learned from exactly these, and the next simulation was served by what it learned
+    committee = first.folder / "committee"
+    dataset = Dataset.read(committee)
+    assert sorted(e.row for e in dataset.examples) == [row.id for row in rows]
+    assert {load_card(member).about["dataset"] for member in members_of([committee])} == {dataset.hash}
+    assert last.stages["begin"]["dataset"] == dataset.hash
+    summary = json.loads((last.folder / "water" / "out-0" / "summary.json").read_text())
+    assert last.stages["begin"]["hash"].startswith(summary["committees"][0]["committee"])
+    assert members_of([tmp_path / "loop" / "current"])[0].resolve() == (committee / "delta-0").resolve()
+    # two committees of random weights agree on nothing, two that have learned the same agree better
+    assert first.flagged == 1.0
+    page = (tmp_path / "loop" / "generations.html").read_text()
+    assert "gen-001" in page
+    assert "data:image/png" in page
+    before = (last.folder / "generation.json").read_text()
+    again = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (last.folder / "generation.json").read_text() == before
+    assert diary(tmp_path, "calls") == calls
+
+
+def test_rule_to_stop(tmp_path) -> None:
+    """It goes on while one of the two falls by a tenth, and stops when neither does."""
+    loop = read(written(tmp_path))
+
+    def two(flagged: float, then: float, error: float, new: float) -> str | None:
+        before, now = Generation(tmp_path / "a"), Generation(tmp_path / "b")
+        before.stages = {
+            "simulate": {"runs": {"water": {"flagged": flagged, "steps": 100}}},
+            "validate": {"old": {"force": [error, 1.0]}, "new": {"force": [new, 1.0]}},
+        }
+        now.stages = {"simulate": {"runs": {"water": {"flagged": then, "steps": 100}}}}
+        return why_stop(loop, before, now)
+
+    assert two(50, 40, 30, 30) is None
+    assert two(50, 50, 30, 20) is None
+    assert "nothing fell by 10 %" in (two(50, 46, 30, 28) or "")
+    assert "from 0.5 to 0.6" in (two(50, 60, 30, 40) or "")
+
+
+def written(folder: Path, **loop: Any) -> Path:
+    """A LOOP.toml alone."""
+    settings = {"baseline": "b", "delta": "d", "labeller": "l.toml", "simulations": {"w": "w.xml"}}
+    path = folder / "loop.toml"
+    path.write_text(tomli_w.dumps({**settings, **loop}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"simulations": {}}, r"\[simulations\]"),
+        ({"simulations": {"a/b": "w.xml"}}, "names a folder"),
+        ({"labels": 0}, "1 or more"),
+        ({"start": "over"}, "choose from again, continue"),
+        ({"run": {"queue": "q.db"}}, "sets itself"),
+        ({"train": {"epoch": 3}}, "no setting of a training"),
+        ({"lables": 3}, "no option"),
+    ],
+)
+def test_what_cannot_be_run(tmp_path, wrong, sentence) -> None:
+    """A LOOP.toml with a mistake is refused before anything is computed, with the mistake in the sentence."""
+    with pytest.raises(ConfigError, match=sentence):
+        read(written(tmp_path, **wrong))
+
+
+def test_paths_count_from_the_file(tmp_path) -> None:
+    """A loop can be started from any folder."""
+    loop = read(written(tmp_path))
+    assert loop.baseline == tmp_path / "b"
+    assert loop.simulations == {"w": tmp_path / "w.xml"}
+    assert loop.folder == tmp_path / "loop"
