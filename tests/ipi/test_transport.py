@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,3 +138,54 @@ def test_foreign_peer_is_refused(tmp_path: Path) -> None:
             until(transport, Status)
         transport.close()
         peer.close()
+
+
+def test_listener_that_never_speaks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An i-PI whose polling thread has died takes connections and says nothing: an end with a sentence, not a hang."""
+    monkeypatch.setattr("beadwork.ipi.transport.HANDSHAKE", 0.3)
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=0.0)
+    with listener(tmp_path / "socket"):
+        begin = time.monotonic()
+        with pytest.raises(ConnectionLost, match="has not shaken hands"):
+            until(transport, HangUp)
+        assert 0.3 <= time.monotonic() - begin < 2.0
+        transport.close()
+
+
+def test_listener_that_hangs_up_at_once_is_not_dialled_in_a_loop(tmp_path: Path) -> None:
+    """A tunnel without anybody behind it: a few attempts in a second, hardly any processor time, and a named end."""
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=1.0)
+    attempts = 0
+
+    def refuse(server: socket.socket) -> None:
+        nonlocal attempts
+        while True:
+            try:
+                server.accept()[0].close()
+            except OSError:
+                return
+            attempts += 1
+
+    with listener(tmp_path / "socket") as server:
+        thread = threading.Thread(target=refuse, args=(server,))
+        thread.start()
+        before = time.process_time()
+        with pytest.raises(ConnectionLost, match="hung up without a word"):
+            until(transport, Exit)
+        assert time.process_time() - before < 0.3
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+        transport.close()
+    assert 2 <= attempts < 12
+
+
+def test_socket_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in /tmp can be taken by anybody: what listens there is spoken to only if it is ours, or root's."""
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=5.0)
+    with listener(tmp_path / "socket"):
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+        if os.getuid() == 0:  # root may be spoken to: here the test itself has to be somebody else
+            monkeypatch.setattr("struct.unpack", lambda form, data: (1, 4711, 4711))
+        with pytest.raises(ConnectionLost, match="another user"):
+            transport.poll(0.05)
+        transport.close()

@@ -28,6 +28,8 @@ SEND = 1 << 22
 SEND_TIMEOUT = 30.0
 #: seconds in which an i-PI that has said EXIT may take us back (it says so to a client that it found too slow)
 GRACE = 1.0
+#: seconds that an i-PI which has taken a connection always gets for its first word
+HANDSHAKE = 5.0
 NEVER = float("inf")
 RETRY = 0.05
 RETRY_MOST = 1.0
@@ -53,6 +55,7 @@ class Peer:
     sock: socket.socket
     machine: Machine
     met: bool = False  # i-PI has spoken
+    since: float = field(default_factory=time.monotonic)
 
     def send(self) -> None:
         """Send what the conversation owes, whole. Raises OSError."""
@@ -82,7 +85,7 @@ class Line:
     shared: bool = False
     atoms: int | None = None
     peers: list[Peer] = field(default_factory=list)
-    lost_at: float = field(default_factory=time.monotonic)  # since when there has been no connection
+    lost_at: float = field(default_factory=time.monotonic)  # since when nobody there has spoken to us
     dial_at: float = 0.0
     pause: float = RETRY
     exited: bool = False  # i-PI has said EXIT and not spoken since
@@ -92,6 +95,11 @@ class Line:
     def dials(self) -> bool:
         """Whether a connection is missing and the last one has shaken hands."""
         return len(self.peers) < self.wanted and self.dial_at != NEVER and all(peer.met for peer in self.peers)
+
+    @property
+    def met(self) -> bool:
+        """Whether any connection has shaken hands."""
+        return any(peer.met for peer in self.peers)
 
 
 def stale(path: Path) -> bool:
@@ -110,7 +118,8 @@ def _connect(address: Address) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND)
             sock.setblocking(False)
             sock.connect(str(address.path))
-        except OSError:
+            _check_owner(sock, address.path)
+        except (OSError, ConnectionLost):
             sock.close()
             raise
         return sock
@@ -120,8 +129,20 @@ def _connect(address: Address) -> socket.socket:
     return sock
 
 
+def _check_owner(sock: socket.socket, path: Path) -> None:
+    """Anybody can listen on a name in /tmp: only i-PI of this user, or of root, is spoken to. Raises ConnectionLost."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (os.geteuid(), 0):
+        raise ConnectionLost(
+            f"another user (number {uid}) listens at {path}; run i-PI as yourself, and give it a name that nobody else "
+            "can take: sockets_prefix in <simulation>, a folder of your own"
+        )
+
+
 class Transport:
-    """Every line of one server. patience: seconds without any connection before a line is given up."""
+    """Every line of one server. patience: seconds without an i-PI that speaks before a line is given up."""
 
     def __init__(self, lines: list[Line], patience: float = 60.0) -> None:
         self.lines = lines
@@ -133,15 +154,16 @@ class Transport:
     def poll(self, timeout: float | None) -> list[tuple[Peer, Incoming]]:
         """Wait for at most `timeout` seconds (None: until something comes) and return what has come.
 
-        A connection that has ended comes as Exit or HangUp. Raises ConnectionLost when a line has had no connection
-        for longer than the patience, RemoteProtocolError when a peer says what i-PI would not.
+        A connection that has ended comes as Exit or HangUp. Raises ConnectionLost when nobody on a line has spoken for
+        longer than the patience, or another user listens there, RemoteProtocolError when a peer says what i-PI would
+        not.
         """
         now = time.monotonic()
         events: list[tuple[Peer, Incoming]] = []
         for line in self.lines:
             self._dial(line, now)
-            if line.dials:
-                wait = max(0.0, line.dial_at - now)
+            wait = max(0.0, line.dial_at - now) if line.dials else self._silence(line, now)
+            if wait is not None:
                 timeout = wait if timeout is None else min(timeout, wait)
         for key, _ in self._selector.select(timeout):
             self._read(key.data, events)
@@ -175,9 +197,11 @@ class Transport:
             self._guard.release(peer.sock)
         hang_up(peer.sock)
         line.why = why
-        line.dial_at, line.pause = time.monotonic(), RETRY
-        if not line.peers:
-            line.lost_at = time.monotonic()
+        now = time.monotonic()
+        if peer.met:
+            line.dial_at, line.pause, line.lost_at = now, RETRY, now
+        elif line.dial_at != NEVER:  # taken and let go without a word: not at once again
+            line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MOST)
 
     def close(self) -> None:
         """Close everything."""
@@ -203,8 +227,29 @@ class Transport:
         line.peers.append(peer)
         self._guard = self._guard or Guard()
         self._guard.hold(sock)
-        line.pause = RETRY
         self._selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _silence(self, line: Line, now: float) -> float | None:
+        """How much longer a connection that i-PI has taken may wait for its first word; None where none does.
+
+        An i-PI whose polling thread has died still takes connections, for the kernel does that, and never speaks.
+        """
+        if line.met or not line.peers:
+            return None
+        waited = now - line.peers[0].since
+        left = max(self._patience, HANDSHAKE) - waited
+        if left > 0:
+            return left
+        if not line.exited:
+            raise ConnectionLost(
+                f"i-PI at {line.address} took the connection and has not shaken hands for {waited:.0f} s: its polling "
+                "thread has died (its log says of what), or it waits for others; end it and start it again from its "
+                "RESTART, or wait longer with --patience"
+            )
+        for peer in list(line.peers):
+            self.drop(peer, "i-PI said EXIT")
+        line.dial_at = NEVER
+        return None
 
     def _give_up(self, line: Line, now: float, gone: bool) -> None:
         if line.peers:
@@ -249,10 +294,12 @@ class Transport:
             if isinstance(event, (Exit, HangUp)):
                 # i-PI still accepts for a moment after it has said EXIT: a hang-up before its first word is that
                 peer.line.exited = isinstance(event, Exit) or (peer.line.exited and not peer.met)
-                self.drop(peer, _farewell(event))
+                self.drop(peer, _farewell(event) if peer.met else "i-PI, or what listens there, hung up without a word")
+                if not peer.met:
+                    self._give_up(peer.line, time.monotonic(), gone=False)
                 return
             peer.met = True
-            peer.line.exited = False
+            peer.line.exited, peer.line.pause = False, RETRY
         if peer.machine.owes:
             self.send(peer)
 
