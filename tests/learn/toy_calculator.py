@@ -7,6 +7,7 @@ WHERE/ends        a line a call ended
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from ase.calculators.calculator import Calculator, all_changes
 
 
 class Springs(Calculator):
-    """Every atom on a spring to the origin, 1 eV/Å². seconds: of a call. fail: energies below it cannot be computed."""
+    """Every atom on a spring to the origin, 1 eV/Å².
+
+    seconds: of a call. fail: energies below it cannot be computed. suicide: the process that computes this energy
+    kills itself. wrong: answer nonsense.
+    """
 
     implemented_properties = ("energy", "forces")
 
-    def __init__(self, where: str, seconds: float = 0.0, fail: float = -1.0, wrong: str = "") -> None:
+    def __init__(
+        self, where: str, seconds: float = 0.0, fail: float = -1.0, wrong: str = "", suicide: str = ""
+    ) -> None:
         super().__init__()
         self.where, self.seconds, self.fail, self.wrong = Path(where), seconds, fail, wrong
+        self.suicide = suicide
 
     def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         """See ASE."""
@@ -30,6 +38,8 @@ class Springs(Calculator):
         energy = 0.5 * float((self.atoms.positions**2).sum())
         self.note("calls", energy)
         time.sleep(self.seconds)
+        if self.suicide == f"{energy:.12f}":
+            os.kill(os.getpid(), signal.SIGKILL)
         if energy < self.fail:
             raise RuntimeError(f"{energy:.3f} eV is too low")
         self.results = {"energy": energy, "forces": -self.atoms.positions.copy()}
