@@ -225,6 +225,8 @@ class Server:
         seconds: dict[str, float],
     ) -> None:
         """What the reply did not wait for."""
+        for note in evaluation.notes:
+            self._watch(Note(note))
         self._remember(Last(str(service.line.address), step, frames, evaluation))
         for breach in passed:
             frame = frames[breach.system]

@@ -208,7 +208,7 @@ class Session:
             numbers = simulation.numbers(socket)
             potential.check_species(numbers)
             self._notes += potential.settle(_start(simulation, socket))
-            self._notes += potential.fit(_start(simulation, socket), config.device)
+            self._notes += potential.fit(_start(simulation, socket), config.device, simulation.structures(socket))
             services.append(self._service(simulation, socket, potential, numbers))
         _check_extras(simulation, services)
         return services

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from beadwork.errors import ModelError, NonFiniteError
+from beadwork.errors import ModelError, NonFiniteError, ResourceError
 from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.potential import memory
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
-from beadwork.potential.engine import Energies, Engine, join
+from beadwork.potential.engine import Energies, Engine
 from beadwork.potential.engines import AutoEngine, open_engine
 from beadwork.potential.graph import Graph, GraphBuilder
 
@@ -46,6 +47,7 @@ class Evaluation:
     member_forces (M, A, 3), member_virials (M, S, 3, 3): Δ after alpha, only when asked for.
     models: hashes of the models that answered, baseline first; empty where they came from no bundles.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
+    notes: sentences for the log, about what was found while evaluating.
     seconds: where the time went: 'graph', each model by its name, 'reduce'.
     """
 
@@ -60,6 +62,7 @@ class Evaluation:
     member_virials: FloatArray | None = None
     models: tuple[str, ...] = ()
     closest: FloatArray = field(default_factory=lambda: np.empty(0))
+    notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -114,7 +117,8 @@ class Potential:
     virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021). V_Δ is taken as it comes:
     its zero matters, so the Δ models' reference energies must make it small where the committee is right.
 
-    max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once.
+    max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once; it is
+    lowered where memory does not suffice.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
     """
 
@@ -191,6 +195,16 @@ class Potential:
         whole.cards = (*self.cards[: len(self.cards) - len(self.members)], *other.cards)
         return whole
 
+    def fit(self, frame: Frame, device: str, structures: int) -> list[str]:
+        """Choose max_edges by what this structure takes and what is free; a sentence where so many do not fit at once.
+        """
+        graph = self._graph([frame])
+        self.max_edges = memory.fitting(self.engines, graph, device)
+        if self.max_edges is None or self.max_edges >= structures * len(graph.neighbor):
+            return []
+        count = max(1, self.max_edges // len(graph.neighbor))
+        return [f"{count} of {structures} structures are evaluated at once, by what they take and what memory is free"]
+
     def settle(self, frame: Frame) -> list[str]:
         """Let every 'auto' engine choose on this structure; return a sentence for each."""
         graph = self._graph([frame])
@@ -200,24 +214,38 @@ class Potential:
         """Evaluate frames in one pass, in their order.
 
         member_forces: also return every member's forces and virials. Raises GeometryError, ModelError for an unknown
-        species, NonFiniteError for a model that answers NaN or infinity.
+        species or an engine that fails, NonFiniteError for a model that answers NaN or infinity, ResourceError where
+        memory does not suffice for a single structure.
         """
         started = time.perf_counter()
-        graph = self._graph(frames)
-        evaluation = self.evaluate_graph(graph, member_forces)
+        try:
+            graph = self._graph(frames)
+            evaluation = self.evaluate_graph(graph, member_forces)
+        except MemoryError as error:  # of what is ours, not a model's
+            raise ResourceError(
+                f"there is no memory for the pairs of atoms of {len(frames)} structures ({error}); "
+                "let fewer come at once (<batch_size>), or give the job more memory"
+            ) from error
         evaluation.seconds["graph"] = time.perf_counter() - started - sum(evaluation.seconds.values())
         return evaluation
 
     def evaluate_graph(self, graph: Graph, member_forces: bool = False) -> Evaluation:
         """Evaluate a graph that was built with a cutoff of at least `cutoff`."""
         seconds: dict[str, float] = {}
+        limit = self.max_edges
         baseline = None if self.baseline is None else self._run(self.baseline, graph, seconds)
         answers = [self._run(member, graph, seconds) for member in self.members]
         started = time.perf_counter()
         evaluation = self._combine(graph, baseline, answers, member_forces)
         seconds["reduce"] = time.perf_counter() - started
         models = tuple(card.hash for card in self.cards)
-        return replace(evaluation, models=models, closest=graph.closest, seconds=seconds)
+        notes: tuple[str, ...] = ()
+        if self.max_edges != limit:
+            notes = (
+                f"{len(graph)} structures at once were more than memory holds: from now on {self.max_edges} edges at "
+                f"once of their {len(graph.neighbor)}, with the same result",
+            )
+        return replace(evaluation, models=models, closest=graph.closest, notes=notes, seconds=seconds)
 
     def _graph(self, frames: Sequence[Frame]) -> Graph:
         graph = self.builder.build(frames)
@@ -226,8 +254,7 @@ class Potential:
 
     def _run(self, engine: Engine, graph: Graph, seconds: dict[str, float]) -> Energies:
         started = time.perf_counter()
-        pieces = [engine.evaluate(graph.part(a, b)) for a, b in graph.pieces(self.max_edges)]
-        answer = join(pieces)
+        answer, self.max_edges = memory.evaluate(engine, graph, self.max_edges)
         _check_finite(engine, graph, answer)
         seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
         return answer
