@@ -149,7 +149,8 @@ def bar(parts: Sequence[tuple[str, float]], title: str) -> str:
     total = sum(value for _, value in parts)
     for k, (name, value) in enumerate(parts):
         colour = COLOURS[k % len(COLOURS)]
-        label = f"{name}: {value:.3g} ms ({100 * value / total:.1f} %)"
+        size = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+        label = f"{name}: {size} ms ({100 * value / total:.1f} %)"
         panel.barh([0], [value], left=left, height=0.8, color=colour, label=label, alpha=1 - 0.4 * (k // len(COLOURS)))
         left += value
     panel.set_xlabel("time of one step (ms)")

@@ -19,7 +19,7 @@ from ipi.utils.io.io_units import process_units
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.units import BOHR
 
-_COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{(\w+)\})?")
+_COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{([\w/]+)\})?(?=\s)")
 _STEP = re.compile(r"Step:\s*(\d+)")
 _POTENTIALS = re.compile(r"#EXTRAS\(committee_pot\)#\s*Step:\s*(\d+)")
 #: lines of a frame in i-PI's formats besides one an atom

@@ -37,7 +37,7 @@ class Run:
     @property
     def directory(self) -> Path:
         """Where i-PI ran."""
-        return self.folder / self.about.get("directory", ".")
+        return self.folder / str(self.about.get("directory", "."))
 
     def clock(self, steps: FloatArray) -> tuple[FloatArray, str]:
         """i-PI's steps as a time with its unit; the steps themselves where the time step is not known."""

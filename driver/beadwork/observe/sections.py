@@ -17,6 +17,19 @@ from beadwork.observe.run import Run
 
 #: frames that the viewer is given, the most uncertain ones; each is some ten kB of the page
 MOST_FRAMES = 300
+#: how bead positions are had from i-PI
+POSITIONS = (
+    "<code>&lt;trajectory stride='20' filename='positions' format='xyz'&gt; positions{angstrom} "
+    "&lt;/trajectory&gt;</code>"
+)
+#: how i-PI's energies are read
+ENERGIES = {
+    "potential": "The potential energy, less its value at the first step. It settles at its own level within the first "
+    "picoseconds (beads that start in one place spread out first), and then goes up and down about it.",
+    "conserved": "The conserved quantity, less its value at the first step. It belongs to the integrator and the "
+    "thermostat, and should go nowhere but for a jump at the start. If it climbs or falls steadily, the time step is too "
+    "long, or the forces are not those of the energy.",
+}
 NO_PLOTS = "Pictures need matplotlib, which is not installed: <code>pip install 'beadwork[report]'</code>."
 
 
@@ -59,7 +72,7 @@ def headline(run: Run) -> str:
             tiles.append(("speed", f"{86400 / seconds * femtoseconds * 1e-6:.3g}", "ns/day"))
         tiles.append(("time of one step", f"{seconds:.3g}", "s"))
     if summary.get("structures_per_bead_step"):
-        tiles.append(("structures evaluated", f"{summary['structures_per_bead_step']:.3f}", "per bead and step"))
+        tiles.append(("structures a bead-step", f"{summary['structures_per_bead_step']:.3f}", ""))
     if (spreads := run.record[:, 4][np.isfinite(run.record[:, 4])]).size:
         tiles.append(("largest force spread", f"{1e3 * spreads.max():.3g}", "meV/Å"))
     tiles.append(("frames kept", f"{summary.get('frames_kept', len(run.kept))}", ""))
@@ -72,7 +85,7 @@ def headline(run: Run) -> str:
             for path, digest in about["models"].items()
         )
         lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
-    for swap in summary.get("committees", []):
+    for swap in [swap for swap in summary.get("committees", []) if swap["step"]]:
         words = f"From step {swap['step']} on, the committee {swap['committee']} in {swap['folder']} answered."
         lines.append(f"<p>{escape(words)}</p>")
     return "\n".join([*lines, "</section>"])
@@ -82,21 +95,17 @@ def energies(run: Run) -> str:
     """Potential and conserved energy, less their start."""
     if not run.properties:
         return run.gaps["properties"]
-    names = [name for name in ("potential", "conserved") if name in run.properties]
+    names = [name for name in ENERGIES if name in run.properties]
     if not names:
         return "i-PI's property file has neither <code>potential</code> nor <code>conserved</code>."
-    if len({run.units[name] for name in names}) > 1:
-        names = names[:1]
     x, label = run.clock(run.properties["step"])
-    curves = {f"{name}, less its start": run.properties[name] - run.properties[name][0] for name in names}
-    unit = _unit(run.units[names[0]])
-    return _figure(
-        figures.series(x, label, curves, f"energy ({unit})", "energies over time"),
-        "Each energy less its value at the first step. The potential settles at its own level within the first "
-        "picoseconds, and then goes up and down about it. The conserved quantity belongs to the integrator: it should "
-        "wander little and go nowhere. If it climbs or falls steadily, the time step is too long or the forces are not "
-        "those of the energy.",
-    )
+    pictures = []
+    for name in names:
+        values, unit = run.properties[name], _unit(run.units[name])
+        curve = {name: values - values[0]}
+        svg = figures.series(x, label, curve, f"{name} energy ({unit})", f"{name} energy over time")
+        pictures.append(_figure(svg, ENERGIES[name]))
+    return "\n".join(pictures)
 
 
 def temperature(run: Run) -> str:
@@ -244,28 +253,20 @@ def distributions(run: Run, drawing: bool) -> str:
     """g(r) of all pairs with the committee's error bar, and their peaks in figures."""
     about = run.about
     trajectory = outputs.find_positions(run.directory, str(about.get("outputs", ""))) if about.get("outputs") else None
-    found = None
-    if trajectory is not None:
-        found = radial(trajectory)
-        if found is None:
-            return "The structures are not periodic, so there is no density to count pairs against."
+    found = radial(trajectory) if trajectory is not None else None
+    errors: dict[str, tuple[FloatArray, FloatArray]] = {}
+    if trajectory is not None and found is not None:
         source = f"From i-PI's bead positions: {len(found.steps)} steps of {len(trajectory.files)} beads"
         source += f", every {_ordinal(trajectory.stride)} that was written." if trajectory.stride > 1 else "."
-    elif run.kept:
-        found = radial((row.row, 0, row.frame) for row in run.kept)
-        if found is None:
-            return "The frames kept are not periodic, so there is no density to count pairs against."
+        errors, words = _committee_error(run, found)
+    elif (found := radial((one.row, 0, one.frame) for one in run.kept)) is not None:
         source = (
             f"i-PI wrote no bead positions, so this is from the {len(run.kept)} frames kept. They are unusual ones: "
-            "take it as a look, not as an average. To have the average, write <code>&lt;trajectory stride='20' "
-            "filename='positions' format='xyz'&gt; positions{angstrom} &lt;/trajectory&gt;</code>."
+            f"take it as a look, not as an average. To have the average, let it write {POSITIONS}."
         )
-    if found is None:
-        return (
-            "i-PI wrote no bead positions; with <code>&lt;trajectory stride='20' filename='positions' format='xyz'&gt; "
-            "positions{angstrom} &lt;/trajectory&gt;</code> among the outputs they are counted here."
-        )
-    errors, words = _committee_error(run, found) if trajectory is not None else ({}, "")
+        words = ""
+    else:
+        return f"There are no periodic structures to count pairs in; let i-PI write {POSITIONS}."
     bonds = {name: 1.3 * sum(_radius(symbol) for symbol in _symbols(name)) for name in found.pairs}
     svg = figures.distributions(found, errors, bonds, "radial distribution functions") if drawing else ""
     caption = (
@@ -276,7 +277,8 @@ def distributions(run: Run, drawing: bool) -> str:
     if errors:
         caption += (
             "The band is one standard deviation over the members of the committee: had a member driven the run, its "
-            "curve would lie about there. Noise from too few steps comes on top of it."
+            "curve would lie about there. Where no band can be seen, it is thinner than the line. Noise from too few "
+            "steps comes on top of it."
         )
     return (
         f"<p>{source} {words}</p>"

@@ -18,6 +18,8 @@ from beadwork.frame import FloatArray, Frame
 
 #: where chemiscope's Python package has its program, for Sphinx and for itself
 _PROGRAM = "sphinx/static/chemiscope.min.js"
+#: dark blue where the committee is sure, yellow where it is not
+PALETTE = "plasma"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,16 @@ def data(rows: Sequence[Shown], name: str) -> str:
         "energy spread": _property("structure", [1e3 * row.energy_spread for row in rows], "meV an atom"),
         "force spread": _property("atom", 1e3 * np.concatenate([row.force_spread for row in rows]), "meV/Å"),
     }
-    shown = {"color": {"property": "force spread", "palette": "inferno"}, "spaceFilling": False}
+    shown = {"color": {"property": "force spread", "palette": PALETTE}, "spaceFilling": False}
     settings = chemiscope.quick_settings(
         x="step",
         y="largest force spread",
         map_color="largest force spread",
         periodic=all(row.frame.pbc[0] for row in rows),
+        map_settings={"palette": PALETTE},
         structure_settings=shown,
     )
+    settings["pinned"] = [max(range(len(rows)), key=lambda k: rows[k].largest)]  # the one to begin with
     # a name for what is missing, and not NaN, which is no JSON
     whole = {key: value for key, value in properties.items() if not _missing(value["values"])}
     if "step" not in whole:

@@ -1,0 +1,140 @@
+"""What i-PI and beadwork wrote is read back as it was: i-PI's own writers on one side, our readers on the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ipi.engine.atoms import Atoms
+from ipi.engine.cell import Cell
+from ipi.utils.io import print_file
+
+from beadwork.events import Evaluated
+from beadwork.observe import outputs
+from beadwork.observe.outputs import (
+    find_positions,
+    read_about,
+    read_element_spread,
+    read_potentials,
+    read_properties,
+    read_record,
+)
+from beadwork.observe.record import COLUMNS, Record
+from beadwork.units import BOHR
+
+NAMES = ["O", "H", "D", "O17"]
+CELL = np.array([[7.0, 0.0, 0.0], [1.0, 8.0, 0.0], [0.5, -0.3, 9.0]])  # Å, rows
+
+
+def write_trajectory(folder: Path, mode: str, steps: list[int], beads: int = 2) -> dict[tuple[int, int], np.ndarray]:
+    """Let i-PI itself write a trajectory of every bead; return positions in Å by step and bead."""
+    rng = np.random.default_rng(3)
+    cell = Cell(h=CELL.T / BOHR)
+    written = {}
+    for bead in range(beads):
+        with open(folder / f"run.pos_{bead}.{mode}", "w") as file:
+            for step in steps:
+                atoms = Atoms(len(NAMES))
+                atoms.names = np.array(NAMES)
+                atoms.q = rng.uniform(-20, 20, 3 * len(NAMES))
+                title = f"Step:  {step:10d}  Bead:   {bead:5d} "
+                units = {"units": "angstrom", "cell_units": "angstrom"}
+                print_file(mode, atoms, cell, file, title=title, key="positions", dimension="length", **units)
+                written[step, bead] = np.array(atoms.q).reshape(-1, 3) * BOHR
+    return written
+
+
+@pytest.mark.parametrize(("mode", "digits"), [("xyz", 1e-4), ("pdb", 1e-3)])
+def test_bead_positions_are_read_as_ipi_wrote_them(tmp_path: Path, mode: str, digits: float) -> None:
+    """Å, rows, cells and species, from files of i-PI's own writer; a file that is something else is no trajectory."""
+    written = write_trajectory(tmp_path, mode, [0, 10, 20])
+    (tmp_path / "run.centroid.xyz").write_text(
+        "1\n# CELL(abcABC): 1 1 1 90 90 90 Step: 0 Bead: 0 x_centroid{angstrom}\nH 0 0 0\n"
+    )
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    assert (len(trajectory.files), trajectory.frames, trajectory.stride) == (2, 3, 1)
+    found = {(step, bead): frame for step, bead, frame in trajectory}
+    assert set(found) == set(written)
+    for key, frame in found.items():
+        assert np.abs(frame.positions - written[key]).max() < digits
+        assert np.abs(frame.cell - CELL).max() < 1e-2  # the format's digits
+        assert frame.numbers.tolist() == [8, 1, 1, 8]
+        assert frame.pbc == (True, True, True)
+
+
+def test_a_torn_frame_is_left_out(tmp_path: Path) -> None:
+    """A killed i-PI leaves half a frame, or half a number, at the end: neither is read."""
+    written = write_trajectory(tmp_path, "xyz", [0, 10, 20], beads=1)
+    path = tmp_path / "run.pos_0.xyz"
+    whole = path.read_text()
+    for cut in (3, 40, 130):
+        path.write_text(whole[:-cut])
+        trajectory = find_positions(tmp_path, "run")
+        assert trajectory is not None
+        assert [step for step, _, _ in trajectory] == [0, 10]
+    assert len(written) == 3
+
+
+def test_long_trajectories_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weeks of output do not take hours: every n-th frame is taken, from the first to the last."""
+    write_trajectory(tmp_path, "xyz", list(range(0, 100, 5)))
+    monkeypatch.setattr(outputs, "MOST_ATOMS", 2 * 5 * len(NAMES))
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    assert trajectory.stride == 4
+    assert [step for step, bead, _ in trajectory if bead == 1] == [0, 20, 40, 60, 80]
+
+
+def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
+    """What the ring polymer feels; of a step written twice (a restart) the last counts, and a missing bead is seen."""
+    for bead, shift in enumerate((0.0, 2.0)):
+        lines = []
+        for step in (0, 5, 5):
+            lines += [
+                f" #EXTRAS(committee_pot)# Step:  {step:10d} ",
+                f"{-1.25 + shift + len(lines):16.8e} {-3.5 + shift:16.8e}",
+            ]
+        (tmp_path / f"run.committee_{bead}").write_text("\n".join(lines) + "\n")
+    found = read_potentials(tmp_path, "run", 2)
+    assert found is not None
+    assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-0.25, -2.5], 5: [3.75, -2.5]}
+    assert found.resolution == pytest.approx(1e-8)
+    assert read_potentials(tmp_path, "run", 3) is None
+    assert read_potentials(tmp_path, "other", 2) is None
+
+
+def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
+    """Whoever reads the first six columns reads them still; older files have no more, and a torn line is left out."""
+    record = Record(tmp_path, ["O", "H"], {"beads": 4, "simulation": "a.xml"})
+    seconds = {"model": 0.01}
+    record(Evaluated("a", 0, 1, 1, -1.0, 0.1, 0.2, seconds, {"H": 0.03, "O": 0.04}))
+    record(Evaluated("b", 1, 1, 1, -1.0, None, None, seconds))
+    record.close(record.summary())
+    path = tmp_path / "beadwork.out"
+    assert read_record(path).shape == (2, 6)
+    spread = read_element_spread(path)
+    assert list(spread) == ["O", "H"]
+    assert spread["O"][0] == 0.04
+    assert spread["H"][0] == 0.03
+    assert np.isnan(spread["H"][1])
+    assert read_about(path) == {"beads": 4, "simulation": "a.xml"}
+    path.write_text(path.read_text()[:-7])
+    assert read_record(path).shape == (1, 6)
+    path.write_text(f"{COLUMNS}\n 0 1 -1.0 0.1 0.2 0.3\n")
+    assert read_record(path).tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]
+    assert read_element_spread(path) == {}
+    assert read_about(path) == {}
+
+
+def test_a_property_of_one_species_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    """i-PI writes kinetic_cv(H){electronvolt} too, and that is not the system's."""
+    lines = ["# column   1     --> step : a", "# column   2     --> kinetic_cv{electronvolt} : b"]
+    lines += ["# column   3     --> kinetic_cv(H){electronvolt} : c", "1 2.0 3.0"]
+    (tmp_path / "a.out").write_text("\n".join(lines) + "\n")
+    assert {name: values.tolist() for name, values in read_properties(tmp_path / "a.out").items()} == {
+        "step": [1.0],
+        "kinetic_cv": [2.0],
+    }
+    assert outputs.units(tmp_path / "a.out", "kinetic_cv") == "electronvolt"
