@@ -7,7 +7,7 @@ A program of its own, so that a server under test can count its own descriptors 
 [direction, bytes] to hang up once so many bytes have gone "in" (to beadwork) or "out" (to i-PI), "reset" as a third for
 a connection that is reset instead, or ["exit", bytes] for so many bytes of EXIT; dribble: [direction, pause, bytes] to
 let single bytes through that many seconds apart, as long as so many bytes have not gone; stall: [direction, bytes,
-seconds] to wait once. record: a folder for what has gone in each direction of each connection.
+seconds] to wait there, on the first connection. record: a folder for what has gone each way on each connection.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Pair:
         cuts = plan.get("cuts", [])
         self._cut = cuts[number] if number < len(cuts) else None
         self._dribble = plan.get("dribble")
-        self._stall = plan.get("stall")
+        self._stall = plan.get("stall") if number == 0 else None
         self._sides = {"in": (theirs, ours), "out": (ours, theirs)}  # from, to
         self._gone = {"in": 0, "out": 0}
         self._record = Path(plan["record"]) / f"{number}" if plan.get("record") else None

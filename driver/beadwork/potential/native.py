@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,34 @@ def reduce_edges(graph: Graph, node_energies: FloatArray, edge_forces: FloatArra
     return Energies(energies, forces, 0.5 * (virials + virials.transpose(0, 2, 1)))
 
 
+def kernel_cache() -> Path:
+    """Make the folder of compiled kernels, for this user alone, and return it.
+
+    Kernels are machine code that is run as it is found: a folder that another user may write to, or replace, is
+    refused. Raises ModelError.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beadwork" / "kernels"
+    folder = Path(os.environ.get("SYMMETRIX_JIT_CACHE") or cache).absolute()
+    remedy = "name a folder of your own with SYMMETRIX_JIT_CACHE, or use the engine 'torchscript'"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = folder.resolve()
+        mine = folder.stat().st_uid == os.geteuid()
+        if mine and folder.stat().st_mode & 0o022:
+            folder.chmod(0o700)
+        for path in (folder, *folder.parents):
+            there = path.stat()
+            others = there.st_mode & stat.S_IWOTH and not there.st_mode & stat.S_ISVTX
+            if there.st_uid not in (os.geteuid(), 0) or others:
+                raise ModelError(
+                    f"compiled kernels would lie in {folder}, but {path} belongs to another user or can be written by "
+                    f"any; {remedy}"
+                )
+    except OSError as error:
+        raise ModelError(f"the folder of compiled kernels, {folder}, cannot be made ({error}); {remedy}") from error
+    return folder
+
+
 def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu") -> Any:
     """Load a native model and make its kernels. Raises ModelError.
 
@@ -89,10 +118,7 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
     """
     if not available():
         raise ModelError("the native engine needs symmetrix-xl: pip install 'beadwork[native]', or use 'torchscript'")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beadwork" / "kernels"
-    if "SYMMETRIX_JIT_CACHE" not in os.environ:
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.environ["SYMMETRIX_JIT_CACHE"] = str(cache)
+    os.environ["SYMMETRIX_JIT_CACHE"] = str(kernel_cache())
     if device == "cpu":
         os.environ.setdefault("SYMMETRIX_BACKEND", "cpu")
     from symmetrix import Symmetrix, load_backend, selected_backend
