@@ -68,7 +68,8 @@ def checkout(given: Path | None, folder: Path) -> Path:
     if source is None:
         source = folder / "clone"
         command = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG, REPOSITORY, str(source)]
-        subprocess.run(command, check=True)
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(f"{REPOSITORY} cannot be cloned; give a checkout of {TAG} with --ipi (make suites IPI=…)")
     if not (source / REGRESSION).is_dir():
         raise SystemExit(f"{source} is no checkout of i-PI's repository: it has no {REGRESSION}; give one of {TAG}")
     copy = folder / "i-pi"
