@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ase.db import connect
 
+from beadwork.frame import Frame
+from beadwork.harvest.queue import Kept, Queue
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.delta import Potential
 from beadwork.server import extra_keys
@@ -35,3 +40,35 @@ def test_extras_are_all_described() -> None:
     potential = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     rows = [line.split("|")[1].strip() for line in (DOCS / "extras.md").read_text().splitlines() if line[:2] == "| "]
     assert sorted(rows[1:]) == sorted(extra_keys(potential, member_forces=True))
+
+
+def test_queue_columns_are_all_described(tmp_path: Path) -> None:
+    """docs/queue.md has a row for each column and each entry that frames of every status have, and no other."""
+    queue = Queue(tmp_path / "queue.db", create=True)
+    for seed in range(4):
+        frame = Frame(np.array([8, 1]), np.random.default_rng(seed).normal(size=(2, 3)), np.eye(3) * 9, bead=0)
+        queue.add(Kept(frame, 1, 0.1, np.zeros(2), np.zeros(2), ("a" * 64,), "b" * 64, 1))
+    for end in (
+        None,
+        lambda row: queue.finish(row, "me", {"energy": 1.0}),
+        lambda row: queue.fail(row, "me", "x", again=False),
+    ):
+        claimed = queue.claim("me", 60.0)
+        assert claimed is not None
+        if end is not None:
+            end(claimed.id)
+    rows = list(connect(tmp_path / "queue.db", use_lock_file=False).select())
+    assert {row.status for row in rows} == {"waiting", "claimed", "labelled", "failed"}
+    columns, data = (DOCS / "queue.md").read_text().split("## Data")
+    for text, found in (
+        (columns, {key for row in rows for key in row.key_value_pairs}),
+        (data, {key for row in rows for key in row.data}),
+    ):
+        named = re.findall(r"^\| (\w+) \|", text, re.MULTILINE)[1:]
+        assert sorted(named) == sorted(found)
+
+
+def test_index_names_every_page() -> None:
+    """docs/README.md is how a page is found."""
+    named = re.findall(r"\]\(([^)]+\.md)\)", (DOCS / "README.md").read_text())
+    assert sorted(named) == sorted(path.name for path in DOCS.glob("*.md") if path.name != "README.md")
