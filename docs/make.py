@@ -25,6 +25,10 @@ def exit_codes() -> str:
     for kind in sorted(kinds, key=lambda kind: kind.exit_code):
         text = " ".join((kind.__doc__ or "").split())
         rows.append(f"| {kind.exit_code} | {text} |")
+    rows.append(
+        "| 1, 8 | `beadwork status`: the run has ended or was killed, or hangs; 0: it runs, or waits for i-PI |"
+    )
+    rows.append("| any | `beadwork doctor`: what the first red finding would end a run with; 0: nothing is red |")
     rows.append("| 130, 143 | SIGINT (the keyboard) or SIGTERM: the answer under way was sent, the queue written |")
     return "\n".join(rows) + "\n"
 
@@ -36,7 +40,7 @@ def configuration() -> str:
     rows = [
         "# Configuration",
         "",
-        "Options of `beadwork serve` and `beadwork run`, and the keys of their TOML file. What is typed wins over the",
+        "Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their TOML file. What is typed wins over the",
         "file; paths in the file count from its own folder.",
         "",
         "| option | default | meaning |",

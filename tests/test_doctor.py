@@ -148,6 +148,10 @@ def test_colours_on_a_terminal_alone() -> None:
     finding = Finding(AMBER, "i-PI", "it is slow", "set this")
     assert line(finding, False) == "amber  i-PI        it is slow\n                   -> set this"
     assert line(finding, True).startswith("\033[33mamber ")
+    long = replace(finding, text="word " * 30)
+    folded = line(long, width=60).splitlines()
+    assert max(map(len, folded)) <= 60
+    assert " ".join(" ".join(folded).split()) == " ".join(line(long).split())
 
 
 # ---- the structure
@@ -489,7 +493,7 @@ GOOD = "<batch_size>2</batch_size><latency>1e-3</latency>"
 @pytest.mark.parametrize(
     ("socket", "mode", "seconds", "colour", "said", "remedy"),
     [
-        (GOOD, "", 0.1, GREEN, "cost nothing", ""),
+        (GOOD, "", 0.1, GREEN, "none can hang", ""),
         ("<latency>1e-3</latency>", "", 0.1, AMBER, "without batching", "<batch_size> 2"),
         ("<batch_size>3</batch_size><latency>1e-3</latency>", "", 0.1, AMBER, "does not equal", "<batch_size> 2"),
         (GOOD + "<timeout>10</timeout>", "", 0.1, AMBER, "timeout 10 s", "<timeout> 0"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,27 +19,36 @@ from beadwork.ipi.simulation import Simulation, Socket, read
 from beadwork.potential.delta import Potential, load
 from beadwork.session import Session
 
+#: characters before the sentence
+MARGIN = 19
 _PAINT = {GREEN: "\033[32m", AMBER: "\033[33m", RED: "\033[1;31m"}
 
 
 def doctor(config: ServeConfig) -> int:
     """Print every finding as it comes, and return 0, or the exit code of the first red one."""
     terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 0
     found = []
     for finding in examine(config):
         found.append(finding)
-        print(line(finding, terminal), flush=True)
+        print(line(finding, terminal, width), flush=True)
     print(verdict(found))
     return next((finding.code for finding in found if finding.colour == RED), 0)
 
 
-def line(finding: Finding, colours: bool) -> str:
-    """A finding in words, its remedy below it."""
+def line(finding: Finding, colours: bool = False, width: int = 0) -> str:
+    """A finding in words, its remedy below it; folded at `width` characters, 0 for never."""
+    told = _fold(finding.text, "", width) + (_fold(finding.remedy, "-> ", width) if finding.remedy else [])
     word = finding.colour.ljust(6)
     if colours:
         word = f"{_PAINT[finding.colour]}{word}\033[0m"
-    remedy = f"\n{'':19}-> {finding.remedy}" if finding.remedy else ""
-    return f"{word} {finding.topic:<11} {finding.text}{remedy}"
+    return f"{word} {finding.topic:<11} " + f"\n{'':{MARGIN}}".join(told)
+
+
+def _fold(text: str, begin: str, width: int) -> list[str]:
+    if width <= 2 * MARGIN:
+        return [begin + text]
+    return textwrap.wrap(begin + text, width - MARGIN, subsequent_indent=" " * len(begin), break_long_words=False)
 
 
 def verdict(found: list[Finding]) -> str:

@@ -114,7 +114,7 @@ def _room() -> float | None:
 def settings(simulation: Simulation, seconds: Mapping[str, float]) -> Iterator[Finding]:
     """What i-PI's settings do to this run. seconds: of one evaluation by socket, where that is known."""
     found = [*_settings(simulation, seconds)]
-    yield from found or [Finding(GREEN, "i-PI", "its settings cost nothing that could be had")]
+    yield from found or [Finding(GREEN, "i-PI", "none of its settings costs speed, and none can hang")]
 
 
 def _settings(simulation: Simulation, seconds: Mapping[str, float]) -> Iterator[Finding]:
