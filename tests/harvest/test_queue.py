@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.db
@@ -398,3 +399,35 @@ def test_fingerprint_is_that_of_the_structure(queue: Queue, kept: Make) -> None:
     queue.add(kept(0))
     row = queue.get(1)
     assert row.fingerprint == fingerprint(signature(row.kept.frame))
+
+
+def test_a_claim_is_renewed_by_its_worker_alone(queue: Queue, kept: Make) -> None:
+    """From now for as long again; not by another, and not once the frame is labelled."""
+    queue.add(kept(0))
+    queue.claim("ann", 1)
+    queue.renew(1, "ann", 600)
+    assert queue.get(1).expires == pytest.approx(time.time() + 600, abs=5)
+    with pytest.raises(QueueError, match="claimed by ann, not claimed by bob"):
+        queue.renew(1, "bob", 600)
+    queue.finish(1, "ann", {"energy": 1.0})
+    with pytest.raises(QueueError, match="is labelled"):
+        queue.renew(1, "ann", 600)
+
+
+def test_what_was_set_aside_can_wait_again(queue: Queue, kept: Make) -> None:
+    """Its attempts are forgotten; a frame that was not set aside stays what it is."""
+    queue.add_all([kept(0), kept(1)])
+    queue.claim("ann", 60, id=1)
+    queue.fail(1, "ann", "no licence", again=False)
+    queue.claim("ann", 60, id=2)
+    for id in (1, 2):
+        queue.again(id)
+    assert [(row.status, row.attempts) for row in queue.rows()] == [("waiting", 0), ("claimed", 1)]
+
+
+def test_another_process_opens_the_same_queue(queue: Queue, kept: Make, monkeypatch: Any, tmp_path: Path) -> None:
+    """By its url, wherever that process stands."""
+    queue.add(kept(0))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(Queue(queue.url)) == 1

@@ -1,0 +1,179 @@
+"""LABELLER.toml, and what it makes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import ase.build
+import numpy as np
+import pytest
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import Frame
+from beadwork.learn.ase_calculator import AseCalculator
+from beadwork.learn.clusters import Cut
+from beadwork.learn.command import Command, Pattern
+from beadwork.learn.jobs import Jobs, Slurm
+from beadwork.learn.labellers import read
+from beadwork.learn.pyscf_labeller import PySCF
+
+pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
+INPUTS = Path(__file__).parents[2] / "inputs" / "labellers"
+
+PYSCF = """
+kind = "pyscf"
+charge = 1
+attempts = 3
+lease = 60
+[settings]
+theory = "CCSD(T)"
+basis = "cc-pVTZ"
+frozen_core = true
+[cut]
+radius = 4
+[jobs]
+executor = "slurm"
+workers = 16
+[jobs.slurm]
+partition = "long"
+nodes = 2
+"""
+
+
+def test_all_tables(tmp_path: Path) -> None:
+    """Everything arrives where it belongs, whole numbers pass for numbers, and a worker elsewhere can be told it."""
+    file = tmp_path / "l.toml"
+    file.write_text(PYSCF)
+    spec = read(file)
+    assert (spec.kind, spec.charge, spec.spin, spec.attempts, spec.lease) == ("pyscf", 1, 0, 3, 60.0)
+    assert spec.cut == Cut(radius=4.0)
+    assert spec.jobs == Jobs("slurm", 16, 1, Slurm("long", nodes=2))
+    assert spec.labeller() == PySCF("CCSD(T)", "cc-pVTZ", frozen_core=True)
+    assert not spec.periodic
+    assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+def test_paths_and_tables_in_settings(tmp_path: Path) -> None:
+    """Paths count from the file's folder; templates, patterns and lists become what a command wants."""
+    (tmp_path / "l.toml").write_text(
+        """
+        kind = "command"
+        [settings]
+        theory = "T"
+        code = "C"
+        version = "1"
+        command = ["true"]
+        directory = "work"
+        core = { O = 2 }
+        files = { a = "$atoms" }
+        energy = { regex = "(?P<value>.)", unit = "eV" }
+        """
+    )
+    made = read(tmp_path / "l.toml").labeller()
+    assert isinstance(made, Command)
+    assert made.directory == tmp_path / "work"
+    assert made.command == ("true",)
+    assert made.energy == Pattern("(?P<value>.)", "eV")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('kind = "pyscf"', 'kind = "vasp"', "no kind of labeller 'vasp'; choose from pyscf, qmc, ase, command"),
+        ('kind = "pyscf"', "", "wants kind"),
+        ("[settings]", "[setting]", "settings in a table"),
+        ("attempts = 3", "attemps = 3", "sets attemps, which is no option"),
+        ("attempts = 3", "attempts = 0", "attempts and lease are 1 or more"),
+        ("attempts = 3", 'attempts = "3"', "attempts is '3'; it wants int"),
+        ("charge = 1", "charge = 1.5", "charge is 1.5; it wants int"),
+        ('basis = "cc-pVTZ"', "", r"\[settings\] lacks basis"),
+        ("frozen_core = true", "frozen_core = 1", "frozen_core is 1; it wants bool"),
+        ("frozen_core = true", "frozen = true", "sets frozen, which is no option; known are theory, basis"),
+        ('theory = "CCSD(T)"', 'theory = "CCSDT"', "PySCF knows no method 'CCSDT'"),
+        ("radius = 4", "radius = 4\nmolecules = 3", "molecules or radius"),
+        ("radius = 4", "radius = -4", "positive"),
+        ('executor = "slurm"', 'executor = "threads"', "belong together"),
+        ("nodes = 2", "node = 2", "jobs: slurm sets node"),
+        ("charge = 1", "charge = ", "cannot read"),
+        ("charge = 1", 'here = "/"', "sets 'here'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    """Each typing error has its sentence, when the file is read."""
+    file = tmp_path / "l.toml"
+    assert old in PYSCF
+    file.write_text(PYSCF.replace(old, new))
+    with pytest.raises(ConfigError, match=said):
+        read(file)
+
+
+@pytest.mark.parametrize("file", sorted(INPUTS.glob("*.toml")), ids=lambda file: file.stem)
+def test_shipped_files(file: Path) -> None:
+    """What ships can be read, makes its labeller, and fills its templates for a molecule."""
+    spec = read(file)
+    labeller = spec.labeller()
+    assert labeller.method
+    frame = Frame.from_atoms(ase.build.molecule("H2O"))
+    assert labeller.seconds(frame) > 0
+    if isinstance(labeller, Command):
+        filled = labeller._inputs(frame, 0, 0)
+        assert any("O" in text for text in filled.values())
+
+
+def test_ase_calculator() -> None:
+    """EMT by its import path: ASE's own energy and forces, with ASE's version in the label."""
+    from ase.calculators.emt import EMT
+
+    atoms = ase.build.molecule("H2O")
+    atoms.calc = EMT()
+    label = AseCalculator("ase.calculators.emt:EMT", "EMT", ignores_charge=True).label(Frame.from_atoms(atoms), 0, 0)
+    assert label.energy == atoms.get_potential_energy()
+    np.testing.assert_array_equal(label.forces, atoms.get_forces())
+    assert label.version.startswith("ase 3.")
+
+
+def test_charge_and_spin_reach_the_calculator() -> None:
+    """Where an argument says so they are the frame's; where none does the file is refused, not the charge dropped."""
+    made = AseCalculator("ase.calculators.lj:LennardJones", "LJ", {"epsilon": "{charge}", "rc": "{multiplicity}"})
+    label = made.label(Frame.from_atoms(ase.build.molecule("H2")), 2, 4)
+    assert '"epsilon": 2' in label.input
+    assert '"rc": 5' in label.input
+    with pytest.raises(ConfigError, match="is not told the charge"):
+        AseCalculator("ase.calculators.emt:EMT", "EMT")
+    blind = AseCalculator("ase.calculators.emt:EMT", "EMT", ignores_charge=True)
+    with pytest.raises(LabelError, match="ignores charge"):
+        blind.label(Frame.from_atoms(ase.build.molecule("H2")), 1, 0)
+
+
+@pytest.mark.parametrize("path", ["ase.calculators.emt", "ase.calculators.emt:Nothing", "no_such_module:Class"])
+def test_a_calculator_that_is_not_there(path: str) -> None:
+    """Refused when the file is read."""
+    with pytest.raises(ConfigError):
+        AseCalculator(path, "T", ignores_charge=True)
+
+
+def test_what_a_calculator_cannot_do_is_a_reason() -> None:
+    """EMT knows no sodium."""
+    with pytest.raises(LabelError, match="EMT could not label: NotImplementedError"):
+        AseCalculator("ase.calculators.emt:EMT", "EMT", ignores_charge=True).label(
+            Frame.from_atoms(ase.build.molecule("NaCl")), 0, 0
+        )
+
+
+def test_turborvb_as_far_as_that_goes_without_it(tmp_path: Path) -> None:
+    """The shipped example finds energy and error in a pip0.d of TurboRVB's form; its programs are not run."""
+    made = read(INPUTS / "turborvb.toml").labeller()
+    assert isinstance(made, Command)
+    (tmp_path / "pip0.d").write_text(
+        " number of bins read =         490\n"
+        " Energy =   -17.2311574106943       1.213947581312E-003\n"
+        " Variance square =   0.341018287131       4.0129381E-003\n"
+    )
+    assert made._energy(tmp_path) == pytest.approx(
+        (-17.2311574106943 * 27.211386245988, 0.001213947581312 * 27.211386246)
+    )
+    filled = made._inputs(Frame.from_atoms(ase.build.molecule("H2O")), 1, 1)
+    assert filled["atoms.txt"].startswith("O 0.0000000000 0.0000000000 0.2")
+    assert "charge=1, spin=1" in filled["scf.py"]
+    compile(filled["scf.py"], "scf.py", "exec")
