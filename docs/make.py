@@ -40,8 +40,8 @@ def configuration() -> str:
     rows = [
         "# Configuration",
         "",
-        "Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their TOML file. What is typed wins over the",
-        "file; paths in the file count from its own folder.",
+        "Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their TOML file. What is typed wins",
+        "over the file; paths in the file count from its own folder.",
         "",
         "| option | default | meaning |",
         "|---|---|---|",
