@@ -144,8 +144,9 @@ class Queue:
 
     def check(self) -> None:
         """Raise QueueError unless this user may write it, and nobody else holds it for longer than the patience."""
-        with self._change():
-            pass
+        with self._change() as db:
+            # SQLite makes BEGIN IMMEDIATE a mere reading where the file may only be read
+            db.connection.cursor().execute("DELETE FROM systems WHERE 1 = 0")
 
     def add(self, kept: Kept) -> int | None:
         """Store one frame; see `add_all`."""
