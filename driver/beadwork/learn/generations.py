@@ -12,7 +12,7 @@ from typing import Any
 
 from beadwork.errors import LabelError
 from beadwork.learn.dataset import DATASET, Dataset, write_whole
-from beadwork.learn.loop import Generation, Loop, errors_of, generations, unseen
+from beadwork.learn.loop import Generation, Loop, committee_of, errors_of, generations, unseen
 from beadwork.learn.validate import PAGE as VALIDATION
 
 PAGE = "generations.html"
@@ -33,7 +33,7 @@ def write_page(loop: Loop) -> Path:
     done = [g for g in generations(loop.folder) if "simulate" in g.stages]
     if not done:
         raise LabelError(f"{loop.folder} holds no generation that has come to an end of its simulations")
-    committees = [Path(g.stages["begin"]["committee"]) for g in done]
+    committees = [committee_of(loop, number) for number in range(len(done))]
     trained = [folder for folder in committees if (folder / DATASET).exists()]
     testing = unseen(Dataset.read(trained[-1]).testing, committees) if trained else []
     errors = [errors_of(folder, testing, trained[-1]) if testing else {} for folder in committees]

@@ -43,7 +43,8 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue, committee_hash
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.learn import labellers, simulate
-from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue, write_whole
+from beadwork.learn.choose import choose
+from beadwork.learn.dataset import DATASET, Dataset, Example, computed, from_queue, write_whole
 from beadwork.learn.labelling import label
 from beadwork.learn.residual import Errors, residuals
 from beadwork.learn.train import TrainSettings, references, train_committee
@@ -165,6 +166,11 @@ def generations(folder: Path) -> list[Generation]:
     return [Generation(file.parent) for file in sorted(folder.glob(f"gen-*/{RECORD}"))]
 
 
+def committee_of(loop: Loop, number: int) -> Path:
+    """The committee that serves generation `number`: the first is the user's, the others are trained before."""
+    return loop.delta if number == 0 else loop.folder / f"gen-{number - 1:03d}" / "committee"
+
+
 def why_stop(loop: Loop, before: Generation, now: Generation) -> str | None:
     """The reason to stop after a generation's simulations, or None. This is the rule."""
     errors = before.stages["validate"]
@@ -208,7 +214,7 @@ class _Learning:
         for number in range(loop.generations + 1):
             now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
             now.folder.mkdir(exist_ok=True)
-            committee = loop.delta if not done else done[-1].folder / "committee"
+            committee = committee_of(loop, number)
             now.do("begin", partial(self._begin, committee))
             now.do("simulate", partial(self._simulate, now, done, committee))
             reason = why_stop(loop, done[-1], now) if done else None
@@ -234,12 +240,16 @@ class _Learning:
         models = [self.loop.baseline, *members_of([committee])]
         cards = [load_card(model) for model in models]
         return {
-            "committee": str(committee),
+            "committee": self._place(committee),
             "hash": committee_hash([card.hash for card in cards]),
-            "models": {str(card.path): card.hash for card in cards},
+            "models": {self._place(card.path): card.hash for card in cards},
             "dataset": cards[-1].about.get("dataset"),
             "last_row": max((row.id for row in self.queue.rows()), default=0),
         }
+
+    def _place(self, path: Path) -> str:
+        """A path as the records have it: from the loop's folder, where it is in there."""
+        return str(path.relative_to(self.loop.folder) if path.is_relative_to(self.loop.folder) else path)
 
     def _simulate(self, now: Generation, done: Sequence[Generation], committee: Path) -> dict[str, Any]:
         runs = {}
@@ -266,8 +276,14 @@ class _Learning:
         return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
 
     def _choose(self) -> dict[str, Any]:
-        waiting = self.queue.rows(status=WAITING)
-        return {"rows": [row.id for row in waiting[: self.loop.labels]], "waiting": len(waiting)}
+        """Rows to label, the most wanted first."""
+        waiting, known = self.queue.rows(status=WAITING), self.queue.rows(status=LABELLED)
+        if len(waiting) <= self.loop.labels:
+            return {"rows": [row.id for row in waiting], "waiting": len(waiting)}
+        frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
+        choice = choose(frames, spreads, [computed(row)[0] for row in known], self.loop.baseline, self.loop.labels)
+        self.tell(str(choice))
+        return {"rows": [waiting[k].id for k in choice.order], "waiting": len(waiting), "choice": str(choice)}
 
     def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
         def watch(told: Any, of: int) -> None:
