@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.calculators.lj import LennardJones
 
 from beadwork.errors import QueueError
 from beadwork.harvest.queue import Kept, Queue
+from beadwork.learn.label import Label
 
 psycopg2 = pytest.importorskip("psycopg2", reason="needs beadwork[postgres]")
 pytest.importorskip("ase_db_backends", reason="needs beadwork[postgres]")
@@ -148,3 +152,39 @@ def test_many_writers_at_once(url: str, kept: Make) -> None:
             "WHERE t.key = 'fingerprint' AND t.value = systems.key_value_pairs ->> 'fingerprint'"
         )
         assert cursor.fetchone() == (10,)
+
+
+def test_two_hosts_label_one_queue(url: str, kept: Make, tmp_path: Path) -> None:
+    """Two `beadwork label` in folders of their own: each frame is labelled by one of them, as it is."""
+    queue = Queue(url, create=True)
+    queue.add_all([kept(seed) for seed in range(12)])
+    settings = tmp_path / "labeller.toml"
+    settings.write_text(
+        'kind = "ase"\ncharge = 0\n[settings]\ntheory = "LJ"\nignores_charge = true\n'
+        'calculator = "ase.calculators.lj:LennardJones"\n'
+    )
+    command = [sys.executable, "-m", "beadwork.cli", "label", url, "--with", str(settings)]
+    hosts = []
+    for host in ("ann", "bob"):
+        (tmp_path / host).mkdir()
+        hosts.append(subprocess.Popen(command, cwd=tmp_path / host, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    said = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert sum(int(out.split()[0]) for out, _ in said) == 12
+    for row in queue.rows():
+        assert (row.status, row.attempts) == ("labelled", 1)
+        atoms = row.kept.frame.to_atoms()
+        atoms.calc = LennardJones()
+        label = Label.from_dict(row.label or {})
+        assert label.energy == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+        np.testing.assert_allclose(label.forces, atoms.get_forces(), rtol=1e-10)
+
+
+def test_a_claim_is_renewed(url: str, kept: Make) -> None:
+    """As in a file."""
+    queue = Queue(url, create=True)
+    queue.add(kept(1))
+    queue.claim("ann", 1)
+    queue.renew(1, "ann", 600)
+    assert queue.claim("bob", 60) is None
+    assert (queue.get(1).expires or 0.0) > time.time() + 500
