@@ -1,6 +1,6 @@
 """Write the simulations that frames are harvested from: path-integral MD of twelve clusters, a folder each.
 
-python models/water-highlevel/simulations.py START.xyz OUT [STEPS]
+python models/water-highlevel/simulations.py START.xyz OUT
 
 START.xyz comes from geometries.py. A cluster stands in the middle of a box so large that no image matters; serve it
 with --not-periodic. H2 would leave its waters at 250 K within a picosecond, so its clusters are colder.
@@ -15,6 +15,8 @@ import ase.io
 
 BOX = 40.0
 KELVIN = {"H2O": 250, "H3O": 300, "H2": 100}
+#: by waters beside the solute: a label of five molecules costs thirty of two
+STEPS = {1: 600, 2: 500, 3: 350, 4: 150}
 INPUT = """<!-- {system}, {kelvin} K, 16 beads -->
 <simulation verbosity='medium' safe_stride='100'>
   <output prefix='simulation'>
@@ -55,7 +57,7 @@ INPUT = """<!-- {system}, {kelvin} K, 16 beads -->
 """
 
 
-def main(start: Path, out: Path, steps: int) -> None:
+def main(start: Path, out: Path) -> None:
     """Take the first frame of every composition with one to four waters."""
     firsts = {atoms.info["system"]: atoms for atoms in reversed(ase.io.read(start, ":"))}
     for seed, (system, atoms) in enumerate(sorted(firsts.items())):
@@ -69,9 +71,11 @@ def main(start: Path, out: Path, steps: int) -> None:
         lines = [f"{len(atoms)}", f"# CELL(abcABC): {BOX} {BOX} {BOX} 90 90 90 cell{{angstrom}} positions{{angstrom}}"]
         lines += [f"{a.symbol} {a.x:.8f} {a.y:.8f} {a.z:.8f}" for a in atoms]
         (folder / "start.xyz").write_text("\n".join(lines) + "\n")
-        text = INPUT.format(system=system, name=name.lower(), kelvin=KELVIN[kind], steps=steps, seed=1000 + seed)
+        text = INPUT.format(
+            system=system, name=name.lower(), kelvin=KELVIN[kind], steps=STEPS[int(waters[0])], seed=1000 + seed
+        )
         (folder / "input.xml").write_text(text)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 1000)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

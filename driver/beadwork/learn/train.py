@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -32,7 +33,7 @@ import tomli_w
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import FloatArray
 from beadwork.learn.dataset import DATASET, Dataset, Example, reference_energies, split, to_atoms, write_whole
-from beadwork.learn.residual import calibrate, residuals
+from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.potential.bundle import COMMITTEE, MODEL, Card, check, load_card
 from beadwork.potential.delta import load
 from beadwork.potential.importer import import_model
@@ -43,6 +44,8 @@ else:
     import tomli as tomllib
 
 TRAINING = "training"
+#: scripting a model patches modules of Python's for a while, so only one thread at a time may do it
+_importing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,9 @@ class TrainSettings:
 
     def check(self) -> TrainSettings:
         """Return self, or raise ConfigError with what is wrong and what to do."""
-        for name in ("members", "epochs", "batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in (("members", 1), ("epochs", 2), ("batch_size", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("lr", "r_max", "energy_floor", "forces_floor"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
@@ -175,7 +178,7 @@ def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str
         if errors is not None:
             value, bar = errors.rmse
             measured[f"{name}_rmse_{unit}"] = [round(1e3 * value, 4), round(1e3 * bar, 4)]
-    measured["alpha"] = "1, for want of members or frames held out" if fitted is None else str(fitted)
+    measured["alpha"] = "1: " + NO_CALIBRATION if fitted is None else str(fitted)
     return 1.0 if fitted is None else round(fitted.alpha, 4), measured
 
 
@@ -194,24 +197,27 @@ def train_model(
     energies_of_atoms: Mapping[int, float] | None = None,
     progress: Callable[[str], None] = lambda sentence: None,
     command: str = "beadwork.learn.train.train_model",
+    previous: Path | None = None,
 ) -> Path:
     """Train one model on the labels themselves (examples made with baseline None): a baseline.
 
     energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; fitted where not given.
+    previous: a bundle that was trained here, from whose weights to go on.
     Returns the bundle `out`, which holds dataset.json too. Otherwise as `train_committee`.
     """
     settings = settings.check()
     dataset = _dataset(examples, settings, None)
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
-    plan = _plan(dataset, settings, [], energies_of_atoms)
+    start = [] if previous is None else [previous]
+    plan = _plan(dataset, settings, start, energies_of_atoms)
     if _finished(out, dataset, plan):
         return out
     work = out.with_name(f"{out.name}.parts")
     _open(work, dataset)
     if not _finished(work / out.name, dataset, plan):
         about = {"trained_on": "REF_energy, REF_forces", "command": command}
-        progress(train_member(work, out.name, 0, settings, plan, [], about))
+        progress(train_member(work, out.name, 0, settings, plan, start, about))
     dataset.write(work / out.name)
     os.replace(work / out.name, out)
     shutil.rmtree(work)
@@ -432,13 +438,13 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
         "forces_weight": settings.forces_weight,
         "swa_energy_weight": settings.stage_two_energy_weight,
         "swa_forces_weight": settings.forces_weight,
-        "start_swa": max(1, epochs - epochs // 4),
+        "start_swa": epochs - max(1, epochs // 4),
         "swa_lr": settings.lr / 20,
         "lr": settings.lr,
         "scheduler": "ExponentialLR",
         "lr_scheduler_gamma": 0.05 ** (1 / epochs),
         "ema_decay": 0.99,
-        "max_num_epochs": max(2, epochs),
+        "max_num_epochs": epochs,
         "eval_interval": max(1, epochs // 30),
         # mace drops the last, unfilled batch: more frames a batch than there are would train nothing at all
         "batch_size": min(settings.batch_size, frames),
@@ -475,5 +481,6 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
 
 def _write_bundle(model: Path, bundle: Path, **about: Any) -> Card:
     bundle.parent.mkdir()
-    # our own process wrote this pickle a moment ago
-    return import_model(model, bundle, trust_pickle=True, **about)
+    with _importing:
+        # our own process wrote this pickle a moment ago
+        return import_model(model, bundle, trust_pickle=True, **about)

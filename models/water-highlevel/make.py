@@ -1,0 +1,129 @@
+"""Make everything here, step by step; each can be interrupted and given again.
+
+    python models/water-highlevel/geometries.py build/highlevel/start.xyz
+    python models/water-highlevel/make.py label PBE      # PBE/cc-pVDZ with forces, for the baseline
+    python models/water-highlevel/make.py label MP2      # MP2/cc-pVDZ with forces, for the first Δ
+    python models/water-highlevel/make.py baseline CLUSTERS.extxyz.gz …
+    python models/water-highlevel/make.py delta          # the committee to begin with
+    python models/water-highlevel/simulations.py build/highlevel/start.xyz build/highlevel/simulations
+    beadwork learn models/water-highlevel/loop.toml      # harvest, 200 labels, train, validate, run again
+
+CLUSTERS are files with PBE/cc-pVDZ energies and forces as LO_energy and LO_forces: 359 clusters, whose geometries are
+of deepks-kit (water, LGPL-3.0), cschran/nn-dms-supporting-data (H3O+ and H5O2+, CC-BY-SA-4.0) and our own (H2 with
+water). They are not in this repository.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from tqdm import tqdm
+
+from beadwork.frame import Frame
+from beadwork.learn.dataset import from_file
+from beadwork.learn.pyscf_labeller import PySCF
+from beadwork.learn.train import TrainSettings, train_committee, train_model
+
+HERE = Path(__file__).parent
+BUILD = HERE.parents[1] / "build" / "highlevel"
+START = BUILD / "start.xyz"
+#: frames of a composition that get PBE labels, by the waters beside the solute; MP2 labels stop at two waters
+PBE_FRAMES = {0: 99, 1: 99, 2: 14, 3: 9, 4: 4}
+#: energies of the isolated atoms at PBE/cc-pVDZ, eV; `make.py atoms` computes them
+ATOMS = {1: -13.568362325459614, 8: -2040.3482839666096}
+BASELINE = TrainSettings(
+    epochs=60, hidden_irreps="32x0e", held_out=0.1, share=0.9, batch_size=8, pair_repulsion=True, seed=1
+)
+#: the second half: energies of charged and neutral clusters differ by volts, which forces alone teach slowly
+BALANCED = replace(BASELINE, epochs=30, energy_weight=300.0, stage_two_energy_weight=300.0, lr=0.005)
+DELTA = TrainSettings(epochs=40, hidden_irreps="16x0e", batch_size=5, energy_weight=100.0, held_out=0.15, seed=1)
+
+
+def waters(atoms: Atoms) -> int:
+    """Waters beside the solute."""
+    return int(atoms.info["system"].split("+")[1][0])
+
+
+def wanted(method: str) -> list[Atoms]:
+    """The start geometries that get a label of this method, the cheap ones first."""
+    frames = ase.io.read(START, ":")
+    if method == "MP2":
+        chosen = [atoms for atoms in frames if waters(atoms) <= 2]
+    else:
+        counts: dict[str, int] = {}
+        chosen = []
+        for atoms in frames:
+            system = atoms.info["system"]
+            counts[system] = counts.get(system, 0) + 1
+            if counts[system] <= PBE_FRAMES[waters(atoms)]:
+                chosen.append(atoms)
+    return sorted(chosen, key=len)
+
+
+def compute(method: str, atoms: Atoms) -> Atoms:
+    """One label, as a frame with REF_energy and REF_forces."""
+    label = PySCF(method, "cc-pVDZ").label(Frame.from_atoms(atoms), int(atoms.info["charge"]), 0)
+    out = Atoms(atoms.symbols, atoms.positions)
+    out.info |= {"system": atoms.info["system"], "charge": label.charge, "spin": label.spin}
+    out.info |= {"REF_energy": label.energy, "method": label.method, "code": label.code, "version": label.version}
+    out.arrays["REF_forces"] = label.forces
+    return out
+
+
+def label(method: str) -> None:
+    """Label what has no label yet, one process a core, each frame written as it is done."""
+    out = HERE / "labels" / f"{method.lower()}-start.extxyz"
+    out.parent.mkdir(exist_ok=True)
+    done = ase.io.read(out, ":") if out.exists() else []
+    left = [
+        a for a in wanted(method) if not any(len(a) == len(d) and np.allclose(a.positions, d.positions) for d in done)
+    ]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for atoms in tqdm(pool.map(compute, [method] * len(left), left), total=len(left), unit="label"):
+            ase.io.write(out, atoms, format="extxyz", append=True)
+
+
+def baseline(clusters: list[str]) -> None:
+    """Train on the clusters given and on our own labels: forces first, then energies and forces in balance."""
+    frames = ase.io.read(HERE / "labels" / "pbe-start.extxyz", ":")
+    for file in clusters:
+        for atoms in ase.io.read(file, ":"):
+            plain = Atoms(atoms.symbols, atoms.positions)
+            plain.info |= {"charge": int(atoms.info["charge"]), "REF_energy": atoms.info["LO_energy"]}
+            plain.info |= {"system": atoms.info["system"], "method": frames[0].info["method"], "code": "PySCF"}
+            plain.arrays["REF_forces"] = atoms.arrays["LO_forces"]
+            frames.append(plain)
+    data = BUILD / "baseline.extxyz"
+    ase.io.write(data, frames, format="extxyz")
+    examples = from_file(data, None)
+    command = "models/water-highlevel/make.py baseline"
+    train_model(examples, BUILD / "forces", BASELINE, ATOMS, print, command)
+    train_model(examples, HERE / "baseline", BALANCED, ATOMS, print, command, BUILD / "forces")
+
+
+def delta() -> None:
+    """Train the committee that the loop begins with."""
+    examples = from_file(HERE / "labels" / "mp2-start.extxyz", HERE / "baseline")
+    train_committee(
+        examples, HERE / "baseline", BUILD / "gen", DELTA, None, print, "models/water-highlevel/make.py delta"
+    )
+
+
+def atoms() -> None:
+    """Print the energies of the isolated atoms."""
+    for symbol, spin in (("H", 1), ("O", 2)):
+        frame = Frame.from_atoms(Atoms(symbol, [[0, 0, 0]]))
+        print(symbol, repr(PySCF("PBE", "cc-pVDZ", forces=False).label(frame, 0, spin).energy))
+
+
+if __name__ == "__main__":
+    step, *rest = sys.argv[1:]
+    {"label": label, "baseline": lambda *files: baseline(list(files)), "delta": delta, "atoms": atoms}[step](*rest)
