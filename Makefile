@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 install: $(VENV)/installed ## make .venv and install beadwork with everything that tests and demo need
-demo: install ## 16 beads of 32 waters at 300 K with real i-PI, 100 steps; everything lands in demo/
+demo: install ## 16 beads of 32 waters at 300 K with real i-PI, 120 steps; everything lands in demo/
 	rm -rf demo && mkdir demo && cp inputs/water/* demo/
 	cd demo && ../$(BIN)/beadwork run run.toml
 test: install ## the test suite, under ten minutes on two cores

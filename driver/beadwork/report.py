@@ -81,7 +81,7 @@ def write(run: Run) -> str:
         title=f"beadwork: {escape(name)}",
         subtitle=sections.subtitle(run),
         sections="\n".join(parts),
-        footer=f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} from the files of {escape(str(run.folder.resolve()))}. "
+        footer=f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} from the files of {escape(run.folder.resolve().name)}. "
         "The definitions are in docs/formulas.md of beadwork.",
         scripts=scripts,
     )

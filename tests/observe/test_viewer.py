@@ -29,12 +29,12 @@ def test_spreads_arrive_with_units_and_the_map_is_steps() -> None:
     properties = made["properties"]
     assert properties["largest force spread"]["values"] == pytest.approx([20.0, 40.0])
     assert properties["largest force spread"]["units"] == "meV/Å"
-    assert properties["force spread"]["values"] == pytest.approx([1, 10.5, 20, 1, 20.5, 40])
-    assert properties["force spread"]["target"] == "atom"
+    assert properties["force spread (meV/Å)"]["values"] == pytest.approx([1, 10.5, 20, 1, 20.5, 40])
+    assert properties["force spread (meV/Å)"]["target"] == "atom"
     assert properties["step"]["values"] == [10, 20]
     assert made["settings"]["map"]["x"] == {"property": "step"}
     assert made["settings"]["map"]["y"] == {"property": "largest force spread"}
-    assert made["settings"]["structure"][0]["color"]["property"] == "force spread"
+    assert made["settings"]["structure"][0]["color"]["property"] == "force spread (meV/Å)"
 
 
 def test_what_is_not_known_is_left_out() -> None:

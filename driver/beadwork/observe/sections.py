@@ -27,8 +27,8 @@ ENERGIES = {
     "potential": "The potential energy, less its value at the first step. It settles at its own level within the first "
     "picoseconds (beads that start in one place spread out first), and then goes up and down about it.",
     "conserved": "The conserved quantity, less its value at the first step. It belongs to the integrator and the "
-    "thermostat, and should go nowhere but for a jump at the start. If it climbs or falls steadily, the time step is too "
-    "long, or the forces are not those of the energy.",
+    "thermostat, and should go nowhere but for a jump at the start. If it climbs or falls steadily, the time step is "
+    "too long, or the forces are not those of the energy.",
 }
 NO_PLOTS = "Pictures need matplotlib, which is not installed: <code>pip install 'beadwork[report]'</code>."
 

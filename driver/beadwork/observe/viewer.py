@@ -20,6 +20,8 @@ from beadwork.frame import FloatArray, Frame
 _PROGRAM = "sphinx/static/chemiscope.min.js"
 #: dark blue where the committee is sure, yellow where it is not
 PALETTE = "plasma"
+#: of the atoms; chemiscope shows no units at the colours' bar but those in the name
+COLOUR = "force spread (meV/Å)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,9 @@ def data(rows: Sequence[Shown], name: str) -> str:
         "queue row": _property("structure", [row.row for row in rows], ""),
         "largest force spread": _property("structure", [1e3 * row.largest for row in rows], "meV/Å"),
         "energy spread": _property("structure", [1e3 * row.energy_spread for row in rows], "meV an atom"),
-        "force spread": _property("atom", 1e3 * np.concatenate([row.force_spread for row in rows]), "meV/Å"),
+        COLOUR: _property("atom", 1e3 * np.concatenate([row.force_spread for row in rows]), ""),
     }
-    shown = {"color": {"property": "force spread", "palette": PALETTE}, "spaceFilling": False}
+    shown = {"color": {"property": COLOUR, "palette": PALETTE}, "spaceFilling": False}
     settings = chemiscope.quick_settings(
         x="step",
         y="largest force spread",
