@@ -3,11 +3,15 @@
 Errors are those of the committee's mean against the label. Their error bars are standard deviations over a thousand
 bootstrap samples of the frames: atoms of one frame are not independent, frames are taken to be.
 
-alpha. With M members the sample variance s^2 of a Gaussian spread has M - 1 degrees of freedom (3 (M - 1) for the
-force on an atom), so that an error in units of alpha s follows Student's t, not a Gaussian; with four members
-that is no detail. alpha maximises that likelihood, with the label's own variance added to (alpha s)^2. For exact labels
-and many members it is the maximum likelihood of Imbalzano et al., J. Chem. Phys. 154, 074102 (2021),
-alpha^2 = mean of error^2 / s^2.
+alpha makes the mean square spread equal to the mean square error beyond the labels' own noise:
+alpha^2 = (mean error^2 - mean sigma^2) / mean s^2, s^2 the sample variance of the members. That is right in the mean
+for any number of members, any distribution of widths and any noise; a maximum likelihood (Imbalzano et al., J. Chem.
+Phys. 154, 074102, 2021) scatters less, but with four members and noisy labels it is wrong by tens of percent.
+
+How many errors should lie inside. s^2 has M - 1 degrees of freedom (3 (M - 1) for the force on an atom), so the true
+variance is s^2 (M - 1) / x with x distributed as chi squared, and an error is Gaussian of variance
+alpha^2 s^2 (M - 1) / x + sigma^2, averaged over x; without noise that is Student's t, and with four members far from a
+Gaussian: 61 and 86 % of energies lie inside one and two sigma, not 68 and 95 %.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ from beadwork.learn.dataset import Example
 from beadwork.potential.delta import load
 
 BOOTSTRAP = 1000
+NO_CALIBRATION = "nothing can be said of the spread: too few frames, one member, or labels noisier than the errors"
+#: points at which chi squared is averaged over
+NODES = 50
 #: fewer frames than this calibrate nothing
 FEWEST = 4
 
@@ -72,22 +79,28 @@ class Errors:
         samples = _means(np.abs(self.error) < sigmas * self.width(alpha), self.frame)
         return float(samples[0]), float(samples[1:].std())
 
-    def expected(self, sigmas: float) -> float:
-        """The share that Student's t has within so many standard deviations."""
-        from scipy.stats import t
+    def expected(self, alpha: float, sigmas: float) -> float:
+        """The share of the errors that should be within so many standard deviations."""
+        from scipy.special import erf
 
-        return float(t.cdf(sigmas, self.freedom) - t.cdf(-sigmas, self.freedom))
+        return float(np.mean(erf(sigmas * self.width(alpha) / self._widths(alpha) / np.sqrt(2))))
 
-    def fit_alpha(self) -> float:
-        """The alpha of maximum likelihood. Raises LabelError without a spread."""
-        from scipy.optimize import minimize_scalar
-        from scipy.stats import t
+    def fit_alpha(self) -> float | None:
+        """The alpha of these errors; None where the labels' noise is all there is, so that nothing can be said."""
+        if self.spread is None:
+            raise LabelError("one model has no spread; validate a committee of at least two members")
+        beyond = float((self.error**2).mean() - (self.noise**2).mean())
+        return float(np.sqrt(beyond / (self.spread**2).mean())) if beyond > 0 and self.spread.any() else None
 
-        def cost(log_alpha: float) -> float:
-            width = np.maximum(self.width(float(np.exp(log_alpha))), 1e-12)
-            return -float((t.logpdf(self.error / width, self.freedom) - np.log(width)).sum())
+    def _widths(self, alpha: float) -> FloatArray:
+        """What the width of each error may truly be: (NODES, values), equally likely."""
+        from scipy.stats import chi2
 
-        return float(np.exp(minimize_scalar(cost, bounds=(-5.0, 5.0), method="bounded").x))
+        x = chi2.ppf((np.arange(NODES) + 0.5) / NODES, self.freedom) / self.freedom
+        if self.spread is None:
+            raise LabelError("one model has no spread; validate a committee of at least two members")
+        widths: FloatArray = np.maximum(np.sqrt((alpha * self.spread) ** 2 / x[:, None] + self.noise**2), 1e-12)
+        return widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,7 @@ class Calibration:
     """alpha, from one half of the frames held out, and what it does on the other.
 
     quantity: `forces`, or `energy` where no label has forces. inside: share of errors within one and two standard
-    deviations, each with its error bar, before and after alpha, and what Student's t expects.
+    deviations, each with its error bar, before and after alpha, and what is expected of so many members.
     """
 
     alpha: float
@@ -188,19 +201,24 @@ def residuals(
 
 
 def calibrate(found: Residuals) -> Calibration | None:
-    """Fit alpha on half of the frames and test it on the other half; None with one member or too few frames."""
+    """Fit alpha on half of the frames and test it on the other half.
+
+    None with one member, too few frames, or labels noisier than the errors.
+    """
     errors, quantity = (found.energy, "energy") if found.forces is None else (found.forces, "forces")
     fit, test = found.halves()
     if len(fit) < FEWEST // 2 or len(test) < FEWEST // 2 or errors.spread is None:
         return None
     alpha = errors.take(fit).fit_alpha()
+    if alpha is None:
+        return None
     rest = errors.take(test)
     return Calibration(
         alpha,
         quantity,
         (rest.inside(1.0, 1), rest.inside(1.0, 2)),
         (rest.inside(alpha, 1), rest.inside(alpha, 2)),
-        (rest.expected(1), rest.expected(2)),
+        (rest.expected(alpha, 1), rest.expected(alpha, 2)),
         (len(fit), len(test)),
     )
 

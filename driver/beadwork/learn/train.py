@@ -57,11 +57,11 @@ class TrainSettings:
     share: float = 0.8  #: of the other frames, what each member draws; the rest choose its best epoch
     seed: int = 0  #: of splits and draws; member m starts from random weights with seed + m
     epochs: int = 60  #: the last quarter is mace's stage two, with stage_two_energy_weight
-    batch_size: int = 10  #: frames
+    batch_size: int = 5  #: frames
     lr: float = 0.01  #: learning rate at the start; it falls to a twentieth
     hidden_irreps: str = "16x0e"  #: features of an atom, as e3nn writes them
     r_max: float = 5.0  #: cutoff, Å
-    energy_weight: float = 1.0  #: of the squared error of the energy an atom (eV)
+    energy_weight: float = 30.0  #: of the squared error of the energy an atom (eV)
     forces_weight: float = 100.0  #: of the squared error of a force component (eV/Å)
     stage_two_energy_weight: float = 1000.0  #: the same in the last quarter
     energy_floor: float = 0.001  #: eV an atom; errors below it all count the same

@@ -17,7 +17,7 @@ import numpy as np
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
 from beadwork.learn.dataset import Dataset, Example, split, write_whole
-from beadwork.learn.residual import Calibration, Errors, Residuals, calibrate, residuals
+from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residuals, calibrate, residuals
 from beadwork.learn.train import TrainSettings, members_of, references, train_committee
 
 PAGE = "validation.html"
@@ -42,9 +42,7 @@ class Validation:
         ]
         widths = [max(map(len, column)) for column in zip(*self.rows(), strict=True)]
         lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in self.rows()]
-        lines.append(
-            "no calibration: too few frames, or one member" if self.calibration is None else str(self.calibration)
-        )
+        lines.append(NO_CALIBRATION if self.calibration is None else str(self.calibration))
         for frames, found in self.curve:
             lines.append(f"trained on {frames} frames: " + ", ".join(_said(e, u) for e, u in _both(found)))
         return "\n".join(lines)
@@ -132,13 +130,13 @@ def write_page(validation: Validation, file: Path) -> None:
         "<h2>Spread against error</h2>",
     ]
     if v.calibration is None:
-        sections.append("<p>Too few frames, or only one member: nothing can be said of the spread.</p>")
+        sections.append(f"<p>{NO_CALIBRATION}.</p>")
     else:
         sections += [
             f"<p>{html.escape(str(v.calibration))}.</p>",
             _picture(_reliability, v),
             "<p>Left: errors sorted by predicted width into bins of equal size; on the line the width is right. Right: "
-            "share of the errors inside so many predicted widths; black is Student's t.</p>",
+            "share of the errors inside so many predicted widths; black is what so many members should give.</p>",
         ]
     if v.curve:
         sections += ["<h2>Learning curve</h2>", _picture(_curve, v)]
@@ -238,7 +236,13 @@ def _reliability(v: Validation, panels: Any) -> None:
             panels[1].plot(sigmas, 100 * share, style, color=colour, label=f"{name}, {when} alpha")
     fitted = v.found.energy if v.calibration.quantity == "energy" else v.found.forces
     if fitted is not None:
-        panels[1].plot(sigmas, [100 * fitted.expected(s) for s in sigmas], color="black", lw=0.8, label="expected")
+        panels[1].plot(
+            sigmas,
+            [100 * fitted.take(test).expected(alpha, s) for s in sigmas],
+            color="black",
+            lw=0.8,
+            label="expected",
+        )
     low, high = _limits(panels[0])
     panels[0].plot([low, high], [low, high], color="black", lw=0.8)
     panels[0].set_xlabel("predicted width")

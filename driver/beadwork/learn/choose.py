@@ -1,0 +1,174 @@
+"""Which of the waiting frames to label: farthest-point selection on a model's features, weighted by uncertainty.
+
+The features are MACE's own: the invariant node features of both layers, one vector an atom, each component scaled
+by its standard deviation. An atom is as new as its features are far from those of every atom of its element
+that is labelled already; a frame counts as its atom with the largest newness times force spread. The
+frame that counts most is taken, its atoms count as labelled from then on, and so on (Imbalzano et al., J. Chem. Phys.
+148, 241730, 2018, with atoms in place of structures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import ModelError
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.potential.bundle import MODEL, check
+from beadwork.potential.graph import build
+from beadwork.potential.torchscript import ModuleEvaluator, load_module
+
+#: random choices that the report compares with
+RANDOM = 10
+#: frames evaluated at once
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """order: indices of the chosen frames, the most wanted first. score: of each when it was taken: newness times force
+    spread (eV/Å).
+
+    Coverage is the mean, over all atoms of the waiting frames, of the distance in features to the nearest labelled or
+    chosen atom of the same element. before, after: this choice's. random: that of random choices of the same number,
+    their mean. frames_random: how many frames a random choice needs, in the mean, for what this one reaches; None where
+    three times as many are not enough.
+    """
+
+    order: tuple[int, ...]
+    score: tuple[float, ...]
+    before: float
+    after: float
+    random: float
+    frames_random: int | None
+
+    def __str__(self) -> str:
+        needed = self.frames_random or f"more than {3 * len(self.order)}"
+        return (
+            f"{len(self.order)} frames chosen: coverage {self.before:.3g} -> {self.after:.3g}, a random choice reaches "
+            f"{self.random:.3g} and needs {needed} frames for as much"
+        )
+
+
+def choose(
+    waiting: Sequence[Frame],
+    spreads: Sequence[FloatArray] | None,
+    labelled: Sequence[Frame],
+    model: Path,
+    most: int,
+    seed: int = 0,
+) -> Choice:
+    """Choose at most `most` of the waiting frames.
+
+    spreads: force spread of each atom of each waiting frame, eV/Å; None counts all alike. labelled: structures that
+    have labels. model: the bundle whose features tell environments apart. Raises ModelError for a bundle that cannot
+    say its features, or does not know an element.
+    """
+    if not waiting or most < 1:
+        return Choice((), (), 0.0, 0.0, 0.0, 0)
+    vectors, element, owner = features([*waiting, *labelled], model)
+    vectors = vectors / np.maximum(vectors.std(axis=0), 1e-9)
+    new = owner < len(waiting)
+    pool, kind, frame = vectors[new], element[new], owner[new]
+    weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)
+    start = np.full(len(pool), np.inf)
+    _cover(start, pool, kind, vectors[~new], element[~new])
+    # where nothing of an element is labelled, every atom of it is as new as the two most different ones are
+    far = ~np.isfinite(start)
+    start[far] = np.linalg.norm(pool - pool.mean(axis=0), axis=1).max() * 2
+    distance = start.copy()
+    order: list[int] = []
+    score: list[float] = []
+    for _ in range(min(most, len(waiting))):
+        counts = np.maximum.reduceat(distance * weight, np.flatnonzero(np.diff(frame, prepend=-1)))
+        counts[order] = -1.0
+        best = int(counts.argmax())
+        order.append(best)
+        score.append(float(counts[best]))
+        _cover(distance, pool, kind, pool[frame == best], kind[frame == best])
+    rng = np.random.default_rng(seed)
+    length = min(len(waiting), 3 * len(order))
+    curves = np.empty((RANDOM, length))
+    for curve in curves:
+        random = start.copy()
+        for place, n in enumerate(rng.permutation(len(waiting))[:length]):
+            _cover(random, pool, kind, pool[frame == n], kind[frame == n])
+            curve[place] = random.mean()
+    mean = curves.mean(axis=0)
+    after = float(distance.mean())
+    enough = np.flatnonzero(mean <= after + 1e-12)
+    needed = int(enough[0]) + 1 if len(enough) else None
+    return Choice(tuple(order), tuple(score), float(start.mean()), after, float(mean[len(order) - 1]), needed)
+
+
+def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray, IntArray]:
+    """Invariant node features (A, F), atomic numbers (A,) and the index of the frame (A,) of every atom.
+
+    Raises ModelError for a model that does not give them.
+    """
+    card = check(model)
+    if lacking := sorted({int(z) for f in frames for z in f.numbers} - set(card.elements)):
+        raise ModelError(f"{model} does not know the atomic numbers {lacking}; take a model that was trained with them")
+    module = _Listener(load_module(model / MODEL))
+    evaluator = ModuleEvaluator(module, card.head, "float64", "cpu")
+    for start in range(0, len(frames), BATCH):
+        evaluator.evaluate(build(frames[start : start + BATCH], card.cutoff))
+    columns = _invariant(module.state_dict())
+    vectors = np.concatenate(module.heard)
+    if vectors.shape[1] <= columns.max():
+        raise ModelError(f"{model} has node features of an order that is not known here; use a model of mace-torch 0.3")
+    sizes = [len(f.numbers) for f in frames]
+    return vectors[:, columns], np.concatenate([f.numbers for f in frames]), np.repeat(np.arange(len(frames)), sizes)
+
+
+class _Listener:
+    """A scripted module that keeps the node features of its answers: TorchScript takes no hooks."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.heard: list[FloatArray] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def __call__(self, *inputs: Any, **options: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._module(*inputs, **options)
+        if answer.get("node_feats") is None:
+            raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
+        self.heard.append(answer["node_feats"].detach().double().numpy())
+        return answer
+
+    def to(self, *where: Any) -> _Listener:
+        self._module = self._module.to(*where)
+        return self
+
+    def eval(self) -> _Listener:
+        self._module = self._module.eval()
+        return self
+
+
+def _invariant(state: Mapping[str, Any]) -> IntArray:
+    """Columns of the node features that are scalars: e3nn puts the scalars of a layer first."""
+    scalars = state["node_embedding.linear.output_mask"].numel()
+    columns, at = [], 0
+    layer = 0
+    while (mask := state.get(f"products.{layer}.linear.output_mask")) is not None:
+        columns.append(at + np.arange(scalars))
+        at += mask.numel()
+        layer += 1
+    return np.concatenate(columns)
+
+
+def _cover(distance: FloatArray, pool: FloatArray, kind: IntArray, by: FloatArray, by_kind: IntArray) -> None:
+    """Lower each atom's distance to that from the nearest of the given atoms of its element."""
+    from scipy.spatial import cKDTree
+
+    for z in np.unique(by_kind):
+        mine = kind == z
+        if mine.any():
+            near, _ = cKDTree(by[by_kind == z]).query(pool[mine])
+            distance[mine] = np.minimum(distance[mine], near)

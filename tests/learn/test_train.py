@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import learn_truth as truth
+import numpy as np
+import pytest
+
+from beadwork.errors import ConfigError, LabelError, ModelError
+from beadwork.learn.dataset import Dataset, split
+from beadwork.learn.train import TrainSettings, _write, references, train_committee, train_model, weights
+from beadwork.potential.bundle import check, load_card, load_committee
+from beadwork.potential.delta import load
+
+SMALL = TrainSettings(members=2, epochs=3, hidden_irreps="8x0e", batch_size=5, r_max=4.0, energy_weight=10.0, seed=5)
+
+
+def mixed(count: int = 30, seed: int = 1):
+    """Clusters with exact forces, with noisy forces, and with noisy energies alone."""
+    kinds = ({}, {"energy_noise": 0.005, "forces_noise": 0.05}, {"energy_noise": 0.02, "forces": False})
+    return [
+        truth.example(f, n, **kinds[n % 3]) for n, f in enumerate(truth.clusters(count, seed, most=2, charged=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def committee(tmp_path_factory):
+    """A small committee that was really trained, and what it said meanwhile."""
+    out = tmp_path_factory.mktemp("train") / "first"
+    said: list[str] = []
+    paths = train_committee(mixed(), truth.BASELINE, out, SMALL, None, said.append, "make it so")
+    return out, paths, said
+
+
+def test_members_are_bundles_that_serve(committee):
+    """The members load beside the baseline with alpha and weights, compiled ones too, and both engines agree."""
+    out, paths, said = committee
+    assert [p.name for p in paths] == ["delta-0", "delta-1"]
+    assert all(load_card(p).native for p in paths), [load_card(p).about.get("native") for p in paths]
+    card = load_committee(paths)
+    assert card is not None
+    assert set(card.weights) == {"delta-0", "delta-1"}
+    frame = mixed()[4].frame
+    potential = load(truth.BASELINE, paths)
+    for sentence in potential.settle(frame):
+        assert "native agrees with torchscript" in sentence
+    answer = potential.evaluate([frame])
+    assert np.isfinite(answer.forces).all()
+    assert answer.max_force_spread[0] > 0, "members are not the same"
+    assert potential.alpha == card.alpha
+    assert len(said) == 3
+    assert not (out / "training").exists()
+
+
+def test_cards_name_the_dataset(committee):
+    """From a member to its dataset by hash, with the command, the settings and mace's own command line."""
+    out, paths, _ = committee
+    dataset = Dataset.read(out)
+    for member, path in enumerate(paths):
+        about = check(path).about
+        assert about["dataset"] == dataset.hash
+        assert about["baseline"] == dataset.baseline == load_card(truth.BASELINE).hash
+        assert about["method"] == "pair potential"
+        assert about["command"] == "make it so"
+        assert about["member"] == member
+        assert about["plan"]["settings"]["hidden_irreps"] == "8x0e"
+        assert "--energy_key=DELTA_energy" in about["mace_run_train"]
+        # the water molecule's references are those of the truth but for what the pairs add on average
+        assert set(references(path)) == {1, 8}
+        assert about["frames"] + about["frames_choosing_the_epoch"] == len(dataset.training)
+    assert len(dataset.testing) == 6
+    assert (out / "frames.extxyz").exists()
+
+
+def test_called_again_keeps_what_is_there(committee):
+    """A finished committee is not trained again; other labels or settings do not overwrite it."""
+    out, paths, _ = committee
+    before = [(p / "model.pt").stat().st_mtime_ns for p in paths]
+    said: list[str] = []
+    assert train_committee(mixed(), truth.BASELINE, out, SMALL, None, said.append) == paths
+    assert [(p / "model.pt").stat().st_mtime_ns for p in paths] == before
+    assert "2 of 2 members" in said[0]
+    with pytest.raises(ModelError, match="other labels"):
+        train_committee(mixed(31), truth.BASELINE, out, SMALL)
+    with pytest.raises(ModelError, match="other labels or settings"):
+        train_committee(mixed(), truth.BASELINE, out, replace(SMALL, epochs=4))
+    with pytest.raises(LabelError, match="differences to the model"):
+        train_committee(mixed(), truth.BASELINE.parent / "delta-0", out, SMALL)
+
+
+def test_failed_training_says_why(tmp_path: Path):
+    """mace's last words and its log are named, and nothing half done is left that a later call could take."""
+    with pytest.raises(ModelError, match=r"ended with 1 and wrote no model; .*log: "):
+        train_committee(mixed(8), truth.BASELINE, tmp_path / "c", replace(SMALL, members=1, hidden_irreps="8y"))
+    assert not (tmp_path / "c" / "delta-0").exists()
+    assert not (tmp_path / "c" / "committee.toml").exists()
+
+
+def test_weights_are_one_over_variance_and_capped():
+    """Twice the noise counts a quarter where noise rules; below the floor all count the same."""
+    s = SMALL
+    frame = truth.clusters(1, 1)[0]
+    n = len(frame.numbers)
+
+    def both(energy, forces):
+        return weights(truth.example(frame, 0, energy_noise=n * energy, forces_noise=forces), s)
+
+    assert both(0, 0) == (1, 1)
+    one, two = both(100 * s.energy_floor, 100 * s.forces_floor), both(200 * s.energy_floor, 200 * s.forces_floor)
+    assert np.allclose(np.divide(one, two), 4, rtol=1e-3)
+    assert np.allclose(one, 1e-4, rtol=1e-3)
+    assert min(both(0.1 * s.energy_floor, 0.1 * s.forces_floor)) > 0.99
+
+
+def test_mace_reads_the_weights(tmp_path: Path):
+    """mace 0.3.16's own reader finds energies, forces and weights, and no force weight where there are no forces."""
+    from beadwork.potential.importer import mace_imported
+
+    examples = mixed(6)
+    _write(tmp_path / "x.extxyz", examples, SMALL)
+    with mace_imported():
+        from mace import data
+
+        keys = data.KeySpecification({"energy": "DELTA_energy", "stress": "s", "head": "h"}, {"forces": "DELTA_forces"})
+        _, configs = data.load_from_xyz(str(tmp_path / "x.extxyz"), keys)
+    for config, example in zip(configs, examples, strict=True):
+        energy, forces = weights(example, SMALL)
+        assert config.properties["energy"] == pytest.approx(example.energy, abs=1e-9)
+        assert config.property_weights["energy"] == pytest.approx(energy)
+        assert config.property_weights["forces"] == pytest.approx(0.0 if example.forces is None else forces)
+        if example.forces is not None:
+            assert np.allclose(config.properties["forces"], example.forces, atol=1e-7)
+
+
+def test_settings_are_checked(tmp_path: Path):
+    """An unknown key, a wrong kind and a value that cannot work are named with the file."""
+    file = tmp_path / "train.toml"
+    for text, said in (
+        ("epoch = 3", "'epoch'"),
+        ("epochs = 2.5", "epochs"),
+        ("epochs = 1", "at least 2"),
+        ("share = 1.0", "share"),
+        ("lr = -1", "lr"),
+        ("epochs = ", "cannot read"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            TrainSettings.read(file)
+    file.write_text("epochs = 7\nlr = 1\nhidden-irreps = '32x0e'")
+    assert TrainSettings.read(file) == TrainSettings(epochs=7, lr=1.0, hidden_irreps="32x0e")
+
+
+def test_too_few_labels(tmp_path: Path):
+    """One frame trains nothing."""
+    with pytest.raises(LabelError, match="label more"):
+        train_committee(mixed(1), truth.BASELINE, tmp_path / "c", SMALL)
+
+
+def test_previous_must_fit(committee, tmp_path: Path):
+    """Going on from weights of another size, or from something that is no committee, is refused by name."""
+    out, _, _ = committee
+    with pytest.raises(ModelError, match="hidden_irreps"):
+        train_committee(mixed(), truth.BASELINE, tmp_path / "c", replace(SMALL, hidden_irreps="16x0e"), out)
+    with pytest.raises(LabelError, match="not made by beadwork train"):
+        train_committee(mixed(), truth.BASELINE, tmp_path / "c", SMALL, tmp_path)
+
+
+@pytest.mark.slow
+def test_next_generation_starts_from_the_last(committee, tmp_path: Path):
+    """With a learning rate of nothing each member's forces are those of its start; reference energies may move."""
+    out, paths, _ = committee
+    more = mixed(40)
+    still = replace(SMALL, lr=1e-12, epochs=2)
+    again = train_committee(more, truth.BASELINE, tmp_path / "second", still, out)
+    frames = [e.frame for e in more[30:]]
+    for old, new in zip(paths, again, strict=True):
+        one, two = load(None, [old]).evaluate(frames), load(None, [new]).evaluate(frames)
+        assert np.abs(one.forces - two.forces).max() < 1e-5
+        assert np.abs(one.forces).max() > 0.01
+    first, second = Dataset.read(out), Dataset.read(tmp_path / "second")
+    assert {e.hash for e in first.testing} <= {e.hash for e in second.testing}
+    assert not {e.hash for e in first.training} & {e.hash for e in second.testing}
+    assert check(again[0]).about["plan"]["start"] == [load_card(p).hash for p in paths]
+    # the references took up what the old committee left: the mean error is gone
+    training = second.training
+    answer = load(None, again).evaluate([e.frame for e in training])
+    error = np.array([(a - e.energy) / len(e.frame.numbers) for a, e in zip(answer.energies, training, strict=True)])
+    old_answer = load(None, paths).evaluate([e.frame for e in training])
+    old = np.array([(a - e.energy) / len(e.frame.numbers) for a, e in zip(old_answer.energies, training, strict=True)])
+    assert (error**2).mean() <= (old**2).mean()
+
+
+@pytest.mark.slow
+def test_killed_training_goes_on(tmp_path: Path):
+    """SIGKILL while the second member trains: no process is left, the first member stays, and the next call ends it."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import truth\n"
+        "from pathlib import Path\n"
+        "from beadwork.learn.train import TrainSettings, train_committee\n"
+        "train_committee([truth.example(f, n) for n, f in enumerate(truth.clusters(30, 1, most=2))], truth.BASELINE,\n"
+        "    Path(sys.argv[2]), TrainSettings(members=2, epochs=3, hidden_irreps='8x0e', batch_size=5, jobs=1))\n"
+    )
+    out = tmp_path / "c"
+    command = [sys.executable, "-c", script, str(Path(truth.__file__).parent), str(out)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 280
+    while not any("Epoch 0" in log.read_text() for log in out.glob("training/delta-1.*/log.txt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stamp = (out / "delta-0" / "model.pt").stat().st_mtime_ns
+    assert not (out / "delta-1").exists()
+    while _running(out):
+        assert time.monotonic() < deadline, "a training outlived its parent"
+        time.sleep(0.1)
+    subprocess.run(command, check=True, timeout=280)
+    assert (out / "delta-0" / "model.pt").stat().st_mtime_ns == stamp
+    assert check(out / "delta-1").about["dataset"] == Dataset.read(out).hash
+    assert not (out / "training").exists()
+
+
+def _running(out: Path) -> list[str]:
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it has just ended
+        if "beadwork.learn.mace_run" in line and str(out) in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.slow
+def test_baseline_with_energies_of_atoms(tmp_path: Path):
+    """One model of the labels themselves, whose isolated atoms are those given, and which learns something."""
+    examples = [replace(e, baseline=None) for e in mixed(40)]
+    atoms = {1: -0.5, 8: 1.5}
+    out = train_model(examples, tmp_path / "base", replace(SMALL, epochs=12, pair_repulsion=True), atoms)
+    assert references(out) == pytest.approx(atoms)
+    dataset = Dataset.read(out)
+    answer = load(out).evaluate([e.frame for e in dataset.testing])
+    error = [a - e.energy for a, e in zip(answer.energies, dataset.testing, strict=True)]
+    assert np.std(error) < 0.5 * np.std([e.energy for e in dataset.testing])
+    assert not (tmp_path / "base.parts").exists()
+    assert train_model(examples, out, replace(SMALL, epochs=12, pair_repulsion=True), atoms) == out
+    with pytest.raises(LabelError, match="isolated atoms"):
+        train_model(examples, tmp_path / "other", SMALL, {1: -0.5})
+    with pytest.raises(LabelError, match="not on differences"):
+        train_model(mixed(), tmp_path / "other", SMALL)
+
+
+def test_draws_leave_the_held_out_alone():
+    """Members draw different frames, all of them from what is not held out."""
+    from beadwork.learn.train import _draw
+
+    examples = mixed(60)
+    dataset = Dataset(tuple(examples), split(examples, 0.2, 0))
+    drawn = [_draw(dataset.training, SMALL, m) for m in range(3)]
+    testing = {e.hash for e in dataset.testing}
+    for one, other in drawn:
+        assert len(one) + len(other) == len(dataset.training)
+        assert not testing & {e.hash for e in [*one, *other]}
+        assert len(other) == pytest.approx(0.2 * len(dataset.training), abs=1)
+    assert {e.hash for e in drawn[0][1]} != {e.hash for e in drawn[1][1]}

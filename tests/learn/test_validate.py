@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import learn_truth as truth
+import numpy as np
+import pytest
+from scipy import stats
+
+from beadwork.learn.dataset import Dataset, split
+from beadwork.learn.residual import Errors, calibrate, residuals
+from beadwork.learn.validate import Validation, write_page
+from beadwork.potential.delta import load
+
+MEMBERS = [truth.BASELINE.parent / f"delta-{m}" for m in range(4)]
+
+
+def drawn(alpha: float, noise: float, members: int = 4, frames: int = 4000, seed: int = 0) -> Errors:
+    """Errors of committees whose members scatter round a mean with 1/alpha of the width that the truth has."""
+    rng = np.random.default_rng(seed)
+    width = rng.lognormal(sigma=0.7, size=frames)
+    spread = rng.normal(scale=(width / alpha)[:, None], size=(frames, members)).std(axis=1, ddof=1)
+    error = width * rng.normal(size=frames) + noise * rng.normal(size=frames)
+    return Errors(error, np.full(frames, noise), spread, np.arange(frames), members - 1)
+
+
+@pytest.mark.parametrize(("alpha", "noise"), [(3.0, 0.0), (0.5, 0.0), (3.0, 1.0), (1.0, 2.0)])
+def test_alpha_of_known_committees(alpha, noise):
+    """Committees too sure of themselves by a known factor, with labels of known noise: the factor is found."""
+    assert drawn(alpha, noise).fit_alpha() == pytest.approx(alpha, rel=0.1)
+
+
+def test_alpha_ignoring_the_noise_would_be_wrong():
+    """The same committees with the labels' noise left out give a much larger alpha: noise is no model error."""
+    errors = drawn(1.0, 2.0)
+    assert replace(errors, noise=np.zeros_like(errors.noise)).fit_alpha() > 1.5
+
+
+def test_alpha_of_many_members_is_the_likelihood_s():
+    """With many members and equal widths it is the maximum likelihood of Imbalzano 2021: mean of error^2 / spread^2."""
+    rng = np.random.default_rng(1)
+    spread = rng.normal(scale=0.5, size=(4000, 200)).std(axis=1, ddof=1)
+    errors = Errors(rng.normal(size=4000), np.zeros(4000), spread, np.arange(4000), 199)
+    likely = float(np.sqrt((errors.error**2 / errors.spread**2).mean()))
+    assert errors.fit_alpha() == pytest.approx(likely, rel=0.01)
+    assert likely == pytest.approx(2.0, rel=0.05)
+
+
+def test_labels_noisier_than_errors_say_nothing():
+    """Where the declared noise is larger than the errors, no alpha is made up."""
+    errors = drawn(1.0, 0.0)
+    assert replace(errors, noise=np.full_like(errors.noise, 100.0)).fit_alpha() is None
+
+
+def test_inside_and_expected():
+    """Four calibrated members have the shares of Student's t inside one and two sigma, not the Gaussian ones."""
+    errors = drawn(1.0, 0.0)
+    for sigmas in (1, 2):
+        share, bar = errors.inside(1.0, sigmas)
+        assert errors.expected(1.0, sigmas) == pytest.approx(1 - 2 * stats.t.sf(sigmas, 3), abs=0.01)
+        assert abs(share - errors.expected(1.0, sigmas)) < 4 * bar
+        assert abs(share - (1 - 2 * stats.norm.sf(sigmas))) > 4 * bar
+
+
+def test_noise_makes_the_expected_shares_gaussian():
+    """Where the labels' noise rules, errors are Gaussian whatever the members say."""
+    errors = replace(drawn(1.0, 0.0), noise=np.full(4000, 50.0))
+    assert errors.expected(1.0, 1) == pytest.approx(1 - 2 * stats.norm.sf(1), abs=0.005)
+
+
+def test_error_bars_are_those_of_repeated_draws():
+    """The bootstrap's error bar is the scatter of the same measurement done again on other frames."""
+    again = [drawn(1.0, 0.0, frames=200, seed=s).rmse for s in range(200)]
+    scatter = np.std([value for value, _ in again])
+    assert np.mean([bar for _, bar in again]) == pytest.approx(scatter, rel=0.25)
+
+
+def test_error_bars_count_frames_not_atoms():
+    """A hundred copies of each frame's error make the bar no smaller."""
+    errors = drawn(1.0, 0.0, frames=100)
+    many = Errors(
+        np.repeat(errors.error, 100), np.zeros(10000), None, np.repeat(errors.frame, 100), errors.freedom
+    )  # fmt: skip
+    assert many.rmse == pytest.approx(errors.rmse)
+
+
+def test_noise_of_labels_is_taken_off():
+    """The error against noisy labels is larger than the model's own, by their variance."""
+    errors = drawn(1.0, 2.0)
+    exact = drawn(1.0, 0.0)
+    assert errors.rmse[0] > 1.2 * exact.rmse[0]
+    assert errors.clean_rmse == pytest.approx(exact.rmse[0], rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """Labels that the shipped committee is right about but for 5 meV/Å and 1 meV an atom, some without forces."""
+    frames = truth.clusters(40, 3)
+    rng = np.random.default_rng(0)
+    answer = load(None, MEMBERS).evaluate(frames)
+    found = []
+    for n, frame in enumerate(frames):
+        a, b = answer.ptr[n : n + 2]
+        forces = answer.forces[a:b] + rng.normal(scale=0.005, size=(b - a, 3))
+        energy = float(answer.energies[n]) + 0.001 * (b - a) * rng.normal()
+        e = truth.example(frame, n)
+        label = replace(e.label, energy=energy, forces=None if n % 4 == 3 else forces)
+        found.append(replace(e, label=label, energy=energy, forces=label.forces))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(examples):
+    """What the shipped committee is wrong by."""
+    return residuals(examples, MEMBERS, {1: 0.5, 8: -1.0})
+
+
+def test_residuals_are_errors_of_the_mean(examples, found):
+    """Energies an atom and force components are those of the served committee, frame by frame, alpha left out."""
+    assert found.energy.rmse[0] == pytest.approx(0.001, rel=0.3)
+    assert found.forces is not None
+    assert found.forces.rmse[0] == pytest.approx(0.005, rel=0.1)
+    assert set(found.forces.frame) == {n for n in range(40) if n % 4 != 3}
+    one = load(None, MEMBERS, alpha=1.0).evaluate([examples[4].frame])
+    here = found.forces.frame == 4
+    assert np.allclose(found.forces.spread[here], np.repeat(one.force_spread, 3))
+    assert np.allclose(found.forces.error[here], (one.forces - examples[4].forces).ravel())
+    assert found.baseline_forces is not None
+    assert np.allclose(found.baseline_forces.error[here], -examples[4].forces.ravel())
+    n = len(examples[4].frame.numbers)
+    # 2 x 0.5 - 1.0 eV a molecule: nothing
+    assert found.baseline_energy.error[4] == pytest.approx(-examples[4].energy / n)
+
+
+def test_energies_alone_are_calibrated_on_energies(examples):
+    """Labels without forces still calibrate; three of them do not."""
+    alone = [replace(e, label=replace(e.label, forces=None), forces=None) for e in examples]
+    found = residuals(alone, MEMBERS, {1: 0.0, 8: 0.0})
+    assert found.forces is None
+    fitted = calibrate(found)
+    assert fitted is not None
+    assert fitted.quantity == "energy"
+    assert fitted.frames == (20, 20)
+    assert calibrate(replace(found, examples=found.examples[:3])) is None
+    assert calibrate(replace(found, energy=replace(found.energy, spread=None))) is None
+
+
+def test_page_stands_alone(examples, found, tmp_path: Path):
+    """The page holds the numbers that the command prints, its pictures, and asks for nothing from elsewhere."""
+    dataset = Dataset(tuple(examples), split(examples, 0.2, 0))
+    v = Validation(tmp_path, dataset, found, calibrate(found), ((10, found), (32, found)))
+    file = tmp_path / "page.html"
+    write_page(v, file)
+    page = file.read_text()
+    assert page.count("data:image/png;base64") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    assert str(v.calibration) in page
+    assert dataset.hash in page
+    for row in v.rows():
+        for cell in row:
+            assert cell in page
+    assert str(v.calibration) in str(v)
+    assert "trained on 10 frames" in str(v)
+    assert [row[1] for row in v.rows()[2:]] == ["14", "13", "13", "40"]
