@@ -113,6 +113,14 @@ def test_seeded_after_a_restart() -> None:
     assert verdicts(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [Verdict.TWICE, KEEP, Verdict.LIMIT]
 
 
+def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
+    """What another simulation has put into the queue is not kept again, and takes no place of this run's limit."""
+    selector = Selector(Band(force_low=0.1), limit=1, min_distance=0.05)
+    selector.seed([], elsewhere=[dimer(0.7), dimer(0.9)])
+    assert selector.kept == 0
+    assert verdicts(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [Verdict.TWICE, KEEP, Verdict.LIMIT]
+
+
 def test_forgotten_frame_is_welcome_again() -> None:
     """A frame that could not be stored gives its place back."""
     selector = Selector(Band(force_low=0.1), limit=1)

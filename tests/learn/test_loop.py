@@ -11,6 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 
@@ -188,3 +189,35 @@ def test_paths_count_from_the_file(tmp_path) -> None:
     assert loop.baseline == tmp_path / "b"
     assert loop.simulations == {"w": tmp_path / "w.xml"}
     assert loop.folder == tmp_path / "loop"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("start", ["continue", "live"])
+def test_simulation_goes_on(ipi, models, tmp_path, start) -> None:
+    """`continue`: the next generation begins at the step and in the place where the last one ended. `live`: one i-PI
+    and one server all along, and the committee that was just trained answers from a step on."""
+    loop = project(ipi, models, tmp_path, start=start)
+    ended = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=800, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, last = generations(tmp_path / "loop")
+    assert "end" in last.stages
+    served = [generation.stages["begin"]["hash"][:19] for generation in (first, last)]
+    if start == "continue":
+        begun = (last.folder / "water" / "part-0.xml").read_text()
+        assert "<step>12</step>" in begin_of(begun)
+        table = np.loadtxt(last.folder / "water" / "run.out")
+        assert table[-1, 0] == 24
+        return
+    assert [folder.name for folder in (tmp_path / "loop" / "live" / "water").glob("out-*")] == ["out-0"]
+    out = tmp_path / "loop" / "live" / "water" / "out-0"
+    taken = json.loads((out / "summary.json").read_text())["committees"]
+    assert [entry["committee"] for entry in taken] == served
+    assert taken[1]["step"] >= 12
+    assert last.stages["simulate"]["runs"]["water"]["steps"] >= 12
+    assert not (tmp_path / "loop" / "live" / "water" / "group").exists()
+
+
+def begin_of(xml: str) -> str:
+    """Without blanks."""
+    return "".join(xml.split())

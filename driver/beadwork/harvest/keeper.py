@@ -25,8 +25,8 @@ FULL_SIGNS = ("disk is full", "disk I/O", "No space left")
 class Keeper:
     """Called with every evaluation after its reply has left. Opens the queue, and makes it where it is missing.
 
-    simulation: sha256 of the simulation's file. Frames of the same
-    simulation that the queue holds already count for the limit and are not kept again. Raises QueueError for a queue
+    simulation: sha256 of the simulation's file. Frames that the queue holds already are not kept again, and those of
+    the same simulation count for the limit. Raises QueueError for a queue
     that cannot be written from the start. One that cannot be written later is told once, and the frames wait; where it
     is the disk that has been full for `FULL` seconds, ResourceError ends the run.
     """
@@ -45,8 +45,11 @@ class Keeper:
         )
         queue = Queue(str(config.queue), create=True)
         queue.check()
-        rows = queue.rows(simulation=self._simulation)
-        self.selector.seed(row.kept.frame for row in rows)
+        rows = queue.rows()
+        mine = {row.id for row in rows if row.kept.simulation.removeprefix("sha256:") == self._simulation}
+        self.selector.seed(
+            (row.kept.frame for row in rows if row.id in mine), (row.kept.frame for row in rows if row.id not in mine)
+        )
         self.writer = QueueWriter(queue, on_kept=self._kept)
 
     def __call__(self, address: str, step: int, frames: Sequence[Frame], evaluation: Evaluation) -> None:

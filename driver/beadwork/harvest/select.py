@@ -99,6 +99,7 @@ class Selector:
     #: how many frames met which fate, since the start of this process
     counts: Counter[Verdict] = field(default_factory=Counter)
     _known: list[Signature] = field(default_factory=list)
+    _elsewhere: list[Signature] = field(default_factory=list)
     _last_step: int | None = None
 
     def __post_init__(self) -> None:
@@ -114,9 +115,11 @@ class Selector:
         """Frames of this run that are kept, those of earlier processes included."""
         return len(self._known)
 
-    def seed(self, frames: Iterable[Frame]) -> None:
-        """Take in frames that the queue holds from this run already: they count for the limit and as known."""
+    def seed(self, frames: Iterable[Frame], elsewhere: Iterable[Frame] = ()) -> None:
+        """Take in frames that the queue holds already: those from this run count for the limit and as known, those from
+        elsewhere as known."""
         self._known.extend(signature(frame) for frame in frames)
+        self._elsewhere.extend(signature(frame) for frame in elsewhere)
 
     def consider(
         self, step: int, frames: Sequence[Frame], max_force_spread: FloatArray, energy_spread: FloatArray
@@ -149,7 +152,7 @@ class Selector:
         if self.limit is not None and self.kept >= self.limit:
             return Decision(index, Verdict.LIMIT)
         sign = signature(frame)
-        if any(distance(sign, known) < self.min_distance for known in self._known):
+        if any(distance(sign, known) < self.min_distance for known in (*self._known, *self._elsewhere)):
             return Decision(index, Verdict.TWICE)
         self._known.append(sign)
         self._last_step = step

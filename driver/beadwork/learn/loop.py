@@ -6,7 +6,8 @@
     labels = 50                      # new ones a generation at most
     generations = 5                  # at most
     falling = 0.1                    # what falls by less than this part of itself has stopped falling
-    start = "again"                  # each generation from the inputs; "continue": from where the last one ended
+    start = "again"                  # each generation from the inputs; "continue": from where the last one ended;
+                                     # "live": one simulation all along, that takes up each new committee as it runs
     folder = "loop"                  # where all is kept (default: the name of this file without .toml)
     [simulations]                    # i-PI inputs by name; each runs to its total_steps in every generation
     zundel = "zundel/input.xml"
@@ -51,13 +52,16 @@ from beadwork.learn.train import TrainSettings, references, train_committee
 from beadwork.learn.validate import PAGE as VALIDATION
 from beadwork.learn.validate import validate, write_page
 from beadwork.potential.bundle import COMMITTEE, load_card, members_of, point
+from beadwork.swap import SHORT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-STARTS = ("again", "continue")
+STARTS = ("again", "continue", "live")
+#: steps of a simulation that is ended when the loop ends
+ENDLESS = 10**9
 RECORD = "generation.json"
 CURRENT = "current"
 #: options of `beadwork run` that the loop sets itself
@@ -158,7 +162,12 @@ def learn(path: Path, tell: Told) -> list[Generation]:
     loop = read(path)
     loop.folder.mkdir(parents=True, exist_ok=True)
     with _alone(loop.folder):
-        return _Learning(loop, path.name, tell).run()
+        learning = _Learning(loop, path.name, tell)
+        try:
+            return learning.run()
+        finally:
+            for run in learning.live.values():
+                run.end()
 
 
 def generations(folder: Path) -> list[Generation]:
@@ -194,6 +203,7 @@ class _Learning:
         self.loop, self.name, self.tell = loop, name, tell
         self.spec = labellers.read(loop.labeller)
         self.queue = Queue(loop.folder / "queue.db", create=True)
+        self.live: dict[str, simulate.Run] = {}
         self.options = {
             "threads": 1,
             **loop.run,
@@ -253,22 +263,42 @@ class _Learning:
 
     def _simulate(self, now: Generation, done: Sequence[Generation], committee: Path) -> dict[str, Any]:
         runs = {}
+        serving = now.stages["begin"]["hash"][:SHORT]
         for name, xml in self.loop.simulations.items():
-            folder = now.folder / name
-            goes_on = self.loop.start == "continue" and done
-            simulate.prepare(xml, folder, done[-1].folder / name / "RESTART" if goes_on else None)
-            options = {**self.options, "delta": [str(member) for member in members_of([committee])]}
-            simulate.run(folder, options, len(self._kept(now, folder)))
-            flagged, steps = simulate.flagged(folder, self.loop.low)
-            kept = self._kept(now, folder)
+            if self.loop.start == "live":
+                folder = self._follow(name, xml, serving)
+            else:
+                folder = now.folder / name
+                goes_on = self.loop.start == "continue" and done
+                simulate.prepare(xml, folder, done[-1].folder / name / "RESTART" if goes_on else None)
+                members = [str(member) for member in members_of([committee])]
+                run = simulate.start(folder, {**self.options, "delta": members}, len(self._kept(now, folder)))
+                if run is not None:
+                    run.finish()
+            spreads = simulate.answered(folder, serving)
+            flagged, kept = sum(spread >= self.loop.low for spread in spreads), self._kept(now, folder)
             runs[name] = {
-                "steps": steps,
+                "steps": len(spreads),
                 "flagged": flagged,
                 "kept": kept,
                 "simulations": sorted(simulate.simulations(folder)),
             }
-            self.tell(f"{now.folder.name}: {name}: {flagged} of {steps} steps flagged, {len(kept)} frames kept")
+            self.tell(f"{now.folder.name}: {name}: {flagged} of {len(spreads)} steps flagged, {len(kept)} frames kept")
         return {"runs": runs}
+
+    def _follow(self, name: str, xml: Path, serving: str) -> Path:
+        """Let one simulation run on until it has done its steps with this committee; return its folder."""
+        folder = self.loop.folder / "live" / name
+        simulate.prepare(xml, folder, steps=ENDLESS)
+        if name not in self.live:
+            most = self.loop.run.get("keep-most", ServeConfig().keep_most) * (self.loop.generations + 1)
+            options = {**self.options, "delta": [str(self.loop.folder / CURRENT)], "keep-most": most}
+            run = simulate.start(folder, options, 0)
+            if run is None:
+                raise ConfigError(f"{folder} has come to its end after {ENDLESS} steps; take another folder")
+            self.live[name] = run
+        self.live[name].until(serving, read_simulation(xml).total_steps)
+        return folder
 
     def _kept(self, now: Generation, folder: Path) -> list[int]:
         """Rows that a simulation has put into the queue in this generation."""

@@ -20,27 +20,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import tomli_w
 
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read
 from beadwork.learn.dataset import write_whole
-from beadwork.observe.outputs import read_record
 
 #: seconds that a run gets to end by itself when the loop is interrupted
 FAREWELL = 30.0
 
 
-def prepare(xml: Path, folder: Path, steps_of: Path | None = None) -> None:
+def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
     """Make the folder of a simulation, whole or not at all, unless it is there.
 
     xml: the user's input; the files that it names are copied too. steps_of: a RESTART of the generation before, to go
-    on from for as many steps as `xml` has in all. Raises SimulationError.
+    on from for as many steps as `xml` has in all. steps: so many instead of those in `xml`. Raises SimulationError.
     """
     if folder.exists():
         return
@@ -58,12 +57,16 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None) -> None:
         shutil.copy(simulation.directory / file, part / file)
     shutil.copy(xml, part / "input.xml")
     if steps_of is not None:
-        before = steps_of.read_text(encoding="utf-8")
-        text = re.sub(
-            r"(<total_steps>)\s*\d+\s*(<)", rf"\g<1>{read(steps_of).step + simulation.total_steps}\g<2>", before
-        )
-    (part / "part-0.xml").write_text(text, encoding="utf-8")
+        text, steps = steps_of.read_text(encoding="utf-8"), read(steps_of).step + simulation.total_steps
+    if steps is not None:
+        text = re.sub(r"(<total_steps>)\s*\d+\s*(<)", rf"\g<1>{steps}\g<2>", text)
+    (part / "part-0.xml").write_text(_signed(text, folder, 0), encoding="utf-8")
     part.rename(folder)
+
+
+def _signed(xml: str, folder: Path, number: int) -> str:
+    """The input with its place in the loop, so that hashes in the queue tell attempts and generations apart."""
+    return f"{xml.rstrip()}\n<!-- beadwork learn: {folder.parent.name}, {folder.name}, part {number} -->\n"
 
 
 def come_to(folder: Path) -> Path | None:
@@ -78,30 +81,30 @@ def come_to(folder: Path) -> Path | None:
     for file in [folder / "RESTART", *(f for name in names for f in folder.glob(f"{prefix}.{name}*"))]:
         with contextlib.suppress(SimulationError):  # torn, or not there
             found.append((read(file).step, file))
-    return max(found)[1] if found else None
+    return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def finished(folder: Path) -> bool:
-    """Whether i-PI has done all its steps, as its RESTART says."""
-    end = folder / "RESTART"
-    return end.exists() and come_to(folder) == end and read(end).step >= read(folder / "part-0.xml").total_steps
+    """Whether i-PI has done all its steps, as its own record says."""
+    end = come_to(folder)
+    return end is not None and read(end).step >= read(folder / "part-0.xml").total_steps
 
 
-def run(folder: Path, options: Mapping[str, Any], kept: int) -> None:
-    """Simulate until all steps are done, from wherever an earlier attempt has come to.
+def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
+    """Start a simulation from wherever an earlier attempt has come to; None where all its steps are done.
 
-    options: of `beadwork run`, with absolute paths. kept: frames that earlier attempts have kept already. Raises
-    SimulationError where the run fails; its words are in FOLDER/log-N.txt.
+    options: of `beadwork run`, with absolute paths. kept: frames that earlier attempts have kept already.
     """
     _end_what_is_left(folder)
     if finished(folder):
-        return
+        return None
     number = len(list(folder.glob("out-*")))
-    start = folder / f"part-{number}.xml"
+    begin = folder / f"part-{number}.xml"
     if number:
-        write_whole(start, (come_to(folder) or folder / "part-0.xml").read_text(encoding="utf-8"))
+        text = (come_to(folder) or folder / "part-0.xml").read_text(encoding="utf-8")
+        write_whole(begin, _signed(text, folder, number))
     (folder / f"out-{number}").mkdir()
-    mine: dict[str, Any] = {"simulation": start.name, "out": f"out-{number}"}
+    mine: dict[str, Any] = {"simulation": begin.name, "out": f"out-{number}"}
     if "queue" in options:
         mine["keep-most"] = max(0, int(options.get("keep-most", 100)) - kept)
     write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
@@ -113,22 +116,53 @@ def run(folder: Path, options: Mapping[str, Any], kept: int) -> None:
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
-    try:
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+    return Run(folder, process, log)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A simulation that runs."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def finish(self) -> None:
+        """Wait until all steps are done. Raises SimulationError where the run fails; whatever happens, it is ended."""
+        try:
+            code = self.process.wait()
+        finally:
+            self.end()
+        if code:
+            raise self._failed(code)
+        if not finished(self.folder):
+            raise SimulationError(f"i-PI ended in {self.folder} before its last step; its words are in out-*/i-pi.log")
+
+    def until(self, committee: str, steps: int) -> None:
+        """Wait until this committee has answered so many steps. Raises SimulationError where it never will."""
+        while len(answered(self.folder, committee)) < steps:
+            if (code := self.process.poll()) is not None:
+                raise self._failed(code)
+            if refused := [line for line in self._said() if "the new committee was refused" in line]:
+                raise SimulationError(f"{self.folder} does not take up the new committee: {refused[-1]}")
+            time.sleep(0.5)
+
+    def end(self) -> None:
+        """End it in order, if it runs, so that it can be gone on with."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(FAREWELL)
-        _end_what_is_left(folder)
-    if code:
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        raise SimulationError(
-            f"beadwork run ended with exit code {code} in {folder}: {said[-1] if said else 'it said nothing'} "
-            f"({log.name} has the rest)"
+                self.process.wait(FAREWELL)
+        _end_what_is_left(self.folder)
+
+    def _said(self) -> list[str]:
+        return [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+
+    def _failed(self, code: int) -> SimulationError:
+        last = (self._said() or ["it said nothing"])[-1]
+        return SimulationError(
+            f"beadwork run ended with exit code {code} in {self.folder}: {last} ({self.log.name} has the rest)"
         )
-    if not finished(folder):
-        raise SimulationError(f"i-PI ended in {folder} before its last step; its words are in out-{number}/i-pi.log")
 
 
 def simulations(folder: Path) -> set[str]:
@@ -136,18 +170,22 @@ def simulations(folder: Path) -> set[str]:
     return {f"sha256:{read(part).sha256}" for part in folder.glob("part-*.xml")}
 
 
-def flagged(folder: Path, low: float) -> tuple[int, int]:
-    """Steps at which the largest force spread reached `low` (eV/Å) in some bead, and steps in all."""
-    asked = steps = 0
-    for record in sorted(folder.glob("out-*/beadwork.out")):
-        rows = read_record(record)
+def answered(folder: Path, committee: str) -> list[float]:
+    """The largest force spread of any bead (eV/Å) at each step that this committee (the first digits of its hash, as
+    beadwork.out has it) has answered, in all attempts."""
+    found: list[float] = []
+    for record in folder.glob("out-*/beadwork.out"):
         largest: dict[int, float] = {}
-        for step, spread in zip(rows[:, 0].astype(int), rows[:, 4], strict=True):
-            largest[step] = max(largest.get(step, 0.0), float(spread))
-        values = np.array(list(largest.values()))
-        steps += len(values)
-        asked += int((values >= low).sum())
-    return asked, steps
+        serves = False
+        for line in record.read_text().splitlines(keepends=True):
+            if line.startswith("# from step "):
+                serves = f" {committee} in " in line
+            elif serves and not line.startswith("#") and line.endswith("\n"):
+                step, spread = int(line.split()[0]), float(line.split()[4])
+                if spread == spread:  # the baseline alone has none
+                    largest[step] = max(largest.get(step, 0.0), spread)
+        found += largest.values()
+    return found
 
 
 def _end_what_is_left(folder: Path) -> None:
