@@ -22,7 +22,7 @@ from beadwork.config import ServeConfig
 from beadwork.doctor import doctor, examine
 from beadwork.errors import GeometryError, ModelError, ResourceError, SimulationError
 from beadwork.frame import Frame
-from beadwork.ipi.simulation import Simulation, read
+from beadwork.ipi.simulation import read
 from beadwork.potential import delta as delta_module
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import amend_card, load_card
@@ -627,18 +627,13 @@ def test_disk(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mo
     simulation = read(write(output=traffic, steps=100_000))
     asked = config(tmp_path / "input.xml", out=str(tmp_path / "not" / "there"))
     # 2 beads of 96 atoms, a line of 48 bytes each, every 10th step; and a line of ours every step
-    expected = 100_000 * (2 * (96 * 48 + 100) / 10 + 80)
+    expected = 100_000 * (2 * (96 * 48 + 100) / 10 + 100)
     for free, colour in ((1e12, GREEN), (1.5 * expected, AMBER), (0.9 * expected, RED)):
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         finding = only(machine.disk(simulation, asked))
         assert finding.colour == colour
-        assert "about 102 MB" in finding.text
+        assert "about 104 MB" in finding.text
     assert finding.code == ResourceError.exit_code
-
-
-def grown(simulation: Simulation, folder: Path, names: str) -> float:
-    """Bytes a step in the files that match."""
-    return sum(path.stat().st_size for path in folder.glob(names)) / simulation.total_steps
 
 
 @pytest.mark.slow
@@ -646,22 +641,25 @@ def test_disk_against_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """i-PI's own outputs of the shipped input are as large as was foretold."""
     shutil.copytree(ROOT / "inputs" / "water", tmp_path / "water")
     path = tmp_path / "water" / "input.xml"
-    text = path.read_text().replace("'16'", "'2'").replace(">16<", ">2<").replace(">120<", ">60<")
+    text = path.read_text().replace("'16'", "'2'").replace(">16<", ">2<").replace(">120<", ">200<")
     path.write_text(text.replace("beadwork-water<", f"doctor-{os.getpid()}<"))
     monkeypatch.chdir(path.parent)
     deltas = [str(MODELS / f"delta-{k}") for k in range(2)]
     assert main(["run", "input.xml", "--baseline", str(MODELS / "baseline"), "--delta", *deltas]) == 0
     simulation = read(path)
-    written = grown(simulation, path.parent, "simulation.[oc][ue][tn]*") + grown(
-        simulation, path.parent, "simulation.committee*"
-    )
-    assert written == pytest.approx(simulation.bytes_per_step, rel=0.35)
+    files = [file for file in path.parent.glob("simulation.*") if file.suffix != ".checkpoint"]
+    written = sum(file.stat().st_size for file in files) / simulation.total_steps
+    assert written == pytest.approx(simulation.bytes_per_step, rel=0.2)  # a frame of step 0, and a header
 
 
 @pytest.mark.slow
-def test_the_shipped_run_is_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """inputs/water with its TOML file, all five models and 16 beads, as README has it."""
-    monkeypatch.chdir(ROOT / "inputs" / "water")
+def test_the_shipped_run_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """inputs/water with its TOML file, all five models and 16 beads, in a folder beside models/ as for make demo."""
+    shutil.copytree(ROOT / "inputs" / "water", tmp_path / "demo")
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path / "demo")
     assert main(["doctor", "run.toml"]) == 0
     said = capsys.readouterr().out
     assert "0 red: it can be started" in said

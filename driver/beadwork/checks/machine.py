@@ -33,7 +33,7 @@ BUSY = 0.7
 #: a latency of more than this part of an evaluation is felt
 LATE = 0.1
 #: bytes of a line of beadwork.out
-RECORD = 80
+RECORD = 100
 #: longest path of a unix socket, bytes (sun_path, less its end)
 LONGEST = 107
 
