@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-full faults suites soak check format bench clean
+.PHONY: help install demo test test-full kill-loop faults suites soak check format bench clean
 help:      ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -20,6 +20,8 @@ test: install ## the test suite, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 test-full: install ## the same and what is slow or needs a browser or a database
 	$(BIN)/python -m pytest
+kill-loop: install ## kill -9 in each stage of beadwork learn, and between write and commit: ten in all
+	$(BIN)/python -m pytest tests/learn/test_loop_kill.py -s
 faults: install ## provoke every fault, and write what happened to docs/faults.md
 	$(BIN)/python -m pytest -m fault --continue-on-collection-errors --fault-table docs/faults.md
 suites: install ## other people's tests with our client, to docs/suites.md; IPI=checkout, else it is cloned

@@ -9,7 +9,7 @@
     start = "again"                  # each generation from the inputs; "continue": from where the last one ended;
                                      # "live": one simulation all along, that takes up each new committee as it runs
     folder = "loop"                  # where all is kept (default: the name of this file without .toml)
-    [simulations]                    # i-PI inputs by name; each runs to its total_steps in every generation
+    [simulations]                    # i-PI inputs by name; each runs for its total_steps with every committee
     zundel = "zundel/input.xml"
     [run]                            # options of `beadwork run`
     keep-force = [0.05, 0.5]
