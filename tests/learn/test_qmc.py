@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -258,6 +259,55 @@ def test_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             qmc_env.install(tmp_path)
     pins = [line for line in qmc_env.REQUIREMENTS.read_text().splitlines() if line[0] not in "#-"]
     assert all("==" in line for line in pins)
+
+
+class Sampler:
+    """Stands for jQMC's: an error that falls as 1/sqrt(n) from 1 Ha at n = 1."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.done, self.runs, self.broken = 0, 0, broken
+
+    def run(self, num_mcmc_steps: int, max_time: int) -> None:
+        self.done += num_mcmc_steps
+        self.runs += 1
+
+    def get_E(self, num_mcmc_warmup_steps: int, num_mcmc_bin_blocks: int) -> tuple[float, float, float, float]:
+        error = (self.done - num_mcmc_warmup_steps) ** -0.5
+        return float("nan") if self.broken else -1.0, error, 1.0, 0.1
+
+
+def sampled(monkeypatch: pytest.MonkeyPatch, sampler: Sampler, **changes: Any) -> dict[str, Any]:
+    """What the driver makes of a sampler."""
+    driver = runpy.run_path(str(qmc.DRIVER))
+    job = {"method": "vmc", "steps": 500, "most_steps": 100_000, "target_error": None, "forces": False, "walkers": 1}
+    names = driver["sample"].__globals__
+    monkeypatch.setitem(names, "_walkers", lambda *_: sampler)
+    monkeypatch.setitem(names, "_acceptance", lambda _: 0.5)
+    result: dict[str, Any] = driver["sample"](job | changes, None, -1.0)
+    return result
+
+
+def test_target_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling goes on until the error is as small as was asked for, in few rounds, and never beyond most_steps."""
+    assert sampled(monkeypatch, Sampler())["measurements"] == 450
+    long = Sampler()
+    assert sampled(monkeypatch, long, target_error=0.01)["energy_error"] <= 0.01
+    assert 10_000 <= long.done < 12_000
+    assert long.runs == 2
+    short = sampled(monkeypatch, Sampler(), target_error=0.01, most_steps=2000)
+    assert short["measurements"] == 1950
+    assert short["energy_error"] > 0.01
+
+
+def test_nonsense_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN, and a wave function that ran away to -1e38 Ha, end the driver instead of becoming a label."""
+    with pytest.raises(FloatingPointError, match="nan"):
+        sampled(monkeypatch, Sampler(broken=True))
+    near = runpy.run_path(str(qmc.DRIVER))["near"]
+    near(-16.9, -17.2, "vmc")
+    for energy in (-2.3e38, -25.0, float("nan")):
+        with pytest.raises(FloatingPointError, match="diverged"):
+            near(-16.9, energy, "vmc")
 
 
 def test_driver_stands_alone() -> None:

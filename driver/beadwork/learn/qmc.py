@@ -160,12 +160,13 @@ class JQMC:
         return label
 
     def seconds(self, frame: Frame) -> float:
-        """Rough: measured with H2 and H2O on one core; a target error is taken for `steps`."""
+        """Rough: measured with H2O on one core and grown with the electrons; what a target error adds is not known."""
         electrons = max(int(frame.numbers.sum()) - (2 * int((frame.numbers > 2).sum()) if self.ecp else 0), 1)
         growth: float = (electrons / 8) ** 1.7
-        optimisation = 4e-4 * growth * self.optimisation_steps * self.optimisation_samples * self.walkers
-        rate = 5e-5 if self.forces else 1.5e-5
-        return 30.0 + optimisation * self.optimises + rate * growth * self.steps * self.walkers * self.moves
+        optimisation = 1.7e-3 * growth * self.optimisation_steps * self.optimisation_samples * self.walkers
+        rate = 1.5e-5 if self.sampler == "vmc" else 2.2e-4  # a walker and move
+        measured = rate * growth * self.steps * self.walkers * self.moves * (3 if self.forces else 1)
+        return 30.0 + optimisation * self.optimises + measured
 
     def _job(self, frame: Frame, charge: int, spin: int) -> dict[str, Any]:
         """What the driver is told. Bohr and Hartree."""

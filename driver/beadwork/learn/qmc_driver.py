@@ -56,8 +56,11 @@ def compute(job: dict[str, Any]) -> dict[str, Any]:
     lap("mean_field")
     hamiltonian, optimisation = optimised(job, Path("hamiltonian.h5"))
     hamiltonian.save_to_hdf5("optimised.h5")
+    if optimisation:
+        near(mean_field, optimisation["energy"], "optimisation")
     lap("optimisation")
     sampled = sample(job, hamiltonian, optimisation["energy"] if optimisation else mean_field)
+    near(mean_field, sampled["energy"], job["method"])
     lap("sampling")
     return {
         **sampled,
@@ -138,6 +141,14 @@ def optimised(job: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any] | No
     return hamiltonian, report
 
 
+def near(mean_field: float, energy: float, what: str) -> None:
+    """Refuse an energy that has run away: an optimiser that diverges ends with -1e38 Ha and no complaint."""
+    if not abs(energy - mean_field) < 0.5 + 0.1 * abs(mean_field):
+        raise FloatingPointError(
+            f"{what} ended with {energy} Ha, the mean field has {mean_field} Ha: it diverged; take more samples a step"
+        )
+
+
 def _optimise(job: dict[str, Any], hamiltonian: Any, *, geminal: bool, seed: int) -> tuple[Any, dict[str, Any]]:
     import jax
     import numpy as np
@@ -165,7 +176,8 @@ def _optimise(job: dict[str, Any], hamiltonian: Any, *, geminal: bool, seed: int
         opt_J3_param=jastrow["three_body"] != "none",
         opt_JNN_param=False,
         opt_lambda_param=geminal,
-        optimizer_kwargs={"method": "sr", "delta": 0.15, "epsilon": 1e-3, "use_lm": True},
+        # along the natural gradient, the whole of the step that minimises the energy
+        optimizer_kwargs={"method": "sr", "delta": 1.0, "epsilon": 1e-3, "use_lm": True},
         use_device_collectives=False,
     )
     walkers.run(num_mcmc_steps=settings["samples"])  # the optimiser throws its last samples away
