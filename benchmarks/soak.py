@@ -122,7 +122,7 @@ def soak(folder: Path, steps: int, beads: int, batch: int, tell: Callable[[str],
     samples: list[Sample] = []
     done = 0
     planned = (steps + 1) * beads
-    every = max(1, planned // 2000)
+    every = max(1, planned // 400)  # few: what is kept of them is memory too
 
     def watch(event: Event) -> None:
         nonlocal done
@@ -133,7 +133,7 @@ def soak(folder: Path, steps: int, beads: int, batch: int, tell: Callable[[str],
         if before // every != done // every and ipi.poll() is None:
             descriptors = len(os.listdir("/proc/self/fd"))
             samples.append(Sample(done, _resident("self"), descriptors, threading.active_count(), _resident(ipi.pid)))
-            if len(samples) % 200 == 0:
+            if len(samples) % 40 == 0:
                 tell(f"{done} of {planned}: {samples[-1].rss:.1f} MB, {descriptors} descriptors")
 
     wanted = -(-beads // batch)

@@ -189,3 +189,25 @@ def test_socket_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(ConnectionLost, match="another user"):
             transport.poll(0.05)
         transport.close()
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_shared_memory_that_is_gone(tmp_path: Path, alive: bool) -> None:
+    """i-PI removes its segments when it lets go of a connection: that is a hang-up. Where it stays, it is an error."""
+    line = Line(Address(tmp_path / "socket"), shared=True)
+    transport = Transport([line], patience=5.0)
+    names = b"".join(wire.pack_integer(11) + b"beadwork-no" for _ in range(6))
+    init = wire.INIT + wire.pack_integer(0) + wire.pack_integer(0)
+    with listener(tmp_path / "socket") as server:
+        transport.poll(0.05)
+        peer = server.accept()[0]
+        peer.sendall(wire.STATUS + init + wire.POSDATA + wire.pack_integer(3) + names + wire.GETFORCE)
+        if alive:
+            with pytest.raises(RemoteProtocolError, match="cannot be opened"):
+                until(transport, HangUp)
+        else:
+            peer.shutdown(socket.SHUT_WR)
+            assert HangUp(0) in until(transport, HangUp)
+            assert line.why.startswith("i-PI hung up")
+        transport.close()
+        peer.close()

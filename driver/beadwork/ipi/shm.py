@@ -16,6 +16,10 @@ KINDS = ("pos", "h", "ih", "pot", "force", "vir")
 MAX_NAME = 255
 
 
+class SegmentGone(RemoteProtocolError):
+    """The segment that i-PI named is not there: i-PI has let go of the connection meanwhile, or is elsewhere."""
+
+
 def _attach(name: str) -> shared_memory.SharedMemory:
     """Open a segment that i-PI owns.
 
@@ -26,7 +30,8 @@ def _attach(name: str) -> shared_memory.SharedMemory:
             return shared_memory.SharedMemory(name=name, track=False)
         segment = shared_memory.SharedMemory(name=name)
     except (OSError, ValueError) as error:
-        raise RemoteProtocolError(
+        kind = SegmentGone if isinstance(error, FileNotFoundError) else RemoteProtocolError
+        raise kind(
             f"the shared-memory segment {name!r} that i-PI named cannot be opened ({error}); "
             "mode 'shm' needs i-PI on the same machine, as the same user"
         ) from error

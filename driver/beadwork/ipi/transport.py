@@ -20,6 +20,7 @@ from beadwork.errors import ConnectionLost
 from beadwork.ipi.guard import Guard, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
 from beadwork.ipi.protocol import Machine
+from beadwork.ipi.shm import SegmentGone
 
 RECEIVE = 1 << 20
 #: bytes of a reply that wait in the kernel, so that sending it does not wait for i-PI to read
@@ -287,9 +288,19 @@ class Transport:
         peer.machine.receive(data)
         self.advance(peer, events)
 
+    @staticmethod
+    def _next_event(peer: Peer) -> Incoming | None:
+        try:
+            return peer.machine.next_event()
+        except SegmentGone:
+            # i-PI removes its shared memory when it lets a connection go, perhaps before we have read what it sent
+            if _ended(peer.sock, GRACE):
+                return HangUp(0)
+            raise
+
     def advance(self, peer: Peer, events: list[tuple[Peer, Incoming]]) -> None:
         """Let a conversation go on as far as its bytes reach, sending what it owes on the way."""
-        while (event := peer.machine.next_event()) is not None:
+        while (event := self._next_event(peer)) is not None:
             events.append((peer, event))
             if isinstance(event, (Exit, HangUp)):
                 # i-PI still accepts for a moment after it has said EXIT: a hang-up before its first word is that
@@ -302,6 +313,21 @@ class Transport:
             peer.line.exited, peer.line.pause = False, RETRY
         if peer.machine.owes:
             self.send(peer)
+
+
+def _ended(sock: socket.socket, seconds: float) -> bool:
+    """Whether the other end hangs up within this time; whatever else it sends is let go."""
+    until = time.monotonic() + seconds
+    try:
+        while (left := until - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(RECEIVE):
+                return True
+    except TimeoutError:
+        pass
+    except OSError:
+        return True  # broken is ended
+    return False
 
 
 def _farewell(event: Exit | HangUp) -> str:
