@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="bundle that Δ will be added to")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the committee")
     train.add_argument("--from", dest="previous", type=Path, metavar="DIR", help="go on from this committee's weights")
-    train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/learning.md)")
+    train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/training.md)")
     train.add_argument("--method", help="of the labels to take; for a file, of frames that do not say")
     train.set_defaults(call=_train)
     validate = commands.add_parser("validate", help="errors and spread of a committee on frames that it never saw")
@@ -225,6 +225,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
     make.set_defaults(call=_import)
     show = commands.add_parser("show", help="print a bundle's card and check its files")
     show.add_argument("bundle", type=Path)
+    show.add_argument("--frames", action="store_true", help="a line for every frame that it learned from")
     show.set_defaults(call=_show_model)
     point = commands.add_parser("point", help="let a file name this committee: servers that watch the file take it up")
     point.add_argument("file", type=Path)
@@ -241,9 +242,10 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _show_model(args: argparse.Namespace) -> int:
+    from beadwork.learn.provenance import chain
     from beadwork.potential.bundle import describe
 
-    print(describe(args.bundle))
+    print("\n".join(filter(None, (describe(args.bundle), chain(args.bundle, args.frames)))))
     return 0
 
 
