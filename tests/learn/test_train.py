@@ -12,6 +12,7 @@ import learn_truth as truth
 import numpy as np
 import pytest
 
+from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.learn.dataset import Dataset, split
 from beadwork.learn.train import TrainSettings, _write, references, train_committee, train_model, weights
@@ -71,11 +72,37 @@ def test_cards_name_the_dataset(committee):
         assert about["member"] == member
         assert about["plan"]["settings"]["hidden_irreps"] == "8x0e"
         assert "--energy_key=DELTA_energy" in about["mace_run_train"]
+        assert str(out) not in (path / "card.toml").read_text(), "a card that ships names nobody's folders"
         # the water molecule's references are those of the truth but for what the pairs add on average
         assert set(references(path)) == {1, 8}
         assert about["frames"] + about["frames_choosing_the_epoch"] == len(dataset.training)
     assert len(dataset.testing) == 6
     assert (out / "frames.extxyz").exists()
+
+
+def test_models_show_prints_the_chain(committee, capsys):
+    """From a member's card to every label, by the command that a user types; a dataset that was swapped is noticed."""
+    out, paths, _ = committee
+    assert main(["models", "show", str(paths[1]), "--frames"]) == 0
+    printed = capsys.readouterr().out
+    dataset = Dataset.read(out)
+    assert f"dataset {dataset.hash}: 30 frames, 6 of them held out" in printed
+    assert f"input range {truth.RANGE} (30 frames)" in printed
+    assert "computed by test 1 (30 frames)" in printed
+    for e in dataset.examples:
+        assert f"test {e.row}: {e.composition}" in printed
+        assert e.label.hash in printed
+    assert printed.count("; held out") == 6
+    file = out / "dataset.json"
+    text = file.read_text()
+    try:
+        other = Dataset(dataset.examples, tuple(not o for o in dataset.held_out))
+        other.write(out)
+        assert main(["models", "show", str(paths[1])]) == LabelError.exit_code
+        assert other.hash in capsys.readouterr().err
+    finally:
+        file.write_text(text)
+    assert main(["models", "show", str(truth.BASELINE)]) == 0
 
 
 def test_called_again_keeps_what_is_there(committee):

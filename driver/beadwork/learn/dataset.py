@@ -35,7 +35,7 @@ class Example:
     """A structure, its label, and what is to be learned from it.
 
     frame: the structure that was computed. energy: eV, forces: (N, 3) eV/Å or None: label minus baseline, or the label
-    itself where `baseline` is None. baseline: hash of the baseline's model. source: queue or file it came from. row: in
+    itself where `baseline` is None. baseline: hash of the baseline's model. source: name of the queue or file it came from. row: in
     that queue, or the number of the frame in that file. simulation: hash of the simulation's file, None where unknown.
     """
 
@@ -197,7 +197,7 @@ def from_queue(
     for row in queue.rows(status=LABELLED):
         frame, label = computed(row)
         if method in (None, label.method):
-            found.append(Example(frame, label, 0.0, None, queue.name, row.id, row.kept.simulation))
+            found.append(Example(frame, label, 0.0, None, Path(queue.name).name, row.id, row.kept.simulation))
     return difference(found, baseline, f"the queue {queue.name}")
 
 

@@ -257,7 +257,7 @@ def train_member(
         frames_held_out=len(dataset.testing),
         member=member,
         plan=plan,
-        mace_run_train=shlex.join(options),
+        mace_run_train=shlex.join(options).replace(str(work), "."),  # other people have other folders
     )
     shutil.rmtree(folder / name, ignore_errors=True)  # one that is there is not finished, or it would have been kept
     os.replace(work / "bundle" / name, folder / name)
