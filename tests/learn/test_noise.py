@@ -43,7 +43,7 @@ def test_weights_recover_the_better_model(tmp_path: Path):
 
 
 def test_noisy_energies_alone_lower_the_force_error(tmp_path: Path):
-    """Quantum Monte Carlo as it often is: energies with error bars, no forces. Half of the force error goes at least."""
+    """Quantum Monte Carlo as it often is: energies with error bars, no forces. Half of the force error goes."""
     noise = 0.005  # eV an atom
     examples = [
         truth.example(f, n, energy_noise=noise * len(f.numbers), forces=False)

@@ -35,8 +35,9 @@ class Example:
     """A structure, its label, and what is to be learned from it.
 
     frame: the structure that was computed. energy: eV, forces: (N, 3) eV/Å or None: label minus baseline, or the label
-    itself where `baseline` is None. baseline: hash of the baseline's model. source: name of the queue or file it came from. row: in
-    that queue, or the number of the frame in that file. simulation: hash of the simulation's file, None where unknown.
+    itself where `baseline` is None. baseline: hash of the baseline's model. source: name of the queue or file it came
+    from. row: in that queue, or the number of the frame in that file. simulation: hash of the simulation's file, None
+    where unknown.
     """
 
     frame: Frame
