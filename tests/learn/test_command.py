@@ -127,7 +127,7 @@ def test_failures_are_named_and_their_folder_stays(
     command: Callable[..., Command], tmp_path: Path, code: str, said: str
 ) -> None:
     """What the program did wrong becomes the reason in the queue, and its files are there to look at."""
-    made = command(code, forces=Pattern(F, "eV/angstrom", "forces"), timeout=1.5)
+    made = command(code, forces=Pattern(F, "eV/angstrom", "forces"), timeout=1.5 if "sleep" in code else 120.0)
     with pytest.raises(LabelError, match=said):
         made.label(WATER, 0, 0)
     (folder,) = (tmp_path / "work").iterdir()

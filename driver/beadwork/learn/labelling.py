@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from beadwork.errors import LabelError, QueueError
+from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue, Row
 from beadwork.learn.clusters import charge, cut, most_uncertain
@@ -115,7 +115,7 @@ def label(
     labeller = spec.labeller()
     _one_method(queue, labeller.method, mix)
     _give_back_of_the_dead(queue)
-    rows = _plan(queue, ids, most)
+    rows = _plan(queue, spec, ids, most)
     folder = folder or folder_of(queue)
     _make(folder)
     run = secrets.token_hex(4)
@@ -189,7 +189,7 @@ def estimate(
     folder = folder or folder_of(queue)
     formulas: Counter[str] = Counter()
     seconds, refused, computed = [], {}, 0
-    for row in _plan(queue, ids, most):
+    for row in _plan(queue, spec, ids, most):
         try:
             part = _part(row, spec)
         except LabelError as error:
@@ -250,8 +250,6 @@ def _part(row: Row, spec: Spec) -> _Part:
     if spec.cut is not None:
         cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
         return _Part(cluster.frame, cluster.charge if spec.charge is None else spec.charge, cluster.atoms)
-    if any(frame.pbc) and not spec.periodic:
-        raise LabelError(f"the frame is periodic, and {spec.kind} computes clusters: add a table [cut] to the TOML")
     return _Part(frame, charge(frame) if spec.charge is None else spec.charge, None)
 
 
@@ -280,6 +278,7 @@ def _file(folder: Path, row: Row, spec: Spec, labeller: Labeller, part: _Part) -
 
 def _write(file: Path, text: str) -> None:
     """Whole or not at all, whatever is killed."""
+    _make(file.parent)
     part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.part")
     with part.open("w", encoding="utf-8") as open_file:
         open_file.write(text)
@@ -298,8 +297,10 @@ def _read(file: Path) -> Label:
     return Label.from_dict(stored)
 
 
-def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None) -> list[Row]:
+def _plan(queue: Queue, spec: Spec, ids: Sequence[int] | None, most: int | None) -> list[Row]:
     """Rows to be labelled: waiting, or claimed by someone whose time is up."""
+    if most is not None and most < 1:
+        raise ConfigError(f"most is {most}; give 1 or more, or leave it out")
     now = time.time()
     free = [
         row
@@ -309,6 +310,13 @@ def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None) -> list[Row
     if ids is not None:
         order = {id: rank for rank, id in enumerate(ids)}
         free = sorted((row for row in free if row.id in order), key=lambda row: order[row.id])
+    if spec.cut is None and not spec.periodic:
+        for row in free[:most]:
+            if any(row.kept.frame.pbc):
+                raise ConfigError(
+                    f"row {row.id} of the queue {queue.name} is periodic, and {spec.kind} computes clusters: add a "
+                    "table [cut] to the TOML"
+                )
     return free[:most]
 
 
@@ -406,8 +414,9 @@ def _tidy(queue: Queue, folder: Path) -> None:
         pid = file.name.split(".")[-3]
         if pid.isdigit() and not _alive(int(pid)):
             file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty
-        folder.rmdir()
+    if not queue.rows(status=CLAIMED):  # another run may be about to put a label there
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def _clock(seconds: float) -> str:
