@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-full kill-loop faults suites soak check format bench clean
+.PHONY: help install demo test test-full kill-loop faults suites soak check format bench docs clean
 help:      ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -34,5 +34,7 @@ check: install ## formatting, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 format: install ## let ruff do what it can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+docs: install ## the reference pages that come from the code
+	$(BIN)/python docs/make.py
 clean: ## remove what the other commands made
 	rm -rf $(VENV) demo build .pytest_cache .mypy_cache .ruff_cache
