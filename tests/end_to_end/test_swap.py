@@ -138,7 +138,7 @@ def prepared(ipi, folder: Path, batch: int, steps: int):
     return run
 
 
-@pytest.mark.parametrize(("way", "batch"), [("pointer", BEADS), ("signal", 1)])
+@pytest.mark.parametrize(("way", "batch"), [("pointer", BEADS), pytest.param("signal", 1, marks=pytest.mark.slow)])
 def test_swap_in_mid_run(ipi, models, committees, start, serve, tmp_path, way, batch) -> None:
     """By a watched pointer and by SIGHUP: the steps before are those of an undisturbed run, the steps after are the
     new committee's by an independent sum, no step is a mixture, and everything says which committee answered."""
@@ -205,7 +205,12 @@ def test_swap_in_mid_run(ipi, models, committees, start, serve, tmp_path, way, b
     assert abs(ours[changed] - other) > 1e-4  # the two committees can be told apart
 
 
-def test_refused(ipi, models, committees, start, tmp_path) -> None:
+@pytest.mark.fault(
+    "a new committee is bad",
+    "one after the other, in mid-run with real i-PI: truncated file, NaN weights, wrong elements, another number of "
+    "members, native.json of another model, no committee at all",
+)
+def test_refused(ipi, models, committees, start, fault, tmp_path) -> None:
     """Each of these is refused with its reason, the old committee answers on, and a good one is then taken up."""
     reasons = {
         "damaged": "is not the file that its card describes",
@@ -242,9 +247,16 @@ def test_refused(ipi, models, committees, start, tmp_path) -> None:
     assert server.wait(60) == 128 + signal.SIGTERM
     taken = json.loads((run.folder / "summary.json").read_text())["committees"]
     assert [Path(entry["folder"]).name for entry in taken] == ["old", "new", "old"]
+    fault(
+        f"each of the {len(reasons)} was refused with its reason and the old committee went on; a good one was taken up "
+        f"at step {taken[1]['step']}, and the old one again at {taken[2]['step']}"
+    )
 
 
-def test_pointer_is_whole(committees, tmp_path) -> None:
+@pytest.mark.fault(
+    "killed while a new committee is pointed to", "kill -9 of `beadwork models point`'s code at eight random instants"
+)
+def test_pointer_is_whole(committees, fault, tmp_path) -> None:
     """kill -9 at random instants of its replacement: it names the old committee or the new one, and both load."""
     pointer = tmp_path / "current"
     point(pointer, committees["old"])
@@ -265,6 +277,7 @@ def test_pointer_is_whole(committees, tmp_path) -> None:
         assert folder in (committees["old"].resolve(), committees["new"].resolve())
         seen.add(folder)
     assert len(seen) == 2, "the instants were too much alike to show anything"
+    fault("each time the file named the old committee or the new one, and both were seen")
     with pytest.raises(ModelError, match="is not the file"):
         point(pointer, committees["damaged"])
     assert members_of([pointer])[0].parent.resolve() == folder

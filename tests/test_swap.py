@@ -1,0 +1,122 @@
+"""When a committee may be taken up, and what `--delta` may name. Real i-PI and real models are in end_to_end/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beadwork.config import ServeConfig
+from beadwork.errors import ModelError
+from beadwork.events import Event, Note, TakenUp
+from beadwork.frame import Frame
+from beadwork.ipi.transport import Address, Line
+from beadwork.potential.analytic import Harmonic
+from beadwork.potential.bundle import members_of, point
+from beadwork.potential.delta import Potential
+from beadwork.server import Service
+from beadwork.swap import Swap
+
+
+def service(ring: int | None) -> Service:
+    """A service that no socket reaches."""
+    potential = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    return Service(Line(Address(Path("nowhere"))), potential, np.array([8, 1, 1]), ring)
+
+
+def test_between_steps() -> None:
+    """A ring in two pieces has one boundary, at its end; a collapsed start may go on with the same structure."""
+    one, ring = service(4), np.random.default_rng(0).normal(size=(4, 3, 3))
+    assert one.between == 0  # nothing was answered yet
+    one.count(ring[:1])
+    assert one.between is None  # all beads in one place: more of them may come
+    one.count(ring[:3] + 1)
+    assert one.between is None
+    one.count(ring[3:] + 1)
+    assert one.between == 2
+    one.count(ring + 2)
+    assert one.between == 3
+
+
+def test_without_a_ring_every_answer_is_a_boundary() -> None:
+    """Where steps differ nothing better is known."""
+    one, ring = service(None), np.random.default_rng(0).normal(size=(4, 3, 3))
+    one.count(ring)
+    assert one.between == 1
+
+
+def test_taken_once_and_only_by_its_forcefield() -> None:
+    """A committee that is ready is given to the forcefield that it was checked for, once, and an event says so."""
+    told: list[Event] = []
+    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    old, other = (Potential(None, [Harmonic(1.0), Harmonic(2.0)]) for _ in range(2))
+    new = Potential(None, [Harmonic(1.5), Harmonic(2.5)])
+    swap.serve("here", old, np.array([8]), 2)
+    swap.serve("there", other, np.array([8]), 2)
+    assert swap.take(old, 5) is old
+    swap._served[0].next = new, "checked"
+    assert swap.take(other, 5) is other
+    assert swap.take(old, 6) is new
+    assert swap.take(new, 7) is new
+    taken = [(event.address, event.step) for event in told if isinstance(event, TakenUp)]
+    assert taken == [("here", 0), ("there", 0), ("here", 6)]
+    swap.close()
+
+
+def test_what_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
+    """SIGHUP with nothing at the place that --delta names: a sentence, and the old committee is there as before."""
+    told: list[Event] = []
+    swap = Swap(ServeConfig(delta=[str(tmp_path / "a"), str(tmp_path / "b")]), told.append)
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    swap.serve("here", old, np.array([8]), 1)
+    swap.ask()
+    swap.look()
+    assert swap._checking is None  # nothing was answered yet that it could be checked on
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap.answered(old, [frame], old.evaluate([frame]))
+    swap.look()
+    assert swap._checking is not None
+    swap._checking.exception(timeout=60)
+    swap.look()
+    (note,) = [event.text for event in told if isinstance(event, Note)]
+    assert "was refused" in note
+    assert "missing" in note
+    assert swap.take(old, 1) is old
+    swap.close()
+
+
+def test_what_delta_may_name(tmp_path: Path) -> None:
+    """Bundles, a committee's folder, or a file that names one, counted from where the file lies."""
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "committee.toml").write_text('members = ["delta-0", "delta-1"]\n')
+    members = [folder / "delta-0", folder / "delta-1"]
+    assert members_of(["x", "y"]) == [Path("x"), Path("y")]
+    assert members_of(["x"]) == [Path("x")]
+    assert members_of([folder]) == members
+    pointer = tmp_path / "current"
+    pointer.write_text("models/mine\n")
+    assert members_of([pointer]) == members
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("", "names no committee"), ("\n", "names no committee"), ("elsewhere\n", "there is no")]
+)
+def test_pointer_to_nothing(tmp_path: Path, text: str, sentence: str) -> None:
+    """A pointer that is empty (somebody is writing it) or names no committee is refused with a sentence."""
+    pointer = tmp_path / "current"
+    pointer.write_text(text)
+    with pytest.raises(ModelError, match=sentence):
+        members_of([pointer])
+
+
+def test_point_checks_first(tmp_path: Path) -> None:
+    """A folder that is no committee, or lacks a member, is not pointed to."""
+    pointer = tmp_path / "current"
+    with pytest.raises(ModelError, match="is no committee"):
+        point(pointer, tmp_path)
+    (tmp_path / "committee.toml").write_text('members = ["delta-0"]\n')
+    with pytest.raises(ModelError, match="is missing"):
+        point(pointer, tmp_path)
+    assert not pointer.exists()
