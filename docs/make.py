@@ -17,6 +17,10 @@ def exit_codes() -> str:
     rows = [
         "# Exit codes",
         "",
+        "Every end has a code and one sentence on stderr. Where a run ends other than with 0, the last frames of the ring",
+        "polymer are in `last-frames.extxyz`: those that could not be answered for, or else those answered last, with",
+        "step, bead, energies (eV) and forces (eV/Å) where there are any. [faults.md](faults.md) has what was tried.",
+        "",
         "| code | meaning |",
         "|---|---|",
         "| 0 | i-PI said EXIT, or `beadwork run`: i-PI's own |",
@@ -29,7 +33,7 @@ def exit_codes() -> str:
         "| 1, 8 | `beadwork status`: the run has ended or was killed, or hangs; 0: it runs, or waits for i-PI |"
     )
     rows.append("| any | `beadwork doctor`: what the first red finding would end a run with; 0: nothing is red |")
-    rows.append("| 130, 143 | SIGINT (the keyboard) or SIGTERM: the answer under way was sent, the queue written |")
+    rows.append("| 130, 143 | SIGINT (the keyboard) or SIGTERM: the answer under way was sent, the queue written, our i-PI ended |")
     return "\n".join(rows) + "\n"
 
 

@@ -150,9 +150,10 @@ class Session:
                 if ended is None:
                     ended = error
                     raise
-                _say(str(error))  # what ended the run before is what it ends with
+                if str(error) != str(ended):
+                    _say(str(error))  # what ended the run before is what it ends with
             finally:
-                code = code or (128 + self._signal if self._signal else 0)
+                code = 128 + self._signal if self._signal else code
                 status.close(getattr(ended, "exit_code", 1) if ended else code, str(ended or ""))
         return code
 

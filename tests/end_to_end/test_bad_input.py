@@ -223,7 +223,8 @@ def speak(what: str) -> Callable[[socket.socket], None]:
         ("infinite", 5, ["atom 5", "inf"]),
     ],
 )
-def test_strange_peer(ipi, models, serve, refused, tmp_path, what, code, words) -> None:
+@pytest.mark.fault("the peer sends nonsense: {what}", "a program of the test's own listens in i-PI's place")
+def test_strange_peer(ipi, models, serve, refused, fault, tmp_path, what, code, words) -> None:
     """Nonsense from the other side ends the server with a sentence, soon, and is never answered with a number."""
     run = ipi.Input(tmp_path / "run").write()
     peer = Peer(run, speak(what))
@@ -241,10 +242,13 @@ def test_strange_peer(ipi, models, serve, refused, tmp_path, what, code, words) 
         assert "hung up 200 bytes into a message" in refused.shown
     if code == 5:
         assert len(ase.io.read(run.folder / "last-frames.extxyz", ":")) == 1
+    left = "; the frame is on disk" if code == 5 else ""
+    fault(f"exit code {code}: '{said.replace(run.prefix, '…/s-')}'; no FORCEREADY was sent{left}")
 
 
+@pytest.mark.fault("a model answers NaN", "one force of one bead, from the third step on, {layout}; real i-PI")
 @pytest.mark.parametrize("layout", ["batched", "single"])
-def test_nan_from_a_model(ipi, models, start, serve, refused, tmp_path, monkeypatch, layout) -> None:
+def test_nan_from_a_model(ipi, models, start, serve, refused, fault, tmp_path, monkeypatch, layout) -> None:
     """The server stops i-PI and itself, names bead and atom, leaves the frames on disk; i-PI never saw the NaN."""
     from beadwork.potential.torchscript import TorchScriptEngine
 
@@ -272,6 +276,9 @@ def test_nan_from_a_model(ipi, models, start, serve, refused, tmp_path, monkeypa
     assert 1 <= steps[-1] < run.steps
     kept = ase.io.read(run.folder / "last-frames.extxyz", ":")
     assert len(kept) == 4
+    fault(
+        f"exit code 6: '{said}'; i-PI has ended at step {int(steps[-1])} and never saw it; {len(kept)} frames on disk"
+    )
 
 
 def test_mixed_systems_are_refused(ipi, models, tmp_path, monkeypatch, refused) -> None:

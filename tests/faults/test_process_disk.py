@@ -14,7 +14,6 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 import pytest
 
@@ -24,6 +23,10 @@ from beadwork.harvest import keeper, writer
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.writer import QueueWriter
 
+#: making the models is part of the first test's time, and a busy machine takes its own
+pytestmark = pytest.mark.timeout(1200)
+#: seconds for a whole run, on a machine that has other things to do
+LONG = 500.0
 Say = Callable[[str], None]
 #: keeps every bead of every step
 KEEP_ALL = ("--queue", "q.db", "--keep-force", "0", "--cooldown", "0", "--keep-most", "10000", "--distance", "1e-9")
@@ -62,7 +65,7 @@ def test_no_room_from_the_start(ipi, models, start, fault: Say, tmp_path: Path, 
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4)], steps=3).write()
     (run.folder / name).symlink_to("/dev/full")
     server = start.beadwork("run", run, "--baseline", models.baseline, "--engine", "torchscript")
-    assert server.wait(ipi.PATIENCE) == 12
+    assert server.wait(LONG) == 12
     said = sentence(start.log(server))
     assert name in said
     assert "No space left" in said
@@ -79,7 +82,7 @@ def test_no_room_for_last_words(ipi, models, start, fault: Say, tmp_path: Path) 
     (run.folder / "last-frames.extxyz").symlink_to("/dev/full")
     options = ["--baseline", models.baseline, "--engine", "torchscript", "--mark-force", "1e-6"]
     server = start.beadwork("run", run, *options)
-    assert server.wait(ipi.PATIENCE) == 11
+    assert server.wait(LONG) == 11
     log = start.log(server)
     assert "are lost: cannot write" in log
     assert "Traceback" not in log
@@ -89,22 +92,25 @@ def test_no_room_for_last_words(ipi, models, start, fault: Say, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.fault("the disk is full in mid-run", "ulimit -f 4: no file of the server's may grow over 4 kB; real i-PI")
 def test_disk_full_in_mid_run(ipi, models, start, fault: Say, tmp_path: Path) -> None:
-    """Exit code 12, i-PI is stopped and writes its RESTART, the last ring is saved."""
+    """Exit code 12, i-PI is stopped and writes its RESTART; the last frames find no room either, and that is said."""
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-2)], steps=2000).write()
     process = start.ipi(run)
     command = [sys.executable, "-m", "beadwork.cli", "serve", run.path.name, "--baseline", models.baseline]
     limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *command, "--engine", "torchscript"]
     server = start("beadwork", *limited, cwd=run.folder)
-    assert server.wait(ipi.PATIENCE) == 12
+    assert server.wait(LONG) == 12
     log = start.log(server)
-    process.wait(ipi.PATIENCE)
+    process.wait(LONG)
     assert "Traceback" not in log
     steps = int(run.properties()["step"][-1])
     assert 5 < steps < 2000
     assert (run.folder / "RESTART").exists()
     said = sentence(log)
-    saved = (run.folder / "last-frames.extxyz").exists() and len(ase.io.read(run.folder / "last-frames.extxyz", ":"))
-    fault(f"exit code 12 after {steps} steps: '{said}'; i-PI stopped and wrote RESTART; {saved} last frames saved")
+    assert "4 frames that were answered last are lost" in log
+    assert not (run.folder / "last-frames.extxyz").exists()  # torn, it would be worse than none
+    fault(
+        f"exit code 12 after {steps} steps: '{said}'; i-PI stopped and wrote its RESTART; it is said which frames are lost"
+    )
 
 
 @contextmanager
@@ -149,7 +155,7 @@ def test_queue_full(ipi, models, start, serve, fault: Say, tmp_path: Path, monke
         assert serve(run, *options) == 12
     finally:
         disk[0].__exit__(None, None, None)
-    process.wait(ipi.PATIENCE)
+    process.wait(LONG)
     log = capfd.readouterr().err
     assert "frames wait in memory" in log
     assert run.properties()["step"][-1] < 5000
@@ -178,11 +184,11 @@ def test_queue_locked_at_the_start(ipi, models, serve, capfd, fault: Say, tmp_pa
 @pytest.mark.fault("another process holds the queue for a while", "BEGIN EXCLUSIVE for 25 s in mid-run; real i-PI")
 def test_queue_locked_in_mid_run(ipi, models, start, fault: Say, tmp_path: Path) -> None:
     """The run goes on meanwhile, and no frame that was taken is lost."""
-    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=0.05)], steps=400).write()
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=0.05)], steps=10**6).write()
     process = start.ipi(run)
     options = ["--baseline", models.baseline, "--delta", *models.delta, "--engine", "native", *KEEP_ALL]
     server = start.beadwork("serve", run, *options, "--cooldown", 20)
-    path, end = run.folder / "q.db", time.monotonic() + ipi.PATIENCE
+    path, end = run.folder / "q.db", time.monotonic() + LONG
     while not path.exists() or not (run.folder / "run.out").exists() or len(Queue(path, create=True)) < 2:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -191,10 +197,15 @@ def test_queue_locked_in_mid_run(ipi, models, start, fault: Say, tmp_path: Path)
         before = int(run.properties()["step"][-1])
         time.sleep(25)
         during = int(run.properties()["step"][-1])
+        rows = other.execute("SELECT COUNT(*) FROM systems").fetchone()[0]
         other.execute("ROLLBACK")
     assert during > before
-    assert server.wait(ipi.PATIENCE) == 0
-    assert process.wait(ipi.PATIENCE) == 0
+    while len(Queue(path)) <= rows:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (run.folder / "EXIT").touch()
+    assert server.wait(LONG) == 0
+    assert process.wait(LONG) == 0
     kept = frames_kept(run)
     dropped = json.loads((run.folder / "summary.json").read_text())["frames_dropped"]
     assert dropped == 0
@@ -301,7 +312,10 @@ def test_every_operation_fails(make_kept, fault: Say, tmp_path: Path, monkeypatc
         monkeypatch.setattr(sqlite3, "connect", broken)
         harvest = QueueWriter(queue, on_kept=lambda id, kept, told=reported: told.append(kept.evaluation))
         taken = [harvest.offer(kept) for kept in frames]
-        stored = harvest.close(0.05 if forever else 10)
+        while forever and not failing.failed and harvest.pending:
+            time.sleep(0.001)
+        stored = harvest.close(0.05 if forever else 60)
+        harvest._thread.join()
         monkeypatch.setattr(sqlite3, "connect", connect)
         assert taken == [True] * 3
         assert sorted(row.kept.evaluation for row in queue.rows()) == sorted(reported)
@@ -333,8 +347,8 @@ def test_two_servers(ipi, models, start, fault: Say, tmp_path: Path) -> None:
         options = ["--baseline", models.baseline, "--delta", *models.delta, "--engine", "native", *KEEP_ALL]
         servers.append(start.beadwork("serve", run, *options, "--queue", path))
         runs.append(run)
-    assert [server.wait(ipi.PATIENCE) for server in servers] == [0, 0]
-    assert [process.wait(ipi.PATIENCE) for process in processes] == [0, 0]
+    assert [server.wait(LONG) for server in servers] == [0, 0]
+    assert [process.wait(LONG) for process in processes] == [0, 0]
     kept = [json.loads((run.folder / "summary.json").read_text())["frames_kept"] for run in runs]
     rows = whole_rows(path)
     assert rows == sum(kept)
@@ -361,12 +375,12 @@ def test_clock_goes_back(ipi, models, start, serve, fault: Say, tmp_path: Path, 
     code = serve(run, *options)
     monkeypatch.undo()
     assert code == 0
-    assert process.wait(ipi.PATIENCE) == 0
+    assert process.wait(LONG) == 0
     kept = frames_kept(run)
     assert kept >= 15 * 4
     summary = json.loads((run.folder / "summary.json").read_text())
     assert summary["steps"] == 15
-    assert 0 < summary["seconds_total"] < ipi.PATIENCE
+    assert 0 < summary["seconds_total"] < LONG
     fault(f"exit code 0, 15 steps, {kept} frames reported and in the queue, {summary['seconds_total']:.1f} s counted")
 
 

@@ -19,7 +19,11 @@ import ase.io
 import numpy as np
 import pytest
 
+#: making the models is part of the first test's time, and a busy machine takes its own
+pytestmark = pytest.mark.timeout(1200)
 HERE = Path(__file__).parent
+#: seconds for a whole run, on a machine that has other things to do
+LONG = 500.0
 Say = Callable[[str], None]
 
 
@@ -88,7 +92,7 @@ def test_signal(ipi, models, start, strays, fault: Say, tmp_path: Path, when, co
     begin = time.monotonic()
     program = (sys.executable, HERE / "signalled.py", number.name, where, nth)
     server = start("beadwork", *program, command, run.path.name, *options, cwd=run.folder)
-    code = server.wait(ipi.PATIENCE)
+    code = server.wait(LONG)
     seconds = time.monotonic() - begin
     log = start.log(server)
     assert code == 128 + number, log
@@ -100,7 +104,7 @@ def test_signal(ipi, models, start, strays, fault: Say, tmp_path: Path, when, co
         summary = json.loads((run.folder / "summary.json").read_text())
         from beadwork.harvest.queue import Queue
 
-        rows = len(Queue(run.folder / "q.db"))
+        rows = len(Queue(run.folder / "q.db", create=True))  # where it was being made, that is finished now
         assert rows == summary["frames_kept"]
         kept = f"{rows} frames reported, {rows} in the queue"
     last = "none were answered"
@@ -140,11 +144,11 @@ def test_ipi_killed_and_restarted(ipi, models, start, serve, fault: Say, tmp_pat
     calm = ipi.Input(tmp_path / "calm", forcefields, steps=100).write()
     process = start.ipi(calm)
     assert serve(calm, *options) == 0
-    assert process.wait(ipi.PATIENCE) == 0
+    assert process.wait(LONG) == 0
     run = ipi.Input(tmp_path / "run", forcefields, steps=100).write()
     first = start.ipi(run)
     server = start.beadwork("serve", run, *options)
-    wait_for_steps(run, server, 40, ipi.PATIENCE)
+    wait_for_steps(run, server, 40, LONG)
     first.kill()
     first.wait()
     time.sleep(1)
@@ -158,8 +162,8 @@ def test_ipi_killed_and_restarted(ipi, models, start, serve, fault: Say, tmp_pat
     begun = int(re.search(r"<step>\s*(\d+)", run.path.read_text())[1])
     assert 0 < begun < 100
     second = start.ipi(run)
-    assert second.wait(ipi.PATIENCE) == 0
-    assert server.wait(ipi.PATIENCE) == 0
+    assert second.wait(LONG) == 0
+    assert server.wait(LONG) == 0
     np.testing.assert_allclose(run.positions(), calm.positions(), rtol=1e-7, atol=0)
     off = np.abs(run.positions() / calm.positions() - 1).max()
     fault(
@@ -175,10 +179,10 @@ def test_ipi_killed_for_good(ipi, models, start, fault: Say, tmp_path: Path) -> 
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=5000).write()
     process = start.ipi(run)
     server = start.beadwork("serve", run, "--baseline", models.baseline, "--engine", "torchscript", "--patience", 2)
-    wait_for_steps(run, server, 10, ipi.PATIENCE)
+    wait_for_steps(run, server, 10, LONG)
     process.kill()
     begin = time.monotonic()
-    assert server.wait(ipi.PATIENCE) == 8
+    assert server.wait(LONG) == 8
     seconds = time.monotonic() - begin
     frames = last_frames(run)
     assert {atoms.info["bead"] for atoms in frames} == set(range(4))
@@ -193,7 +197,7 @@ def marked(ipi, models, start, folder: Path, *options: object, **kwargs: Any) ->
     run = ipi.Input(folder, [ipi.Forcefield(batch=4, latency=1e-2)], **{"steps": 12, **kwargs}).write()
     models_given = ["--baseline", models.baseline, "--delta", *models.delta, "--engine", "torchscript"]
     server = start.beadwork("run", run, *models_given, *options)
-    return run, server.wait(ipi.PATIENCE), start.log(server)
+    return run, server.wait(LONG), start.log(server)
 
 
 MARKS = [("distance", "0.95"), ("force", "1e-3"), ("spread", "1e-4")]
@@ -281,7 +285,7 @@ def test_out_of_memory_halves(ipi, models, start, serve, engine, capfd, fault: S
         run = ipi.Input(tmp_path / str(most), [ipi.Forcefield(batch=4, latency=1e-2)], steps=10).write()
         process = start.ipi(run)
         assert serve(run, "--baseline", models.baseline, "--engine", "torchscript") == 0
-        assert process.wait(ipi.PATIENCE) == 0
+        assert process.wait(LONG) == 0
         ends.append(run.positions())
     log = capfd.readouterr().err
     assert log.count("more than memory holds") == 1
@@ -303,7 +307,7 @@ def test_engine_fails(ipi, models, start, serve, engine, capfd, fault: Say, tmp_
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-2)], steps=200).write()
     process = start.ipi(run)
     assert serve(run, "--baseline", models.baseline, "--engine", "torchscript") == code
-    process.wait(ipi.PATIENCE)
+    process.wait(LONG)
     said = sentence(capfd.readouterr().err)
     assert str(error) in said
     assert run.properties()["step"][-1] < 200

@@ -10,6 +10,7 @@ import ase.io
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from beadwork.disk import writing
+from beadwork.errors import BeadworkError
 from beadwork.frame import Frame
 from beadwork.potential.delta import Evaluation
 
@@ -42,6 +43,11 @@ def save(last: Sequence[Last], folder: Path) -> Path:
                 energy, forces = float(one.evaluation.energies[k]), one.evaluation.forces[a:b]
                 atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
             structures.append(atoms)
-    with writing(folder / NAME):
-        ase.io.write(folder / NAME, structures, format="extxyz")
-    return folder / NAME
+    path = folder / NAME
+    try:
+        with writing(path):
+            ase.io.write(path, structures, format="extxyz")
+    except BeadworkError:
+        path.unlink(missing_ok=True)  # torn, it would be worse than none
+        raise
+    return path
