@@ -70,13 +70,11 @@ class Session:
         simulation = read(Path(config.simulation))
         self._restart = _written(simulation.directory / "RESTART")
         self._notes += advice(simulation)
-        services = self.services(simulation)
         folder = Path(config.out)
         total = simulation.total_steps
-        pace = Pace(simulation.systems[0].timestep, len(services), simulation.step)
-        progress = Progress(pace, total)
-        record = Record(folder, _elements(services), self._about(simulation, services, folder))
-        watchers: list[Callable[[Event], None]] = [pace, progress, record]
+        pace = Pace(simulation.systems[0].timestep, len(config.at) or 1, simulation.step)
+        services: list[Service] = []
+        watchers: list[Callable[[Event], None]] = []
 
         def watch(event: Event) -> None:
             with writing(Path("the log")):  # what a watcher says on a terminal, or into a file on a full disk
@@ -87,7 +85,14 @@ class Session:
             return _facts(services)
 
         status = Status(folder, pace, total, facts, watch)
-        watchers.append(status)
+        try:
+            services += self.services(simulation)
+            progress = Progress(pace, total)
+            record = Record(folder, _elements(services), self._about(simulation, services, folder))
+        except BaseException as error:
+            status.close(getattr(error, "exit_code", 1), str(error))
+            raise
+        watchers += [pace, progress, record, status]
         metrics = None
         harvest = None
         ended: BaseException | None = None
@@ -340,6 +345,8 @@ def _elements(services: Sequence[Service]) -> list[str]:
 def _facts(services: Sequence[Service]) -> dict[str, Any]:
     """What answers at this moment: the engines, and the hash of all models as the queue has it."""
     potentials = [service.potential for service in services]
+    if not potentials:  # they are being loaded
+        return {"engines": [], "committee": None}
     engines = dict.fromkeys(engine.name for potential in potentials for engine in potential.engines)
     # the forcefields' potentials are parts of one, so each holds all its cards
     cards = potentials[0].cards

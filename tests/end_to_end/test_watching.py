@@ -62,6 +62,8 @@ def test_seen_from_outside(ipi, models, start, tmp_path, capsys, command, how) -
         return code, both.out + both.err
 
     until(lambda: (ours / "status.json").exists(), "no status")
+    code, said = status()  # from before its models are loaded on
+    assert (code, "waits for its models to load" in said) == (0, True)
     until(lambda: (match := re.search(r"step (\d+) of", status()[1])) is not None and int(match[1]) > 5, "no step")
     assert process.poll() is None, start.log(process)
     code, said = status()

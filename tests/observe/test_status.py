@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import stat
 import subprocess
@@ -180,10 +181,9 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     """A full or read-only disk costs the status, not the run."""
     told: list[Event] = []
     folder = tmp_path / "gone"
-    folder.mkdir()
     status = Status(folder, Pace(), 10, facts, told.append)
-    status.path.unlink()
-    folder.rmdir()
+    shutil.rmtree(folder)
+    folder.touch()  # what was a folder is a file now
     status(event(1))
     status.close(0)
     assert [isinstance(note, Note) and "cannot be written" in note.text for note in told] == [True]

@@ -55,7 +55,7 @@ class Status:
             "since": time.time(),
             "total_steps": total,
         }
-        self._state: dict[str, Any] = {"state": "waiting", "why": "for i-PI, which has not asked yet"}
+        self._state: dict[str, Any] = {"state": "waiting", "why": "for its models to load, and for i-PI to ask"}
         self._write()
 
     def __call__(self, event: Event) -> None:
@@ -87,6 +87,7 @@ class Status:
         }
         beside = self.path.with_name(f".{NAME}.{os.getpid()}")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 beside.unlink()
             # exclusive, so that nothing that somebody else put there is followed
@@ -152,7 +153,8 @@ def tell(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
             lines += words(data, data["total_steps"])
             if data["state"] != "ended":
                 lines.append(f"last answer {span(_age(data) + data['answered_before_update'])} ago")
-        lines += [f"engines: {', '.join(data['engines'])}", f"committee: {data['committee'] or 'none'}"]
+        if data["engines"]:
+            lines += [f"engines: {', '.join(data['engines'])}", f"committee: {data['committee'] or 'none'}"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"the status lacks an entry or has a wrong one ({type(error).__name__}: {error})") from error
     return "\n".join(lines), code
