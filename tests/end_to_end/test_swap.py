@@ -248,8 +248,8 @@ def test_refused(ipi, models, committees, start, fault, tmp_path) -> None:
     taken = json.loads((run.folder / "summary.json").read_text())["committees"]
     assert [Path(entry["folder"]).name for entry in taken] == ["old", "new", "old"]
     fault(
-        f"each of the {len(reasons)} was refused with its reason and the old committee went on; a good one was taken up "
-        f"at step {taken[1]['step']}, and the old one again at {taken[2]['step']}"
+        f"each of the {len(reasons)} was refused with its reason and the old committee went on; a good one was taken "
+        f"up at step {taken[1]['step']}, and the old one again at {taken[2]['step']}"
     )
 
 
