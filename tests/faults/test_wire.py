@@ -86,6 +86,7 @@ class Rig:
             (run.folder / "plan.json").write_text(json.dumps(plan))
             self.start("proxy", sys.executable, PROXY, "plan.json", cwd=run.folder)
         process = self.start.ipi(run)
+        self._wait(theirs)
         address = Address(host=ours[0], port=ours[1]) if inet else Address(path=Path(ours))
         line = Line(address, -(-BEADS // forcefield["batch"]), forcefield.get("mode") == "shm", len(run.atoms))
         potential = Potential(Harmonic(5.0, run.atoms.positions))
@@ -113,6 +114,14 @@ class Rig:
             process.wait(20)
         outcome.code = -1 if process.poll() is None else process.returncode
         return outcome
+
+    def _wait(self, where: Any) -> None:
+        """Until i-PI listens, which a proxy before it would hide; without connecting, for i-PI counts its clients."""
+        end = time.monotonic() + self.ipi.PATIENCE
+        listens = f":{where[1]:04X} 00000000:0000 0A" if isinstance(where, list) else where
+        while listens not in Path("/proc/net/tcp" if isinstance(where, list) else "/proc/net/unix").read_text():
+            assert time.monotonic() < end, f"i-PI does not listen at {where}"
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -186,15 +195,25 @@ def test_cut_in_some_messages(rig: Rig) -> None:
 def test_cut_in_every_message(rig: Rig, fault: Callable[[str], None], mode: str, seed: int) -> None:
     """However a connection ends, i-PI asks again and its trajectory is that of the undisturbed run, to the digit."""
     calm, cut, cuts = cut_everywhere(rig, mode, seed)
-    assert cut.code == 0, cut
-    fault(
-        f"{len(cuts)} cuts in {', '.join(sorted(set(cuts)))}: {cut.connections} connections, i-PI's exit code "
-        f"{cut.code}, trajectory {'the same to the last digit' if cut.written == calm.written else 'ANOTHER'}; "
-        f"{cut.seconds:.0f} s against {calm.seconds:.0f} s {cut.error}"
-    )
+    what = f"{len(cuts)} cuts in {', '.join(sorted(set(cuts)))}"
+    if mode == "legacy" and cut.error:
+        # its threads lose a job between them and then wait for ever: shown, and ours has to have an end
+        fault(
+            f"{what}: i-PI's own threads stopped after {cut.connections} connections and i-PI hung; "
+            f"beadwork: {cut.error}"
+        )
+        assert cut.code == -1
+        assert cut.connections > 10
+        assert "shaken hands" in cut.error or "no i-PI at" in cut.error
+        return
     assert (cut.code, cut.error) == (0, "")
+    same = cut.written == calm.written
+    fault(
+        f"{what}: {cut.connections} connections, i-PI's exit code {cut.code}, trajectory "
+        f"{'the same to the last digit' if same else 'ANOTHER'}; {cut.seconds:.0f} s against {calm.seconds:.0f} s"
+    )
     assert cut.connections > len(cuts)
-    assert cut.written == calm.written
+    assert same
 
 
 @pytest.mark.slow
@@ -208,7 +227,7 @@ def test_cut_that_ipi_does_not_survive(rig: Rig, fault: Callable[[str], None], a
     settings: dict[str, Any] = {"batch": 1, "consolidate": False}
     rig.run("recorded", {"record": str(rig.folder)}, steps=2, **settings)
     begin = next(a for name, a, _ in spans((rig.folder / "0-out").read_bytes(), "out") if name == "FORCEREADY")
-    cut = rig.run("cut", {"cuts": [["out", begin + at]]}, steps=4, limit=40.0, patience=10.0, end=True, **settings)
+    cut = rig.run("cut", {"cuts": [["out", begin + at]]}, steps=4, limit=40.0, end=True, **settings)
     log = "\n".join(path.read_text(errors="replace") for path in rig.folder.glob("log-*-i-pi"))
     spins = log.count("Unexpected getforce reply: b''")
     fault(
