@@ -8,7 +8,7 @@
     </ffdirect>
 
 Leave `threaded` at its default: an error then ends i-PI with its sentence, where in a thread it would leave it hanging.
-There is no harvest and no hot swap here; those are the server's.
+There is no harvest, no hot swap and no guard here; those are the server's.
 """
 
 from __future__ import annotations

@@ -108,9 +108,7 @@ def test_disk_full_in_mid_run(ipi, models, start, fault: Say, tmp_path: Path) ->
     said = sentence(log)
     assert "4 frames that were answered last are lost" in log
     assert not (run.folder / "last-frames.extxyz").exists()  # torn, it would be worse than none
-    fault(
-        f"exit code 12 after {steps} steps: '{said}'; i-PI stopped and wrote its RESTART; it is said which frames are lost"
-    )
+    fault(f"exit code 12 after {steps} steps: '{said}'; i-PI stopped and wrote its RESTART; the lost frames are said")
 
 
 @contextmanager
