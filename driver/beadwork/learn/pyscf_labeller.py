@@ -23,10 +23,12 @@ from beadwork.learn.label import Label
 
 #: methods that are not density functionals
 CORRELATED = ("MP2", "CCSD", "CCSD(T)")
-#: seconds on one core for a label of (H2O)4 in cc-pVDZ (96 basis functions) without and with forces, and the power of
-#: the number of basis functions with which they grow
-_COST = {"DFT": (8.0, 25.0, 2.5), "HF": (2.0, 5.0, 3.0), "MP2": (3.0, 15.0, 4.5)}
-_COST |= {"CCSD": (25.0, 80.0, 5.5), "CCSD(T)": (40.0, 250.0, 6.5)}
+#: CPU seconds of a label of (H2O)4 in cc-pVDZ (96 basis functions) without and with forces, and the power of the number
+#: of basis functions with which they grow; measured from one to four molecules, of CCSD(T) to two
+_COST = {"DFT": (10.0, 18.0, 2.2), "HF": (1.3, 4.7, 3.2), "MP2": (1.6, 16.0, 4.1)}
+_COST |= {"CCSD": (50.0, 101.0, 4.5), "CCSD(T)": (150.0, 3500.0, 5.6)}
+#: s, however small the molecule
+_START = 0.3
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,8 @@ class PySCF:
         """Rough: measured on (H2O)4, grown with a power of the basis functions and shared among the threads."""
         plain, with_forces, power = _COST[self.kind]
         functions = sum(self._functions(int(number)) * count for number, count in Counter(frame.numbers).items())
-        # the second core gave 1.6 to 1.9 times, further ones less
         one_core = (with_forces if self.forces else plain) * (functions / 96) ** power
-        return float(one_core / self.threads**0.8)
+        return _START + float(one_core / self.threads**0.8)  # the power is a guess: threads never help in full
 
     def _functions(self, number: int) -> int:
         gto = _pyscf("gto")
