@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import learn_truth as truth
@@ -15,9 +15,14 @@ import pytest
 from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.learn.dataset import Dataset, split
-from beadwork.learn.train import TrainSettings, _write, references, train_committee, train_model, weights
+from beadwork.learn.train import TrainSettings, _draw, _open, _write, references, train_committee, train_model, weights
 from beadwork.potential.bundle import check, load_card, load_committee
 from beadwork.potential.delta import load
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SMALL = TrainSettings(members=2, epochs=3, hidden_irreps="8x0e", batch_size=5, r_max=4.0, energy_weight=10.0, seed=5)
 
@@ -119,6 +124,30 @@ def test_called_again_keeps_what_is_there(committee):
         train_committee(mixed(), truth.BASELINE, out, replace(SMALL, epochs=4))
     with pytest.raises(LabelError, match="differences to the model"):
         train_committee(mixed(), truth.BASELINE.parent / "delta-0", out, SMALL)
+
+
+def test_folder_of_a_call_killed_at_its_start_is_taken_again(tmp_path: Path):
+    """Frames without dataset.json and parts of files are a killed call's; anything else is somebody's, and refused."""
+    examples = mixed(10)
+    dataset = Dataset(tuple(examples), split(examples, 0.2, 0))
+    _open(tmp_path, dataset)
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / ".dataset.json.17.part").write_text("{")
+    _open(tmp_path, dataset)
+    assert Dataset.read(tmp_path).hash == dataset.hash
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ModelError, match="no committee's folder"):
+        _open(tmp_path, dataset)
+
+
+def test_settings_on_the_page_are_the_defaults():
+    """docs/training.md shows every setting with its default."""
+    page = (truth.ROOT / "docs" / "training.md").read_text()
+    block = page.partition("Whatever is left out has its default:")[2].partition("A label with")[0]
+    table = tomllib.loads("\n".join(line[4:] for line in block.splitlines()))
+    assert set(table) == {f.name for f in fields(TrainSettings)}
+    assert TrainSettings.from_table(table, "page") == TrainSettings()
 
 
 def test_failed_training_says_why(tmp_path: Path):
@@ -287,8 +316,6 @@ def test_baseline_with_energies_of_atoms(tmp_path: Path):
 
 def test_draws_leave_the_held_out_alone():
     """Members draw different frames, all of them from what is not held out."""
-    from beadwork.learn.train import _draw
-
     examples = mixed(60)
     dataset = Dataset(tuple(examples), split(examples, 0.2, 0))
     drawn = [_draw(dataset.training, SMALL, m) for m in range(3)]

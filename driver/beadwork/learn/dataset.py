@@ -147,7 +147,6 @@ class Dataset:
             "frames": [_to_json(e) | {"held_out": h} for e, h in zip(self.examples, self.held_out, strict=True)],
         }
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / DATASET, json.dumps(data, indent=None, separators=(",", ":"), default=_plain))
         import ase.io
 
         part = folder / f".{FRAMES}.{os.getpid()}.part"
@@ -156,6 +155,8 @@ class Dataset:
             one.info["held_out"] = out
         ase.io.write(part, atoms, format="extxyz")
         os.replace(part, folder / FRAMES)
+        # last, because it says that all is there
+        write_whole(folder / DATASET, json.dumps(data, separators=(",", ":"), default=_plain))
 
     @classmethod
     def read(cls, folder: Path) -> Dataset:

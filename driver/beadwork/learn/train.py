@@ -32,7 +32,7 @@ import tomli_w
 
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import FloatArray
-from beadwork.learn.dataset import DATASET, Dataset, Example, reference_energies, split, to_atoms, write_whole
+from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split, to_atoms, write_whole
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.potential.bundle import COMMITTEE, MODEL, Card, check, load_card
 from beadwork.potential.delta import load
@@ -211,9 +211,10 @@ def train_model(
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
     start = [] if previous is None else [previous]
     plan = _plan(dataset, settings, start, energies_of_atoms)
-    if _finished(out, dataset, plan):
-        return out
     work = out.with_name(f"{out.name}.parts")
+    if _finished(out, dataset, plan):
+        shutil.rmtree(work, ignore_errors=True)
+        return out
     _open(work, dataset)
     if not _finished(work / out.name, dataset, plan):
         about = {"trained_on": "REF_energy, REF_forces", "command": command}
@@ -354,7 +355,10 @@ def _open(out: Path, dataset: Dataset) -> None:
         if Dataset.read(out).hash != dataset.hash:
             raise ModelError(f"{out} holds a committee that learned from other labels; choose another folder")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # frames alone, or parts of files, are what a call leaves that was killed at this very point
+    if out.exists() and (
+        not out.is_dir() or any(file.name != FRAMES and not file.name.endswith(".part") for file in out.iterdir())
+    ):
         raise ModelError(f"{out} exists and is no committee's folder; choose another one or remove it")
     dataset.write(out)
 
