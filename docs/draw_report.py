@@ -49,7 +49,7 @@ def main(run: Path) -> None:
     sheet = Image.new("RGB", (2 * WIDTH, max(cut, whole.height - cut)), "white")
     sheet.paste(whole.crop((0, 0, WIDTH, cut)), (0, 0))
     sheet.paste(whole.crop((0, cut, WIDTH, whole.height)), (WIDTH, 0))
-    sheet.quantize(200, dither=Image.Dither.NONE).save(HERE / "report.png", optimize=True)
+    sheet.quantize(200, kmeans=3, dither=Image.Dither.NONE).save(HERE / "report.png", optimize=True)
 
 
 if __name__ == "__main__":
