@@ -19,7 +19,7 @@ def exit_codes() -> str:
         "",
         "Every end has a code and one sentence on stderr. Where a run ends other than with 0, the last frames of the ring",
         "polymer are in `last-frames.extxyz`: those that could not be answered for, or else those answered last, with",
-        "step, bead, energies (eV) and forces (eV/Å) where there are any. [faults.md](faults.md) has what was tried.",
+        "step, bead, energies (eV) and forces (eV/Å) where there are any. `make faults` provokes every end.",
         "",
         "| code | meaning |",
         "|---|---|",
