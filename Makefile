@@ -20,7 +20,7 @@ test: install ## the test suite, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 test-full: install ## the same and what is slow or needs a browser or a database
 	$(BIN)/python -m pytest
-kill-loop: install ## kill -9 in each stage of beadwork learn, and between write and commit: ten in all
+kill-loop: install ## kill -9 in each stage of beadwork learn, and between write and commit: twelve in all
 	$(BIN)/python -m pytest tests/learn/test_loop_kill.py -s
 faults: install ## provoke every fault, and write what happened to docs/faults.md
 	$(BIN)/python -m pytest -m fault --continue-on-collection-errors --fault-table docs/faults.md

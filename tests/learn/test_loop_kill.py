@@ -1,6 +1,6 @@
 """SIGKILL in every stage of `beadwork learn`, and between write and commit: it goes on, no label is lost or made twice.
 
-Ten kills of one loop, one after the other, each followed by the same command again; the last call ends the loop.
+A dozen kills of one loop, one after the other, each followed by the same command again; the last call ends the loop.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ def _beside(name: str) -> Any:
 
 
 loops = _beside("test_loop")
-_environment, ipi, models = loops._environment, loops.ipi, loops.models
+_environment, ipi = loops._environment, loops.ipi
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 #: instants are drawn from the first so many seconds of a stage; where it is shorter, it is killed at its end
-SECONDS = {"simulate": 12.0, "label": 3.0, "train": 20.0, "validate": 2.0, "swap": 0.05}
+SECONDS = {"simulate": 12.0, "choose": 2.0, "label": 3.0, "train": 20.0, "validate": 2.0, "swap": 0.05}
 CHANCE = random.Random(20)
 KILLS = [
     ("all", "simulate"),
     ("row", ""),
     ("stage", "simulate"),
+    ("stage", "choose"),
     ("stage", "label"),
     ("label", ""),
     ("all", "train"),
@@ -58,6 +59,7 @@ KILLS = [
     ("record", "train"),
     ("stage", "validate"),
     ("replace", "current"),
+    ("stage", "swap"),
 ]
 PROVOKED = {
     "all": "SIGKILL of the loop, i-PI and the server, {:.2f} s into the stage `{}`",
@@ -113,9 +115,9 @@ def identity(positions: np.ndarray) -> str:
 
 
 @pytest.fixture(scope="module")
-def project(ipi, models, tmp_path_factory) -> Project:
+def project(ipi, tmp_path_factory) -> Project:
     """A loop of one generation, in which a label takes half a second."""
-    return Project(loops.project(ipi, models, tmp_path_factory.mktemp("project"), steps=40, seconds=0.5))
+    return Project(loops.project(ipi, tmp_path_factory.mktemp("project"), steps=40, seconds=0.5))
 
 
 def recorded(project: Project) -> set[tuple[str, str]]:
@@ -148,7 +150,7 @@ def test_kill(project, fault, order) -> None:
     fault(happened)
 
 
-@pytest.mark.fault("the loop is killed, and goes on", "the same command once more after the ten kills")
+@pytest.mark.fault("the loop is killed, and goes on", "the same command once more after the twelve kills")
 def test_goes_on(project, fault) -> None:
     """After all this the loop ends as if nothing had been: each distinct frame was computed once (but for the one that
     a kill came upon), each label is in the dataset, and nothing runs any more."""
