@@ -205,7 +205,6 @@ class _Learning:
         self.queue = Queue(loop.folder / "queue.db", create=True)
         self.live: dict[str, simulate.Run] = {}
         self.options = {
-            "threads": 1,
             **loop.run,
             "baseline": str(loop.baseline),
             "queue": str((loop.folder / "queue.db").absolute()),
