@@ -37,7 +37,7 @@ def test_what_is_reported_is_what_was_kept(ipi: Any, models: Any, start: Any, tm
     keep = ["--queue", "q.db", "--keep-force", "0", "9", "--cooldown", "0", "--distance", "0"]
     process = start.beadwork("run", run, "--baseline", models.baseline, "--delta", *models.delta, *keep)
     assert process.wait(ipi.PATIENCE) == 0, start.log(process)
-    assert "beadwork report ." in start.log(process)
+    assert f"beadwork report {folder.resolve()}" in start.log(process)
     rows = Queue(folder / "q.db").rows()
     assert len(rows) == 4
     record, spread = read_record(folder / "beadwork.out"), read_element_spread(folder / "beadwork.out")

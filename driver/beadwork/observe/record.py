@@ -137,7 +137,7 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / 'beadwork.out'}")
     if queue:
         lines.append(f"the frames kept: beadwork queue list {queue}")
-    lines.append(f"the whole run on one page: beadwork report {folder}")
+    lines.append(f"the whole run on one page: beadwork report {folder.resolve()}")
     return "\n".join(lines)
 
 
