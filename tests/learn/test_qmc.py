@@ -45,6 +45,19 @@ GOOD: dict[str, Any] = {
 PLAIN: dict[str, Any] = {"two_body": 0.0, "three_body": "none", "optimisation_steps": 0}
 
 
+TRIANGLE = Frame(
+    np.array([1, 1, 1]), np.array([[0, 0, 0], [0, 0, 0.9], [0, 0.78, 0.45]]), np.zeros((3, 3)), (False, False, False)
+)
+
+
+def installed() -> None:
+    """Skip where there is no jQMC."""
+    try:
+        qmc_env.find(None)
+    except ConfigError as missing:
+        pytest.skip(str(missing))
+
+
 def hydrogen(distance: float = 0.74) -> Frame:
     """H2 along z, Å."""
     positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, distance]])
@@ -79,10 +92,7 @@ def test_hydrogen_without_jastrow() -> None:
 
     H2 at 1.0 Å in 6-31G; PySCF 2.14: -1.094807962854629 Ha, force -0.09691634 Ha/Bohr on the second atom.
     """
-    try:
-        qmc_env.find(None)
-    except ConfigError as missing:
-        pytest.skip(str(missing))
+    installed()
     labeller = JQMC(sampler="vmc", basis="6-31g", **PLAIN, forces=True, steps=450, moves=16)
     label = labeller.label(hydrogen(1.0), 0, 0)
     assert label.extra["mean_field_energy"] == pytest.approx(-1.094807962854629 * HARTREE, abs=1e-7)
@@ -94,6 +104,26 @@ def test_hydrogen_without_jastrow() -> None:
     assert label.forces_error[:, 2].max() < 0.15 * abs(exact[1, 2])  # or four errors would prove nothing
     assert (np.abs(label.forces - exact) < 4 * label.forces_error).all()
     assert 0.2 < label.extra["acceptance"] < 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("frame", "charge", "spin", "exact"),
+    [
+        (Frame(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3), 0, 1, -0.498232910727),
+        (TRIANGLE, 1, 0, -1.271541335949),
+        (TRIANGLE, 0, 1, -1.470292262717),
+    ],
+    ids=["H", "H3+", "H3"],
+)
+def test_charge_and_spin(frame: Frame, charge: int, spin: int, exact: float) -> None:
+    """Ions and radicals get their own number of electrons: VMC of the bare determinant is ROHF/6-31G of PySCF 2.14."""
+    installed()
+    labeller = JQMC(sampler="vmc", basis="6-31g", **PLAIN, steps=450, moves=16)
+    label = labeller.label(frame, charge, spin)
+    assert (label.charge, label.spin) == (charge, spin)
+    assert label.energy_error < 0.01 * HARTREE
+    assert abs(label.energy - exact * HARTREE) < 4 * label.energy_error
 
 
 def test_units_and_card(fake: Callable[..., JQMC], tmp_path: Path) -> None:

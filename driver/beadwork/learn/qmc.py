@@ -212,9 +212,12 @@ class JQMC:
         # isolated: no PYTHONPATH, and no module of ours that stands beside the driver
         command = [str(python), "-I", str(DRIVER), "job.json", "result.json"]
         with (folder / "driver.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
-            )
+            try:
+                process = subprocess.Popen(
+                    command, cwd=folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
+                )
+            except OSError as error:
+                raise LabelError(f"jQMC could not be started: {error}; make its environment again") from error
             try:
                 code = process.wait(self.timeout)
             except subprocess.TimeoutExpired:
