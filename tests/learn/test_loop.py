@@ -102,11 +102,12 @@ def diary(folder: Path, name: str) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
+@pytest.mark.timeout(900)
 def test_one_generation(ipi, tmp_path) -> None:
     """Everything once: frames are harvested, labelled once each, learned, validated and swapped; the next simulation
     is served by what was learned, and all of it is on record."""
     loop = project(ipi, tmp_path)
-    ended = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=280, check=False)
+    ended = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=800, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, last = generations(tmp_path / "loop")
     assert list(first.stages) == ["begin", "simulate", "choose", "label", "train", "validate", "swap"]
