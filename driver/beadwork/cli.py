@@ -101,6 +101,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("host", "where i-PI runs, if its inet address cannot be dialled as it stands", metavar="HOST")
     add("connections", "connections a forcefield, 0 for as many as fill a ring polymer", type=int, metavar="N")
     add("patience", "seconds to wait for an i-PI that is not there", type=float, metavar="S")
+    add("silence", "seconds that a connected i-PI may ask for nothing, 0 for ever", type=float, metavar="S")
     add("alpha", "scale of the committee's deviations (default: its card's)", type=float, metavar="A")
     add("weights", "one a member (default: the committee card's)", type=float, nargs="+", metavar="W")
     add("baseline-uncertainty", "eV; turns the weighted baseline on", type=float, metavar="S")

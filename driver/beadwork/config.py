@@ -39,6 +39,7 @@ class ServeConfig:
     periodic: bool = True  #: whether the system is periodic; i-PI does not say
     connections: int = 0  #: connections a forcefield; 0: as many as fill a ring polymer
     patience: float = 60.0  #: seconds to wait for an i-PI that is not there; 0: none
+    silence: float = 3600.0  #: seconds that a connected i-PI may ask for nothing before it is given up; 0: for ever
     alpha: float | None = None  #: scale of the committee's deviations; default: the committee's card
     weights: list[float] | None = None  #: one a member; default: the committee's card
     baseline_uncertainty: float | None = None  #: eV; turns the weighted baseline on
@@ -77,7 +78,7 @@ class ServeConfig:
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
         marks = ("mark_distance", "mark_force", "mark_spread")
-        for name in ("patience", "cooldown", "keep_most", "threads", "connections", *marks):
+        for name in ("patience", "silence", "cooldown", "keep_most", "threads", "connections", *marks):
             if not getattr(self, name) >= 0:  # NaN is no number either
                 raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
         if self.metrics is not None:

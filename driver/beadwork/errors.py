@@ -49,7 +49,7 @@ class RemoteProtocolError(BeadworkError):
 
 
 class ConnectionLost(BeadworkError):
-    """No i-PI could be reached, or it hung up, for longer than the patience the user chose."""
+    """No i-PI could be reached, it hung up, or asked for nothing, for longer than the user chose."""
 
     exit_code = 8
 

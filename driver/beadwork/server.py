@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from beadwork.errors import BeadworkError, RemoteProtocolError
+from beadwork.errors import BeadworkError, ConnectionLost, RemoteProtocolError
 from beadwork.events import Evaluated, Event, Lost, MarkPassed, Note
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.beads import Beads
@@ -92,6 +92,7 @@ Harvest = Callable[[str, int, Sequence[Frame], Evaluation], None]
 class Server:
     """Answers i-PI until it says EXIT.
 
+    silence: seconds that an i-PI may keep its connections and say nothing, 0 for ever.
     harvest and watch run after the reply has left. marks: what no answer may pass, None for no guard.
     directory: i-PI's, where it is known; else it is asked for over a unix socket when i-PI has to be stopped.
     swap: has the committee that answers from the next step on.
@@ -102,6 +103,7 @@ class Server:
         services: Sequence[Service],
         *,
         patience: float = 60.0,
+        silence: float = 0.0,
         harvest: Harvest | None = None,
         watch: Callable[[Event], None] = lambda event: None,
         stopped: Callable[[], bool] = lambda: False,
@@ -123,6 +125,8 @@ class Server:
         self._directory = directory
         self._swap = swap
         self._idle_since = time.perf_counter()
+        self._silence = silence
+        self._heard = time.monotonic()
 
     def run(self) -> None:
         """Serve until every i-PI has said EXIT, or `stopped()`.
@@ -132,7 +136,9 @@ class Server:
         """
         try:
             while not self.transport.finished and not self._stopped():
-                self._handle(self.transport.poll(self._timeout()))
+                events = self.transport.poll(self._timeout())
+                self._handle(events)
+                self._listen(bool(events))
                 if self._swap is not None:
                     self._swap.look()
                 for service in self.services:
@@ -149,6 +155,19 @@ class Server:
         now = time.monotonic()
         waits = [wait for service in self.services if (wait := service.gather.wait(now)) is not None]
         return min([PULSE, *waits])
+
+    def _listen(self, spoken: bool) -> None:
+        """An i-PI that keeps its connections and asks for nothing is busy elsewhere, or hangs."""
+        now = time.monotonic()
+        if spoken or not any(
+            line.met for line in self.transport.lines
+        ):  # without connections it is patience that counts
+            self._heard = now
+        elif self._silence and now - self._heard >= self._silence:
+            raise ConnectionLost(
+                f"i-PI has kept its connections for {now - self._heard:.0f} s and asked for nothing: see whether it "
+                "still runs (its log, top), start it again from its RESTART, or allow it longer with --silence"
+            )
 
     def _handle(self, events: list[tuple[Peer, Incoming]]) -> None:
         for peer, event in events:
@@ -210,6 +229,7 @@ class Server:
             peer.machine.answer(reply)
             self.transport.advance(peer, events)
         end = self._idle_since = time.perf_counter()
+        self._heard = time.monotonic()
         frames = _named(service, positions, frames)
         seconds = {"idle": idle, "pack": sending - packing, "send": end - sending}
         self._after(service, step, frames, evaluation, passed, seconds)
@@ -311,7 +331,7 @@ def _replies(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential
 
 
 def _by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]:
-    """Root mean square over the atoms of each element, of structures of one composition that stand one after another."""
+    """Root mean square over the atoms of each element, of structures of one composition, one after another."""
     squares = (force_spread.reshape(-1, len(numbers)) ** 2).mean(axis=0)
     return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
 

@@ -120,6 +120,7 @@ class Session:
             server = Server(
                 services,
                 patience=max(config.patience, LISTEN) if start_ipi else config.patience,
+                silence=config.silence,
                 harvest=harvest,
                 watch=watch,
                 stopped=self._stopped,

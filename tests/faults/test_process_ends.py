@@ -192,6 +192,27 @@ def test_ipi_killed_for_good(ipi, models, start, fault: Say, tmp_path: Path) -> 
     fault(f"exit code 8 after {seconds:.1f} s: '{said}'; {len(frames)} last frames with energies and forces")
 
 
+@pytest.mark.slow
+@pytest.mark.fault("i-PI falls silent with its connections open", "kill -STOP in mid-run, --silence 3")
+def test_ipi_falls_silent(ipi, models, start, fault: Say, tmp_path: Path) -> None:
+    """The server ends by name, with the last ring on disk, where it would else wait for ever."""
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=100_000).write()
+    process = start.ipi(run)
+    server = start.beadwork("serve", run, "--baseline", models.baseline, "--engine", "torchscript", "--silence", 3)
+    wait_for_steps(run, server, 10, LONG)
+    process.send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    try:
+        assert server.wait(LONG) == 8
+    finally:
+        process.send_signal(signal.SIGCONT)
+    seconds = time.monotonic() - begin
+    said = sentence(start.log(server))
+    assert "asked for nothing" in said
+    assert len(last_frames(run)) == 4
+    fault(f"exit code 8 after {seconds:.1f} s: '{said}'; 4 last frames on disk")
+
+
 def marked(ipi, models, start, folder: Path, *options: object, **kwargs: Any) -> tuple[Any, Any, str]:
     """A run with i-PI; returns input, its own exit code and what it said."""
     run = ipi.Input(folder, [ipi.Forcefield(batch=4, latency=1e-2)], **{"steps": 12, **kwargs}).write()

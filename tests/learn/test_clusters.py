@@ -120,7 +120,7 @@ def test_shipped_liquids(name: str, total: int, kinds: dict[tuple[str, int], int
 
 @pytest.mark.parametrize("name", ["water", "h2-water", "zundel-water"])
 def test_clusters_of_liquids(name: str) -> None:
-    """Every cluster is whole, of true distances, round its atom, and what is nearest was taken: against ASE's images."""
+    """Every cluster is whole, of true distances, round its atom, and the nearest: against ASE's images."""
     frame = wrapped(start(name))
     atoms = frame.to_atoms()
     for centre in (0, 1, 40, len(frame.numbers) - 1):
