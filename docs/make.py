@@ -18,8 +18,8 @@ def exit_codes() -> str:
         "# Exit codes",
         "",
         "Every end has a code and one sentence on stderr. Where a run ends other than with 0, the last frames of the",
-        "ring polymer are in `last-frames.extxyz`: those that could not be answered for, or else those answered last, with",
-        "step, bead, energies (eV) and forces (eV/Å) where there are any. `make faults` provokes every end.",
+        "ring polymer are in `last-frames.extxyz`: those that could not be answered for, or else those answered last,",
+        "with step, bead, energies (eV) and forces (eV/Å) where there are any. `make faults` provokes every end.",
         "",
         "| code | meaning |",
         "|---|---|",
@@ -34,7 +34,7 @@ def exit_codes() -> str:
     )
     rows.append("| any | `beadwork doctor`: what the first red finding would end a run with; 0: nothing is red |")
     rows.append(
-        "| 130, 143 | SIGINT (the keyboard) or SIGTERM: the answer under way was sent, the queue written, our i-PI ended |"
+        "| 130, 143 | SIGINT (the keyboard) or SIGTERM: the answer under way was sent, queue written, our i-PI ended |"
     )
     return "\n".join(rows) + "\n"
 

@@ -196,8 +196,7 @@ class Potential:
         return whole
 
     def fit(self, frame: Frame, device: str, structures: int) -> list[str]:
-        """Choose max_edges by what this structure takes and what is free; a sentence where so many do not fit at once.
-        """
+        """Choose max_edges by what this structure takes and what is free; say where so many do not fit at once."""
         graph = self._graph([frame])
         self.max_edges = memory.fitting(self.engines, graph, device)
         if self.max_edges is None or self.max_edges >= structures * len(graph.neighbor):
