@@ -340,6 +340,23 @@ def test_nonsense_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
             near(-16.9, energy, "vmc")
 
 
+def test_shorter_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimisation that diverges is begun again with shorter steps; one that always does ends the label."""
+    steadily = runpy.run_path(str(qmc.DRIVER))["steadily"]
+    good_below = 0.5
+
+    def optimise(job: Any, hamiltonian: Any, share: float, **_: Any) -> tuple[Any, dict[str, float]]:
+        assert hamiltonian == "start", "each attempt begins at the start"
+        return "better", {"energy": -1.1 if share < good_below else -1e24}
+
+    monkeypatch.setitem(steadily.__globals__, "_optimise", optimise)
+    better, report = steadily({}, "start", -1.0, geminal=False, seed=1)
+    assert (better, report["share_of_step"]) == ("better", 0.3)
+    good_below = 0.0
+    with pytest.raises(FloatingPointError, match="diverged"):
+        steadily({}, "start", -1.0, geminal=False, seed=1)
+
+
 def test_driver_stands_alone() -> None:
     """The driver runs where beadwork is not installed: it imports the standard library, NumPy, PySCF and jQMC's."""
     roots = set()

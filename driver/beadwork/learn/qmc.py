@@ -283,6 +283,7 @@ class JQMC:
             "seed": result["seed"],
             "mean_field_energy": result["mean_field_energy"] * HARTREE,
             "optimised_energy": optimisation["energy"] * HARTREE if optimisation else None,
+            "share_of_step": optimisation.get("share_of_step") if optimisation else None,
             "versions": result["versions"],
             "seconds": result["seconds"],
             "cpu_seconds": result["cpu_seconds"],

@@ -23,6 +23,8 @@ WARMUP = 50
 BLOCKS = {"vmc": 10, "lrdmc": 20}
 #: measurements whose weights LRDMC multiplies together
 COLLECT = 10
+#: of the step along the natural gradient that minimises the energy; what is tried when the one before diverged
+SHARES = (1.0, 0.3, 0.1)
 
 
 def main(job_file: str, result_file: str) -> None:
@@ -54,10 +56,8 @@ def compute(job: dict[str, Any]) -> dict[str, Any]:
 
     mean_field = trial_function(job, Path("trexio.h5"), Path("hamiltonian.h5"))
     lap("mean_field")
-    hamiltonian, optimisation = optimised(job, Path("hamiltonian.h5"))
+    hamiltonian, optimisation = optimised(job, Path("hamiltonian.h5"), mean_field)
     hamiltonian.save_to_hdf5("optimised.h5")
-    if optimisation:
-        near(mean_field, optimisation["energy"], "optimisation")
     lap("optimisation")
     sampled = sample(job, hamiltonian, optimisation["energy"] if optimisation else mean_field)
     near(mean_field, sampled["energy"], job["method"])
@@ -119,7 +119,7 @@ def trial_function(job: dict[str, Any], trexio_file: Path, hamiltonian_file: Pat
     return float(solver.e_tot)
 
 
-def optimised(job: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any] | None]:
+def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, dict[str, Any] | None]:
     """Optimise what the job names: the Jastrow, and for JAGP then the geminal too."""
     from jqmc.hamiltonians import Hamiltonian_data
     from jqmc.wavefunction import Geminal_data, Wavefunction_data
@@ -128,7 +128,7 @@ def optimised(job: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any] | No
     steps = job["optimisation"]["steps"]
     if not steps:
         return hamiltonian, None
-    hamiltonian, report = _optimise(job, hamiltonian, geminal=False, seed=job["seed"])
+    hamiltonian, report = steadily(job, hamiltonian, mean_field, geminal=False, seed=job["seed"])
     if job["determinant"] == "JAGP":
         wavefunction = hamiltonian.wavefunction_data
         geminal = Geminal_data.convert_from_MOs_to_AOs(wavefunction.geminal_data)
@@ -137,8 +137,25 @@ def optimised(job: dict[str, Any], file: Path) -> tuple[Any, dict[str, Any] | No
             coulomb_potential_data=hamiltonian.coulomb_potential_data,
             wavefunction_data=Wavefunction_data(jastrow_data=wavefunction.jastrow_data, geminal_data=geminal),
         )
-        hamiltonian, report = _optimise(job, hamiltonian, geminal=True, seed=job["seed"] + 1)
+        hamiltonian, report = steadily(job, hamiltonian, mean_field, geminal=True, seed=job["seed"] + 1)
     return hamiltonian, report
+
+
+def steadily(
+    job: dict[str, Any], hamiltonian: Any, mean_field: float, *, geminal: bool, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """Optimise with whole steps, and from the start again with shorter ones where that diverges."""
+    for share in SHARES:
+        try:
+            better, report = _optimise(job, hamiltonian, share, geminal=geminal, seed=seed)
+            near(mean_field, report["energy"], "optimisation")
+        except FloatingPointError as error:  # ours, and that of jQMC's conjugate gradients
+            if share == SHARES[-1]:
+                raise
+            print(f"{error}; steps of {share} were too long", file=sys.stderr)
+        else:
+            break
+    return better, report | {"share_of_step": share}
 
 
 def near(mean_field: float, energy: float, what: str) -> None:
@@ -149,7 +166,9 @@ def near(mean_field: float, energy: float, what: str) -> None:
         )
 
 
-def _optimise(job: dict[str, Any], hamiltonian: Any, *, geminal: bool, seed: int) -> tuple[Any, dict[str, Any]]:
+def _optimise(
+    job: dict[str, Any], hamiltonian: Any, share: float, *, geminal: bool, seed: int
+) -> tuple[Any, dict[str, Any]]:
     import jax
     import numpy as np
     from jqmc.jqmc_mcmc import MCMC
@@ -176,8 +195,7 @@ def _optimise(job: dict[str, Any], hamiltonian: Any, *, geminal: bool, seed: int
         opt_J3_param=jastrow["three_body"] != "none",
         opt_JNN_param=False,
         opt_lambda_param=geminal,
-        # along the natural gradient, the whole of the step that minimises the energy
-        optimizer_kwargs={"method": "sr", "delta": 1.0, "epsilon": 1e-3, "use_lm": True},
+        optimizer_kwargs={"method": "sr", "delta": share, "epsilon": 1e-3, "use_lm": True},
         use_device_collectives=False,
     )
     walkers.run(num_mcmc_steps=settings["samples"])  # the optimiser throws its last samples away
