@@ -27,12 +27,16 @@ def main(arguments: list[str]) -> None:
     from mace.cli import run_train
 
     if ours:
-        start = torch.jit.load(ours[1], map_location="cpu").state_dict()
+        start = torch.jit.load(ours[1], map_location="cpu")
+        weights = start.state_dict()
         configure = run_train.configure_model
 
         def configured(*args: Any, **kwargs: Any) -> Any:
             model, outputs = configure(*args, **kwargs)
-            model.load_state_dict({**start, REFERENCE: model.state_dict()[REFERENCE]})
+            model.load_state_dict({**weights, REFERENCE: model.state_dict()[REFERENCE]})
+            # no weight, but it scales the messages; mace takes it anew from each set of frames
+            for block, old in zip(model.interactions, start.interactions.children(), strict=True):
+                block.avg_num_neighbors = old.avg_num_neighbors
             return model, outputs
 
         run_train.configure_model = configured
