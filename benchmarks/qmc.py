@@ -134,19 +134,19 @@ def against_exact(seed: int, jobs: int) -> None:
     labeller = JQMC(seed=seed, target_error=NOISE, **LABELS)
     with ThreadPoolExecutor(jobs) as pool:  # jQMC runs in processes of its own
         noisy = list(pool.map(lambda d: as_label(once(f"H2 {d:.3f}", labeller, hydrogen(d))), DISTANCES))
-    exact = [PySCF("CCSD", "cc-pV5Z").label(hydrogen(d), 0, 0) for d in FINE]
+    exact = [as_label(once(f"exact {d:.3f}", PySCF("CCSD", "cc-pV5Z"), hydrogen(d))) for d in FINE]
     minimum = PySCF("CCSD", "cc-pV5Z", forces=False).label(hydrogen(1.4011 * 0.529177210903), 0, 0)
     pbe = PySCF("PBE", "cc-pVTZ", grid=5)
     cheap = [Example(hydrogen(d), pbe.label(hydrogen(d), 0, 0), 0.0, None, "PBE", n) for n, d in enumerate(FINE)]
     frames = [hydrogen(d) for d in FINE]
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainSettings(members=1, held_out=0.0, epochs=600, batch_size=5, dtype="float64", r_max=4.0)
+        settings = TrainSettings(members=1, held_out=0.0, epochs=600, batch_size=5, dtype="float64", r_max=4.0, jobs=1)
         baseline = train_model(difference(cheap, None), Path(folder) / "baseline", settings, progress=print)
         labelled = [
             Example(hydrogen(d), label, 0.0, None, "LRDMC", n)
             for n, (d, label) in enumerate(zip(DISTANCES, noisy, strict=True))
         ]
-        settings = TrainSettings(held_out=0.0, epochs=400, batch_size=5, dtype="float64", r_max=4.0)
+        settings = TrainSettings(held_out=0.0, epochs=400, batch_size=5, dtype="float64", r_max=4.0, jobs=1)
         members = train_committee(
             difference(labelled, baseline), baseline, Path(folder) / "delta", settings, progress=print
         )
@@ -242,7 +242,8 @@ def once(name: str, labeller: Labeller, frame: Frame) -> dict[str, Any]:
 
 
 def as_label(stored: dict[str, Any]) -> Label:
-    return Label.from_dict({key: value for key, value in stored.items() if key not in ("date", "machine")})
+    values = {key: value for key, value in stored.items() if key not in ("date", "machine")}
+    return Label.from_dict(values | {"forces": None if values["forces"] is None else np.array(values["forces"])})
 
 
 def machine() -> str:
@@ -265,7 +266,7 @@ def write(kind: str, name: str, what: dict[str, Any]) -> None:
         data = read()
         data[kind][name] = what
         part = FILE.with_suffix(".part")
-        part.write_text(json.dumps(data, indent=1) + "\n")
+        part.write_text(json.dumps(data, indent=1, default=lambda array: array.tolist()) + "\n")
         part.replace(FILE)
 
 
@@ -340,10 +341,11 @@ def report() -> None:
             "",
             "![energies and forces against the exact ones](qmc_h2.png)",
         ]
-    label = next(iter(data["labels"].values()), None)
-    if label:
+    made = [stored for stored in data["labels"].values() if stored["code"] == "jQMC"]
+    if made:
+        label = made[-1]
         versions = ", ".join(f"{name} {number}" for name, number in label["extra"]["versions"].items())
-        days = sorted({stored["date"] for stored in data["labels"].values()})
+        days = sorted({stored["date"] for stored in made})
         lines += ["", f"{versions}; {label['machine']}; {', '.join(days)}. Seeds stand in each label."]
     (RESULTS / "qmc.md").write_text("\n".join(lines) + "\n")
 
