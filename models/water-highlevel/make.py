@@ -43,7 +43,7 @@ BASELINE = TrainSettings(
 )
 #: the second half: energies of charged and neutral clusters differ by volts, which forces alone teach slowly
 BALANCED = replace(BASELINE, epochs=30, energy_weight=300.0, stage_two_energy_weight=300.0, lr=0.005)
-DELTA = TrainSettings(epochs=40, hidden_irreps="16x0e", batch_size=5, energy_weight=100.0, held_out=0.15, seed=1)
+DELTA = TrainSettings(epochs=16, batch_size=5, energy_weight=100.0, held_out=0.15, seed=1)
 
 
 def waters(atoms: Atoms) -> int:

@@ -16,7 +16,7 @@ import ase.io
 BOX = 40.0
 KELVIN = {"H2O": 250, "H3O": 300, "H2": 100}
 #: by waters beside the solute: a label of five molecules costs thirty of two
-STEPS = {1: 600, 2: 500, 3: 350, 4: 150}
+STEPS = {1: 240, 2: 240, 3: 180, 4: 90}
 INPUT = """<!-- {system}, {kelvin} K, 16 beads -->
 <simulation verbosity='medium' safe_stride='100'>
   <output prefix='simulation'>
