@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ class FaultTable:
         if report.failed:
             row.outcome = "failed"
             crash = getattr(report.longrepr, "reprcrash", None)
-            row.happened = row.happened or (crash.message.splitlines()[0] if crash else f"its {report.when} failed")
+            said_last = crash.message.splitlines()[0] if crash else f"its {report.when} failed"
+            row.happened = row.happened or re.sub(r"/\S+/", "…/", said_last)  # without this machine's paths
         elif report.skipped and row.outcome == "passed":
             row.outcome = "skipped"
             row.happened = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
