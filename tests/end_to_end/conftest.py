@@ -272,7 +272,8 @@ def read_properties(path: Path) -> dict[str, np.ndarray]:
         first, _, last = words[2].partition("-")
         columns[words[4]] = slice(int(first) - 1, int(last or first))
     table = np.loadtxt(path, ndmin=2)
-    return {name: np.squeeze(table[:, where]) for name, where in columns.items()}
+    parts = {name: table[:, where] for name, where in columns.items()}
+    return {name: part[:, 0] if part.shape[1] == 1 else part for name, part in parts.items()}
 
 
 class Processes:

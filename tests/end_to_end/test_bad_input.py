@@ -258,9 +258,9 @@ def test_nan_from_a_model(ipi, models, start, serve, refused, fault, tmp_path, m
     def poisoned(self, graph):
         answer = evaluate(self, graph)
         seen.append(len(graph))
-        # after two whole rings, however they came, and where most beads are there: else the spread of positions tells
+        # after three whole rings, however they came, and where most beads are there: else the spread of positions tells
         # bead 2 nothing
-        if sum(seen) >= 9 and len(graph) > 2:
+        if sum(seen) >= 13 and len(graph) > 2:
             answer.forces[2 * 12 + 7, 1] = np.nan
         return answer
 

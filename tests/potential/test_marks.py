@@ -78,6 +78,7 @@ def test_sentence(pair, kind, words) -> None:
     assert "unknown bead" in describe(breach, water(0.6), 0, potential)
 
 
+@pytest.mark.slow  # a ratio of times, for a quiet machine
 def test_marks_cost_little(pair) -> None:
     """32 beads of 192 atoms: less than 2 % of the time that the graph takes, at 5 Å."""
     rng = np.random.default_rng(0)
