@@ -42,8 +42,8 @@ def _beside(name: str) -> Any:
 loops = _beside("test_loop")
 _environment, ipi = loops._environment, loops.ipi
 
-# one loop goes through all of them, in this order
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("loop")]
+# one loop goes through all of them, in this order: so `make faults` gives each worker whole files
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 #: instants are drawn from the first so many seconds of a stage; where it is shorter, it is killed at its end
 SECONDS = {"simulate": 12.0, "choose": 2.0, "label": 3.0, "train": 20.0, "validate": 2.0, "swap": 0.05}
