@@ -30,6 +30,8 @@ from beadwork.units import BOHR, FORCE, HARTREE
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
 PULSE = 0.5
+#: what has to be said of every file EXIT
+REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
 
 @dataclass(eq=False)
@@ -291,16 +293,25 @@ class Server:
         return found
 
     def _stop_ipi(self) -> None:
-        """A file EXIT stops i-PI, but only once nothing is in flight: so it is followed by closing every connection."""
-        found = [self._directory, *(peer.directory() for line in self.transport.lines for peer in line.peers)]
+        """A file EXIT stops i-PI, but only once nothing is in flight: so it is followed by closing every connection.
+
+        i-PI leaves the file where it is, and would end by it again: `Session` removes it for an i-PI of its own.
+        """
+        peers = [peer for line in self.transport.lines for peer in line.peers]
+        found = [self._directory, *(peer.directory() for peer in peers)]
         directories = {directory for directory in found if directory is not None}
         for directory in directories:
             try:
                 (directory / "EXIT").touch()
             except OSError as error:
                 self._watch(Note(f"i-PI cannot be stopped by a file EXIT in {directory} ({error}): end it by hand"))
-        if not directories:
-            self._watch(Note("i-PI's directory is not known from here: stop it with a file named EXIT where it runs"))
+                continue
+            if self._directory is None:
+                self._watch(Note(f"i-PI is stopped by the file {directory / 'EXIT'}: {REMOVE}"))
+        if peers and not directories:
+            self._watch(
+                Note(f"i-PI's directory is not known from here: stop it with a file named EXIT where it runs; {REMOVE}")
+            )
 
 
 def _named(service: Service, positions: FloatArray, frames: list[Frame]) -> list[Frame]:

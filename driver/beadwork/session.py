@@ -51,6 +51,7 @@ class Session:
         self._signal = 0  # the one that ended us
         self._answering = False  # whether a signal waits for the answer under way, or ends us where we are
         self._ipi: subprocess.Popen[bytes] | None = None
+        self._exit = Path("EXIT")  # the file that stops it, by its full name once it is started
         self._started = time.time()
         self._restart: int | None = None  # when the RESTART that we found was written
         self._notes = [threads]
@@ -254,9 +255,8 @@ class Session:
                     f"{path} is held by another i-PI that is running; end it, or give the forcefield another address"
                 )
         home = simulation.directory  # where i-PI finds its files, and leaves its outputs
-        leftover = home / "EXIT"
-        if leftover.exists():
-            leftover.unlink()  # i-PI would stop before its first step
+        self._exit = home / "EXIT"
+        self._exit.unlink(missing_ok=True)  # i-PI would stop before its first step
         program = Path(sys.executable).with_name("i-pi")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
@@ -312,6 +312,8 @@ class Session:
         except subprocess.TimeoutExpired:
             self._ipi.kill()
             code = self._ipi.wait()
+        with suppress(OSError):  # it has done its work, and would end the next i-PI
+            self._exit.unlink(missing_ok=True)
         return code if code >= 0 else 128 - code
 
     def _finish(self, simulation: Simulation, services: list[Service], record: Record, folder: Path) -> None:

@@ -277,6 +277,11 @@ def test_nan_from_a_model(ipi, models, start, serve, refused, fault, tmp_path, m
     assert 1 <= steps[-1] < run.steps
     kept = ase.io.read(run.folder / "last-frames.extxyz", ":")
     assert len(kept) == 4
+    # i-PI leaves the file that stopped it, and ends by it again: the user is told which one to remove
+    assert f"stopped by the file {run.folder / 'EXIT'}: remove that file" in refused.shown
+    again = start.ipi(run)
+    assert again.wait(30) == 0
+    assert "EXIT file detected" in start.log(again)
     fault(
         f"exit code 6: '{said}'; i-PI has ended at step {int(steps[-1])} and never saw it; {len(kept)} frames on disk"
     )

@@ -242,6 +242,7 @@ def test_mark_stops(ipi, models, start, strays, fault: Say, tmp_path: Path, kind
     ):
         assert word in said, said
     assert run.properties()["step"].max() < 12
+    assert not (run.folder / "EXIT").exists()  # which would end the next i-PI
     frames = last_frames(run)
     assert np.isfinite(frames[0].get_forces()).all()
     assert strays() == []
