@@ -1,10 +1,12 @@
 """What the user wrote in the XML reaches the server unchanged; what i-PI would not start from ends in one sentence."""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -419,10 +421,45 @@ def test_missing_foreign_and_empty_files(tmp_path):
         read(tmp_path / "gone.xml")
     with pytest.raises(SimulationError, match=r"cannot read the i-PI input .*: Is a directory"):
         read(tmp_path)
-    for content, said in ((b"<html/>", "but of <html>"), (b"", "is no XML"), (b"\x00\xff" * 9, "is no XML")):
+    for content, said in ((b"<html/>", "but of <html>"), (b"\x00\xff" * 9, "is no XML")):
         (tmp_path / "f.xml").write_bytes(content)
         with pytest.raises(SimulationError, match=said):
             read(tmp_path / "f.xml")
+
+
+def test_a_torn_restart(write):
+    """Wherever i-PI was killed as it wrote, the file is named, with the one that i-PI had moved aside before."""
+    path = write(FORCEFIELD + SYSTEM)
+    whole = path.read_bytes()
+    older = path.with_name(f"#{path.name}#0#")
+    for size in (0, 1, 15, *range(20, len(whole.rstrip()) - 1, 37), len(whole.rstrip()) - 1):
+        path.write_bytes(whole[:size])
+        os.utime(path, (0, 0))  # nobody writes it any more, so nobody waits
+        with pytest.raises(
+            SimulationError, match=rf"{path} ends in the middle .*; take a checkpoint of that run"
+        ) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    older.write_bytes(whole)
+    with pytest.raises(SimulationError, match=rf"ends in the middle .*; take the one before it, {older}"):
+        read(path)
+    assert read(older).step == 0
+
+
+def test_a_restart_that_is_being_written(write):
+    """i-PI writes in place: half a file is waited for, and a file that stays half is given up soon."""
+    path = write(FORCEFIELD + SYSTEM)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    timer = threading.Timer(0.5, path.write_bytes, [whole])
+    timer.start()
+    assert read(path).sha256 == hashlib.sha256(whole).hexdigest()
+    timer.join()
+    path.write_bytes(whole[: len(whole) // 2])
+    begin = time.monotonic()
+    with pytest.raises(SimulationError, match="ends in the middle"):
+        read(path)
+    assert 1 < time.monotonic() - begin < 10
 
 
 def test_active_atoms_that_do_not_exist(write):

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal, cast
+from xml.parsers.expat import errors
 from xml.sax import SAXParseException
 
 import numpy as np
@@ -43,6 +46,12 @@ _TENSORS = ("stress_", "kstress_", "virial_", "cell_h", "cell_abcABC")
 
 # trajectories with a file a bead
 _EACH_BEAD = ("positions", "velocities", "forces", "forces_spring", "momenta", "forces_sc", "Eforces")
+
+# seconds since its last change in which a file that ends in the middle may still grow: i-PI writes RESTART in place
+_GROWING = 2.0
+
+# what the parser says of a file that ends too early
+_CUT = (errors.XML_ERROR_NO_ELEMENTS, errors.XML_ERROR_UNCLOSED_TOKEN, errors.XML_ERROR_PARTIAL_CHAR)
 
 # what i-PI's input classes raise for a bad file; some of its checks end in exit()
 _FAULTS = (
@@ -255,13 +264,8 @@ def read(path: Path | str, sockets_prefix: str | None = None) -> Simulation:
     Raises SimulationError with one sentence for anything that i-PI would not start from, or that is no chemistry.
     """
     path = Path(path).absolute()
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SimulationError(
-            f"cannot read the i-PI input {path}: {error.strerror}; name an existing XML or RESTART file"
-        ) from error
-    source = _parse(path, content)
+    content, root = _content(path)
+    source = _parse(path, root)
     with _refusing(f"i-PI refuses {path}"):
         prefix = sockets_prefix if sockets_prefix is not None else source.sockets_prefix.fetch()
         sockets = tuple(_sockets(source, prefix))
@@ -388,14 +392,38 @@ def _refusing(what: str) -> Iterator[None]:
             raise SimulationError(f"{what}: {text}; correct it as i-PI's manual says") from error
 
 
-def _parse(path: Path, content: bytes) -> Any:
+def _content(path: Path) -> tuple[bytes, Any]:
+    """Return the file, and what i-PI's parser makes of it; one that i-PI is just writing is waited for."""
+    until = time.monotonic() + _GROWING
+    while True:
+        try:
+            content = path.read_bytes()
+            fresh = time.time() - path.stat().st_mtime < _GROWING and time.monotonic() < until
+        except OSError as error:
+            raise SimulationError(
+                f"cannot read the i-PI input {path}: {error.strerror}; name an existing XML or RESTART file"
+            ) from error
+        try:
+            return content, xml_parse_string(content)
+        except SAXParseException as error:
+            cut = error.getMessage() in _CUT
+            if cut and fresh:
+                time.sleep(0.1)
+                continue
+            where = f"line {error.getLineNumber()}: {error.getMessage()}"
+            if not cut:
+                raise SimulationError(f"{path} is no XML ({where}); name an i-PI input or RESTART") from error
+            # i-PI moves a RESTART aside before it writes another
+            kept = path.parent.glob(f"#{escape(path.name)}#*#")
+            older = max(kept, key=lambda file: file.stat().st_mtime, default=None)
+            remedy = f"the one before it, {older}" if older else "a checkpoint of that run, or the input it began with"
+            raise SimulationError(
+                f"{path} ends in the middle ({where}): whoever wrote it was killed, or the disk was full; take {remedy}"
+            ) from error
+
+
+def _parse(path: Path, root: Any) -> Any:
     """Return the file as i-PI's InputSimulation, unfetched."""
-    try:
-        root = xml_parse_string(content)
-    except SAXParseException as error:
-        raise SimulationError(
-            f"{path} is no XML (line {error.getLineNumber()}: {error.getMessage()}); name an i-PI input or RESTART"
-        ) from error
     tag, node = root.fields[0]
     if tag != "simulation":
         raise SimulationError(f"{path} is XML, but of <{tag}>; an i-PI input begins with <simulation>")

@@ -269,7 +269,7 @@ class _Learning:
             else:
                 folder = now.folder / name
                 goes_on = self.loop.start == "continue" and done
-                simulate.prepare(xml, folder, done[-1].folder / name / "RESTART" if goes_on else None)
+                simulate.prepare(xml, folder, simulate.come_to(done[-1].folder / name) if goes_on else None)
                 members = [str(member) for member in members_of([committee])]
                 run = simulate.start(folder, {**self.options, "delta": members}, len(self._kept(now, folder)))
                 if run is not None:

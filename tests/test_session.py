@@ -1,0 +1,34 @@
+"""What a run says when it is over; whole runs are in end_to_end/."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from beadwork.config import ServeConfig
+from beadwork.ipi.simulation import read
+from beadwork.session import Session
+
+WATER = Path(__file__).parents[1] / "inputs" / "water"
+
+
+def test_a_torn_restart_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An i-PI that had to be killed as it wrote RESTART: its steps are not counted, and one line says which file."""
+    for name in ("input.xml", "init.xyz"):
+        shutil.copy(WATER / name, tmp_path)
+    simulation = read(tmp_path / "input.xml")
+    session = Session(ServeConfig(simulation=str(simulation.path), baseline="b"), "threads")
+    session._ipi = object()  # type: ignore[assignment]  # one that we have started
+    restart = tmp_path / "RESTART"
+    text = (WATER / "input.xml").read_text().replace("<total_steps>", "<step>7</step><total_steps>")
+    restart.write_text(text)
+    assert session._steps_done(simulation) == 7
+    restart.write_text(text[: len(text) // 2])
+    os.utime(restart, (0, 0))
+    assert session._steps_done(simulation) is None
+    said = capfd.readouterr().err
+    assert said.startswith(f"beadwork: i-PI's steps cannot be counted: {restart} ends in the middle")
+    assert said.count("\n") == 1
