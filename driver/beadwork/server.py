@@ -39,7 +39,8 @@ class Service:
     """One forcefield of the simulation and the potential that answers it.
 
     numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ. one_system:
-    they are the beads of one ring polymer.
+    they are the beads of one ring polymer. servers: how many share them. One of several gets now this part and now
+    that, as the others come and go, so it cannot tell which bead is which, nor wait for a whole ring.
     """
 
     line: Line
@@ -49,16 +50,19 @@ class Service:
     one_system: bool = True
     periodic: bool = True
     member_forces: bool = False
+    servers: int = 1
     gather: Gather[Peer] = field(init=False)
     beads: Beads | None = field(init=False)
     waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
     _step: int = 0
     _done: int = 0  # structures answered of this step
     _start: FloatArray | None = None
+    _asked: set[Peer] = field(default_factory=set)  # the connections that were answered in this step
 
     def __post_init__(self) -> None:
-        self.gather = Gather(self.ring)
-        self.beads = Beads(self.ring) if self.ring and self.one_system else None
+        alone = self.servers == 1
+        self.gather = Gather(self.ring if alone else None)
+        self.beads = Beads(self.ring) if self.ring and self.one_system and alone else None
 
     @property
     def between(self) -> int | None:
@@ -68,10 +72,11 @@ class Service:
         """
         return None if self._done or (self._step == 0 and self._start is not None) else self._step
 
-    def count(self, positions: FloatArray) -> int:
-        """Return the step that these distinct structures (S, N, 3) belong to, and count them.
+    def count(self, positions: FloatArray, peers: Sequence[Peer] = ()) -> int:
+        """Return the step that these distinct structures (S, N, 3) of these connections belong to, and count them.
 
-        A ring polymer usually starts with all beads in one place, which is one structure however often it is sent.
+        A ring polymer usually starts with all beads in one place, which is one structure however often it is sent. One
+        of several servers takes it for the next step when a connection asks again, which is so while all others live.
         """
         collapsed = len(positions) == 1 and self.ring is not None and self.ring > 1 and self._step == 0
         if collapsed and (self._start is None or np.array_equal(self._start, positions[0])):
@@ -79,6 +84,12 @@ class Service:
             return 0
         if self._step == 0 and self._start is not None:
             self._step = 1
+        elif self.servers > 1 and self._asked & set(peers):
+            self._step += 1
+            self._asked.clear()
+        if self.servers > 1:
+            self._asked.update(peers)
+            return self._step
         step = self._step
         self._done += len(positions)
         if self.ring is None or self._done >= self.ring:
@@ -206,7 +217,7 @@ class Server:
             )
         if self._swap is not None and service.between is not None:
             service.potential = self._swap.take(service.potential, service.between)
-        step = service.count(positions)
+        step = service.count(positions, peers)
         pbc = (service.periodic,) * 3
         frames = [
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
@@ -247,6 +258,7 @@ class Server:
         seconds: dict[str, float],
     ) -> None:
         """What the reply did not wait for."""
+        service.potential.look_ahead()
         for note in evaluation.notes:
             self._watch(Note(note))
         self._remember(Last(str(service.line.address), step, frames, evaluation))

@@ -13,6 +13,7 @@ from matscipy.neighbours import neighbour_list
 
 from beadwork.errors import GeometryError
 from beadwork.frame import Frame
+from beadwork.potential import within
 from beadwork.potential.graph import CLOSEST, GraphBuilder, build
 
 KINDS = ("triclinic", "tiny", "huge", "cluster", "slab", "wire", "unwrapped", "lone", "h2", "liquid")
@@ -109,6 +110,45 @@ def test_two_atoms_that_approach_from_afar():
         frame = Frame(np.array([1, 1, 8]), positions, np.zeros((3, 3)), (False,) * 3)
         assert len(builder.build([frame]).center) == (2 if gap < 3.0 else 0)
     assert builder.kept > builder.built > 1
+
+
+def test_lists_are_made_before_they_are_needed(shapes):
+    """Atoms that travel steadily find a new list ready at every step, with the edges of a fresh build."""
+    frames = shapes.beads(4, seed=3)
+    idle, busy = GraphBuilder(4.0), GraphBuilder(4.0)
+    for step in range(60):
+        now = [replace(f, positions=f.positions * (1 - 0.003 * step)) for f in frames]
+        fresh = build(now, 4.0)
+        same(idle.build(now), fresh, exact=True)
+        idle.look_ahead()
+        busy.build(now)
+    assert (idle.built, idle.kept) == (4, 59 * 4)
+    assert idle.ahead >= 8
+    assert busy.built >= 8
+    assert len(idle._lists) == 1 + idle.ahead // 4
+
+
+def test_looking_ahead_leaves_atoms_that_stay_alone(shapes):
+    """Nothing is made anew where nothing moves, or before anything came."""
+    builder = GraphBuilder(4.0)
+    builder.look_ahead()
+    frames = shapes.beads(4, seed=3)
+    for _ in range(5):
+        builder.build(frames)
+        builder.look_ahead()
+    assert (builder.built, builder.ahead, len(builder._lists)) == (4, 0, 1)
+
+
+def test_without_a_cache_the_loop_is_compiled_anew(monkeypatch):
+    """A package that nobody may write beside, and a user without a home, still get their graphs."""
+
+    def njit(*, nogil, cache=False):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(within, "njit", njit)
+    assert within._compiled(len) is len
 
 
 def test_wrapped_between_steps(shapes):

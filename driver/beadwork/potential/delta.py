@@ -228,6 +228,10 @@ class Potential:
         evaluation.seconds["graph"] = time.perf_counter() - started - sum(evaluation.seconds.values())
         return evaluation
 
+    def look_ahead(self) -> None:
+        """Do now, while nobody waits, what the next evaluation would have to do before it can begin."""
+        self.builder.look_ahead()
+
     def evaluate_graph(self, graph: Graph, member_forces: bool = False) -> Evaluation:
         """Evaluate a graph that was built with a cutoff of at least `cutoff`."""
         seconds: dict[str, float] = {}

@@ -16,6 +16,7 @@ from vesin import NeighborList
 
 from beadwork.errors import GeometryError
 from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.potential.within import within
 
 #: Å; no two nuclei come this close (H2 at its turning point under 100 GPa is above 0.5 Å)
 CLOSEST = 0.2
@@ -143,7 +144,8 @@ class GraphBuilder:
     The exact cutoff is applied to every structure at every step, so the edges are those of a fresh build.
 
     cutoff: Å. skin: Å, twice the room in excess of what is needed when a list is made. share: Å.
-    built, kept: how many structures so far had a list made for them, or found one.
+    built, kept: how many structures so far had a list made for them when they came, or found one. ahead: for how many
+    a list was made before they came.
     """
 
     def __init__(self, cutoff: float, skin: float = SKIN, share: float = SHARE) -> None:
@@ -152,8 +154,10 @@ class GraphBuilder:
         self.share = share
         self.built = 0
         self.kept = 0
+        self.ahead = 0
         self.seconds = 0.0
         self._lists: list[_Candidates] = []
+        self._latest: list[tuple[Frame, _Candidates]] = []
         self._calls = 0
 
     def build(self, frames: Sequence[Frame]) -> Graph:
@@ -172,10 +176,25 @@ class GraphBuilder:
             graph = _assemble(frames, chosen, self.cutoff)
             if self.skin == 0:
                 self._lists = []
+            self._latest = list(zip(frames, chosen, strict=True))
         else:
             graph = _assemble(frames, [], 0.0)
         self.seconds += time.perf_counter() - started
         return graph
+
+    def look_ahead(self) -> None:
+        """Make the lists that the next step will outgrow, if it goes on as the last one did.
+
+        For the time when nobody waits for an answer.
+        """
+        for old in self._lists.copy():
+            frames = [frame for frame, candidates in self._latest if candidates is old]
+            if frames and 0 <= old.margin < old.lost:
+                new = _Candidates(frames, self.cutoff, self.skin)
+                new.last_used = self._calls
+                self._lists.insert(0, new)  # looked at before the old one, which other beads may still need
+                self.ahead += len(frames)
+        self._latest = []
 
     def _choose(self, frames: Sequence[Frame]) -> list[_Candidates]:
         """A list that is good for each frame, making those that are missing."""
@@ -184,9 +203,12 @@ class GraphBuilder:
         for candidates in sorted(self._lists, key=lambda c: -c.last_used):
             left = [k for k in range(len(frames)) if chosen[k] is None and candidates.same_kind(frames[k])]
             if left:
-                for k in np.array(left)[candidates.cover([frames[k] for k in left])]:
+                margins = candidates.margins([frames[k] for k in left])
+                covered = margins >= 1e-7
+                if covered.any():
+                    candidates.used(self._calls, float(margins[covered].min()))
+                for k in np.array(left)[covered]:
                     chosen[k] = candidates
-                    candidates.last_used = self._calls
             if all(c is not None for c in chosen):
                 break
         missing = [k for k in range(len(frames)) if chosen[k] is None]
@@ -231,6 +253,8 @@ class _Candidates:
         self.pbc = first.pbc
         self.full_cell = _complete(first.cell, first.pbc)
         self.last_used = 0
+        # Å: how much further an atom of the frames seen last might go, and how much of that their last step took
+        self.margin, self.lost = skin / 2, 0.0
         self.reference = np.mean([f.positions for f in frames], axis=0)
         # a micrometre's coordinates are rounded by far less than 1e-6 Å
         self.room = self._away(frames)[0].max(axis=0) + skin / 2 + 1e-6
@@ -240,18 +264,24 @@ class _Candidates:
         center, neighbor = pairs.T.astype(np.int_)
         near = np.flatnonzero(lengths <= cutoff + 1e-6 + self.room[center] + self.room[neighbor])
         self.neighbor = neighbor[near].astype(np.int32)
-        self.shifts = np.ascontiguousarray(shifts[near].T, dtype=np.float64)  # (3, P)
-        self.degree = np.bincount(center[near], minlength=len(self.reference))
-        self.starts = np.concatenate(([0], np.cumsum(self.degree)))
+        # the few cells that the neighbors lie in, and which of them each lies in
+        self.shifts, image = np.unique(shifts[near].astype(np.float64), axis=0, return_inverse=True)
+        self.image = image.reshape(-1).astype(np.int32)
+        self.starts = np.concatenate(([0], np.cumsum(np.bincount(center[near], minlength=len(self.reference)))))
 
     def same_kind(self, frame: Frame) -> bool:
         return frame.pbc == self.pbc and len(frame.numbers) == len(self.reference)
 
-    def cover(self, frames: Sequence[Frame]) -> NDArray[np.bool_]:
-        """Which of the frames this list is good for."""
+    def used(self, call: int, margin: float) -> None:
+        """Note that this call's frames use the list, the worst of them with so much left."""
+        self.last_used = call
+        self.margin, self.lost = margin, self.margin - margin
+
+    def margins(self, frames: Sequence[Frame]) -> FloatArray:
+        """(S,) Å: how much further the atoms of each frame may go; negative where the list may lack a pair of it."""
         away, stretch = self._away(frames)
         room = np.outer(stretch, self.room) - 0.5 * (1 - stretch[:, None]) * self.cutoff
-        return np.asarray((away + 1e-7 <= room).all(axis=1))
+        return np.asarray((room - away).min(axis=1))
 
     def _away(self, frames: Sequence[Frame]) -> tuple[FloatArray, FloatArray]:
         """How far each atom of each frame is from the reference, strained with the cell, and the least stretch."""
@@ -270,44 +300,39 @@ class _Candidates:
 
 
 def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: float) -> Graph:
-    """Apply the exact cutoff to every frame's candidates; one frame at a time stays in the processor's cache."""
+    """Apply the exact cutoff to every frame's candidates."""
     sizes = np.array([len(f.numbers) for f in frames])
     ptr = np.concatenate(([0], np.cumsum(sizes)))
-    atoms = int(ptr[-1])
-    capacity = sum(len(c.neighbor) for c in chosen)
+    capacity = sum(len(c.neighbor) for c in chosen) + 1  # one more, see `within`
     neighbor = np.empty(capacity, dtype=np.int32)
     vectors = np.empty((capacity, 3))
     squares = np.empty(capacity)
-    degree = np.zeros(atoms, dtype=np.int_)
+    degree = np.zeros(int(ptr[-1]), dtype=np.int_)
     end = 0
-    cells = np.array([f.cell for f in frames])
-    new_cell = np.append(True, (cells[1:] != cells[:-1]).any(axis=(1, 2)))
-    last: _Candidates | None = None
-    offsets: FloatArray = np.empty((3, 0))
-    delta: FloatArray = np.empty((3, 0))
-    square: FloatArray = np.empty(0)
     for s, (frame, candidates) in enumerate(zip(frames, chosen, strict=False)):
-        if last is not candidates or new_cell[s]:
-            offsets = np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0).T @ candidates.shifts
-            if delta.shape != offsets.shape:
-                delta, square = np.empty_like(offsets), np.empty(offsets.shape[1])
-        last = candidates
-        x = np.ascontiguousarray(frame.positions.T)
-        np.take(x, candidates.neighbor, axis=1, out=delta, mode="clip")  # 'clip' skips a copy, indices are in range
-        delta -= np.repeat(x, candidates.degree, axis=1)
-        delta += offsets
-        np.einsum("ij,ij->j", delta, delta, out=square)
-        kept = np.flatnonzero(square < cutoff * cutoff)
-        start, end = end, end + len(kept)
-        np.take(square, kept, out=squares[start:end], mode="clip")
-        for axis in range(3):
-            vectors[start:end, axis] = np.take(delta[axis], kept, mode="clip")
-        np.add(np.take(candidates.neighbor, kept), np.int32(ptr[s]), out=neighbor[start:end])
-        degree[ptr[s] : ptr[s + 1]] = np.diff(np.searchsorted(kept, candidates.starts))
+        images = candidates.shifts @ np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0)
+        start, end = (
+            end,
+            end
+            + within(
+                frame.positions,
+                images,
+                candidates.starts,
+                candidates.neighbor,
+                candidates.image,
+                cutoff,
+                ptr[s],
+                neighbor[end:],
+                vectors[end:],
+                squares[end:],
+                degree[ptr[s] : ptr[s + 1]],
+            ),
+        )
+        np.sqrt(squares[start:end], out=squares[start:end])  # a frame at a time stays in the processor's cache
     graph = Graph(
         np.concatenate([f.numbers for f in frames]).astype(np.int_, copy=False),
         np.concatenate([f.positions for f in frames]),
-        cells,
+        np.array([f.cell for f in frames]),
         np.array([f.pbc for f in frames], dtype=np.bool_),
         ptr,
         np.repeat(np.arange(len(frames)), sizes),
@@ -315,7 +340,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
         cutoff,
         neighbor[:end],
         vectors[:end],
-        np.sqrt(squares[:end], out=squares[:end]),
+        squares[:end],
         degree,
     )
     _check_distances(graph)

@@ -1,0 +1,62 @@
+"""The loop over candidate pairs, compiled by Numba: five times faster than the same in NumPy's whole-array steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from beadwork.frame import FloatArray, IntArray
+
+
+def _compiled(function: Callable[..., int]) -> Callable[..., int]:
+    """With the machine code kept beside this file or in the user's cache; where neither can be written, made anew."""
+    try:
+        return njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:
+        return njit(nogil=True)(function)  # type: ignore[no-any-return]
+
+
+@_compiled
+def within(
+    positions: FloatArray,
+    images: FloatArray,
+    starts: IntArray,
+    neighbor: NDArray[np.int32],
+    image: NDArray[np.int32],
+    cutoff: float,
+    first: int,
+    out_neighbor: NDArray[np.int32],
+    out_vectors: FloatArray,
+    out_squares: FloatArray,
+    out_degree: IntArray,
+) -> int:
+    """Write the pairs of one structure that are closer than the cutoff, and return how many (E) there are.
+
+    positions: (N, 3) Å. Atom i has the candidates starts[i] to starts[i + 1] (N + 1,): atom neighbor[p] (P,), moved by
+    images[image[p]] (K, 3) Å. The outputs get neighbor + first, the vector to it (Å), its square (Å²), and (N,) how
+    many each atom has. They must have room for one more than E: every candidate is written, and the next one takes its
+    place where it was too far, which takes two thirds of the time of deciding first. Nothing is checked.
+    """
+    limit = cutoff * cutoff
+    # unsigned, or Numba asks at each access whether the index counts from the end: a third of the time
+    end = np.uint64(0)
+    for i in range(len(positions)):
+        begin = end
+        x, y, z = positions[i, 0], positions[i, 1], positions[i, 2]
+        for p in range(np.uint64(starts[i]), np.uint64(starts[i + 1])):
+            j, k = np.uint64(neighbor[p]), np.uint64(image[p])
+            dx = positions[j, 0] - x + images[k, 0]
+            dy = positions[j, 1] - y + images[k, 1]
+            dz = positions[j, 2] - z + images[k, 2]
+            square = dx * dx + dy * dy + dz * dz
+            out_neighbor[end] = j + np.uint64(first)
+            out_vectors[end, 0] = dx
+            out_vectors[end, 1] = dy
+            out_vectors[end, 2] = dz
+            out_squares[end] = square
+            end += np.uint64(square < limit)
+        out_degree[i] = end - begin
+    return int(end)
