@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import sqlite3
@@ -92,13 +93,18 @@ def check_queue(path, calm) -> None:
         counts = {t: connection.execute(f"SELECT COUNT(DISTINCT id) FROM {t}").fetchone()[0] for t in tables}
     assert len(set(counts.values())) == 1, counts
     rows, known = Queue(path).rows(), Queue(calm.folder / "q.db").rows()
+    dropped = json.loads((calm.folder / "summary.json").read_text())["frames_dropped"]
+    assert dropped == 0, f"the undisturbed run could not keep {dropped} frames, so there is nothing to compare with"
     assert len({row.fingerprint for row in rows}) == len(rows)
     all_known = np.stack([row.kept.frame.positions.ravel() for row in known])
     found = set()
     for row in rows:
         distances = np.abs(all_known - row.kept.frame.positions.ravel()).max(axis=1)
         nearest = int(distances.argmin())
-        assert distances[nearest] < 1e-6  # Å
+        assert distances[nearest] < 1e-6, (  # Å
+            f"row {row.id} of {len(rows)}, step {row.kept.step}, bead {row.kept.frame.bead}, is "
+            f"{distances[nearest]:.1e} Å from row {known[nearest].id} of {len(known)}, step {known[nearest].kept.step}"
+        )
         assert nearest not in found
         found.add(nearest)
         np.testing.assert_allclose(row.kept.force_spread, known[nearest].kept.force_spread, rtol=1e-5)
