@@ -11,6 +11,7 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.potential.bundle import MODEL, check
+from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.graph import Graph
 
@@ -60,59 +61,62 @@ class ModuleEvaluator:
         index = heads.index(head) if head is not None else 0
         self._dtype = getattr(torch, dtype)
         self._device = torch.device(device)
-        numbers = module.atomic_numbers.cpu().numpy()
-        self._type_of = np.full(int(numbers.max()) + 1, -1)
-        self._type_of[numbers] = np.arange(len(numbers))
+        numbers = module.atomic_numbers.cpu()
         # Reference energies of hundreds of eV would cost float32 its last digits: take them out, add them in float64.
-        reference = module.atomic_energies_fn.atomic_energies
-        self._reference = np.atleast_2d(reference.detach().cpu().double().numpy())[index].copy()
-        self._module = module.to(self._dtype).eval()
+        energies = module.atomic_energies_fn.atomic_energies.detach().cpu().double()
+        # Both are looked up by atomic number, on the device; an element that the model does not know gets NaN.
+        reference = torch.full((int(numbers.max()) + 1,), torch.nan, dtype=torch.float64)
+        reference[numbers] = torch.atleast_2d(energies)[index]
+        attrs = torch.zeros((len(reference), len(numbers)), dtype=self._dtype)
+        attrs[numbers, torch.arange(len(numbers))] = 1.0
+        self._reference, self._attrs = reference.to(self._device), attrs.to(self._device)
+        self._head = torch.tensor([index], device=self._device)
+        self._module = module.to(self._device, self._dtype).eval()
         with torch.no_grad():
             module.atomic_energies_fn.atomic_energies.zero_()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-        self._head = index
 
     def evaluate(self, graph: Graph) -> Energies:
-        """Evaluate a graph whose cutoff is the model's."""
+        """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device."""
         systems, atoms = len(graph), len(graph.numbers)
-        types = self._type_of[graph.numbers]
-        node_attrs = torch.zeros((atoms, len(self._reference)), dtype=self._dtype, device=self._device)
-        node_attrs[torch.arange(atoms), torch.from_numpy(types)] = 1.0
+        answer = to_host(self._run(bring(graph, self._dtype, self._device)))
+        energies, forces, virials = np.split(answer, (systems, systems + 3 * atoms))
+        return Energies(energies, forces.reshape(atoms, 3), virials.reshape(systems, 3, 3))
+
+    def _run(self, given: DeviceGraph) -> torch.Tensor:
+        """Energies, forces and virials one after the other in float64; nothing waits for the device in here."""
+        systems, atoms = len(given.ptr) - 1, len(given.numbers)
         # All positions are put at zero and the edges' vectors take the place of unit shifts in a cell of unit vectors:
         # differences of large (unwrapped) coordinates are then never formed in float32, and the model's own
         # derivatives by positions and strain are the forces and the virial as ever.
         # Edges run from the neighbor to the center, so that messages are summed in order.
         data = {
             "positions": torch.zeros((atoms, 3), dtype=self._dtype, device=self._device),
-            "unit_shifts": self._tensor(-graph.vectors),
-            "shifts": self._tensor(-graph.vectors),
-            "cell": torch.eye(3, dtype=self._dtype, device=self._device).repeat(systems, 1),
-            "edge_index": torch.from_numpy(np.stack((graph.neighbor, graph.center), dtype=np.int64)).to(self._device),
-            "node_attrs": node_attrs,
-            "batch": torch.from_numpy(graph.system).to(self._device),
-            "ptr": torch.from_numpy(graph.ptr).to(self._device),
-            "head": torch.full((systems,), self._head, dtype=torch.long, device=self._device),
+            "unit_shifts": given.vectors,
+            "shifts": given.vectors,
+            "cell": given.cell,
+            "edge_index": given.edge_index,
+            "node_attrs": self._attrs[given.numbers],
+            "batch": given.batch,
+            "ptr": given.ptr,
+            "head": self._head.expand(systems),
         }
         # TorchScript's profiler would make the first three calls three times slower, and gains nothing after
         with torch.jit.optimized_execution(False):
             out = self._module(
                 data, training=False, compute_force=True, compute_virials=True, compute_displacement=True
             )
-        node = self._array(out["node_energy"]) + self._reference[types]
-        energies = np.add.reduceat(node, graph.ptr[:-1])
-        forces = self._array(out["forces"])
-        virials = self._array(out["virials"])
-        if len(virials) != systems:  # MACE answers one zero matrix where nothing depends on the strain
-            virials = np.zeros((systems, 3, 3))
-        return Energies(energies, forces, 0.5 * (virials + virials.transpose(0, 2, 1)))
-
-    def _tensor(self, array: np.ndarray[Any, np.dtype[np.float64]]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, self._dtype)
-
-    def _array(self, tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-        array: np.ndarray[Any, np.dtype[np.float64]] = tensor.detach().cpu().double().numpy()
-        return array
+        with torch.no_grad():
+            node = out["node_energy"].double() + self._reference[given.numbers]
+            energies = torch.zeros(systems, dtype=torch.float64, device=self._device).index_add_(0, given.batch, node)
+            virials = out["virials"]
+            if len(virials) != systems or virials.device != energies.device:
+                # MACE answers one zero matrix, on the CPU, where nothing depends on the strain
+                virials = torch.zeros((systems, 3, 3), device=self._device)
+            virials = virials.double()
+            virials = 0.5 * (virials + virials.transpose(1, 2))
+            return torch.cat((energies, out["forces"].double().flatten(), virials.flatten()))
 
 
 def load_module(file: Path, device: str = "cpu") -> Any:
