@@ -25,6 +25,7 @@ FLOORS = {
     "pes": 3,
     "swap": 3,
     "session": 4,
+    "devices": 4,
     "checks": 3,
     "learn": 4,
     "doctor": 4,

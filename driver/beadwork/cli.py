@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.config import DTYPES, ENGINES, ON_MARK, ROLES, ServeConfig, resolve
-from beadwork.errors import BeadworkError
+from beadwork.errors import BeadworkError, ConfigError
 from beadwork.signals import Interrupted, handled, interrupt
 
 
@@ -97,6 +97,15 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("engine", "auto takes native where it is there and agrees with torchscript", choices=ENGINES)
     add("dtype", "precision of the models", choices=DTYPES)
     add("device", "cpu or cuda", metavar="DEVICE")
+    add(
+        "devices",
+        "start a server on each of these, with commas between them, or on all GPUs; serve only",
+        type=lambda text: text.split(","),
+        metavar="DEVICES",
+    )
+    add(
+        "servers", "how many share this i-PI, here and on other machines (default: one a device)", type=int, metavar="N"
+    )
     add("threads", "threads of the engines, 0 for every core", type=int, metavar="N")
     add("host", "where i-PI runs, if its inet address cannot be dialled as it stands", metavar="HOST")
     add("connections", "connections a forcefield, 0 for as many as fill a ring polymer", type=int, metavar="N")
@@ -134,12 +143,19 @@ def _role(text: str) -> tuple[str, str]:
     return name, role
 
 
-def _configured(args: argparse.Namespace) -> tuple[ServeConfig, str]:
-    """What was typed, joined with a TOML file; and threads set, which must be before PyTorch is imported."""
+def _resolved(args: argparse.Namespace) -> ServeConfig:
+    """What was typed, joined with a TOML file."""
     typed = {key: value for key, value in vars(args).items() if key not in ("call", "start", "steps")}
     if "at" in typed:
         typed["at"] = dict(typed["at"])
-    config = resolve(typed)
+    return resolve(typed)
+
+
+def _configured(args: argparse.Namespace, config: ServeConfig | None = None) -> tuple[ServeConfig, str]:
+    """The configuration of one server; and threads set, which must be before PyTorch is imported."""
+    config = config or _resolved(args)
+    if config.devices:
+        raise ConfigError("this is for one server; take --devices out, and for several start `beadwork serve`")
     from beadwork.potential.threads import set_threads
 
     if config.threads:  # what was asked for here wins over the environment
@@ -152,7 +168,12 @@ def _cores() -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    config, threads = _configured(args)
+    config = _resolved(args)
+    if config.devices and not args.start:
+        from beadwork.devices import Devices
+
+        return Devices(config, _cores()).run()
+    config, threads = _configured(args, config)
     from beadwork.session import Session
 
     return Session(config, threads).run(start_ipi=args.start)
@@ -167,16 +188,21 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    config, _ = _configured(args)
+    config = _resolved(args)
+    if config.devices:
+        from beadwork.devices import plan
+
+        config = plan(config, _cores())[0]
+    config, _ = _configured(args, config)
     from beadwork.doctor import doctor
 
     return doctor(config)
 
 
 def _status(args: argparse.Namespace) -> int:
-    from beadwork.observe.status import read, tell
+    from beadwork.devices import tell
 
-    text, code = tell(read(args.out))
+    text, code = tell(args.out)
     print(text)
     return code
 
@@ -200,7 +226,6 @@ def _validate(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
-    from beadwork.errors import ConfigError
     from beadwork.learn.dataset import read_examples
     from beadwork.learn.train import TrainSettings
     from beadwork.learn.validate import PAGE, validate, write_page

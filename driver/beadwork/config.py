@@ -5,6 +5,7 @@ The TOML keys are the names of the fields below, and of the options with dashes.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -34,6 +35,8 @@ class ServeConfig:
     engine: str = "auto"  #: auto, native or torchscript
     dtype: str = "float64"  #: float64 or float32
     device: str = "cpu"  #: cpu or cuda
+    devices: list[str] = field(default_factory=list)  #: a server on each of these, or on `all` GPUs (docs/devices.md)
+    servers: int = 0  #: how many servers share the beads of this i-PI; 0: as many as `devices`, or this one alone
     threads: int = 0  #: threads of the engines; 0: every core this process may use
     host: str | None = None  #: where i-PI runs, if its inet address cannot be dialled as it stands
     periodic: bool = True  #: whether the system is periodic; i-PI does not say
@@ -66,6 +69,7 @@ class ServeConfig:
         _one_of("engine", self.engine, ENGINES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("on-mark", self.on_mark, ON_MARK)
+        _check_devices(self)
         for name, role in self.at.items():
             _one_of(f"the role of forcefield {name!r}", role, ROLES)
             if role != "delta" and self.baseline is None:
@@ -78,12 +82,27 @@ class ServeConfig:
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
         marks = ("mark_distance", "mark_force", "mark_spread")
-        for name in ("patience", "silence", "cooldown", "keep_most", "threads", "connections", *marks):
+        for name in ("patience", "silence", "cooldown", "keep_most", "threads", "connections", "servers", *marks):
             if not getattr(self, name) >= 0:  # NaN is no number either
                 raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
         if self.metrics is not None:
             listen_at(self.metrics)
         return self
+
+
+def _check_devices(config: ServeConfig) -> None:
+    for device in config.devices:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device) and config.devices != ["all"]:
+            raise ConfigError(
+                f"devices names {device!r}; it wants cpu, cuda or cuda:N, with commas between them, or all alone"
+            )
+    if config.devices and config.device != "cpu":
+        raise ConfigError(f"device {config.device} and devices {','.join(config.devices)} are both set; choose one")
+    if 0 < config.servers < len(config.devices):
+        raise ConfigError(
+            f"servers is {config.servers} with {len(config.devices)} devices, each of which is a server; leave it out, "
+            "or count those on other machines as well"
+        )
 
 
 def listen_at(where: str | int) -> tuple[str, int]:

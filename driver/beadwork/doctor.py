@@ -82,7 +82,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
             yield from _models(simulation, config, seconds)
         except BeadworkError as error:
             yield refused("models", error)
-    yield from machine.settings(simulation, seconds)
+    yield from machine.settings(simulation, seconds, config.servers or 1)
     if config.host is None:
         for socket in simulation.sockets:
             yield from machine.address(socket)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from beadwork.errors import BeadworkError, ConnectionLost, RemoteProtocolError
+from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
 from beadwork.events import Evaluated, Event, Lost, MarkPassed, Note
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.beads import Beads
@@ -146,6 +146,7 @@ class Server:
 
         On any BeadworkError (a NaN from a model, a mark passed, a peer that speaks nonsense, a full disk) i-PI is
         stopped with an EXIT file where its directory is known, every connection is closed, and the error is raised.
+        Where it is our device that has failed, and other servers share i-PI's beads, it is left to them.
         """
         try:
             while not self.transport.finished and not self._stopped():
@@ -158,8 +159,11 @@ class Server:
                     peers = service.gather.take(time.monotonic())
                     if peers:
                         self._answer(service, peers)
-        except BeadworkError:
-            self._stop_ipi()
+        except BeadworkError as error:
+            if isinstance(error, (ModelError, ResourceError)) and any(service.servers > 1 for service in self.services):
+                self._watch(Note("i-PI is left to the other servers, to which it sends our beads"))
+            else:
+                self._stop_ipi()
             raise
         finally:
             self.transport.close()

@@ -70,7 +70,7 @@ class Session:
         config = self._config
         simulation = read(Path(config.simulation))
         self._restart = _written(simulation.directory / "RESTART")
-        self._notes += advice(simulation)
+        self._notes += advice(simulation, config.servers or 1)
         folder = Path(config.out)
         total = simulation.total_steps
         pace = Pace(simulation.systems[0].timestep, len(config.at) or 1, simulation.step)
@@ -224,8 +224,9 @@ class Session:
     def _service(self, simulation: Simulation, socket: Socket, potential: Potential, numbers: Any) -> Service:
         config = self._config
         structures = simulation.structures(socket)
-        # more connections than the ring has batches would never be used
-        wanted = config.connections or -(-structures // socket.batch_size)
+        servers = config.servers or 1
+        # more connections than the ring has batches would never be used, or by one server alone
+        wanted = config.connections or max(1, -(-structures // (socket.batch_size * servers)))
         line = Line(_address(socket, config.host), wanted, socket.mode == "shm", len(numbers))
         name = socket.parent or socket.name
         parts = [part for system in simulation.systems for part in system.forces if part.forcefield == name]
@@ -238,6 +239,7 @@ class Session:
             len(simulation.systems) == 1,
             config.periodic,
             config.member_forces,
+            servers,
         )
 
     def _start_ipi(
@@ -318,7 +320,7 @@ class Session:
 
     def _finish(self, simulation: Simulation, services: list[Service], record: Record, folder: Path) -> None:
         steps = self._steps_done(simulation)
-        ring = services[0].ring if len(services) == 1 else None
+        ring = services[0].ring if len(services) == 1 and services[0].servers == 1 else None
         summary = record.summary(steps * ring if steps and ring else None)
         record.close(summary)
         with writing(Path("the summary's words")):

@@ -111,17 +111,17 @@ def _room() -> float | None:
     return min(free + ours, float("inf") if most == "max" else int(most))
 
 
-def settings(simulation: Simulation, seconds: Mapping[str, float]) -> Iterator[Finding]:
+def settings(simulation: Simulation, seconds: Mapping[str, float], servers: int = 1) -> Iterator[Finding]:
     """What i-PI's settings do to this run. seconds: of one evaluation by socket, where that is known."""
-    found = [*_settings(simulation, seconds)]
+    found = [*_settings(simulation, seconds, servers)]
     yield from found or [Finding(GREEN, "i-PI", "none of its settings costs speed, and none can hang")]
 
 
-def _settings(simulation: Simulation, seconds: Mapping[str, float]) -> Iterator[Finding]:
+def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int) -> Iterator[Finding]:
     ended = finished(simulation)
     for line in ended:
         yield split(RED, "i-PI", line, SimulationError.exit_code)
-    lines = [line for line in advice(simulation) if line not in ended]
+    lines = [line for line in advice(simulation, servers) if line not in ended]
     for socket in simulation.sockets:
         taken = seconds.get(socket.name, 0.0)
         if 0 < socket.timeout <= 2 * taken:

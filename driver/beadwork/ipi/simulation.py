@@ -324,20 +324,24 @@ def finished(simulation: Simulation) -> list[str]:
     ]
 
 
-def advice(simulation: Simulation) -> list[str]:
-    """Return one sentence for each setting that can hang this simulation or that costs speed."""
+def advice(simulation: Simulation, servers: int = 1) -> list[str]:
+    """Return one sentence for each setting that can hang this simulation or that costs speed.
+
+    servers: how many share its beads.
+    """
     lines = finished(simulation)
     for socket in simulation.sockets:
         count = simulation.structures(socket)
         if count == 0:
             lines.append(f"{socket.name}: no <force> uses it, so i-PI will never ask it")
             continue
-        lines += [f"{socket.name}: {line}" for line in _advice(socket, count)]
+        lines += [f"{socket.name}: {line}" for line in _advice(socket, count, servers)]
     return lines
 
 
-def _advice(socket: Socket, count: int) -> Iterator[str]:
+def _advice(socket: Socket, count: int, servers: int) -> Iterator[str]:
     batched = socket.batch_size > 1
+    share = -(-count // servers)
     # the copies made by an <ffrotations> are unknown here, so nothing is said of their number
     counted = not socket.rotated
     if socket.timeout > 0:
@@ -345,15 +349,20 @@ def _advice(socket: Socket, count: int) -> Iterator[str]:
             f"timeout {socket.timeout:g} s drops a client that computes for longer and sends its beads again, for "
             "ever if every step is that slow; set <timeout> 0"
         )
-    if counted and not batched and count > 1:
+    if counted and servers > count:
+        yield f"{servers} servers share the {count} structures of a step: some have nothing to do; start fewer"
+    if counted and not batched and share > 1:
         yield (
             f"without batching, {count} structures a step need {count} connections and as many messages; "
-            f"<batch_size> {count} sends them in one (i-PI 3.3)"
+            f"<batch_size> {share} sends them in {'one' if servers == 1 else 'one a server'} (i-PI 3.3)"
         )
-    if counted and batched and socket.batch_size != count:
+    if counted and batched and socket.batch_size != share:
         yield (
             f"batch_size {socket.batch_size} does not equal the {count} structures of a step, so batches are padded "
             f"or come in turns; set <batch_size> {count}"
+            if servers == 1
+            else f"batch_size {socket.batch_size} does not cut the {count} structures of a step into one piece for "
+            f"each of {servers} servers, so that some wait for others; set <batch_size> {share}"
         )
     if counted and not batched and socket.slots < min(count, 5):
         yield (
