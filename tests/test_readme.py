@@ -21,21 +21,24 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The few lines from Python, as they stand, on the shipped models."""
+def test_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few lines from Python, as they stand, on the shipped models and two frames where the demonstration's lie."""
     block = re.search(r"## From Python\n\n((?:    .*\n)+)", README)
     assert block is not None
     lines = [line[4:] for line in block[1].splitlines()]
-    monkeypatch.chdir(ROOT)
     water = ase.io.read(ROOT / "inputs" / "water" / "init.xyz")
     water.set_cell([9.86, 9.86, 9.86])
     water.set_pbc(True)
-    names: dict[str, object] = {"frames": [water, water], "atoms": water}
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "demo").mkdir()
+    ase.io.write(tmp_path / "demo" / "frames.xyz", [water, water], format="extxyz")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
     exec("\n".join(lines), names)
     answer = names["answer"]
     assert answer.energies.shape == (2,)  # type: ignore[attr-defined]
     assert answer.force_spread.shape == (2 * 96,)  # type: ignore[attr-defined]
-    assert water.get_potential_energy() == pytest.approx(answer.energies[0], abs=1e-9)  # type: ignore[attr-defined]
+    assert names["frames"][0].get_potential_energy() == pytest.approx(answer.energies[0], abs=1e-9)  # type: ignore[attr-defined]
     # the mean of the frames that were trained on: -469.205 eV a molecule, and -0.170 eV of D3
     assert np.allclose(answer.energies / 32, -469.375, atol=0.3)  # type: ignore[attr-defined]
 
