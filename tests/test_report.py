@@ -70,7 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in range(STEPS + 1):
         seconds = {"idle": 0.05, "baseline (torchscript, float64)": 0.15}
         spread = 0.01 * (step + 1)
-        record(Evaluated("s", step, BEADS, BEADS, -1.0, 0.003, spread, seconds, {"O": spread / 2, "H": spread / 3}))
+        record(Evaluated("s", step, BEADS, -1.0, 0.003, spread, seconds, {"O": spread / 2, "H": spread / 3}))
         if step % 2:
             row = queue.add(kept(step, spread, "f" * 64))
             record(Kept(row or 0, step, 0, spread))

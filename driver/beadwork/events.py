@@ -20,16 +20,14 @@ class Note:
 class Evaluated:
     """One evaluation has been answered.
 
-    step: complete rings answered before this one, the start structure being step 0. requested: distinct structures in
-    it. evaluated: structures that a model saw. energy: mean potential energy a structure. energy_spread: mean over
-    the structures, None without a committee. force_spread: the largest of any atom. seconds: where the time went, by
-    name ("idle" is i-PI's). element_spread: root mean square of the force spread over the atoms of an element in all
-    structures, by its symbol.
+    step: complete rings answered before this one, the start structure being step 0. evaluated: distinct structures in
+    it. energy: mean potential energy a structure. energy_spread: mean over the structures, None without a committee.
+    force_spread: the largest of any atom. seconds: where the time went, by name ("idle" is i-PI's). element_spread:
+    root mean square of the force spread over the atoms of an element in all structures, by its symbol.
     """
 
     address: str
     step: int
-    requested: int
     evaluated: int
     energy: float
     energy_spread: float | None

@@ -281,7 +281,6 @@ class Server:
             Evaluated(
                 address=str(service.line.address),
                 step=step,
-                requested=len(frames),
                 evaluated=len(frames),
                 energy=float(evaluation.energies.mean()),
                 energy_spread=None if spread is None else float(spread.energy.mean()),

@@ -24,7 +24,7 @@ LOOPBACK, EVERYWHERE = "0100007F", "00000000"  # as /proc/net/tcp has them
 
 def event(step: int) -> Evaluated:
     """Four structures in half a second."""
-    return Evaluated("a", step, 4, 4, -1.5, 0.01, 0.02, {"idle": 0.1, "graph": 0.1, "delta-0 (native)": 0.4})
+    return Evaluated("a", step, 4, -1.5, 0.01, 0.02, {"idle": 0.1, "graph": 0.1, "delta-0 (native)": 0.4})
 
 
 class Facts:

@@ -109,8 +109,8 @@ def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
     """Whoever reads the first six columns reads them still; older files have no more, and a torn line is left out."""
     record = Record(tmp_path, ["O", "H"], {"beads": 4, "simulation": "a.xml"})
     seconds = {"model": 0.01}
-    record(Evaluated("a", 0, 1, 1, -1.0, 0.1, 0.2, seconds, {"H": 0.03, "O": 0.04}))
-    record(Evaluated("b", 1, 1, 1, -1.0, None, None, seconds))
+    record(Evaluated("a", 0, 1, -1.0, 0.1, 0.2, seconds, {"H": 0.03, "O": 0.04}))
+    record(Evaluated("b", 1, 1, -1.0, None, None, seconds))
     record.close(record.summary())
     path = tmp_path / "beadwork.out"
     assert read_record(path).shape == (2, 6)

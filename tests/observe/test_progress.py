@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def event(step: int, spread: float | None = 0.01, idle: float = 0.1) -> Evaluated:
     """One evaluation of a second: by default a tenth is i-PI's, the graph takes a tenth, two models the rest."""
     seconds = {"idle": idle, "graph": 0.1, "base (native)": 0.5, "delta (native)": 0.25, "reduce": 0.03, "send": 0.02}
-    return Evaluated("a", step, 4, 4, -1.0, spread, spread, seconds)
+    return Evaluated("a", step, 4, -1.0, spread, spread, seconds)
 
 
 def feed(clock: Clock, *watchers: object, steps: range, each: float = 2.0, spread: float = 0.01) -> None:

@@ -17,7 +17,7 @@ from beadwork.observe.record import Record
 def event(step: int, structures: int, spread: float | None = 0.01) -> Evaluated:
     """One evaluation of 20 ms, half of it i-PI's."""
     seconds = {"idle": 0.01, "model": 0.01}
-    return Evaluated("a", step, structures, structures, -1.0, spread, spread, seconds)
+    return Evaluated("a", step, structures, -1.0, spread, spread, seconds)
 
 
 def test_structures_are_counted_against_ipis_own_steps(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_multiple_time_steps_are_counted_by_the_rarest(tmp_path: Path) -> None:
     record, pace = Record(tmp_path), Pace(forcefields=2)
     for number in range(1, 9):
         for watcher in (record, pace):
-            watcher(Evaluated("baseline", number, 4, 4, -1.0, None, None, {"model": 0.1}))
+            watcher(Evaluated("baseline", number, 4, -1.0, None, None, {"model": 0.1}))
             if number % 4 == 0:
-                watcher(Evaluated("delta", number // 4, 1, 1, -1.0, 0.1, 0.1, {"model": 0.1}))
+                watcher(Evaluated("delta", number // 4, 1, -1.0, 0.1, 0.1, {"model": 0.1}))
     summary = record.summary()
     record.close(summary)
     assert pace.step == 2

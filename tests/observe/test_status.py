@@ -26,7 +26,7 @@ from beadwork.observe.status import ENDED, HANGS, RUNNING, Status, birth, read, 
 
 def event(step: int) -> Evaluated:
     """One evaluation."""
-    return Evaluated("a", step, 4, 4, -1.0, 0.01, 0.02, {"idle": 0.1, "model": 0.3})
+    return Evaluated("a", step, 4, -1.0, 0.01, 0.02, {"idle": 0.1, "model": 0.3})
 
 
 def facts() -> dict[str, Any]:

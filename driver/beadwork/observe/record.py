@@ -39,7 +39,6 @@ class Record:
         self._seconds: Counter[str] = Counter()
         self._evaluations = 0
         self._steps: dict[str, int] = {}  # counted without gaps, so the last one says how many there were
-        self._requested = 0
         self._evaluated = 0
         self._spread_sum = 0.0
         self._spread_most = 0.0
@@ -77,7 +76,6 @@ class Record:
         self._seconds.update(event.seconds)
         self._evaluations += 1
         self._steps[event.address] = max(self._steps.get(event.address, 0), event.step)
-        self._requested += event.requested
         self._evaluated += event.evaluated
         if event.energy_spread is not None and event.force_spread is not None:
             self._energy_spread_sum += event.energy_spread
