@@ -1,6 +1,6 @@
 """The rows that need no i-PI: graphs against MACE's, and how our own evaluation scales. Prints JSON.
 
-`python benchmarks/parts.py graph|scaling [--quick] [--threads N] --models FOLDER`
+`python benchmarks/parts.py graph|scaling|step [--quick] [--threads N] --models FOLDER`
 """
 
 from __future__ import annotations
@@ -83,27 +83,39 @@ def _vectors(batch: Any) -> Any:
 
 
 def scaling(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Seconds of one evaluation, median, against beads and atoms."""
+    """Seconds of one evaluation against beads and atoms, the median of the rounds in which the sizes take turns."""
     from beadwork.potential.delta import Potential
     from beadwork.potential.engines import open_engine
 
     size = plan.loop
-    bundle = models(folder, size.channels, size.cutoff, 1)[0]
-    series: dict[str, list[dict[str, float]]] = {"beads": [], "atoms": []}
+    potential = Potential(open_engine(models(folder, size.channels, size.cutoff, 1)[0], "native", "float64", "cpu"))
     cases = [("beads", beads, size.waters) for beads in plan.scaling_beads]
     cases += [("atoms", 1, waters) for waters in plan.scaling_waters]
-    for name, beads, waters in cases:
-        potential = Potential(open_engine(bundle, "native", "float64", "cpu"))
-        structures = frames(water(waters), beads)
-        potential.evaluate(structures)
-        seconds = [timed(potential.evaluate, structures) for _ in range(plan.steps)]
-        series[name].append({"beads": beads, "atoms": 3 * waters, "seconds": float(np.median(seconds))})
+    structures = [frames(water(waters), beads) for _, beads, waters in cases]
+    seconds = np.array([[timed(potential.evaluate, some) for some in structures] for _ in range(1 + plan.rounds)])
+    series: dict[str, list[dict[str, float]]] = {"beads": [], "atoms": []}
+    for (name, beads, waters), middle in zip(cases, np.median(seconds[1:], axis=0), strict=True):
+        series[name].append({"beads": beads, "atoms": 3 * waters, "seconds": float(middle)})
     return series
+
+
+def step(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Where an evaluation's time goes, with a committee: medians of each part, seconds."""
+    from beadwork.potential.delta import Potential
+    from beadwork.potential.engines import open_engine
+
+    size = plan.loop
+    bundles = models(folder, size.channels, size.cutoff, 1 + size.members)
+    baseline, *members = (open_engine(bundle, "native", "float64", "cpu") for bundle in bundles)
+    potential = Potential(baseline, members)
+    structures = frames(water(size.waters), size.beads)
+    parts = [potential.evaluate(structures).seconds for _ in range(1 + plan.steps)][1:]
+    return {"seconds": {name: float(np.median([part[name] for part in parts])) for name in parts[0]}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("graph", "scaling"))
+    parser.add_argument("part", choices=("graph", "scaling", "step"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", type=Path, required=True)
@@ -112,7 +124,11 @@ def main() -> None:
 
     set_threads(args.threads)
     plan = QUICK if args.quick else Plan()
-    answer = graph(plan) if args.part == "graph" else scaling(plan, args.models)
+    answer = {
+        "graph": lambda: graph(plan),
+        "scaling": lambda: scaling(plan, args.models),
+        "step": lambda: step(plan, args.models),
+    }[args.part]()
     print(json.dumps({**answer, "threads": os.environ["OMP_NUM_THREADS"]}))
 
 

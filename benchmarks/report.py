@@ -109,11 +109,52 @@ def table(data: dict[str, Any]) -> str:
     lines.append(
         _line(["wire, gather, reply, extras", NAMES["gas"], *wire, known, str(len(got)), f"≤ {WIRE_MOST}", "", verdict])
     )
-    lines += _scaling(data) + _settings(data)
+    lines += [_line(row) for row in _growth(data)]
+    lines += _parts(data) + _scaling(data) + _settings(data)
     if data["errors"]:
         lines += ["", "## What failed", ""]
         lines += [f"- {name}: {why}" for name, why in data["errors"].items()]
     return "\n".join(lines) + "\n"
+
+
+def exponents(data: dict[str, Any]) -> dict[str, float]:
+    """b of time = a * atoms^b, fitted to each series of sizes."""
+    found = {}
+    for series in ("beads", "atoms"):
+        cases = data.get("scaling", {}).get(series, [])
+        if len(cases) > 1:
+            atoms = np.log([c["beads"] * c["atoms"] for c in cases])
+            found[series] = float(np.polyfit(atoms, np.log([c["seconds"] for c in cases]), 1)[0])
+    return found
+
+
+def _growth(data: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for series, exponent in exponents(data).items():
+        cases = data["scaling"][series]
+        what = f"{series} {cases[0][series]} to {cases[-1][series]}"
+        times = [_ms(cases[-1]["seconds"]), _ms(cases[0]["seconds"])]
+        verdict = "shown" if exponent <= 1 else "missed"
+        known = f"time grows as the work to the {exponent:.2f}"
+        rows.append([what, "itself (most and least)", *times, known, str(data["plan"]["rounds"]), "≤ 1", "", verdict])
+    return rows
+
+
+def _parts(data: dict[str, Any]) -> list[str]:
+    if "step" not in data:
+        return []
+    parts = data["step"]["seconds"]
+    whole = sum(parts.values())
+    lines = ["", f"## Where an evaluation goes: baseline and committee, {data['step']['threads']} threads", ""]
+    lines += [_line(["part", "ms", "%"]), _line(["---"] * 3)]
+    lines += [_line([name, _ms(value), f"{100 * value / whole:.2f}"]) for name, value in parts.items()]
+    return [
+        *lines,
+        "",
+        "The reduction holds the sum and the spreads of energy and forces. The mean Δ force that is served needs every "
+        "member's forces at every step, so the reduction is the most that a force spread at every k-th step could save: "
+        "it is no option of beadwork.",
+    ]
 
 
 def _scaling(data: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from report import report
 from system import QUICK, Plan, Size, models
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("beadwork", "ipi", "mace-torch", "torch", "symmetrix-xl", "ase", "numpy", "vesin", "e3nn")
+PACKAGES = ("beadwork", "ipi", "mace-torch", "torch", "symmetrix-xl", "ase", "numpy", "numba", "vesin", "e3nn")
 #: potential at step 0 and at the last step, of its own size; forces of the largest one (i-PI prints six digits)
 TOLERANCE = {"potential": 1e-6, "force": 2e-5, "trajectory": 1e-4}
 #: seconds kept back for a last word
@@ -126,7 +126,7 @@ class Bench:
         say(name)
         folder = self.work / f"models-{self.plan.loop.channels}-{self.plan.loop.cutoff:g}"
         folder.mkdir(parents=True, exist_ok=True)
-        models(folder, self.plan.loop.channels, self.plan.loop.cutoff, 1)
+        models(folder, self.plan.loop.channels, self.plan.loop.cutoff, 1 + self.plan.loop.members)
         command = [sys.executable, str(ROOT / "benchmarks" / "parts.py"), name, "--models", str(folder)]
         command += ["--threads", str(threads), *(["--quick"] if self.plan == QUICK else [])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
@@ -299,6 +299,7 @@ def main() -> None:
     stages: list[Callable[[], None]] = [
         lambda: bench.parts("graph", 1),
         lambda: bench.parts("scaling", bench.cores),
+        lambda: bench.parts("step", bench.cores),
         *(lambda name=name: bench.search(name, wire, plan.wire_steps, 10) for name in GROUPS["wire"]),
         lambda: bench.group("wire", wire, plan.wire_steps, 10, 0.3),
         *(lambda name=name: bench.search(name, plan.search, 1, 1) for name in GROUPS["loop"] + GROUPS["committee"]),
