@@ -37,6 +37,10 @@ def test_toml_and_command_line_join(tmp_path: Path) -> None:
         ('simulation = "a"\ndelta = ["b"]\nat = {x = "sum"}', "no --baseline"),
         ('simulation = "a"\nbaseline = "b"\nat = {x = "delta"}', "no --delta"),
         ('simulation = "a"\nbaseline = "b"\npatience = -1', "cannot be negative"),
+        ('simulation = "a"\nbaseline = "b"\ndevices = ["gpu"]', "'gpu'; it wants cpu, cuda or cuda:N"),
+        ('simulation = "a"\nbaseline = "b"\ndevices = ["all", "cpu"]', "all alone"),
+        ('simulation = "a"\nbaseline = "b"\ndevices = ["cpu"]\ndevice = "cuda"', "choose one"),
+        ('simulation = "a"\nbaseline = "b"\ndevices = ["cpu", "cpu"]\nservers = 1', "each of which is a server"),
     ],
 )
 def test_what_cannot_be_run_is_refused(tmp_path: Path, text: str, sentence: str) -> None:

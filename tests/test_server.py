@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,3 +89,34 @@ def test_steps_without_a_fixed_ring_are_evaluations() -> None:
     """Where steps differ (a forcefield used twice), evaluations are counted."""
     one, ring = service(None), np.random.default_rng(0).normal(size=(4, 3, 3))
     assert [one.count(ring), one.count(ring[:1]), one.count(ring)] == [0, 1, 2]
+
+
+def several(ring: int, servers: int) -> Service:
+    """One of several servers."""
+    return Service(Line(Address(Path("nowhere"))), committee(), np.array([8, 1, 1]), ring, servers=servers)
+
+
+def test_one_of_several_counts_a_step_when_a_connection_asks_again() -> None:
+    """However unevenly i-PI shares the beads, and in however many pieces, a connection gets a bead once a step."""
+    one, ring = several(8, 3), np.random.default_rng(0).normal(size=(8, 3, 3))
+    peers: list[Any] = [object() for _ in range(3)]
+    steps = [
+        one.count(ring[:1], peers),  # all beads in one place
+        one.count(ring[:1], peers[:1]),
+        one.count(ring[:3] + 1, peers),
+        one.count(ring[:2] + 2, peers[:2]),  # i-PI's polling thread woke early
+        one.count(ring[2:3] + 2, peers[2:]),
+        one.count(ring[:2] + 3, peers[:2]),  # and now this one gets less
+        one.count(ring[:2] + 4, peers[:2]),
+    ]
+    assert steps == [0, 0, 1, 2, 2, 3, 4]
+
+
+def test_one_of_several_claims_no_bead_and_waits_for_no_ring() -> None:
+    """It sees a part of the ring, so it knows of no bead, and answers what its connections have sent."""
+    one = several(8, 2)
+    assert one.beads is None
+    one.gather.join("a")  # type: ignore[arg-type]
+    one.gather.arrived("a", 3, now=0.0)  # type: ignore[arg-type]
+    assert one.gather.take(0.0) == ["a"]
+    assert several(8, 1).beads is not None

@@ -148,8 +148,13 @@ class Child:
 
     def answered(self) -> int:
         """Structures, by all servers that this device has had."""
-        records = [folder / "beadwork.out" for folder in (*self.folders, self.folder)]
-        return sum(int(read_record(record)[:, 1].sum()) for record in records if record.exists())
+        return sum(map(_answered, (*self.folders, self.folder)))
+
+
+def _answered(folder: Path) -> int:
+    """Structures that a server has answered, whether it could say so in the end or not."""
+    record = folder / "beadwork.out"
+    return int(read_record(record)[:, 1].sum()) if record.exists() else 0
 
 
 def _put_aside(folder: Path) -> Path:
@@ -193,6 +198,9 @@ class Devices:
                     time.sleep(PULSE)
             finally:
                 self._send(signal.SIGTERM)  # where this process fails, the servers end as they always do
+                for child in self._children:
+                    if child.process:
+                        child.process.wait()
         code = 128 + self._signal if self._signal else max(child.verdict for child in self._children)
         self._sum_up(code)
         return code
@@ -227,7 +235,7 @@ class Devices:
             self._say(f"{child.name} {said}, after i-PI had ended")
             return
         # what a model says of a structure it will say again; a device may be better the next time
-        mends = code < 0 or code == 1 or (code in FAILED and read_record(child.folder / "beadwork.out").size)
+        mends = code < 0 or code == 1 or (code in FAILED and _answered(child.folder) > 0)
         if time.monotonic() - child.began > LONG:
             child.failures = 0
         others = sum(other.process is not None for other in self._children)

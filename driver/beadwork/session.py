@@ -71,6 +71,11 @@ class Session:
         simulation = read(Path(config.simulation))
         self._restart = _written(simulation.directory / "RESTART")
         self._notes += advice(simulation, config.servers or 1)
+        if config.servers > 1:
+            self._notes.append(
+                f"one of {config.servers} servers, which does not know which bead is which; its steps are i-PI's as "
+                "long as all of them answer, and go faster where one is missing"
+            )
         folder = Path(config.out)
         total = simulation.total_steps
         pace = Pace(simulation.systems[0].timestep, len(config.at) or 1, simulation.step)

@@ -357,6 +357,24 @@ def test_advice(write, settings, said):
         assert sum(said in line for line in lines) == 1
 
 
+@pytest.mark.parametrize(
+    ("servers", "settings", "said"),
+    [
+        (2, "<batch_size>2</batch_size><latency>1e-3</latency>", None),
+        (3, "<batch_size>2</batch_size><latency>1e-3</latency>", None),
+        (4, "", None),
+        (2, "<batch_size>4</batch_size><latency>1e-3</latency>", "set <batch_size> 2"),
+        (2, "", "<batch_size> 2 sends them in one a server"),
+        (5, "<batch_size>1</batch_size>", "5 servers share the 4 structures"),
+    ],
+)
+def test_advice_for_several_servers(write, servers, settings, said):
+    """Each server is to get one piece of every step, and no more servers than there are pieces."""
+    lines = advice(read(write(FORCEFIELD.replace("</ffsocket>", settings + "</ffsocket>") + SYSTEM)), servers)
+    lines = [line for line in lines if "slots" not in line]
+    assert lines == [] if said is None else said in lines[0]
+
+
 def test_advice_on_attributes(write):
     """Matching, wrapping and an unused socket are attributes' business, and have their lines too."""
     batched = FORCEFIELD.replace("</ffsocket>", "<batch_size>4</batch_size><latency>1</latency></ffsocket>")
