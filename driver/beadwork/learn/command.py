@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import string
 import subprocess
 import tempfile
@@ -21,6 +19,7 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.learn.constants import BOHR, HARTREE
 from beadwork.learn.label import Label, as_json
+from beadwork.learn.program import run
 
 #: what the command says on stdout and stderr
 OUTPUT = "output"
@@ -194,26 +193,12 @@ class Command:
         return filled
 
     def _run(self, folder: Path) -> None:
-        with (folder / OUTPUT).open("wb") as output:
-            try:
-                process = subprocess.Popen(
-                    list(self.command),
-                    cwd=folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise LabelError(f"{self.command[0]} cannot be started: {error.strerror}") from error
-            try:
-                code = process.wait(self.timeout)
-            except subprocess.TimeoutExpired:
-                raise LabelError(f"{self.code} was stopped after {self.timeout:g} s; see {folder}") from None
-            finally:  # also when this process is interrupted
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+        try:
+            code = run(self.command, folder, folder / OUTPUT, self.timeout)
+        except OSError as error:
+            raise LabelError(f"{self.command[0]} cannot be started: {error.strerror}") from error
+        except subprocess.TimeoutExpired:
+            raise LabelError(f"{self.code} was stopped after {self.timeout:g} s; see {folder}") from None
         if code:
             said = (folder / OUTPUT).read_text(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -28,6 +27,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.learn import qmc_env
 from beadwork.learn.constants import BOHR, HARTREE
 from beadwork.learn.label import Label
+from beadwork.learn.program import run
 
 SAMPLERS = ("vmc", "lrdmc")
 DETERMINANTS = ("JSD", "JAGP")
@@ -211,23 +211,14 @@ class JQMC:
         (folder / "job.json").write_text(json.dumps(job, indent=1))
         # isolated: no PYTHONPATH, and no module of ours that stands beside the driver
         command = [str(python), "-I", str(DRIVER), "job.json", "result.json"]
-        with (folder / "driver.log").open("wb") as log:
-            try:
-                process = subprocess.Popen(
-                    command, cwd=folder, stdout=log, stderr=log, env=_environment(), start_new_session=True
-                )
-            except OSError as error:
-                raise LabelError(f"jQMC could not be started: {error}; make its environment again") from error
-            try:
-                code = process.wait(self.timeout)
-            except subprocess.TimeoutExpired:
-                raise LabelError(
-                    f"jQMC was stopped after {self.timeout} s, see {folder}; raise timeout, or ask for less"
-                ) from None
-            finally:  # also when this process is interrupted
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+        try:
+            code = run(command, folder, folder / "driver.log", self.timeout, _environment())
+        except OSError as error:
+            raise LabelError(f"jQMC could not be started: {error}; make its environment again") from error
+        except subprocess.TimeoutExpired:
+            raise LabelError(
+                f"jQMC was stopped after {self.timeout} s, see {folder}; raise timeout, or ask for less"
+            ) from None
         if code:
             raise LabelError(f"jQMC ended with code {code}: {_last_line(folder / 'driver.log')}; see {folder}")
         try:
