@@ -87,6 +87,7 @@ def test_what_a_server_is_told_is_what_was_said(monkeypatch: pytest.MonkeyPatch,
     assert command[:4] == [sys.executable, "-m", "beadwork.cli", "serve"]
     assert resolve({"simulation": command[4]}) == replace(child.config, device="cuda")
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert Path(command[4]).stat().st_mode & 0o777 == 0o600  # a queue's address may hold a password
 
 
 def answer(folder: Path) -> str:

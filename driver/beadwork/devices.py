@@ -114,6 +114,8 @@ class Child:
                 (self.folder / stale).unlink(missing_ok=True)
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0]))
             told = self.folder / "serve.toml"
+            told.unlink(missing_ok=True)
+            told.touch(0o600)  # a queue's address may hold a password
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
             with open(self.folder / "beadwork.log", "wb") as log:
                 self.process = subprocess.Popen(
@@ -220,6 +222,8 @@ class Devices:
                     child.process.terminate()
             elif child.again_at is not None and time.monotonic() >= child.again_at:
                 child.start()
+                if self._signal:  # it came meanwhile
+                    self._send(self._signal)
 
     def _finished(self) -> bool:
         """Whether i-PI has said EXIT to one of them."""

@@ -1,0 +1,158 @@
+"""Several servers share the beads of one i-PI; one of them is killed, and nobody else loses anything by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from beadwork.harvest.queue import Queue
+from beadwork.observe.outputs import read_record
+
+BEADS = 8
+
+
+def ports(ipi, folder, batch, steps):
+    """An input whose forcefield listens on loopback."""
+    forcefield = ipi.Forcefield(mode="inet", batch=batch, latency=1e-3)
+    return ipi.Input(folder, [forcefield], beads=BEADS, steps=steps).write()
+
+
+def undisturbed(ipi, start, serve, folder, steps, options):
+    """The same run with one server that has the whole ring polymer."""
+    run = ipi.Input(folder, [ipi.Forcefield(batch=BEADS)], beads=BEADS, steps=steps).write()
+    process = start.ipi(run)
+    assert serve(run, *options) == 0
+    assert process.wait(ipi.PATIENCE) == 0
+    return run
+
+
+def until(ipi, what, *processes):
+    """Wait for something while these run."""
+    end = time.monotonic() + ipi.PATIENCE
+    while not what():
+        assert time.monotonic() < end
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+def answered(folder) -> int:
+    """Structures in a server's record."""
+    return int(read_record(folder / "beadwork.out")[:, 1].sum()) if (folder / "beadwork.out").exists() else 0
+
+
+def served_by(folder) -> int | None:
+    """The server's process, as its own status has it."""
+    return json.loads((folder / "status.json").read_text())["pid"] if (folder / "status.json").exists() else None
+
+
+def steps_done(run) -> int:
+    """What i-PI has written."""
+    path = run.folder / "run.out"
+    return sum(not line.startswith("#") for line in path.read_text().splitlines()) if path.exists() else 0
+
+
+def check_same(run, calm) -> float:
+    """The trajectory is that of the undisturbed run; returns how far the positions are off."""
+    for name, expected in calm.properties().items():
+        np.testing.assert_allclose(run.properties()[name], expected, rtol=1e-7, atol=0, err_msg=name)
+    np.testing.assert_allclose(run.positions(), calm.positions(), rtol=1e-7, atol=0)
+    return float(np.abs(run.positions() / calm.positions() - 1).max())
+
+
+@pytest.mark.fault("one of several servers is killed", "kill -9 in mid-run of one of two, --devices cpu,cpu; real i-PI")
+def test_one_is_killed(ipi, models, start, serve, fault, tmp_path) -> None:
+    """i-PI goes on with the other at once; every bead of every step is answered, once, as by one server alone."""
+    options = ["--baseline", models.baseline, "--engine", "native"]
+    steps = 30
+    run = ports(ipi, tmp_path / "run", BEADS // 2, steps)
+    server = start.beadwork("serve", run, *options, "--devices", "cpu,cpu")
+    folders = [run.folder / f"dev-{number}" for number in (0, 1)]
+    until(ipi, lambda: all((folder / "beadwork.out").exists() for folder in folders), server)
+    process = start.ipi(run)
+    until(ipi, lambda: min(map(answered, folders)) >= 20, process)
+    os.kill(served_by(folders[0]), signal.SIGKILL)
+    begun = steps_done(run)
+    assert begun < steps - 5, "i-PI has all but ended before the kill"
+    assert process.wait(ipi.PATIENCE) == 0
+    assert server.wait(ipi.PATIENCE) == 0
+    log = start.log(server)
+    assert "dev-0 (cpu) was killed by SIGKILL; i-PI sends its beads to the 1 left; it is started again in 1 s" in log
+    off = check_same(run, undisturbed(ipi, start, serve, tmp_path / "calm", steps, options))
+    summary = json.loads((run.folder / "summary.json").read_text())
+    shares = [device["structures_evaluated"] for device in summary["devices"]]
+    assert min(shares) >= 20
+    # at the start all beads are one structure; a server that is killed may take the word of its last answer with it
+    assert BEADS * steps - BEADS <= summary["structures_evaluated"] <= BEADS * (steps + 1)
+    fault(
+        f"exit codes 0 and 0; i-PI did the {steps - begun} steps that were left, its positions within {off:.0e} of an "
+        f"undisturbed run's; {shares[0]} structures answered by the killed one and its successor, {shares[1]} by the "
+        "other"
+    )
+
+
+CASES = [(2, 4), (2, 1), (3, 3), (3, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("servers", "batch"), CASES)
+@pytest.mark.fault(
+    "one of {servers} servers that share a queue is killed, and comes back",
+    "kill -9 in mid-run, --devices, <batch_size> {batch}, i-PI held until the new server is there",
+)
+def test_one_comes_back(ipi, models, start, serve, fault, tmp_path, servers, batch) -> None:
+    """The server that was started again gets its share again; the queue has every frame that it can have, once.
+
+    Every frame of the undisturbed run is kept there by one of the servers, but for those that the killed one had
+    answered and not written yet.
+    """
+    options = ["--baseline", models.baseline, "--delta", *models.delta, "--engine", "native", "--queue", "q.db"]
+    options += ["--keep-force", "0", "--cooldown", "0", "--keep-most", "10000", "--distance", "1e-9"]
+    steps = 60
+    calm = undisturbed(ipi, start, serve, tmp_path / "calm", steps, options)
+    run = ports(ipi, tmp_path / "run", batch, steps)
+    server = start.beadwork("serve", run, *options, "--devices", ",".join(["cpu"] * servers))
+    folders = [run.folder / f"dev-{number}" for number in range(servers)]
+    until(ipi, lambda: all((folder / "beadwork.out").exists() for folder in folders), server)
+    process = start.ipi(run)
+    until(ipi, lambda: min(map(answered, folders)) >= 20, process)
+    victim = served_by(folders[0])
+    os.kill(victim, signal.SIGKILL)
+    killed_at = steps_done(run)
+    until(ipi, lambda: steps_done(run) >= killed_at + 3, process)
+    process.send_signal(signal.SIGSTOP)
+    until(ipi, lambda: (folders[0] / "beadwork.out").exists() and served_by(folders[0]) != victim, server)
+    process.send_signal(signal.SIGCONT)
+    before = steps_done(run)
+    assert before < steps - 10, "i-PI has all but ended before the server is back"
+    assert process.wait(5 * ipi.PATIENCE) == 0
+    assert server.wait(ipi.PATIENCE) == 0
+    off = check_same(run, calm)
+    lost_in = run.folder / "dev-0-died-1"
+    again = answered(folders[0])
+    assert answered(lost_in) >= 20
+    assert again >= (steps - before) * BEADS // servers // 2, "the server that came back got little to do"
+    rows, known = Queue(run.folder / "q.db").rows(), Queue(calm.folder / "q.db").rows()
+    places = np.stack([row.kept.frame.positions.ravel() for row in known])
+    nearest = [int(np.abs(places - row.kept.frame.positions.ravel()).max(axis=1).argmin()) for row in rows]
+    for row, index in zip(rows, nearest, strict=True):
+        assert np.abs(places[index] - row.kept.frame.positions.ravel()).max() < 1e-6  # Å
+        np.testing.assert_allclose(row.kept.force_spread, known[index].kept.force_spread, rtol=1e-5)
+        assert row.kept.frame.bead is None
+    # the start, where all beads are one structure, is answered by every server that is there
+    twice = [index for index, count in Counter(nearest).items() if count > 1]
+    assert all(known[index].kept.step == 0 for index in twice), f"{len(twice)} frames are there twice"
+    missing = set(range(len(known))) - set(nearest)
+    assert all(known[index].kept.step <= killed_at + 2 for index in missing), "frames are lost after the kill"
+    assert len(missing) <= answered(lost_in)
+    fault(
+        f"exit codes 0 and 0; positions within {off:.0e} of an undisturbed run's; the new server answered {again} "
+        f"structures of the last {steps - before} steps; {len(rows)} rows in the queue, {len(missing)} of the "
+        f"{len(known)} lost with the server"
+    )
