@@ -152,8 +152,8 @@ def _parts(data: dict[str, Any]) -> list[str]:
         *lines,
         "",
         "The reduction holds the sum and the spreads of energy and forces. The mean Δ force that is served needs every "
-        "member's forces at every step, so the reduction is the most that a force spread at every k-th step could save: "
-        "it is no option of beadwork.",
+        "member's forces at every step, so the reduction is the most that a force spread every k-th step could save: it "
+        "is no option of beadwork.",
     ]
 
 
