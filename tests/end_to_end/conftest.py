@@ -21,6 +21,8 @@ import ase.io
 import numpy as np
 import pytest
 
+from random_models import once, random_mace, write_bundle
+
 BIN = Path(sys.executable).parent
 #: seconds after which something has stalled; a run here takes a few
 PATIENCE = 120.0
@@ -53,50 +55,26 @@ def waters(count: int = 4, seed: int = 1) -> ase.Atoms:
 
 
 def make_model(
-    file: Path,
+    folder: Path,
+    name: str,
     seed: int,
     scale: float,
     repulsion: bool,
     energies: tuple[float, float],
     elements: tuple[int, ...] = (1, 8),
-) -> None:
-    """Save an eager MACE (float64, L = 0) with random weights, of the architecture that the native engine takes."""
-    import torch
-
-    from beadwork.potential.importer import mace_imported
-
-    with mace_imported():
-        from e3nn import o3
-        from mace import modules
-
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        torch.manual_seed(seed)
-        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-        model = modules.ScaleShiftMACE(
-            r_max=3.5,
-            num_bessel=6,
-            num_polynomial_cutoff=5,
-            max_ell=3,
-            interaction_cls=block,
-            interaction_cls_first=block,
-            num_interactions=2,
-            num_elements=len(elements),
-            hidden_irreps=o3.Irreps("8x0e"),
-            MLP_irreps=o3.Irreps("8x0e"),
-            atomic_energies=np.resize(energies, len(elements)),
-            avg_num_neighbors=10.0,
-            atomic_numbers=list(elements),
-            correlation=3,
-            gate=torch.nn.functional.silu,
-            pair_repulsion=repulsion,
-            radial_MLP=[16, 16],
-            radial_type="bessel",
-            atomic_inter_scale=scale,
-            atomic_inter_shift=0.0,
-        )
-        torch.save(model, file)
-        torch.set_default_dtype(before)
+) -> Path:
+    """A bundle of a MACE with random weights (float64, L = 0), and the eager model beside it."""
+    model = random_mace(
+        seed=seed,
+        cutoff=3.5,
+        scale=scale,
+        shift=0.0,
+        neighbors=10.0,
+        energies=energies,
+        elements=elements,
+        zbl=repulsion,
+    )
+    return write_bundle(model, folder, name)
 
 
 @dataclass(frozen=True)
@@ -115,17 +93,14 @@ class Models:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """A baseline with repulsion, which keeps atoms apart, and three Δ models of small forces."""
-    from beadwork.potential.importer import import_model
 
-    folder = tmp_path_factory.mktemp("models")
-    names = ["baseline", *(f"delta-{k}" for k in range(3))]
-    for seed, name in enumerate(names):
-        first = seed == 0
-        make_model(
-            folder / f"{name}.model", seed, 2.0 if first else 0.5, first, (-13.6, -442.0) if first else (0.0, 0.0)
-        )
-        import_model(folder / f"{name}.model", folder / name, trust_pickle=True)
-    return Models(folder / "baseline", tuple(folder / name for name in names[1:]), folder)
+    def make(folder: Path) -> None:
+        make_model(folder, "baseline", 0, 2.0, True, (-13.6, -442.0))
+        for k in range(3):
+            make_model(folder, f"delta-{k}", k + 1, 0.5, False, (0.0, 0.0))
+
+    folder = once(tmp_path_factory, "models", make)
+    return Models(folder / "baseline", tuple(folder / f"delta-{k}" for k in range(3)), folder)
 
 
 @dataclass(frozen=True)

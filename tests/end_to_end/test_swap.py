@@ -32,8 +32,6 @@ def committees(ipi, models, tmp_path_factory):
     """Folders with a committee of two each: old and new, and some that must be refused."""
     import torch
 
-    from beadwork.potential.importer import import_model
-
     root = tmp_path_factory.mktemp("committees")
 
     def committee(name: str, members: list[Path], **card: object) -> Path:
@@ -58,9 +56,8 @@ def committees(ipi, models, tmp_path_factory):
     for parameter in script.parameters():
         parameter.data.fill_(float("nan"))
     torch.jit.save(script, str(made["nan"] / "delta-0" / "model.pt"))
-    ipi.make_model(root / "6.model", 6, 0.5, False, (0.0, 0.0), elements=(1, 6))
-    import_model(root / "6.model", root / "6", trust_pickle=True)
-    made["carbon"] = committee("carbon", [root / "6", root / "6"])
+    carbon = ipi.make_model(root, "6", 6, 0.5, False, (0.0, 0.0), elements=(1, 6))
+    made["carbon"] = committee("carbon", [carbon, carbon])
     made["mixed"] = committee("mixed", new)  # native of another model
     shutil.copy(new[1] / "native.json", made["mixed"] / "delta-0" / "native.json")
     for broken in (made["nan"] / "delta-0", made["mixed"] / "delta-0"):

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from random_models import once, random_mace, write_bundle
+
 
 def _beside(name: str) -> Any:
     """Make a helper in this folder importable under its own name (pytest's importlib mode adds no paths)."""
@@ -33,44 +35,19 @@ def make_mace(
     channels: int, order: int, zbl: bool, seed: int, dtype: str, cutoff: float = 4.5, scale: float = 8.0, heads=None
 ) -> Any:
     """An eager MACE with random weights for H and O, with forces of some eV/Å."""
-    import torch
-
-    from beadwork.potential.importer import mace_imported
-
-    with mace_imported():
-        from e3nn import o3
-        from mace import modules
-
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(getattr(torch, dtype))
-        torch.manual_seed(seed)
-        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-        reference = np.array([-13.6, -442.0])
-        model = modules.ScaleShiftMACE(
-            r_max=cutoff,
-            num_bessel=6,
-            num_polynomial_cutoff=5,
-            max_ell=3,
-            interaction_cls=block,
-            interaction_cls_first=block,
-            num_interactions=2,
-            num_elements=2,
-            hidden_irreps=o3.Irreps(f"{channels}x0e" + (f"+{channels}x1o" if order else "")),
-            MLP_irreps=o3.Irreps("8x0e"),
-            atomic_energies=reference if heads is None else np.stack([reference] * len(heads)),
-            avg_num_neighbors=12.0,
-            atomic_numbers=[1, 8],
-            correlation=3,
-            gate=torch.nn.functional.silu,
-            pair_repulsion=zbl,
-            radial_MLP=[16, 16],
-            radial_type="bessel",
-            heads=heads,
-            atomic_inter_scale=scale if heads is None else [scale] * len(heads),
-            atomic_inter_shift=0.1 if heads is None else [0.1] * len(heads),
-        )
-        torch.set_default_dtype(before)
-    return model
+    return random_mace(
+        seed=seed,
+        cutoff=cutoff,
+        scale=scale,
+        shift=0.1,
+        neighbors=12.0,
+        energies=(-13.6, -442.0),
+        channels=channels,
+        order=order,
+        zbl=zbl,
+        dtype=dtype,
+        heads=heads,
+    )
 
 
 @dataclass(frozen=True)
@@ -79,17 +56,6 @@ class Made:
 
     bundle: Path
     file: Path
-
-
-def _make(folder: Path, name: str, **kwargs: Any) -> Made:
-    import torch
-
-    from beadwork.potential.importer import import_model
-
-    file = folder / f"{name}.model"
-    torch.save(make_mace(**kwargs), file)
-    import_model(file, folder / name, trust_pickle=True)
-    return Made(folder / name, file)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,13 +72,15 @@ def _quiet_threads():
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> dict[str, Made]:
     """Three architectures: invariant with repulsion trained in float32 (the shipped one's kind), and L = 1."""
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "invariant": _make(folder, "invariant", channels=8, order=0, zbl=True, seed=1, dtype="float32"),
-        "vector": _make(
-            folder, "vector", channels=4, order=1, zbl=False, seed=2, dtype="float64", cutoff=4.0, scale=30.0
-        ),
-    }
+
+    def make(folder: Path) -> None:
+        invariant = make_mace(channels=8, order=0, zbl=True, seed=1, dtype="float32")
+        write_bundle(invariant, folder, "invariant")
+        vector = make_mace(channels=4, order=1, zbl=False, seed=2, dtype="float64", cutoff=4.0, scale=30.0)
+        write_bundle(vector, folder, "vector")
+
+    folder = once(tmp_path_factory, "architectures", make)
+    return {name: Made(folder / name, folder / f"{name}.model") for name in ("invariant", "vector")}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,102 @@
+"""MACE models with random weights, and folders that are made once for all workers of a test run.
+
+tests/conftest.py puts this module where every other conftest can import it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def random_mace(
+    *,
+    seed: int,
+    cutoff: float,
+    scale: float,
+    shift: float,
+    neighbors: float,
+    energies: Sequence[float],
+    elements: Sequence[int] = (1, 8),
+    channels: int = 8,
+    order: int = 0,
+    zbl: bool = False,
+    dtype: str = "float64",
+    heads: Sequence[str] | None = None,
+) -> Any:
+    """An eager MACE of the architecture that the native engine takes: max_ell 3, correlation 3, two interactions.
+
+    order: the largest L of the hidden features. zbl: repulsion of close atoms. energies: of the atoms alone, eV.
+    """
+    import torch
+
+    from beadwork.potential.importer import mace_imported
+
+    with mace_imported():
+        from e3nn import o3
+        from mace import modules
+
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, dtype))
+        torch.manual_seed(seed)
+        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        reference = np.resize(energies, len(elements))
+        model = modules.ScaleShiftMACE(
+            r_max=cutoff,
+            num_bessel=6,
+            num_polynomial_cutoff=5,
+            max_ell=3,
+            interaction_cls=block,
+            interaction_cls_first=block,
+            num_interactions=2,
+            num_elements=len(elements),
+            hidden_irreps=o3.Irreps(f"{channels}x0e" + (f"+{channels}x1o" if order else "")),
+            MLP_irreps=o3.Irreps("8x0e"),
+            atomic_energies=reference if heads is None else np.stack([reference] * len(heads)),
+            avg_num_neighbors=neighbors,
+            atomic_numbers=list(elements),
+            correlation=3,
+            gate=torch.nn.functional.silu,
+            pair_repulsion=zbl,
+            radial_MLP=[16, 16],
+            radial_type="bessel",
+            heads=heads,
+            atomic_inter_scale=scale if heads is None else [scale] * len(heads),
+            atomic_inter_shift=shift if heads is None else [shift] * len(heads),
+        )
+        torch.set_default_dtype(before)
+    return model
+
+
+def write_bundle(model: Any, folder: Path, name: str) -> Path:
+    """Save the eager model as NAME.model, make a bundle NAME of it, and return that."""
+    import torch
+
+    from beadwork.potential.importer import import_model
+
+    torch.save(model, folder / f"{name}.model")
+    import_model(folder / f"{name}.model", folder / name, trust_pickle=True)
+    return folder / name
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that whoever comes first fills, of all workers and conftests of this test run; to be read only."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / name
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            part = root / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)  # of one that failed
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
