@@ -1,7 +1,8 @@
 """The benchmark on a GPU: checks first, then medians, then copies, synchronisations and idle time of the device.
 
 `python benchmarks/gpu.py` wants CUDA and writes OUT/gpu.json as it goes; `--loop` adds the full loop with i-PI, against
-`i-pi-py_driver -m mace` batched. `--device cpu --quick` runs the same logic in a tiny case without a GPU.
+`i-pi-py_driver -m mace` batched, `--compiled` torch.compile and cuEquivariance (see compiled.py).
+`--device cpu --quick` runs the same logic in a tiny case without a GPU.
 The native engine's backend is picked by SYMMETRIX_BACKEND (say `cuda13-sm90`), which is recorded.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compiled import compare
 from system import Size, frames, models, water
 
 from beadwork.errors import BeadworkError
@@ -28,6 +30,8 @@ SIZE = Size(beads=32, waters=64, channels=128, dtype="float32", device="cuda")
 TINY = Size(beads=2, waters=8, channels=8, cutoff=4.0, members=2, dtype="float32", device="cpu")
 #: waters of the case in which the device is to be busy
 LARGE = 512
+#: what the profiler calls the evaluation
+CALL = "evaluation"
 #: float32 must agree with float64 within (eV an atom, of the largest force) before anything is timed
 AGREE = (1e-4, 1e-3)
 
@@ -144,24 +148,29 @@ class Gpu:
         }
 
     def profile(self, call: Callable[[], Any]) -> dict[str, float]:
-        """Of one call: share of the time in which the device is busy, kernels, copies, synchronisations."""
-        from torch.profiler import ProfilerActivity, profile
+        """Of one call: share of the time in which the device is busy, kernels, copies each way, synchronisations."""
+        from torch.profiler import ProfilerActivity, profile, record_function
 
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
         call()
         with profile(activities=activities) as seen:
             self.wait()
             begin = time.perf_counter()
-            call()
+            with record_function(CALL):
+                call()
             self.wait()
             wall = 1e6 * (time.perf_counter() - begin)
         events = list(seen.events() or [])
+        during = next(e.time_range for e in events if e.name == CALL)  # without the waits of this method
         device = [e for e in events if e.device_type == self.torch.autograd.DeviceType.CUDA]
         return {
             "busy": busy([(e.time_range.start, e.time_range.end) for e in device]) / wall,
             "kernels": sum("memcpy" not in e.name.lower() and "memset" not in e.name.lower() for e in device),
-            "copies": sum("memcpy" in e.name.lower() for e in device),
-            "synchronisations": sum("Synchronize" in e.name for e in events),
+            "copies_in": sum("memcpy htod" in e.name.lower() for e in device),
+            "copies_out": sum("memcpy dtoh" in e.name.lower() for e in device),
+            "synchronisations": sum(
+                "Synchronize" in e.name and during.start <= e.time_range.start <= during.end for e in events
+            ),
         }
 
     def mace(self) -> dict[str, Any]:
@@ -227,6 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="a tiny case: a check that it works, no measurement")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile and cuEquivariance too")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="of compiled.py, these alone")
     parser.add_argument("--loop", action="store_true", help="the full loop with i-PI too")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench")
@@ -238,6 +249,8 @@ def main() -> None:
         sitting.attempt(name, sitting.engine, name)
         sitting.attempt(f"{name}, large", sitting.large, name)
     sitting.attempt("mace", sitting.mace)
+    if args.compiled:
+        sitting.attempt("compiled", compare, size, sitting.bundles[0], sitting.repeats, args.only)
     if args.loop:
         sitting.attempt("loop", sitting.loop, work)
 
