@@ -135,13 +135,18 @@ ENDS = {
     "died of a bug": (["sys.exit(1)", "DONE sys.exit(0)"], [EXIT], 0, ["ended with exit code 1"]),
     "a device that has served": (["ANSWER sys.exit(4)", "DONE sys.exit(0)"], [EXIT], 0, ["4; i-PI sends its beads"]),
     "a model that is missing": (["DONE sys.exit(4)"], [EXIT], 4, ["exit code 4, and is not started again"]),
-    "out of memory": (["ANSWER sys.exit(12)"] * 4, ["sys.exit(12)"], 12, ["i-PI waits"]),
+    "out of memory": (["ANSWER sys.exit(12)"] * 4, ["sys.exit(12)"], 12, ["no other server is there"]),
     "a mark passed": (["ANSWER sys.exit(11)"], ["ANSWER sys.exit(11)"], 11, ["exit code 11, and is not started"]),
     "the worst counts": (["sys.exit(5)"], ["sys.exit(11)"], 11, []),
     "too late to meet i-PI": (["sys.exit(0)"], ["time.sleep(60)"], 0, []),
     "nobody for one": (["WAIT sys.exit(0)"], ["ANSWER DONE time.sleep(1); sys.exit(8)"], 0, []),
     "late, with frames lost": (["WAIT sys.exit(0)"], ["ANSWER DONE time.sleep(1); sys.exit(9)"], 9, ["had ended"]),
-    "nobody at all": (["sys.exit(8)"], ["sys.exit(8)"], 8, ["exit code 8, and is not started again; i-PI waits"]),
+    "nobody at all": (
+        ["sys.exit(8)"],
+        ["sys.exit(8)"],
+        8,
+        ["exit code 8, and is not started again; no other server is there"],
+    ),
 }
 
 

@@ -243,7 +243,7 @@ class Devices:
         if time.monotonic() - child.began > LONG:
             child.failures = 0
         others = sum(other.process is not None for other in self._children)
-        goes_on = f"i-PI sends its beads to the {others} left" if others else "i-PI waits"
+        goes_on = f"i-PI sends its beads to the {others} left" if others else "no other server is there"
         if mends and child.failures < len(PAUSES):
             pause = PAUSES[child.failures]
             child.failures += 1

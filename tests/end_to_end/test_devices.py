@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from beadwork.cli import main
 from beadwork.harvest.queue import Queue
 from beadwork.observe.outputs import read_record
 
@@ -156,3 +157,65 @@ def test_one_comes_back(ipi, models, start, serve, fault, tmp_path, servers, bat
         f"structures of the last {steps - before} steps; {len(rows)} rows in the queue, {len(missing)} of the "
         f"{len(known)} lost with the server"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.fault("SIGTERM with several servers", "sent to the parent of --devices cpu,cpu in mid-run; real i-PI")
+def test_signal_is_passed_on(ipi, models, start, fault, tmp_path) -> None:
+    """128 + signal; every server ends in order, with its summary, and none is left."""
+    run = ports(ipi, tmp_path / "run", BEADS // 2, 5000)
+    server = start.beadwork("serve", run, "--baseline", models.baseline, "--engine", "native", "--devices", "cpu,cpu")
+    folders = [run.folder / f"dev-{number}" for number in (0, 1)]
+    until(ipi, lambda: all((folder / "beadwork.out").exists() for folder in folders), server)
+    process = start.ipi(run)
+    until(ipi, lambda: min(map(answered, folders)) >= 20, process)
+    begin = time.monotonic()
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(ipi.PATIENCE) == 128 + signal.SIGTERM
+    seconds = time.monotonic() - begin
+    assert process.poll() is None
+    for folder in folders:
+        with pytest.raises(ProcessLookupError):
+            os.kill(served_by(folder), 0)
+        assert (folder / "summary.json").exists()
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert [device["exit_codes"] for device in summary["devices"]] == [[143], [143]]
+    assert main(["status", str(run.folder)]) == 1
+    fault(
+        f"exit code 143 after {seconds:.1f} s, of the parent and of both servers; i-PI waits for others; nothing left"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "the device of one of several servers fails", "an engine that raises 'CUDA error' from its tenth call"
+)
+def test_device_fails(ipi, models, start, serve, fault, monkeypatch, capfd, tmp_path) -> None:
+    """It ends by name and leaves i-PI, whose directory it knows, to the other; a server alone would have stopped it."""
+    from beadwork.potential.torchscript import TorchScriptEngine
+
+    evaluate, calls = TorchScriptEngine.evaluate, []
+
+    def failing(self, graph):
+        calls.append(len(graph))
+        if len(calls) >= 10:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return evaluate(self, graph)
+
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=BEADS // 2, latency=1e-3)], beads=BEADS, steps=200).write()
+    options = ["--baseline", models.baseline, "--engine", "torchscript", "--servers", 2]
+    other = start.beadwork("serve", run, *options, "--out", "other")
+    until(ipi, lambda: (run.folder / "other" / "beadwork.out").exists(), other)
+    process = start.ipi(run)
+    monkeypatch.setattr(TorchScriptEngine, "evaluate", failing)
+    assert serve(run, *options, "--out", "failing") == 4
+    log = capfd.readouterr().err
+    assert "CUDA error" in log
+    assert "i-PI is left to the other servers" in log
+    failed_at = steps_done(run)
+    assert 0 < failed_at < 200
+    assert process.wait(ipi.PATIENCE) == 0
+    assert other.wait(ipi.PATIENCE) == 0
+    assert run.properties()["step"][-1] == 200
+    assert not (run.folder / "EXIT").exists()
+    fault(f"exit code 4 by name, no EXIT file; i-PI did the {200 - failed_at} steps that were left with the other")
