@@ -40,32 +40,50 @@ FIXED = "torch.compile"
 PACKAGES = ("torch", "mace-torch", "e3nn", "cuequivariance", "cuequivariance-torch", "cuequivariance-ops-torch-cu13")
 
 
-class Compiled:
+class Wrapped:
+    """A module that is called in another way; for all else it is the module."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def to(self, *where: Any) -> Wrapped:
+        """Move the module, as torch.nn.Module does."""
+        self._module.to(*where)
+        return self
+
+    def eval(self) -> Wrapped:
+        """Switch the module to evaluation."""
+        self._module.eval()
+        return self
+
+
+class Optimised(Wrapped):
+    """TorchScript with its profiling executor, which may fuse operations and which the engine switches off."""
+
+    def __call__(self, data: dict[str, Any], **options: Any) -> Any:
+        """Evaluate."""
+        import torch
+
+        with torch.jit.optimized_execution(True):
+            return self._module(data, **options)
+
+
+class Compiled(Wrapped):
     """torch.compile of an eager MACE, prepared and called as mace-torch's own calculator does it."""
 
     def __init__(self, module: Any, mode: str, dynamic: bool | None) -> None:
         import torch
 
-        self._module = module
+        super().__init__(module)
         self._compiled = torch.compile(module, mode=mode, dynamic=dynamic)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
     def __call__(self, data: dict[str, Any], **options: Any) -> Any:
         """Evaluate."""
         data["positions"].requires_grad_(True)  # what is compiled cannot do it
         return self._compiled(data, **(options | {"training": True}))
-
-    def to(self, *where: Any) -> Compiled:
-        """Move the module, as torch.nn.Module does."""
-        self._module.to(*where)
-        return self
-
-    def eval(self) -> Compiled:
-        """Switch the module to evaluation."""
-        self._module.eval()
-        return self
 
 
 def eager(file: Path) -> Any:
@@ -100,10 +118,15 @@ def simplified(model: Any) -> Any:
         return simplify(model)
 
 
-def variants(file: Path, device: str) -> dict[str, Callable[[], Any]]:
+def variants(bundle: Path, device: str) -> dict[str, Callable[[], Any]]:
     """What makes each module, by name."""
+    from beadwork.potential.bundle import MODEL
+    from beadwork.potential.torchscript import load_module
+
+    file = bundle.with_suffix(".model")
     with_graphs = "reduce-overhead" if device.startswith("cuda") else "default"
     return {
+        "TorchScript, optimised": lambda: Optimised(load_module(bundle / MODEL, device)),
         "eager": lambda: eager(file),
         FIXED: lambda: Compiled(prepared(eager(file)), with_graphs, False),
         "torch.compile, any size": lambda: Compiled(prepared(eager(file)), "default", True),
@@ -190,7 +213,7 @@ def compare(
 
     with mace_imported(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, make in variants(bundle.with_suffix(".model"), size.device).items():
+        for name, make in variants(bundle, size.device).items():
             if only and name not in only:
                 continue
             found = result["variants"][name] = {}
