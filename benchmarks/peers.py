@@ -151,12 +151,15 @@ def ffcommittee_direct(place: Place, setting: Setting) -> Parts:
 
 
 def _ours(place: Place, setting: Setting, engine: str, members: int) -> Parts:
-    words = ["serve", "input.xml", "--engine", engine, "--threads", str(setting.threads or 0), "--out", "ours"]
+    words = ["serve", "input.xml", "--engine", engine, "--threads", str(setting.threads or 0)]
     words += ["--device", place.size.device, "--dtype", place.size.dtype, "--baseline", str(place.bundles[0])]
     if members:
         words += ["--delta", *map(str, place.bundles[1 : 1 + members])]
-    xml = _socket("ff", place, setting, place.size.beads)
-    return Parts(xml, "<force forcefield='ff'/>", [_python("-m", "beadwork.cli", *words)])
+    if setting.clients > 1:
+        words += ["--servers", str(setting.clients)]
+    xml = _socket("ff", place, setting, -(-place.size.beads // setting.clients))
+    commands = [_python("-m", "beadwork.cli", *words, "--out", f"ours-{k}") for k in range(setting.clients)]
+    return Parts(xml, "<force forcefield='ff'/>", commands)
 
 
 def ours_native(place: Place, setting: Setting) -> Parts:

@@ -50,10 +50,10 @@ def candidates(cores: int) -> dict[str, list[Choice]]:
         "P2": [(p.py_driver_batched, s) for s in (*waits, replace(split, latency=1e-3))],
         "P3": [(p.ffdirect, all_), (p.ffdirect, one)],
         "P4": [(p.ase_client, all_), (p.ase_client, split)],
-        "torchscript": [(p.ours_torchscript, s) for s in waits],
-        "native": [(p.ours_native, s) for s in (all_, *waits)],
+        "torchscript": [(p.ours_torchscript, s) for s in (*waits, replace(split, latency=1e-3))],
+        "native": [(p.ours_native, s) for s in (all_, *waits, replace(split, latency=1e-3))],
         "P5": [(p.ffcommittee_sockets, one), (p.ffcommittee_direct, all_)],
-        "committee": [(p.ours_committee, s) for s in waits],
+        "committee": [(p.ours_committee, s) for s in (*waits, replace(split, latency=1e-3))],
         "gas": [(p.gas, s) for s in (one, replace(one, latency=1e-3))],
         "zero": [(p.ours_zero, s) for s in (one, replace(one, latency=1e-3))],
     }
