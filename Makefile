@@ -16,8 +16,9 @@ install: $(VENV)/installed ## make .venv and install beadwork with everything th
 demo: install ## 16 beads of 32 waters at 300 K with real i-PI, 120 steps; everything lands in demo/
 	rm -rf demo && mkdir demo && cp inputs/water/* demo/
 	cd demo && ../$(BIN)/beadwork run run.toml
+# by file, in the order of the folders: left to itself xdist begins with the files of most tests and ends with the longest
 test: install ## the test suite, under ten minutes on two cores
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 test-full: install ## the same and what is slow or needs a browser or a database
 	$(BIN)/python -m pytest
 kill-loop: install ## kill -9 in each stage of beadwork learn, and between write and commit: twelve in all
