@@ -90,6 +90,11 @@ class Fault:
         return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
+def _counted(text: str) -> str:
+    """The text with numbers that sort as numbers."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(9), text)
+
+
 class FaultTable:
     """Listens to every report, and writes the table when all is done."""
 
@@ -123,7 +128,7 @@ class FaultTable:
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Iterator[None]:
         """Write the table, whatever the outcome."""
-        rows = sorted(self._rows.values(), key=lambda row: (row.fault.lower(), row.provoked))
+        rows = sorted(self._rows.values(), key=lambda row: (_counted(row.fault.lower()), _counted(row.provoked)))
         passed = sum(row.row().endswith("| yes |") for row in rows)
         used = ", ".join(f"{name} {version(name)}" for name in ("beadwork", "ipi", "torch", "ase"))
         self._path.write_text(

@@ -285,12 +285,15 @@ class Failing:
             raise sqlite3.OperationalError("disk I/O error")
 
 
-@pytest.mark.parametrize("forever", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("forever", "which"),
+    [(False, "that one alone"), pytest.param(True, "it and all after it", marks=pytest.mark.slow)],
+)
 @pytest.mark.fault(
     "a queue write fails at its n-th operation",
-    "every statement and commit of a write in turn; from then on: {forever}",
+    "SQLite's connection raises 'disk I/O error', for every n from the first statement to the last commit: {which}",
 )
-def test_every_operation_fails(make_kept, fault: Say, tmp_path: Path, monkeypatch, forever) -> None:
+def test_every_operation_fails(make_kept, fault: Say, tmp_path: Path, monkeypatch, forever, which) -> None:
     """For every n: nothing is half written, what was reported is there, and once the disk works again all is there."""
     monkeypatch.setattr(writer, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(writer, "_LONGEST_PAUSE", 0.002)

@@ -72,7 +72,9 @@ def _evil(file: Path, how: str, proof: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "inside TorchScript"])
-@pytest.mark.fault("a pickle with a payload as a bundle's model.pt", "{how}; the card's hash is the file's own")
+@pytest.mark.fault(
+    "a pickle with a payload as a bundle's model.pt", "written as {how}; the card's hash is the file's own"
+)
 def test_pickle_in_a_bundle_is_not_run(tmp_path: Path, fault: Callable[[str], None], how: str) -> None:
     """A bundle from elsewhere is data: whatever its model.pt really is, loading it runs no pickle's code."""
     from beadwork.potential.importer import import_model
@@ -145,7 +147,10 @@ def test_kernels_of_others_are_not_run(
 
 
 @pytest.mark.slow
-@pytest.mark.fault("inet", "real i-PI over inet, a committee, a queue; every connect and bind of the server is audited")
+@pytest.mark.fault(
+    "a connection that nobody asked for",
+    "looked for: real i-PI over inet, a committee, a queue; every connect and bind of the server is audited",
+)
 def test_inet_connects_only_where_told(
     ipi: SimpleNamespace, models: Any, start: Any, tmp_path: Path, fault: Callable[[str], None]
 ) -> None:

@@ -45,7 +45,7 @@ PROGRAM = textwrap.dedent(
 
 
 @pytest.mark.fault(
-    "the queue's writer is killed", "kill -9, while the queue is being made and amid writing (random instants {seed})"
+    "the queue's writer is killed", "kill -9, while the queue is being made and amid writing (instants of seed {seed})"
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int, fault: Callable[[str], None]) -> None:
