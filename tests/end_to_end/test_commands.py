@@ -65,7 +65,7 @@ def test_toml_is_the_same(ipi, models, start, tmp_path, monkeypatch) -> None:
         np.testing.assert_allclose(one, two, rtol=1e-9)
 
 
-@pytest.mark.parametrize("command", ["serve", "run"])
+@pytest.mark.parametrize("command", ["serve", pytest.param("run", marks=pytest.mark.slow)])
 def test_terminated(ipi, models, start, tmp_path, command) -> None:
     """SIGTERM ends the server after the reply that is being computed; what was kept is in the queue, once."""
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4)], steps=5000).write()
