@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -152,6 +153,12 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
+def cpu_seconds() -> float:
+    """Of this process, and of the C++ compilers that it has started."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def compare(
     size: Size, bundle: Path, rounds: int, only: Sequence[str] | None = None, save: Callable[[Any], None] = print
 ) -> dict[str, Any]:
@@ -174,10 +181,14 @@ def compare(
     }
     plain = ModuleEvaluator(load_module(bundle / MODEL, size.device), None, size.dtype, size.device)
 
+    # one thread's own time does not suffer from what else the machine does
+    clock = cpu_seconds if size.device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    result["clock"] = clock.__name__
+
     def seconds(call: Callable[..., Any], *what: Any) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         call(*what)  # an evaluation has waited for the device
-        return time.perf_counter() - begin
+        return clock() - begin
 
     def errors(evaluator: Any, some: Any) -> dict[str, float]:
         """Against TorchScript. Raises ValueError where they do not agree."""
@@ -216,7 +227,7 @@ def compare(
         for name, make in variants(bundle, size.device).items():
             if only and name not in only:
                 continue
-            found = result["variants"][name] = {}
+            found = result["variants"][name] = {"date": datetime.now(timezone.utc).isoformat(timespec="minutes")}
             try:
                 measure(make, found, name)
             except Exception as error:  # noqa: BLE001 - whatever a compiler dies of is this benchmark's result
@@ -248,8 +259,9 @@ def table(data: dict[str, Any]) -> str:
         f"{size['beads']} x {size['waters']} H2O, {size['channels']} channels, {size['cutoff']:g} Å, {size['dtype']}, "
         f"{data['edges'][0]} edges in one call, random weights, threads: {data['threads']}.",
         "",
-        f"Seconds are medians; times faster than TorchScript: median and range of {data['rounds']} rounds in turns. "
-        f"The first call has all that is compiled in it; other edges: the first call on {data['edges'][1]} edges.",
+        f"Seconds ({data['clock']}) are medians; times faster than TorchScript: median, range and number of rounds in "
+        "turns. The first call has all that is compiled in it; other edges: the first call on "
+        f"{data['edges'][1]} edges.",
         "",
         "| variant | TorchScript, s | variant, s | times faster | forces off, eV/Å | first call, s | other edges, s |",
         "|---|---|---|---|---|---|---|",
@@ -262,8 +274,9 @@ def table(data: dict[str, Any]) -> str:
         another = found.get("first_call_other_edges_s")
         lines.append(
             f"| {name} | {np.median(found['torchscript_s']):.3f} | {np.median(found['seconds']):.3f} | "
-            f"{found['times_faster']:.2f} ({low:.2f} to {high:.2f}) | {found['off_by']['forces']:.0e} | "
-            f"{found['first_call_s']:.1f} | {'compiles again' if another is None else f'{another:.1f}'} |"
+            f"{found['times_faster']:.2f} ({low:.2f} to {high:.2f}, {len(found['seconds'])}) | "
+            f"{found['off_by']['forces']:.0e} | {found['first_call_s']:.1f} | "
+            f"{'compiles again' if another is None else f'{another:.1f}'} |"
         )
     failed = [f"- {name}: {found['failed']}" for name, found in data["variants"].items() if "failed" in found]
     return "\n".join([*lines, *(["", "What failed, and how:", "", *failed] if failed else [])]) + "\n"
@@ -275,7 +288,9 @@ def main() -> None:
     parser.add_argument(
         "--models", type=Path, default=ROOT / "build" / "bench" / "compiled", help="where they are made"
     )
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone")
+    parser.add_argument(
+        "--only", nargs="+", metavar="VARIANT", help="these variants alone; what OUT has of others stays"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny case: a check that it works, no measurement")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -297,10 +312,15 @@ def main() -> None:
         "rounds": args.rounds,
     }
 
+    kept: dict[str, Any] = {}
+    if args.only and stem.with_suffix(".json").exists():
+        kept = json.loads(stem.with_suffix(".json").read_text())["variants"]
+
     def save(result: dict[str, Any]) -> None:
+        name = list(result["variants"])[-1]
+        result = result | {"variants": kept | result["variants"]}
         stem.with_suffix(".json").write_text(json.dumps(data | result, indent=1) + "\n")
         stem.with_suffix(".md").write_text(table(data | result))
-        name = list(result["variants"])[-1]
         print(f"{name}: {result['variants'][name]}", flush=True)
 
     compare(size, models(folder, size.channels, size.cutoff, 1)[0], args.rounds, args.only, save)
