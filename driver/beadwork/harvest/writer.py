@@ -36,7 +36,7 @@ class QueueWriter:
     """
 
     def __init__(
-        self, queue: Store, *, max_pending: int = 256, on_kept: Callable[[int, Kept], None] | None = None
+        self, queue: Store, *, max_pending: int = 1024, on_kept: Callable[[int, Kept], None] | None = None
     ) -> None:
         self._queue = queue
         self._max_pending = max_pending
