@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -236,8 +236,9 @@ class Potential:
         """Evaluate a graph that was built with a cutoff of at least `cutoff`."""
         seconds: dict[str, float] = {}
         limit = self.max_edges
-        baseline = None if self.baseline is None else self._run(self.baseline, graph, seconds)
-        answers = [self._run(member, graph, seconds) for member in self.members]
+        graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self.engines}}  # once for all
+        baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
+        answers = [self._run(member, graphs, seconds) for member in self.members]
         started = time.perf_counter()
         evaluation = self._combine(graph, baseline, answers, member_forces)
         seconds["reduce"] = time.perf_counter() - started
@@ -255,8 +256,9 @@ class Potential:
         self.check_species(np.flatnonzero(np.bincount(graph.numbers)))
         return graph
 
-    def _run(self, engine: Engine, graph: Graph, seconds: dict[str, float]) -> Energies:
+    def _run(self, engine: Engine, graphs: Mapping[float, Graph], seconds: dict[str, float]) -> Energies:
         started = time.perf_counter()
+        graph = graphs[engine.cutoff]
         answer, self.max_edges = memory.evaluate(engine, graph, self.max_edges)
         _check_finite(engine, graph, answer)
         seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
