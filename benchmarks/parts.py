@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,8 @@ def scaling(plan: Plan, folder: Path) -> dict[str, Any]:
     cases += [("atoms", 1, waters) for waters in plan.scaling_waters]
     structures = [frames(water(waters), beads) for _, beads, waters in cases]
     seconds = np.array([[timed(potential.evaluate, some) for some in structures] for _ in range(1 + plan.rounds)])
-    series: dict[str, list[dict[str, float]]] = {"beads": [], "atoms": []}
+    series: dict[str, Any] = {"beads": [], "atoms": []}
+    series["peak_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for (name, beads, waters), middle in zip(cases, np.median(seconds[1:], axis=0), strict=True):
         series[name].append({"beads": beads, "atoms": 3 * waters, "seconds": float(middle)})
     return series

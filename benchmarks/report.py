@@ -161,6 +161,7 @@ def _scaling(data: dict[str, Any]) -> list[str]:
     if "scaling" not in data:
         return []
     lines = ["", f"## Our own evaluation, native, {data['scaling']['threads']} threads", ""]
+    lines += [f"The process took {data['scaling']['peak_GiB']:.1f} GiB at most.", ""]
     lines += [_line(["beads", "atoms", "ms", "µs an atom"]), _line(["---"] * 4)]
     for series in ("beads", "atoms"):
         for case in data["scaling"][series]:
