@@ -151,9 +151,9 @@ def _parts(data: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "The reduction holds the sum and the spreads of energy and forces. The mean Δ force that is served needs every "
-        "member's forces at every step, so the reduction is the most that a force spread every k-th step could save: it "
-        "is no option of beadwork.",
+        "The reduction holds the sum and the spreads of energy and forces. The mean Δ force that is served needs the "
+        "forces of all members at every step, so the reduction is the most that a force spread every k-th step could "
+        "save: it is no option of beadwork.",
     ]
 
 
