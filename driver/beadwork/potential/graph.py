@@ -264,9 +264,12 @@ class _Candidates:
         center, neighbor = pairs.T.astype(np.int_)
         near = np.flatnonzero(lengths <= cutoff + 1e-6 + self.room[center] + self.room[neighbor])
         self.neighbor = neighbor[near].astype(np.int32)
-        # the few cells that the neighbors lie in, and which of them each lies in
-        self.shifts, image = np.unique(shifts[near].astype(np.float64), axis=0, return_inverse=True)
-        self.image = image.reshape(-1).astype(np.int32)
+        # the cells that the neighbors lie in, (K, 3), all in the smallest block, and which of them each lies in
+        cells = shifts[near].astype(np.int_)
+        low, high = cells.min(axis=0, initial=0), cells.max(axis=0, initial=0)
+        block = tuple(high - low + 1)
+        self.image = np.ravel_multi_index(tuple((cells - low).T), block).astype(np.int32)
+        self.shifts = np.array(np.unravel_index(np.arange(np.prod(block)), block)).T + low.astype(np.float64)
         self.starts = np.concatenate(([0], np.cumsum(np.bincount(center[near], minlength=len(self.reference)))))
 
     def same_kind(self, frame: Frame) -> bool:
