@@ -1,4 +1,4 @@
-"""The loop over candidate pairs, compiled by Numba: a kept graph takes 2.5 times longer with NumPy's whole arrays."""
+"""The loop over candidate pairs, compiled by Numba: with NumPy's whole arrays a kept graph took 2.5 times as long."""
 
 from __future__ import annotations
 
