@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beadwork.potential.engine import Energies
 from random_models import once, random_mace, write_bundle
 
 
@@ -114,13 +115,21 @@ class Pair:
 
     def evaluate(self, graph):
         """The sum over edges, and edge forces by the chain rule."""
-        from beadwork.potential.native import reduce_edges
-
         graph = graph.within(self.cutoff)
         x = 1 - (graph.lengths / self.cutoff) ** 2
         node = np.bincount(graph.center, weights=x**self.power, minlength=len(graph.numbers)) * self.strength / 4
         slope = self.strength / 4 * self.power * x ** (self.power - 1) * -2 / self.cutoff**2
-        return reduce_edges(graph, node + self.offset, -slope[:, None] * graph.vectors)
+        return self.sum_edges(graph, node + self.offset, -slope[:, None] * graph.vectors)
+
+    @staticmethod
+    def sum_edges(graph, node, edge):
+        """Energies, forces and virials of node energies (A,) and the forces (E, 3) of edges on their neighbors."""
+        forces, virials = np.zeros((len(node), 3)), np.zeros((len(graph), 3, 3))
+        np.add.at(forces, graph.neighbor, edge)
+        np.subtract.at(forces, graph.center, edge)
+        np.add.at(virials, graph.system[graph.center], edge[:, :, None] * graph.vectors[:, None, :])
+        energies = np.bincount(graph.system, weights=node, minlength=len(graph))
+        return Energies(energies, forces, (virials + virials.transpose(0, 2, 1)) / 2)
 
 
 @pytest.fixture(scope="session")

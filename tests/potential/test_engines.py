@@ -12,7 +12,7 @@ from beadwork.potential.analytic import FreeParticle, Harmonic
 from beadwork.potential.engine import Energies
 from beadwork.potential.engines import TOLERANCE, AutoEngine, admit, open_engine
 from beadwork.potential.graph import build
-from beadwork.potential.native import reduce_edges
+from beadwork.potential.native import virials
 
 MODELS = ("invariant", "vector")
 #: all 200 structures for the kind of model that is shipped, every fifth for the other
@@ -116,21 +116,38 @@ def test_contract_notices_a_wrong_force(shapes, pair, check_contract):
         check_contract(Meddler(3.0, offset=0.0), frames)
 
 
-def test_reduce_edges_against_a_loop(shapes):
-    """Sums of edge forces equal a plain Python loop, atoms without edges included."""
+def test_virials_against_a_loop(shapes):
+    """Sums over atoms and images give what the sum over edges gives: unwrapped atoms, atoms without edges, parts."""
     rng = np.random.default_rng(0)
-    graph = build([shapes.structure(kind, 0) for kind in ("lone", "huge", "h2", "tiny")], 3.0)
-    assert (graph.degree == 0).sum() > 2
-    node, edge = rng.normal(size=len(graph.numbers)), rng.normal(size=(len(graph.center), 3))
-    got = reduce_edges(graph, node, edge)
-    forces, virials = np.zeros((len(node), 3)), np.zeros((4, 3, 3))
-    for e, (c, n) in enumerate(zip(graph.center, graph.neighbor, strict=True)):
-        forces[n] += edge[e]
-        forces[c] -= edge[e]
-        virials[graph.system[c]] += np.outer(edge[e], graph.vectors[e])
-    assert np.allclose(got.forces, forces, rtol=0, atol=1e-12)
-    assert np.allclose(got.virials, (virials + virials.transpose(0, 2, 1)) / 2, rtol=0, atol=1e-12)
-    assert np.allclose(got.energies, [node[graph.system == s].sum() for s in range(4)], rtol=0, atol=1e-12)
+    kinds = ("lone", "unwrapped", "huge", "triclinic", "h2", "tiny", "wire", "slab", "cluster")
+    whole = build([shapes.structure(kind, 0) for kind in kinds], 3.0)
+    assert (whole.degree == 0).sum() > 2
+    for graph in (whole, whole.part(1, 6), whole.within(2.0)):
+        edge = rng.normal(size=(len(graph.center), 3))
+        forces, on_images = np.zeros((len(graph.numbers), 3)), np.zeros((len(graph.images), 3))
+        expected = np.zeros((len(graph), 3, 3))
+        for e, (c, n) in enumerate(zip(graph.center, graph.neighbor, strict=True)):
+            forces[n] += edge[e]
+            forces[c] -= edge[e]
+            on_images[graph.image[e]] += edge[e]
+            expected[graph.system[c]] += np.outer(edge[e], graph.vectors[e])
+        expected = (expected + expected.transpose(0, 2, 1)) / 2
+        scale = np.abs(expected).max()
+        assert np.allclose(virials(graph, forces, on_images), expected, rtol=0, atol=1e-12 * scale)
+
+
+def test_native_sums_what_its_edges_say(made, shapes, pair):
+    """Forces and virials summed by the compiled evaluator are sums over the edge forces that it holds."""
+    pytest.importorskip("symmetrix")
+    for dtype in ("float64", "float32"):
+        engine = open_engine(made["invariant"].bundle, "native", dtype)
+        graph = build([shapes.structure(kind, 1) for kind in ("triclinic", "lone", "unwrapped", "tiny")], engine.cutoff)
+        answer = engine.evaluate(graph)
+        edge = np.array(engine._evaluator.node_forces)[: 3 * len(graph.neighbor)].reshape(-1, 3)
+        expected = pair.sum_edges(graph, np.zeros(len(graph.numbers)), edge)
+        assert np.abs(expected.forces).max() > 0.1
+        assert np.allclose(answer.forces, expected.forces, rtol=0, atol=1e-10)
+        assert np.allclose(answer.virials, expected.virials, rtol=0, atol=1e-9)
 
 
 def test_auto_takes_native_where_it_agrees(made, shapes):

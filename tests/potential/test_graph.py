@@ -41,6 +41,10 @@ def consistent(graph):
     assert np.array_equal(graph.system[graph.center], graph.system[graph.neighbor])
     assert np.allclose(np.linalg.norm(graph.vectors, axis=1), graph.lengths, rtol=0, atol=1e-12)
     assert (graph.lengths < graph.cutoff).all()
+    from_images = graph.positions[graph.neighbor] - graph.positions[graph.center] + graph.images[graph.image]
+    assert np.allclose(graph.vectors, from_images, rtol=0, atol=1e-9)
+    owner = np.repeat(np.arange(len(graph)), np.diff(graph.image_ptr))
+    assert np.array_equal(owner[graph.image], graph.system[graph.center])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,7 +100,9 @@ def test_kept_list_equals_fresh(shapes, seed, kind, step, barostat, skin):
             fresh = build(frames, 4.0)
         except GeometryError:
             return  # two atoms met
-        same(builder.build(frames), fresh, exact=True)
+        kept = builder.build(frames)
+        same(kept, fresh, exact=True)
+        consistent(kept)
     if step == 0.002 and barostat == 0.0:
         assert builder.built == len(positions)
         assert builder.kept == 7 * len(positions)
@@ -200,6 +206,7 @@ def test_within_and_part(shapes):
     frames = [shapes.structure(kind, 7) for kind in KINDS]
     graph = build(frames, 5.0)
     same(graph.within(3.0), build(frames, 3.0), exact=True)
+    consistent(graph.within(3.0))
     assert graph.within(5.0) is graph
     for a, b in ((0, 3), (2, 3), (4, len(frames))):
         part = graph.part(a, b)

@@ -36,7 +36,8 @@ class Graph:
     pbc: (S, 3). ptr: (S + 1,) system s owns atoms ptr[s] to ptr[s + 1]. system: (A,). beads: (S,), None where unknown.
     degree: (A,) edges of each atom as their center; edges are sorted by it. neighbor: (E,) the atoms at their other
     ends. vectors: (E, 3) Å, from the center to the neighbor's image. lengths: (E,) Å. Both directions of every pair
-    are there.
+    are there. images: (K, 3) Å, by which neighbors are moved; system s has the rows image_ptr[s] to image_ptr[s + 1].
+    image: (E,) the row of each edge, so that vectors = positions[neighbor] - positions[center] + images[image].
     """
 
     numbers: IntArray
@@ -51,11 +52,14 @@ class Graph:
     vectors: FloatArray
     lengths: FloatArray
     degree: IntArray
+    image: NDArray[np.int32]
+    images: FloatArray
+    image_ptr: IntArray
 
     @property
-    def center(self) -> IntArray:
+    def center(self) -> NDArray[np.int32]:
         """(E,): the atom that each edge starts from, made anew at each call."""
-        return np.repeat(np.arange(len(self.numbers)), self.degree)
+        return np.repeat(np.arange(len(self.numbers), dtype=np.int32), self.degree)
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -87,6 +91,7 @@ class Graph:
             vectors=self.vectors[keep],
             lengths=self.lengths[keep],
             degree=np.bincount(self.center[keep], minlength=len(self.numbers)),
+            image=self.image[keep],
         )
 
     def part(self, first: int, last: int) -> Graph:
@@ -95,6 +100,7 @@ class Graph:
             return self
         low, high = int(self.ptr[first]), int(self.ptr[last])
         start, stop = (int(e) for e in self.edge_ptr()[[first, last]])
+        one, end = int(self.image_ptr[first]), int(self.image_ptr[last])
         return Graph(
             self.numbers[low:high],
             self.positions[low:high],
@@ -108,6 +114,9 @@ class Graph:
             self.vectors[start:stop],
             self.lengths[start:stop],
             self.degree[low:high],
+            self.image[start:stop] - np.int32(one),
+            self.images[one:end],
+            self.image_ptr[first : last + 1] - one,
         )
 
     def pieces(self, max_edges: int | None) -> list[tuple[int, int]]:
@@ -264,12 +273,14 @@ class _Candidates:
         center, neighbor = pairs.T.astype(np.int_)
         near = np.flatnonzero(lengths <= cutoff + 1e-6 + self.room[center] + self.room[neighbor])
         self.neighbor = neighbor[near].astype(np.int32)
-        # the cells that the neighbors lie in, (K, 3), all in the smallest block, and which of them each lies in
+        # the cells that neighbors lie in, (K, 3), in the order of the smallest block, and which of them each lies in
         cells = shifts[near].astype(np.int_)
         low, high = cells.min(axis=0, initial=0), cells.max(axis=0, initial=0)
         block = tuple(high - low + 1)
-        self.image = np.ravel_multi_index(tuple((cells - low).T), block).astype(np.int32)
-        self.shifts = np.array(np.unravel_index(np.arange(np.prod(block)), block)).T + low.astype(np.float64)
+        image = np.ravel_multi_index(tuple((cells - low).T), block)
+        used = np.flatnonzero(np.bincount(image))
+        self.image = np.searchsorted(used, image).astype(np.int32)
+        self.shifts = np.array(np.unravel_index(used, block)).T + low.astype(np.float64)
         self.starts = np.concatenate(([0], np.cumsum(np.bincount(center[near], minlength=len(self.reference)))))
 
     def same_kind(self, frame: Frame) -> bool:
@@ -307,25 +318,30 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     sizes = np.array([len(f.numbers) for f in frames])
     ptr = np.concatenate(([0], np.cumsum(sizes)))
     capacity = sum(len(c.neighbor) for c in chosen) + 1  # one more, see `within`
-    neighbor = np.empty(capacity, dtype=np.int32)
+    neighbor, image = np.empty(capacity, dtype=np.int32), np.empty(capacity, dtype=np.int32)
+    image_ptr = np.concatenate(([0], np.cumsum([len(c.shifts) for c in chosen] or [0] * len(frames))))
+    images = np.empty((int(image_ptr[-1]), 3))
     vectors = np.empty((capacity, 3))
     squares = np.empty(capacity)
     degree = np.zeros(int(ptr[-1]), dtype=np.int_)
     end = 0
     for s, (frame, candidates) in enumerate(zip(frames, chosen, strict=False)):
-        images = candidates.shifts @ np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0)
+        mine = images[image_ptr[s] : image_ptr[s + 1]]
+        mine[:] = candidates.shifts @ np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0)
         start, end = (
             end,
             end
             + within(
                 frame.positions,
-                images,
+                mine,
                 candidates.starts,
                 candidates.neighbor,
                 candidates.image,
                 cutoff,
                 ptr[s],
+                image_ptr[s],
                 neighbor[end:],
+                image[end:],
                 vectors[end:],
                 squares[end:],
                 degree[ptr[s] : ptr[s + 1]],
@@ -345,6 +361,9 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
         vectors[:end],
         squares[:end],
         degree,
+        image[:end],
+        images,
+        image_ptr,
     )
     _check_distances(graph)
     return graph

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
@@ -59,27 +59,35 @@ class NativeEngine:
             graph.vectors.reshape(-1),
             graph.lengths,
         )
-        node = np.asarray(self._evaluator.node_energies, dtype=np.float64)[: len(types)]
-        edge = np.asarray(self._evaluator.node_forces, dtype=np.float64)[: 3 * len(neighbor)].reshape(-1, 3)
-        return reduce_edges(graph, node, edge)
+        # Summed by the evaluator, on its device: the edges' own forces would come as a list of Python's numbers.
+        images = len(graph.images)
+        center = graph.center
+        forces = self._sum(len(types), center, neighbor)
+        on_images = self._sum(images + len(types), center + np.int32(images), graph.image)[:images]
+        energies = np.add.reduceat(
+            np.asarray(self._evaluator.node_energies, dtype=np.float64)[: len(types)], graph.ptr[:-1]
+        )
+        return Energies(energies, forces, virials(graph, forces, on_images))
+
+    def _sum(self, rows: int, minus: NDArray[np.int32], plus: NDArray[np.int32]) -> FloatArray:
+        """(rows, 3): each edge's force on its neighbor, added to the row `plus` (E,) and taken from the row `minus`."""
+        summed = self._evaluator._reduce_atom_forces(rows, minus, plus)
+        return np.asarray(summed, dtype=np.float64).reshape(rows, 3)
 
 
-def reduce_edges(graph: Graph, node_energies: FloatArray, edge_forces: FloatArray) -> Energies:
-    """Sum node energies (A,) and the forces that edges exert on their neighbors (E, 3) to systems and atoms.
+def virials(graph: Graph, forces: FloatArray, on_images: FloatArray) -> FloatArray:
+    """(S, 3, 3) eV, symmetric: the sum of f_e v_e over the edges e of a system, from sums that know no single edge.
 
-    The center feels the opposite force; the virial of a system is the sum of edge force times edge vector.
+    An edge's vector is v_e = r_neighbor - r_center + t_image, so the sum is that of F_a r_a over atoms and of G_k t_k
+    over images. forces: (A, 3) eV/Å, F. on_images: (K, 3) eV/Å, G_k: the sum of the forces on neighbors in image k.
     """
-    energies = np.add.reduceat(node_energies, graph.ptr[:-1])
-    forces = np.empty((len(graph.numbers), 3))
-    for axis in range(3):
-        forces[:, axis] = np.bincount(graph.neighbor, weights=edge_forces[:, axis], minlength=len(forces))
-    bonded = np.flatnonzero(graph.degree)  # reduceat gives nonsense for empty stretches
-    if len(bonded):
-        starts = np.cumsum(graph.degree) - graph.degree
-        forces[bonded] -= np.add.reduceat(edge_forces, starts[bonded], axis=0)
-    edges = graph.edge_ptr()
-    virials = np.array([edge_forces[a:b].T @ graph.vectors[a:b] for a, b in itertools.pairwise(edges)])
-    return Energies(energies, forces, 0.5 * (virials + virials.transpose(0, 2, 1)))
+    found = np.empty((len(graph), 3, 3))
+    for s in range(len(graph)):
+        a, b = graph.ptr[s : s + 2]
+        k, m = graph.image_ptr[s : s + 2]
+        near = graph.positions[a:b] - graph.positions[a]  # the forces' sum is zero, but for rounding
+        found[s] = forces[a:b].T @ near + on_images[k:m].T @ graph.images[k:m]
+    return np.asarray(0.5 * (found + found.transpose(0, 2, 1)))
 
 
 def kernel_cache() -> Path:
@@ -137,4 +145,9 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
             f"{file} cannot be run natively ({str(error).strip().splitlines()[0]}); "
             "is there a C++ compiler? use the engine 'torchscript' meanwhile"
         ) from error
-    return calculator.evaluator
+    evaluator = calculator.evaluator
+    if not hasattr(evaluator, "_reduce_atom_forces"):
+        raise ModelError(
+            f"{file} is of an architecture that the native engine cannot sum; use the engine 'torchscript'"
+        )
+    return evaluator

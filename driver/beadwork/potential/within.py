@@ -28,7 +28,9 @@ def within(
     image: NDArray[np.int32],
     cutoff: float,
     first: int,
+    first_image: int,
     out_neighbor: NDArray[np.int32],
+    out_image: NDArray[np.int32],
     out_vectors: FloatArray,
     out_squares: FloatArray,
     out_degree: IntArray,
@@ -36,9 +38,9 @@ def within(
     """Write the pairs of one structure that are closer than the cutoff, and return how many (E) there are.
 
     positions: (N, 3) Å. Atom i has the candidates starts[i] to starts[i + 1] (N + 1,): atom neighbor[p] (P,), moved by
-    images[image[p]] (K, 3) Å. The outputs get neighbor + first, the vector to it (Å), its square (Å²), and (N,) how
-    many each atom has. They must have room for one more than E: every candidate is written, and the next one takes its
-    place where it was too far, which takes two thirds of the time of deciding first. Nothing is checked.
+    images[image[p]] (K, 3) Å. The outputs get neighbor + first, image + first_image, the vector (Å), its square (Å²),
+    and (N,) how many each atom has. They must have room for one more than E: every candidate is written, and the next
+    one takes its place where it was too far, which takes two thirds of the time of deciding first. Nothing is checked.
     """
     limit = cutoff * cutoff
     # unsigned, or Numba asks at each access whether the index counts from the end: two fifths of the time
@@ -53,6 +55,7 @@ def within(
             dz = positions[j, 2] - z + images[k, 2]
             square = dx * dx + dy * dy + dz * dz
             out_neighbor[end] = j + np.uint64(first)
+            out_image[end] = k + np.uint64(first_image)
             out_vectors[end, 0] = dx
             out_vectors[end, 1] = dy
             out_vectors[end, 2] = dz
