@@ -122,9 +122,11 @@ def against_published(name: str, args: argparse.Namespace) -> None:
     labellers = [JQMC(sampler="lrdmc", seed=args.seed + k, **case["settings"]) for k in range(case["runs"])]
     with ThreadPoolExecutor(args.jobs) as pool:
         labels = list(pool.map(once, runs(name), labellers, [frame] * len(labellers)))
-    weights = np.array([label["energy_error"] ** -2 for label in labels])
-    energy = float(weights @ [label["energy"] for label in labels] / weights.sum())
-    error = float(weights.sum() ** -0.5)
+    # By length, not by error bar: a run that has missed the rare low energies has too small a bar, and lies too high.
+    weights = np.array([float(label["extra"]["measurements"]) for label in labels])
+    weights /= weights.sum()
+    energy = float(weights @ [label["energy"] for label in labels])
+    error = float(np.hypot.reduce(weights * [label["energy_error"] for label in labels]))
     theirs, their_error = float(row["energy_Ha"]), float(row["stderr_Ha"])
     combined = float(np.hypot(error / HARTREE, their_error)) * 1000
     result = {

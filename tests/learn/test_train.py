@@ -308,6 +308,13 @@ def test_baseline_with_energies_of_atoms(tmp_path: Path):
     assert np.std(error) < 0.5 * np.std([e.energy for e in dataset.testing])
     assert not (tmp_path / "base.parts").exists()
     assert train_model(examples, out, replace(SMALL, epochs=12, pair_repulsion=True), atoms) == out
+    more = [replace(e, baseline=None) for e in mixed(50)]
+    again = train_model(
+        more, tmp_path / "next", replace(SMALL, epochs=2, seed=6, pair_repulsion=True), atoms, previous=out
+    )
+    learned = {e.hash for e in Dataset.read(again).training}
+    assert len(learned) > len(dataset.training)
+    assert not learned & {e.hash for e in dataset.testing}, "what was once held out stays held out"
     with pytest.raises(LabelError, match="isolated atoms"):
         train_model(examples, tmp_path / "other", SMALL, {1: -0.5})
     with pytest.raises(LabelError, match="not on differences"):

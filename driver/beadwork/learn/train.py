@@ -202,11 +202,11 @@ def train_model(
     """Train one model on the labels themselves (examples made with baseline None): a baseline.
 
     energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; fitted where not given.
-    previous: a bundle that was trained here, from whose weights to go on.
+    previous: a bundle that was trained here, from whose weights to go on; its frames held out stay held out.
     Returns the bundle `out`, which holds dataset.json too. Otherwise as `train_committee`.
     """
     settings = settings.check()
-    dataset = _dataset(examples, settings, None)
+    dataset = _dataset(examples, settings, previous)
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
     start = [] if previous is None else [previous]
