@@ -265,6 +265,7 @@ class JQMC:
             "trial_function": self.trial_function,
             "error_bars": f"standard errors by jackknife over {result['blocks']} blocks",
             "energy_error_half_the_blocks": result["energy_error_half_the_blocks"] * HARTREE,
+            "energy_by_window": {key: value * HARTREE for key, value in result["energy_by_window"].items()},
             "leaves_out": self.leaves_out(),
             "lattice_spacing": self.lattice_spacing if self.sampler == "lrdmc" else None,
             "variance": result["variance"] * HARTREE**2,
@@ -288,6 +289,8 @@ class JQMC:
                 "fixed nodes of the trial function's determinant (none where it has no nodes, as in H2)",
                 f"lattice spacing of {self.lattice_spacing} Bohr: of order a², and it depends on the Jastrow factor",
                 "error bars come from about twenty blocks, and are themselves uncertain by a sixth",
+                f"population of {self.walkers} walkers: of order variance / walkers, less what the weights mend "
+                "(`energy_by_window`: the energy with the weights of so many measurements)",
             ]
         if self.ecp:
             named.append(f"pseudopotential {self.ecp}" + (", with locality error" if self.sampler == "lrdmc" else ""))

@@ -21,8 +21,10 @@ from typing import Any
 WARMUP = 50
 #: jackknife blocks: a walker in VMC, in all in LRDMC
 BLOCKS = {"vmc": 10, "lrdmc": 20}
-#: measurements whose weights LRDMC multiplies together
+#: measurements whose weights LRDMC multiplies together, to undo what a finite number of walkers does
 COLLECT = 10
+#: the same energy with shorter and longer products of weights: where it drifts, the walkers are too few
+WINDOWS = (5, 10, 20, 40)
 #: of the step along the natural gradient that minimises the energy; what is tried when the one before diverged
 SHARES = (1.0, 0.3, 0.1)
 
@@ -225,6 +227,13 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
     if not (math.isfinite(energy) and math.isfinite(error)):
         raise FloatingPointError(f"{method} ended with an energy of {energy} +- {error} Ha")
     half = walkers.get_E(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=max(BLOCKS[method] // 2, 2))[1]
+    windows = {}
+    for window in WINDOWS if method == "lrdmc" else ():
+        walkers.num_gfmc_collect_steps = window
+        # from the same measurement on, whatever the window
+        there = WARMUP + COLLECT - window
+        windows[window] = float(walkers.get_E(num_mcmc_warmup_steps=there, num_mcmc_bin_blocks=BLOCKS[method])[0])
+        walkers.num_gfmc_collect_steps = COLLECT
     forces = errors = None
     if job["forces"]:
         forces, errors = walkers.get_aF(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=BLOCKS[method])
@@ -233,6 +242,7 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
         "energy": float(energy),
         "energy_error": float(error),
         "energy_error_half_the_blocks": float(half),
+        "energy_by_window": windows,
         "variance": float(variance),
         "forces": forces,
         "forces_error": errors,
