@@ -28,6 +28,7 @@ GOOD: dict[str, Any] = {
     "energy": -1.0,
     "energy_error": 0.001,
     "energy_error_half_the_blocks": 0.0011,
+    "energy_by_window": {},
     "variance": 0.2,
     "forces": [[0.0, 0.0, 0.1], [0.0, 0.0, -0.1]],
     "forces_error": [[0.01] * 3] * 2,
@@ -327,6 +328,25 @@ def test_target_error(monkeypatch: pytest.MonkeyPatch) -> None:
     short = sampled(monkeypatch, Sampler(), target_error=0.01, most_steps=2000)
     assert short["measurements"] == 1950
     assert short["energy_error"] > 0.01
+
+
+def test_energy_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LRDMC's energy by the length of its products of weights, over the same measurements; the label's own is kept."""
+    heard = []
+
+    class Walkers(Sampler):
+        num_gfmc_collect_steps = 10
+
+        def get_E(self, num_mcmc_warmup_steps: int, num_mcmc_bin_blocks: int) -> tuple[float, float, float, float]:
+            heard.append((self.num_gfmc_collect_steps, num_mcmc_warmup_steps))
+            return -1.0 - 0.001 * self.num_gfmc_collect_steps, 0.01, 1.0, 0.1
+
+    result = sampled(monkeypatch, walkers := Walkers(), method="lrdmc")
+    assert result["energy"] == pytest.approx(-1.010)
+    assert result["energy_by_window"] == pytest.approx({5: -1.005, 10: -1.010, 20: -1.020, 40: -1.040})
+    assert {window + warmup for window, warmup in heard} == {60}, "jQMC counts the warm-up after the window"
+    assert walkers.num_gfmc_collect_steps == 10
+    assert sampled(monkeypatch, Sampler())["energy_by_window"] == {}
 
 
 def test_nonsense_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
