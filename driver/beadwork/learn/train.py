@@ -5,7 +5,9 @@ for the forces: as 1/sigma^2 where the noise is large, capped at 1 where it is b
 (the floor). A label without forces has a force weight of zero.
 
 What is kept from whom. The frames held out (`dataset.split`) are kept from all members and from the choice of the best
-epoch. Of the rest each member draws its own share, with its own seed; what it did not draw chooses its best epoch.
+epoch. Of the rest each member draws its own share, with its own seed; what it did not draw chooses its best epoch. The
+frames with the closest and the widest contact of two elements are drawn by all: a member that lacks them extrapolates
+where its fellows do not, and spoils the mean.
 
 The folder: dataset.json first, then the members as they are done, committee.toml last. `training/` beside them has
 logs and checkpoints, and goes when all is done. A member's bundle appears by a rename, so it is whole or not there: the
@@ -31,11 +33,12 @@ import numpy as np
 import tomli_w
 
 from beadwork.errors import ConfigError, LabelError, ModelError
-from beadwork.frame import FloatArray
+from beadwork.frame import FloatArray, Frame
 from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split, to_atoms, write_whole
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.potential.bundle import COMMITTEE, MODEL, Card, check, load_card
 from beadwork.potential.delta import load
+from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
 
 if sys.version_info >= (3, 11):
@@ -380,12 +383,31 @@ def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
 def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> tuple[list[Example], list[Example]]:
     """What a member learns from, and what chooses its best epoch; both have at least one frame."""
     other = list(split(training, 1 - settings.share, 1000 * (settings.seed + 1) + member))
+    outermost = _outermost([e.frame for e in training], settings.r_max)
+    for i in outermost:
+        other[i] = False
     if not any(other):
-        other[member % len(other)] = True
+        free = [i for i in range(len(other)) if i not in outermost] or list(range(len(other)))
+        other[free[member % len(free)]] = True
     return (
         [e for e, out in zip(training, other, strict=True) if not out],
         [e for e, out in zip(training, other, strict=True) if out],
     )
+
+
+def _outermost(frames: Sequence[Frame], cutoff: float) -> set[int]:
+    """The frames whose closest contact of some pair of elements, within cutoff Å, is the shortest or longest of all."""
+    graph = build(frames, cutoff)
+    system = graph.system[graph.center]
+    ends = np.sort([graph.numbers[graph.center], graph.numbers[graph.neighbor]], axis=0)
+    found: set[int] = set()
+    for pair in np.unique(ends, axis=1).T if len(system) else ():
+        mine = np.flatnonzero((ends == pair[:, None]).all(axis=0))
+        closest = np.full(len(graph), np.inf)
+        np.minimum.at(closest, system[mine], graph.lengths[mine])
+        there = np.flatnonzero(np.isfinite(closest))
+        found |= {int(there[closest[there].argmin()]), int(there[closest[there].argmax()])}
+    return found
 
 
 def weights(example: Example, settings: TrainSettings) -> tuple[float, float]:
