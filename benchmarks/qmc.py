@@ -413,9 +413,9 @@ def report() -> None:
             "",
             "The runs with 64 walkers scatter by more than their error bars, and together lie more than two combined",
             "errors too high. Why is not shown. Two reasons are known: too few walkers bias LRDMC by the order of the",
-            "variance over their number (with 256 the windows above show none of it), and the bias of the lattice depends",
-            "on the Jastrow factor: that of the published trial function (VMC -16.972 Ha, ours -17.19) is -3.1 mHa at this",
-            "spacing, by its own extrapolation to -17.23509(45) Ha.",
+            "variance over their number (with 256 the windows above show none of it), and the bias of the lattice",
+            "depends on the Jastrow factor: that of the published trial function (VMC -16.972 Ha, ours -17.19) is",
+            "-3.1 mHa at this spacing, by its own extrapolation to -17.23509(45) Ha.",
         ]
     curve = data["results"].get("H2 curve")
     if curve:
@@ -437,7 +437,8 @@ def report() -> None:
             f"{pulls['model_between_the_ends']:.3f} |",
             "",
             "Without the ends: from the second label to the last but one. Every member learns from both ends; before",
-            "that was so, two of four had not seen the first label, and the force there was 5.9 eV/Å off (in all 0.958).",
+            "that was so, two of four had not seen the first label, and the force there was 5.9 eV/Å off (in all",
+            "0.958).",
             f"Spread there {spread[0] / MHA:.1f} mHa, median of all {np.median(spread) / MHA:.1f}.",
             "",
             "![energies and forces against the exact ones](qmc_h2.png)",
