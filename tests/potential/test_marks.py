@@ -82,7 +82,7 @@ def test_sentence(pair, kind, words) -> None:
 def test_marks_cost_little(pair) -> None:
     """32 beads of 192 atoms at 5 Å: a few passes over arrays, next to nothing even beside a kept graph's 3 ms.
 
-    Measured 2 %, on a busy machine 8 %; a loop over atoms in Python would be more than the whole.
+    Measured 6 %; a loop over atoms in Python would be more than the whole.
     """
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), -1).reshape(-1, 3)[:192] * 2.07
