@@ -7,8 +7,8 @@
 determinant, basis and geometry (jQMC's examples 01 and 05; the table has columns system, geometry, method, energy_Ha,
 stderr_Ha, source). `curve` labels H2 at twenty distances by LRDMC, energies alone, trains a PBE baseline and a Δ
 committee on these noisy labels, and holds all to CCSD, exact for two electrons, in the limit of the basis. Both
-need jQMC's environment (`beadwork qmc-env`) and one core, half an hour for H2, and as long for each of the four runs of
-H2O; every label is written to results/qmc.json as it comes, and is not computed again. results/qmc.md and
+need jQMC's environment (`beadwork qmc-env`) and one core, half an hour for H2, and 55 to 85 minutes for each of the
+two runs of H2O; every label is written to results/qmc.json as it comes, and is not computed again. results/qmc.md and
 qmc_h2.png are made of that file.
 """
 

@@ -80,10 +80,7 @@ def test_sentence(pair, kind, words) -> None:
 
 @pytest.mark.slow  # a ratio of times, for a quiet machine
 def test_marks_cost_little(pair) -> None:
-    """32 beads of 192 atoms at 5 Å: a few passes over arrays, next to nothing even beside a kept graph's 3 ms.
-
-    Measured 6 %; a loop over atoms in Python would be more than the whole.
-    """
+    """32 beads of 192 atoms: less than 2 % of the time that the graph takes, at 5 Å."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), -1).reshape(-1, 3)[:192] * 2.07
     numbers = np.resize([8, 1, 1], 192)
@@ -105,4 +102,4 @@ def test_marks_cost_little(pair) -> None:
         mark_times.append(time.perf_counter() - middle)
     share = min(mark_times) / min(graph_times)
     print(f"marks take {100 * share:.2f} % of the graph's {1e3 * min(graph_times):.1f} ms")
-    assert share < 0.25
+    assert share < 0.02

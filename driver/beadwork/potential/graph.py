@@ -38,6 +38,7 @@ class Graph:
     ends. vectors: (E, 3) Å, from the center to the neighbor's image. lengths: (E,) Å. Both directions of every pair
     are there. images: (K, 3) Å, by which neighbors are moved; system s has the rows image_ptr[s] to image_ptr[s + 1].
     image: (E,) the row of each edge, so that vectors = positions[neighbor] - positions[center] + images[image].
+    closest: (S,) Å, the smallest distance between two atoms of each system, inf where no two are within the cutoff.
     """
 
     numbers: IntArray
@@ -55,6 +56,7 @@ class Graph:
     image: NDArray[np.int32]
     images: FloatArray
     image_ptr: IntArray
+    closest: FloatArray
 
     @property
     def center(self) -> NDArray[np.int32]:
@@ -63,16 +65,6 @@ class Graph:
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
-
-    @property
-    def closest(self) -> FloatArray:
-        """(S,) Å: the smallest distance between two atoms of each system, inf where no two are within the cutoff."""
-        edges = self.edge_ptr()
-        least = np.full(len(self), np.inf)
-        some = np.flatnonzero(np.diff(edges))  # reduceat gives nonsense for empty stretches
-        if len(some):
-            least[some] = np.minimum.reduceat(self.lengths, edges[some])
-        return least
 
     def where(self, system: int) -> str:
         """Name a system in a message: its bead where it is known."""
@@ -92,6 +84,7 @@ class Graph:
             lengths=self.lengths[keep],
             degree=np.bincount(self.center[keep], minlength=len(self.numbers)),
             image=self.image[keep],
+            closest=np.where(self.closest < cutoff, self.closest, np.inf),
         )
 
     def part(self, first: int, last: int) -> Graph:
@@ -117,6 +110,7 @@ class Graph:
             self.image[start:stop] - np.int32(one),
             self.images[one:end],
             self.image_ptr[first : last + 1] - one,
+            self.closest[first:last],
         )
 
     def pieces(self, max_edges: int | None) -> list[tuple[int, int]]:
@@ -324,6 +318,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     vectors = np.empty((capacity, 3))
     squares = np.empty(capacity)
     degree = np.zeros(int(ptr[-1]), dtype=np.int_)
+    closest = np.full(len(frames), np.inf)
     end = 0
     for s, (frame, candidates) in enumerate(zip(frames, chosen, strict=False)):
         mine = images[image_ptr[s] : image_ptr[s + 1]]
@@ -348,6 +343,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
             ),
         )
         np.sqrt(squares[start:end], out=squares[start:end])  # a frame at a time stays in the processor's cache
+        closest[s] = squares[start:end].min(initial=np.inf)
     graph = Graph(
         np.concatenate([f.numbers for f in frames]).astype(np.int_, copy=False),
         np.concatenate([f.positions for f in frames]),
@@ -364,6 +360,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
         image[:end],
         images,
         image_ptr,
+        closest,
     )
     _check_distances(graph)
     return graph
@@ -402,7 +399,7 @@ def _check(frames: Sequence[Frame]) -> None:
 
 def _check_distances(graph: Graph) -> None:
     """Refuse atoms on top of each other. What is merely closer than it should be is left to `potential.marks`."""
-    if graph.lengths.min(initial=np.inf) >= CLOSEST:
+    if graph.closest.min(initial=np.inf) >= CLOSEST:
         return
     edge = int(np.argmin(graph.lengths))
     a, b = int(graph.center[edge]), int(graph.neighbor[edge])

@@ -54,8 +54,10 @@ class Marks:
         found: list[Breach] = []
         near, mark = evaluation.closest, self.distance
         found += [Breach("distance", int(s), float(near[s]), mark) for s in np.flatnonzero(near < mark)]
-        squares = np.einsum("ai,ai->a", evaluation.forces, evaluation.forces)
-        if squares.max(initial=0.0) > self.force**2:
+        forces = evaluation.forces
+        # no force is longer than sqrt(3) times the largest component, which is found in a fifth of the time
+        if 3 * max(forces.max(initial=0.0), -forces.min(initial=0.0)) ** 2 > self.force**2:
+            squares = np.einsum("ai,ai->a", forces, forces)
             most = np.sqrt(np.maximum.reduceat(squares, evaluation.ptr[:-1]))
             found += [Breach("force", int(s), float(most[s]), self.force) for s in np.flatnonzero(most > self.force)]
         if evaluation.spread is not None:
