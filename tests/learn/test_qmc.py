@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -255,6 +256,9 @@ def test_periodic_frame(fake: Callable[..., JQMC]) -> None:
         {"determinant": "JAGP", "two_body": 0.0, "three_body": "none"},
         {"three_body": "ao-tiny"},
         {"target_error": -1.0},
+        {"target_error": 0.0},
+        {"optimisation_delta": -0.01},
+        {"optimisation_delta": 0.0},
     ],
 )
 def test_settings(fake: Callable[..., JQMC], settings: dict[str, Any]) -> None:
@@ -358,6 +362,39 @@ def test_nonsense_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     for energy in (-2.3e38, -25.0, float("nan")):
         with pytest.raises(FloatingPointError, match="diverged"):
             near(-16.9, energy, "vmc")
+
+
+def test_step_of_the_optimiser(fake: Callable[..., JQMC], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `optimisation_delta` the step minimises the energy; with it, it is just that long, and is named."""
+    heard: dict[str, Any] = {}
+
+    class Walkers:
+        hamiltonian_data = "better"
+
+        def __init__(self, **settings: Any) -> None:
+            heard.update(settings)
+
+        def run_optimize(self, **settings: Any) -> None:
+            heard.update(settings["optimizer_kwargs"])
+
+        def run(self, **_: Any) -> None:
+            pass
+
+        def get_E(self, **_: Any) -> tuple[float, float, float, float]:
+            return -1.0, 0.1, 1.0, 0.1
+
+    tree = SimpleNamespace(tree_leaves=lambda _: [])
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(tree_util=tree))
+    monkeypatch.setitem(sys.modules, "jqmc", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "jqmc.jqmc_mcmc", SimpleNamespace(MCMC=Walkers))
+    optimise = runpy.run_path(str(qmc.DRIVER))["_optimise"]
+    for delta, share, step in ((None, 1.0, 1.0), (None, 0.3, 0.3), (0.01, 1.0, 0.01), (0.01, 0.3, 0.003)):
+        labeller = fake("", optimisation_delta=delta)
+        assert ("delta 0.01" in labeller.method) == (delta is not None)
+        better, _ = optimise(labeller._job(hydrogen(), 0, 0), "start", share, geminal=False, seed=1)
+        assert better == "better"
+        assert heard["delta"] == pytest.approx(step)
+        assert heard["use_lm"] == heard["comput_e_L_param_deriv"] == (delta is None)
 
 
 def test_shorter_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,9 @@ class JQMC:
     one_body, two_body: start of these Jastrow terms, 0 leaves a term out; all electrons want one_body = 1. three_body:
     orbitals of the third one (`ao-small`, `ao-medium`, `ao-large`, `mo`), or `none`. Without any term there is no
     optimisation.
-    optimisation_steps, optimisation_samples: of the trial function, samples a walker and step.
+    optimisation_steps, optimisation_samples: of the trial function, samples a walker and step. optimisation_delta: goes
+    this far along the natural gradient (jQMC's `delta`) and not as far as the energy falls, to make a known trial
+    function again.
     lattice_spacing: Bohr, of LRDMC. non_local_move: how LRDMC takes a pseudopotential, `dltmove` or `tmove`.
     steps: measurements a walker. target_error: eV; goes on beyond `steps` until the error is as small, or until
     most_steps. walkers: side by side. moves: between two measurements. forces: compute them.
@@ -67,6 +69,7 @@ class JQMC:
     three_body: str = "ao-small"
     optimisation_steps: int = 40
     optimisation_samples: int = 60
+    optimisation_delta: float | None = None
     lattice_spacing: float = 0.2
     non_local_move: str = "dltmove"
     steps: int = 1000
@@ -100,7 +103,8 @@ class JQMC:
             "epsilon_AS": self.epsilon_AS,
             "lattice_spacing": self.lattice_spacing,
             "step_length": self.step_length,
-            "target_error": self.target_error or 1.0,
+            "target_error": 1.0 if self.target_error is None else self.target_error,
+            "optimisation_delta": 1.0 if self.optimisation_delta is None else self.optimisation_delta,
             "timeout": self.timeout,
             "walkers": self.walkers,
             "moves": self.moves,
@@ -130,6 +134,7 @@ class JQMC:
         level = f"{self.mean_field}/{self.basis}" + (", Cartesian" if self.cartesian else "")
         parts = [level + (f", {self.ecp}" if self.ecp else ""), ", ".join(terms)]
         steps = f"optimised in {self.optimisation_steps} steps of {self.optimisation_samples}x{self.walkers}"
+        steps += f", delta {self.optimisation_delta}" if self.optimisation_delta else ""
         parts.append(steps if self.optimises else "")
         return f"{kind} ({'; '.join(part for part in parts if part)})"
 
@@ -192,6 +197,7 @@ class JQMC:
             "optimisation": {
                 "steps": self.optimisation_steps if self.optimises else 0,
                 "samples": self.optimisation_samples,
+                "delta": self.optimisation_delta,
             },
             "method": self.sampler,
             "lattice_spacing": self.lattice_spacing,

@@ -176,6 +176,7 @@ def _optimise(
     from jqmc.jqmc_mcmc import MCMC
 
     settings, jastrow = job["optimisation"], job["jastrow"]
+    fixed = settings["delta"] is not None
     walkers = MCMC(
         hamiltonian_data=hamiltonian,
         mcmc_seed=seed,
@@ -184,7 +185,7 @@ def _optimise(
         Dt=job["step_length"],
         epsilon_AS=job["epsilon_AS"],
         comput_log_WF_param_deriv=True,
-        comput_e_L_param_deriv=True,
+        comput_e_L_param_deriv=not fixed,
     )
     walkers.run_optimize(
         num_mcmc_steps=settings["samples"],
@@ -197,7 +198,12 @@ def _optimise(
         opt_J3_param=jastrow["three_body"] != "none",
         opt_JNN_param=False,
         opt_lambda_param=geminal,
-        optimizer_kwargs={"method": "sr", "delta": share, "epsilon": 1e-3, "use_lm": True},
+        optimizer_kwargs={
+            "method": "sr",
+            "delta": share * (settings["delta"] if fixed else 1.0),
+            "epsilon": 1e-3,
+            "use_lm": not fixed,
+        },
         use_device_collectives=False,
     )
     walkers.run(num_mcmc_steps=settings["samples"])  # the optimiser throws its last samples away
