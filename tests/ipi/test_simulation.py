@@ -251,6 +251,22 @@ def test_files_are_looked_for_where_ipi_runs_then_beside_the_input(write, tmp_pa
     assert read(path).directory == tmp_path
 
 
+def test_files_are_looked_for_where_the_caller_says(write, tmp_path, monkeypatch):
+    """A caller that knows where i-PI will run gets the files that lie there, never those of the current directory;
+    where they are missing it is told of that folder alone."""
+    path = write()
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    Path("init.xyz").write_text(WATER.replace("3\n", "2\n", 1).replace("H -0.8 0.6 0\n", ""))
+    simulation = read(path, directory=tmp_path)
+    assert (simulation.directory, simulation.files) == (tmp_path, (Path("init.xyz"),))
+    assert len(simulation.systems[0].numbers) == 3
+    (tmp_path / "init.xyz").unlink()
+    with pytest.raises(SimulationError, match=rf"no file in {tmp_path}; put it there$"):
+        read(path, directory=tmp_path)
+
+
 def test_restart_of_a_real_run(monkeypatch, tmp_path):
     """The RESTART that i-PI leaves behind describes the same sockets, species and forces as the input did."""
     source = INPUTS / "water-mts"

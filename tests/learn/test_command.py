@@ -61,13 +61,15 @@ charge = int(lines[0].split()[1])
 mol = gto.M(atom=lines[1:], unit="Bohr", basis="6-31g", charge=charge, verbose=0)
 field = scf.RHF(mol)
 field.conv_tol = 1e-10
-print("energy", repr(float(field.kernel())), 0)
+print("energy", repr(float(field.kernel())))
 with open("forces", "w") as file:
     for line in field.nuc_grad_method().kernel():
         print(*map(repr, map(float, line)), file=file)
 """
     forces = Pattern(F, "Hartree/Bohr", "forces", gradient=True)
-    told = command(script, length="bohr", forces=forces, atom="{symbol} {x:.12f} {y:.12f} {z:.12f}").label(WATER, 0, 0)
+    line, energy = "{symbol} {x:.12f} {y:.12f} {z:.12f}", Pattern(r"^energy (?P<value>\S+)", "Hartree")
+    told = command(script, length="bohr", forces=forces, atom=line, energy=energy).label(WATER, 0, 0)
+    assert told.energy_error == 0
     direct = PySCF("HF", "6-31g").label(WATER, 0, 0)
     assert told.energy == pytest.approx(direct.energy, abs=1e-7)
     assert told.forces is not None
@@ -101,6 +103,54 @@ def test_error_bars_and_fortran(command: Callable[..., Command]) -> None:
     np.testing.assert_allclose(label.forces_error, HARTREE / 4)
 
 
+@pytest.mark.parametrize("error", ["", "0", "0.000", "-0.1", "nan"])
+def test_an_energy_without_its_error_is_no_label(command: Callable[..., Command], error: str) -> None:
+    """A named error that is missing, 0 or negative is refused: the label would count as exact."""
+    pattern = Pattern(r"^energy (?P<value>\S+) ?(?P<error>\S+)?", "eV")
+    with pytest.raises(LabelError, match=r"standard error of|None was found for a number in .* by the group 'error'"):
+        command(f"print('energy -1 {error}'.strip())", energy=pattern).label(WATER, 0, 0)
+    assert command("print('energy -1 0.1')", energy=pattern).label(WATER, 0, 0).energy_error == 0.1
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["atoms", "components"])
+@pytest.mark.parametrize(
+    ("first", "others", "said"),
+    [
+        ("1 ", "1 0.1", "None was found for a number"),
+        ("1 0", "1 0.1", "forces with a standard error of 0.0"),
+        ("0 -0.1", "1 0.1", "forces with a standard error of -0.1"),
+        ("0 0", "0 0", "forces with a standard error of 0.0"),
+        ("0 0", "1 0.1", None),
+    ],
+    ids=["missing", "zero", "negative", "nothing but zeros", "by symmetry"],
+)
+def test_forces_without_their_errors_are_no_label(
+    command: Callable[..., Command], whole: bool, first: str, others: str, said: str | None
+) -> None:
+    """Named errors of forces are found and above 0; 0 stands only beside a component that symmetry makes 0."""
+    text = f"{first};" + f"{others};" * 8
+    one = r"(?P<{}>\S+) (?P<{}>[^;]+)?;"
+    regex = "".join(one.format(k, f"e{k}") for k in "xyz") if whole else one.format("value", "error")
+    code = f"print('energy -1 1'); open('forces', 'w').write('{text}')"
+    made = command(code, forces=Pattern(regex, "eV/angstrom", "forces"))
+    if said is None:
+        forces_error = made.label(WATER, 0, 0).forces_error
+        assert forces_error is not None
+        assert forces_error.ravel().tolist() == [0.0] + [0.1] * 8
+        return
+    with pytest.raises(LabelError, match=said):
+        made.label(WATER, 0, 0)
+
+
+@pytest.mark.parametrize(("charge", "spin"), [(0, 1), (1, 0), (-1, 2), (0, 10), (9, 0), (0, -2)])
+def test_electrons_that_do_not_fit(command: Callable[..., Command], tmp_path: Path, charge: int, spin: int) -> None:
+    """No electron is lost by halving an odd number: charge and spin that do not fit are refused, and nothing runs."""
+    made = command("print('energy -1 1')", core={"O": 2})
+    with pytest.raises(LabelError, match=rf"spin is {spin} .* {8 - charge} electrons \(charge {charge}, core .*'O': 2"):
+        made.label(WATER, charge, spin)
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("unit", "factor"),
     [("eV", 1), ("Hartree", 27.211386), ("Rydberg", 13.605693), ("kcal/mol", 0.0433641), ("kJ/mol", 0.01036427)],
@@ -117,10 +167,10 @@ def test_units(unit: str, factor: float) -> None:
     [
         ("raise SystemExit('no licence')", "ended with code 1: no licence"),
         ("print('nothing')", "no energy"),
-        ("print('energy abc 0')", "'abc' was found for a number"),
-        ("print('energy nan 0'); open('forces', 'w').write('1 2 3\\n' * 3)", "energy of nan"),
-        ("print('energy -1 0')", "left no forces"),
-        ("print('energy -1 0'); open('forces', 'w').write('1 2 3\\n')", "has 1 matches"),
+        ("print('energy abc 1')", "'abc' was found for a number"),
+        ("print('energy nan 1'); open('forces', 'w').write('1 2 3\\n' * 3)", "energy of nan"),
+        ("print('energy -1 1')", "left no forces"),
+        ("print('energy -1 1'); open('forces', 'w').write('1 2 3\\n')", "has 1 matches"),
         ("import time; time.sleep(60)", "stopped after 1.5 s"),
     ],
 )
@@ -216,8 +266,8 @@ def test_periodic_frames(command: Callable[..., Command], tmp_path: Path) -> Non
     """Refused unless the template is told the cell; then three lines of it are there."""
     box = Frame(WATER.numbers, WATER.positions, np.diag([7.0, 8.0, 9.0]))
     with pytest.raises(LabelError, match="is not told the cell"):
-        command("print('energy -1 0')").label(box, 0, 0)
-    files = {"run.py": "print('energy -1 0')", "cell": "$cell\n"}
+        command("print('energy -1 1')").label(box, 0, 0)
+    files = {"run.py": "print('energy -1 1')", "cell": "$cell\n"}
     command("", files=files, periodic=True, keep=True).label(box, 0, 0)
     (folder,) = (tmp_path / "work").iterdir()
     assert (folder / "cell").read_text().splitlines()[1].split() == ["0.0000000000", "8.0000000000", "0.0000000000"]
@@ -239,6 +289,7 @@ def test_periodic_frames(command: Callable[..., Command], tmp_path: Path) -> Non
         {"energy": Pattern("no groups", "eV")},
         {"energy": Pattern(E, "eV/angstrom")},
         {"energy": Pattern(F, "eV")},
+        {"energy": Pattern(E, "eV", gradient=True)},
         {"forces": Pattern(F, "eV")},
         {"forces": Pattern(r"(?P<x>.)(?P<y>.)", "eV/bohr")},
     ],

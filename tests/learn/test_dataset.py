@@ -136,11 +136,29 @@ def test_split_holds_out_each_kind_in_proportion(examples):
 def test_what_was_held_out_stays_held_out(examples):
     """A frame that one generation learned is never a test of the next, nor the reverse."""
     out = split(examples[:25], 0.3, 1)
-    before = {e.hash: o for e, o in zip(examples[:25], out, strict=True)}
+    before = {e.structure: o for e, o in zip(examples[:25], out, strict=True)}
     later = split(list(reversed(examples)), 0.3, 99, before)
     for e, o in zip(reversed(examples), later, strict=True):
-        assert before.get(e.hash, o) == o
-    assert any(o for e, o in zip(reversed(examples), later, strict=True) if e.hash not in before)
+        assert before.get(e.structure, o) == o
+    assert any(o for e, o in zip(reversed(examples), later, strict=True) if e.structure not in before)
+
+
+def test_a_file_that_grew_holds_the_same_frames(examples, tmp_path):
+    """Under another name and with more frames, what was learned is known; so is a frame that was labelled twice."""
+    few, more = tmp_path / "few.extxyz", tmp_path / "more.extxyz"
+    ase.io.write(few, [to_atoms(e) for e in examples[:25]])
+    ase.io.write(more, [to_atoms(e) for e in [*reversed(examples[:25]), *examples[25:]]])
+    first, second = from_file(few, None), from_file(more, None)
+    assert not {e.hash for e in first} & {e.hash for e in second}
+    before = {e.structure: o for e, o in zip(first, split(first, 0.3, 1), strict=True)}
+    later = split(second, 0.3, 99, before)
+    assert later[:25] == tuple(reversed(split(first, 0.3, 1)))
+    noisy = with_label(examples[3], energy=examples[3].label.energy + 0.01)
+    for seed in range(8):
+        out = split([*examples, noisy], 0.3, seed)
+        assert out[3] == out[-1], "labels of one structure stay together"
+    charged = with_label(examples[3], charge=5)
+    assert charged.structure != examples[3].structure == noisy.structure
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from beadwork.errors import ConfigError
+from beadwork.errors import ConfigError, ResourceError
 from beadwork.harvest.queue import Queue
 from beadwork.learn import jobs, labelling
 from beadwork.learn.jobs import Jobs, Pool, Slurm
@@ -132,6 +132,57 @@ def test_a_frame_that_kills_its_workers_is_set_aside(
 
 
 @pytest.mark.slow
+def test_a_block_that_ends_is_followed_by_another(
+    fill: Callable[[int], Queue], springs: Callable[..., Spec], diary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole node goes in mid-label, as at the end of a Slurm job: nothing hangs, and no label is lost."""
+    monkeypatch.setattr(jobs, "GIVEN_UP", 4)
+    queue = fill(6)
+    spec = springs(arguments={"seconds": 1.0}, jobs=Jobs("processes", 2))
+    ended: list[int] = []
+
+    def end() -> None:
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            half = set(diary.calls) - set(diary.ends)
+            if len(diary.ends) >= 2 and half:
+                manager = psutil.Process(min(half)[0])
+                while "process_worker_pool" not in " ".join(manager.cmdline()):
+                    manager = manager.parent()
+                while "process_worker_pool" in " ".join(manager.parent().cmdline()):
+                    manager = manager.parent()
+                family = [*manager.children(recursive=True), manager]
+                ended.extend(process.pid for process in family)
+                for process in family:
+                    process.kill()
+                return
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=end)
+    killer.start()
+    report = labelling.label(queue, spec)
+    killer.join()
+    assert len(ended) >= 3, "the pool of workers and both of them"
+    assert str(report) == "6 labelled"
+    assert {row.status for row in queue.rows()} == {"labelled"}
+    after = {pid for pid, _ in diary.ends} - set(ended)
+    assert after, "workers of a second block"
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start(
+    fill: Callable[[int], Queue], springs: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that fails at once, as with a wrong account, is tried a few times and then said; no frame pays for it."""
+    provider = jobs._parsl("providers").LocalProvider
+    monkeypatch.setattr(jobs, "_provider", lambda _: provider(worker_init="exit 3", init_blocks=1, max_blocks=1))
+    queue = fill(2)
+    with pytest.raises(ResourceError, match=r"no worker could be started, 3 times over(.|\n)*look at \[jobs\]"):
+        labelling.label(queue, springs(jobs=Jobs("processes", 2)))
+    assert {(row.status, row.attempts) for row in queue.rows()} == {("waiting", 0)}
+
+
+@pytest.mark.slow
 def test_interrupted_with_processes(
     fill: Callable[[int], Queue], springs: Callable[..., Spec], diary: Any, tmp_path: Path
 ) -> None:
@@ -155,7 +206,9 @@ def test_interrupted_with_processes(
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
     assert [row.status for row in queue.rows()] == ["waiting"] * 4
-    assert not [pid for pid in workers if psutil.pid_exists(pid)]
+    # on a busy machine they end a moment after the command that told them to
+    left = [psutil.Process(pid) for pid in workers if psutil.pid_exists(pid)]
+    assert psutil.wait_procs(left, timeout=20)[1] == []
 
 
 # Parsl leaves the sockets open with which it asks for this machine's addresses

@@ -11,14 +11,17 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import learn_truth as truth
 import numpy as np
 import pytest
 import tomli_w
 
-from beadwork.errors import ConfigError
+from beadwork.errors import ConfigError, ModelError, SimulationError
 from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.learn import loop as loops
+from beadwork.learn import simulate, train
 from beadwork.learn.dataset import Dataset
-from beadwork.learn.loop import Generation, generations, read, why_stop
+from beadwork.learn.loop import Generation, generations, learn, read, why_stop
 from beadwork.potential.bundle import load_card, members_of
 
 HERE = Path(__file__).parent
@@ -78,7 +81,7 @@ def project(ipi, folder: Path, *, steps: int = 12, seconds: float = 0.0, **loop:
             "hidden_irreps": "8x0e",
             "r_max": 4.0,
             "held_out": 0.34,
-            "jobs": 1,
+            "jobs": {"workers": 1},
         },
     }
     path = folder / "loop.toml"
@@ -169,6 +172,8 @@ def written(folder: Path, **loop: Any) -> Path:
         ({"labels": 0}, "1 or more"),
         ({"start": "over"}, "choose from again, continue"),
         ({"run": {"queue": "q.db"}}, "sets itself"),
+        ({"run": {"devices": ["cuda:0", "cuda:1"]}}, "a server each"),
+        ({"run": {"keep-most": 3, "keep_most": 4}}, "both spellings"),
         ({"train": {"epoch": 3}}, "no setting of a training"),
         ({"lables": 3}, "no option"),
     ],
@@ -185,6 +190,112 @@ def test_paths_count_from_the_file(tmp_path) -> None:
     assert loop.baseline == tmp_path / "b"
     assert loop.simulations == {"w": tmp_path / "w.xml"}
     assert loop.folder == tmp_path / "loop"
+
+
+def test_options_of_the_run_in_either_spelling(tmp_path) -> None:
+    """What `beadwork run` takes with _ and with - the loop takes so too, its own uses of the option included."""
+    loop = read(written(tmp_path, run={"keep_most": 7, "keep_force": [0.2], "on-mark": "count"}))
+    assert loop.run == {"keep-most": 7, "keep-force": [0.2], "on-mark": "count"}
+    assert loop.low == 0.2
+
+
+class Stopped:
+    """A run of `simulate.start` that stops at once, as if the loop were interrupted."""
+
+    def finish(self) -> None:
+        raise SimulationError("stopped")
+
+    def until(self, *wanted: Any) -> None:
+        raise SimulationError("stopped")
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _truth(monkeypatch) -> None:
+    """This process can import the truth as well."""
+    monkeypatch.syspath_prepend(HERE)
+
+
+@pytest.fixture
+def stopping(monkeypatch) -> None:
+    """No simulation comes further than its begin."""
+    monkeypatch.setattr(simulate, "start", lambda *asked: Stopped())
+
+
+@pytest.mark.parametrize("start", ["again", "live"])
+def test_a_file_in_the_shells_folder_is_not_taken(ipi, tmp_path, monkeypatch, stopping, start) -> None:
+    """The command given in a folder that has an init.xyz of its own simulates what lies beside the input."""
+    loop = project(ipi, tmp_path, start=start)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "init.xyz").write_text("no structure")
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(loop, print)
+    copied = tmp_path / "loop" / ("live" if start == "live" else "gen-000") / "water" / "init.xyz"
+    assert copied.read_text() == (tmp_path / "water" / "init.xyz").read_text()
+
+
+@pytest.mark.parametrize("name", ["baseline", "start/delta-0"])
+def test_other_models_than_it_began_with(ipi, tmp_path, stopping, name) -> None:
+    """A model made again between two calls: the generation that was begun is not gone on with, for none of its steps
+    would count, and the sentence names both states and the model; with the old one put back it goes on."""
+    shutil.copytree(MODELS / "baseline", tmp_path / "baseline")
+    loop = project(ipi, tmp_path, baseline="baseline")
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(loop, print)
+    was = generations(tmp_path / "loop")[0].stages["begin"]["hash"]
+    (tmp_path / name).rename(tmp_path / "kept")
+    shutil.copytree(MODELS / "delta-3", tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"begun with the models {was}, .*sha256.*{name}.*put back") as refused:
+        learn(loop, print)
+    assert str(refused.value).count("sha256:") == 2
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / "kept").rename(tmp_path / name)
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(loop, print)
+
+
+def test_no_step_of_these_models(ipi, tmp_path, monkeypatch) -> None:
+    """A simulation whose steps all came from other models is an error, not a flagged rate of nothing that ends the
+    loop."""
+    loop = project(ipi, tmp_path)
+
+    def start(folder: Path, *asked: Any) -> None:
+        (folder / "out-0").mkdir()
+        (folder / "out-0" / "beadwork.out").write_text(f"# from step 0 on a: sha256:{12 * 'f'} in m\n0 2 -1 1 1 0.1\n")
+
+    monkeypatch.setattr(simulate, "start", start)
+    with pytest.raises(SimulationError, match=r"no step in .*gen-000/water was answered by sha256:"):
+        learn(loop, print)
+    assert "simulate" not in generations(tmp_path / "loop")[0].stages
+
+
+def test_a_label_that_comes_while_training_waits(ipi, tmp_path, monkeypatch) -> None:
+    """Training is killed, and a frame is labelled by hand: the training goes on with the labels that it was begun with,
+    and the new one is learned in the generation after."""
+    loop = read(project(ipi, tmp_path))
+    labels = [truth.example(frame, n) for n, frame in enumerate(truth.clusters(4, 1, most=2))]
+    there = labels[:3]
+    learned = []
+
+    def killed(examples: Any, baseline: Path, out: Path, settings: Any, previous: Any, *others: Any) -> None:
+        train._open(out, train._dataset(examples, settings, previous))
+        learned.append([example.hash for example in examples])
+        raise ModelError("killed")
+
+    monkeypatch.setattr(loops, "from_queue", lambda *asked: there)
+    monkeypatch.setattr(loops, "train_committee", killed)
+    loop.folder.mkdir()
+    learning = loops._Learning(loop, "loop.toml", print)
+    for number in (0, 0, 1):
+        with pytest.raises(ModelError, match="killed"):
+            learning._train(Generation(loop.folder / f"gen-{number:03d}"), loops.committee_of(loop, number))
+        there = labels
+    assert [len(names) for names in learned] == [3, 3, 4]
+    assert learned[0] == learned[1]
 
 
 @pytest.mark.slow

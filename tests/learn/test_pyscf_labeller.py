@@ -70,6 +70,16 @@ def test_energies_are_pyscf_s_own(
     assert label.forces is None
 
 
+def test_other_tolerances_are_another_method() -> None:
+    """Tolerances other than the defaults are named where the theory uses them, defaults are not: stored labels stay."""
+    for theory, named in (("HF", ""), ("PBE", ", grid 3"), ("MP2", ", all electrons"), ("CCSD(T)", ", all electrons")):
+        usual = f"{theory}/6-31g{named}"
+        assert PySCF(theory, "6-31g", scf_tol=1e-10, cc_tol=1e-9).method == usual
+        assert PySCF(theory, "6-31g", scf_tol=1e-6).method == f"{usual}, scf_tol 1e-06"
+        loose = ", cc_tol 1e-05" if theory == "CCSD(T)" else ""
+        assert PySCF(theory, "6-31g", cc_tol=1e-5, threads=2, max_cycle=7).method == usual + loose
+
+
 def test_constants() -> None:
     """The Hartree and Bohr of CODATA 2018, as ASE has them too when it is asked for that year."""
     import ase.units

@@ -156,6 +156,31 @@ def test_lrdmc_is_another_method(fake: Callable[..., JQMC]) -> None:
     assert any("fixed nodes" in line for line in coarse.leaves_out())
 
 
+def test_methods_name_what_changes_the_label(fake: Callable[..., JQMC]) -> None:
+    """Start values that stay or are not the usual ones, and LRDMC's walkers, tell methods apart.
+
+    What was optimised from the usual start keeps the method that stored labels have, letter by letter.
+    """
+    environment = fake("").environment
+
+    def method(**changes: Any) -> str:
+        told = {"sampler": "lrdmc", "basis": "ccecp-ccpvtz", "ecp": "ccecp", "lattice_spacing": 0.3, "walkers": 256}
+        return JQMC(**told | {"environment": environment} | changes).method
+
+    head = "LRDMC, a = 0.3 Bohr, dltmove, "
+    level = "RHF/ccecp-ccpvtz, Cartesian, ccecp; "
+    steps = "; optimised in 40 steps of 20x256)"
+    assert method(optimisation_samples=20) == f"{head}JSD ({level}J2, J3 ao-small{steps}"
+    assert method(optimisation_samples=20, two_body=0.7) == f"{head}JSD ({level}J2 0.7, J3 ao-small{steps}"
+    electrons = {"ecp": None, "basis": "ccpvtz", "three_body": "mo", "optimisation_samples": 20}
+    both = f"LRDMC, a = 0.3 Bohr, JSD (RHF/ccpvtz, Cartesian; J1, J2, J3 mo{steps}"
+    assert method(**electrons, one_body=1.0) == both
+    assert method(**electrons, one_body=0.5) == both.replace("J1", "J1 0.5")
+    assert method(optimisation_steps=0) == f"{head}256 walkers, JSD ({level}J2 1.0, J3 ao-small)"
+    assert method(optimisation_steps=0, sampler="vmc", two_body=0.7) == f"VMC, JSD ({level}J2 0.7, J3 ao-small)"
+    assert method(**PLAIN) == f"{head}256 walkers, SD ({level.removesuffix('; ')})"
+
+
 def test_seeds(fake: Callable[..., JQMC]) -> None:
     """The same frame gives the same seed and so the same label; another frame or seed gives independent noise."""
     labeller = fake("r = " + repr(GOOD) + "\nr['energy'] = -job['seed'] / 1e9\nopen(result, 'w').write(json.dumps(r))")

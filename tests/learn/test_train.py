@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import Frame
 from beadwork.learn.dataset import Dataset, split
+from beadwork.learn.jobs import Jobs
 from beadwork.learn.train import TrainSettings, _draw, _open, _write, references, train_committee, train_model, weights
 from beadwork.potential.bundle import check, load_card, load_committee
 from beadwork.potential.delta import load
@@ -147,7 +150,8 @@ def test_settings_on_the_page_are_the_defaults():
     page = (truth.ROOT / "docs" / "training.md").read_text()
     block = page.partition("Whatever is left out has its default:")[2].partition("A label with")[0]
     table = tomllib.loads("\n".join(line[4:] for line in block.splitlines()))
-    assert set(table) == {f.name for f in fields(TrainSettings)}
+    assert set(table) == {f.name for f in fields(TrainSettings)} - {"jobs"}
+    assert "    # [jobs] " in block
     assert TrainSettings.from_table(table, "page") == TrainSettings()
 
 
@@ -259,9 +263,9 @@ def test_killed_training_goes_on(tmp_path: Path):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import truth\n"
         "from pathlib import Path\n"
-        "from beadwork.learn.train import TrainSettings, train_committee\n"
+        "from beadwork.learn.train import Jobs, TrainSettings, train_committee\n"
         "train_committee([truth.example(f, n) for n, f in enumerate(truth.clusters(30, 1, most=2))], truth.BASELINE,\n"
-        "    Path(sys.argv[2]), TrainSettings(members=2, epochs=3, hidden_irreps='8x0e', batch_size=5, jobs=1))\n"
+        "    Path(sys.argv[2]), TrainSettings(members=2, epochs=3, hidden_irreps='8x0e', batch_size=5, jobs=Jobs()))\n"
     )
     out = tmp_path / "c"
     command = [sys.executable, "-c", script, str(Path(truth.__file__).parent), str(out)]
@@ -282,6 +286,74 @@ def test_killed_training_goes_on(tmp_path: Path):
     assert (out / "delta-0" / "model.pt").stat().st_mtime_ns == stamp
     assert check(out / "delta-1").about["dataset"] == Dataset.read(out).hash
     assert not (out / "training").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_ends(tmp_path: Path):
+    """SIGTERM while two of four members train at the same time: it ends in seconds, none begins and none is left."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import truth\n"
+        "from pathlib import Path\n"
+        "import signal\n"
+        "from beadwork.signals import handled, interrupt\n"
+        "from beadwork.learn.train import Jobs, TrainSettings, train_committee\n"
+        "settings = TrainSettings(epochs=500, hidden_irreps='8x0e', batch_size=5, jobs=Jobs(workers=2))\n"
+        "examples = [truth.example(f, n) for n, f in enumerate(truth.clusters(30, 1, most=2))]\n"
+        "with handled({signal.SIGTERM: interrupt}):\n"
+        "    train_committee(examples, truth.BASELINE, Path(sys.argv[2]), settings)\n"
+    )
+    out = tmp_path / "c"
+    command = [sys.executable, "-c", script, str(Path(truth.__file__).parent), str(out)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 280
+    while sum("Epoch 0" in log.read_text() for log in out.glob("training/delta-?.*/log.txt")) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    begun = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert b"Interrupted" in said
+    assert time.monotonic() - begun < 30
+    assert len(list(out.glob("training/delta-?.*"))) == 2
+    assert _running(out) == []
+
+
+@pytest.mark.slow
+def test_members_train_in_processes(tmp_path: Path):
+    """Through Parsl's executor, as on a cluster; a worker that is killed in the midst of it gives its member back."""
+    pytest.importorskip("parsl", reason="pip install 'beadwork[learn]'")
+    psutil = pytest.importorskip("psutil", reason="comes with parsl")
+    examples = [truth.example(f, n) for n, f in enumerate(truth.clusters(30, 1, most=2))]
+    out, killed = tmp_path / "c", []
+
+    def kill() -> None:
+        end = time.monotonic() + 200
+        while time.monotonic() < end and not killed:
+            if any("Epoch 0" in log.read_text() for log in out.glob("training/delta-1.*/log.txt")):
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):  # some end meanwhile
+                        if "beadwork.learn.mace_run" in process.cmdline() and "delta-1" in " ".join(process.cmdline()):
+                            killed.append(process.parent().pid)
+                            process.parent().kill()
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    members = train_committee(examples, truth.BASELINE, out, replace(SMALL, epochs=6, jobs=Jobs("processes", 2)))
+    killer.join()
+    assert len(killed) == 1
+    assert [check(member).about["member"] for member in members] == [0, 1]
+    assert not (out / "training").exists()
+
+
+def test_jobs_of_a_training():
+    """The table of train.toml is that of a labeller; a number, and what is no setting, are refused with a sentence."""
+    read = TrainSettings.from_table({"jobs": {"executor": "processes", "workers": 3}}, "page")
+    assert read.jobs == Jobs("processes", 3)
+    for wrong in (4, {"worker": 3}, {"executor": "cloud"}):
+        with pytest.raises(ConfigError, match="jobs"):
+            TrainSettings.from_table({"jobs": wrong}, "page")
 
 
 def _running(out: Path) -> list[str]:

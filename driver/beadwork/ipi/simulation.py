@@ -253,14 +253,15 @@ class Simulation:
         return found[0]
 
 
-def read(path: Path | str, sockets_prefix: str | None = None) -> Simulation:
+def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | None = None) -> Simulation:
     """Read an i-PI input (XML or RESTART).
 
-    sockets_prefix: as i-PI's own option `-S`; None takes the XML's.
+    sockets_prefix: as i-PI's own option `-S`; None takes the XML's. directory: where i-PI will be started, whatever the
+    current directory is; it must have all files that the input names.
 
-    Relative names of structure files: i-PI looks in its working directory and nowhere else. So, if all of them are
-    in the current directory, that is `directory`; if not, the folder of the input must have them all, and
-    i-PI is to be started there. An input that names no files gets its own folder.
+    Without `directory`: i-PI looks for relative names of structure files in its working directory and nowhere else. So,
+    if all of them are in the current directory, that is `directory`; if not, the folder of the input must have them
+    all, and i-PI is to be started there. An input that names no files gets its own folder.
     Raises SimulationError with one sentence for anything that i-PI would not start from, or that is no chemistry.
     """
     path = Path(path).absolute()
@@ -281,7 +282,7 @@ def read(path: Path | str, sockets_prefix: str | None = None) -> Simulation:
             )
     if not replicas:
         raise SimulationError(f"{path} has no <system>; there is nothing to simulate")
-    directory, files = _locate(path, replicas)
+    directory, files = _locate(path, replicas, directory)
     systems = tuple(_system(path, k, replica) for k, replica in enumerate(replicas))
     for system in systems:
         for part in system.forces:
@@ -515,15 +516,17 @@ def _bytes(output: Any, system: System) -> float:
     return (48.0 * atoms + 100) * files
 
 
-def _locate(path: Path, replicas: list[Any]) -> tuple[Path, tuple[Path, ...]]:
-    """Return i-PI's working directory and the files it will read there; make the initializers read just those."""
+def _locate(path: Path, replicas: list[Any], given: Path | None) -> tuple[Path, tuple[Path, ...]]:
+    """Return i-PI's working directory, which may be given, and the files it will read there; make the initializers read
+    just those.
+    """
     steps = [
         step for replica in replicas for _, step in replica.init.queue if step.mode in ("xyz", "pdb", "chk", "ase")
     ]
     files = tuple(dict.fromkeys(Path(step.value) for step in steps))
     relative = [file for file in files if not file.is_absolute()]
-    folders = [path.parent]
-    if relative:
+    folders = [path.parent if given is None else given.absolute()]
+    if relative and given is None:
         folders.insert(0, Path.cwd())
     for directory in folders:
         missing = [file for file in files if not (directory / file).is_file()]
@@ -532,10 +535,8 @@ def _locate(path: Path, replicas: list[Any]) -> tuple[Path, tuple[Path, ...]]:
                 step.value = str(directory / step.value)
             return directory, files
     looked = " and ".join(str(folder) for folder in dict.fromkeys(folders))
-    raise SimulationError(
-        f"{path} starts from {str(missing[0])!r}, which is no file in {looked}; "
-        "put it beside the input, or go to the directory where i-PI is to run"
-    )
+    remedy = "put it beside the input, or go to the directory where i-PI is to run" if given is None else "put it there"
+    raise SimulationError(f"{path} starts from {str(missing[0])!r}, which is no file in {looked}; {remedy}")
 
 
 def _system(path: Path, k: int, replica: Any) -> System:

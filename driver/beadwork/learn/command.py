@@ -34,8 +34,9 @@ class Pattern:
 
     Of an energy: the groups `value`, and `error` where there is one (standard error). Of forces: one match an atom
     with `x`, `y`, `z` (and `ex`, `ey`, `ez`), or one match a component with `value` (and `error`), atom by atom.
+    Errors that are named must be found, and be above 0 (or 0, of a component that is 0 by symmetry).
     unit: of energies `eV`, `Hartree`, `Rydberg`, `kcal/mol`, `kJ/mol`; of forces such a one, a slash, and `angstrom`
-    or `bohr`. gradient: what stands there are gradients, the negative of forces. Raises ConfigError.
+    or `bohr`. gradient: what stands there are gradients, the negative of forces; not of energies. Raises ConfigError.
     """
 
     regex: str
@@ -44,7 +45,12 @@ class Pattern:
     gradient: bool = False
 
     def check(self, forces: bool) -> None:
-        """Refuse units and groups that are not known."""
+        """Refuse units and groups that are not known. Raises ConfigError."""
+        if self.gradient and not forces:
+            raise ConfigError(
+                f"the energy's pattern {self.regex!r} has gradient = true, which would turn the energy's sign: "
+                "leave it out, it is of forces"
+            )
         try:
             groups = set(re.compile(self.regex).groupindex)
         except re.error as error:
@@ -123,7 +129,10 @@ class Command:
         return self.theory
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
-        """Compute one label. Raises LabelError where the command fails or its numbers are not found."""
+        """Compute one label.
+
+        Raises LabelError where charge and spin do not fit, the command fails, or its numbers are not found or nonsense.
+        """
         if any(frame.pbc) and not self.periodic:
             raise LabelError(f"{self.code} is not told the cell: cut a cluster, or set periodic = true and use $cell")
         start = time.perf_counter()
@@ -163,6 +172,11 @@ class Command:
         symbols = [chemical_symbols[number] for number in frame.numbers]
         valences = [int(z) - self.core.get(s, 0) for z, s in zip(frame.numbers, symbols, strict=True)]
         electrons = sum(valences) - charge
+        if not 0 <= spin <= electrons or (electrons - spin) % 2:
+            raise LabelError(
+                f"the spin is {spin} unpaired electrons, which {electrons} electrons (charge {charge}, core "
+                f"{dict(self.core)}) cannot have: correct charge, spin or core"
+            )
         try:
             lines = [
                 self.atom.format(symbol=s, number=int(z), valence=v, x=at[0], y=at[1], z=at[2])
@@ -209,8 +223,15 @@ class Command:
         if not matches:
             raise LabelError(f"no energy in {folder / self.energy.file}: nothing matches {self.energy.regex!r}")
         factor = self.energy.factor(forces=False)
-        groups = matches[-1].groupdict()
-        return _number(groups["value"], folder) * factor, _number(groups.get("error") or "0", folder) * abs(factor)
+        energy, error = _number(matches[-1], "value", folder), 0.0
+        if "error" in matches[-1].groupdict():
+            error = _number(matches[-1], "error", folder)
+            if not error > 0:  # 0 would make a label with noise an exact one
+                raise LabelError(
+                    f"{folder / self.energy.file} has an energy with a standard error of {error}, which must be above "
+                    "0: sample longer, or leave the group 'error' out of the pattern where energies are exact"
+                )
+        return energy * factor, error * factor
 
     def _forces(self, folder: Path, atoms: int) -> tuple[FloatArray | None, FloatArray | None]:
         if self.forces is None:
@@ -224,20 +245,30 @@ class Command:
             )
         factor = self.forces.factor(forces=True)
 
-        def gather(*names: str) -> FloatArray | None:
-            if not set(names) <= set(matches[0].groupdict()):
-                return None
-            values = [_number(match[name], folder) for match in matches for name in names]
+        def gather(names: Sequence[str]) -> FloatArray:
+            values = [_number(match, name, folder) for match in matches for name in names]
             return np.array(values).reshape(atoms, 3)
 
-        forces, errors = (
-            (gather("x", "y", "z"), gather("ex", "ey", "ez")) if whole else (gather("value"), gather("error"))
-        )
-        return None if forces is None else forces * factor, None if errors is None else errors * abs(factor)
+        forces = gather(("x", "y", "z") if whole else ("value",))
+        of_errors = ("ex", "ey", "ez") if whole else ("error",)
+        if of_errors[0] not in matches[0].groupdict():
+            return forces * factor, None
+        errors = gather(of_errors)
+        # a component that symmetry makes 0 is exact, any other is not, nor are all of them
+        if not (errors.any() and ((errors > 0) | ((errors == 0) & (forces == 0))).all()):
+            raise LabelError(
+                f"{folder / self.forces.file} has forces with a standard error of {errors.min()}, which must be above "
+                f"0 unless the component is 0 by symmetry: sample longer, or leave the groups {', '.join(of_errors)} "
+                "out of the pattern where forces are exact"
+            )
+        return forces * factor, errors * abs(factor)
 
 
-def _number(text: str, folder: Path) -> float:
+def _number(match: re.Match[str], group: str, folder: Path) -> float:
+    """Read a group. Raises LabelError for no number, or None where the group took no part in the match."""
     try:
-        return float(re.sub("[dD]", "e", text))  # Fortran writes 1.0D-3
-    except ValueError as error:
-        raise LabelError(f"{text!r} was found for a number in {folder}; mend the pattern") from error
+        return float(re.sub("[dD]", "e", match[group]))  # Fortran writes 1.0D-3
+    except (TypeError, ValueError) as error:
+        raise LabelError(
+            f"{match[group]!r} was found for a number in {folder}, by the group {group!r}; mend the pattern"
+        ) from error

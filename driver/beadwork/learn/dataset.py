@@ -74,6 +74,20 @@ class Example:
         return f"sha256:{digest.hexdigest()}"
 
     @property
+    def structure(self) -> str:
+        """Hash of what was computed, to 1e-4 Å, whatever came out and wherever it is kept.
+
+        It says whether a frame was learned from: the same one in a file that was renamed or has grown, or labelled
+        twice, has another `hash`.
+        """
+        frame = self.frame
+        digest = hashlib.sha256(f"{self.label.charge} {self.label.spin} {list(map(bool, frame.pbc))}".encode())
+        digest.update(np.ascontiguousarray(frame.numbers, dtype="<i8").tobytes())
+        for values in (frame.positions, frame.cell):
+            digest.update(np.rint(np.asarray(values) * 1e4).astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @property
     def composition(self) -> str:
         """Formula and charge, e.g. `H3O +1`."""
         return _signed(str(self.frame.to_atoms().symbols.get_chemical_formula()), self.charge)
@@ -220,7 +234,7 @@ def from_file(path: Path, baseline: Path | None, method: str | None = None, key:
     found = []
     for number, one in enumerate(atoms):
         if f"{key}_energy" not in one.info:
-            raise LabelError(f"frame {number} of {path} has no {key}_energy; give --key for another prefix")
+            raise LabelError(f"frame {number} of {path} has no {key}_energy; rename what holds its energy in eV")
         about = {name: one.info.get(name, default) for name, default in told.items()}
         if about["method"] is None:
             raise LabelError(f"frame {number} of {path} does not say its method; give --method")
@@ -325,16 +339,19 @@ def split(
 ) -> tuple[bool, ...]:
     """Choose what to hold out: every k-th frame, with the frames ordered by solute, composition and a seeded shuffle.
 
-    So each solute and each composition is held out in proportion. before: what a label's hash was in the generation
-    before; that stays as it was, since what was once learned is no test.
+    So each solute and each composition is held out in proportion; labels of one structure stay together. before: what
+    a structure (`Example.structure`) was in the generation before; that stays as it was, since what was once learned is
+    no test.
     """
-    before = before or {}
-    new = [i for i, e in enumerate(examples) if e.hash not in before]
-    new.sort(key=lambda i: (examples[i].solute, examples[i].composition, _hash(f"{seed} {examples[i].hash}")))
-    out = [before.get(e.hash, False) for e in examples]
-    for place, i in enumerate(new):
-        out[i] = int((place + 0.5) * fraction + 0.5) < int((place + 1.5) * fraction + 0.5)
-    return tuple(out)
+    out = dict(before or {})
+    new: dict[str, Example] = {}
+    for example in examples:
+        if example.structure not in out:
+            new.setdefault(example.structure, example)
+    order = sorted(new, key=lambda s: (new[s].solute, new[s].composition, _hash(f"{seed} {new[s].hash}")))
+    for place, structure in enumerate(order):
+        out[structure] = int((place + 0.5) * fraction + 0.5) < int((place + 1.5) * fraction + 0.5)
+    return tuple(out[e.structure] for e in examples)
 
 
 def reference_energies(examples: Sequence[Example], energies: FloatArray, floor: float) -> tuple[dict[int, float], str]:

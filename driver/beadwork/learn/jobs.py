@@ -25,20 +25,28 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from beadwork.errors import ConfigError
+from beadwork.errors import ConfigError, ResourceError
 
 EXECUTORS = ("threads", "processes", "slurm")
+#: s without a sign of life after which a node is given up, and the work on it is lost
+GIVEN_UP = 120
+#: blocks of workers that fail to start, one after the other, before it is left
+FAILURES = 3
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """One job of Slurm. partition, account, walltime, options and init as `sbatch` and the site want them."""
+    """One job of Slurm. partition, account, walltime, options and init as `sbatch` and the site want them.
+
+    When its walltime is over, or its node fails, another one follows as long as there is work.
+    """
 
     partition: str | None = None
     account: str | None = None
@@ -107,7 +115,8 @@ class Pool:
         """Call `function(item, *arguments)` for each item; give item and result as they come.
 
         function: one that can be imported by name, with arguments that can be pickled. What it raises stands in the
-        future. The caller may append items (again) while it goes on: `items` is emptied from the left.
+        future. The caller may append items (again) while it goes on: `items` is emptied from the left. Raises
+        ResourceError where workers cannot be started.
         """
         app = None
         if self._kernel is not None:
@@ -118,6 +127,10 @@ class Pool:
                 item = items.popleft()
                 running[_call(function, item, *arguments) if app is None else app(item, *arguments)] = item
             for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if _without_workers(future.exception()):
+                    raise ResourceError(
+                        f"no worker could be started, {FAILURES} times over: {future.exception()}; look at [jobs]"
+                    )
                 yield running.pop(future), future
 
 
@@ -129,12 +142,16 @@ def lost(error: BaseException | None) -> bool:
     )
 
 
+def _without_workers(error: BaseException | None) -> bool:
+    return type(error).__name__ == "BadStateException" and type(error).__module__ == "parsl.executors.errors"
+
+
 def config(jobs: Jobs, folder: Path) -> Any:
     """Parsl's configuration. Its programs are named by path: they need not be on PATH."""
     return _parsl("config").Config(
         executors=[_executor(jobs, folder)],
         run_dir=str(folder),
-        strategy="none",
+        strategy="simple",  # a block that has ended is followed by another while there is work; "none" waits for ever
         initialize_logging=False,
     )
 
@@ -152,7 +169,8 @@ def _executor(jobs: Jobs, folder: Path) -> Any:
         launch_cmd=htex.DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", module + "process_worker_pool"),
         interchange_launch_cmd=(module + "interchange").split(),
         heartbeat_period=2,  # s; as often is it seen that a worker died
-        heartbeat_threshold=120,
+        heartbeat_threshold=GIVEN_UP,
+        block_error_handler=partial(_parsl("jobs.error_handlers").windowed_error_handler, threshold=FAILURES),
         worker_logdir_root=str(folder),
         provider=_provider(jobs),
     )

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.config import ServeConfig
-from beadwork.errors import ConfigError, LabelError
+from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue, committee_hash
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.learn import labellers, simulate
@@ -51,7 +51,7 @@ from beadwork.learn.residual import Errors, residuals
 from beadwork.learn.train import TrainSettings, references, train_committee
 from beadwork.learn.validate import PAGE as VALIDATION
 from beadwork.learn.validate import validate, write_page
-from beadwork.potential.bundle import COMMITTEE, load_card, members_of, point
+from beadwork.potential.bundle import COMMITTEE, Card, load_card, members_of, point
 from beadwork.swap import SHORT
 
 if sys.version_info >= (3, 11):
@@ -100,13 +100,18 @@ class Loop:
         if self.start not in STARTS:
             raise ConfigError(f"start is {self.start!r}; choose from {', '.join(STARTS)}")
         for key in self.run:
+            if key == "devices":
+                raise ConfigError(
+                    "[run] sets 'devices', which start a server each, and a simulation of the loop has one; take "
+                    'device = "cuda" for a GPU'
+                )
             if key.replace("-", "_") in OWN or key.replace("-", "_") not in {f.name for f in fields(ServeConfig)}:
                 raise ConfigError(f"[run] sets {key!r}, which the loop sets itself or `beadwork run` does not know")
 
     @property
     def low(self) -> float:
         """The low mark of the force spread, eV/Å: at or above it a frame is asked for."""
-        band = self.run.get("keep-force", self.run.get("keep_force", ServeConfig().keep_force))
+        band = self.run.get("keep-force", ServeConfig().keep_force)
         return float(band[0]) if band else float("inf")
 
 
@@ -124,7 +129,10 @@ def read(path: Path) -> Loop:
     data.setdefault("folder", path.stem)
     simulations = {name: here / xml for name, xml in inputs.items()}
     loop: Loop = labellers.build(Loop, data | {"simulations": simulations}, here, str(path))
-    return Loop(**{**{f.name: getattr(loop, f.name) for f in fields(Loop)}, "train": train})
+    run = {key.replace("_", "-"): value for key, value in loop.run.items()}  # `beadwork run` takes either
+    if len(run) < len(loop.run):
+        raise ConfigError(f"{path}: [run] sets an option in both spellings, with - and with _; keep one of them")
+    return Loop(**{**{f.name: getattr(loop, f.name) for f in fields(Loop)}, "train": train, "run": run})
 
 
 class Generation:
@@ -156,8 +164,8 @@ class Generation:
 def learn(path: Path, tell: Told) -> list[Generation]:
     """Go on with a loop, or begin it, until it ends; return all its generations.
 
-    Safe to kill at any instant and to call again. Raises ConfigError where another process is at it, and whatever a
-    stage raises.
+    Safe to kill at any instant and to call again. Raises ConfigError where another process is at it or the models of a
+    generation have changed, and whatever a stage raises.
     """
     loop = read(path)
     loop.folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +221,7 @@ class _Learning:
     def run(self) -> list[Generation]:
         loop = self.loop
         for xml in loop.simulations.values():
-            read_simulation(xml)  # what is wrong with it is better said now
+            read_simulation(xml, directory=xml.parent)  # what is wrong with it is better said now
         members = members_of([loop.delta])
         if not (loop.delta / COMMITTEE).exists() or len(members) < 2:
             raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
@@ -224,6 +232,8 @@ class _Learning:
             now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
             now.folder.mkdir(exist_ok=True)
             committee = committee_of(loop, number)
+            if "begin" in now.stages:
+                self._same_models(now, committee)
             now.do("begin", partial(self._begin, committee))
             now.do("simulate", partial(self._simulate, now, done, committee))
             reason = why_stop(loop, done[-1], now) if done else None
@@ -246,8 +256,7 @@ class _Learning:
 
     def _begin(self, committee: Path) -> dict[str, Any]:
         """Which models serve this generation, and where the queue stands."""
-        models = [self.loop.baseline, *members_of([committee])]
-        cards = [load_card(model) for model in models]
+        cards = self._cards(committee)
         return {
             "committee": self._place(committee),
             "hash": committee_hash([card.hash for card in cards]),
@@ -255,6 +264,21 @@ class _Learning:
             "dataset": cards[-1].about.get("dataset"),
             "last_row": max((row.id for row in self.queue.rows()), default=0),
         }
+
+    def _cards(self, committee: Path) -> list[Card]:
+        """Those of the models that serve, in the order that the server hashes them in."""
+        return [load_card(model) for model in (self.loop.baseline, *members_of([committee]))]
+
+    def _same_models(self, now: Generation, committee: Path) -> None:
+        """Raise ConfigError where a generation was begun with other models: all that it found is about those."""
+        was, cards = now.stages["begin"], self._cards(committee)
+        if (found := committee_hash([card.hash for card in cards])) != was["hash"]:
+            changed = [str(card.path) for card in cards if card.hash not in was["models"].values()]
+            raise ConfigError(
+                f"{now.folder} was begun with the models {was['hash']}, and they are {found} now "
+                f"({', '.join(changed) or 'fewer, or in another order'}); put back the models that it began with, or "
+                "begin a loop with these in another folder"
+            )
 
     def _place(self, path: Path) -> str:
         """A path as the records have it: from the loop's folder, where it is in there."""
@@ -265,7 +289,7 @@ class _Learning:
         serving = now.stages["begin"]["hash"][:SHORT]
         for name, xml in self.loop.simulations.items():
             if self.loop.start == "live":
-                folder = self._follow(name, xml, serving)
+                folder = self._follow(name, xml, serving, done)
             else:
                 folder = now.folder / name
                 goes_on = self.loop.start == "continue" and done
@@ -275,6 +299,11 @@ class _Learning:
                 if run is not None:
                     run.finish()
             spreads = simulate.answered(folder, serving)
+            if not spreads:
+                raise SimulationError(
+                    f"no step in {folder} was answered by {serving}, the models that {now.folder.name} began with; "
+                    f"remove {folder} and give the command again"
+                )
             flagged, kept = sum(spread >= self.loop.low for spread in spreads), self._kept(now, folder)
             runs[name] = {
                 "steps": len(spreads),
@@ -285,9 +314,11 @@ class _Learning:
             self.tell(f"{now.folder.name}: {name}: {flagged} of {len(spreads)} steps flagged, {len(kept)} frames kept")
         return {"runs": runs}
 
-    def _follow(self, name: str, xml: Path, serving: str) -> Path:
+    def _follow(self, name: str, xml: Path, serving: str, done: Sequence[Generation]) -> Path:
         """Let one simulation run on until it has done its steps with this committee; return its folder."""
         folder = self.loop.folder / "live" / name
+        # what ran already goes on with the committee before until the server has loaded and checked this one
+        before = done[-1].stages["begin"]["hash"][:SHORT] if name in self.live else None
         simulate.prepare(xml, folder, steps=ENDLESS)
         if name not in self.live:
             most = self.loop.run.get("keep-most", ServeConfig().keep_most) * (self.loop.generations + 1)
@@ -296,7 +327,8 @@ class _Learning:
             if run is None:
                 raise ConfigError(f"{folder} has come to its end after {ENDLESS} steps; take another folder")
             self.live[name] = run
-        self.live[name].until(serving, read_simulation(xml).total_steps)
+        steps = read_simulation(xml, directory=xml.parent).total_steps
+        self.live[name].until(serving, steps, before)
         return folder
 
     def _kept(self, now: Generation, folder: Path) -> list[int]:
@@ -332,11 +364,14 @@ class _Learning:
     def _train(self, now: Generation, committee: Path) -> dict[str, Any]:
         out = now.folder / "committee"
         previous = committee if (committee / DATASET).exists() else None
-        method = self.spec.labeller().method
         examples: dict[str, Example] = {}
-        if previous is not None:
-            examples.update((e.hash, e) for e in Dataset.read(previous).examples)
-        examples.update((e.hash, e) for e in from_queue(self.queue, self.loop.baseline, method))
+        if (out / DATASET).exists():  # the training was begun: a label that came since is the next generation's
+            examples.update((e.hash, e) for e in Dataset.read(out).examples)
+        else:
+            if previous is not None:
+                examples.update((e.hash, e) for e in Dataset.read(previous).examples)
+            method = self.spec.labeller().method
+            examples.update((e.hash, e) for e in from_queue(self.queue, self.loop.baseline, method))
         command = f"beadwork learn {self.name} ({now.folder.name})"
         train_committee(list(examples.values()), self.loop.baseline, out, self.loop.train, previous, self.tell, command)
         dataset = Dataset.read(out)
@@ -391,9 +426,12 @@ def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> 
 def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Example]:
     """Those that none of these committees has learned from."""
     learned = {
-        e.hash for committee in committees if (committee / DATASET).exists() for e in Dataset.read(committee).training
+        e.structure
+        for committee in committees
+        if (committee / DATASET).exists()
+        for e in Dataset.read(committee).training
     }
-    return [e for e in testing if e.hash not in learned]
+    return [e for e in testing if e.structure not in learned]
 
 
 @contextmanager

@@ -90,13 +90,16 @@ class PySCF:
 
     @property
     def method(self) -> str:
-        """For instance `PBE-d3bj/cc-pVDZ, grid 3` or `CCSD(T)/cc-pVTZ, frozen core`."""
-        level = self.theory + (f"-{self.dispersion}" if self.dispersion else "") + f"/{self.basis}"
+        """For instance `PBE-d3bj/cc-pVDZ, grid 3` or `CCSD(T)/cc-pVTZ, frozen core, cc_tol 1e-07`."""
+        parts = [self.theory + (f"-{self.dispersion}" if self.dispersion else "") + f"/{self.basis}"]
         if self.kind == "DFT":
-            return f"{level}, grid {self.grid}"
-        if self.kind == "HF":
-            return level
-        return f"{level}, {'frozen core' if self.frozen_core else 'all electrons'}"
+            parts.append(f"grid {self.grid}")
+        elif self.kind in CORRELATED:
+            parts.append("frozen core" if self.frozen_core else "all electrons")
+        used = ("scf_tol", "cc_tol") if self.kind.startswith("CC") else ("scf_tol",)
+        # stored labels do not name the defaults: naming them now would make them another method
+        parts += [f"{name} {getattr(self, name)}" for name in used if getattr(self, name) != getattr(PySCF, name)]
+        return ", ".join(parts)
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label. Raises LabelError for what does not converge, or what PySCF cannot do."""

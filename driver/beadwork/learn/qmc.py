@@ -126,9 +126,15 @@ class JQMC:
 
     @property
     def trial_function(self) -> str:
-        """For instance `JSD (RHF/ccecp-ccpvtz, ccecp; J2, J3 ao-small; 40 steps)`."""
+        """For instance `JSD (RHF/ccecp-ccpvtz, ccecp; J2, J3 ao-small; optimised in 40 steps of 60x64)`.
+
+        Starts of Jastrow terms are named (`J2 0.7`) where nothing is optimised, and where they are not 1.0.
+        """
         named = {"J1": self.one_body, "J2": self.two_body}
-        terms = [name for name, start in named.items() if start]
+        # stored labels do not name 1.0 where it was optimised: naming it now would make them another method
+        terms = [
+            name if start == 1.0 and self.optimises else f"{name} {start}" for name, start in named.items() if start
+        ]
         terms += [f"J3 {self.three_body}"] if self.three_body != "none" else []
         kind = self.determinant if terms else "SD"
         level = f"{self.mean_field}/{self.basis}" + (", Cartesian" if self.cartesian else "")
@@ -144,7 +150,9 @@ class JQMC:
         if self.sampler == "vmc":
             return f"VMC, {self.trial_function}"
         move = f", {self.non_local_move}" if self.ecp else ""
-        return f"LRDMC, a = {self.lattice_spacing} Bohr{move}, {self.trial_function}"
+        # a finite population has a bias; what is said of an optimisation names the walkers already
+        walkers = "" if self.optimises else f", {self.walkers} walkers"
+        return f"LRDMC, a = {self.lattice_spacing} Bohr{move}{walkers}, {self.trial_function}"
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label. Raises LabelError for what jQMC cannot do, does not finish or answers nonsense to."""

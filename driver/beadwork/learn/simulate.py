@@ -12,6 +12,7 @@ behind is found by it and ended before the next attempt.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -33,17 +34,21 @@ from beadwork.learn.dataset import write_whole
 
 #: seconds that a run gets to end by itself when the loop is interrupted
 FAREWELL = 30.0
+RECORD = "beadwork.out"
+#: the line of it that says whose answers follow
+TAKEN_UP = re.compile(r"# from step \d+ on .*?: (\S+) in ")
 
 
 def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
     """Make the folder of a simulation, whole or not at all, unless it is there.
 
-    xml: the user's input; the files that it names are copied too. steps_of: a RESTART of the generation before, to go
-    on from for as many steps as `xml` has in all. steps: so many instead of those in `xml`. Raises SimulationError.
+    xml: the user's input; the files that it names, which lie beside it, are copied too. steps_of: a RESTART of the
+    generation before, to go on from for as many steps as `xml` has in all. steps: so many instead of those in `xml`.
+    Raises SimulationError.
     """
     if folder.exists():
         return
-    simulation = read(xml)
+    simulation = read(xml, directory=xml.parent)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -57,7 +62,8 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
         shutil.copy(simulation.directory / file, part / file)
     shutil.copy(xml, part / "input.xml")
     if steps_of is not None:
-        text, steps = steps_of.read_text(encoding="utf-8"), read(steps_of).step + simulation.total_steps
+        text = steps_of.read_text(encoding="utf-8")
+        steps = read(steps_of, directory=steps_of.parent).step + simulation.total_steps
     if steps is not None:
         text = re.sub(r"(<total_steps>)\s*\d+\s*(<)", rf"\g<1>{steps}\g<2>", text)
     (part / "part-0.xml").write_text(_signed(text, folder, 0), encoding="utf-8")
@@ -80,14 +86,16 @@ def come_to(folder: Path) -> Path | None:
     found: list[tuple[int, Path]] = []
     for file in [folder / "RESTART", *(f for name in names for f in folder.glob(f"{prefix}.{name}*"))]:
         with contextlib.suppress(SimulationError):  # torn, or not there
-            found.append((read(file).step, file))
+            found.append((read(file, directory=folder).step, file))
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def finished(folder: Path) -> bool:
     """Whether i-PI has done all its steps, as its own record says."""
     end = come_to(folder)
-    return end is not None and read(end).step >= read(folder / "part-0.xml").total_steps
+    if end is None:
+        return False
+    return read(end, directory=folder).step >= read(folder / "part-0.xml", directory=folder).total_steps
 
 
 def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
@@ -103,8 +111,9 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
     if number:
         text = (come_to(folder) or folder / "part-0.xml").read_text(encoding="utf-8")
         write_whole(begin, _signed(text, folder, number))
-    (folder / f"out-{number}").mkdir()
-    mine: dict[str, Any] = {"simulation": begin.name, "out": f"out-{number}"}
+    out = folder / f"out-{number}"
+    out.mkdir()
+    mine: dict[str, Any] = {"simulation": begin.name, "out": out.name}
     if "queue" in options:
         mine["keep-most"] = max(0, int(options.get("keep-most", 100)) - kept)
     write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
@@ -112,20 +121,21 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
     command = ["sh", "-c", 'echo $$ > group && exec "$@"', "sh", sys.executable, "-m", "beadwork.cli"]
     command += ["run", f"run-{number}.toml"]
     log = folder / f"log-{number}.txt"
-    with open(log, "wb") as out:
+    with open(log, "wb") as said:
         process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
         )
-    return Run(folder, process, log)
+    return Run(folder, process, log, out / RECORD)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A simulation that runs."""
+    """A simulation that runs. record: the beadwork.out of this attempt."""
 
     folder: Path
     process: subprocess.Popen[bytes]
     log: Path
+    record: Path
 
     def finish(self) -> None:
         """Wait until all steps are done. Raises SimulationError where the run fails; whatever happens, it is ended."""
@@ -138,11 +148,20 @@ class Run:
         if not finished(self.folder):
             raise SimulationError(f"i-PI ended in {self.folder} before its last step; its words are in out-*/i-pi.log")
 
-    def until(self, committee: str, steps: int) -> None:
-        """Wait until this committee has answered so many steps. Raises SimulationError where it never will."""
+    def until(self, committee: str, steps: int, before: str | None = None) -> None:
+        """Wait until this committee has answered so many steps. Raises SimulationError where it never will.
+
+        before: the committee that may answer until this one is taken up; None where the run began with this one.
+        """
         while len(answered(self.folder, committee)) < steps:
             if (code := self.process.poll()) is not None:
                 raise self._failed(code)
+            found = serving(self.record)
+            if found and found[-1] != committee and (committee in found or found[-1] != before):
+                raise SimulationError(
+                    f"{found[-1]} answers in {self.folder}, and {committee} was to; let the file that its --delta "
+                    "names point to that committee again (beadwork models point), and give the command again"
+                )
             if refused := [line for line in self._said() if "the new committee was refused" in line]:
                 raise SimulationError(f"{self.folder} does not take up the new committee: {refused[-1]}")
             time.sleep(0.5)
@@ -167,19 +186,25 @@ class Run:
 
 def simulations(folder: Path) -> set[str]:
     """Hashes of the input of each attempt, as the queue's rows name them."""
-    return {f"sha256:{read(part).sha256}" for part in folder.glob("part-*.xml")}
+    return {f"sha256:{hashlib.sha256(part.read_bytes()).hexdigest()}" for part in folder.glob("part-*.xml")}
+
+
+def serving(record: Path) -> list[str]:
+    """The committees (the first digits of their hashes) that took up answering, the newest last; empty before any."""
+    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
+    return [found[1] for line in lines if line.endswith("\n") and (found := TAKEN_UP.match(line))]
 
 
 def answered(folder: Path, committee: str) -> list[float]:
     """The largest force spread of any bead (eV/Å) at each step that this committee (the first digits of its hash, as
     beadwork.out has it) has answered, in all attempts."""
     found: list[float] = []
-    for record in folder.glob("out-*/beadwork.out"):
+    for record in folder.glob(f"out-*/{RECORD}"):
         largest: dict[int, float] = {}
         serves = False
         for line in record.read_text().splitlines(keepends=True):
-            if line.startswith("# from step "):
-                serves = f" {committee} in " in line
+            if taken_up := TAKEN_UP.match(line):
+                serves = taken_up[1] == committee
             elif serves and not line.startswith("#") and line.endswith("\n"):
                 step, spread = int(line.split()[0]), float(line.split()[4])
                 if spread == spread:  # the baseline alone has none

@@ -23,9 +23,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ import tomli_w
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split, to_atoms, write_whole
+from beadwork.learn.jobs import Jobs, Pool, lost
+from beadwork.learn.labellers import build as from_toml
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.potential.bundle import COMMITTEE, MODEL, Card, check, load_card
 from beadwork.potential.delta import load
@@ -47,8 +51,14 @@ else:
     import tomli as tomllib
 
 TRAINING = "training"
+#: of a member whose worker dies
+ATTEMPTS = 2
 #: scripting a model patches modules of Python's for a while, so only one thread at a time may do it
 _importing = threading.Lock()
+#: trainings that threads of this process have started; none may start once it was interrupted
+_started: set[subprocess.Popen[bytes]] = set()
+_starting = threading.Lock()
+_interrupted = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,7 @@ class TrainSettings:
     dtype: str = "float32"  #: of the training
     device: str = "cpu"  #: cpu or cuda
     threads: int = 1  #: of each training process
-    jobs: int = 0  #: members trained at the same time; 0: as many as there are cores for
+    jobs: Jobs | None = None  #: where members train; None: here, as many at the same time as there are cores for
 
     def check(self) -> TrainSettings:
         """Return self, or raise ConfigError with what is wrong and what to do."""
@@ -106,7 +116,12 @@ class TrainSettings:
             if key not in {f.name for f in fields(cls)}:
                 known = ", ".join(f.name for f in fields(cls))
                 raise ConfigError(f"{where} sets {key!r}, which is no setting of a training; known are {known}")
+            if key == "jobs" and isinstance(value, dict):
+                settings[key] = from_toml(Jobs, value, Path(), f"{where}: jobs")
+                continue
             kind = type(getattr(default, key))
+            if key == "jobs":
+                raise ConfigError(f"{where}: jobs is {value!r}; it wants a table, as labellers have it")
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise ConfigError(f"{where}: {key} is {value!r}; it wants a {kind.__name__}")
             settings[key] = kind(value)
@@ -143,11 +158,7 @@ def train_committee(
     missing = [m for m, member in enumerate(members) if not _finished(out / member, dataset, plan)]
     if len(missing) < len(members):
         progress(f"{len(members) - len(missing)} of {len(members)} members of {out} are there already")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(settings.jobs or max(1, min(len(members), cores // settings.threads))) as pool:
-        jobs = [pool.submit(train_member, out, members[m], m, settings, plan, start, about) for m in missing]
-        for job in jobs:
-            progress(job.result())
+    _train(missing, out, settings, plan, start, about, progress)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
     alpha, measured = held_out(dataset, paths)
@@ -163,6 +174,68 @@ def train_committee(
     write_whole(out / COMMITTEE, tomli_w.dumps(card))
     progress(f"{out}: {measured}")
     return paths
+
+
+def _train(
+    missing: Sequence[int],
+    out: Path,
+    settings: TrainSettings,
+    plan: Mapping[str, Any],
+    start: Sequence[Path],
+    about: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> None:
+    """Train these members, at the same time where there is room."""
+    jobs = settings.jobs
+    if jobs is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = Jobs(workers=max(1, min(len(missing), cores // settings.threads)))
+        if not jobs.here and find_spec("parsl") is None:
+            progress("members are trained one after the other; at the same time with pip install 'beadwork[learn]'")
+            jobs = Jobs()
+    (out / TRAINING).mkdir(exist_ok=True)
+    losses = Counter[int]()
+    items = deque(missing)
+    try:
+        with Pool(jobs, out / TRAINING) as pool, _ended_when_interrupted():
+            for m, future in pool.each(_member, items, out.absolute(), settings, plan, start, about):
+                losses[m] += lost(future.exception())
+                if not lost(future.exception()):
+                    progress(future.result())
+                elif losses[m] < ATTEMPTS:
+                    items.append(m)
+                else:
+                    raise ModelError(
+                        f"the worker that trained {out / f'delta-{m}'} died {ATTEMPTS} times: killed, out of memory, "
+                        "or its node went; give it more memory or time, and the command again"
+                    )
+    finally:
+        _interrupted.clear()
+
+
+def _member(
+    member: int,
+    out: Path,
+    settings: TrainSettings,
+    plan: Mapping[str, Any],
+    start: Sequence[Path],
+    about: Mapping[str, Any],
+) -> str:
+    """`train_member` for `Pool.each`."""
+    return train_member(out, f"delta-{member}", member, settings, plan, start, about)
+
+
+@contextmanager
+def _ended_when_interrupted() -> Iterator[None]:
+    """Kill the trainings that threads of this process have started, and let none follow, or the pool would wait."""
+    try:
+        yield
+    except BaseException:
+        with _starting:
+            _interrupted.set()
+            for process in _started:
+                process.kill()
+        raise
 
 
 def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str, Any]]:
@@ -272,7 +345,7 @@ def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Pat
     before: dict[str, bool] = {}
     if previous is not None:
         old = Dataset.read(previous)
-        before = {e.hash: out for e, out in zip(old.examples, old.held_out, strict=True)}
+        before = {e.structure: out for e, out in zip(old.examples, old.held_out, strict=True)}
     return Dataset(tuple(examples), split(examples, settings.held_out, settings.seed, before))
 
 
@@ -492,14 +565,28 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
     environment = os.environ | {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     log = work / "log.txt"
     with open(log, "wb") as out:
-        ended = subprocess.run(
-            [*command, "--", *options], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
-        )
+        with _starting:
+            if _interrupted.is_set():
+                raise ModelError(f"the training in {work} was interrupted; give the command again")
+            process = subprocess.Popen(
+                [*command, "--", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            _started.add(process)
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            _started.discard(process)
     model = work / "model_stagetwo.model"
-    if ended.returncode != 0 or not model.exists():
+    if code != 0 or not model.exists():
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise ModelError(
-            f"mace_run_train ended with {ended.returncode} and wrote {'a' if model.exists() else 'no'} model; its last "
+            f"mace_run_train ended with {code} and wrote {'a' if model.exists() else 'no'} model; its last "
             f"words: {lines[-1] if lines else 'none'} (log: {log})"
         )
     return model

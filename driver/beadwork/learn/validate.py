@@ -83,8 +83,8 @@ def validate(
     dataset = Dataset.read(committee)
     testing = dataset.testing
     if labels is not None:
-        seen = {e.hash for e in dataset.training}
-        testing = [e for e in labels if e.hash not in seen]
+        seen = {e.structure for e in dataset.training}
+        testing = [e for e in labels if e.structure not in seen]
         progress(f"{len(testing)} of {len(labels)} labels were not learned from")
         for what, got, wanted in (
             ("method", {e.label.method for e in testing}, dataset.method),
