@@ -15,11 +15,13 @@ def test_toml_and_command_line_join(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
         'simulation = "in.xml"\nbaseline = "b"\ndelta = ["d0", "d1"]\nkeep-force = [0.1, 1.0]\npatience = 5\n'
+        'queue = "q.db"\nout = "results"\n'
     )
     config = resolve({"simulation": str(file), "keep_force": [0.2]})
     assert config.simulation == str(tmp_path / "in.xml")
     assert config.baseline == str(tmp_path / "b")
     assert config.delta == [str(tmp_path / "d0"), str(tmp_path / "d1")]
+    assert (config.queue, config.out) == (str(tmp_path / "q.db"), str(tmp_path / "results"))
     assert (config.keep_force, config.patience) == ([0.2], 5.0)
 
 
@@ -29,6 +31,7 @@ def test_toml_and_command_line_join(tmp_path: Path) -> None:
         ("simulation = ", "cannot read"),
         ('simulation = "a"\nbaselin = "b"', "'baselin', which is no option"),
         ('simulation = "a"\nbaseline = "b"\ncooldown = "ten"', "wants a whole number"),
+        ('simulation = "a"\nbaseline = "b"\nqueue = 3', "queue is 3; it wants a text"),
         ('simulation = "a"', "no model named"),
         ('baseline = "a"', "no simulation named"),
         ('simulation = "a"\nbaseline = "b"\nengine = "jax"', "choose from auto, native, torchscript"),
@@ -49,6 +52,13 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, text: str, sentence: str)
     file.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
         resolve({"simulation": str(file)})
+
+
+def test_a_database_is_no_path(tmp_path: Path) -> None:
+    """The URL of a queue in a file stays as it is."""
+    file = tmp_path / "run.toml"
+    file.write_text('simulation = "in.xml"\nbaseline = "b"\ndelta = ["d"]\nqueue = "postgresql://me@host/water"\n')
+    assert resolve({"simulation": str(file)}).queue == "postgresql://me@host/water"
 
 
 def test_defaults_need_only_models() -> None:

@@ -119,7 +119,12 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("keep-force", "band of the largest force spread, eV/Å", type=float, nargs="+", metavar="MARK")
     add("keep-energy", "band of the energy spread, eV an atom", type=float, nargs="+", metavar="MARK")
     add("cooldown", "steps between two kept frames", type=int, metavar="N")
-    add("keep-most", "frames kept in one run", type=int, metavar="N")
+    add(
+        "keep-most",
+        "frames kept in one run, with those of this input that the queue holds without a label",
+        type=int,
+        metavar="N",
+    )
     add("distance", "structures closer than this are the same", type=float, metavar="D")
     add("on-mark", "what is done when a mark is passed: stop i-PI, or count and go on", choices=ON_MARK)
     add("mark-distance", "no two atoms may be closer, Å; 0 for no mark", type=float, metavar="D")
@@ -295,6 +300,9 @@ def _label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue", help="SQLite file or PostgreSQL URL")
     parser.add_argument("--with", dest="labeller", type=Path, required=True, metavar="TOML", help="which code, and how")
     parser.add_argument("--most", type=int, metavar="N", help="label so many frames at most, the oldest first")
+    parser.add_argument(
+        "--choose", type=Path, metavar="BUNDLE", help="not the oldest, but those that teach this model most"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and about how long it takes")
     parser.add_argument("--again", action="store_true", help="frames that were set aside wait once more")
     parser.add_argument(
@@ -309,7 +317,8 @@ def _label(args: argparse.Namespace) -> int:
     from beadwork.learn.labelling import command
 
     spec, queue = read(args.labeller), Queue(args.queue)
-    print(command(queue, spec, most=args.most, mix=args.mix_methods, again=args.again, dry=args.dry_run))
+    many = {"most": args.most, "by": args.choose}
+    print(command(queue, spec, **many, mix=args.mix_methods, again=args.again, dry=args.dry_run))
     return 0
 
 

@@ -51,7 +51,7 @@ class ServeConfig:
     keep_force: list[float] = field(default_factory=lambda: [0.05, 0.5])  #: band of the largest force spread, eV/Å
     keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
     cooldown: int = 10  #: steps between two kept frames, of whatever bead; 0 keeps all
-    keep_most: int = 100  #: frames kept in one run
+    keep_most: int = 100  #: frames kept in one run, with those of this input that the queue holds without a label
     distance: float = 0.03  #: Å; structures closer than this are the same (docs/formulas.md says how it is measured)
     on_mark: str = "stop"  #: stop or count: what is done when one of the marks below is passed
     mark_distance: float = 0.3  #: Å; no two atoms may be closer; 0: no mark (below 0.2 Å the run ends in any case)
@@ -119,7 +119,7 @@ def _one_of(name: str, got: str, choices: tuple[str, ...]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a TOML file; relative paths in it count from its own folder. Raises ConfigError."""
+    """Read a TOML file; relative paths in it count from its own folder, the queue's too. Raises ConfigError."""
     try:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -136,8 +136,10 @@ def read(path: Path) -> dict[str, Any]:
         elif kind is not None and type(value) is not kind:
             raise ConfigError(f"{path}: {key} is {value!r}; it wants {_KINDS[kind]}")
     here = path.parent
-    for key in ("simulation", "baseline"):
-        if data.get(key):
+    for key in ("simulation", "baseline", "queue", "out"):
+        if not isinstance(data.get(key, ""), str):
+            raise ConfigError(f"{path}: {key} is {data[key]!r}; it wants a text")
+        if data.get(key) and "://" not in data[key]:
             data[key] = str(here / data[key])
     if "delta" in data:
         data["delta"] = [str(here / member) for member in data["delta"]]

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ase.io
@@ -22,6 +24,7 @@ from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Kept, Queue
 from beadwork.learn import labelling
+from beadwork.learn.choose import from_queue
 from beadwork.learn.clusters import Cut, units
 from beadwork.learn.label import Label
 from beadwork.learn.labellers import Spec
@@ -29,6 +32,7 @@ from beadwork.learn.labellers import Spec
 Fill = Callable[[int], Queue]
 Springs = Callable[..., Spec]
 INPUTS = Path(__file__).parents[2] / "inputs"
+BASELINE = Path(__file__).parents[2] / "models" / "water-highlevel" / "baseline"
 
 
 def energy(queue: Queue, id: int) -> float:
@@ -64,6 +68,20 @@ def test_most_and_some(fill: Fill, springs: Springs) -> None:
     told: list[int] = []
     labelling.label(queue, springs(), ids=[6, 1, 4], watch=lambda one, of: told.append(one.id))
     assert told == [6, 4]
+
+
+def test_those_that_teach_most(fill: Fill, springs: Springs, capsys: Any) -> None:
+    """--choose labels what a model's features tell, not the oldest, and says what that saves; it wants a number."""
+    queue, spec = fill(9), springs()
+    with pytest.raises(ConfigError, match="--most"):
+        labelling.command(queue, spec, by=BASELINE)
+    assert "3 frames chosen: coverage" in labelling.command(queue, spec, most=3, by=BASELINE, dry=True)
+    wanted, choice = from_queue(queue, BASELINE, 3)
+    assert sorted(wanted) != [1, 2, 3]
+    said = labelling.command(queue, spec, most=3, by=BASELINE)
+    assert said == f"{choice}\n3 labelled"
+    assert [row.id for row in queue.rows(status="labelled")] == sorted(wanted)
+    assert labelling.command(queue, spec, most=6, by=BASELINE) == "6 labelled"
 
 
 def test_a_failure_is_tried_again_and_set_aside(fill: Fill, springs: Springs, diary: Any) -> None:
@@ -198,6 +216,38 @@ def test_another_setting_is_another_label(fill: Fill, springs: Springs, diary: A
     labelling.label(queue, springs("better"))
     assert (queue.get(1).label or {})["method"] == "better"
     assert len(diary.ends) == 2
+
+
+def test_the_labeller_is_made_under_the_claim(
+    fill: Fill, springs: Springs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies of making it has claimed its frame, so it counts as an attempt and is not tried for ever."""
+    queue, spec = fill(1), springs()
+    found = []
+
+    def make(spec: Spec) -> Any:
+        found.append(queue.get(1))
+        raise MemoryError
+
+    monkeypatch.setattr(labelling, "_labeller", make)
+    with pytest.raises(MemoryError):
+        labelling.label_row(1, queue.url, spec, str(tmp_path), "run")
+    assert [(row.status, row.attempts) for row in found] == [("claimed", 1)]
+    assert queue.get(1).status == "waiting"
+
+
+def test_labels_on_their_way_are_those_of_one_queue(
+    fill: Fill, springs: Springs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two databases have rows of the same numbers, and other hosts write beside us: nobody removes another's label."""
+    urls = ["postgresql://me@host/water", "postgresql://me@host/ice"]
+    folders = {labelling.folder_of(typing.cast(Queue, SimpleNamespace(name=url))) for url in urls}
+    assert len(folders) == 2
+    (tmp_path / "labels").mkdir()
+    for node in ("elsewhere", platform.node()):
+        (tmp_path / "labels" / f".7-ab.json.{node}.999999999.1.part").write_text("half")
+    labelling.label(fill(1), springs(), folder=tmp_path / "labels")
+    assert [file.name.split(".")[3] for file in (tmp_path / "labels").iterdir()] == ["elsewhere"]
 
 
 def test_a_claim_is_renewed(fill: Fill, springs: Springs) -> None:

@@ -331,9 +331,10 @@ def test_members_train_in_processes(tmp_path: Path):
         end = time.monotonic() + 200
         while time.monotonic() < end and not killed:
             if any("Epoch 0" in log.read_text() for log in out.glob("training/delta-1.*/log.txt")):
-                for process in psutil.Process().children(recursive=True):
+                for process in psutil.process_iter():
                     with contextlib.suppress(psutil.Error):  # some end meanwhile
-                        if "beadwork.learn.mace_run" in process.cmdline() and "delta-1" in " ".join(process.cmdline()):
+                        line = process.cmdline()
+                        if "beadwork.learn.mace_run" in line and f"{out}/training/delta-1" in " ".join(line):
                             killed.append(process.parent().pid)
                             process.parent().kill()
             time.sleep(0.02)
@@ -381,6 +382,8 @@ def test_baseline_with_energies_of_atoms(tmp_path: Path):
     assert np.std(error) < 0.5 * np.std([e.energy for e in dataset.testing])
     assert not (tmp_path / "base.parts").exists()
     assert train_model(examples, out, replace(SMALL, epochs=12, pair_repulsion=True), atoms) == out
+    with pytest.raises(ModelError, match="other labels or settings"):
+        train_model(examples, out, replace(SMALL, epochs=12, pair_repulsion=True), {1: -13.6, 8: -432.0})
     more = [replace(e, baseline=None) for e in mixed(50)]
     again = train_model(
         more, tmp_path / "next", replace(SMALL, epochs=2, seed=6, pair_repulsion=True), atoms, previous=out

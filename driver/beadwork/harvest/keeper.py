@@ -11,7 +11,7 @@ from beadwork.errors import QueueError, ResourceError
 from beadwork.events import Dropped, Event, Note
 from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import LABELLED, Kept, Queue
 from beadwork.harvest.select import Band, Decision, Selector
 from beadwork.harvest.writer import QueueWriter
 from beadwork.potential.delta import Evaluation, Spread
@@ -26,9 +26,9 @@ class Keeper:
     """Called with every evaluation after its reply has left. Opens the queue, and makes it where it is missing.
 
     simulation: sha256 of the simulation's file. Frames that the queue holds already are not kept again, and those of
-    the same simulation count for the limit. Raises QueueError for a queue
-    that cannot be written from the start. One that cannot be written later is told once, and the frames wait; where it
-    is the disk that has been full for `FULL` seconds, ResourceError ends the run.
+    the same simulation that have no label yet count for the limit. Raises QueueError for a queue that cannot be written
+    from the start. One that cannot be written later is told once, and the frames wait; where it is the disk that has
+    been full for `FULL` seconds, ResourceError ends the run.
     """
 
     def __init__(self, config: ServeConfig, simulation: str, watch: Callable[[Event], None]) -> None:
@@ -46,7 +46,12 @@ class Keeper:
         queue = Queue(str(config.queue), create=True)
         queue.check()
         rows = queue.rows()
-        mine = {row.id for row in rows if row.kept.simulation.removeprefix("sha256:") == self._simulation}
+        # a run that was killed goes on counting; one that follows upon labels and training begins anew
+        mine = {
+            row.id
+            for row in rows
+            if row.kept.simulation.removeprefix("sha256:") == self._simulation and row.status != LABELLED
+        }
         self.selector.seed(
             (row.kept.frame for row in rows if row.id in mine), (row.kept.frame for row in rows if row.id not in mine)
         )

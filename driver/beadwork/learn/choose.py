@@ -18,6 +18,8 @@ import numpy as np
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.harvest.queue import LABELLED, WAITING, Queue
+from beadwork.learn.dataset import computed
 from beadwork.potential.bundle import MODEL, check
 from beadwork.potential.graph import build
 from beadwork.potential.torchscript import ModuleEvaluator, load_module
@@ -103,6 +105,21 @@ def choose(
     enough = np.flatnonzero(mean <= after + 1e-12)
     needed = int(enough[0]) + 1 if len(enough) else None
     return Choice(tuple(order), tuple(score), float(start.mean()), after, float(mean[len(order) - 1]), needed)
+
+
+def from_queue(queue: Queue, model: Path, most: int) -> tuple[list[int], Choice | None]:
+    """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
+
+    Where no more than `most` wait, all of them, oldest first, and no choice. Raises LabelError for a row without a good
+    label, and otherwise as `choose`.
+    """
+    waiting = queue.rows(status=WAITING)
+    if len(waiting) <= most:
+        return [row.id for row in waiting], None
+    known = [computed(row)[0] for row in queue.rows(status=LABELLED)]
+    frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
+    choice = choose(frames, spreads, known, model, most)
+    return [waiting[k].id for k in choice.order], choice
 
 
 def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray, IntArray]:

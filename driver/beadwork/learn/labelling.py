@@ -145,18 +145,34 @@ def label(
 
 
 def command(
-    queue: Queue, spec: Spec, *, most: int | None = None, mix: bool = False, again: bool = False, dry: bool = False
+    queue: Queue,
+    spec: Spec,
+    *,
+    most: int | None = None,
+    by: Path | None = None,
+    mix: bool = False,
+    again: bool = False,
+    dry: bool = False,
 ) -> str:
     """What `beadwork label` does, with a bar on stderr; returns what to print.
 
-    again: frames that were set aside wait once more. dry: say what would be done. Raises LabelError where every frame
-    was set aside, and as `label` does.
+    by: the bundle whose features choose the frames that teach most, not the oldest. again: frames that were set aside
+    wait once more. dry: say what would be done. Raises LabelError where every frame was set aside, and as `label` and
+    `choose` do.
     """
     if again and not dry:
         for row in queue.rows(status=FAILED):
             queue.again(row.id)
+    ids, chosen = None, ""
+    if by is not None:
+        if most is None:
+            raise ConfigError(f"how many frames {by} is to choose is not said; give --most as well")
+        from beadwork.learn.choose import from_queue
+
+        ids, choice = from_queue(queue, by, most)
+        chosen = f"{choice}\n" if choice else ""
     if dry:
-        return str(estimate(queue, spec, most=most, mix=mix))
+        return f"{chosen}{estimate(queue, spec, ids=ids, most=most, mix=mix)}"
     from tqdm import tqdm
 
     # without a terminal there is no bar, but what was set aside is said
@@ -168,10 +184,10 @@ def command(
             if told.status == SET_ASIDE:
                 tqdm.write(f"beadwork: row {told.id} is set aside: {told.reason}", file=sys.stderr)
 
-        report = label(queue, spec, most=most, mix=mix, watch=watch)
+        report = label(queue, spec, ids=ids, most=most, mix=mix, watch=watch)
     if report.count(SET_ASIDE) and not report.count(DONE):
         raise LabelError(f"no frame was labelled, {report}; the first reason: {report.told[0].reason}")
-    return str(report)
+    return f"{chosen}{report}"
 
 
 def estimate(
@@ -203,15 +219,19 @@ def estimate(
 
 
 def folder_of(queue: Queue) -> Path:
-    """Where labels lie until the queue has them: `QUEUE.labels` beside an SQLite file, else `labels` right here."""
-    return Path("labels") if "://" in queue.name else Path(f"{queue.name}.labels")
+    """Where labels lie until the queue has them: `QUEUE.labels` beside an SQLite file, else `labels-…` right here.
+
+    … is a hash of the URL: rows of two queues have the same numbers.
+    """
+    if "://" in queue.name:
+        return Path(f"labels-{hashlib.sha256(queue.name.encode()).hexdigest()[:8]}")
+    return Path(f"{queue.name}.labels")
 
 
 def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
     """Label one frame, in whatever process; tries as often as the settings say. For `Pool.each`."""
     queue = Queue(url)
     worker = f"{run}/{platform.node()}:{os.getpid()}"
-    labeller = _labeller(spec)
     while True:
         row = queue.claim(worker, spec.lease, id)
         if row is None:
@@ -219,7 +239,8 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
         start = time.perf_counter()
         try:
             with _renewing(queue, id, worker, spec.lease):
-                stored, file, found = _answer(row, spec, labeller, Path(folder))
+                # made under the claim: where that kills the process, it counts as an attempt and is not done for ever
+                stored, file, found = _answer(row, spec, _labeller(spec), Path(folder))
         except LabelError as error:
             again = row.attempts < spec.attempts
             queue.fail(id, worker, str(error), again=again)
@@ -279,7 +300,7 @@ def _file(folder: Path, row: Row, spec: Spec, labeller: Labeller, part: _Part) -
 def _write(file: Path, text: str) -> None:
     """Whole or not at all, whatever is killed."""
     _make(file.parent)
-    part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
     with part.open("w", encoding="utf-8") as open_file:
         open_file.write(text)
         open_file.flush()
@@ -410,7 +431,7 @@ def _tidy(queue: Queue, folder: Path) -> None:
         number = file.name.partition("-")[0]
         if number.isdigit() and int(number) in labelled:
             file.unlink(missing_ok=True)
-    for file in folder.glob(".*.part"):
+    for file in folder.glob(f".*.{platform.node()}.*.part"):  # whether one of another host lives cannot be told here
         pid = file.name.split(".")[-3]
         if pid.isdigit() and not _alive(int(pid)):
             file.unlink(missing_ok=True)

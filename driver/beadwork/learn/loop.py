@@ -44,8 +44,8 @@ from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue, committee_hash
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.learn import labellers, simulate
-from beadwork.learn.choose import choose
-from beadwork.learn.dataset import DATASET, Dataset, Example, computed, from_queue, write_whole
+from beadwork.learn.choose import from_queue as choose
+from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue, write_whole
 from beadwork.learn.labelling import label
 from beadwork.learn.residual import Errors, residuals
 from beadwork.learn.train import TrainSettings, references, train_committee
@@ -338,13 +338,12 @@ class _Learning:
 
     def _choose(self) -> dict[str, Any]:
         """Rows to label, the most wanted first."""
-        waiting, known = self.queue.rows(status=WAITING), self.queue.rows(status=LABELLED)
-        if len(waiting) <= self.loop.labels:
-            return {"rows": [row.id for row in waiting], "waiting": len(waiting)}
-        frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
-        choice = choose(frames, spreads, [computed(row)[0] for row in known], self.loop.baseline, self.loop.labels)
+        waiting = len(self.queue.rows(status=WAITING))
+        rows, choice = choose(self.queue, self.loop.baseline, self.loop.labels)
+        if choice is None:
+            return {"rows": rows, "waiting": waiting}
         self.tell(str(choice))
-        return {"rows": [waiting[k].id for k in choice.order], "waiting": len(waiting), "choice": str(choice)}
+        return {"rows": rows, "waiting": waiting, "choice": str(choice)}
 
     def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
         def watch(told: Any, of: int) -> None:

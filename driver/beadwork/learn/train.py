@@ -51,6 +51,7 @@ else:
     import tomli as tomllib
 
 TRAINING = "training"
+GIVEN = "energies_of_atoms"
 #: of a member whose worker dies
 ATTEMPTS = 2
 #: scripting a model patches modules of Python's for a while, so only one thread at a time may do it
@@ -378,6 +379,7 @@ def _plan(
         "reference_energies_undetermined": undetermined,
         **_scale(training, reference),
         "start": [load_card(p).hash for p in start],
+        **({} if atoms is None else {GIVEN: {str(z): float(atoms[z]) for z in elements}}),
     }
 
 
@@ -446,7 +448,7 @@ def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
     about = check(bundle).about
     then = about.get("plan", {})
     # the rest of the plan follows from these, but for rounding
-    if about.get("dataset") != dataset.hash or any(then.get(key) != plan[key] for key in ("settings", "start")):
+    if about.get("dataset") != dataset.hash or any(then.get(k) != plan.get(k) for k in ("settings", "start", GIVEN)):
         raise ModelError(
             f"{bundle} was trained with other labels or settings; choose another folder, or remove this one"
         )
