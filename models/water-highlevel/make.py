@@ -6,7 +6,10 @@
     python models/water-highlevel/make.py baseline CLUSTERS.extxyz.gz …
     python models/water-highlevel/make.py delta          # the committee to begin with
     python models/water-highlevel/simulations.py build/highlevel/start.xyz build/highlevel/simulations
-    beadwork learn models/water-highlevel/loop.toml      # harvest, 200 labels, train, validate, run again
+    beadwork learn models/water-highlevel/loop.toml      # harvest, label, train, validate, run again
+    beadwork label build/highlevel/loop/queue.db --with models/water-highlevel/labeller.toml     # the others that wait
+
+The loop labels 24 frames a generation; of the 242 behind the shipped committee 237 were labelled beside it (README.md).
 
 CLUSTERS are files with PBE/cc-pVDZ energies and forces as LO_energy and LO_forces: 359 clusters, whose geometries are
 of deepks-kit (water, LGPL-3.0), cschran/nn-dms-supporting-data (H3O+ and H5O2+, CC-BY-SA-4.0) and our own (H2 with
