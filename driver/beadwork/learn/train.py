@@ -199,7 +199,8 @@ def _train(
     items = deque(missing)
     try:
         with Pool(jobs, out / TRAINING) as pool, _ended_when_interrupted():
-            for m, future in pool.each(_member, items, out.absolute(), settings, plan, start, about):
+            paths = [bundle.absolute() for bundle in start]  # a worker may be elsewhere
+            for m, future in pool.each(_member, items, out.absolute(), settings, plan, paths, about):
                 losses[m] += lost(future.exception())
                 if not lost(future.exception()):
                     progress(future.result())
