@@ -411,8 +411,8 @@ def about_water(labels: dict[str, Any], published: dict[str, list[float]]) -> li
     lines += [
         "",
         f"VMC before any optimisation, with a two-body Jastrow factor of 1 alone: {said} Ha.",
-        f"jQMC's example 01, whose text makes both determinants, lists {FIRST[0]} ± {FIRST[1]} Ha for its first step: its",
-        "energies are those of the LDA determinant.",
+        f"jQMC's example 01, whose text makes both determinants, lists {FIRST[0]} ± {FIRST[1]} Ha for its first step:",
+        "its energies are those of the LDA determinant.",
         "",
         "The energy with the weights of 5 to 40 measurements multiplied (10 count) differs by at most",
         f"{max(drift):.2f} mHa, and 64 and 256 walkers agree: the walkers are not too few.",
