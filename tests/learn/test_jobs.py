@@ -177,7 +177,7 @@ def test_workers_that_cannot_start(
     provider = jobs._parsl("providers").LocalProvider
     monkeypatch.setattr(jobs, "_provider", lambda _: provider(worker_init="exit 3", init_blocks=1, max_blocks=1))
     queue = fill(2)
-    with pytest.raises(ResourceError, match=r"no worker could be started, 3 times over(.|\n)*look at \[jobs\]"):
+    with pytest.raises(ResourceError, match=r"no worker could be started, 3 times over: .*look at \[jobs\]"):
         labelling.label(queue, springs(jobs=Jobs("processes", 2)))
     assert {(row.status, row.attempts) for row in queue.rows()} == {("waiting", 0)}
 

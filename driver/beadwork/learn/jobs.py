@@ -128,9 +128,8 @@ class Pool:
                 running[_call(function, item, *arguments) if app is None else app(item, *arguments)] = item
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 if _without_workers(future.exception()):
-                    raise ResourceError(
-                        f"no worker could be started, {FAILURES} times over: {future.exception()}; look at [jobs]"
-                    )
+                    said = " ".join(str(future.exception()).split())
+                    raise ResourceError(f"no worker could be started, {FAILURES} times over: {said}; look at [jobs]")
                 yield running.pop(future), future
 
 
