@@ -41,7 +41,8 @@ from beadwork.learn.jobs import Jobs
 from beadwork.learn.label import Label, Labeller
 from beadwork.learn.pyscf_labeller import PySCF
 from beadwork.learn.qmc import JQMC
-from beadwork.learn.train import TrainSettings, train_committee, train_model
+from beadwork.learn.train import train_committee, train_model
+from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.delta import load
 
 RESULTS = Path(__file__).parent / "results"

@@ -48,7 +48,7 @@ def configuration() -> str:
         "",
         "Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their TOML file. What is typed wins",
         "over the file; paths in the file count from its own folder. There `delta`, `devices`, `weights` and the bands are",
-        "lists, and `at` is a table: `delta = [\"current\"]`. `periodic = false` is `--not-periodic` when typed.",
+        'lists, and `at` is a table: `delta = ["current"]`. `periodic = false` is `--not-periodic` when typed.',
         "",
         "| option | default | meaning |",
         "|---|---|---|",

@@ -217,7 +217,8 @@ def _train(args: argparse.Namespace) -> int:
 
     set_threads(1)
     from beadwork.learn.dataset import read_examples
-    from beadwork.learn.train import TrainSettings, train_committee
+    from beadwork.learn.train import train_committee
+    from beadwork.learn.train_settings import TrainSettings
 
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
     examples = read_examples(args.labels, args.baseline, args.method)
@@ -232,7 +233,7 @@ def _validate(args: argparse.Namespace) -> int:
 
     set_threads(1)
     from beadwork.learn.dataset import read_examples
-    from beadwork.learn.train import TrainSettings
+    from beadwork.learn.train_settings import TrainSettings
     from beadwork.learn.validate import PAGE, validate, write_page
 
     if (args.labels or args.curve) and args.baseline is None:

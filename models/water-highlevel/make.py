@@ -32,7 +32,8 @@ from tqdm import tqdm
 from beadwork.frame import Frame
 from beadwork.learn.dataset import from_file
 from beadwork.learn.pyscf_labeller import PySCF
-from beadwork.learn.train import TrainSettings, train_committee, train_model
+from beadwork.learn.train import train_committee, train_model
+from beadwork.learn.train_settings import TrainSettings
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "highlevel"

@@ -9,7 +9,8 @@ import learn_truth as truth
 import numpy as np
 import pytest
 
-from beadwork.learn.train import TrainSettings, train_committee
+from beadwork.learn.train import train_committee
+from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.delta import load
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,9 @@ from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import Frame
 from beadwork.learn.dataset import Dataset, split
 from beadwork.learn.jobs import Jobs
-from beadwork.learn.train import TrainSettings, _draw, _open, _write, references, train_committee, train_model, weights
+from beadwork.learn.member import _draw, _write, weights
+from beadwork.learn.train import _open, references, train_committee, train_model
+from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import check, load_card, load_committee
 from beadwork.potential.delta import load
 

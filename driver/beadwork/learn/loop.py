@@ -48,7 +48,8 @@ from beadwork.learn.choose import from_queue as choose
 from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue, write_whole
 from beadwork.learn.labelling import label
 from beadwork.learn.residual import Errors, residuals
-from beadwork.learn.train import TrainSettings, references, train_committee
+from beadwork.learn.train import references, train_committee
+from beadwork.learn.train_settings import TrainSettings
 from beadwork.learn.validate import PAGE as VALIDATION
 from beadwork.learn.validate import validate, write_page
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, members_of, point

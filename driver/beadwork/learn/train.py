@@ -1,13 +1,6 @@
 """Training: examples in, a committee of Δ bundles out. mace_run_train does the work, one process a member.
 
-What the loss is. A label with standard error sigma counts floor^2 / (floor^2 + sigma^2), for the energy an atom and
-for the forces: as 1/sigma^2 where the noise is large, capped at 1 where it is below what the model can resolve anyway
-(the floor). A label without forces has a force weight of zero.
-
-What is kept from whom. The frames held out (`dataset.split`) are kept from all members and from the choice of the best
-epoch. Of the rest each member draws its own share, with its own seed; what it did not draw chooses its best epoch. The
-frames with the closest and the widest contact of two elements are drawn by all: a member that lacks them extrapolates
-where its fellows do not, and spoils the mean.
+The frames held out (`dataset.split`) are kept from all members and from the choice of the best epoch (`member`).
 
 The folder: dataset.json first, then the members as they are done, committee.toml last. `training/` beside them has
 logs and checkpoints, and goes when all is done. A member's bundle appears by a rename, so it is whole or not there: the
@@ -17,16 +10,10 @@ same call after a kill trains only those that are missing.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,99 +21,19 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from beadwork.errors import ConfigError, LabelError, ModelError
-from beadwork.frame import FloatArray, Frame
-from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split, to_atoms, write_whole
-from beadwork.learn.jobs import Jobs, Pool, lost
-from beadwork.learn.labellers import build as from_toml
+from beadwork.errors import LabelError, ModelError
+from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split, write_whole
+from beadwork.learn.jobs import Jobs, lost
+from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
-from beadwork.potential.bundle import COMMITTEE, MODEL, Card, check, load_card
+from beadwork.learn.train_settings import TrainSettings
+from beadwork.potential.bundle import COMMITTEE, MODEL, check, load_card
 from beadwork.potential.delta import load
-from beadwork.potential.graph import build
-from beadwork.potential.importer import import_model
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-TRAINING = "training"
+#: energies of isolated atoms, in the plan of a baseline that was told them
 GIVEN = "energies_of_atoms"
 #: of a member whose worker dies
 ATTEMPTS = 2
-#: scripting a model patches modules of Python's for a while, so only one thread at a time may do it
-_importing = threading.Lock()
-#: trainings that threads of this process have started; none may start once it was interrupted
-_started: set[subprocess.Popen[bytes]] = set()
-_starting = threading.Lock()
-_interrupted = threading.Event()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """How to train. Everything a TOML file for `beadwork train` may set."""
-
-    members: int = 4  #: of the committee
-    held_out: float = 0.2  #: share of the frames kept for tests, the same for all members
-    share: float = 0.8  #: of the other frames, what each member draws; the rest choose its best epoch
-    seed: int = 0  #: of splits and draws; member m starts from random weights with seed + m
-    epochs: int = 60  #: the last quarter is mace's stage two, with stage_two_energy_weight
-    batch_size: int = 5  #: frames
-    lr: float = 0.01  #: learning rate at the start; it falls to a twentieth
-    hidden_irreps: str = "16x0e"  #: features of an atom, as e3nn writes them
-    r_max: float = 5.0  #: cutoff, Å
-    energy_weight: float = 30.0  #: of the squared error of the energy an atom (eV)
-    forces_weight: float = 100.0  #: of the squared error of a force component (eV/Å)
-    stage_two_energy_weight: float = 1000.0  #: the same in the last quarter
-    energy_floor: float = 0.001  #: eV an atom; errors below it all count the same
-    forces_floor: float = 0.02  #: eV/Å
-    pair_repulsion: bool = False  #: add a ZBL repulsion: for a baseline, not for a Δ
-    dtype: str = "float32"  #: of the training
-    device: str = "cpu"  #: cpu or cuda
-    threads: int = 1  #: of each training process
-    jobs: Jobs | None = None  #: where members train; None: here, as many at the same time as there are cores for
-
-    def check(self) -> TrainSettings:
-        """Return self, or raise ConfigError with what is wrong and what to do."""
-        for name, least in (("members", 1), ("epochs", 2), ("batch_size", 1), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("lr", "r_max", "energy_floor", "forces_floor"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
-        if not 0 <= self.held_out < 1 or not 0 < self.share < 1:
-            raise ConfigError(
-                f"held_out is {self.held_out} and share is {self.share}; they are fractions, and share must leave "
-                "some frames to choose the best epoch"
-            )
-        return self
-
-    @classmethod
-    def read(cls, file: Path) -> TrainSettings:
-        """Read a TOML file. Raises ConfigError."""
-        try:
-            return cls.from_table(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read {file}: {error}") from error
-
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any], where: str) -> TrainSettings:
-        """Take a table of a TOML file. Raises ConfigError for unknown keys and values of a wrong kind."""
-        default, settings = cls(), {}
-        for key, value in ((key.replace("-", "_"), value) for key, value in table.items()):
-            if key not in {f.name for f in fields(cls)}:
-                known = ", ".join(f.name for f in fields(cls))
-                raise ConfigError(f"{where} sets {key!r}, which is no setting of a training; known are {known}")
-            if key == "jobs" and isinstance(value, dict):
-                settings[key] = from_toml(Jobs, value, Path(), f"{where}: jobs")
-                continue
-            kind = type(getattr(default, key))
-            if key == "jobs":
-                raise ConfigError(f"{where}: jobs is {value!r}; it wants a table, as labellers have it")
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ConfigError(f"{where}: {key} is {value!r}; it wants a {kind.__name__}")
-            settings[key] = kind(value)
-        return cls(**settings).check()
 
 
 def train_committee(
@@ -197,22 +104,19 @@ def _train(
     (out / TRAINING).mkdir(exist_ok=True)
     losses = Counter[int]()
     items = deque(missing)
-    try:
-        with Pool(jobs, out / TRAINING) as pool, _ended_when_interrupted():
-            paths = [bundle.absolute() for bundle in start]  # a worker may be elsewhere
-            for m, future in pool.each(_member, items, out.absolute(), settings, plan, paths, about):
-                losses[m] += lost(future.exception())
-                if not lost(future.exception()):
-                    progress(future.result())
-                elif losses[m] < ATTEMPTS:
-                    items.append(m)
-                else:
-                    raise ModelError(
-                        f"the worker that trained {out / f'delta-{m}'} died {ATTEMPTS} times: killed, out of memory, "
-                        "or its node went; give it more memory or time, and the command again"
-                    )
-    finally:
-        _interrupted.clear()
+    paths = [bundle.absolute() for bundle in start]  # a worker may be elsewhere
+    with workers(jobs, out / TRAINING) as pool:
+        for m, future in pool.each(_member, items, out.absolute(), settings, plan, paths, about):
+            losses[m] += lost(future.exception())
+            if not lost(future.exception()):
+                progress(future.result())
+            elif losses[m] < ATTEMPTS:
+                items.append(m)
+            else:
+                raise ModelError(
+                    f"the worker that trained {out / f'delta-{m}'} died {ATTEMPTS} times: killed, out of memory, "
+                    "or its node went; give it more memory or time, and the command again"
+                )
 
 
 def _member(
@@ -225,19 +129,6 @@ def _member(
 ) -> str:
     """`train_member` for `Pool.each`."""
     return train_member(out, f"delta-{member}", member, settings, plan, start, about)
-
-
-@contextmanager
-def _ended_when_interrupted() -> Iterator[None]:
-    """Kill the trainings that threads of this process have started, and let none follow, or the pool would wait."""
-    try:
-        yield
-    except BaseException:
-        with _starting:
-            _interrupted.set()
-            for process in _started:
-                process.kill()
-        raise
 
 
 def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str, Any]]:
@@ -301,46 +192,6 @@ def train_model(
     os.replace(work / out.name, out)
     shutil.rmtree(work)
     return out
-
-
-def train_member(
-    folder: Path,
-    name: str,
-    member: int,
-    settings: TrainSettings,
-    plan: Mapping[str, Any],
-    start: Sequence[Path],
-    about: Mapping[str, Any],
-) -> str:
-    """Train one member of the committee in `folder` (which has its dataset) and return a sentence.
-
-    It depends on nothing but its arguments and the folder, so it can run in any process or on any machine that sees it.
-    """
-    dataset = Dataset.read(folder)
-    drawn, other = _draw(dataset.training, settings, member)
-    (folder / TRAINING).mkdir(exist_ok=True)
-    # a folder of its own for each attempt: mace would take a checkpoint that a killed one left
-    work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / TRAINING))
-    for file, part in (("train.extxyz", drawn), ("valid.extxyz", other)):
-        _write(work / file, part, settings)
-    options = _options(work, settings, plan, len(drawn), member)
-    model = _run(work, options, start[member % len(start)] if start else None, settings)
-    _write_bundle(
-        model,
-        work / "bundle" / name,
-        **about,
-        method=dataset.method,
-        dataset=dataset.hash,
-        frames=len(drawn),
-        frames_choosing_the_epoch=len(other),
-        frames_held_out=len(dataset.testing),
-        member=member,
-        plan=plan,
-        mace_run_train=shlex.join(options).replace(str(work), "."),  # other people have other folders
-    )
-    shutil.rmtree(folder / name, ignore_errors=True)  # one that is there is not finished, or it would have been kept
-    os.replace(work / "bundle" / name, folder / name)
-    return f"{name} is trained on {len(drawn)} frames"
 
 
 def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Path | None) -> Dataset:
@@ -454,149 +305,3 @@ def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
             f"{bundle} was trained with other labels or settings; choose another folder, or remove this one"
         )
     return True
-
-
-def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> tuple[list[Example], list[Example]]:
-    """What a member learns from, and what chooses its best epoch; both have at least one frame."""
-    other = list(split(training, 1 - settings.share, 1000 * (settings.seed + 1) + member))
-    outermost = _outermost([e.frame for e in training], settings.r_max)
-    for i in outermost:
-        other[i] = False
-    if not any(other):
-        free = [i for i in range(len(other)) if i not in outermost] or list(range(len(other)))
-        other[free[member % len(free)]] = True
-    return (
-        [e for e, out in zip(training, other, strict=True) if not out],
-        [e for e, out in zip(training, other, strict=True) if out],
-    )
-
-
-def _outermost(frames: Sequence[Frame], cutoff: float) -> set[int]:
-    """The frames whose closest contact of some pair of elements, within cutoff Å, is the shortest or longest of all."""
-    graph = build(frames, cutoff)
-    system = graph.system[graph.center]
-    ends = np.sort([graph.numbers[graph.center], graph.numbers[graph.neighbor]], axis=0)
-    found: set[int] = set()
-    for pair in np.unique(ends, axis=1).T if len(system) else ():
-        mine = np.flatnonzero((ends == pair[:, None]).all(axis=0))
-        closest = np.full(len(graph), np.inf)
-        np.minimum.at(closest, system[mine], graph.lengths[mine])
-        there = np.flatnonzero(np.isfinite(closest))
-        found |= {int(there[closest[there].argmin()]), int(there[closest[there].argmax()])}
-    return found
-
-
-def weights(example: Example, settings: TrainSettings) -> tuple[float, float]:
-    """Of a label's energy and forces in the loss: floor^2 / (floor^2 + sigma^2)."""
-    energy = example.energy_error / len(example.frame.numbers)
-    forces: FloatArray | float = 0.0 if example.forces_error is None else example.forces_error
-    return (
-        settings.energy_floor**2 / (settings.energy_floor**2 + energy**2),
-        settings.forces_floor**2 / (settings.forces_floor**2 + float(np.mean(np.square(forces)))),
-    )
-
-
-def _write(file: Path, examples: Sequence[Example], settings: TrainSettings) -> None:
-    import ase.io
-
-    frames = []
-    for example in examples:
-        atoms = to_atoms(example)
-        energy, forces = weights(example, settings)
-        atoms.info = {
-            "DELTA_energy": example.energy,
-            "config_energy_weight": energy,
-            "config_forces_weight": forces,
-        }
-        frames.append(atoms)
-    ase.io.write(file, frames, format="extxyz")
-
-
-def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frames: int, member: int) -> list[str]:
-    """The command line of mace_run_train."""
-    epochs = settings.epochs
-    options = {
-        "name": "model",
-        "seed": settings.seed + member,
-        "work_dir": work,
-        "train_file": work / "train.extxyz",
-        "valid_file": work / "valid.extxyz",
-        "energy_key": "DELTA_energy",
-        "forces_key": "DELTA_forces",
-        "E0s": str({int(z): e for z, e in plan["reference_energies"].items()}),
-        "atomic_numbers": str([int(z) for z in plan["reference_energies"]]),
-        "mean": plan["mean"],
-        "std": plan["std"],
-        "model": "ScaleShiftMACE",
-        "r_max": settings.r_max,
-        "hidden_irreps": settings.hidden_irreps,
-        "MLP_irreps": "16x0e",
-        # what the compiled engine can serve
-        "num_interactions": 2,
-        "max_ell": 3,
-        "correlation": 3,
-        "loss": "weighted",
-        "energy_weight": settings.energy_weight,
-        "forces_weight": settings.forces_weight,
-        "swa_energy_weight": settings.stage_two_energy_weight,
-        "swa_forces_weight": settings.forces_weight,
-        "start_swa": epochs - max(1, epochs // 4),
-        "swa_lr": settings.lr / 20,
-        "lr": settings.lr,
-        "scheduler": "ExponentialLR",
-        "lr_scheduler_gamma": 0.05 ** (1 / epochs),
-        "ema_decay": 0.99,
-        "max_num_epochs": epochs,
-        "eval_interval": max(1, epochs // 30),
-        # mace drops the last, unfilled batch: more frames a batch than there are would train nothing at all
-        "batch_size": min(settings.batch_size, frames),
-        "valid_batch_size": settings.batch_size,
-        "default_dtype": settings.dtype,
-        "device": settings.device,
-        "error_table": "PerAtomRMSE",
-        "plot": "False",
-    }
-    flags = ["--ema", "--amsgrad", "--swa", "--save_cpu", *(["--pair_repulsion"] if settings.pair_repulsion else [])]
-    return [*flags, *(f"--{key}={value}" for key, value in options.items())]
-
-
-def _run(work: Path, options: Sequence[str], start: Path | None, settings: TrainSettings) -> Path:
-    """Run mace_run_train and return the eager model that it wrote. It hides failures, so that is looked at."""
-    command = [sys.executable, "-m", "beadwork.learn.mace_run"]
-    if start is not None:
-        command += ["--start", str(start / MODEL)]
-    environment = os.environ | {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    log = work / "log.txt"
-    with open(log, "wb") as out:
-        with _starting:
-            if _interrupted.is_set():
-                raise ModelError(f"the training in {work} was interrupted; give the command again")
-            process = subprocess.Popen(
-                [*command, "--", *options],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-            _started.add(process)
-        try:
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            _started.discard(process)
-    model = work / "model_stagetwo.model"
-    if code != 0 or not model.exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        raise ModelError(
-            f"mace_run_train ended with {code} and wrote {'a' if model.exists() else 'no'} model; its last "
-            f"words: {lines[-1] if lines else 'none'} (log: {log})"
-        )
-    return model
-
-
-def _write_bundle(model: Path, bundle: Path, **about: Any) -> Card:
-    bundle.parent.mkdir()
-    with _importing:
-        # our own process wrote this pickle a moment ago
-        return import_model(model, bundle, trust_pickle=True, **about)

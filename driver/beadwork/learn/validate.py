@@ -18,7 +18,8 @@ from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
 from beadwork.learn.dataset import Dataset, Example, split, write_whole
 from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residuals, calibrate, residuals
-from beadwork.learn.train import TrainSettings, members_of, references, train_committee
+from beadwork.learn.train import members_of, references, train_committee
+from beadwork.learn.train_settings import TrainSettings
 
 PAGE = "validation.html"
 #: shares of the training frames in a learning curve
