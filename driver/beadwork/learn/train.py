@@ -27,7 +27,7 @@ from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.learn.train_settings import TrainSettings
-from beadwork.potential.bundle import COMMITTEE, MODEL, check, load_card
+from beadwork.potential.bundle import COMMITTEE, check, load_card
 from beadwork.potential.delta import load
 
 #: energies of isolated atoms, in the plan of a baseline that was told them
