@@ -53,6 +53,7 @@ def plan(config: ServeConfig, cores: int) -> list[ServeConfig]:
             simulation=str(Path(config.simulation).absolute()),
             baseline=config.baseline and str(Path(config.baseline).absolute()),
             delta=[str(Path(member).absolute()) for member in config.delta],
+            queue=config.queue and (config.queue if "://" in config.queue else str(Path(config.queue).absolute())),
             device=device,
             devices=[],
             servers=servers,
@@ -112,7 +113,8 @@ class Child:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in ("beadwork.out", status.NAME):
                 (self.folder / stale).unlink(missing_ok=True)
-            settings = asdict(replace(self.config, device=self.config.device.partition(":")[0]))
+            # paths in serve.toml count from its own folder, which is where the outputs go
+            settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
             told = self.folder / "serve.toml"
             told.unlink(missing_ok=True)
             told.touch(0o600)  # a queue's address may hold a password
