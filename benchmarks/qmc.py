@@ -416,7 +416,7 @@ def about_water(labels: dict[str, Any], published: dict[str, list[float]]) -> li
         "that of the LDA determinant.",
         "",
         "With neither determinant does the energy agree. What is left, and not shown, is the lattice's bias, which",
-        "depends on the Jastrow factor: from a = 0.15 to 0.30 the published energy, with VMC at -16.972 Ha, falls by 9.7 mHa,",
+        "depends on the Jastrow factor: from a = 0.15 to 0.30 the published energy (VMC -16.972 Ha) falls by 9.7 mHa,",
         "ours, with Hartree-Fock orbitals and VMC at -17.19 Ha, by 5.9.",
         "",
         "The energy with the weights of 5 to 40 measurements multiplied (10 count) differs by at most",
