@@ -66,7 +66,8 @@ def train_committee(
     missing = [m for m, member in enumerate(members) if not _finished(out / member, dataset, plan)]
     if len(missing) < len(members):
         progress(f"{len(members) - len(missing)} of {len(members)} members of {out} are there already")
-    _train(missing, out, settings, plan, start, about, progress)
+    if missing:  # or a job of Slurm would be asked for to do nothing
+        _train(missing, out, settings, plan, start, about, progress)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
     alpha, measured = held_out(dataset, paths)
