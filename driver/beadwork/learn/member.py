@@ -44,18 +44,20 @@ _interrupted = threading.Event()
 
 
 def train_member(
-    folder: Path,
-    name: str,
     member: int,
+    folder: Path,
     settings: TrainSettings,
     plan: Mapping[str, Any],
     start: Sequence[Path],
     about: Mapping[str, Any],
+    name: str | None = None,
 ) -> str:
     """Train one member of the committee in `folder` (which has its dataset) and return a sentence.
 
-    It depends on nothing but its arguments and the folder, so it can run in any process or on any machine that sees it.
+    name: of its bundle there, delta-0, delta-1, … where not given. The result depends on nothing but the arguments and
+    the folder, so a member can be trained in any process, on any machine that sees the folder.
     """
+    name = name or f"delta-{member}"
     dataset = Dataset.read(folder)
     drawn, other = _draw(dataset.training, settings, member)
     (folder / TRAINING).mkdir(exist_ok=True)

@@ -107,7 +107,7 @@ def _train(
     items = deque(missing)
     paths = [bundle.absolute() for bundle in start]  # a worker may be elsewhere
     with workers(jobs, out / TRAINING) as pool:
-        for m, future in pool.each(_member, items, out.absolute(), settings, plan, paths, about):
+        for m, future in pool.each(train_member, items, out.absolute(), settings, plan, paths, about):
             losses[m] += lost(future.exception())
             if not lost(future.exception()):
                 progress(future.result())
@@ -118,18 +118,6 @@ def _train(
                     f"the worker that trained {out / f'delta-{m}'} died {ATTEMPTS} times: killed, out of memory, "
                     "or its node went; give it more memory or time, and the command again"
                 )
-
-
-def _member(
-    member: int,
-    out: Path,
-    settings: TrainSettings,
-    plan: Mapping[str, Any],
-    start: Sequence[Path],
-    about: Mapping[str, Any],
-) -> str:
-    """`train_member` for `Pool.each`."""
-    return train_member(out, f"delta-{member}", member, settings, plan, start, about)
 
 
 def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str, Any]]:
@@ -188,7 +176,7 @@ def train_model(
     _open(work, dataset)
     if not _finished(work / out.name, dataset, plan):
         about = {"trained_on": "REF_energy, REF_forces", "command": command}
-        progress(train_member(work, out.name, 0, settings, plan, start, about))
+        progress(train_member(0, work, settings, plan, start, about, out.name))
     dataset.write(work / out.name)
     os.replace(work / out.name, out)
     shutil.rmtree(work)
