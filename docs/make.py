@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 from beadwork import config, errors
+from beadwork.learn.command import Pattern
+from beadwork.learn.labellers import KINDS
 
 HERE = Path(__file__).parent
 
@@ -41,8 +44,6 @@ def exit_codes() -> str:
 
 def configuration() -> str:
     """One row for each option of `beadwork serve` and `beadwork run`."""
-    source = inspect.getsource(config.ServeConfig)
-    default = config.ServeConfig()
     rows = [
         "# Configuration",
         "",
@@ -50,20 +51,49 @@ def configuration() -> str:
         "over the file; paths in the file count from its own folder. There `delta`, `devices`, `weights` and the bands",
         'are lists, and `at` is a table: `delta = ["current"]`. `periodic = false` is `--not-periodic` when typed.',
         "",
-        "| option | default | meaning |",
-        "|---|---|---|",
+        *_table(config.ServeConfig, "option"),
     ]
-    for entry in fields(config.ServeConfig):
-        match = re.search(rf"^    {entry.name}:.*#: (.*)$", source, re.MULTILINE)
-        if match is None:
-            raise SystemExit(f"the field {entry.name} of ServeConfig has no '#:' comment")
-        value = getattr(default, entry.name)
-        shown = "" if value in (None, "", [], {}) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-        rows.append(f"| {entry.name.replace('_', '-')} | {shown} | {match[1]} |")
     return "\n".join(rows) + "\n"
 
 
-PAGES = {"exit-codes.md": exit_codes, "configuration.md": configuration}
+def labellers() -> str:
+    """What every labeller's class says of itself, and its fields."""
+    rows = [
+        "# Settings of the labellers",
+        "",
+        "The keys of `[settings]` in LABELLER.toml ([labelling.md](labelling.md)) by kind, with their defaults; those",
+        "without one must be given. Paths count from the file's own folder.",
+    ]
+    for kind, (make, _) in KINDS.items():
+        rows += ["", f"## {kind}", "", *_settings(make)]
+        if kind == "command":
+            rows += ["", "### `energy` and `forces` of a command: tables with", "", *_settings(Pattern)]
+    return "\n".join(rows) + "\n"
+
+
+def _settings(make: Any) -> list[str]:
+    """The docstring, without its last word on exceptions, and a table of the fields."""
+    text = re.sub(r"\s*Raises\s+ConfigError.*", "", inspect.getdoc(make) or "", flags=re.DOTALL)
+    return [text, "", *_table(make, "setting")]
+
+
+def _table(of: Any, what: str) -> list[str]:
+    """One row for each field of a dataclass: its name, default, and the '#:' comment beside or above it."""
+    source = inspect.getsource(of)
+    rows = [f"| {what} | default | meaning |", "|---|---|---|"]
+    for entry in fields(of):
+        match = re.search(rf"^    (?:#: (.*)\n    )?{entry.name}:.*?(?:  #: (.*))?$", source, re.MULTILINE)
+        if match is None or not (match[1] or match[2]):
+            raise SystemExit(f"the field {entry.name} of {of.__name__} has no '#:' comment")
+        value = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        value = str(value).lower() if isinstance(value, bool) else value
+        shown = "" if value in (None, "", [], {}) else f"`{value}`"
+        name = entry.name.replace("_", "-") if what == "option" else entry.name
+        rows.append(f"| {name} | {'must be given' if value is MISSING else shown} | {match[1] or match[2]} |")
+    return rows
+
+
+PAGES = {"exit-codes.md": exit_codes, "configuration.md": configuration, "labellers.md": labellers}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

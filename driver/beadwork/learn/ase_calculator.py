@@ -24,19 +24,17 @@ PLACES = ("{charge}", "{spin}", "{multiplicity}")
 class AseCalculator:
     """A labeller that asks an ASE calculator in this process.
 
-    calculator: `module:Class`, or `module:function` that returns a calculator. arguments: its keyword arguments; where
-    a value is `{charge}`, `{spin}` (unpaired electrons) or `{multiplicity}`, it is the frame's. theory: level of theory
-    in full. forces: compute them. ignores_charge: it knows nothing of charge and spin, as a model that sees atoms
-    only. estimate: s a label. Where the calculator has a free energy, it is the label's energy: its
-    derivative are the forces. Raises ConfigError where there is no such class, or charge and spin reach it nowhere.
+    Where the calculator has a free energy, it is the label's energy: its derivative are the forces. Raises ConfigError
+    where there is no such class, or charge and spin reach it nowhere.
     """
 
-    calculator: str
-    theory: str
+    calculator: str  #: `module:Class`, or `module:function` that returns a calculator
+    theory: str  #: level of theory in full
+    #: its keyword arguments; a value `{charge}`, `{spin}` (unpaired electrons) or `{multiplicity}` is the frame's
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    forces: bool = True
-    ignores_charge: bool = False
-    estimate: float = 60.0
+    forces: bool = True  #: compute them
+    ignores_charge: bool = False  #: it knows nothing of charge and spin, as a model that sees atoms only
+    estimate: float = 60.0  #: s a label, for --dry-run
 
     def __post_init__(self) -> None:
         self._made  # noqa: B018  (a wrong path ends here, not with the first frame)

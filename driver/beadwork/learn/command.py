@@ -30,19 +30,18 @@ LENGTHS = {"angstrom": 1.0, "bohr": BOHR}
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where numbers stand. file: in the working directory. regex: Python's, `^`, `$` at lines; the last match counts.
+    """Where numbers stand, of an energy or of forces.
 
     Of an energy: the groups `value`, and `error` where there is one (standard error). Of forces: one match an atom
     with `x`, `y`, `z` (and `ex`, `ey`, `ez`), or one match a component with `value` (and `error`), atom by atom.
-    Errors that are named must be found, and be above 0 (or 0, of a component that is 0 by symmetry).
-    unit: of energies `eV`, `Hartree`, `Rydberg`, `kcal/mol`, `kJ/mol`; of forces such a one, a slash, and `angstrom`
-    or `bohr`. gradient: what stands there are gradients, the negative of forces; not of energies. Raises ConfigError.
+    Errors that are named must be found, and be above 0 (or 0, of a component that is 0 by symmetry). Raises
+    ConfigError.
     """
 
-    regex: str
-    unit: str
-    file: str = OUTPUT
-    gradient: bool = False
+    regex: str  #: Python's, with `^` and `$` at lines; the last match counts
+    unit: str  #: `eV`, `Hartree`, `Rydberg`, `kcal/mol`, `kJ/mol`; of forces such a one, then `/angstrom` or `/bohr`
+    file: str = OUTPUT  #: in the working directory; `output` is what the command printed
+    gradient: bool = False  #: what stands there are gradients, the negative of forces; not of energies
 
     def check(self, forces: bool) -> None:
         """Refuse units and groups that are not known. Raises ConfigError."""
@@ -84,30 +83,27 @@ class Pattern:
 class Command:
     """A labeller that runs a command in a folder of its own for every frame.
 
-    theory: level of theory in full. code, version: what runs. command: program and arguments. files: the input files by
-    name, each a template: `$atoms` (a line an atom, as `atom` says), `$natoms`, `$charge`, `$spin` (unpaired
-    electrons), `$multiplicity`, `$electrons`, `$up`, `$down`; `$$` is a dollar sign. atom: a line of `{symbol}`,
-    `{number}`, `{valence}`, `{x}`, `{y}`, `{z}` with Python's formats. length: unit of x, y and z. core: electrons that
-    a pseudopotential stands for, an element. energy, forces: where they are found. timeout: s. estimate: s a label.
-    directory: where the folders are made (default: the system's). keep: keep those of good labels too. periodic:
-    whether it takes periodic frames; then `$cell` is three lines in `length`. Raises ConfigError.
+    The templates know `$atoms` (a line an atom, as `atom` says), `$natoms`, `$charge`, `$spin` (unpaired electrons),
+    `$multiplicity`, `$electrons`, `$up`, `$down`, and `$cell` (three lines) where frames are periodic; `$$` is a dollar
+    sign. Raises ConfigError.
     """
 
-    theory: str
-    code: str
-    version: str
-    command: Sequence[str]
-    files: Mapping[str, str]
-    energy: Pattern
-    forces: Pattern | None = None
+    theory: str  #: level of theory in full
+    code: str  #: what runs
+    version: str  #: of the code
+    command: Sequence[str]  #: program and arguments
+    files: Mapping[str, str]  #: the input files by name, each a template
+    energy: Pattern  #: where it is found, see below
+    forces: Pattern | None = None  #: the same
+    #: a line of `{symbol}`, `{number}`, `{valence}`, `{x}`, `{y}`, `{z}` with Python's formats
     atom: str = "{symbol} {x:.10f} {y:.10f} {z:.10f}"
-    length: str = "angstrom"
-    core: Mapping[str, int] = field(default_factory=dict)
-    timeout: float = 86400.0
-    estimate: float = 600.0
-    directory: Path | None = None
-    keep: bool = False
-    periodic: bool = False
+    length: str = "angstrom"  #: unit of x, y, z and the cell: `angstrom` or `bohr`
+    core: Mapping[str, int] = field(default_factory=dict)  #: electrons that a pseudopotential stands for, by element
+    timeout: float = 86400.0  #: s a label
+    estimate: float = 600.0  #: s a label, for --dry-run
+    directory: Path | None = None  #: where the folders are made; left out: the system's temporary one
+    keep: bool = False  #: keep the folders of good labels too
+    periodic: bool = False  #: takes periodic frames
 
     def __post_init__(self) -> None:
         if not self.command or not self.timeout > 0:

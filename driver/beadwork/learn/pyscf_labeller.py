@@ -33,27 +33,19 @@ _START = 0.3
 
 @dataclass(frozen=True)
 class PySCF:
-    """A labeller that calls PySCF in this process.
+    """A labeller that calls PySCF in this process. Raises ConfigError for what PySCF does not know."""
 
-    theory: `HF`, `MP2`, `CCSD`, `CCSD(T)`, or a density functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`).
-    basis: as PySCF calls it. dispersion: `d3bj`, `d3zero` or `d4` on top of a functional (needs pyscf-dispersion).
-    frozen_core: leave the inner shells out of the correlation. forces: compute them. scf_tol, cc_tol: Hartree, change
-    of the energy at which iterations end. grid: PySCF's level, 0 to 9. max_cycle: of the self-consistent field.
-    threads: cores a label. max_memory: MB, beyond which PySCF works on disk where it can.
-    Raises ConfigError for what PySCF does not know.
-    """
-
-    theory: str
-    basis: str
-    dispersion: str | None = None
-    frozen_core: bool = False
-    forces: bool = True
-    scf_tol: float = 1e-10
-    cc_tol: float = 1e-9
-    grid: int = 3
-    max_cycle: int = 100
-    threads: int = 1
-    max_memory: int = 4000
+    theory: str  #: `HF`, `MP2`, `CCSD`, `CCSD(T)`, or a functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`)
+    basis: str  #: as PySCF calls it
+    dispersion: str | None = None  #: `d3bj`, `d3zero` or `d4` on top of a functional (needs pyscf-dispersion)
+    frozen_core: bool = False  #: leave the inner shells out of the correlation
+    forces: bool = True  #: compute them
+    scf_tol: float = 1e-10  #: Hartree, change of the energy at which the self-consistent field ends
+    cc_tol: float = 1e-9  #: Hartree, the same of coupled cluster
+    grid: int = 3  #: PySCF's level, 0 to 9
+    max_cycle: int = 100  #: of the self-consistent field
+    threads: int = 1  #: cores a label
+    max_memory: int = 4000  #: MB, beyond which PySCF works on disk where it can
 
     def __post_init__(self) -> None:
         gto = _pyscf("gto")

@@ -39,51 +39,36 @@ DRIVER = Path(__file__).with_name("qmc_driver.py")
 class JQMC:
     """A labeller that runs jQMC in a process of its own.
 
-    sampler: `vmc` (variational) or `lrdmc` (lattice-regularised diffusion). basis, ecp, mean_field: as PySCF calls
-    them; mean_field is `RHF` or a functional, whose orbitals make the determinant. cartesian: d functions by six.
-    determinant: `JSD` (one Slater determinant) or `JAGP` (a geminal, optimised after the Jastrow factor).
-    one_body, two_body: start of these Jastrow terms, 0 leaves a term out; all electrons want one_body = 1. three_body:
-    orbitals of the third one (`ao-small`, `ao-medium`, `ao-large`, `mo`), or `none`. Without any term there is no
-    optimisation.
-    optimisation_steps, optimisation_samples: of the trial function, samples a walker and step. optimisation_delta: goes
-    this far along the natural gradient (jQMC's `delta`) and not as far as the energy falls, to make a known trial
-    function again.
-    lattice_spacing: Bohr, of LRDMC. non_local_move: how LRDMC takes a pseudopotential, `dltmove` or `tmove`.
-    steps: measurements a walker. target_error: eV; goes on beyond `steps` until the error is as small, or until
-    most_steps. walkers: side by side. moves: between two measurements. forces: compute them.
-    step_length: Bohr, of VMC's moves. epsilon_AS: of the regularisation at the nodes, which forces need above 0.
-    seed: every frame's own seed is made from it and the frame, so that errors of different frames are independent.
-    timeout: seconds a label. environment: jQMC's, where it is not in the default place. directory: keeps what jQMC
-    wrote, in a folder a label; without it only a failed label's folder stays.
-    Raises ConfigError for settings that jQMC cannot run, or would run and answer nonsense.
+    Without any Jastrow term there is no optimisation. Raises ConfigError for settings that jQMC cannot run, or would
+    run and answer nonsense.
     """
 
-    sampler: str
-    basis: str
-    ecp: str | None = None
-    mean_field: str = "RHF"
-    cartesian: bool = True
-    determinant: str = "JSD"
-    one_body: float = 0.0
-    two_body: float = 1.0
-    three_body: str = "ao-small"
-    optimisation_steps: int = 40
-    optimisation_samples: int = 60
-    optimisation_delta: float | None = None
-    lattice_spacing: float = 0.2
-    non_local_move: str = "dltmove"
-    steps: int = 1000
-    target_error: float | None = None
-    most_steps: int = 100_000
-    walkers: int = 64
-    moves: int = 30
-    forces: bool = False
-    step_length: float = 2.0
-    epsilon_AS: float = 0.01
-    seed: int = 1
-    timeout: float = 86400.0
-    environment: Path | None = None
-    directory: Path | None = None
+    sampler: str  #: `vmc` (variational) or `lrdmc` (lattice-regularised diffusion: only nodes and lattice remain)
+    basis: str  #: as PySCF calls it
+    ecp: str | None = None  #: pseudopotential, as PySCF calls it
+    mean_field: str = "RHF"  #: whose orbitals make the determinant: `RHF` or a functional (`LDA_X,LDA_C_PZ`)
+    cartesian: bool = True  #: d functions by six
+    determinant: str = "JSD"  #: `JSD`, one Slater determinant, or `JAGP`, a geminal, optimised after the Jastrow
+    one_body: float = 0.0  #: start of this Jastrow term, 0 leaves it out; all electrons want 1, an `ecp` wants 0
+    two_body: float = 1.0  #: the same
+    three_body: str = "ao-small"  #: this term's orbitals: `ao-small`, `ao-medium`, `ao-large`, `ao-full`, `mo`, `none`
+    optimisation_steps: int = 40  #: of the trial function; 0: it stays as it starts
+    optimisation_samples: int = 60  #: a walker and step
+    optimisation_delta: float | None = None  #: jQMC's `delta`; left out, each step goes as far as the energy falls
+    lattice_spacing: float = 0.2  #: Bohr, of LRDMC
+    non_local_move: str = "dltmove"  #: how LRDMC takes a pseudopotential: `dltmove` or `tmove`
+    steps: int = 1000  #: measurements a walker
+    target_error: float | None = None  #: eV; goes on beyond `steps` until the error is as small
+    most_steps: int = 100_000  #: where it stops in any case
+    walkers: int = 64  #: side by side
+    moves: int = 30  #: between two measurements
+    forces: bool = False  #: compute them; those of LRDMC are hardly of use
+    step_length: float = 2.0  #: Bohr, of VMC's moves
+    epsilon_AS: float = 0.01  #: of the regularisation at the nodes, above 0
+    seed: int = 1  #: with the frame it makes the frame's own: two frames never share their noise
+    timeout: float = 86400.0  #: s a label; one that takes longer is lost
+    environment: Path | None = None  #: jQMC's, where it is not in the default place
+    directory: Path | None = None  #: keeps jQMC's files, a folder a label; left out, only those of labels that failed
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS or self.determinant not in DETERMINANTS:
