@@ -13,6 +13,7 @@ There is no harvest, no hot swap and no guard here; those are the server's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,10 +74,12 @@ class BeadworkPES:
             config.alpha,
             config.baseline_uncertainty,
         )
+        self._device = config.device
         self._member_forces = config.member_forces
         self._periodic = (config.periodic,) * 3
         self._numbers = _species(template)
         self._potential.check_species(self._numbers)
+        self._settled = False
 
     def __call__(self, cell: Any, pos: Any) -> Answer | list[Answer]:
         """Evaluate i-PI's cells (3, 3), lattice vectors in columns, and positions (N, 3), Bohr; or lists of both.
@@ -103,7 +106,13 @@ class BeadworkPES:
             )
             for cell, where in zip(cells, positions, strict=True)
         ]
+        if not self._settled:
+            self._settled = True
+            notes = [*self._potential.notes, *self._potential.settle(frames[0])]
+            notes += self._potential.fit(frames[0], self._device, len(frames))
+            _tell(notes)
         evaluation = self._potential.evaluate(frames, member_forces=self._member_forces)
+        _tell(evaluation.notes)
         return list(
             zip(
                 (evaluation.energies / HARTREE).tolist(),
@@ -113,6 +122,12 @@ class BeadworkPES:
                 strict=True,
             )
         )
+
+
+def _tell(notes: Sequence[str]) -> None:
+    """Say which engine answers and whether the spread is calibrated where i-PI's own log goes."""
+    for note in notes:
+        print(f"beadwork: {note}", file=sys.stderr, flush=True)
 
 
 def _species(template: str) -> Any:

@@ -358,8 +358,8 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
     if not potentials:  # they are being loaded
         return {"engines": [], "committee": None}
     engines = dict.fromkeys(engine.name for potential in potentials for engine in potential.engines)
-    # the forcefields' potentials are parts of one, so each holds all its cards
-    cards = potentials[0].cards
+    # the forcefields' potentials are parts of one, so each holds all its cards; only those with members are swapped
+    cards = next((p.cards for p in potentials if p.members), potentials[0].cards)
     return {"engines": list(engines), "committee": committee_hash([card.hash for card in cards]) if cards else None}
 
 

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from beadwork.config import ServeConfig
-from beadwork.errors import BeadworkError, ModelError
+from beadwork.errors import ModelError
 from beadwork.events import Event, Note, TakenUp
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.queue import committee_hash
 from beadwork.potential.bundle import members_of
-from beadwork.potential.delta import Evaluation, Potential, load
-from beadwork.potential.engines import TOLERANCE, AutoEngine, admit
-from beadwork.potential.torchscript import TorchScriptEngine
+from beadwork.potential.delta import Evaluation, Potential, check_baseline, load
+from beadwork.potential.engines import AutoEngine
 
 #: seconds between two looks at a pointer file
 INTERVAL = 1.0
@@ -133,13 +132,12 @@ class Swap:
         return about and (about.st_ino, about.st_mtime_ns, about.st_size)
 
     def _hear(self, done: Future[list[tuple[Potential, str]]]) -> None:
-        try:
-            ready = done.result()
-        except (BeadworkError, RuntimeError, OSError, MemoryError) as error:  # PyTorch's own are RuntimeErrors
+        if (error := done.exception()) is not None:  # whatever it is: ours, PyTorch's, of a pointer full of NULs
             self._watch(
                 Note(f"the new committee was refused, and {folder(self._served[0].potential)} goes on: {error}")
             )
             return
+        ready = done.result()
         if not ready:
             self._watch(Note(f"the committee in {folder(self._served[0].potential)} is the one that serves already"))
         for k, served in enumerate(self._served):
@@ -156,6 +154,9 @@ class Swap:
             None, config.delta, config.engine, config.dtype, config.device, config.weights, config.alpha
         )  # hashes, and members that go together
         old = self._served[0].potential
+        fresh.max_edges = old.max_edges  # what memory holds at once
+        for baseline in old.cards[: len(old.cards) - len(old.members)]:
+            check_baseline(baseline, fresh.cards)
         if _same(old, fresh):
             return []
         if len(fresh.members) != len(old.members):
@@ -169,7 +170,7 @@ class Swap:
             frames = [frame for frame, _ in known]
             energies = _energies(fresh, frames, served.potential.baseline_uncertainty)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
-        engines = _admitted(fresh, last[0][0][0], config)
+        engines = _admitted(fresh)
         seconds = time.perf_counter() - begin
         return [
             (served.potential.with_committee(fresh), f"{jump}; {engines}; checked in {seconds:.1f} s")
@@ -202,18 +203,12 @@ def _jump(new: FloatArray, old: FloatArray) -> str:
     )
 
 
-def _admitted(potential: Potential, frame: Frame, config: ServeConfig) -> str:
+def _admitted(potential: Potential) -> str:
     """Which engines will answer. Raises ModelError where a bundle's two models do not agree with each other."""
     natively = 0
     for engine, card in zip(potential.members, potential.cards, strict=True):
-        agreed, reason = True, ""
         if isinstance(engine, AutoEngine):
-            agreed, reason = not engine.disagrees, engine.choice
+            if engine.disagrees:
+                raise ModelError(f"{card.path}: {engine.choice}; import the model again")
             natively += engine.native
-        elif config.engine == "native":
-            reference = TorchScriptEngine(card.path, config.dtype, config.device)
-            agreed, reason = admit(engine, reference, potential.builder.build([frame]), TOLERANCE[config.dtype])
-            natively += 1
-        if not agreed:
-            raise ModelError(f"{card.path}: {reason}; import the model again")
     return f"{natively} of {len(potential.members)} members run natively, and agree with torchscript"

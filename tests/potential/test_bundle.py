@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from beadwork.errors import ModelError
-from beadwork.potential.bundle import check, describe, load_card, load_committee, sha256
+from beadwork.potential.bundle import amend_card, check, describe, load_card, load_committee, sha256
 from beadwork.potential.engines import open_engine
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model, mace_imported
@@ -96,6 +96,16 @@ def test_damaged_native_model(copy):
     with pytest.raises(ModelError, match=r"native\.json cannot be run natively"):
         open_engine(copy, "native")
     assert "native.json cannot be run" in open_engine(copy, "auto").choice
+
+
+def test_amending_vouches_for_nothing(copy):
+    """A card is not amended to fit files that were damaged after it was written; one that fits keeps its hashes."""
+    before = load_card(copy).sha256
+    assert amend_card(copy, note="seen").sha256 == before
+    damage(copy, lambda d: d[:-1])
+    with pytest.raises(ModelError, match="truncated or changed"):
+        amend_card(copy, note="seen again")
+    assert load_card(copy).about["note"] == "seen"
 
 
 def test_no_bundle_at_all(tmp_path):
@@ -200,6 +210,7 @@ def test_many_heads(mace_model, shapes, tmp_path, monkeypatch):
         card = import_model(file, tmp_path / "pbe", head="pbe", trust_pickle=True)
         assert card.about["native"] == "symmetrix-xl was not installed when this was imported"
     assert import_model(file, tmp_path / "r2scan", head="r2scan", trust_pickle=True).head == "r2scan"
+    assert len({load_card(tmp_path / head).hash for head in ("pbe", "r2scan")}) == 2
     one, two = (open_engine(tmp_path / head, "torchscript").evaluate(graph) for head in ("pbe", "r2scan"))
     assert abs(one.energies - two.energies)[0] > 50
     assert np.abs(one.forces - two.forces).max() > 1e-3

@@ -9,6 +9,7 @@ import pytest
 
 import beadwork
 from beadwork.errors import GeometryError, ModelError, NonFiniteError
+from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import Potential, load
 from beadwork.potential.graph import build
 
@@ -289,6 +290,11 @@ def test_models_that_do_not_go_together(made, tmp_path):
         load(None, [good, single_precision])
     with pytest.raises(ModelError, match="no element in common"):
         load(nitrogen, [good])
+    for_another = changed("another", ("format = 1", f'format = 1\nbaseline = "sha256:{"ab" * 32}"'))
+    with pytest.raises(ModelError, match=r"is the difference to the baseline sha256:ab.*, and .* is sha256:"):
+        load(made["invariant"].bundle, [for_another])
+    own = load_card(made["invariant"].bundle).hash
+    load(made["invariant"].bundle, [changed("own", ("format = 1", f'format = 1\nbaseline = "{own}"'))], "torchscript")
     with pytest.raises(ModelError, match="given twice"):
         load(None, [good, good])
     with pytest.raises(ModelError, match="no model to evaluate"):

@@ -12,7 +12,7 @@ from beadwork.potential.analytic import FreeParticle, Harmonic
 from beadwork.potential.engine import Energies
 from beadwork.potential.engines import TOLERANCE, AutoEngine, admit, open_engine
 from beadwork.potential.graph import build
-from beadwork.potential.native import virials
+from beadwork.potential.native import NativeEngine, virials
 
 MODELS = ("invariant", "vector")
 #: all 200 structures for the kind of model that is shipped, every fifth for the other
@@ -140,7 +140,7 @@ def test_native_sums_what_its_edges_say(made, shapes, pair):
     """Forces and virials summed by the compiled evaluator are sums over the edge forces that it holds."""
     pytest.importorskip("symmetrix")
     for dtype in ("float64", "float32"):
-        engine = open_engine(made["invariant"].bundle, "native", dtype)
+        engine = NativeEngine(made["invariant"].bundle, dtype)
         graph = build([shapes.structure(kind, 1) for kind in ("triclinic", "lone", "unwrapped", "tiny")], engine.cutoff)
         answer = engine.evaluate(graph)
         edge = np.array(engine._evaluator.node_forces)[: 3 * len(graph.neighbor)].reshape(-1, 3)
@@ -166,7 +166,7 @@ def test_auto_takes_native_where_it_agrees(made, shapes):
 
 
 def test_auto_falls_back_and_says_why(made, shapes, pair, monkeypatch, tmp_path):
-    """No native model, no symmetrix, or a native model that disagrees: torchscript, and the reason."""
+    """No native model, no symmetrix, or a native model that disagrees: torchscript, and the reason; else an error."""
     graph = build([shapes.structure("liquid", 0)], 4.5)
     expected = open_engine(made["invariant"].bundle, "torchscript").evaluate(graph)
     monkeypatch.setattr("beadwork.potential.engines.NativeEngine", lambda bundle, dtype, device: pair(1.0))
@@ -175,6 +175,9 @@ def test_auto_falls_back_and_says_why(made, shapes, pair, monkeypatch, tmp_path)
     assert np.array_equal(liar.evaluate(graph).forces, expected.forces)
     assert "does NOT agree" in liar.choice
     assert "torchscript" in liar.name
+    required = open_engine(made["invariant"].bundle, "native")  # nor is it served where nothing else is allowed
+    with pytest.raises(ModelError, match=r"does NOT agree.*import the model again"):
+        required.evaluate(graph)
     monkeypatch.setattr("beadwork.potential.engines.available", lambda: False)
     without = open_engine(made["invariant"].bundle, "auto")
     assert "symmetrix-xl is not installed" in without.settle(graph)

@@ -168,6 +168,19 @@ def test_wrapped_between_steps(shapes):
     assert np.array_equal(got.degree, build(frames, 4.0).degree)
 
 
+def test_molecules_that_went_far_apart(shapes):
+    """Pairs whose images are scattered over a million cells are found, as those of the same atoms wrapped."""
+    frame = shapes.structure("liquid", 3)
+    count = len(frame.numbers)
+    away = np.random.default_rng(5).integers(-50, 51, (count, 3)).astype(float)
+    away[0] = 4000, -4000, 4000
+    far = replace(frame, positions=frame.positions + away @ frame.cell)
+    near, graph = build([frame], 4.5), build([far], 4.5)
+    assert len(graph.neighbor) == len(near.neighbor)
+    assert np.allclose(np.sort(graph.lengths), np.sort(near.lengths), rtol=0, atol=1e-8)
+    consistent(graph)
+
+
 def test_order_and_number_do_not_matter(shapes):
     """Partial batches, shuffled beads and two ring polymers in turn are all answered in the order asked."""
     rng = np.random.default_rng(0)

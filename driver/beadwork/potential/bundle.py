@@ -53,8 +53,9 @@ class Card:
 
     @property
     def hash(self) -> str:
-        """The TorchScript model's hash, prefixed: what the queue and the log call this model."""
-        return f"sha256:{self.sha256[MODEL]}"
+        """The TorchScript model's hash (and its head's), prefixed: what the queue and the log call this model."""
+        model = self.sha256[MODEL]
+        return "sha256:" + (hashlib.sha256(f"{model} {self.head}".encode()).hexdigest() if self.head else model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +140,18 @@ def write_card(bundle: Path, card: Mapping[str, Any]) -> Card:
     hashes = {name: sha256(bundle / name) for name in (MODEL, NATIVE) if (bundle / name).is_file()}
     about = {k: v for k, v in card.items() if v is not None}
     data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}
-    (bundle / CARD).write_bytes(tomli_w.dumps(data).encode())
+    fresh = bundle / f".{CARD}.new"
+    fresh.write_bytes(tomli_w.dumps(data).encode())
+    fresh.replace(bundle / CARD)
     return load_card(bundle)
 
 
 def amend_card(bundle: Path, **about: Any) -> Card:
-    """Add entries to a bundle's card: what was found out about the model after it was made."""
+    """Add entries to a bundle's card: what was found out about the model after it was made.
+
+    Raises ModelError for a bundle whose files are not those that its card describes.
+    """
+    check(bundle)
     data = _read_toml(bundle / CARD)
     return write_card(bundle, {k: v for k, v in data.items() if k not in ("format", "units", "sha256")} | about)
 
@@ -191,7 +198,7 @@ def members_of(delta: Sequence[str | Path]) -> list[Path]:
     folder = Path(delta[0])
     if folder.is_file():
         lines = folder.read_text(encoding="utf-8", errors="replace").splitlines()
-        if not lines or not lines[0].strip():
+        if not lines or not lines[0].strip() or "\0" in lines[0]:  # a crash can leave a file of NULs
             raise ModelError(f"{folder} names no committee; its first line must be the path of a committee's folder")
         pointer, folder = folder, (folder.parent / lines[0].strip()).resolve()
         if not (folder / COMMITTEE).exists():

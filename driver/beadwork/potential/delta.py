@@ -205,7 +205,10 @@ class Potential:
         return [f"{count} of {structures} structures are evaluated at once, by what they take and what memory is free"]
 
     def settle(self, frame: Frame) -> list[str]:
-        """Let every 'auto' engine choose on this structure; return a sentence for each."""
+        """Let every engine that has a choice choose on this structure; return a sentence for each.
+
+        Raises ModelError where the native engine was asked for and does not agree with TorchScript.
+        """
         graph = self._graph([frame])
         return [e.settle(graph) for e in self.engines if isinstance(e, AutoEngine)]
 
@@ -370,6 +373,8 @@ def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
                 f"{card.path} was trained in {card.dtype} but {first.path} in {first.dtype}; "
                 "the members of a committee must be trained in one precision"
             )
+    if len(cards) > len(members):
+        check_baseline(cards[0], members)
     if len(cards) > len(members) and members and not set(cards[0].elements) & set(members[0].elements):
         raise ModelError(
             f"the baseline {cards[0].path} knows {_names(cards[0].elements)} and {members[0].path} knows "
@@ -378,6 +383,18 @@ def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
     paths = [card.path.resolve() for card in members]
     if len(set(paths)) < len(paths):
         raise ModelError("a Δ model is given twice; each member of the committee must be another one")
+
+
+def check_baseline(baseline: Card, members: Sequence[Card]) -> None:
+    """Raise ModelError for a Δ whose card says that it is the difference to another baseline."""
+    for card in members:
+        made_for = card.about.get("baseline")
+        if isinstance(made_for, str) and made_for.startswith("sha256:") and made_for != baseline.hash:
+            raise ModelError(
+                f"{card.path} is the difference to the baseline {made_for[:19]}…, and {baseline.path} is "
+                f"{baseline.hash[:19]}…: their sum means nothing; give the baseline that it was trained against, or "
+                "train it again (where it is the same model imported anew, write its hash into the Δ's card)"
+            )
 
 
 def _sum(graph: Graph, baseline: Energies | None, delta: Energies, **rest: object) -> Evaluation:

@@ -19,7 +19,7 @@ TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
 
 
 def open_engine(bundle: str | Path, engine: str = "auto", dtype: str = "float64", device: str = "cpu") -> Engine:
-    """Open a bundle. 'auto' decides at the first structure it sees; its `choice` then says which it took, and why.
+    """Open a bundle. All but 'torchscript' decide at the first structure, and `choice` says which it took, and why.
 
     Raises ModelError for an unknown engine or precision, a bundle that fails its check, or a native model that cannot
     be run where 'native' was asked for.
@@ -28,20 +28,21 @@ def open_engine(bundle: str | Path, engine: str = "auto", dtype: str = "float64"
         raise ModelError(f"engine {engine!r} is unknown; take one of {', '.join(ENGINES)}")
     if dtype not in PRECISIONS:
         raise ModelError(f"dtype {dtype!r} is unknown; take one of {', '.join(PRECISIONS)}")
-    if engine == "native":
-        return NativeEngine(bundle, dtype, device)
     if engine == "torchscript":
         return TorchScriptEngine(bundle, dtype, device)
-    return AutoEngine(bundle, dtype, device)
+    return AutoEngine(bundle, dtype, device, required=engine == "native")
 
 
 class AutoEngine:
     """Native where it is there and agrees with torchscript on the first structure; else torchscript.
 
-    choice: a sentence for the log, empty until `settle` or `evaluate` was called.
+    required: else a ModelError, here or on the first structure. choice: a sentence for the log, empty until `settle` or
+    `evaluate` was called.
     """
 
-    def __init__(self, bundle: str | Path, dtype: str = "float64", device: str = "cpu") -> None:
+    def __init__(
+        self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", *, required: bool = False
+    ) -> None:
         card = check(bundle)
         self.cutoff = card.cutoff
         self.elements = card.elements
@@ -50,9 +51,12 @@ class AutoEngine:
         self.native = self.disagrees = False
         self._dtype = dtype
         self._card = card
-        self._native: NativeEngine | None = None
+        self._required = required
+        self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
         self._engine: Engine = TorchScriptEngine(bundle, dtype, device)
         self.name = self._engine.name
+        if required:
+            return
         if not card.native:
             self.choice = f"{self.name}: the bundle has no native model ({card.about.get('native', 'not extracted')})"
         elif not available():
@@ -64,9 +68,14 @@ class AutoEngine:
                 self.choice = f"{self.name}: {error}"
 
     def settle(self, graph: Graph) -> str:
-        """Decide on the first system of this graph, unless that is done; return `choice`."""
+        """Decide on the first system of this graph, unless that is done; return `choice`.
+
+        Raises ModelError where the native model is required and does not agree.
+        """
         if self._native is not None:
             agreed, reason = admit(self._native, self._engine, graph.part(0, 1), TOLERANCE[self._dtype])
+            if self._required and not agreed:
+                raise ModelError(f"{self._card.path}: {reason}; import the model again, or use --engine torchscript")
             if agreed:
                 self._engine = self._native
             self.native, self.disagrees = agreed, not agreed

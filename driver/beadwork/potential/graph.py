@@ -271,10 +271,14 @@ class _Candidates:
         cells = shifts[near].astype(np.int_)
         low, high = cells.min(axis=0, initial=0), cells.max(axis=0, initial=0)
         block = tuple(high - low + 1)
-        image = np.ravel_multi_index(tuple((cells - low).T), block)
-        used = np.flatnonzero(np.bincount(image))
-        self.image = np.searchsorted(used, image).astype(np.int32)
-        self.shifts = np.array(np.unravel_index(used, block)).T + low.astype(np.float64)
+        if np.prod(block, dtype=np.float64) <= 1000 + 4 * len(near):
+            image = np.ravel_multi_index(tuple((cells - low).T), block)
+            used = np.flatnonzero(np.bincount(image))
+            self.image = np.searchsorted(used, image).astype(np.int32)
+            self.shifts = np.array(np.unravel_index(used, block)).T + low.astype(np.float64)
+        else:  # molecules that have gone far apart: the block would be huge, and is nearly empty
+            used, image = np.unique(cells, axis=0, return_inverse=True)
+            self.image, self.shifts = image.ravel().astype(np.int32), used.astype(np.float64)
         self.starts = np.concatenate(([0], np.cumsum(np.bincount(center[near], minlength=len(self.reference)))))
 
     def same_kind(self, frame: Frame) -> bool:

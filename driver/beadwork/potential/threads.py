@@ -44,5 +44,6 @@ def _keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # from malloc.h
-        mallopt(mmap_threshold, 2**30)
+        # a glibc that refuses a block of this size still changes its own rule, for the worse: then the most it takes
+        mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
         mallopt(trim_threshold, 2**31 - 1)
