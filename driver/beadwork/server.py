@@ -30,6 +30,8 @@ from beadwork.units import BOHR, FORCE, HARTREE
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
 PULSE = 0.5
+#: Å; a structure that is closer to one of the file's start is that one
+AT_START = 1e-4
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
@@ -38,16 +40,18 @@ REMOVE = "remove that file before you start i-PI again, which would end after it
 class Service:
     """One forcefield of the simulation and the potential that answers it.
 
-    numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ. one_system:
-    they are the beads of one ring polymer. servers: how many share them. One of several gets now this part and now
-    that, as the others come and go, so it cannot tell which bead is which, nor wait for a whole ring.
+    numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ.
+    ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the file's
+    start. servers: how many share them. One of several gets now this part and now that, as the others come and go, so
+    it cannot tell which bead is which, nor wait for a whole ring.
     """
 
     line: Line
     potential: Potential
     numbers: IntArray
     ring: int | None
-    one_system: bool = True
+    ring_polymer: bool = True
+    start: FloatArray | None = None
     periodic: bool = True
     member_forces: bool = False
     servers: int = 1
@@ -55,47 +59,61 @@ class Service:
     beads: Beads | None = field(init=False)
     waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
     _step: int = 0
-    _done: int = 0  # structures answered of this step
-    _start: FloatArray | None = None
+    _seen: set[bytes] = field(default_factory=set)  # fingerprints of the structures answered in this step
+    _collapsed: bool = False  # the first step had fewer distinct structures than beads, as the file says
     _asked: set[Peer] = field(default_factory=set)  # the connections that were answered in this step
 
     def __post_init__(self) -> None:
         alone = self.servers == 1
         self.gather = Gather(self.ring if alone else None)
-        self.beads = Beads(self.ring) if self.ring and self.one_system and alone else None
+        if self.ring and self.ring_polymer and alone:
+            whole = self.start is not None and len(self.start) == self.ring
+            self.beads = Beads(self.ring, self.start if whole else None)
+        else:
+            self.beads = None
 
-    @property
-    def between(self) -> int | None:
-        """The step that begins with the next structures; None within one, as far as that is known.
+    def begins(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer] = ()) -> int | None:
+        """The step that begins with these structures of these connections; None where they belong to the one before.
 
-        While all beads have come as one structure, more of the same step may follow.
+        names: their fingerprints, by which is known what i-PI sends again, as its connection was lost. positions:
+        (S, N, 3) Å. A ring polymer usually starts with all beads in one place: then the first step lasts until one
+        moves. One of several servers takes it for the next step when a connection asks again, which is so while all
+        others live.
         """
-        return None if self._done or (self._step == 0 and self._start is not None) else self._step
-
-    def count(self, positions: FloatArray, peers: Sequence[Peer] = ()) -> int:
-        """Return the step that these distinct structures (S, N, 3) of these connections belong to, and count them.
-
-        A ring polymer usually starts with all beads in one place, which is one structure however often it is sent. One
-        of several servers takes it for the next step when a connection asks again, which is so while all others live.
-        """
-        collapsed = len(positions) == 1 and self.ring is not None and self.ring > 1 and self._step == 0
-        if collapsed and (self._start is None or np.array_equal(self._start, positions[0])):
-            self._start = positions[0]
-            return 0
-        if self._step == 0 and self._start is not None:
-            self._step = 1
-        elif self.servers > 1 and self._asked & set(peers):
-            self._step += 1
-            self._asked.clear()
-        if self.servers > 1:
-            self._asked.update(peers)
+        if not self._seen:
             return self._step
-        step = self._step
-        self._done += len(positions)
-        if self.ring is None or self._done >= self.ring:
-            self._step += 1
-            self._done = 0
-        return step
+        if self.ring is None:
+            return self._step + 1
+        if self._seen.issuperset(names):
+            return None
+        if self._collapsed and self._step == 0:
+            whole = not self._at_start(positions)
+        elif self.servers > 1:
+            whole = bool(self._asked & set(peers))
+        else:
+            whole = len(self._seen) >= self.ring
+        return self._step + 1 if whole else None
+
+    def count(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer] = ()) -> int:
+        """Return the step that these structures belong to, and count them; arguments as `begins`."""
+        fresh = not self._seen
+        step = self.begins(names, positions, peers)
+        if step is not None:
+            self._step = step
+            self._seen.clear()
+            self._asked.clear()
+        if fresh:
+            fewer = self.start is not None and len(self.start) < (self.ring or 1)
+            self._collapsed = fewer and self._at_start(positions)
+        self._seen.update(names)
+        self._asked.update(peers)
+        return self._step
+
+    def _at_start(self, positions: FloatArray) -> bool:
+        """Whether all of these are structures of the file's start, to the rounding of a file or a contraction."""
+        if self.start is None:
+            return False
+        return all(bool((np.abs(self.start - one).max(axis=(1, 2)) < AT_START).any()) for one in positions)
 
 
 #: called after every answer with the service's address, the step, the frames and what was said of them
@@ -146,7 +164,8 @@ class Server:
 
         On any BeadworkError (a NaN from a model, a mark passed, a peer that speaks nonsense, a full disk) i-PI is
         stopped with an EXIT file where its directory is known, every connection is closed, and the error is raised.
-        Where it is our device that has failed, and other servers share i-PI's beads, it is left to them.
+        Where it is our device that has failed, and other servers share i-PI's beads, it is left to them; one that was
+        only silent, and is not ours, may be busy with others and is left alone.
         """
         try:
             while not self.transport.finished and not self._stopped():
@@ -162,6 +181,10 @@ class Server:
         except BeadworkError as error:
             if isinstance(error, (ModelError, ResourceError)) and any(service.servers > 1 for service in self.services):
                 self._watch(Note("i-PI is left to the other servers, to which it sends our beads"))
+            elif isinstance(error, ConnectionLost) and self._directory is None:
+                self._watch(
+                    Note("i-PI is not stopped: if it lives, it waits for a server; start this one again, or end it")
+                )
             else:
                 self._stop_ipi()
             raise
@@ -219,9 +242,10 @@ class Server:
                 f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
                 f"{len(service.numbers)}; serve the file that i-PI was started with"
             )
-        if self._swap is not None and service.between is not None:
-            service.potential = self._swap.take(service.potential, service.between)
-        step = service.count(positions, peers)
+        begins = service.begins(list(place), positions, peers)
+        if self._swap is not None and begins is not None:
+            service.potential = self._swap.take(service.potential, begins)
+        step = service.count(list(place), positions, peers)
         pbc = (service.periodic,) * 3
         frames = [
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
@@ -229,13 +253,13 @@ class Server:
         try:
             evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
         except BeadworkError:
-            named = _named(service, positions, frames)
+            named = _named(service, positions, frames, in_order=len(peers) == 1)
             self.refused = Last(str(service.line.address), step, named, None)
             service.potential.evaluate(named)  # the same error again, which now names the bead
             raise
         passed = [] if self._marks is None else self._marks.breaches(evaluation)
         if passed and self._marks is not None and self._marks.stop:
-            named = _named(service, positions, frames)
+            named = _named(service, positions, frames, in_order=len(peers) == 1)
             self.refused = Last(str(service.line.address), step, named, evaluation)
             raise refusal(passed[0], named[passed[0].system], step, service.potential)
         packing = time.perf_counter()
@@ -245,9 +269,11 @@ class Server:
         for peer, reply in zip(peers, replies, strict=True):
             peer.machine.answer(reply)
             self.transport.advance(peer, events)
+        while self.transport.sending:
+            events += self.transport.poll(None)
         end = self._idle_since = time.perf_counter()
         self._heard = time.monotonic()
-        frames = _named(service, positions, frames)
+        frames = _named(service, positions, frames, in_order=len(peers) == 1)
         seconds = {"idle": idle, "pack": sending - packing, "send": end - sending}
         self._after(service, step, frames, evaluation, passed, seconds)
         self._handle(events)
@@ -329,11 +355,11 @@ class Server:
             )
 
 
-def _named(service: Service, positions: FloatArray, frames: list[Frame]) -> list[Frame]:
-    """The same frames, with their beads where they are known."""
+def _named(service: Service, positions: FloatArray, frames: list[Frame], *, in_order: bool) -> list[Frame]:
+    """The same frames, with their beads where they are known. in_order: one connection has sent them all."""
     if service.beads is None:
         return frames
-    beads = service.beads.identify(positions)
+    beads = service.beads.identify(positions, in_order=in_order)
     return [Frame(f.numbers, f.positions, f.cell, f.pbc, bead) for f, bead in zip(frames, beads, strict=True)]
 
 

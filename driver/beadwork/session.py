@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
@@ -236,12 +237,17 @@ class Session:
         name = socket.parent or socket.name
         parts = [part for system in simulation.systems for part in system.forces if part.forcefield == name]
         steady = len(parts) == len(simulation.systems) and not socket.rotated
+        served = [system for system, _ in simulation.served(socket)]
+        atoms = slice(None) if socket.active is None else list(socket.active)
+        starts = np.concatenate([system.positions[:, atoms] for system in served])
+        first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
         return Service(
             line,
             potential,
             numbers,
             structures if steady else None,
-            len(simulation.systems) == 1,
+            len(served) == 1 and structures == served[0].nbeads,
+            starts[first],
             config.periodic,
             config.member_forces,
             servers,

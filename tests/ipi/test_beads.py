@@ -35,6 +35,20 @@ def test_unknown_is_not_invented() -> None:
     assert beads.identify(where) == list(range(8))  # and it finds the thread again
 
 
+def test_the_files_start_tells_and_several_connections_do_not() -> None:
+    """A ring that comes over several connections is in any order: the file's start names it, and nothing else does."""
+    rng = np.random.default_rng(4)
+    where = ring(rng)
+    order = [7, 0, 1, 2, 3, 4, 5, 6]
+    assert Beads(8).identify(where[order], in_order=False) == [None] * 8
+    beads = Beads(8, where)
+    assert beads.identify(where[order[:1]] + 1e-9, in_order=False) == [7]  # bead by bead, as the connections come
+    assert beads.identify(where[order[1:]] + 0.01, in_order=False) == order[1:]
+    gone_on = where + 1.0  # a server that was started again while i-PI went on
+    assert Beads(8, where).identify(gone_on[order], in_order=False) == [None] * 8
+    assert Beads(8, where).identify(gone_on) == list(range(8))
+
+
 def test_identical_beads_are_unknown() -> None:
     """Beads in one place cannot be told apart by where they are."""
     rng = np.random.default_rng(3)

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from beadwork.errors import ConnectionLost, RemoteProtocolError
 from beadwork.ipi import wire
-from beadwork.ipi.messages import Exit, HangUp, Status
-from beadwork.ipi.transport import Address, Line, Transport, stale
+from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, PosData, Status
+from beadwork.ipi.transport import Address, Line, Peer, Transport, stale
 
 
 @contextmanager
@@ -211,3 +212,102 @@ def test_shared_memory_that_is_gone(tmp_path: Path, alive: bool) -> None:
             assert line.why.startswith("i-PI hung up")
         transport.close()
         peer.close()
+
+
+def test_a_large_reply_does_not_keep_the_other_connection_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """i-PI reads a reply, asks that connection for READY, and only then reads the next reply, which no buffer holds."""
+    monkeypatch.setattr("beadwork.ipi.transport.SEND", 4096)  # what a stock kernel allows is a few hundred kilobytes
+    atoms = 5000
+    line = Line(Address(tmp_path / "socket"), wanted=2, atoms=atoms)
+    transport = Transport([line], patience=5.0)
+    init = wire.INIT + wire.pack_integer(0) + wire.pack_integer(0)
+    body = np.eye(3).tobytes() + np.eye(3).tobytes() + wire.pack_integer(atoms) + np.zeros((atoms, 3)).tobytes()
+    reply = ForceReady(np.zeros(1), np.zeros((1, atoms, 3)), np.zeros((1, 3, 3)), [b""])
+    length = len(wire.Single().forceready(reply))
+    read: list[int] = []
+
+    def take(end: socket.socket, count: int) -> None:
+        while count and (data := end.recv(count)):
+            count -= len(data)
+        read.append(count)
+
+    def ipi(one: socket.socket, two: socket.socket) -> None:
+        take(one, length)
+        one.sendall(wire.STATUS)
+        take(one, wire.HEADER)
+        take(two, length)
+
+    with listener(tmp_path / "socket") as server:
+        ends = []
+        for _ in range(2):
+            transport.poll(0.05)
+            ends.append(server.accept()[0])
+            ends[-1].settimeout(5.0)
+            ends[-1].sendall(wire.STATUS)
+            until(transport, Status)
+            assert ends[-1].recv(wire.HEADER) == wire.NEEDINIT
+        for end in ends:
+            thread = threading.Thread(target=end.sendall, args=(init + wire.POSDATA + body + wire.GETFORCE,))
+            thread.start()
+            until(transport, PosData)
+            thread.join()
+        thread = threading.Thread(target=ipi, args=tuple(ends))
+        thread.start()
+        sent: list[tuple[Peer, Incoming]] = []
+        for peer in line.peers:
+            peer.machine.answer(reply)
+            transport.advance(peer, sent)
+        begin = time.monotonic()
+        while transport.sending or thread.is_alive():
+            sent += transport.poll(0.05)
+            assert time.monotonic() - begin < 4.0
+        thread.join()
+        assert read == [0, 0, 0]
+        for end in ends:
+            end.close()
+        transport.close()
+
+
+def test_a_reply_that_nobody_reads_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An i-PI that takes nothing of a reply costs its connection after a while, and not the server."""
+    monkeypatch.setattr("beadwork.ipi.transport.SEND", 4096)
+    monkeypatch.setattr("beadwork.ipi.transport.SEND_TIMEOUT", 0.3)
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=5.0)
+    with listener(tmp_path / "socket") as server:
+        transport.poll(0.05)
+        end = server.accept()[0]
+        end.sendall(wire.STATUS)
+        until(transport, Status)
+        (peer,) = transport.lines[0].peers
+        peer.unsent, peer.taken_at = memoryview(bytes(1 << 24)), time.monotonic()
+        transport.send(peer)
+        assert transport.sending == [peer]
+        assert HangUp(0) in until(transport, HangUp)
+        assert transport.lines[0].why.startswith("i-PI did not take the reply")
+        end.close()
+        transport.close()
+
+
+def test_a_word_that_came_while_we_computed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """i-PI has spoken, and we were busy for longer than the patience: its word is read before its silence is judged."""
+    monkeypatch.setattr("beadwork.ipi.transport.HANDSHAKE", 0.2)
+    transport = Transport([Line(Address(tmp_path / "socket"))], patience=0.0)
+    with listener(tmp_path / "socket") as server:
+        transport.poll(0.0)
+        end = server.accept()[0]
+        end.sendall(wire.STATUS)
+        time.sleep(0.3)
+        assert [event for _, event in transport.poll(0.0)] == [Status()]
+        end.close()
+        transport.close()
+
+
+def test_patience_begins_with_the_first_dial(tmp_path: Path) -> None:
+    """Models may take longer to load than the patience lasts: i-PI is waited for all the same."""
+    line = Line(Address(tmp_path / "nobody"))
+    time.sleep(0.3)
+    transport = Transport([line], patience=0.2)
+    assert transport.poll(0.0) == []
+    transport.close()

@@ -1,7 +1,8 @@
 """Which bead is which. The wire does not say; i-PI queues beads in order, and a bead stays close to itself.
 
-So a ring that comes whole and in one batch is in order, unless the positions say otherwise; everything else is told by
-continuity with the ring before. Where neither says it clearly, the bead is unknown, and is not invented.
+So the ring of the file's start is known, and one that comes whole, in one batch and over one connection, is in order;
+everything else is told by continuity with the ring before. Several connections come in whatever order i-PI's threads
+gave. Where nothing says it clearly, the bead is unknown, and is not invented.
 """
 
 from __future__ import annotations
@@ -10,22 +11,31 @@ import numpy as np
 
 from beadwork.frame import FloatArray
 
+#: Å; atoms of a structure that is one of the file's start are no further off
+SAME = 1e-4
+
 
 class Beads:
-    """Follows one ring polymer of `count` beads through the structures of one forcefield."""
+    """Follows one ring polymer of `count` beads through the structures of one forcefield.
 
-    def __init__(self, count: int) -> None:
+    start: (count, N, 3) Å, the beads as the simulation's file has them; None where they are all in one place.
+    """
+
+    def __init__(self, count: int, start: FloatArray | None = None) -> None:
         self._count = count
+        self._start = None if start is None else start.reshape(count, -1)
         self._ring: FloatArray | None = None  # (count, 3 N) as last seen
 
-    def identify(self, positions: FloatArray) -> list[int | None]:
-        """Name the beads of distinct structures, positions (S, N, 3), and remember where they are now."""
+    def identify(self, positions: FloatArray, *, in_order: bool = True) -> list[int | None]:
+        """Name the beads of distinct structures, positions (S, N, 3), and remember where they are now.
+
+        in_order: if these are a whole ring, they are its beads from the first to the last.
+        """
         flat = positions.reshape(len(positions), -1)
         if self._ring is None or self._ring.shape[1] != flat.shape[1]:
-            if len(flat) != self._count:
+            self._ring = self._begin(flat, in_order)
+            if self._ring is None:
                 return [None] * len(flat)
-            self._ring = flat.copy()
-            return list(range(self._count))
         beads = _closest(flat, self._ring)
         for index, bead in enumerate(beads):
             if bead is not None:
@@ -33,6 +43,14 @@ class Beads:
         if beads.count(None) and len(flat) == self._count:
             self._ring = None  # lost the thread: begin again with the next whole ring
         return beads
+
+    def _begin(self, flat: FloatArray, in_order: bool) -> FloatArray | None:
+        """The ring that these structures are of; None where that is not known."""
+        if self._start is not None and self._start.shape[1] == flat.shape[1]:
+            beads = _closest(flat, self._start)
+            if None not in beads and np.abs(flat - self._start[np.array(beads)]).max() < SAME:
+                return self._start.copy()
+        return flat.copy() if in_order and len(flat) == self._count else None
 
 
 def _closest(flat: FloatArray, ring: FloatArray) -> list[int | None]:

@@ -25,7 +25,7 @@ from beadwork.ipi.shm import SegmentGone
 RECEIVE = 1 << 20
 #: bytes of a reply that wait in the kernel, so that sending it does not wait for i-PI to read
 SEND = 1 << 22
-#: seconds a reply may take to be read; i-PI gives up on us after two
+#: seconds in which i-PI must read something of a reply that waits
 SEND_TIMEOUT = 30.0
 #: seconds in which an i-PI that has said EXIT may take us back (it says so to a client that it found too slow)
 GRACE = 1.0
@@ -57,14 +57,23 @@ class Peer:
     machine: Machine
     met: bool = False  # i-PI has spoken
     since: float = field(default_factory=time.monotonic)
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))  # what the kernel has not taken yet
+    taken_at: float = 0.0  # when the kernel last took some of it
 
     def send(self) -> None:
-        """Send what the conversation owes, whole. Raises OSError."""
-        data = self.machine.data_to_send()
-        if data:
-            self.sock.settimeout(SEND_TIMEOUT)
-            self.sock.sendall(data)
-            self.sock.setblocking(False)
+        """Give the kernel what the conversation owes, as much as it takes now. Raises OSError."""
+        if self.machine.owes:
+            data = self.machine.data_to_send()
+            if not self.unsent:
+                self.taken_at = time.monotonic()
+            self.unsent = memoryview(bytes(self.unsent) + data if self.unsent else data)
+        try:
+            while self.unsent:
+                self.unsent = self.unsent[self.sock.send(self.unsent) :]
+                self.taken_at = time.monotonic()
+        except BlockingIOError:
+            if time.monotonic() - self.taken_at > SEND_TIMEOUT:
+                raise TimeoutError(f"nothing for {SEND_TIMEOUT:g} s") from None
 
     def directory(self) -> Path | None:
         """i-PI's working directory, where it looks for EXIT; None where the peer cannot be asked (inet)."""
@@ -148,6 +157,9 @@ class Transport:
     def __init__(self, lines: list[Line], patience: float = 60.0) -> None:
         self.lines = lines
         self._patience = patience
+        now = time.monotonic()  # loading the models may have taken longer than the patience
+        for line in lines:
+            line.lost_at = now
         self._selector = selectors.DefaultSelector()
         self._closed: list[Peer] = []
         self._guard: Guard | None = None
@@ -166,11 +178,28 @@ class Transport:
             wait = max(0.0, line.dial_at - now) if line.dials else self._silence(line, now)
             if wait is not None:
                 timeout = wait if timeout is None else min(timeout, wait)
-        for key, _ in self._selector.select(timeout):
-            self._read(key.data, events)
+        if self.sending:
+            timeout = SEND_TIMEOUT if timeout is None else min(timeout, SEND_TIMEOUT)
+        for key, mask in self._selector.select(timeout):
+            if mask & selectors.EVENT_WRITE and key.data in key.data.line.peers:
+                self.send(key.data)
+            if mask & selectors.EVENT_READ:
+                self._read(key.data, events)
+        now = time.monotonic()
+        for peer in self.sending:
+            if now - peer.taken_at > SEND_TIMEOUT:
+                self.send(peer)
+        for line in self.lines:  # only now, since its first word may have lain in the socket while we computed
+            if self._silence(line, now) == 0.0:
+                self._give_up_silent(line, now)
         events += [(peer, HangUp(0)) for peer in self._closed]
         self._closed.clear()
         return events
+
+    @property
+    def sending(self) -> list[Peer]:
+        """Those that have not taken all of what they were sent."""
+        return [peer for line in self.lines for peer in line.peers if peer.unsent]
 
     @property
     def finished(self) -> bool:
@@ -178,13 +207,21 @@ class Transport:
         return all(line.dial_at == NEVER for line in self.lines)
 
     def send(self, peer: Peer) -> bool:
-        """Send what a peer is owed; False, and the connection is dropped, when it cannot be."""
+        """Send what a peer is owed; False, and the connection is dropped, when it cannot be.
+
+        What the kernel has no room for goes out in `poll`, which answers the other connections meanwhile: i-PI does not
+        read one reply before those that it has asked for first.
+        """
+        before = bool(peer.unsent)
         try:
             peer.send()
         except OSError as error:
             self.drop(peer, f"i-PI did not take the reply ({error})")
             self._closed.append(peer)
             return False
+        if bool(peer.unsent) != before:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
+            self._selector.modify(peer.sock, wanted, peer)
         return True
 
     def drop(self, peer: Peer, why: str) -> None:
@@ -231,16 +268,14 @@ class Transport:
         self._selector.register(sock, selectors.EVENT_READ, peer)
 
     def _silence(self, line: Line, now: float) -> float | None:
-        """How much longer a connection that i-PI has taken may wait for its first word; None where none does.
-
-        An i-PI whose polling thread has died still takes connections, for the kernel does that, and never speaks.
-        """
+        """How much longer a connection that i-PI has taken may wait for its first word; None where none does."""
         if line.met or not line.peers:
             return None
+        return max(0.0, max(self._patience, HANDSHAKE) - (now - line.peers[0].since))
+
+    def _give_up_silent(self, line: Line, now: float) -> None:
+        """An i-PI whose polling thread has died still takes connections, for the kernel does that, and never speaks."""
         waited = now - line.peers[0].since
-        left = max(self._patience, HANDSHAKE) - waited
-        if left > 0:
-            return left
         if not line.exited:
             raise ConnectionLost(
                 f"i-PI at {line.address} took the connection and has not shaken hands for {waited:.0f} s: its polling "
@@ -250,7 +285,6 @@ class Transport:
         for peer in list(line.peers):
             self.drop(peer, "i-PI said EXIT")
         line.dial_at = NEVER
-        return None
 
     def _give_up(self, line: Line, now: float, gone: bool) -> None:
         if line.peers:
