@@ -40,6 +40,7 @@ def test_a_shortened_input_is_the_same_simulation(name: str, tmp_path: Path) -> 
     assert [s.batch_size for s in short.sockets] == [s.batch_size for s in simulation.sockets]
     assert [s.latency for s in short.sockets] == [s.latency for s in simulation.sockets]
     assert short.systems[0].forces == simulation.systems[0].forces
+    assert short.prefix == "bench"  # one with a path would lead to the outputs of the run itself
     for one, two in zip(short.sockets, simulation.sockets, strict=True):
         assert (one.path, one.port) != (two.path, two.port)
 

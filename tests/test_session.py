@@ -6,11 +6,17 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from beadwork.config import ServeConfig
 from beadwork.ipi.simulation import read
-from beadwork.session import Session
+from beadwork.ipi.transport import Address, Line
+from beadwork.potential.analytic import Harmonic
+from beadwork.potential.bundle import load_card
+from beadwork.potential.delta import Potential
+from beadwork.server import Service
+from beadwork.session import Session, _facts
 
 WATER = Path(__file__).parents[1] / "inputs" / "water"
 
@@ -32,3 +38,16 @@ def test_a_torn_restart_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture
     said = capfd.readouterr().err
     assert said.startswith(f"beadwork: i-PI's steps cannot be counted: {restart} ends in the middle")
     assert said.count("\n") == 1
+
+
+def test_the_committee_that_is_named_is_the_one_that_is_swapped() -> None:
+    """Where the first forcefield serves the baseline, the status still follows Δ."""
+    shipped = WATER.parents[1] / "models" / "water-revpbe0-d3"
+    cards = [load_card(shipped / name) for name in ("baseline", "delta-0", "delta-1")]
+    base, delta = Potential(Harmonic(1.0)), Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    base.cards = delta.cards = tuple(cards)
+    services = [Service(Line(Address(Path("x"))), p, np.array([8]), 1) for p in (base, delta)]
+    before = _facts(services)["committee"]
+    services[1].potential = fresh = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    fresh.cards = tuple(cards[::-1])
+    assert _facts(services)["committee"] != before

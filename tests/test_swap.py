@@ -121,3 +121,27 @@ def test_point_checks_first(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is missing"):
         point(pointer, tmp_path)
     assert not pointer.exists()
+
+
+def test_a_pointer_of_nuls_is_a_note(tmp_path: Path) -> None:
+    """What a crash of the file system leaves for a pointer is refused like any other: the run goes on."""
+    told: list[Event] = []
+    pointer = tmp_path / "current"
+    pointer.write_text("first\n")
+    for name in ("first", "first/a", "first/b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first" / "committee.toml").write_text('members = ["a", "b"]\n')
+    swap = Swap(ServeConfig(delta=[str(pointer)]), told.append)
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    swap.serve("here", old, np.array([8]), 1)
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap.answered(old, [frame], old.evaluate([frame]))
+    pointer.write_bytes(bytes(100))
+    swap.ask()
+    swap.look()
+    assert swap._checking is not None
+    swap._checking.exception(timeout=60)
+    swap.look()
+    assert any("was refused" in event.text for event in told if isinstance(event, Note))
+    assert swap.take(old, 1) is old
+    swap.close()

@@ -31,6 +31,7 @@ PARTS = {
     "graph": "graph",
     "reduce": "sum and spread",
     "pack": "replies and extras",
+    "aside": "what waits for no reply",
 }
 #: a part that takes more of the step than this is worth a word
 MUCH = 0.2
@@ -79,6 +80,8 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     if total is None:
         total = ElementTree.SubElement(root, "total_steps")
     total.text = str(simulation.step + steps)
+    for output in root.iter("output"):  # a prefix may be a path, and lead to the outputs of the run itself
+        output.set("prefix", "bench")
     for k, entry in enumerate(root.iter("ffsocket")):
         address = entry.find("address")
         if address is None:
@@ -145,7 +148,8 @@ def _elsewhere(config: ServeConfig) -> ServeConfig:
         return str(Path(name).absolute())
 
     baseline = None if config.baseline is None else absolute(config.baseline)
-    return replace(config, baseline=baseline, delta=[absolute(name) for name in config.delta], host=None)
+    delta = [absolute(name) for name in config.delta]
+    return replace(config, baseline=baseline, delta=delta, host=None, metrics=None)  # the run itself may have that port
 
 
 @contextlib.contextmanager

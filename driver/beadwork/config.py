@@ -91,6 +91,10 @@ class ServeConfig:
 
 
 def _check_devices(config: ServeConfig) -> None:
+    if config.device not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"device is {config.device!r}; it wants cpu or cuda (for another GPU than the first: CUDA_VISIBLE_DEVICES)"
+        )
     for device in config.devices:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", device) and config.devices != ["all"]:
             raise ConfigError(
@@ -135,6 +139,8 @@ def read(path: Path) -> dict[str, Any]:
             data[key] = float(value)
         elif kind is not None and type(value) is not kind:
             raise ConfigError(f"{path}: {key} is {value!r}; it wants {_KINDS[kind]}")
+        if (inner := _INSIDE.get(key)) and not _holds(value, inner):
+            raise ConfigError(f"{path}: {key} is {value!r}; it wants {_KINDS[inner]}, or several in a list")
     here = path.parent
     for key in ("simulation", "baseline", "queue", "out"):
         if not isinstance(data.get(key, ""), str):
@@ -144,6 +150,20 @@ def read(path: Path) -> dict[str, Any]:
     if "delta" in data:
         data["delta"] = [str(here / member) for member in data["delta"]]
     return data
+
+
+#: what options without a default of their own kind hold, or lists and tables have in them
+_INSIDE: dict[str, type] = {
+    **dict.fromkeys(("delta", "devices", "at", "host"), str),
+    **dict.fromkeys(("keep_force", "keep_energy", "weights", "alpha", "baseline_uncertainty"), float),
+}
+
+
+def _holds(value: Any, kind: type) -> bool:
+    """Whether all of a list or a table, or the value itself, is of this kind."""
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    whole = (int, float) if kind is float else (kind,)
+    return all(isinstance(part, whole) and not isinstance(part, bool) for part in parts)
 
 
 _KINDS = {

@@ -20,7 +20,7 @@ from typing import Any
 import tomli_w
 
 from beadwork.config import ServeConfig, listen_at
-from beadwork.disk import writing
+from beadwork.disk import put_aside, writing
 from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceError
 from beadwork.observe import status
 from beadwork.observe.outputs import read_record
@@ -111,8 +111,8 @@ class Child:
             self.folders.append(_put_aside(self.folder))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in ("beadwork.out", status.NAME):
-                (self.folder / stale).unlink(missing_ok=True)
+            put_aside(self.folder / "beadwork.out")  # `_answered` would count an earlier run's
+            (self.folder / status.NAME).unlink(missing_ok=True)
             # paths in serve.toml count from its own folder, which is where the outputs go
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
             told = self.folder / "serve.toml"

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from beadwork.errors import ConfigError, ResourceError
 
 #: no room: on the disk, in the user's quota, or below the limit for one file (ulimit -f)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def put_aside(path: Path) -> None:
+    """Rename a file that is there to `path.1`, `path.2`, …: what an earlier run left is not written over."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    with writing(aside), suppress(FileNotFoundError):
+        path.rename(aside)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """A terminal or a pipe that is gone ends no run: there is nobody left to tell."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
 
 
 @contextmanager

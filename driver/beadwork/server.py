@@ -156,6 +156,7 @@ class Server:
         self._directory = directory
         self._swap = swap
         self._idle_since = time.perf_counter()
+        self._aside = 0.0  # what the last answer took after its reply had left
         self._silence = silence
         self._heard = time.monotonic()
 
@@ -227,7 +228,7 @@ class Server:
 
     def _answer(self, service: Service, peers: list[Peer]) -> None:
         begin = time.perf_counter()
-        idle = begin - self._idle_since
+        idle, aside = begin - self._idle_since, self._aside
         requests, names = zip(*(service.waiting.pop(peer) for peer in peers), strict=True)
         # the same structure is evaluated once, whether i-PI padded a batch with it or several beads are in one place
         place: dict[bytes, int] = {}
@@ -271,11 +272,13 @@ class Server:
             self.transport.advance(peer, events)
         while self.transport.sending:
             events += self.transport.poll(None)
-        end = self._idle_since = time.perf_counter()
+        end = time.perf_counter()
         self._heard = time.monotonic()
         frames = _named(service, positions, frames, in_order=len(peers) == 1)
-        seconds = {"idle": idle, "pack": sending - packing, "send": end - sending}
+        seconds = {"idle": idle, "aside": aside, "pack": sending - packing, "send": end - sending}
         self._after(service, step, frames, evaluation, passed, seconds)
+        self._idle_since = time.perf_counter()
+        self._aside = self._idle_since - end
         self._handle(events)
 
     def _after(

@@ -17,7 +17,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
-from beadwork.disk import writing
+from beadwork.disk import put_aside, telling, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
 from beadwork.frame import Frame
@@ -148,6 +148,8 @@ class Session:
             code = self._end_ipi()
             try:
                 with ExitStack() as farewell:  # every part of it, from the last to the first, whatever the others do
+                    if self._swap is not None:  # last, for a check that is under way takes its time
+                        farewell.callback(self._swap.close)
                     farewell.callback(self._finish, simulation, services, record, folder)
                     farewell.callback(progress.close)
                     if metrics is not None:
@@ -155,8 +157,6 @@ class Session:
                     if harvest is not None:
                         record.dropped = harvest.writer.dropped
                         farewell.callback(harvest.close)
-                    if self._swap is not None:
-                        farewell.callback(self._swap.close)
                     if code:
                         watch(Note(f"i-PI ended with exit code {code}; what it said is in {folder / 'i-pi.log'}"))
             except BeadworkError as error:
@@ -272,6 +272,12 @@ class Session:
         self._exit.unlink(missing_ok=True)  # i-PI would stop before its first step
         program = Path(sys.executable).with_name("i-pi")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if not program.exists():
+            raise ConfigError(
+                f"there is no {program}: install i-PI beside beadwork (pip install ipi), or start it "
+                "yourself and use beadwork serve"
+            )
+        put_aside(folder / "i-pi.log")
         with writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
             self._ipi = subprocess.Popen(
                 [str(program), str(simulation.path.resolve())],
@@ -334,10 +340,10 @@ class Session:
         ring = services[0].ring if len(services) == 1 and services[0].servers == 1 else None
         summary = record.summary(steps * ring if steps and ring else None)
         record.close(summary)
-        with writing(Path("the summary's words")):
+        with writing(Path("the summary's words")), telling():
             print(tell(summary, folder, self._config.queue), flush=True)
         for name in simulation.properties[:1]:
-            with writing(folder / "run.png"):
+            with writing(folder / "run.png"), telling():
                 print(draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png"), flush=True)
 
     def _steps_done(self, simulation: Simulation) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 
@@ -123,6 +124,27 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE])
+def test_a_terminal_that_is_gone_ends_no_run(clock: Clock, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A closed ssh session leaves a server that computes, and has nobody to tell; a full disk is still an error."""
+
+    class Gone(io.StringIO):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def write(self, text: str) -> int:
+            raise OSError(self.number, "gone")
+
+    monkeypatch.setattr(sys, "stderr", Gone(number))
+    progress = Progress(Pace(), 10)
+    progress(Note("something"))
+    progress.close()
+    monkeypatch.setattr(sys, "stderr", Gone(errno.ENOSPC))
+    with pytest.raises(OSError, match="gone"):
+        progress(Note("something"))
 
 
 def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

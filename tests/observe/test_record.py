@@ -11,7 +11,7 @@ import pytest
 from beadwork.events import Evaluated, Kept
 from beadwork.observe.pace import Pace
 from beadwork.observe.picture import draw, read_properties, read_record
-from beadwork.observe.record import Record
+from beadwork.observe.record import Record, tell
 
 
 def event(step: int, structures: int, spread: float | None = 0.01) -> Evaluated:
@@ -49,6 +49,36 @@ def test_record_has_a_line_an_evaluation(tmp_path: Path) -> None:
     assert np.isnan(table[1, 3])
     assert table[1, 1] == 4
     assert summary["frames_kept"] == 1
+
+
+def test_what_an_earlier_run_left_gets_a_number(tmp_path: Path) -> None:
+    """A server that is started again in the same folder does not erase weeks of spreads, nor leave an old summary."""
+    for step in range(3):
+        record = Record(tmp_path)
+        record(event(step, 1))
+        record.close(record.summary())
+    steps = [read_record(tmp_path / name)[0, 0] for name in ("beadwork.out.1", "beadwork.out.2", "beadwork.out")]
+    assert steps == [0, 1, 2]
+    assert (tmp_path / "summary.json.2").exists()
+    Record(tmp_path)._file.close()
+    assert not (tmp_path / "summary.json").exists()  # it would speak of another run
+
+
+def test_spreads_are_means_over_what_has_one(tmp_path: Path) -> None:
+    """With multiple time steps the baseline is asked more often than Δ; and no committee is not a sure one."""
+    record = Record(tmp_path)
+    for step in range(1, 6):
+        record(event(step, 4, spread=0.05 if step == 3 else None))
+    summary = record.summary()
+    record.close(summary)
+    assert (summary["force_spread_mean"], summary["energy_spread_mean"]) == (0.05, 0.05)
+    assert "force spread: mean of the largest 0.0500" in tell(summary, tmp_path, None)
+    alone = Record(tmp_path)
+    alone(event(1, 4, spread=None))
+    summary = alone.summary()
+    alone.close(summary)
+    assert summary["force_spread_max"] is None
+    assert "force spread" not in tell(summary, tmp_path, None)
 
 
 def test_picture_is_drawn_from_ipis_header(tmp_path: Path) -> None:

@@ -129,6 +129,13 @@ def test_a_silent_one_hangs(status: Status) -> None:
     assert tell(data | {"updated_monotonic": now - 300, "seconds_per_step": 60.0})[1] == RUNNING
 
 
+def test_slow_steps_do_not_hang_before_their_pace_is_known(status: Status) -> None:
+    """Steps of two minutes, 70 s after the first: a watchdog must not end that run."""
+    slow = changed(status, seconds_per_step=None, seconds_of_the_last=120.0, answered_before_update=70.0)
+    assert tell(slow)[1] == RUNNING
+    assert tell({**slow, "seconds_of_the_last": 0.3})[1] == HANGS
+
+
 def test_a_clock_that_was_set_changes_nothing(status: Status) -> None:
     """Ages are told by the clock that cannot be set."""
     for shift in (-1e6, 1e6):

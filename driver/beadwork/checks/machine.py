@@ -21,6 +21,7 @@ from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, advice, finished
 from beadwork.observe.pace import span
 from beadwork.potential.delta import Potential
+from beadwork.potential.memory import available
 
 #: timed evaluations of the whole ring polymer, after one that is not
 TIMED = 3
@@ -99,16 +100,10 @@ def memory(config: ServeConfig) -> Iterator[Finding]:
 
 def _room() -> float | None:
     """Bytes that this process may have in all: what it has, and what is free; None where that cannot be told."""
-    info = Path("/proc/meminfo")
-    if not info.exists():
+    free = available("cpu")
+    if free is None:
         return None
-    free = next(
-        1024 * int(line.split()[1]) for line in info.read_text().splitlines() if line.startswith("MemAvailable")
-    )
-    ours = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    most = limit.read_text().strip() if limit.exists() else "max"
-    return min(free + ours, float("inf") if most == "max" else int(most))
+    return free + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def settings(simulation: Simulation, seconds: Mapping[str, float], servers: int = 1) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ NEWEST = 10
 #: a spread that is this much away from its running mean has a trend
 TREND = 0.1
 #: parts of a step by the names that `Evaluated.seconds` gives them; everything else is a model
-PARTS = {"idle": "i-PI", "graph": "graph", "reduce": "rest", "pack": "rest", "send": "rest"}
+PARTS = {"idle": "i-PI", "graph": "graph", "reduce": "rest", "pack": "rest", "send": "rest", "aside": "rest"}
 
 
 class Pace:
@@ -39,6 +39,7 @@ class Pace:
         self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
         self._spreads: deque[float] = deque(maxlen=WINDOW)
         self._seconds: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._last: float | None = None  # seconds of the last evaluation, without the wait for it
         self._resumed = True  # the next evaluation's idle time is a wait for i-PI, and no part of a step
 
     def __call__(self, event: Event) -> None:
@@ -53,6 +54,7 @@ class Pace:
 
     def _add(self, event: Evaluated) -> None:
         self.answered = time.monotonic()
+        self._last = sum(seconds for name, seconds in event.seconds.items() if name != "idle")
         if event.force_spread is not None:
             self.spread = event.force_spread
             self._spreads.append(event.force_spread)
@@ -110,6 +112,7 @@ class Pace:
         return {
             "step": self.step,
             "seconds_per_step": self.seconds_per_step,
+            "seconds_of_the_last": self._last,
             "ns_per_day": self.ns_per_day,
             "force_spread": self.spread,
             "force_spread_mean": self.mean_spread,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beadwork.observe.outputs import read_properties, read_record, units
+from beadwork.observe.outputs import read_about, read_properties, read_record, units
 
 
 def draw(properties: Path, record: Path, picture: Path) -> str:
@@ -38,6 +38,7 @@ def draw(properties: Path, record: Path, picture: Path) -> str:
     panels[1].set_ylabel(f"energy ({units(properties, 'potential')})")
     if panels[1].lines:
         panels[1].legend(frameon=False)
+    ours[:, 0] += read_about(record).get("first_step", 0)  # ours begin with 0, i-PI's with those of its RESTART
     where = np.interp(ours[:, 0], run["step"], run[clock])
     panels[2].plot(where, 1e3 * ours[:, 4], lw=1, label="largest force spread (meV/Å)")
     panels[2].plot(where, 1e3 * ours[:, 3], lw=1, label="energy spread, mean over beads (meV)")

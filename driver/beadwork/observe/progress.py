@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from beadwork.disk import telling
 from beadwork.events import Evaluated, Event, Lost, Note, TakenUp
 from beadwork.observe.pace import Pace, share_words, words
 
@@ -50,9 +51,10 @@ class Progress:
             self._write(f"beadwork: {event.address}: {event.why}; dialling again")
         elif isinstance(event, Evaluated) and self._pace.step > self._shown:
             if self._bar is not None:
-                # words first: tqdm prints on update
-                self._bar.set_postfix_str(self._brief(), refresh=False)
-                self._bar.update(self._pace.step - self._shown)
+                with telling():
+                    # words first: tqdm prints on update
+                    self._bar.set_postfix_str(self._brief(), refresh=False)
+                    self._bar.update(self._pace.step - self._shown)
             self._shown = self._pace.step
             if self._bar is None and time.monotonic() - self._said >= QUIET:
                 self._say()
@@ -74,14 +76,16 @@ class Progress:
         self._write("; ".join(words(self._pace.facts(), self._total)))
 
     def _write(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with telling():
+            if self._bar is not None:
+                self._bar.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the last line standing."""
         if self._bar is not None:
-            self._bar.close()
+            with telling():
+                self._bar.close()
         elif self._pace.answered is not None:
             self._say()

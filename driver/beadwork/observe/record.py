@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beadwork.disk import writing
+from beadwork.disk import put_aside, writing
 from beadwork.events import Evaluated, Event, Kept, MarkPassed, TakenUp
 
 COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
 
 
 class Record:
-    """Writes `beadwork.out` as events come, and sums them up.
+    """Writes `beadwork.out` as events come, and sums them up. What an earlier run left there gets a number.
 
     elements: symbols of those whose spread gets a column of its own. about: plain data of the run for those who read
     the file later; it stands in its second line.
@@ -28,6 +28,8 @@ class Record:
         self.kept = 0
         self.dropped = 0
         self._path = folder / "beadwork.out"
+        for old in (self._path, folder / "summary.json"):
+            put_aside(old)
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "w", buffering=1)  # noqa: SIM115 - open for the run's length
@@ -40,6 +42,7 @@ class Record:
         self._evaluations = 0
         self._steps: dict[str, int] = {}  # counted without gaps, so the last one says how many there were
         self._evaluated = 0
+        self._spreads = 0  # evaluations that had one
         self._spread_sum = 0.0
         self._spread_most = 0.0
         self._energy_spread_sum = 0.0
@@ -78,6 +81,7 @@ class Record:
         self._steps[event.address] = max(self._steps.get(event.address, 0), event.step)
         self._evaluated += event.evaluated
         if event.energy_spread is not None and event.force_spread is not None:
+            self._spreads += 1
             self._energy_spread_sum += event.energy_spread
             self._spread_sum += event.force_spread
             self._spread_most = max(self._spread_most, event.force_spread)
@@ -86,10 +90,11 @@ class Record:
         """Sum up all but step 0. Where forcefields are asked unequally often, the rarest has the steps.
 
         asked: bead-steps that i-PI itself counts after step 0, where its own record can be read; that makes
-        `structures_per_bead_step` independent of our counting. Without it the field is null.
+        `structures_per_bead_step` independent of our counting. Without it the field is null, and so are the spreads
+        where no evaluation had one.
         """
         steps = min(self._steps.values(), default=0)
-        evaluations = max(1, self._evaluations)
+        spreads = self._spreads
         return {
             "steps": steps,
             "evaluations": self._evaluations,
@@ -99,9 +104,9 @@ class Record:
             "seconds_total": time.monotonic() - self._begin,
             "seconds_per_step": sum(self._seconds.values()) / steps if steps else None,
             "seconds_per_step_by_part": {name: value / steps for name, value in self._seconds.items()} if steps else {},
-            "force_spread_mean": self._spread_sum / evaluations,
-            "force_spread_max": self._spread_most,
-            "energy_spread_mean": self._energy_spread_sum / evaluations,
+            "force_spread_mean": self._spread_sum / spreads if spreads else None,
+            "force_spread_max": self._spread_most if spreads else None,
+            "energy_spread_mean": self._energy_spread_sum / spreads if spreads else None,
             "frames_kept": self.kept,
             "frames_dropped": self.dropped,
             "committees": self._committees,
@@ -128,10 +133,11 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     ]
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda item: -item[1])
     lines += [f"  {1e3 * seconds:9.2f} ms  {'i-PI and waiting' if name == 'idle' else name}" for name, seconds in parts]
-    lines.append(
-        f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
-        f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
-    )
+    if summary["force_spread_max"] is not None:
+        lines.append(
+            f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
+            f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
+        )
     lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / 'beadwork.out'}")
     if queue:
         lines.append(f"the frames kept: beadwork queue list {queue}")

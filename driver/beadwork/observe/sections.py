@@ -86,7 +86,8 @@ def headline(run: Run) -> str:
         )
         lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
     for swap in [swap for swap in summary.get("committees", []) if swap["step"]]:
-        words = f"From step {swap['step']} on, the committee {swap['committee']} in {swap['folder']} answered."
+        step = swap["step"] + about.get("first_step", 0)
+        words = f"From step {step} on, the committee {swap['committee']} in {swap['folder']} answered."
         lines.append(f"<p>{escape(words)}</p>")
     return "\n".join([*lines, "</section>"])
 

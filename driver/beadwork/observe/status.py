@@ -178,7 +178,9 @@ def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
     if data["state"] == "waiting":
         return f"running: {who}; waits {data['why']}", RUNNING
     silent = _age(data) + data["answered_before_update"]
-    if silent > max(SILENCE, STEPS * (data["seconds_per_step"] or 0)):
+    # before the second step, and after a lost connection, nothing is known but what the last evaluation took
+    pace = data["seconds_per_step"] or data["seconds_of_the_last"] or 0.0
+    if silent > max(SILENCE, STEPS * pace):
         where = "" if here else f", as far as can be seen from {platform.node()}"
         return (
             f"hangs: {who}, is connected but has not answered for {span(silent)}{where}; see whether i-PI still "
