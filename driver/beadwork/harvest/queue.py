@@ -325,7 +325,7 @@ class Queue:
             sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
         with self._failing():
             if self._postgres:
-                connection = _psycopg2().connect(self._address)
+                connection = _psycopg2().connect(_patient(self._address))
             else:
                 connection = sqlite3.connect(self._address, timeout=self._patience)
             try:
@@ -343,7 +343,7 @@ class Queue:
         with self._one_at_a_time, self._failing():
             # ASE's lock file would survive kill -9, and the next writer would wait for it for ever
             if self._postgres:
-                db = connect(self._address, type="postgresql")
+                db = connect(_patient(self._address), type="postgresql")
             else:
                 db = connect(self._address, type="db", use_lock_file=False)
             with db:
@@ -406,6 +406,13 @@ def _psycopg2() -> Any:
         raise QueueError(
             f"a queue on PostgreSQL needs a package that is missing ({error.name}); pip install 'beadwork[postgres]'"
         ) from error
+
+
+def _patient(url: str) -> str:
+    """A PostgreSQL URL with an end to every wait for a host that is gone, unless it says so itself."""
+    wanted = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 60_000}  # s, s, ms: as libpq names them
+    missing = [f"{name}={value}" for name, value in wanted.items() if f"{name}=" not in url]
+    return url + ("&" if "?" in url else "?") * bool(missing) + "&".join(missing)
 
 
 def _without_password(url: str) -> str:
