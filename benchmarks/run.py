@@ -229,10 +229,12 @@ class Bench:
         last = min(len(run) for run in runs.values()) - 1
         first = runs[ready[0].name][last]
         for name, run in runs.items():
-            scale = max(1e-12, abs(first[2]))
+            away = float(np.abs(run[last, 1:] - first[1:]).max() / max(1e-12, abs(first[2])))
+            if not away <= TOLERANCE["trajectory"]:
+                self.fail(name, f"its trajectory left that of {ready[0].name} by {away:.1e}; do not trust its time")
             self.data["parity"][name] |= {
                 "trajectory_steps": last,
-                "trajectory": float(np.abs(run[last, 1:] - first[1:]).max() / scale),
+                "trajectory": away,
             }
         self.save()
 
@@ -257,6 +259,7 @@ def machine() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    versions["beadwork"] += _commit()  # rounds of two versions do not mix
     return {
         "processor": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -265,6 +268,14 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _commit() -> str:
+    """What git calls this version of the code, with a mark where files differ from it."""
+    told = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return f"+{told.stdout.strip()}" if told.returncode == 0 else ""
 
 
 _BEGIN = time.monotonic()

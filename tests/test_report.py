@@ -62,6 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "time_step_fs": 0.5,
         "temperature_K": 300.0,
         "beads": BEADS,
+        "plain_mean": True,
         "models": {"models/baseline": "sha256:" + "a" * 64, "models/<b>delta</b>": "sha256:" + "b" * 64},
         "started": 1e9,
     }
@@ -252,6 +253,7 @@ RADIAL = "radial-distribution-functions"
             (remove("simulation.positions_*"), RADIAL, "no periodic structures"),
         ],
         [(remove("simulation.positions_*"), RADIAL, "from the 3 frames kept")],
+        [(about('"plain_mean": true', '"plain_mean": false'), RADIAL, "No error bar: the weights are unequal")],
         [
             (rewrite("beadwork.out", no_spread), "spread-of-the-committee", "had no committee"),
             (rewrite("simulation.positions_?.xyz", lambda text: text[:900]), RADIAL, "from the 3 frames kept"),

@@ -189,6 +189,9 @@ class Session:
             "time_step_fs": system.timestep,
             "temperature_K": system.temperature,
             "beads": system.nbeads,
+            # whether what drove i-PI is the plain mean that its `committee_pot` has
+            "plain_mean": self._config.baseline_uncertainty is None
+            and all(len(set(service.potential.weights.tolist())) < 2 for service in services),
             "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
             "started": time.time(),
         }

@@ -300,6 +300,11 @@ def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArra
         )
     if not kelvin:
         return {}, "No error bar: the simulation has no temperature to weigh the members' energies with."
+    if not about.get("plain_mean", True):
+        return {}, (
+            "No error bar: the weights are unequal, or <code>--baseline-uncertainty</code> was set, and the "
+            "members' energies are weighed about their plain mean."
+        )
     since = max((swap["step"] for swap in run.summary.get("committees", [])), default=0) + about.get("first_step", 0)
     pair = matched(found, {step: values for step, values in potentials.by_step.items() if step >= since})
     if pair is None:
