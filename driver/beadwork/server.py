@@ -1,6 +1,7 @@
 """The hall where the two wings meet: structures from i-PI in, one evaluation, answers out.
 
-The reply always leaves first; whatever else there is to do is done while i-PI integrates.
+The reply always leaves first; whatever else there is to do is done while i-PI integrates (one that sends bead by bead
+waits for it: it counts a bead as done only when we say READY again).
 """
 
 from __future__ import annotations

@@ -197,3 +197,15 @@ def test_a_host_that_is_gone_is_not_waited_for_without_end(query: str) -> None:
     assert (read["keepalives_idle"], read["tcp_user_timeout"]) == ("30", "60000")
     assert read["connect_timeout"] == ("3" if "connect_timeout" in query else "10")
     assert (read["user"], read["password"], read["dbname"]) == ("me", "secret", "water")
+
+
+def test_claims_go_by_the_clock_of_the_database(url: str, kept: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose clock is an hour ahead does not take what another one is computing."""
+    queue = Queue(url, create=True)
+    queue.add(kept(0))
+    row = queue.claim("here", 60.0)
+    assert row is not None
+    ahead = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    assert queue.claim("ahead", 60.0) is None
+    queue.renew(row.id, "here", 60.0)

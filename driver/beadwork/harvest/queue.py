@@ -191,7 +191,7 @@ class Queue:
         A claim that has expired is as good as waiting: its worker is taken for dead.
         """
         with self._change() as db:
-            now = time.time()
+            now = self._now(db)
             named = [] if id is None else [("id", "=", id)]
             free = [
                 int(row.id)
@@ -215,7 +215,7 @@ class Queue:
         """Make a claim last for `lease` seconds from now."""
         with self._change() as db:
             self._claimed(db, id, worker)
-            db.update(id, expires=time.time() + lease)
+            db.update(id, expires=self._now(db) + lease)
 
     def again(self, id: int) -> None:
         """Let a frame that was set aside wait once more, its attempts forgotten; other frames stay as they are."""
@@ -267,6 +267,14 @@ class Queue:
                 "the claim expired; claim frames for longer than a label takes"
             )
         return row
+
+    def _now(self, db: Any) -> float:
+        """Unix time, s. PostgreSQL's own: hosts whose clocks differ by a lease would take each other's claims."""
+        if not self._postgres:
+            return time.time()
+        cursor = db.connection.cursor()
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
+        return float(cursor.fetchone()[0])
 
     def _move(self, db: Any, id: int, before: str, after: str) -> bool:
         """Change a status by one conditional UPDATE; False where another was faster."""
