@@ -19,7 +19,7 @@ from ase.data import chemical_symbols
 from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
 from beadwork.events import Evaluated, Event, Lost, MarkPassed, Note
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.ipi.beads import Beads
+from beadwork.ipi.beads import SAME, Beads
 from beadwork.ipi.gather import Gather
 from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, Init, PosData
 from beadwork.ipi.transport import Line, Peer, Transport
@@ -31,8 +31,6 @@ from beadwork.units import BOHR, FORCE, HARTREE
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
 PULSE = 0.5
-#: Å; a structure that is closer to one of the file's start is that one
-AT_START = 1e-4
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
@@ -114,7 +112,7 @@ class Service:
         """Whether all of these are structures of the file's start, to the rounding of a file or a contraction."""
         if self.start is None:
             return False
-        return all(bool((np.abs(self.start - one).max(axis=(1, 2)) < AT_START).any()) for one in positions)
+        return all(bool((np.abs(self.start - one).max(axis=(1, 2)) < SAME).any()) for one in positions)
 
 
 #: called after every answer with the service's address, the step, the frames and what was said of them
@@ -184,9 +182,10 @@ class Server:
             if isinstance(error, (ModelError, ResourceError)) and any(service.servers > 1 for service in self.services):
                 self._watch(Note("i-PI is left to the other servers, to which it sends our beads"))
             elif isinstance(error, ConnectionLost) and self._directory is None:
-                self._watch(
-                    Note("i-PI is not stopped: if it lives, it waits for a server; start this one again, or end it")
-                )
+                if any(line.peers for line in self.transport.lines):
+                    self._watch(
+                        Note("i-PI is not stopped: if it lives, it waits for a server; start one again, or end it")
+                    )
             else:
                 self._stop_ipi()
             raise

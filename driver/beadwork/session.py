@@ -346,8 +346,10 @@ class Session:
         with writing(Path("the summary's words")), telling():
             print(tell(summary, folder, self._config.queue), flush=True)
         for name in simulation.properties[:1]:
-            with writing(folder / "run.png"), telling():
-                print(draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png"), flush=True)
+            with writing(folder / "run.png"):
+                said = draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png")
+                with telling():
+                    print(said, flush=True)
 
     def _steps_done(self, simulation: Simulation) -> int | None:
         """Steps that i-PI itself says it has done, from the RESTART that it writes when it ends; None without one."""
