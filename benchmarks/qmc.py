@@ -446,8 +446,8 @@ def falls(means: dict[tuple[str, float], tuple[float, float]], published: dict[s
         words.append(f"{(fine - coarse) / MHA:.1f} ± {np.hypot(fine_error, coarse_error) / MHA:.1f} ({field})")
     return [
         f"From a = {FINER} to {COARSER} the energy falls by {', '.join(words)} mHa. This bias is the Jastrow factor's:",
-        "the published one has VMC at -16.972 Ha and a variance of 2 Ha², ours -17.15 to -17.19 Ha and 0.5 Ha². So energies",
-        "at one spacing compare only with the same Jastrow factor. The four runs with LDA at 0.15 scatter more",
+        "the published one has VMC at -16.972 Ha and a variance of 2 Ha², ours -17.15 to -17.19 Ha and 0.5 Ha².",
+        "So energies at one spacing compare only with the same one. The four runs with LDA at 0.15 scatter more",
         "than their error bars say (chi square 10.5 for three degrees of freedom): these are too small, or the trial",
         "functions, each optimised anew, differ by some mHa.",
     ]
