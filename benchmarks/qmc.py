@@ -428,6 +428,7 @@ def about_water(labels: dict[str, Any], result: dict[str, Any]) -> list[str]:
         "02 of July 2025, with another Jastrow factor) has LDA's orbitals too, to 1e-5.",
         "",
         *falls(means, published),
+        *scatter(groups),
         "",
         "The energy with the weights of 5 to 40 measurements multiplied (10 count) differs by at most",
         f"{max(drift):.2f} mHa, and 64 and 256 walkers agree: the walkers are not too few.",
@@ -447,10 +448,23 @@ def falls(means: dict[tuple[str, float], tuple[float, float]], published: dict[s
     return [
         f"From a = {FINER} to {COARSER} the energy falls by {', '.join(words)} mHa. This bias is the Jastrow factor's:",
         "the published one has VMC at -16.972 Ha and a variance of 2 Ha², ours -17.15 to -17.19 Ha and 0.5 Ha².",
-        "So energies at one spacing compare only with the same one. The four runs with LDA at 0.15 scatter more",
-        "than their error bars say (chi square 10.5 for three degrees of freedom): these are too small, or the trial",
-        "functions, each optimised anew, differ by some mHa.",
+        "So energies at one spacing compare only with the same one.",
     ]
+
+
+def scatter(groups: dict[tuple[str, float], list[dict[str, Any]]]) -> list[str]:
+    """Whether runs differ by more than their error bars say, each with a trial function optimised anew."""
+    lines = []
+    for (field, spacing), labels in sorted(groups.items()):
+        if len(labels) > 2:
+            energies, errors = (np.array([label[key] for label in labels]) / MHA for key in ("energy", "energy_error"))
+            mean = np.average(energies, weights=errors**-2.0)
+            lines.append(
+                f"Runs of {field} at {spacing:.2f}: chi square {(((energies - mean) / errors) ** 2).sum():.1f} for "
+                f"{len(labels) - 1} degrees of freedom; by their scatter the mean's error is "
+                f"{energies.std(ddof=1) / len(labels) ** 0.5:.1f} mHa."
+            )
+    return lines
 
 
 def report() -> None:
