@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from beadwork.config import ServeConfig
+from beadwork.errors import GeometryError
 from beadwork.ipi.simulation import read
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
@@ -51,3 +53,20 @@ def test_the_committee_that_is_named_is_the_one_that_is_swapped() -> None:
     services[1].potential = fresh = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     fresh.cards = tuple(cards[::-1])
     assert _facts(services)["committee"] != before
+
+
+def test_what_is_not_periodic_is_looked_at_as_such(tmp_path: Path) -> None:
+    """The cell of a cluster is often a placeholder: what is tried on the start must not fold atoms into it."""
+    shutil.copy(WATER / "input.xml", tmp_path)
+    lines = ["3", "# CELL(abcABC): 1 1 1 90 90 90 cell{angstrom} positions{angstrom}", "O 1 1 1", "H 1.96 1 1"]
+    (tmp_path / "init.xyz").write_text("\n".join([*lines, "H 0.76 1.93 1", ""]))
+    names = [
+        str(WATER.parents[1] / "models" / "water-revpbe0-d3" / name) for name in ("baseline", "delta-0", "delta-1")
+    ]
+    config = ServeConfig(
+        simulation=str(tmp_path / "input.xml"), baseline=names[0], delta=names[1:], engine="torchscript", periodic=False
+    )
+    (service,) = Session(config, "threads").services(read(tmp_path / "input.xml"))
+    assert not service.periodic
+    with pytest.raises(GeometryError, match="apart"):  # so it would be, folded
+        Session(replace(config, periodic=True), "threads").services(read(tmp_path / "input.xml"))

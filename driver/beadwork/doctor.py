@@ -134,7 +134,7 @@ def _load(config: ServeConfig, dtype: str) -> Potential:
 def _start(simulation: Simulation, socket: Socket, config: ServeConfig) -> list[Frame]:
     """The structures of one evaluation as the run begins; contracted beads are stood for by the first ones."""
     return [
-        structure.start(system, config, k % system.nbeads, socket.active)
+        system.frame(k % system.nbeads, socket.active, periodic=config.periodic)
         for system, count in simulation.served(socket)
         for k in range(count)
     ]

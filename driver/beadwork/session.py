@@ -20,7 +20,6 @@ from beadwork.config import ServeConfig
 from beadwork.disk import put_aside, telling, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
-from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import committee_hash
 from beadwork.ipi.simulation import Simulation, Socket, advice, read
@@ -224,8 +223,9 @@ class Session:
             potential = parts[role]
             numbers = simulation.numbers(socket)
             potential.check_species(numbers)
-            self._notes += potential.settle(_start(simulation, socket))
-            self._notes += potential.fit(_start(simulation, socket), config.device, simulation.structures(socket))
+            start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
+            self._notes += potential.settle(start)
+            self._notes += potential.fit(start, config.device, simulation.structures(socket))
             services.append(self._service(simulation, socket, potential, numbers))
         _check_extras(simulation, services)
         return services
@@ -410,8 +410,3 @@ def _address(socket: Socket, host: str | None) -> Address:
     return Address(
         host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
     )
-
-
-def _start(simulation: Simulation, socket: Socket) -> Frame:
-    system, _ = simulation.served(socket)[0]
-    return system.frame(0, socket.active)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -79,7 +78,7 @@ def cell(system: System) -> Iterator[Finding]:
 
 def contacts(system: System, config: ServeConfig) -> Iterator[Finding]:
     """The closest atoms, against their covalent radii: how wrong units show."""
-    frame = start(system, config)
+    frame = system.frame(periodic=config.periodic)
     units = "name the units beside the numbers: cell{angstrom} positions{angstrom} in an xyz, units='angstrom' in XML"
     try:
         graph = build([frame], 4.0)
@@ -193,11 +192,6 @@ def cutoff(system: System, config: ServeConfig, cutoff: float) -> Iterator[Findi
         yield Finding(GREEN, "cutoff", f"{text}: some pairs are seen twice, through two images, and both count")
     else:
         yield Finding(GREEN, "cutoff", f"{text}: every pair is seen once at most")
-
-
-def start(system: System, config: ServeConfig, bead: int = 0, active: tuple[int, ...] | None = None) -> Frame:
-    """One bead's start structure, periodic as the user says."""
-    return replace(system.frame(bead, active), pbc=(config.periodic,) * 3)
 
 
 def name(frame: Frame, atom: int) -> str:

@@ -137,10 +137,10 @@ class System:
     timestep: float | None
     nmts: tuple[int, ...] = (1,)
 
-    def frame(self, bead: int = 0, active: tuple[int, ...] | None = None) -> Frame:
-        """Return the start structure of one bead, whole or the active atoms alone, periodic in every direction."""
+    def frame(self, bead: int = 0, active: tuple[int, ...] | None = None, *, periodic: bool = True) -> Frame:
+        """Return the start structure of one bead, whole or the active atoms alone, periodic each way or not at all."""
         atoms = slice(None) if active is None else list(active)
-        return Frame(self.numbers[atoms], self.positions[bead][atoms], self.cell, bead=bead)
+        return Frame(self.numbers[atoms], self.positions[bead][atoms], self.cell, (periodic,) * 3, bead)
 
 
 @dataclass(frozen=True, slots=True)
