@@ -1,4 +1,8 @@
-"""The same queue on PostgreSQL: a server by URL (BEADWORK_TEST_POSTGRES), or one made for the test."""
+"""The same queue on PostgreSQL: a server by URL (BEADWORK_TEST_POSTGRES), or one made for the test.
+
+BEADWORK_TEST_POSTGRES names a database, as in postgresql://USER@HOST/postgres, from which others are made: the tests
+work in those, and leave it as it is.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -30,7 +35,7 @@ Make = Callable[[int], Kept]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """URL of a server's database `postgres`, without the name of the database."""
+    """URL of a database of a server's, in which others can be made."""
     if url := os.environ.get("BEADWORK_TEST_POSTGRES"):
         yield url
         return
@@ -64,6 +69,23 @@ def server() -> Iterator[str]:
             run("pg_ctl", "-D", f"{name}/data", "-m", "immediate", "-w", "stop")
 
 
+def instead(server: str, name: str) -> str:
+    """The same URL with the database of this name; fails for one where the name would not be taken, which is asked of
+    libpq itself: the tables would be made in a database of the user's."""
+    parts = urlsplit(server)
+    changed = f"{parts.scheme}://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
+    try:
+        named = parts.path.strip("/") and psycopg2.extensions.parse_dsn(changed)["dbname"] == name
+    except psycopg2.ProgrammingError:
+        named = False
+    if not named:
+        pytest.fail(
+            "BEADWORK_TEST_POSTGRES is to name the database from which those of the tests are made, and nothing else "
+            "in it may: postgresql://USER@HOST/postgres"
+        )
+    return changed
+
+
 @pytest.fixture
 def url(server: str) -> Iterator[str]:
     """URL of an empty database."""
@@ -74,9 +96,37 @@ def url(server: str) -> Iterator[str]:
             connection.cursor().execute(sql)
 
     name = f"beadwork_test_{os.getpid()}"
+    address = instead(server, name)
     order(f"CREATE DATABASE {name}")
-    yield server.replace("/postgres?", f"/{name}?")
+    yield address
     order(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "me@host/postgres",
+        "me:secret@host:5433/mine",
+        "me@host/postgres?sslmode=require",
+        "/postgres",
+        "me@/x?host=/tmp",
+    ],
+)
+def test_tables_are_made_in_another_database(server: str) -> None:
+    """However the URL is written, and whatever its database is called, the tests work in one of their own, as the same
+    user of the same server."""
+    given, made = (
+        psycopg2.extensions.parse_dsn(url)
+        for url in (f"postgresql://{server}", instead(f"postgresql://{server}", "own"))
+    )
+    assert made == given | {"dbname": "own"}
+
+
+@pytest.mark.parametrize("server", ["postgresql://me@host", "postgresql://me@host/x?dbname=mine", "dbname=mine"])
+def test_no_table_is_made_in_the_users_database(server: str) -> None:
+    """A URL whose database could not be exchanged is refused with a sentence."""
+    with pytest.raises(pytest.fail.Exception, match="BEADWORK_TEST_POSTGRES is to name"):
+        instead(server, "own")
 
 
 def test_frames_and_claims(url: str, kept: Make) -> None:
