@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from beadwork.observe.picture import read_properties
+from beadwork.observe.outputs import read_properties
 from beadwork.units import BOHR
 
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ def analyse(work: Path, skip_ps: float) -> tuple[dict[str, object], np.ndarray, 
     centres = (edges[1:] + edges[:-1]) / 2
     smooth = gaussian_filter1d(g, 2.0)
     fine = np.linspace(2.4, 3.4, 2001)
-    run = read_properties(work / "simulation.out")
+    run, _ = read_properties(work / "simulation.out")
     late = run["step"] * TIME_STEP / 1000 >= skip_ps
     return (
         {

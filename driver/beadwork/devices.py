@@ -158,7 +158,7 @@ class Child:
 def _answered(folder: Path) -> int:
     """Structures that a server has answered, whether it could say so in the end or not."""
     record = folder / "beadwork.out"
-    return int(read_record(record)[:, 1].sum()) if record.exists() else 0
+    return int(read_record(record)[0][:, 1].sum()) if record.exists() else 0
 
 
 def _put_aside(folder: Path) -> Path:

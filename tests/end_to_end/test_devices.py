@@ -44,7 +44,7 @@ def until(ipi, what, *processes):
 
 def answered(folder) -> int:
     """Structures in a server's record."""
-    return int(read_record(folder / "beadwork.out")[:, 1].sum()) if (folder / "beadwork.out").exists() else 0
+    return int(read_record(folder / "beadwork.out")[0][:, 1].sum()) if (folder / "beadwork.out").exists() else 0
 
 
 def served_by(folder) -> int | None:

@@ -13,7 +13,7 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.harvest.queue import Queue
-from beadwork.observe.outputs import find_positions, read_element_spread, read_potentials, read_record
+from beadwork.observe.outputs import find_positions, read_potentials, read_record
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models" / "water-revpbe0-d3"
@@ -40,7 +40,7 @@ def test_what_is_reported_is_what_was_kept(ipi: Any, models: Any, start: Any, tm
     assert f"beadwork report {folder.resolve()}" in start.log(process)
     rows = Queue(folder / "q.db").rows()
     assert len(rows) == 4
-    record, spread = read_record(folder / "beadwork.out"), read_element_spread(folder / "beadwork.out")
+    record, spread = read_record(folder / "beadwork.out")
     trajectory = find_positions(folder, "run")
     potentials = read_potentials(folder, "run", 1)
     assert trajectory is not None

@@ -15,7 +15,6 @@ from beadwork.observe import outputs
 from beadwork.observe.outputs import (
     find_positions,
     read_about,
-    read_element_spread,
     read_potentials,
     read_properties,
     read_record,
@@ -113,18 +112,19 @@ def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
     record(Evaluated("b", 1, 1, -1.0, None, None, seconds))
     record.close(record.summary())
     path = tmp_path / "beadwork.out"
-    assert read_record(path).shape == (2, 6)
-    spread = read_element_spread(path)
+    table, spread = read_record(path)
+    assert table.shape == (2, 6)
     assert list(spread) == ["O", "H"]
     assert spread["O"][0] == 0.04
     assert spread["H"][0] == 0.03
     assert np.isnan(spread["H"][1])
     assert read_about(path) == {"beads": 4, "simulation": "a.xml"}
     path.write_text(path.read_text()[:-7])
-    assert read_record(path).shape == (1, 6)
+    assert read_record(path)[0].shape == (1, 6)
     path.write_text(f"{COLUMNS}\n 0 1 -1.0 0.1 0.2 0.3\n")
-    assert read_record(path).tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]
-    assert read_element_spread(path) == {}
+    table, spread = read_record(path)
+    assert table.tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]
+    assert spread == {}
     assert read_about(path) == {}
 
 
@@ -133,8 +133,6 @@ def test_a_property_of_one_species_is_not_taken_for_the_whole(tmp_path: Path) ->
     lines = ["# column   1     --> step : a", "# column   2     --> kinetic_cv{electronvolt} : b"]
     lines += ["# column   3     --> kinetic_cv(H){electronvolt} : c", "1 2.0 3.0"]
     (tmp_path / "a.out").write_text("\n".join(lines) + "\n")
-    assert {name: values.tolist() for name, values in read_properties(tmp_path / "a.out").items()} == {
-        "step": [1.0],
-        "kinetic_cv": [2.0],
-    }
-    assert outputs.units(tmp_path / "a.out", "kinetic_cv") == "electronvolt"
+    values, units = read_properties(tmp_path / "a.out")
+    assert {name: column.tolist() for name, column in values.items()} == {"step": [1.0], "kinetic_cv": [2.0]}
+    assert units == {"step": "atomic units", "kinetic_cv": "electronvolt"}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from beadwork.events import Evaluated, Kept
+from beadwork.observe.outputs import read_properties, read_record
 from beadwork.observe.pace import Pace
-from beadwork.observe.picture import draw, read_properties, read_record
+from beadwork.observe.picture import draw
 from beadwork.observe.record import Record, tell
 
 
@@ -44,7 +45,7 @@ def test_record_has_a_line_an_evaluation(tmp_path: Path) -> None:
     record(Kept(1, 1, None, 0.1))
     summary = record.summary()
     record.close(summary)
-    table = read_record(tmp_path / "beadwork.out")
+    table, _ = read_record(tmp_path / "beadwork.out")
     assert table.shape == (2, 6)
     assert np.isnan(table[1, 3])
     assert table[1, 1] == 4
@@ -57,7 +58,7 @@ def test_what_an_earlier_run_left_gets_a_number(tmp_path: Path) -> None:
         record = Record(tmp_path)
         record(event(step, 1))
         record.close(record.summary())
-    steps = [read_record(tmp_path / name)[0, 0] for name in ("beadwork.out.1", "beadwork.out.2", "beadwork.out")]
+    steps = [read_record(tmp_path / name)[0][0, 0] for name in ("beadwork.out.1", "beadwork.out.2", "beadwork.out")]
     assert steps == [0, 1, 2]
     assert (tmp_path / "summary.json.2").exists()
     Record(tmp_path)._file.close()
@@ -87,7 +88,7 @@ def test_picture_is_drawn_from_ipis_header(tmp_path: Path) -> None:
     lines += ["# column   3     --> potential{electronvolt} : c", "# column   4     --> time{picosecond} : d"]
     rows = [f"{k} {300 + k} {-1.0 - k} {k / 1000}" for k in range(5)]
     (tmp_path / "simulation.out").write_text("\n".join(lines + rows) + "\n")
-    run = read_properties(tmp_path / "simulation.out")
+    run, _ = read_properties(tmp_path / "simulation.out")
     assert run["temperature"].tolist() == [300, 301, 302, 303, 304]
     record = Record(tmp_path)
     for step in range(5):

@@ -28,44 +28,36 @@ _FRAMING = {".xyz": 2, ".pdb": 3}
 MOST_ATOMS = 2_000_000
 
 
-def _header(path: Path) -> dict[str, tuple[int, str]]:
-    """Column and unit of every property that the header names."""
+def _scan(path: Path) -> tuple[list[str], FloatArray]:
+    """The lines that begin with #, and the numbers, a row a line; (0, 0) without any. A torn last line is left out."""
+    comments, rows = [], []
     with open(path) as lines:
-        found = [match for line in lines if line.startswith("#") and (match := _COLUMN.match(line))]
-    return {match[2]: (int(match[1]) - 1, match[3] or "atomic units") for match in found}
+        for line in lines:
+            if line.startswith("#"):
+                comments.append(line)
+            elif line.endswith("\n") and line.strip():
+                rows.append(line.split())
+    return comments, np.array(rows, dtype=np.float64) if rows else np.empty((0, 0))
 
 
-def units(path: Path, name: str) -> str:
-    """Unit of a property, as the header of i-PI's file has it."""
-    return _header(path).get(name, (0, "not written"))[1]
+def read_properties(path: Path) -> tuple[dict[str, FloatArray], dict[str, str]]:
+    """Read an i-PI property file: values and units by the names in its header; other columns are left out."""
+    comments, table = _scan(path)
+    found = [match for line in comments if (match := _COLUMN.match(line))]
+    values = {match[2]: table[:, int(match[1]) - 1] for match in found if table.size}
+    return values, {match[2]: match[3] or "atomic units" for match in found}
 
 
-def read_properties(path: Path) -> dict[str, FloatArray]:
-    """Read an i-PI property file by the names in its header; columns that it does not name are left out."""
-    table = _table(path)
-    return {name: table[:, column] for name, (column, _) in _header(path).items() if table.size}
+def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """Read beadwork.out: step, structures, energy, energy spread, force spread, seconds; (evaluations, 6).
 
-
-def _table(path: Path) -> FloatArray:
-    """The numbers of a file, a row a line; (0, 0) where there are none. A torn last line is left out."""
-    with open(path) as lines:
-        rows = [line.split() for line in lines if line.endswith("\n") and line.strip() and not line.startswith("#")]
-    return np.array(rows, dtype=np.float64) if rows else np.empty((0, 0))
-
-
-def read_record(path: Path) -> FloatArray:
-    """Read beadwork.out: step, structures, energy, energy spread, force spread, seconds; (evaluations, 6)."""
-    table = _table(path)
-    return table[:, :6] if table.size else table.reshape(-1, 6)
-
-
-def read_element_spread(path: Path) -> dict[str, FloatArray]:
-    """The columns of beadwork.out after the sixth: an element's root-mean-square force spread, (evaluations,) eV/Å."""
-    table = _table(path)
-    with open(path) as lines:
-        names = next(lines, "").lstrip("#").split()
-    found = {name.removeprefix("spread_").partition("/")[0]: column for column, name in enumerate(names[6:], 6)}
-    return {element: table[:, column] for element, column in found.items() if column < table.shape[1]}
+    And the columns after the sixth: an element's root-mean-square force spread by its symbol, (evaluations,) eV/Å.
+    """
+    comments, table = _scan(path)
+    names = comments[0].lstrip("#").split()[6:] if comments else []
+    symbols = [name.removeprefix("spread_").partition("/")[0] for name in names]
+    elements = dict(zip(symbols, table.T[6:], strict=False))
+    return table[:, :6] if table.size else table.reshape(-1, 6), elements
 
 
 def read_about(path: Path) -> dict[str, Any]:

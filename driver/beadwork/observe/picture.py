@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beadwork.observe.outputs import read_about, read_properties, read_record, units
+from beadwork.observe.outputs import read_about, read_properties, read_record
 
 
 def draw(properties: Path, record: Path, picture: Path) -> str:
@@ -17,8 +17,8 @@ def draw(properties: Path, record: Path, picture: Path) -> str:
     """
     if importlib.util.find_spec("matplotlib") is None:
         return "no picture: matplotlib is not installed (pip install 'beadwork[plots]')"
-    run = read_properties(properties) if properties.exists() else {}
-    ours = read_record(record)
+    run, units = read_properties(properties) if properties.exists() else ({}, {})
+    ours, _ = read_record(record)
     if not len(run.get("step", ())) or not len(ours):
         return f"no picture: {properties} has no steps, or {record} no evaluations"
     import matplotlib
@@ -31,11 +31,11 @@ def draw(properties: Path, record: Path, picture: Path) -> str:
     figure, panels = pyplot.subplots(3, 1, sharex=True, figsize=(7, 7), constrained_layout=True)
     if "temperature" in run:
         panels[0].plot(run[clock], run["temperature"], lw=1)
-    panels[0].set_ylabel(f"temperature ({units(properties, 'temperature')})")
+    panels[0].set_ylabel(f"temperature ({units.get('temperature', 'not written')})")
     for name, style in (("potential", "-"), ("conserved", "--")):
         if name in run:
             panels[1].plot(run[clock], run[name] - run[name][0], style, lw=1, label=f"{name} − start")
-    panels[1].set_ylabel(f"energy ({units(properties, 'potential')})")
+    panels[1].set_ylabel(f"energy ({units.get('potential', 'not written')})")
     if panels[1].lines:
         panels[1].legend(frameon=False)
     ours[:, 0] += read_about(record).get("first_step", 0)  # ours begin with 0, i-PI's with those of its RESTART
@@ -43,7 +43,7 @@ def draw(properties: Path, record: Path, picture: Path) -> str:
     panels[2].plot(where, 1e3 * ours[:, 4], lw=1, label="largest force spread (meV/Å)")
     panels[2].plot(where, 1e3 * ours[:, 3], lw=1, label="energy spread, mean over beads (meV)")
     panels[2].set_ylabel("committee spread")
-    panels[2].set_xlabel(f"{clock} ({units(properties, clock)})" if clock == "time" else clock)
+    panels[2].set_xlabel(f"{clock} ({units[clock]})" if clock == "time" else clock)
     panels[2].set_ylim(bottom=0)
     panels[2].legend(frameon=False)
     figure.savefig(picture, dpi=130)

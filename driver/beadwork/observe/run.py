@@ -65,8 +65,7 @@ def load(folder: Path) -> Run:
     units: dict[str, str] = {}
     named = [folder / about.get("directory", ".") / name for name in about.get("properties", ())]
     for path in [path for path in named if path.exists()][:1]:
-        properties = outputs.read_properties(path)
-        units = {name: outputs.units(path, name) for name in properties}
+        properties, units = outputs.read_properties(path)
     if "step" not in properties or not len(properties["step"]):
         properties = {}
         gaps["properties"] = (
@@ -74,14 +73,4 @@ def load(folder: Path) -> Run:
             "<code>&lt;properties&gt; [ step, temperature{kelvin}, potential{electronvolt}, conserved{electronvolt} ] "
             "&lt;/properties&gt;</code>."
         )
-    return Run(
-        folder,
-        about,
-        summary,
-        outputs.read_record(record),
-        outputs.read_element_spread(record),
-        properties,
-        units,
-        [],
-        gaps,
-    )
+    return Run(folder, about, summary, *outputs.read_record(record), properties, units, [], gaps)
