@@ -70,6 +70,14 @@ BAD = {
     "dtype": (lambda b: edit(b, 'dtype = "float64"', 'dtype = "float16"'), r"says dtype 'float16'"),
     "cutoff": (lambda b: edit(b, "cutoff = 4.0", "cutoff = 0.0"), r"names no elements, no cutoff"),
     "elements": (lambda b: edit(b, "elements", "atoms"), r"lacks an entry.*elements"),
+    "card of another cutoff": (
+        lambda b: edit(b, "cutoff = 4.0", "cutoff = 4.5"),
+        r"and cutoff 4\.5 Å, but the model has .* and 4 Å: the card is another model's",
+    ),
+    "card of other elements": (
+        lambda b: edit(b, "    8,\n", "    7,\n"),
+        r"elements \(1, 7\) and .*, but the model has \(1, 8\) and .*: the card is another model's",
+    ),
     "foreign": (lambda b: exchange(b, foreign), r"is TorchScript but no MACE energy model"),
     "no zip": (lambda b: exchange(b, lambda f: f.write_bytes(b"no model")), r"is no readable TorchScript model"),
 }
