@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,18 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, text: str, sentence: str)
     file.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
         resolve({"simulation": str(file)})
+
+
+def test_a_file_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    """A letter beyond ASCII is read where the locale knows none."""
+    file = tmp_path / "run.toml"
+    file.write_text('simulation = "Å.xml"\nbaseline = "b"\n', encoding="utf-8")
+    code = (
+        "import sys; from beadwork.config import resolve; print(ascii(resolve({'simulation': sys.argv[1]}).simulation))"
+    )
+    bare = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    told = subprocess.run([sys.executable, "-c", code, str(file)], env=bare, capture_output=True, text=True)
+    assert (told.stdout.strip(), told.stderr) == (ascii(str(tmp_path / "Å.xml")), "")
 
 
 def test_a_database_is_no_path(tmp_path: Path) -> None:

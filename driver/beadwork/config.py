@@ -6,17 +6,12 @@ The TOML keys are the names of the fields below, and of the options with dashes.
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from beadwork.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from beadwork.toml import read as read_toml
 
 ROLES = ("sum", "baseline", "delta")
 ENGINES = ("auto", "native", "torchscript")
@@ -124,12 +119,8 @@ def _one_of(name: str, got: str, choices: tuple[str, ...]) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """Read a TOML file; relative paths in it count from its own folder, the queue's too. Raises ConfigError."""
-    try:
-        data = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
     known = {f.name: f for f in fields(ServeConfig)}
-    data = {key.replace("-", "_"): value for key, value in data.items()}
+    data = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
     for key, value in data.items():
         if key not in known:
             raise ConfigError(f"{path} sets {key!r}, which is no option; known are {', '.join(sorted(known))}")

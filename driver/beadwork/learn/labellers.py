@@ -15,7 +15,6 @@ workers = 4
 
 from __future__ import annotations
 
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +30,7 @@ from beadwork.learn.jobs import Jobs
 from beadwork.learn.label import Labeller, as_json
 from beadwork.learn.pyscf_labeller import PySCF
 from beadwork.learn.qmc import JQMC
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from beadwork.toml import read as read_toml
 
 #: every kind of labeller, and whether it may take periodic frames
 KINDS: dict[str, tuple[Callable[..., Labeller], bool]] = {
@@ -90,10 +85,7 @@ class Spec:
 
 def read(path: Path) -> Spec:
     """Read a LABELLER.toml. Raises ConfigError with what is wrong in it."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+    data = read_toml(path)
     settings = data.pop("settings", None)
     if not isinstance(settings, dict) or "kind" not in data:
         raise ConfigError(f"{path} wants kind = one of {', '.join(KINDS)}, and its settings in a table [settings]")

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,11 +53,7 @@ from beadwork.learn.validate import PAGE as VALIDATION
 from beadwork.learn.validate import validate, write_page
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, members_of, point
 from beadwork.swap import SHORT
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from beadwork.toml import read as read_toml
 
 STARTS = ("again", "continue", "live")
 #: steps of a simulation that is ended when the loop ends
@@ -118,10 +113,7 @@ class Loop:
 
 def read(path: Path) -> Loop:
     """Read a LOOP.toml; paths in it count from its own folder. Raises ConfigError."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+    data = read_toml(path)
     here = path.parent.absolute()
     inputs = data.pop("simulations", {})
     train = TrainSettings.from_table(data.pop("train", {}), f"{path}: [train]")

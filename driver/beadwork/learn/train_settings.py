@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,11 +10,7 @@ from typing import Any
 from beadwork.errors import ConfigError
 from beadwork.learn.jobs import Jobs
 from beadwork.learn.labellers import build as from_toml
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from beadwork.toml import read as read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +55,7 @@ class TrainSettings:
     @classmethod
     def read(cls, file: Path) -> TrainSettings:
         """Read a TOML file. Raises ConfigError."""
-        try:
-            return cls.from_table(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read {file}: {error}") from error
+        return cls.from_table(read_toml(file), str(file))
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> TrainSettings:

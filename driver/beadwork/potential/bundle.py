@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,7 @@ from typing import Any
 import tomli_w
 
 from beadwork.errors import ModelError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from beadwork.toml import tomllib
 
 CARD = "card.toml"
 MODEL = "model.pt"
