@@ -39,7 +39,7 @@ def service(ring: int | None, start: np.ndarray | None = None) -> Service:
 
 def count(one: Service, positions: np.ndarray, peers: Sequence[Any] = ()) -> int:
     """Let it count these structures."""
-    return one.count([where.tobytes() for where in positions], positions, peers)
+    return one.count([where.tobytes() for where in positions], positions, peers)[0]
 
 
 def test_extras_are_in_atomic_units_and_total() -> None:

@@ -71,42 +71,38 @@ class Service:
         else:
             self.beads = None
 
-    def begins(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer] = ()) -> int | None:
-        """The step that begins with these structures of these connections; None where they belong to the one before.
+    def count(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer] = ()) -> tuple[int, bool]:
+        """Count these structures of these connections; return their step, and whether it begins with them.
 
         names: their fingerprints, by which is known what i-PI sends again, as its connection was lost. positions:
         (S, N, 3) Å. A ring polymer usually starts with all beads in one place: then the first step lasts until one
         moves. One of several servers takes it for the next step when a connection asks again, which is so while all
         others live.
         """
-        if not self._seen:
-            return self._step
-        if self.ring is None:
-            return self._step + 1
-        if self._seen.issuperset(names):
-            return None
-        if self._collapsed and self._step == 0:
-            whole = not self._at_start(positions)
-        elif self.servers > 1:
-            whole = bool(self._asked & set(peers))
-        else:
-            whole = len(self._seen) >= self.ring
-        return self._step + 1 if whole else None
-
-    def count(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer] = ()) -> int:
-        """Return the step that these structures belong to, and count them; arguments as `begins`."""
-        fresh = not self._seen
-        step = self.begins(names, positions, peers)
-        if step is not None:
-            self._step = step
+        first = not self._seen
+        begins = first or self._ends(names, positions, peers)
+        if begins:
+            self._step += not first
             self._seen.clear()
             self._asked.clear()
-        if fresh:
+        if first:
             fewer = self.start is not None and len(self.start) < (self.ring or 1)
             self._collapsed = fewer and self._at_start(positions)
         self._seen.update(names)
         self._asked.update(peers)
-        return self._step
+        return self._step, begins
+
+    def _ends(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer]) -> bool:
+        """Whether the step that is being answered was over before these came."""
+        if self.ring is None:
+            return True
+        if self._seen.issuperset(names):
+            return False
+        if self._collapsed and self._step == 0:
+            return not self._at_start(positions)
+        if self.servers > 1:
+            return bool(self._asked & set(peers))
+        return len(self._seen) >= self.ring
 
     def _at_start(self, positions: FloatArray) -> bool:
         """Whether all of these are structures of the file's start, to the rounding of a file or a contraction."""
@@ -243,10 +239,9 @@ class Server:
                 f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
                 f"{len(service.numbers)}; serve the file that i-PI was started with"
             )
-        begins = service.begins(list(place), positions, peers)
-        if self._swap is not None and begins is not None:
-            service.potential = self._swap.take(service.potential, begins)
-        step = service.count(list(place), positions, peers)
+        step, begins = service.count(list(place), positions, peers)
+        if self._swap is not None and begins:
+            service.potential = self._swap.take(service.potential, step)
         pbc = (service.periodic,) * 3
         frames = [
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)

@@ -77,7 +77,7 @@ class Swap:
         """Take this forcefield into care. ring: structures a step, None where that is not known."""
         self._served.append(Served(address, potential, numbers, deque(maxlen=ring or 1)))
         # replaced while the models were loaded
-        loaded = [card.path for card in potential.cards[len(potential.cards) - len(potential.members) :]]
+        loaded = [card.path for card in potential.member_cards]
         self._asked |= self._pointer is not None and members_of(self._config.delta) != loaded
         self._watch(TakenUp(address, 0, short(potential), folder(potential), "serves from the start"))
 
@@ -155,7 +155,7 @@ class Swap:
         )  # hashes, and members that go together
         old = self._served[0].potential
         fresh.max_edges = old.max_edges  # what memory holds at once
-        for baseline in old.cards[: len(old.cards) - len(old.members)]:
+        for baseline in old.baseline_cards:
             check_baseline(baseline, fresh.cards)
         if _same(old, fresh):
             return []
@@ -179,9 +179,8 @@ class Swap:
 
 
 def _same(old: Potential, new: Potential) -> bool:
-    members = [card.hash for card in old.cards[len(old.cards) - len(old.members) :]]
     return (
-        members == [card.hash for card in new.cards]
+        [card.hash for card in old.member_cards] == [card.hash for card in new.cards]
         and old.alpha == new.alpha
         and np.array_equal(old.weights, new.weights)
     )

@@ -50,11 +50,10 @@ def test_sum_and_spread_are_numpys(frames, committee, alpha):
     assert np.allclose(got.energies, be + energies.mean(axis=0), rtol=0, atol=1e-10)
     assert np.allclose(got.energy_spread, alpha * energies.std(axis=0, ddof=1), rtol=0, atol=1e-10)
     assert np.allclose(got.virials, bv + virials.mean(axis=0), rtol=0, atol=1e-10)
-    assert np.allclose(got.virial_spread, alpha * virials.std(axis=0, ddof=1), rtol=0, atol=1e-10)
     assert np.allclose(
-        got.member_energies, energies.mean(axis=0) + alpha * (energies - energies.mean(axis=0)), rtol=0, atol=1e-10
+        got.spread.members, energies.mean(axis=0) + alpha * (energies - energies.mean(axis=0)), rtol=0, atol=1e-10
     )
-    assert np.allclose(got.member_totals, be + got.member_energies, rtol=0, atol=1e-12)
+    assert np.allclose(got.member_totals, be + got.spread.members, rtol=0, atol=1e-12)
     assert np.allclose(got.member_totals.mean(axis=0), got.energies, rtol=0, atol=1e-10)
     for s in range(len(frames)):
         own = slice(got.ptr[s], got.ptr[s + 1])
@@ -62,8 +61,8 @@ def test_sum_and_spread_are_numpys(frames, committee, alpha):
         assert np.allclose(got.forces[own], bf[s] + forces.mean(axis=0), rtol=0, atol=1e-10)
         spread = alpha * np.sqrt(forces.var(axis=0, ddof=1).mean(axis=1))
         assert np.allclose(got.force_spread[own], spread, rtol=0, atol=1e-10)
-        assert got.max_force_spread[s] == got.force_spread[own].max()
-        assert got.force_spread[own][got.max_force_atom[s]] == got.max_force_spread[s]
+        assert got.spread.largest[s] == got.force_spread[own].max()
+        assert got.force_spread[own][got.spread.atom[s]] == got.spread.largest[s]
         scaled = forces.mean(axis=0) + alpha * (forces - forces.mean(axis=0))
         assert np.allclose(got.member_forces[:, own], scaled, rtol=0, atol=1e-10)
     assert got.energy_spread[3] > 0.01
@@ -76,7 +75,7 @@ def test_equal_weights_are_no_weights(frames, committee):
     baseline, members = committee
     one = Potential(baseline, members).evaluate(frames)
     two = Potential(baseline, members, weights=[7, 7, 7, 7]).evaluate(frames)
-    for name in ("energies", "forces", "virials", "energy_spread", "force_spread", "virial_spread"):
+    for name in ("energies", "forces", "virials", "energy_spread", "force_spread"):
         assert np.allclose(getattr(one, name), getattr(two, name), rtol=0, atol=1e-12), name
 
 
@@ -137,16 +136,16 @@ def test_parts_alone(frames, committee):
     alone = Potential(baseline).evaluate(frames)
     assert np.array_equal(alone.energies, alone.baseline.energies)
     assert alone.delta is None
-    assert alone.member_energies is None
+    assert alone.spread is None
     assert alone.member_totals is None
     delta = Potential(None, members).evaluate(frames)
     assert delta.baseline is None
-    assert np.array_equal(delta.member_totals, delta.member_energies)
-    assert np.allclose(delta.energies, delta.member_energies.mean(axis=0), rtol=0, atol=1e-12)
+    assert np.array_equal(delta.member_totals, delta.spread.members)
+    assert np.allclose(delta.energies, delta.spread.members.mean(axis=0), rtol=0, atol=1e-12)
     one = Potential(baseline, members[:1]).evaluate(frames)
     assert one.energy_spread is None
     assert one.force_spread is None
-    assert one.member_energies is None
+    assert one.spread is None
     assert np.allclose(one.energies, alone.energies + one.delta.energies, rtol=0, atol=1e-12)
     asked = Potential(None, members).evaluate(frames)
     assert asked.member_forces is None

@@ -25,7 +25,7 @@ class Spread:
     """How far M >= 2 members disagree about S systems of A atoms, after alpha.
 
     members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of
-    a system, of its atom `atom` (S,), counted within the system. virial: (S, 3, 3) eV.
+    a system, of its atom `atom` (S,), counted within the system.
     """
 
     members: FloatArray
@@ -33,7 +33,6 @@ class Spread:
     force: FloatArray
     largest: FloatArray
     atom: IntArray
-    virial: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,7 @@ class Evaluation:
 
     energies (S,), forces (A, 3), virials (S, 3, 3): the sum. baseline, delta: its two parts, None where there are no
     such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
-    spread: None with fewer than two members; so are the properties that read it: member_energies, member_totals,
-    energy_spread, force_spread, max_force_spread, max_force_atom, virial_spread.
+    spread: None with fewer than two members; so are the properties that read it.
     member_forces (M, A, 3), member_virials (M, S, 3, 3): Δ after alpha, only when asked for.
     models: hashes of the models that answered, baseline first; empty where they came from no bundles.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
@@ -66,16 +64,11 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def member_energies(self) -> FloatArray | None:
-        """(M, S) eV: the members' Δ after alpha."""
-        return None if self.spread is None else self.spread.members
-
-    @property
     def member_totals(self) -> FloatArray | None:
         """(M, S) eV: baseline + Δ_m, what i-PI's ffcommittee takes as `committee_pot` where the sum is served."""
-        if self.member_energies is None or self.baseline is None:
-            return self.member_energies
-        return self.baseline.energies + self.member_energies
+        if self.spread is None or self.baseline is None:
+            return None if self.spread is None else self.spread.members
+        return self.baseline.energies + self.spread.members
 
     @property
     def energy_spread(self) -> FloatArray | None:
@@ -86,21 +79,6 @@ class Evaluation:
     def force_spread(self) -> FloatArray | None:
         """(A,) eV/Å."""
         return None if self.spread is None else self.spread.force
-
-    @property
-    def max_force_spread(self) -> FloatArray | None:
-        """(S,) eV/Å."""
-        return None if self.spread is None else self.spread.largest
-
-    @property
-    def max_force_atom(self) -> IntArray | None:
-        """(S,) atoms, counted within their system."""
-        return None if self.spread is None else self.spread.atom
-
-    @property
-    def virial_spread(self) -> FloatArray | None:
-        """(S, 3, 3) eV."""
-        return None if self.spread is None else self.spread.virial
 
 
 class Potential:
@@ -167,6 +145,16 @@ class Potential:
         return self.members if self.baseline is None else (self.baseline, *self.members)
 
     @property
+    def baseline_cards(self) -> tuple[Card, ...]:
+        """What stands before the members' cards: the baseline's, which the part that serves Δ alone has too."""
+        return self.cards[: len(self.cards) - len(self.members)]
+
+    @property
+    def member_cards(self) -> tuple[Card, ...]:
+        """The members' cards, in their order."""
+        return self.cards[len(self.cards) - len(self.members) :]
+
+    @property
     def cutoff(self) -> float:
         """The largest cutoff of all models, Å."""
         return self.builder.cutoff
@@ -192,7 +180,7 @@ class Potential:
             self.baseline_uncertainty,
             self.max_edges,
         )
-        whole.cards = (*self.cards[: len(self.cards) - len(self.members)], *other.cards)
+        whole.cards = (*self.baseline_cards, *other.cards)
         return whole
 
     def fit(self, frame: Frame, device: str, structures: int) -> list[str]:
@@ -311,7 +299,6 @@ class Potential:
                 force_spread,
                 largest,
                 _first_index(force_spread, largest, graph),
-                np.sqrt(np.tensordot(w, virial**2, axes=1) / norm),
             ),
             member_forces=mean.forces + force if member_forces else None,
             member_virials=mean.virials + virial if member_forces else None,
@@ -327,7 +314,6 @@ def load(
     weights: Sequence[float] | None = None,
     alpha: float | None = None,
     baseline_uncertainty: float | None = None,
-    max_edges: int | None = None,
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
@@ -354,7 +340,7 @@ def load(
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     base = opened.pop(0) if baseline is not None else None
-    potential = Potential(base, opened, weights, 1.0 if alpha is None else alpha, baseline_uncertainty, max_edges)
+    potential = Potential(base, opened, weights, 1.0 if alpha is None else alpha, baseline_uncertainty)
     potential.cards = tuple(cards)
     potential.notes = notes
     return potential

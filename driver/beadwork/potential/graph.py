@@ -6,7 +6,6 @@ structures that lie close together, as the beads of a ring polymer do.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -158,7 +157,6 @@ class GraphBuilder:
         self.built = 0
         self.kept = 0
         self.ahead = 0
-        self.seconds = 0.0
         self._lists: list[_Candidates] = []
         self._latest: list[tuple[Frame, _Candidates]] = []
         self._calls = 0
@@ -168,7 +166,6 @@ class GraphBuilder:
 
         Raises GeometryError for what `Frame.check` refuses, and for atoms closer than `CLOSEST`.
         """
-        started = time.perf_counter()
         if not frames:
             raise GeometryError("there are no structures to evaluate; pass at least one frame")
         _check(frames)
@@ -182,7 +179,6 @@ class GraphBuilder:
             self._latest = list(zip(frames, chosen, strict=True))
         else:
             graph = _assemble(frames, [], 0.0)
-        self.seconds += time.perf_counter() - started
         return graph
 
     def look_ahead(self) -> None:
