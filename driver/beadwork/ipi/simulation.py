@@ -12,7 +12,7 @@ import io
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -219,6 +219,14 @@ class Simulation:
             if weight
         ]
         return int(np.prod(self.systems[0].nmts[: max(levels, default=0) + 1]))
+
+    def unserved(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the sockets, by name, that a system asks and that are not among these: i-PI waits for them for ever.
+
+        An `<ffcommittee>` waits for each of its sockets.
+        """
+        known = set(names)
+        return tuple(socket.name for socket in self.sockets if socket.name not in known and self.served(socket))
 
     def numbers(self, socket: Socket) -> IntArray:
         """Return the atomic numbers (n,) of the structures that come over this socket, in order.
