@@ -174,7 +174,7 @@ def written(folder: Path, **loop: Any) -> Path:
         ({"run": {"queue": "q.db"}}, "sets itself"),
         ({"run": {"devices": ["cuda:0", "cuda:1"]}}, "a server each"),
         ({"run": {"keep-most": 3, "keep_most": 4}}, "both spellings"),
-        ({"train": {"epoch": 3}}, "no setting of a training"),
+        ({"train": {"epoch": 3}}, "sets epoch, which is no option"),
         ({"lables": 3}, "no option"),
     ],
 )

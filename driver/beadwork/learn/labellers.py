@@ -15,12 +15,10 @@ workers = 4
 
 from __future__ import annotations
 
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from beadwork.errors import ConfigError
 from beadwork.learn.ase_calculator import AseCalculator
@@ -30,6 +28,7 @@ from beadwork.learn.jobs import Jobs
 from beadwork.learn.label import Labeller, as_json
 from beadwork.learn.pyscf_labeller import PySCF
 from beadwork.learn.qmc import JQMC
+from beadwork.toml import build
 from beadwork.toml import read as read_toml
 
 #: every kind of labeller, and whether it may take periodic frames
@@ -70,7 +69,7 @@ class Spec:
     def labeller(self) -> Labeller:
         """Make the labeller. Raises ConfigError for settings that it does not know or cannot run."""
         make, _ = KINDS[self.kind]
-        return typing.cast(Labeller, build(make, self.settings, Path(self.here), f"{self.kind}: [settings]"))
+        return cast(Labeller, build(make, self.settings, Path(self.here), f"{self.kind}: [settings]"))
 
     @property
     def periodic(self) -> bool:
@@ -94,42 +93,3 @@ def read(path: Path) -> Spec:
     spec: Spec = build(Spec, data | {"settings": settings, "here": str(path.parent.absolute())}, path.parent, str(path))
     spec.labeller()
     return spec
-
-
-def build(make: Callable[..., Any], given: Mapping[str, Any], here: Path, where: str) -> Any:
-    """Make a dataclass of a table of TOML: names and types are checked, tables become the dataclasses that they name.
-
-    A field of type Path counts from `here`. Raises ConfigError.
-    """
-    known = {f.name: f for f in fields(make)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(make)
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ConfigError(f"{where} sets {', '.join(unknown)}, which is no option; known are {', '.join(known)}")
-    missing = [
-        name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING and name not in given
-    ]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    return make(**{name: _fitted(value, hints[name], here, f"{where}: {name}") for name, value in given.items()})
-
-
-def _fitted(value: Any, hint: Any, here: Path, where: str) -> Any:
-    """The value as its field wants it."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if is_dataclass(kind) and isinstance(value, dict):
-            return build(typing.cast(Callable[..., Any], kind), value, here, where)
-        if kind is Path and isinstance(value, str):
-            return here / Path(value).expanduser()
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind in (str, int, float, bool) and type(value) is kind:
-            return value
-        if kind is Sequence and isinstance(value, list):
-            return tuple(value)
-        if kind is Mapping and isinstance(value, dict):
-            return value
-    names = " or ".join(getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options if o is not type(None))
-    raise ConfigError(f"{where} is {value!r}; it wants {names}")

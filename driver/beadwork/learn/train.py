@@ -53,7 +53,7 @@ def train_committee(
     baseline, ModelError for an `out` with something else in it, a previous committee that does not fit, or a training
     that failed.
     """
-    settings = (settings or TrainSettings()).check()
+    settings = settings or TrainSettings()
     name = load_card(baseline).hash
     dataset = _dataset(examples, settings, previous)
     if dataset.baseline != name:
@@ -163,7 +163,6 @@ def train_model(
     previous: a bundle that was trained here, from whose weights to go on; its frames held out stay held out.
     Returns the bundle `out`, which holds dataset.json too. Otherwise as `train_committee`.
     """
-    settings = settings.check()
     dataset = _dataset(examples, settings, previous)
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")

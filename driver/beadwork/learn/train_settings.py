@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beadwork.errors import ConfigError
 from beadwork.learn.jobs import Jobs
-from beadwork.learn.labellers import build as from_toml
+from beadwork.toml import build
 from beadwork.toml import read as read_toml
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How to train. Everything a TOML file for `beadwork train` may set."""
+    """How to train. Everything a TOML file for `beadwork train` may set. Raises ConfigError for what cannot be done."""
 
     members: int = 4  #: of the committee
     held_out: float = 0.2  #: share of the frames kept for tests, the same for all members
@@ -37,8 +37,7 @@ class TrainSettings:
     threads: int = 1  #: of each training process
     jobs: Jobs | None = None  #: where members train; None: here, as many at the same time as there are cores for
 
-    def check(self) -> TrainSettings:
-        """Return self, or raise ConfigError with what is wrong and what to do."""
+    def __post_init__(self) -> None:
         for name, least in (("members", 1), ("epochs", 2), ("batch_size", 1), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -50,7 +49,6 @@ class TrainSettings:
                 f"held_out is {self.held_out} and share is {self.share}; they are fractions, and share must leave "
                 "some frames to choose the best epoch"
             )
-        return self
 
     @classmethod
     def read(cls, file: Path) -> TrainSettings:
@@ -60,18 +58,5 @@ class TrainSettings:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> TrainSettings:
         """Take a table of a TOML file. Raises ConfigError for unknown keys and values of a wrong kind."""
-        default, settings = cls(), {}
-        for key, value in ((key.replace("-", "_"), value) for key, value in table.items()):
-            if key not in {f.name for f in fields(cls)}:
-                known = ", ".join(f.name for f in fields(cls))
-                raise ConfigError(f"{where} sets {key!r}, which is no setting of a training; known are {known}")
-            if key == "jobs" and isinstance(value, dict):
-                settings[key] = from_toml(Jobs, value, Path(), f"{where}: jobs")
-                continue
-            kind = type(getattr(default, key))
-            if key == "jobs":
-                raise ConfigError(f"{where}: jobs is {value!r}; it wants a table, as labellers have it")
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ConfigError(f"{where}: {key} is {value!r}; it wants a {kind.__name__}")
-            settings[key] = kind(value)
-        return cls(**settings).check()
+        settings: TrainSettings = build(cls, {k.replace("-", "_"): v for k, v in table.items()}, Path(), where)
+        return settings
