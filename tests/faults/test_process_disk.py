@@ -144,7 +144,7 @@ def test_queue_full(ipi, models, start, serve, fault: Say, tmp_path: Path, monke
 
     def fill(self: QueueWriter, batch: Any, ids: Any) -> None:
         settle(self, batch, ids)
-        if self.kept >= 20 and not disk:
+        if not disk and len(Queue(path)) >= 20:
             disk.append(small_disk(path))
             disk[0].__enter__()
 
@@ -322,7 +322,7 @@ def test_every_operation_fails(make_kept, fault: Say, tmp_path: Path, monkeypatc
         monkeypatch.setattr(sqlite3, "connect", connect)
         assert taken == [True] * 3
         assert sorted(row.kept.evaluation for row in queue.rows()) == sorted(reported)
-        assert whole_rows(path) == len(reported) == harvest.kept
+        assert whole_rows(path) == len(reported)
         assert stored == (len(reported) == 3)
         assert stored or forever
         if failing.failed == 0:

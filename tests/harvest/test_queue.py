@@ -55,6 +55,7 @@ def test_ase_reads_it_without_us(queue: Queue, path: Path, kept: Make) -> None:
     assert row.toatoms().get_chemical_formula() == "H4O2"
     assert row.force_spread_max == kept(3).force_spread.max()
     assert row.simulation == "sha256:" + "1e5".ljust(64, "0")
+    assert row.committee == committee_hash(["a" * 64, "b" * 64, "1" * 64])  # with or without their prefix
     np.testing.assert_array_equal(row.data["force_spread"], kept(3).force_spread)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -76,18 +77,13 @@ def test_cluster_and_spreads_that_are_not_finite(queue: Queue) -> None:
     assert second.frame.pbc == (True, False, True)
 
 
-def test_rows_are_found_by_status_simulation_and_committee(queue: Queue, kept: Make) -> None:
-    """What a restarted server asks for: the frames of this run and these models, hashes with or without prefix."""
-    from dataclasses import replace
-
-    queue.add_all([kept(0), replace(kept(1), simulation="c" * 64), replace(kept(2), models=("d" * 64,))])
+def test_rows_are_found_by_status(queue: Queue, kept: Make) -> None:
+    """All of them, or those that wait or are claimed; oldest first."""
+    queue.add_all([kept(seed) for seed in range(3)])
     assert [row.id for row in queue.rows()] == [1, 2, 3]
-    assert [row.id for row in queue.rows(simulation="c" * 64)] == [2]
-    assert [row.id for row in queue.rows(simulation="sha256:" + "c" * 64)] == [2]
-    assert [row.id for row in queue.rows(committee=committee_hash(["d" * 64]))] == [3]
     assert queue.claim("w", 60) is not None
     assert [row.id for row in queue.rows(status="waiting")] == [2, 3]
-    assert [row.id for row in queue.rows(status="waiting", simulation=kept(0).simulation)] == [3]
+    assert [row.id for row in queue.rows(status="claimed")] == [1]
 
 
 def test_no_frame_is_stored_twice(queue: Queue, path: Path, kept: Make) -> None:

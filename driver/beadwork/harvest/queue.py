@@ -166,17 +166,9 @@ class Queue:
                 ids.append(None if known else int(db.write(atoms, keys, data)))
         return ids
 
-    def rows(
-        self, *, status: str | None = None, simulation: str | None = None, committee: str | None = None
-    ) -> list[Row]:
-        """Return the rows, oldest first; only those with this status, simulation and committee where given."""
-        wanted: dict[str, str] = {}
-        if status is not None:
-            wanted["status"] = status
-        if simulation is not None:
-            wanted["simulation"] = _prefixed(simulation)
-        if committee is not None:
-            wanted["committee"] = _prefixed(committee)
+    def rows(self, *, status: str | None = None) -> list[Row]:
+        """Return the rows, oldest first; only those with this status where given."""
+        wanted = {} if status is None else {"status": status}
         with self._open() as db:
             return [self._read(row) for row in db.select(sort="id", **wanted)]
 

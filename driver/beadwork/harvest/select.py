@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -56,7 +55,7 @@ class Band:
 
 
 class Verdict(Enum):
-    """What became of a frame; the values are what logs and summaries say."""
+    """What became of a frame."""
 
     KEEP = "kept"
     BELOW = "below the band"
@@ -96,8 +95,6 @@ class Selector:
     cooldown: int = 0
     limit: int | None = None
     min_distance: float = 0.03
-    #: how many frames met which fate, since the start of this process
-    counts: Counter[Verdict] = field(default_factory=Counter)
     _known: list[Signature] = field(default_factory=list)
     _elsewhere: list[Signature] = field(default_factory=list)
     _last_step: int | None = None
@@ -135,13 +132,11 @@ class Selector:
             decisions.append(
                 self._judge(index, step, frames[index], float(max_force_spread[index]), float(energy_spread[index]))
             )
-        self.counts.update(decision.verdict for decision in decisions)
         return sorted(decisions, key=lambda decision: decision.index)
 
     def forget(self, decision: Decision) -> None:
         """Take a decision to keep back: the frame could not be stored, so a later one like it is welcome."""
         self._known = [known for known in self._known if known is not decision.signature]
-        self.counts[Verdict.KEEP] -= 1
 
     def _judge(self, index: int, step: int, frame: Frame, force_spread: float, energy_spread: float) -> Decision:
         place = self.band.place(force_spread, energy_spread)

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Protocol
 
 from beadwork.errors import QueueError
@@ -28,7 +27,8 @@ class QueueWriter:
     """A thread that writes what it is offered, in order, and a buffer in front of it.
 
     max_pending: frames that the buffer holds at most. on_kept: called in the writer's thread with each frame
-    and its id, after the commit that holds it; it must be quick and must not raise.
+    and its id, after the commit that holds it, and not with those that the queue had already; it must be quick and must
+    not raise.
 
     An error of the queue (locked, disk full) is kept in `error`, and the same frames are tried again with growing
     pauses until they are stored or the writer is closed; `error` is None again when they are. The
@@ -45,10 +45,6 @@ class QueueWriter:
         self._changed = threading.Condition()
         self._deadline: float | None = None  # of closing, on the monotonic clock
         self._ended = False
-        #: frames committed
-        self.kept = 0
-        #: frames that the queue had already
-        self.duplicates = 0
         #: frames refused because the buffer was full or the writer closed or dead
         self.dropped = 0
         #: what went wrong with the last attempt, None after one that went well
@@ -89,14 +85,6 @@ class QueueWriter:
             self._changed.notify_all()
         self._thread.join(timeout)
         return not self._pending
-
-    def __enter__(self) -> QueueWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _run(self) -> None:
         try:
@@ -141,12 +129,8 @@ class QueueWriter:
     def _settle(self, batch: list[Kept], ids: list[int | None]) -> None:
         self.error = None
         for id, kept in zip(ids, batch, strict=True):
-            if id is None:
-                self.duplicates += 1
-            else:
-                self.kept += 1
-                if self._on_kept is not None:
-                    self._on_kept(id, kept)
+            if id is not None and self._on_kept is not None:
+                self._on_kept(id, kept)
         with self._changed:
             for _ in batch:
                 self._pending.popleft()
