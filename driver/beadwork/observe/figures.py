@@ -64,7 +64,7 @@ def _svg(figure: Any, title: str) -> str:
     return f'<svg role="img" aria-label="{title}"' + svg[svg.index("<svg") + 4 :]
 
 
-def _line(panel: Any, x: FloatArray, y: FloatArray, colour: str, label: str | None = None, style: str = "-") -> None:
+def _line(panel: Any, x: FloatArray, y: FloatArray, colour: str, label: str) -> None:
     known = np.isfinite(y)
     x, y = x[known], y[known]
     if len(x) > _POINTS:
@@ -74,7 +74,7 @@ def _line(panel: Any, x: FloatArray, y: FloatArray, colour: str, label: str | No
         counts = np.diff([*cuts, len(x)])
         x, y = np.add.reduceat(x, cuts) / counts, np.add.reduceat(y, cuts) / counts
         panel.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
-    panel.plot(x, y, style, color=colour, lw=1.3, label=label)
+    panel.plot(x, y, color=colour, lw=1.3, label=label)
 
 
 def series(

@@ -74,11 +74,10 @@ def read_about(path: Path) -> dict[str, Any]:
 class Trajectory:
     """Bead positions of a run: what files there are, and every how manieth frame of them will be read.
 
-    files: one a bead. frames: how many each holds, about. stride: of the frames that are read.
+    files: one a bead. stride: of the frames that are read.
     """
 
     files: tuple[Path, ...]
-    frames: int
     stride: int
 
     def __iter__(self) -> Iterator[tuple[int, int, Frame]]:
@@ -108,8 +107,8 @@ def find_positions(folder: Path, stem: str) -> Trajectory | None:
     chosen = max(groups.values(), key=lambda group: (len(group), group[0].stat().st_size))
     with open(chosen[0]) as lines:
         atoms, size = _size(lines, chosen[0].suffix)
-    frames = max(1, round(chosen[0].stat().st_size / max(1, size)))
-    return Trajectory(tuple(chosen), frames, max(1, -(-frames * atoms * len(chosen) // MOST_ATOMS)))
+    frames = max(1, round(chosen[0].stat().st_size / max(1, size)))  # of a bead, about
+    return Trajectory(tuple(chosen), max(1, -(-frames * atoms * len(chosen) // MOST_ATOMS)))
 
 
 def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
