@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 from beadwork.errors import LabelError
-from beadwork.learn.label import Label
+from beadwork.frame import Frame
+from beadwork.learn.label import Label, as_json, frame_of, structure
 
 
 def label(**changes: Any) -> Label:
@@ -54,6 +56,16 @@ def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
     """A label that is not finite or does not fit its atoms never reaches the queue."""
     with pytest.raises(LabelError):
         label(**changes)
+
+
+def test_structure_and_back() -> None:
+    """A frame comes back from what is stored of it, as arrays and as JSON's lists, to the last digit."""
+    frame = Frame(np.array([8, 1]), np.array([[0.1, 0.2, 0.3], [1 / 3, 0, 9]]), np.eye(3), (True, False, True))
+    for stored in (structure(frame), json.loads(as_json(structure(frame)))):
+        back = frame_of(stored)
+        for name in ("numbers", "positions", "cell"):
+            np.testing.assert_array_equal(getattr(back, name), getattr(frame, name), strict=True)
+        assert back.pbc == frame.pbc
 
 
 def test_foreign_dictionary() -> None:

@@ -19,8 +19,8 @@ import numpy as np
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.queue import LABELLED, Queue, Row
-from beadwork.learn.label import Label
-from beadwork.potential.bundle import load_card
+from beadwork.learn.label import Label, frame_of, plain, structure
+from beadwork.potential.bundle import load_card, sha256
 from beadwork.potential.delta import load
 
 DATASET = "dataset.json"
@@ -170,7 +170,7 @@ class Dataset:
         ase.io.write(part, atoms, format="extxyz")
         os.replace(part, folder / FRAMES)
         # last, because it says that all is there
-        write_whole(folder / DATASET, json.dumps(data, separators=(",", ":"), default=_plain))
+        write_whole(folder / DATASET, json.dumps(data, separators=(",", ":"), default=plain))
 
     @classmethod
     def read(cls, folder: Path) -> Dataset:
@@ -228,7 +228,7 @@ def from_file(path: Path, baseline: Path | None, method: str | None = None, key:
 
     try:
         atoms = ase.io.read(path, ":", format="extxyz")
-        told = {"code": "file", "version": "", "input": f"{path.name} sha256:{_file_hash(path)}", "method": method}
+        told = {"code": "file", "version": "", "input": f"{path.name} sha256:{sha256(path)}", "method": method}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise LabelError(f"{path} cannot be read as extended XYZ ({error})") from error
     found = []
@@ -261,14 +261,7 @@ def computed(row: Row) -> tuple[Frame, Label]:
     """
     stored = dict(row.label or {})
     cut = stored.pop("structure", None)
-    frame = row.kept.frame
-    if cut is not None:
-        frame = Frame(
-            np.array(cut["numbers"], dtype=np.int_),
-            np.array(cut["positions"], dtype=np.float64),
-            np.array(cut["cell"], dtype=np.float64),
-            (bool(cut["pbc"][0]), bool(cut["pbc"][1]), bool(cut["pbc"][2])),
-        )
+    frame = row.kept.frame if cut is None else frame_of(cut)
     try:
         return frame, Label.from_dict(stored)
     except LabelError as error:
@@ -349,8 +342,8 @@ def split(
         if example.structure not in out:
             new.setdefault(example.structure, example)
     order = sorted(new, key=lambda s: (new[s].solute, new[s].composition, _hash(f"{seed} {new[s].hash}")))
-    for place, structure in enumerate(order):
-        out[structure] = int((place + 0.5) * fraction + 0.5) < int((place + 1.5) * fraction + 0.5)
+    for place, name in enumerate(order):
+        out[name] = int((place + 0.5) * fraction + 0.5) < int((place + 1.5) * fraction + 0.5)
     return tuple(out[e.structure] for e in examples)
 
 
@@ -415,12 +408,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def _to_json(e: Example) -> dict[str, Any]:
-    frame = e.frame
-    return {
-        "numbers": frame.numbers,
-        "positions": frame.positions,
-        "cell": frame.cell,
-        "pbc": list(frame.pbc),
+    return structure(e.frame) | {
         "label": e.label.to_dict() | {"input": _hash(e.label.input)},
         "hash": e.hash,
         "energy": e.energy,
@@ -436,15 +424,8 @@ def _from_json(stored: Mapping[str, Any], data: Mapping[str, Any]) -> Example:
     label["input"] = data["inputs"][label["input"]]
     for name in ("forces", "forces_error"):
         label[name] = _array(label[name])
-    pbc = stored["pbc"]
-    frame = Frame(
-        np.array(stored["numbers"], dtype=np.int_),
-        np.array(stored["positions"], dtype=np.float64),
-        np.array(stored["cell"], dtype=np.float64),
-        (bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
-    )
     return Example(
-        frame,
+        frame_of(stored),
         Label.from_dict(label),
         float(stored["energy"]),
         _array(stored["forces"]),
@@ -459,21 +440,9 @@ def _array(values: Any) -> FloatArray | None:
     return None if values is None else np.array(values, dtype=np.float64)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
 def _signed(name: str, charge: int) -> str:
     return f"{name} {charge:+d}" if charge else name
 
 
 def _hash(text: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -101,12 +101,24 @@ def structure(frame: Frame) -> dict[str, Any]:
     return {"numbers": frame.numbers, "positions": frame.positions, "cell": frame.cell, "pbc": list(frame.pbc)}
 
 
+def frame_of(stored: Mapping[str, Any]) -> Frame:
+    """The frame of which `structure` gave this, from arrays or from lists."""
+    pbc = stored["pbc"]
+    return Frame(
+        np.array(stored["numbers"], dtype=np.int_),
+        np.array(stored["positions"], dtype=np.float64),
+        np.array(stored["cell"], dtype=np.float64),
+        (bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
+    )
+
+
 def as_json(values: Any) -> str:
     """JSON with sorted keys, of which equal values always give the same; arrays become lists."""
-    return json.dumps(values, sort_keys=True, default=_plain)
+    return json.dumps(values, sort_keys=True, default=plain)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Arrays and numbers of NumPy as JSON has them, for `json.dumps(default=plain)`. Raises TypeError for others."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
