@@ -576,8 +576,10 @@ def test_time_is_the_potentials(write: Callable[..., Path], monkeypatch: pytest.
 
     simulation = read(write(steps=1000))
     frames = [simulation.systems[0].frame(k) for k in range(2)]
+    begin = time.perf_counter()
     wall, computing = machine.timed(Potential(Slow(1.0)), frames)
-    assert wall == pytest.approx(0.05, rel=0.5)
+    # however slow the machine is: one evaluation, and no sum of several
+    assert 0.05 <= wall <= (time.perf_counter() - begin) / 2
     assert computing < 0.5 * wall  # asleep
     asked = config(Path("x"))
     found = list(machine.duration(simulation, simulation.sockets, [(0.05, 0.01)], asked))

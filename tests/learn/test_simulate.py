@@ -69,10 +69,10 @@ def test_structures_come_from_beside_the_input(tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[simulate.Run]:
-    """A run that lasts three seconds and writes nothing; its beadwork.out is the test's."""
+    """A run that outlasts the test and writes nothing; its beadwork.out is the test's."""
     (tmp_path / "out-0").mkdir()
     (tmp_path / "log-0.txt").touch()
-    with subprocess.Popen(["sleep", "3"]) as process:
+    with subprocess.Popen(["sleep", "250"]) as process:
         yield simulate.Run(tmp_path, process, tmp_path / "log-0.txt", tmp_path / "out-0" / "beadwork.out")
         process.kill()
 
@@ -103,12 +103,15 @@ def test_answers_of_another_committee_end_the_wait(
 def test_the_old_committee_answers_until_the_new_one_is_taken_up(run: simulate.Run) -> None:
     """A server loads and checks a new committee while the old one goes on: that moment of a live simulation is none to
     give up at, and the same for one that has not answered at all yet."""
-    begun = threading.Timer(0.2, answers, (run, OLD))
-    taken_up = threading.Timer(1.0, answers, (run, NEW))
+
+    def server() -> None:
+        for seconds, committee in ((0.2, OLD), (1.0, NEW)):
+            time.sleep(seconds)
+            answers(run, committee)
+
+    thread = threading.Thread(target=server)
     begin = time.monotonic()
-    for timer in (begun, taken_up):
-        timer.start()
+    thread.start()
     run.until(NEW, 2, OLD)
-    assert time.monotonic() - begin >= 1.0
-    for timer in (begun, taken_up):
-        timer.join()
+    assert time.monotonic() - begin >= 1.2
+    thread.join()
