@@ -23,16 +23,8 @@ from xml.etree import ElementTree
 from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import Simulation, advice, read
+from beadwork.observe.pace import PARTS
 
-#: parts of a step that are no model's, as `Evaluated.seconds` names them, and what a person calls them
-PARTS = {
-    "idle": "i-PI and waiting for it",
-    "send": "wire",
-    "graph": "graph",
-    "reduce": "sum and spread",
-    "pack": "replies and extras",
-    "aside": "what waits for no reply",
-}
 #: a part that takes more of the step than this is worth a word
 MUCH = 0.2
 
@@ -101,7 +93,9 @@ def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
     total = summary["seconds_per_step"]
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda part: -part[1])
     lines = [notes, f"{summary['steps']} steps, {total:.4g} s each:"]
-    lines += [f"  {1e3 * s:9.2f} ms  {100 * s / total:5.1f} %  {PARTS.get(name, name)}" for name, s in parts]
+    for name, seconds in parts:
+        word = PARTS[name][0] if name in PARTS else name
+        lines.append(f"  {1e3 * seconds:9.2f} ms  {100 * seconds / total:5.1f} %  {word}")
     each = summary["structures_evaluated"] / summary["steps"]
     lines.append(f"{each / total:.4g} structures a second")
     if timestep := simulation.systems[0].timestep:

@@ -16,8 +16,16 @@ WINDOW = 100
 NEWEST = 10
 #: a spread that is this much away from its running mean has a trend
 TREND = 0.1
-#: parts of a step by the names that `Evaluated.seconds` gives them; everything else is a model
-PARTS = {"idle": "i-PI", "graph": "graph", "reduce": "rest", "pack": "rest", "send": "rest", "aside": "rest"}
+#: parts of a step by the names that `Evaluated.seconds` gives them: a person's word for each, and the share that it
+#: counts to; everything else is a model
+PARTS = {
+    "idle": ("i-PI and waiting for it", "i-PI"),
+    "graph": ("graph", "graph"),
+    "reduce": ("sum and spread", "rest"),
+    "pack": ("replies and extras", "rest"),
+    "send": ("wire", "rest"),
+    "aside": ("what waits for no reply", "rest"),
+}
 
 
 class Pace:
@@ -103,7 +111,7 @@ class Pace:
         sums: dict[str, float] = defaultdict(float)
         for seconds in self._seconds:
             for name, value in seconds.items():
-                sums[PARTS.get(name, "models")] += value
+                sums[PARTS[name][1] if name in PARTS else "models"] += value
         total = sum(sums.values())
         return {name: sums[name] / total for name in ("i-PI", "models", "graph", "rest")} if total else {}
 

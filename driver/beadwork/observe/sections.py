@@ -12,6 +12,7 @@ from ipi.utils.units import unit_to_internal
 
 from beadwork.frame import FloatArray
 from beadwork.observe import figures, outputs, viewer
+from beadwork.observe.pace import PARTS
 from beadwork.observe.radial import Radial, deviations, matched, radial, reweight
 from beadwork.observe.run import Run
 
@@ -362,7 +363,7 @@ def time(run: Run, drawing: bool) -> str:
     if not drawing:
         return NO_PLOTS
     ordered = sorted(parts.items(), key=lambda part: -part[1])
-    bars = [("i-PI and waiting for it" if name == "idle" else name, 1e3 * value) for name, value in ordered]
+    bars = [(PARTS["idle"][0] if name == "idle" else name, 1e3 * value) for name, value in ordered]
     after = [row for row in run.record if row[0] > 0]
     pictures = _figure(
         figures.bar(bars, "time of one step by part"),
