@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
 from beadwork.frame import Frame
 from beadwork.harvest import select
@@ -51,6 +52,13 @@ def verdicts(selector: Selector, step: int, lengths: list[float], spreads: list[
 def test_band(band: Band, force: float, energy: float, place: Verdict) -> None:
     """At a low mark is in, at a high mark is out, and what is not finite is out."""
     assert band.place(force, energy) is place
+
+
+def test_band_of_a_configuration() -> None:
+    """Two marks, the low one alone, or none of a kind."""
+    assert Band.of(ServeConfig(keep_force=[0.1], keep_energy=[0.01, 0.2])) == Band(0.1, None, 0.01, 0.2)
+    assert Band.of(ServeConfig(keep_force=[], keep_energy=[0.01])) == Band(energy_low=0.01)
+    assert Band.of(ServeConfig()) == Band(0.05, 0.5)
 
 
 @pytest.mark.parametrize(

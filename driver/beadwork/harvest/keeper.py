@@ -37,12 +37,7 @@ class Keeper:
         self._evaluations = 0
         self._told = False  # that the queue cannot be written
         self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
-        self.selector = Selector(
-            Band(*_marks(config.keep_force), *_marks(config.keep_energy)),
-            config.cooldown,
-            config.keep_most,
-            config.distance,
-        )
+        self.selector = Selector(Band.of(config), config.cooldown, config.keep_most, config.distance)
         queue = Queue(str(config.queue), create=True)
         queue.check()
         rows = queue.rows()
@@ -111,9 +106,3 @@ class Keeper:
         if not stored:
             said = f"{self.writer.pending} frames could not be written to the queue: {self.writer.error}"
             raise ResourceError(said) if any(sign in said for sign in FULL_SIGNS) else QueueError(said)
-
-
-def _marks(band: Sequence[float]) -> tuple[float | None, float | None]:
-    """Low and high mark, None for one that is not set."""
-    low, high = (*band, None, None)[:2]
-    return low, high

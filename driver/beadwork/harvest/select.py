@@ -9,6 +9,7 @@ from enum import Enum
 
 import numpy as np
 
+from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import Signature, distance, signature
@@ -28,6 +29,11 @@ class Band:
     force_high: float | None = None
     energy_low: float | None = None
     energy_high: float | None = None
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Band:
+        """The band that was configured; a mark that was not given is None."""
+        return cls(*(*config.keep_force, None, None)[:2], *(*config.keep_energy, None, None)[:2])
 
     def __post_init__(self) -> None:
         if self.force_low is None and self.energy_low is None:
