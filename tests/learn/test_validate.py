@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from beadwork.errors import LabelError
 from beadwork.learn.dataset import Dataset, split
 from beadwork.learn.residual import Errors, calibrate, residuals
-from beadwork.learn.validate import Validation, write_page
+from beadwork.learn.train import references
+from beadwork.learn.validate import Validation, validate, write_page
 from beadwork.potential.delta import load
 
 MEMBERS = [truth.BASELINE.parent / f"delta-{m}" for m in range(4)]
@@ -163,3 +165,20 @@ def test_page_stands_alone(examples, found, tmp_path: Path):
     assert str(v.calibration) in str(v)
     assert "trained on 10 frames" in str(v)
     assert [row[1] for row in v.rows()[2:]] == ["14", "13", "13", "40"]
+
+
+def test_members_are_those_of_the_committee_s_card(tmp_path: Path):
+    """Measured are the members that committee.toml lists, others beside them not; a wrong folder has its sentence."""
+    shipped = truth.ROOT / "models" / "water-highlevel"
+    whole = Dataset.read(shipped)
+    few = [e for e, out in zip(whole.examples, whole.held_out, strict=True) if out][:6]
+    Dataset(tuple(few), (True,) * len(few)).write(tmp_path)
+    for member in range(3):
+        (tmp_path / f"delta-{member}").symlink_to(shipped / f"delta-{member}")
+    (tmp_path / "committee.toml").write_text('members = ["delta-2", "delta-0"]\n')
+    found = validate(tmp_path).found
+    alone = residuals(few, [shipped / "delta-2", shipped / "delta-0"], references(shipped / "delta-2"))
+    assert np.array_equal(found.energy.error, alone.energy.error)
+    assert found.energy.freedom == 1
+    with pytest.raises(LabelError, match="not made by beadwork train"):
+        validate(tmp_path / "nowhere")

@@ -27,7 +27,7 @@ from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.learn.train_settings import TrainSettings
-from beadwork.potential.bundle import COMMITTEE, check, load_card
+from beadwork.potential.bundle import COMMITTEE, check, load_card, members_of
 from beadwork.potential.delta import load
 
 #: energies of isolated atoms, in the plan of a baseline that was told them
@@ -58,7 +58,7 @@ def train_committee(
     dataset = _dataset(examples, settings, previous)
     if dataset.baseline != name:
         raise LabelError(f"the examples are differences to the model {dataset.baseline}, but {baseline} is {name}")
-    start = [] if previous is None else members_of(previous)
+    start = [] if previous is None else members_of([previous])
     plan = _plan(dataset, settings, start)
     _open(out, dataset)
     members = [f"delta-{m}" for m in range(settings.members)]
@@ -235,14 +235,6 @@ def _scale(training: Sequence[Example], reference: Mapping[int, float]) -> dict[
     # of energies alone: their spread over one Å
     scale = float(np.sqrt((np.concatenate(forces) ** 2).mean()) if forces else rest.std())
     return {"mean": float(rest.mean()), "std": scale if scale > 1e-6 else 1.0}
-
-
-def members_of(committee: Path) -> list[Path]:
-    """The bundles delta-0, delta-1, … of a committee's folder. Raises ModelError where there are none."""
-    found = sorted((p for p in committee.glob("delta-*") if p.name[6:].isdigit()), key=lambda p: int(p.name[6:]))
-    if not found:
-        raise ModelError(f"{committee} has no members delta-0, delta-1, …; give the folder of a committee")
-    return found
 
 
 def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: TrainSettings) -> dict[int, float]:

@@ -18,8 +18,9 @@ from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
 from beadwork.learn.dataset import Dataset, Example, split, write_whole
 from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residuals, calibrate, residuals
-from beadwork.learn.train import members_of, references, train_committee
+from beadwork.learn.train import references, train_committee
 from beadwork.learn.train_settings import TrainSettings
+from beadwork.potential.bundle import members_of
 
 PAGE = "validation.html"
 #: shares of the training frames in a learning curve
@@ -80,8 +81,8 @@ def validate(
     settings, baseline: where given, train on shares of the training frames too, for a learning curve. Raises LabelError
     where there is nothing to measure on, or the labels are of another method or baseline.
     """
-    members = members_of(committee)
-    dataset = Dataset.read(committee)
+    dataset = Dataset.read(committee)  # first: of a wrong folder it says more than its missing card would
+    members = members_of([committee])
     testing = dataset.testing
     if labels is not None:
         seen = {e.structure for e in dataset.training}
