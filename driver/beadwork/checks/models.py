@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from beadwork.checks.finding import AMBER, GREEN, RED, Finding
+from beadwork.checks.finding import AMBER, GREEN, RED, Finding, split
 from beadwork.checks.structure import name
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
 from beadwork.frame import Frame
-from beadwork.harvest.select import Band, Verdict
+from beadwork.harvest.select import Band
 from beadwork.potential.bundle import Card
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.engines import TOLERANCE
@@ -102,17 +102,13 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
     if answer.spread is None or not (config.keep_force or config.keep_energy):
         yield Finding(GREEN, "spread", "there is no committee of two, so nobody says how sure the models are")
         return
-    low, high, *energy = (*config.keep_force, None, None)[:2] + (*config.keep_energy, None, None)[:2]
-    band = Band(low, high, *energy)
+    band = Band.of(config)
     atoms = len(answer.forces) // len(answer.energies)
     worst = int(answer.spread.largest.argmax())
-    places = {
-        band.place(float(force), float(spread))
-        for force, spread in zip(answer.spread.largest, answer.spread.energy / atoms, strict=True)
-    }
+    spreads = answer.spread.largest, answer.spread.energy / atoms
     text = f"{answer.spread.largest[worst]:.3g} eV/Å at most at the start (atom {int(answer.spread.atom[worst])})"
     marks = " to ".join(f"{mark:g}" for mark in config.keep_force)
-    if Verdict.ABOVE in places:
+    if band.above(*spreads).any():
         yield Finding(
             RED,
             "spread",
@@ -120,7 +116,7 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
             "relax the start structure, or label frames like it and train; --keep-force moves the band",
             ModelError.exit_code,
         )
-    elif Verdict.KEEP in places:
+    elif band.holds(*spreads).any():
         yield Finding(
             AMBER,
             "spread",
@@ -200,20 +196,33 @@ def _held(topic: str, error: float, limit: float, text: str) -> Finding:
 
 
 def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterator[Finding]:
-    """Native against torchscript, model by model, in float64."""
-    slow = "" if config.engine == "torchscript" else "; torchscript is taken, which is several times slower"
+    """Native against torchscript, model by model, in float64.
+
+    Red where a run would refuse it; what a run can do without, or falls back from, is amber.
+    """
+    refused = RED if config.engine == "native" and config.dtype == "float64" else AMBER
+    slow = "; torchscript is taken, which is several times slower" if config.engine == "auto" else ""
     if not available():
         yield Finding(AMBER, "engines", f"symmetrix-xl is not installed{slow}", "pip install 'beadwork[native]'")
         return
     graph = build([frame], max(card.cutoff for card in cards))
     allowed = TOLERANCE["float64"]
     energies, forces = [0.0], [0.0]
+    told: set[str] = set()
     for card in cards:
         if not card.native:
             why = card.about.get("native", "it was not extracted")
             yield Finding(AMBER, "engines", f"{card.path} has no native model ({why}){slow}", "import it again")
             continue
-        one = NativeEngine(card.path, "float64", config.device).evaluate(graph)
+        try:
+            native = NativeEngine(card.path, "float64", config.device)
+        except ModelError as error:
+            if str(error) not in told:  # what is wrong with the machine is wrong for every model
+                told.add(str(error))
+                finding = split(refused, "engines", f"native cannot be run: {error}", error.exit_code)
+                yield replace(finding, text=finding.text + slow)
+            continue
+        one = native.evaluate(graph)
         two = TorchScriptEngine(card.path, "float64", config.device).evaluate(graph)
         energy = float(np.abs(one.energies - two.energies).max()) / len(frame.numbers)
         force = float(np.abs(one.forces - two.forces).max())
@@ -222,10 +231,10 @@ def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterato
             forces.append(force)
             continue
         yield Finding(
-            RED if config.engine == "native" else AMBER,
+            refused,
             "engines",
             f"{card.path}: native is {energy:.1e} eV an atom and {force:.1e} eV/Å from torchscript "
-            f"(allowed {allowed[0]:.0e} and {allowed[1]:.0e}){'' if config.engine == 'native' else slow}",
+            f"(allowed {allowed[0]:.0e} and {allowed[1]:.0e}){slow}",
             "import the model again; --engine torchscript meanwhile",
             ModelError.exit_code,
         )
