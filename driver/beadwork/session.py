@@ -23,7 +23,7 @@ from beadwork.events import Event, Note
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import committee_hash
 from beadwork.ipi.simulation import Simulation, Socket, advice, read
-from beadwork.ipi.transport import Address, Line, stale
+from beadwork.ipi.transport import Address, Line, held, stale
 from beadwork.observe.last import save
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
@@ -137,7 +137,7 @@ class Session:
             try:
                 server.run()
             finally:
-                if self._signal or sys.exc_info()[1]:
+                if self._signal or sys.exc_info()[1] or (self._ipi is not None and self._ipi.poll()):
                     self._last_words(server, folder)
         except BaseException as error:
             ended = error
@@ -175,7 +175,7 @@ class Session:
         queue = self._config.queue
 
         def seen_from_there(path: Path | str) -> str:
-            return os.path.relpath(path, folder)
+            return os.path.relpath(Path(path).resolve(), folder.resolve())  # `folder` may be a link to elsewhere
 
         return {
             "simulation": seen_from_there(simulation.path),
@@ -217,6 +217,11 @@ class Session:
             parts["delta"] = Potential(None, whole.members, list(whole.weights), whole.alpha)
         for part in parts.values():
             part.cards = whole.cards
+        self._notes += [
+            f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or what "
+            "it is), unless somebody else does"
+            for name in simulation.unserved(roles)
+        ]
         services = []
         for name, role in roles.items():
             socket = simulation.socket(name)
@@ -236,7 +241,7 @@ class Session:
         servers = config.servers or 1
         # more connections than the ring has batches would never be used, or by one server alone
         wanted = config.connections or max(1, -(-structures // (socket.batch_size * servers)))
-        line = Line(_address(socket, config.host), wanted, socket.mode == "shm", len(numbers))
+        line = Line(_address(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
         name = socket.parent or socket.name
         parts = [part for system in simulation.systems for part in system.forces if part.forcefield == name]
         steady = len(parts) == len(simulation.systems) and not socket.rotated
@@ -260,15 +265,13 @@ class Session:
         self, simulation: Simulation, services: list[Service], folder: Path, watch: Callable[[Event], None]
     ) -> None:
         for service in services:
-            path = service.line.address.path
-            if path is None:
-                continue
-            if stale(path):
-                path.unlink()
-                watch(Note(f"removed {path}, which an i-PI that was killed had left"))
-            elif path.exists():
+            address = service.line.address
+            if address.path is not None and stale(address.path):
+                address.path.unlink()
+                watch(Note(f"removed {address}, which an i-PI that was killed had left"))
+            elif held(address):
                 raise SimulationError(
-                    f"{path} is held by another i-PI that is running; end it, or give the forcefield another address"
+                    f"{address} is held by another i-PI that is running; end it, or give the forcefield another address"
                 )
         home = simulation.directory  # where i-PI finds its files, and leaves its outputs
         self._exit = home / "EXIT"
@@ -281,7 +284,9 @@ class Session:
                 "yourself and use beadwork serve"
             )
         put_aside(folder / "i-pi.log")
-        with writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
+        # a terminal that goes away ends neither us nor it
+        hang_up = handled({signal.SIGHUP: signal.SIG_IGN})
+        with hang_up, writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
             self._ipi = subprocess.Popen(
                 [str(program), str(simulation.path.resolve())],
                 cwd=home,
@@ -289,6 +294,8 @@ class Session:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
+        for service in services:
+            service.line.pid = self._ipi.pid
         if home.resolve() != Path.cwd():
             watch(Note(f"i-PI runs in {home}, where the files are that its input names"))
 
@@ -403,10 +410,11 @@ def _written(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _address(socket: Socket, host: str | None) -> Address:
-    if socket.path is not None:
-        return Address(path=socket.path)
+def _address(simulation: Simulation, forcefield: Socket, host: str | None) -> Address:
+    if forcefield.path is not None:
+        return Address(path=simulation.directory / forcefield.path)  # i-PI binds it in its own folder
     # i-PI binds the address: one that means 'every interface' is dialled here
     return Address(
-        host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
+        host=host or (forcefield.address if forcefield.address not in ("", "0.0.0.0") else "localhost"),
+        port=forcefield.port,
     )

@@ -19,7 +19,7 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
+def handled(handlers: Mapping[int, Handler | signal.Handlers]) -> Iterator[None]:
     """Handle these signals so, and afterwards as before. In the main thread only."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

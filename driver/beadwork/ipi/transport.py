@@ -11,7 +11,6 @@ import os
 import selectors
 import socket
 import stat
-import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from beadwork.errors import ConnectionLost
 from beadwork.ipi.guard import Guard, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
+from beadwork.ipi.owner import check_port, check_unix, credentials
 from beadwork.ipi.protocol import Machine
 from beadwork.ipi.shm import SegmentGone
 
@@ -77,23 +77,25 @@ class Peer:
 
     def directory(self) -> Path | None:
         """i-PI's working directory, where it looks for EXIT; None where the peer cannot be asked (inet)."""
-        if self.sock.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
-            return None
-        pid = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        found = credentials(self.sock)
         try:
-            return Path(os.readlink(f"/proc/{pid}/cwd"))
+            return Path(os.readlink(f"/proc/{found[0]}/cwd")) if found else None
         except OSError:
             return None
 
 
 @dataclass(eq=False)
 class Line:
-    """All connections to one forcefield. wanted: how many; shared: mode 'shm'; atoms: what the file promises."""
+    """All connections to one forcefield. wanted: how many; shared: mode 'shm'; atoms: what the file promises.
+
+    pid: of the i-PI that must listen there; None where any of this user's may.
+    """
 
     address: Address
     wanted: int = 1
     shared: bool = False
     atoms: int | None = None
+    pid: int | None = None
     peers: list[Peer] = field(default_factory=list)
     lost_at: float = field(default_factory=time.monotonic)  # since when nobody there has spoken to us
     dial_at: float = 0.0
@@ -121,34 +123,36 @@ def stale(path: Path) -> bool:
         return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
-def _connect(address: Address) -> socket.socket:
+def held(address: Address) -> bool:
+    """Whether an i-PI that is started now would find its address taken."""
+    if address.path is not None:
+        return address.path.exists()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as i-PI does
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _connect(address: Address, pid: int | None) -> socket.socket:
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND)
             sock.setblocking(False)
             sock.connect(str(address.path))
-            _check_owner(sock, address.path)
+            check_unix(sock, address.path, pid)
         except (OSError, ConnectionLost):
             sock.close()
             raise
         return sock
+    check_port(address.port, pid)
     sock = socket.create_connection((address.host, address.port), timeout=2.0)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setblocking(False)
     return sock
-
-
-def _check_owner(sock: socket.socket, path: Path) -> None:
-    """Anybody can listen on a name in /tmp: only i-PI of this user, or of root, is spoken to. Raises ConnectionLost."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (os.geteuid(), 0):
-        raise ConnectionLost(
-            f"another user (number {uid}) listens at {path}; run i-PI as yourself, and give it a name that nobody else "
-            "can take: sockets_prefix in <simulation>, a folder of your own"
-        )
 
 
 class Transport:
@@ -254,7 +258,7 @@ class Transport:
         if not line.dials or now < line.dial_at:
             return
         try:
-            sock = _connect(line.address)
+            sock = _connect(line.address, line.pid)
         except OSError as error:
             line.why = self._explain(line.address, error)
             line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MOST)

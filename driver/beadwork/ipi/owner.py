@@ -1,0 +1,70 @@
+"""Whose process listens at an address: answers for another simulation are worse than none.
+
+The kernel tells: of a unix socket by its credentials, of a port, on Linux, by /proc. Where it does not, nothing is
+refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from pathlib import Path
+
+from beadwork.errors import ConnectionLost
+
+#: of a listening socket in /proc/net/tcp
+LISTENS = "0A"
+
+
+def credentials(sock: socket.socket) -> tuple[int, int] | None:
+    """Process and user at the other end of a unix socket; None where nobody can say."""
+    if sock.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
+        return None
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+def check_unix(sock: socket.socket, path: Path, pid: int | None) -> None:
+    """Raise ConnectionLost where another user listens at `path`, and OSError where a process other than `pid` does.
+
+    Anybody can listen on a name in /tmp: only an i-PI of this user, or of root, is spoken to.
+    """
+    found = credentials(sock)
+    if found is None:
+        return
+    if found[1] not in (os.geteuid(), 0):
+        raise ConnectionLost(
+            f"another user (number {found[1]}) listens at {path}; run i-PI as yourself, and give it a name that nobody "
+            "else can take: sockets_prefix in <simulation>, a folder of your own"
+        )
+    if pid is not None and found[0] != pid:
+        raise OSError(errno.EADDRINUSE, f"another process ({found[0]}) listens at {path}")
+
+
+def check_port(port: int, pid: int | None) -> None:
+    """Raise OSError where `pid` is known not to listen on this port of this machine."""
+    if pid is not None and _listens(pid, port) is False:
+        raise OSError(errno.ECONNREFUSED, "the i-PI that was started here does not listen on that port")
+
+
+def _listens(pid: int, port: int) -> bool | None:
+    """Whether a process listens on a port; None where /proc cannot tell."""
+    ours = set()
+    try:
+        for table in ("tcp", "tcp6"):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                words = line.split()
+                if words[3] == LISTENS and int(words[1].rpartition(":")[2], 16) == port:
+                    ours.add(f"socket:[{words[9]}]")
+    except FileNotFoundError:
+        if not Path("/proc/net/tcp").exists():
+            return None
+    held = set()
+    for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            held.add(os.readlink(descriptor))
+        except OSError:  # closed meanwhile
+            continue
+    return bool(ours & held)
