@@ -35,8 +35,8 @@ def test_labelled_frames_do_not_count_for_the_limit(tmp_path: Path, labelled: in
         queue.finish(n + 1, "me", {"energy": 0.0})
     keeper = Keeper(ServeConfig(queue=str(tmp_path / "q.db"), keep_most=4, cooldown=0), simulation, lambda event: None)
     frames = [water(n) for n in range(20)]
-    decisions = keeper.selector.consider(50, frames, np.full(20, 0.2), np.full(20, 0.01))
+    found = keeper.selector.consider(50, frames, np.full(20, 0.2), np.full(20, 0.01))
     keeper.close()
-    kept = [decision.index for decision in decisions if decision.keep]
+    kept = [index for index, _ in found]
     assert len(kept) == 4 - (3 - labelled)
     assert not {0, 1, 2} & set(kept)

@@ -13,9 +13,11 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
 from beadwork.frame import Frame
 from beadwork.harvest import select
-from beadwork.harvest.select import Band, Selector, Verdict
+from beadwork.harvest.distance import distance, signature
+from beadwork.harvest.select import Band, Selector
 
-KEEP, BELOW, ABOVE = Verdict.KEEP, Verdict.BELOW, Verdict.ABOVE
+#: whether a frame is in the band, and whether it lies above
+KEEP, BELOW, ABOVE = (True, False), (False, False), (False, True)
 
 
 def dimer(length: float) -> Frame:
@@ -23,11 +25,12 @@ def dimer(length: float) -> Frame:
     return Frame(np.array([1, 1]), np.array([[0.0, 0, 0], [length, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
 
 
-def verdicts(selector: Selector, step: int, lengths: list[float], spreads: list[float]) -> list[Verdict]:
-    """Consider dimers by their force spread and return what became of them."""
-    decisions = selector.consider(step, [dimer(x) for x in lengths], np.array(spreads), np.zeros(len(spreads)))
-    assert [decision.index for decision in decisions] == list(range(len(lengths)))
-    return [decision.verdict for decision in decisions]
+def kept(selector: Selector, step: int, lengths: list[float], spreads: list[float]) -> list[int]:
+    """Consider dimers by their force spread and return the places of those that are to be kept."""
+    frames = [dimer(length) for length in lengths]
+    found = selector.consider(step, frames, np.array(spreads), np.zeros(len(spreads)))
+    assert all(distance(sign, signature(frames[index])) == 0 for index, sign in found)
+    return [index for index, _ in found]
 
 
 @pytest.mark.parametrize(
@@ -49,9 +52,10 @@ def verdicts(selector: Selector, step: int, lengths: list[float], spreads: list[
         (Band(force_low=0.0), 0.0, 0.0, KEEP),
     ],
 )
-def test_band(band: Band, force: float, energy: float, place: Verdict) -> None:
+def test_band(band: Band, force: float, energy: float, place: tuple[bool, bool]) -> None:
     """At a low mark is in, at a high mark is out, and what is not finite is out."""
-    assert band.place(force, energy) is place
+    one, other = np.array([force]), np.array([energy])
+    assert (bool(band.holds(one, other)[0]), bool(band.above(one, other)[0])) == place
 
 
 def test_band_of_a_configuration() -> None:
@@ -87,37 +91,37 @@ def test_impossible_selector_is_refused() -> None:
 
 
 def test_cooldown_counts_steps_of_the_run() -> None:
-    """After a frame of step 10, cool-down 5 passes over its other beads and steps 11 to 14, and takes 15."""
+    """After a frame of step 10, cool-down 5 passes over its other beads and steps 11 to 14, and takes one of 15."""
     selector = Selector(Band(force_low=0.1), cooldown=5)
-    assert verdicts(selector, 10, [0.7, 0.9], [0.2, 0.0]) == [KEEP, BELOW]
-    assert verdicts(selector, 10, [1.1], [0.2]) == [Verdict.COOLDOWN]  # the rest of the step, in a call of its own
+    assert kept(selector, 10, [0.7, 0.9], [0.2, 0.0]) == [0]
+    assert kept(selector, 10, [1.1], [0.2]) == []  # the rest of the step, in a call of its own
     for step in (11, 14):
-        assert verdicts(selector, step, [1.3, 1.5], [0.2, 0.3]) == [Verdict.COOLDOWN] * 2
-    assert verdicts(selector, 15, [1.3], [0.2]) == [KEEP]
-    assert verdicts(selector, 3, [1.7], [0.2]) == [KEEP]  # the simulation was restarted from an earlier step
+        assert kept(selector, step, [1.3, 1.5], [0.2, 0.3]) == []
+    assert kept(selector, 15, [1.3, 1.5], [0.2, 0.3]) == [1]
+    assert kept(selector, 3, [1.7], [0.2]) == [0]  # the simulation was restarted from an earlier step
 
 
 def test_limit_takes_the_most_uncertain_first() -> None:
     """Two places and three frames: the one with the smallest spread stays out, and so does all that comes later."""
     selector = Selector(Band(force_low=0.1), limit=2)
-    assert verdicts(selector, 0, [0.7, 0.9, 1.1], [0.3, 0.2, 0.4]) == [KEEP, Verdict.LIMIT, KEEP]
-    assert verdicts(selector, 1, [1.5], [0.9]) == [Verdict.LIMIT]
+    assert kept(selector, 0, [0.7, 0.9, 1.1], [0.3, 0.2, 0.4]) == [0, 2]
+    assert kept(selector, 1, [1.5], [0.9]) == []
     assert selector.kept == 2
 
 
 def test_no_frame_twice() -> None:
     """A frame like one kept before, or kept in the same call, is passed over; one that was passed over is not known."""
     selector = Selector(Band(force_low=0.1), min_distance=0.05)
-    assert verdicts(selector, 0, [0.70, 0.72, 0.80], [0.3, 0.2, 0.2]) == [KEEP, Verdict.TWICE, KEEP]
-    assert verdicts(selector, 1, [0.76, 0.90, 0.81], [0.2, 0.0, 0.2]) == [Verdict.TWICE, BELOW, Verdict.TWICE]
-    assert verdicts(selector, 2, [0.90], [0.2]) == [KEEP]
+    assert kept(selector, 0, [0.70, 0.72, 0.80], [0.3, 0.2, 0.2]) == [0, 2]
+    assert kept(selector, 1, [0.76, 0.90, 0.81], [0.2, 0.0, 0.2]) == []
+    assert kept(selector, 2, [0.90], [0.2]) == [0]
 
 
 def test_seeded_after_a_restart() -> None:
     """Frames that the queue holds count for the limit and are known."""
     selector = Selector(Band(force_low=0.1), limit=3, min_distance=0.05)
     selector.seed([dimer(0.7), dimer(0.9)])
-    assert verdicts(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [Verdict.TWICE, KEEP, Verdict.LIMIT]
+    assert kept(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [1]
 
 
 def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
@@ -125,16 +129,16 @@ def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
     selector = Selector(Band(force_low=0.1), limit=1, min_distance=0.05)
     selector.seed([], elsewhere=[dimer(0.7), dimer(0.9)])
     assert selector.kept == 0
-    assert verdicts(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [Verdict.TWICE, KEEP, Verdict.LIMIT]
+    assert kept(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [1]
 
 
 def test_forgotten_frame_is_welcome_again() -> None:
     """A frame that could not be stored gives its place back."""
     selector = Selector(Band(force_low=0.1), limit=1)
-    (decision,) = selector.consider(0, [dimer(0.7)], np.array([0.2]), np.zeros(1))
-    selector.forget(decision)
+    ((_, sign),) = selector.consider(0, [dimer(0.7)], np.array([0.2]), np.zeros(1))
+    selector.forget(sign)
     assert selector.kept == 0
-    assert verdicts(selector, 1, [0.7], [0.2]) == [KEEP]
+    assert kept(selector, 1, [0.7], [0.2]) == [0]
 
 
 def test_distance_only_for_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,14 +148,14 @@ def test_distance_only_for_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "signature", lambda frame: (seen.append(frame), real(frame))[1])
     selector = Selector(Band(force_low=0.1, force_high=1.0), cooldown=2, limit=2)
     for step, spreads in enumerate([[0.0, 2.0], [0.2, 0.0], [0.3, 0.3], [0.2, 0.2], [0.5, 0.5]]):
-        verdicts(selector, step, [0.7 + step / 10, 1.5 + step / 10], spreads)
+        kept(selector, step, [0.7 + step / 10, 1.5 + step / 10], spreads)
     assert len(seen) == 2
 
 
 @given(
     st.lists(
         st.lists(
-            st.tuples(st.floats(0.3, 5.0), st.one_of(st.floats(0, 2, allow_subnormal=False), st.just(float("nan")))),
+            st.tuples(st.integers(0, 70), st.one_of(st.floats(0, 2, allow_subnormal=False), st.just(float("nan")))),
             min_size=1,
             max_size=5,
         ),
@@ -160,18 +164,21 @@ def test_distance_only_for_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     st.integers(0, 4),
     st.integers(0, 6),
 )
-def test_promises_hold_for_any_run(run: list[list[tuple[float, float]]], cooldown: int, limit: int) -> None:
-    """Whatever comes: in the band, never too many, never too early, never two alike."""
+def test_rules_hold_for_any_run(run: list[list[tuple[int, float]]], cooldown: int, limit: int) -> None:
+    """Whatever comes: the same frames as one by one, each asked for band, cool-down, limit and likeness."""
     selector = Selector(Band(force_low=0.5, force_high=1.5), cooldown, limit, min_distance=0.1)
-    lengths: list[float] = []
+    known: list[int] = []  # lengths in units of 0.06 Å, none of which is 0.1 Å from another
     steps: list[int] = []
     for step, frames in enumerate(run):
-        found = verdicts(selector, step, [length for length, _ in frames], [spread for _, spread in frames])
-        for (length, spread), verdict in zip(frames, found, strict=True):
-            if verdict is KEEP:
-                assert 0.5 <= spread < 1.5
-                lengths.append(length)
+        wanted = []
+        inside = [k for k, (_, spread) in enumerate(frames) if 0.5 <= spread < 1.5]
+        for k in sorted(inside, key=lambda k: -frames[k][1]):
+            soon = bool(steps) and step - steps[-1] < cooldown
+            if not soon and len(known) < limit and all(abs(frames[k][0] - other) >= 2 for other in known):
+                known.append(frames[k][0])
                 steps.append(step)
-    assert len(lengths) <= limit
+                wanted.append(k)
+        lengths, spreads = [0.3 + 0.06 * length for length, _ in frames], [spread for _, spread in frames]
+        assert kept(selector, step, lengths, spreads) == sorted(wanted)
+    assert len(known) <= limit
     assert all(b - a >= cooldown for a, b in pairwise(steps))
-    assert all(abs(a - b) >= 0.1 - 1e-9 for i, a in enumerate(lengths) for b in lengths[:i])

@@ -11,8 +11,9 @@ from beadwork.errors import QueueError, ResourceError
 from beadwork.events import Dropped, Event, Note
 from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
+from beadwork.harvest.distance import Signature
 from beadwork.harvest.queue import LABELLED, Kept, Queue
-from beadwork.harvest.select import Band, Decision, Selector
+from beadwork.harvest.select import Band, Selector
 from beadwork.harvest.writer import QueueWriter
 from beadwork.potential.delta import Evaluation, Spread
 
@@ -59,15 +60,15 @@ class Keeper:
         if evaluation.spread is None:
             return
         spread = evaluation.spread
-        decisions = self.selector.consider(step, frames, spread.largest, spread.energy / len(frames[0].numbers))
-        for decision in decisions:
-            if decision.keep:
-                self._offer(decision, step, frames[decision.index], evaluation, spread)
+        atoms = len(frames[0].numbers)
+        for index, sign in self.selector.consider(step, frames, spread.largest, spread.energy / atoms):
+            self._offer(index, sign, step, frames[index], evaluation, spread)
         while self._news:
             self._watch(self._news.popleft())
 
-    def _offer(self, decision: Decision, step: int, frame: Frame, evaluation: Evaluation, spread: Spread) -> None:
-        index = decision.index
+    def _offer(
+        self, index: int, sign: Signature, step: int, frame: Frame, evaluation: Evaluation, spread: Spread
+    ) -> None:
         atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
         kept = Kept(
             frame=frame,
@@ -80,7 +81,7 @@ class Keeper:
             step=step,
         )
         if not self.writer.offer(kept):
-            self.selector.forget(decision)
+            self.selector.forget(sign)
             self._watch(
                 Note(f"a frame of step {step} could not be kept: the queue does not keep up ({self.writer.error})")
             )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import Signature, distance, signature
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,41 +51,16 @@ class Band:
             if low is not None and high is not None and low >= high:
                 raise ConfigError(f"{name}_low of the band is {low}, {name}_high {high}; the low mark must be lower")
 
-    def place(self, force_spread: float, energy_spread: float) -> Verdict:
-        """Say where a frame lies: KEEP stands for in the band. A spread that is not finite lies above."""
-        given = ((force_spread, self.force_low, self.force_high), (energy_spread, self.energy_low, self.energy_high))
-        if not (math.isfinite(force_spread) and math.isfinite(energy_spread)):
-            return Verdict.ABOVE
-        if any(high is not None and value >= high for value, _, high in given):
-            return Verdict.ABOVE
-        if any(low is not None and value >= low for value, low, _ in given):
-            return Verdict.KEEP
-        return Verdict.BELOW
+    def holds(self, force_spread: FloatArray, energy_spread: FloatArray) -> Mask:
+        """(S,) bool: which of S frames are in the band."""
+        force, energy = (np.inf if mark is None else mark for mark in (self.force_low, self.energy_low))
+        return ((force_spread >= force) | (energy_spread >= energy)) & ~self.above(force_spread, energy_spread)
 
-
-class Verdict(Enum):
-    """What became of a frame."""
-
-    KEEP = "kept"
-    BELOW = "below the band"
-    ABOVE = "above the band"
-    COOLDOWN = "cooling down"
-    LIMIT = "limit of the run reached"
-    TWICE = "like one already kept"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Decision:
-    """What is to be done with frame number `index` of those considered; `signature` is there for frames kept."""
-
-    index: int
-    verdict: Verdict
-    signature: Signature | None = None
-
-    @property
-    def keep(self) -> bool:
-        """True where the frame is to be kept."""
-        return self.verdict is Verdict.KEEP
+    def above(self, force_spread: FloatArray, energy_spread: FloatArray) -> Mask:
+        """(S,) bool: which of S frames lie above it; one whose spread is not finite does."""
+        force, energy = (np.inf if mark is None else mark for mark in (self.force_high, self.energy_high))
+        finite = np.isfinite(force_spread) & np.isfinite(energy_spread)
+        return ~finite | (force_spread >= force) | (energy_spread >= energy)
 
 
 @dataclass(slots=True)
@@ -126,35 +104,27 @@ class Selector:
 
     def consider(
         self, step: int, frames: Sequence[Frame], max_force_spread: FloatArray, energy_spread: FloatArray
-    ) -> list[Decision]:
+    ) -> list[tuple[int, Signature]]:
         """Decide about the S frames of one evaluation, the most uncertain first.
 
         max_force_spread: (S,) eV/Å. energy_spread: (S,) eV an atom. step: any count that grows with the
-        simulation; one that goes backwards (a simulation restarted) ends the cool-down. Returns S decisions in the
-        order of the frames. A frame decided to be kept counts as kept until `forget` is told otherwise.
+        simulation; one that goes backwards (a simulation restarted) ends the cool-down. Returns the places of the
+        frames to be kept, in their order, and their signatures. They count as kept until `forget` is told otherwise.
         """
-        decisions: list[Decision] = []
-        for index in map(int, np.argsort(-max_force_spread, kind="stable")):
-            decisions.append(
-                self._judge(index, step, frames[index], float(max_force_spread[index]), float(energy_spread[index]))
-            )
-        return sorted(decisions, key=lambda decision: decision.index)
+        inside = np.flatnonzero(self.band.holds(max_force_spread, energy_spread))
+        found: list[tuple[int, Signature]] = []
+        for index in map(int, inside[np.argsort(-max_force_spread[inside], kind="stable")]):
+            if self._last_step is not None and 0 <= step - self._last_step < self.cooldown:
+                break
+            if self.limit is not None and self.kept >= self.limit:
+                break
+            sign = signature(frames[index])
+            if all(distance(sign, known) >= self.min_distance for known in (*self._known, *self._elsewhere)):
+                self._known.append(sign)
+                self._last_step = step
+                found.append((index, sign))
+        return sorted(found, key=itemgetter(0))
 
-    def forget(self, decision: Decision) -> None:
-        """Take a decision to keep back: the frame could not be stored, so a later one like it is welcome."""
-        self._known = [known for known in self._known if known is not decision.signature]
-
-    def _judge(self, index: int, step: int, frame: Frame, force_spread: float, energy_spread: float) -> Decision:
-        place = self.band.place(force_spread, energy_spread)
-        if place is not Verdict.KEEP:
-            return Decision(index, place)
-        if self._last_step is not None and 0 <= step - self._last_step < self.cooldown:
-            return Decision(index, Verdict.COOLDOWN)
-        if self.limit is not None and self.kept >= self.limit:
-            return Decision(index, Verdict.LIMIT)
-        sign = signature(frame)
-        if any(distance(sign, known) < self.min_distance for known in (*self._known, *self._elsewhere)):
-            return Decision(index, Verdict.TWICE)
-        self._known.append(sign)
-        self._last_step = step
-        return Decision(index, Verdict.KEEP, sign)
+    def forget(self, sign: Signature) -> None:
+        """Take a frame back: it could not be stored, so a later one like it is welcome."""
+        self._known = [known for known in self._known if known is not sign]
