@@ -59,7 +59,6 @@ def test_the_rare_are_taken_first(pool):
     choice = choose(pool, None, labelled, truth.BASELINE, 8)
     assert len(set(choice.order)) == 8
     assert sum(n >= 36 for n in choice.order) >= 3
-    assert list(choice.score) == sorted(choice.score, reverse=True)
     assert choice.after < choice.random < choice.before
     assert choice.frames_random is None or choice.frames_random > 8
     assert "8 frames chosen" in str(choice)
@@ -81,7 +80,7 @@ def test_what_is_labelled_is_not_new(pool):
     assert choice.after == pytest.approx(0, abs=1e-6)
     first = choose(pool, None, [], truth.BASELINE, 3)
     assert len(first.order) == 3
-    assert np.isfinite(first.score).all()
+    assert np.isfinite([first.before, first.after, first.random]).all()
 
 
 def test_all_and_none(pool):

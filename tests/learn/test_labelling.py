@@ -236,18 +236,18 @@ def test_the_labeller_is_made_under_the_claim(
     assert queue.get(1).status == "waiting"
 
 
-def test_labels_on_their_way_are_those_of_one_queue(
-    fill: Fill, springs: Springs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_on_their_way_are_those_of_one_queue(fill: Fill, springs: Springs) -> None:
     """Two databases have rows of the same numbers, and other hosts write beside us: nobody removes another's label."""
     urls = ["postgresql://me@host/water", "postgresql://me@host/ice"]
     folders = {labelling.folder_of(typing.cast(Queue, SimpleNamespace(name=url))) for url in urls}
     assert len(folders) == 2
-    (tmp_path / "labels").mkdir()
+    queue = fill(1)
+    folder = labelling.folder_of(queue)
+    folder.mkdir()
     for node in ("elsewhere", platform.node()):
-        (tmp_path / "labels" / f".7-ab.json.{node}.999999999.1.part").write_text("half")
-    labelling.label(fill(1), springs(), folder=tmp_path / "labels")
-    assert [file.name.split(".")[3] for file in (tmp_path / "labels").iterdir()] == ["elsewhere"]
+        (folder / f".7-ab.json.{node}.999999999.1.part").write_text("half")
+    labelling.label(queue, springs())
+    assert [file.name.split(".")[3] for file in folder.iterdir()] == ["elsewhere"]
 
 
 def test_a_claim_is_renewed(fill: Fill, springs: Springs) -> None:

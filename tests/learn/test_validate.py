@@ -87,14 +87,6 @@ def test_error_bars_count_frames_not_atoms():
     assert many.rmse == pytest.approx(errors.rmse)
 
 
-def test_noise_of_labels_is_taken_off():
-    """The error against noisy labels is larger than the model's own, by their variance."""
-    errors = drawn(1.0, 2.0)
-    exact = drawn(1.0, 0.0)
-    assert errors.rmse[0] > 1.2 * exact.rmse[0]
-    assert errors.clean_rmse == pytest.approx(exact.rmse[0], rel=0.1)
-
-
 @pytest.fixture(scope="module")
 def examples():
     """Labels that the shipped committee is right about but for 5 meV/Å and 1 meV an atom, some without forces."""

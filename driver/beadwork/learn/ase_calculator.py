@@ -16,9 +16,6 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import Frame
 from beadwork.learn.label import Label, as_json, structure
 
-#: what may stand for a number of the frame in `arguments`
-PLACES = ("{charge}", "{spin}", "{multiplicity}")
-
 
 @dataclass(frozen=True)
 class AseCalculator:

@@ -32,8 +32,7 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """order: indices of the chosen frames, the most wanted first. score: of each when it was taken: newness times force
-    spread (eV/Å).
+    """order: indices of the chosen frames, the most wanted first.
 
     Coverage is the mean, over all atoms of the waiting frames, of the distance in features to the nearest labelled or
     chosen atom of the same element. before, after: this choice's. random: that of random choices of the same number,
@@ -42,7 +41,6 @@ class Choice:
     """
 
     order: tuple[int, ...]
-    score: tuple[float, ...]
     before: float
     after: float
     random: float
@@ -62,7 +60,6 @@ def choose(
     labelled: Sequence[Frame],
     model: Path,
     most: int,
-    seed: int = 0,
 ) -> Choice:
     """Choose at most `most` of the waiting frames.
 
@@ -71,7 +68,7 @@ def choose(
     say its features, or does not know an element.
     """
     if not waiting or most < 1:
-        return Choice((), (), 0.0, 0.0, 0.0, 0)
+        return Choice((), 0.0, 0.0, 0.0, 0)
     vectors, element, owner = features([*waiting, *labelled], model)
     vectors = vectors / np.maximum(vectors.std(axis=0), 1e-9)
     new = owner < len(waiting)
@@ -84,15 +81,13 @@ def choose(
     start[far] = np.linalg.norm(pool - pool.mean(axis=0), axis=1).max() * 2
     distance = start.copy()
     order: list[int] = []
-    score: list[float] = []
     for _ in range(min(most, len(waiting))):
         counts = np.maximum.reduceat(distance * weight, np.flatnonzero(np.diff(frame, prepend=-1)))
         counts[order] = -1.0
         best = int(counts.argmax())
         order.append(best)
-        score.append(float(counts[best]))
         _cover(distance, pool, kind, pool[frame == best], kind[frame == best])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     length = min(len(waiting), 3 * len(order))
     curves = np.empty((RANDOM, length))
     for curve in curves:
@@ -104,7 +99,7 @@ def choose(
     after = float(distance.mean())
     enough = np.flatnonzero(mean <= after + 1e-12)
     needed = int(enough[0]) + 1 if len(enough) else None
-    return Choice(tuple(order), tuple(score), float(start.mean()), after, float(mean[len(order) - 1]), needed)
+    return Choice(tuple(order), float(start.mean()), after, float(mean[len(order) - 1]), needed)
 
 
 def from_queue(queue: Queue, model: Path, most: int) -> tuple[list[int], Choice | None]:

@@ -26,7 +26,7 @@ from beadwork.potential.delta import load
 DATASET = "dataset.json"
 FRAMES = "frames.extxyz"
 FORMAT = 1
-#: frames evaluated by the baseline at once
+#: frames evaluated at once
 BATCH = 256
 
 

@@ -39,11 +39,10 @@ DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What became of one frame. seconds: of its label. found: it was computed before, and only stored now."""
+    """What became of one frame. found: it was computed before, and only stored now."""
 
     id: int
     status: str
-    seconds: float = 0.0
     found: bool = False
     reason: str | None = None
 
@@ -102,21 +101,19 @@ def label(
     ids: Sequence[int] | None = None,
     most: int | None = None,
     mix: bool = False,
-    folder: Path | None = None,
     watch: Callable[[Told, int], None] = lambda told, of: None,
 ) -> Report:
     """Label waiting frames, oldest first, and return when all have their label or were set aside.
 
     ids: these rows alone. most: so many at most. mix: the queue may hold labels of other methods, which stay.
-    folder: keeps labels until the queue has them (default: `folder_of`). watch: told of each frame, and of how many.
-    Raises ConfigError for settings that cannot be run, LabelError where methods would mix, QueueError. Whatever is
-    raised, KeyboardInterrupt too, claims of this run are given back first.
+    watch: told of each frame, and of how many. Raises ConfigError for settings that cannot be run, LabelError where
+    methods would mix, QueueError. Whatever is raised, KeyboardInterrupt too, claims of this run are given back first.
     """
     labeller = spec.labeller()
     _one_method(queue, labeller.method, mix)
     _give_back_of_the_dead(queue)
     rows = _plan(queue, spec, ids, most)
-    folder = folder or folder_of(queue)
+    folder = folder_of(queue)
     _make(folder)
     run = secrets.token_hex(4)
     told: list[Told] = []
@@ -197,12 +194,11 @@ def estimate(
     ids: Sequence[int] | None = None,
     most: int | None = None,
     mix: bool = False,
-    folder: Path | None = None,
 ) -> Estimate:
     """Say what `label` would do, and change nothing."""
     labeller = spec.labeller()
     _one_method(queue, labeller.method, mix)
-    folder = folder or folder_of(queue)
+    folder = folder_of(queue)
     formulas: Counter[str] = Counter()
     seconds, refused, computed = [], {}, 0
     for row in _plan(queue, spec, ids, most):
@@ -236,7 +232,6 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
         row = queue.claim(worker, spec.lease, id)
         if row is None:
             return Told(id, TAKEN)
-        start = time.perf_counter()
         try:
             with _renewing(queue, id, worker, spec.lease):
                 # made under the claim: where that kills the process, it counts as an attempt and is not done for ever
@@ -245,7 +240,7 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
             again = row.attempts < spec.attempts
             queue.fail(id, worker, str(error), again=again)
             if not again:
-                return Told(id, SET_ASIDE, time.perf_counter() - start, reason=str(error))
+                return Told(id, SET_ASIDE, reason=str(error))
         except BaseException:
             with contextlib.suppress(QueueError):  # what is raised says more; the claim runs out by itself
                 queue.release(id, worker)
@@ -253,7 +248,7 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
         else:
             queue.finish(id, worker, stored)
             file.unlink(missing_ok=True)
-            return Told(id, DONE, time.perf_counter() - start, found)
+            return Told(id, DONE, found)
 
 
 @dataclass(frozen=True, slots=True)

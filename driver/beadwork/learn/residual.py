@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, IntArray
-from beadwork.learn.dataset import Example
+from beadwork.learn.dataset import BATCH, Example
 from beadwork.potential.delta import load
 
 BOOTSTRAP = 1000
@@ -62,11 +62,6 @@ class Errors:
         """Root mean square error and its error bar."""
         samples = np.sqrt(_means(self.error**2, self.frame))
         return float(samples[0]), float(samples[1:].std())
-
-    @property
-    def clean_rmse(self) -> float:
-        """The same without what the labels' own noise adds."""
-        return float(np.sqrt(max(0.0, float((self.error**2).mean() - (self.noise**2).mean()))))
 
     def width(self, alpha: float) -> FloatArray:
         """Standard deviation that each error should have: spread times alpha, and the label's noise."""
@@ -156,15 +151,13 @@ class Calibration:
         )
 
 
-def residuals(
-    examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float], batch: int = 256
-) -> Residuals:
+def residuals(examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float]) -> Residuals:
     """Evaluate a Δ committee on examples. reference: the committee's reference energies, eV by atomic number."""
     potential = load(None, members, alpha=1.0)
     atoms = np.array([len(e.frame.numbers) for e in examples])
     energies, spreads, forces, force_spreads = [], [], [], []
-    for start in range(0, len(examples), batch):
-        answer = potential.evaluate([e.frame for e in examples[start : start + batch]])
+    for start in range(0, len(examples), BATCH):
+        answer = potential.evaluate([e.frame for e in examples[start : start + BATCH]])
         energies.append(answer.energies)
         forces.append(answer.forces)
         if answer.spread is not None:

@@ -42,8 +42,9 @@ class Validation:
         lines = [
             f"{self.committee}: {len(self.found.examples)} frames that no member saw, labels of {self.dataset.method}"
         ]
-        widths = [max(map(len, column)) for column in zip(*self.rows(), strict=True)]
-        lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in self.rows()]
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         lines.append(NO_CALIBRATION if self.calibration is None else str(self.calibration))
         for frames, found in self.curve:
             lines.append(f"trained on {frames} frames: " + ", ".join(_said(e, u) for e, u in _both(found)))

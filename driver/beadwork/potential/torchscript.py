@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,6 @@ from beadwork.potential.graph import Graph
 
 #: edges evaluated at once on the CPU: larger pieces leave its caches and take up to twice as long an atom
 CPU_PIECE = 12_000
-
-#: a MACE model, scripted or eager
-Module = Callable[..., dict[str, Any]]
 
 
 class TorchScriptEngine:
