@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,9 +11,8 @@ import numpy as np
 from beadwork.checks.finding import AMBER, GREEN, RED, Finding, split
 from beadwork.checks.structure import name
 from beadwork.config import ServeConfig
-from beadwork.errors import ModelError
+from beadwork.errors import GuardError, ModelError
 from beadwork.frame import Frame
-from beadwork.harvest.select import Band
 from beadwork.potential.bundle import Card
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.engines import TOLERANCE
@@ -98,33 +98,56 @@ def _model(colour: str, text: str, remedy: str = "") -> Finding:
 
 
 def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
-    """Where the start lies in the queue's band."""
-    if answer.spread is None or not (config.keep_force or config.keep_energy):
+    """Where the start lies: past the mark that ends a run, in or above the queue's bands, or below them."""
+    if answer.spread is None:
         yield Finding(GREEN, "spread", "there is no committee of two, so nobody says how sure the models are")
         return
-    band = Band.of(config)
-    atoms = len(answer.forces) // len(answer.energies)
     worst = int(answer.spread.largest.argmax())
-    spreads = answer.spread.largest, answer.spread.energy / atoms
-    text = f"{answer.spread.largest[worst]:.3g} eV/Å at most at the start (atom {int(answer.spread.atom[worst])})"
-    marks = " to ".join(f"{mark:g}" for mark in config.keep_force)
-    if band.above(*spreads).any():
+    force = float(answer.spread.largest[worst])
+    energy = float(answer.spread.energy.max()) * len(answer.energies) / len(answer.forces)
+    where = f"{force:.3g} eV/Å at most at the start (atom {int(answer.spread.atom[worst])})"
+    known = "relax the start structure, or label frames like it and train"
+    if force > config.mark_spread:
+        stops = config.on_mark == "stop"
         yield Finding(
-            RED,
+            RED if stops else AMBER,
             "spread",
-            f"{text}, above the band of {marks}: the models do not know this structure",
-            "relax the start structure, or label frames like it and train; --keep-force moves the band",
-            ModelError.exit_code,
+            f"{where}, above the mark of {config.mark_spread:g} eV/Å (--mark-spread): "
+            + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
+            f"{known}; --mark-spread moves the mark",
+            GuardError.exit_code if stops else 0,
         )
-    elif band.holds(*spreads).any():
+        return
+    above, within, below = [], [], []
+    for option, text, unit, value, marks in (
+        ("--keep-force", where, "eV/Å", force, config.keep_force),
+        ("--keep-energy", f"{energy:.3g} eV an atom at most at the start", "eV an atom", energy, config.keep_energy),
+    ):
+        if marks:
+            band = f"the band of {option}, {' to '.join(f'{mark:g}' for mark in marks)} {unit}"
+            low, high = (*marks, math.inf)[:2]
+            (above if value >= high else within if value >= low else below).append((text, band, option))
+    if above:
+        text, band, option = above[0]
+        kept = "so the queue keeps no such frame" if config.queue else "though without --queue the run does not look"
         yield Finding(
             AMBER,
             "spread",
-            f"{text}, in the band of {marks}: frames will be kept from the first step on",
-            "label those first; or raise the low mark of --keep-force, if such a spread is usual for these models",
+            f"{text}, above {band}: the models do not know this structure, {kept}",
+            f"{known}; {option} moves the band",
+        )
+    elif within:
+        text, band, option = within[0]
+        kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
+        usual = f"label those first; or raise the low mark of {option}, if such a spread is usual for these models"
+        yield Finding(
+            AMBER,
+            "spread",
+            f"{text}, in {band}: {kept}",
+            usual if config.queue else "--queue keeps such frames for labels",
         )
     else:
-        yield Finding(GREEN, "spread", f"{text}, below the band of {marks}")
+        yield Finding(GREEN, "spread", ", and ".join(f"{text}, below {band}" for text, band, _ in below) or where)
 
 
 def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Iterator[Finding]:
