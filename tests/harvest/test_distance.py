@@ -59,6 +59,23 @@ def test_same_structure_in_another_guise(seed: int, pbc: tuple[bool, bool, bool]
     assert fingerprint(signature(frame)) == fingerprint(signature(guise))
 
 
+@pytest.mark.parametrize(
+    ("pbc", "stored"),
+    [
+        ((True, True, True), "c438c4236fc27adc38a5fbd72f27b762706cd77b74b6232ae7d2a1bc6c29fb6d"),
+        ((True, True, False), "73aebafb9050df69af1419facafd467a91e669bd3f37d765e23f52d2747614c9"),
+        ((False, True, False), "85585935db7a0f29bc65d80fe432562a91413d1ba80ed5a8c5f318bed9c9a714"),
+        ((False, False, False), "31ddc0cf39bdddcf8968c1954de877a4570de3df7dd24321595a3220785d6a0d"),
+    ],
+)
+def test_fingerprints_stay_as_they_are_stored(pbc: tuple[bool, bool, bool], stored: str) -> None:
+    """A queue is older than the code that reads it: crystal, slab, wire and cluster in a left-handed cell."""
+    cell = np.array([[7.0, 0.0, 0.3], [-1.0, 0.4, 5.0], [0.5, 8.0, -0.2]])
+    positions = 4 * np.sin(1.0 + np.arange(24)).reshape(8, 3)
+    frame = Frame(np.array([8, 1, 1, 8, 1, 1, 6, 1]), positions, cell, pbc)
+    assert fingerprint(signature(frame)) == f"sha256:{stored}"
+
+
 @settings(max_examples=60, deadline=None)
 @given(seeds, periodicities)
 def test_agrees_with_independent_computation(seed: int, pbc: tuple[bool, bool, bool]) -> None:

@@ -48,12 +48,15 @@ def signature(frame: Frame) -> Signature:
 
     The frame must have passed `Frame.check`.
     """
-    import vesin  # imports torch, if that is installed: listing a queue should not wait for it
+    # vesin, which graph takes too, imports torch, if that is installed: listing a queue should not wait for it
+    import vesin
 
-    box = np.where(np.array(frame.pbc)[:, None], frame.cell, 0.0)
+    from beadwork.potential.graph import complete
+
+    box = complete(frame.cell, frame.pbc)  # the neighbour list wants a volume
     neighbours = vesin.NeighborList(cutoff=REACH, full_list=False, n_threads=1)
     first, second, distances = neighbours.compute(
-        points=frame.positions, box=_complete(box), periodic=np.array(frame.pbc), quantities="ijd"
+        points=frame.positions, box=box, periodic=np.array(frame.pbc), quantities="ijd"
     )
     low = np.minimum(frame.numbers[first], frame.numbers[second])
     high = np.maximum(frame.numbers[first], frame.numbers[second])
@@ -97,14 +100,3 @@ def fingerprint(sign: Signature) -> str:
         grains = np.rint(sign.closeness[kinds] / GRAIN).astype("<i8")
         digest.update(repr(kinds).encode() + grains[grains > 0].tobytes())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _complete(cell: FloatArray) -> FloatArray:
-    """Put unit vectors at right angles where a direction is not periodic: the neighbour list wants a volume."""
-    missing = np.flatnonzero(~cell.any(axis=1))
-    if len(missing) == 0:
-        return cell
-    filled = cell.copy()
-    # the rows of vh beyond the rank are orthonormal and orthogonal to every lattice vector
-    filled[missing] = np.linalg.svd(cell)[2][3 - len(missing) :]
-    return filled

@@ -250,7 +250,7 @@ class _Candidates:
         self.cutoff = cutoff
         self.cell = np.array(first.cell)
         self.pbc = first.pbc
-        self.full_cell = _complete(first.cell, first.pbc)
+        self.full_cell = complete(first.cell, first.pbc)
         self.last_used = 0
         # Å: how much further an atom of the frames seen last might go, and how much of that their last step took
         self.margin, self.lost = skin / 2, 0.0
@@ -299,7 +299,7 @@ class _Candidates:
             away -= self.reference
             stretch = np.ones(len(frames))
         else:
-            full = np.array([_complete(f.cell, f.pbc) for f in frames])
+            full = np.array([complete(f.cell, f.pbc) for f in frames])
             deform = np.linalg.inv(self.full_cell) @ full
             stretch = np.linalg.svd(deform, compute_uv=False)[:, -1]
             away -= self.reference @ deform
@@ -366,7 +366,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     return graph
 
 
-def _complete(cell: FloatArray, pbc: tuple[bool, bool, bool]) -> FloatArray:
+def complete(cell: FloatArray, pbc: tuple[bool, bool, bool]) -> FloatArray:
     """The cell with unit vectors, perpendicular to the periodic ones, where it is not periodic."""
     if all(pbc):
         return cell
