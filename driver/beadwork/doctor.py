@@ -104,7 +104,9 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     yield Finding(GREEN, "elements", f"every model knows the elements of the system; all of them know {known}")
     # memory is measured before other engines and precisions are loaded
     starts = [_start(simulation, socket, config) for socket in sockets]
-    taken = [machine.timed(potential, frames) for potential, frames in zip(potentials, starts, strict=True)]
+    # i-PI hands out the structures of a step among the servers, at best evenly
+    parts = [frames[: -(-len(frames) // (config.servers or 1))] for frames in starts]
+    taken = [machine.timed(potential, frames) for potential, frames in zip(potentials, parts, strict=True)]
     seconds.update({socket.name: wall for socket, (wall, _) in zip(sockets, taken, strict=True)})
     yield from machine.duration(simulation, sockets, taken, config)
     yield from machine.memory(config)
@@ -115,7 +117,7 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     exact = potential.evaluate(distinct)
     yield from models.together(cards, config, potential, exact)
     yield from models.spread(exact, config)
-    yield from models.derivatives(potential, distinct[0], len(starts[0]))
+    yield from models.derivatives(potential, distinct[0], len(parts[0]))
     yield from models.engines(cards, distinct[0], config)
     try:
         rough = _load(config, "float32").evaluate(distinct)

@@ -23,7 +23,7 @@ from beadwork.observe.pace import span
 from beadwork.potential.delta import Potential
 from beadwork.potential.memory import available
 
-#: timed evaluations of the whole ring polymer, after one that is not
+#: timed evaluations of what a step sends to this server, after one that is not
 TIMED = 3
 #: Å; the beads are set apart by so much for these, as they are in a run
 APART, MOVE = 0.05, 0.005
@@ -60,15 +60,17 @@ def timed(potential: Potential, frames: Sequence[Frame]) -> tuple[float, float]:
 def duration(
     simulation: Simulation, sockets: Sequence[Socket], taken: Sequence[tuple[float, float]], config: ServeConfig
 ) -> Iterator[Finding]:
-    """How long all steps will take, from what `timed` found for each socket."""
+    """How long all steps will take, from what `timed` found for this server's part of each socket's structures."""
     step, computing = (
         sum(seconds[k] * simulation.calls(socket) for socket, seconds in zip(sockets, taken, strict=True))
         for k in (0, 1)
     )
     steps, timestep = simulation.total_steps - simulation.step, simulation.systems[0].timestep
     speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns a day, " if timestep else ""
+    shared = f", with {config.servers} servers as fast as this one" if config.servers > 1 else ""
     text = (
-        f"{step:.3g} s a step for the models: {speed}at least {span(steps * step)} for {steps} steps; i-PI adds its own"
+        f"{step:.3g} s a step for the models{shared}: {speed}at least {span(steps * step)} for {steps} steps; "
+        "i-PI adds its own"
     )
     if steps * step > MONTH:
         yield Finding(AMBER, "time", text, "`beadwork bench` says where a step's time goes and what would help")
@@ -84,11 +86,12 @@ def duration(
 
 
 def memory(config: ServeConfig) -> Iterator[Finding]:
-    """The largest so far, which an evaluation of the whole ring polymer has been part of."""
+    """The largest so far, which an evaluation of all that this server gets in a step has been part of."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _room()
     where = "" if config.device == "cpu" else " on the host; the GPU's memory is not looked at"
-    text = f"{peak / 1e9:.2f} GB with the whole ring polymer"
+    part = "this server's part of the" if config.servers > 1 else "the whole"
+    text = f"{peak / 1e9:.2f} GB with {part} ring polymer"
     if room is None:
         yield Finding(GREEN, "memory", f"{text}{where}")
         return

@@ -118,7 +118,8 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
             GuardError.exit_code if stops else 0,
         )
         return
-    above, within, below = [], [], []
+    above: list[tuple[str, str, str]] = []
+    within, below = above[:], above[:]
     for option, text, unit, value, marks in (
         ("--keep-force", where, "eV/Å", force, config.keep_force),
         ("--keep-energy", f"{energy:.3g} eV an atom at most at the start", "eV an atom", energy, config.keep_energy),
