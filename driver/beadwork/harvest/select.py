@@ -15,8 +15,6 @@ from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import Signature, distance, signature
 
-Mask = NDArray[np.bool_]
-
 
 @dataclass(frozen=True, slots=True)
 class Band:
@@ -51,16 +49,13 @@ class Band:
             if low is not None and high is not None and low >= high:
                 raise ConfigError(f"{name}_low of the band is {low}, {name}_high {high}; the low mark must be lower")
 
-    def holds(self, force_spread: FloatArray, energy_spread: FloatArray) -> Mask:
-        """(S,) bool: which of S frames are in the band."""
-        force, energy = (np.inf if mark is None else mark for mark in (self.force_low, self.energy_low))
-        return ((force_spread >= force) | (energy_spread >= energy)) & ~self.above(force_spread, energy_spread)
-
-    def above(self, force_spread: FloatArray, energy_spread: FloatArray) -> Mask:
-        """(S,) bool: which of S frames lie above it; one whose spread is not finite does."""
-        force, energy = (np.inf if mark is None else mark for mark in (self.force_high, self.energy_high))
-        finite = np.isfinite(force_spread) & np.isfinite(energy_spread)
-        return ~finite | (force_spread >= force) | (energy_spread >= energy)
+    def holds(self, force_spread: FloatArray, energy_spread: FloatArray) -> NDArray[np.bool_]:
+        """(S,): which of S frames are in the band; one whose spread is not finite is not."""
+        marks = (self.force_low, self.energy_low, self.force_high, self.energy_high)
+        low, energy_low, high, energy_high = (np.inf if mark is None else mark for mark in marks)
+        enough = (force_spread >= low) | (energy_spread >= energy_low)
+        too_much = (force_spread >= high) | (energy_spread >= energy_high)
+        return enough & ~too_much & np.isfinite(force_spread) & np.isfinite(energy_spread)
 
 
 @dataclass(slots=True)
