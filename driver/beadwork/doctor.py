@@ -83,10 +83,10 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
             yield from _models(simulation, config, seconds)
         except BeadworkError as error:
             yield refused("models", error)
-    yield from machine.settings(simulation, seconds, config.servers or 1)
+    yield from machine.settings(simulation, seconds, config.servers or 1, config.at)
     if config.host is None:
         for socket in simulation.sockets:
-            yield from machine.address(socket)
+            yield from machine.address(socket, simulation.directory)
     yield from machine.disk(simulation, config)
 
 

@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -109,10 +109,25 @@ def _room() -> float | None:
     return free + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def settings(simulation: Simulation, seconds: Mapping[str, float], servers: int = 1) -> Iterator[Finding]:
-    """What i-PI's settings do to this run. seconds: of one evaluation by socket, where that is known."""
-    found = [*_settings(simulation, seconds, servers)]
+def settings(
+    simulation: Simulation, seconds: Mapping[str, float], servers: int = 1, served: Collection[str] = ()
+) -> Iterator[Finding]:
+    """What i-PI's settings do to this run. seconds: of one evaluation by socket, where that is known.
+
+    served: the forcefields that are, by name; empty where there is only one to serve.
+    """
+    found = [*_unserved(simulation, served), *_settings(simulation, seconds, servers)]
     yield from found or [Finding(GREEN, "i-PI", "none of its settings costs speed, and none can hang")]
+
+
+def _unserved(simulation: Simulation, served: Collection[str]) -> Iterator[Finding]:
+    for name in simulation.unserved(served) if served else ():
+        yield Finding(
+            AMBER,
+            "i-PI",
+            f"{name}: a <force> uses it, and nobody answers it here: i-PI waits for a client there for ever",
+            f"serve it too (--at {name}=delta, or what it is), unless somebody else does",
+        )
 
 
 def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int) -> Iterator[Finding]:
@@ -146,8 +161,11 @@ def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int
         yield Finding(AMBER, "i-PI", f"{leftover} would stop i-PI before its first step", f"rm {leftover}")
 
 
-def address(socket: Socket) -> Iterator[Finding]:
-    """Whether i-PI will get its address; nobody is dialled, so a run under way notices nothing."""
+def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
+    """Whether i-PI will get its address; nobody is dialled, so a run under way notices nothing.
+
+    directory: where i-PI is started, from which a relative path of a unix socket counts.
+    """
     path = socket.path
     if path is None:
         if socket.port in _ports():
@@ -160,6 +178,9 @@ def address(socket: Socket) -> Iterator[Finding]:
         else:
             yield Finding(GREEN, "address", f"port {socket.port} is free on this machine")
         return
+    # the system knows a path as it was bound, which may be a relative one
+    names = {os.path.normpath(path), os.path.normpath(directory / path)}
+    path = directory / path
     if len(os.fsencode(path)) > LONGEST:
         yield Finding(
             RED,
@@ -178,7 +199,7 @@ def address(socket: Socket) -> Iterator[Finding]:
         )
     elif not path.exists():
         yield Finding(GREEN, "address", f"{path} is free")
-    elif str(path) in _listeners():
+    elif names & _listeners():
         yield Finding(
             AMBER,
             "address",
@@ -195,10 +216,10 @@ def address(socket: Socket) -> Iterator[Finding]:
 
 
 def _listeners() -> set[str]:
-    """Unix sockets that somebody listens on, as Linux has them; empty elsewhere."""
+    """Unix sockets that somebody listens on, by the paths that they were bound with, as Linux has them; else none."""
     table = Path("/proc/net/unix")
     rows = [line.split(maxsplit=7) for line in table.read_text().splitlines()[1:]] if table.exists() else []
-    return {row[7] for row in rows if len(row) == 8 and int(row[3], 16) & 0x10000}
+    return {os.path.normpath(row[7]) for row in rows if len(row) == 8 and int(row[3], 16) & 0x10000}
 
 
 def _ports() -> set[int]:
