@@ -91,11 +91,14 @@ def test_steps_are_counted_from_a_restart() -> None:
     ring = np.random.default_rng(0).normal(size=(4, 3, 3))
     one = service(4, ring)
     assert [count(one, ring[:2]), count(one, ring[2:]), count(one, ring + 1)] == [0, 0, 1]
+    begun = one
     one = service(4, ring)
     assert [count(one, ring[:1]), count(one, ring[1:]), count(one, ring + 1)] == [0, 0, 1]
     # a server that is started again in the middle, with the file that i-PI began with
     one = service(4, ring[:1])
     assert [count(one, ring[:1] + 1), count(one, ring[1:] + 1), count(one, ring + 2)] == [0, 0, 1]
+    assert one.joined
+    assert not begun.joined
 
 
 def test_what_is_sent_again_belongs_to_its_step() -> None:

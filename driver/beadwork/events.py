@@ -63,6 +63,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """The first structures that came are not the file's start: i-PI was under way, and its step is not known."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class TakenUp:
     """From this step on, this committee answers at this address.
 
@@ -90,4 +97,4 @@ class MarkPassed:
     value: float
 
 
-Event = Note | MarkPassed | Evaluated | Kept | TakenUp | Dropped | Lost
+Event = Note | Joined | MarkPassed | Evaluated | Kept | TakenUp | Dropped | Lost

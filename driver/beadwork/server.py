@@ -17,7 +17,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
-from beadwork.events import Evaluated, Event, Lost, MarkPassed, Note
+from beadwork.events import Evaluated, Event, Joined, Lost, MarkPassed, Note
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.beads import SAME, Beads
 from beadwork.ipi.gather import Gather
@@ -57,6 +57,7 @@ class Service:
     gather: Gather[Peer] = field(init=False)
     beads: Beads | None = field(init=False)
     waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
+    joined: bool = field(init=False, default=False)  # i-PI had begun before we came
     _step: int = 0
     _seen: set[bytes] = field(default_factory=set)  # fingerprints of the structures answered in this step
     _collapsed: bool = False  # the first step had fewer distinct structures than beads, as the file says
@@ -87,7 +88,9 @@ class Service:
             self._asked.clear()
         if first:
             fewer = self.start is not None and len(self.start) < (self.ring or 1)
-            self._collapsed = fewer and self._at_start(positions)
+            at_start = self._at_start(positions)
+            self._collapsed = fewer and at_start
+            self.joined = self.start is not None and self.ring_polymer and self.ring is not None and not at_start
         self._seen.update(names)
         self._asked.update(peers)
         return self._step, begins
@@ -240,6 +243,8 @@ class Server:
                 f"{len(service.numbers)}; serve the file that i-PI was started with"
             )
         step, begins = service.count(list(place), positions, peers)
+        if begins and step == 0 and service.joined:
+            self._watch(Joined(str(service.line.address)))
         if self._swap is not None and begins:
             service.potential = self._swap.take(service.potential, step)
         pbc = (service.periodic,) * 3

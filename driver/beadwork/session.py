@@ -20,9 +20,10 @@ from beadwork.config import ServeConfig
 from beadwork.disk import put_aside, telling, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
+from beadwork.frame import FloatArray
 from beadwork.harvest.keeper import Keeper
-from beadwork.harvest.queue import committee_hash
-from beadwork.ipi.simulation import Simulation, Socket, advice, read
+from beadwork.harvest.row import committee_hash
+from beadwork.ipi.simulation import Simulation, Socket, System, advice, read
 from beadwork.ipi.transport import Address, Line, held, stale
 from beadwork.observe.last import save
 from beadwork.observe.metrics import Metrics
@@ -218,8 +219,8 @@ class Session:
         for part in parts.values():
             part.cards = whole.cards
         self._notes += [
-            f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or what "
-            "it is), unless somebody else does"
+            f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or "
+            "what it is), unless somebody else does"
             for name in simulation.unserved(roles)
         ]
         services = []
@@ -247,7 +248,7 @@ class Session:
         steady = len(parts) == len(simulation.systems) and not socket.rotated
         served = [system for system, _ in simulation.served(socket)]
         atoms = slice(None) if socket.active is None else list(socket.active)
-        starts = np.concatenate([system.positions[:, atoms] for system in served])
+        starts = np.concatenate([_sent(system, socket)[:, atoms] for system in served])
         first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
         return Service(
             line,
@@ -408,6 +409,14 @@ def _say(text: str) -> None:
 def _written(path: Path) -> int | None:
     """When a file was last written; None where there is none. Only to be compared: the clock may be set."""
     return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _sent(system: System, socket: Socket) -> FloatArray:
+    """The positions of a system's beads as its first request will have them, Å: folded into the cell if i-PI does."""
+    positions = system.positions
+    if socket.pbc:
+        positions = positions - np.round(positions @ np.linalg.inv(system.cell)) @ system.cell
+    return positions
 
 
 def _address(simulation: Simulation, forcefield: Socket, host: str | None) -> Address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
@@ -14,7 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from beadwork.cli import main
-from beadwork.harvest.queue import committee_hash
+from beadwork.harvest.row import committee_hash
+from beadwork.observe.outputs import read_about
 from beadwork.potential.bundle import load_card
 
 
@@ -41,6 +43,30 @@ def listening(port: int) -> set[str]:
     """The addresses (as /proc/net/tcp has them) on which this machine listens at a port."""
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and int(row[1].partition(":")[2], 16) == port}
+
+
+def test_a_server_that_comes_in_the_middle(ipi, models, start, serve, tmp_path, capsys) -> None:
+    """The second server of a run counts its own steps and says so; nothing is drawn or told at a step made up."""
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=40)
+    run = run.write()
+    run.path.write_text(run.path.read_text().replace("pbc='False'", "pbc='True'"))
+    process = start.ipi(run)
+    first = start.beadwork("serve", run, "--baseline", models.baseline)
+    record = run.folder / "beadwork.out"
+    until(lambda: record.exists() and len(record.read_text().splitlines()) > 8, "it does not answer")
+    first.send_signal(signal.SIGTERM)
+    first.wait(ipi.PATIENCE)
+    before = json.loads((run.folder / "summary.json").read_text())["steps"]
+    assert "joined" not in (run.folder / "beadwork.out").read_text()
+    assert serve(run, "--baseline", models.baseline) == 0
+    assert process.wait(ipi.PATIENCE) == 0
+    said = capsys.readouterr().err
+    assert "i-PI was under way when this server came" in said
+    assert main(["status", str(run.folder)]) == 1
+    shown = capsys.readouterr().out
+    steps = int(re.search(r"(\d+) steps since this server came", shown).group(1))
+    assert 40 - before - 1 <= steps + 1 <= 40 - before
+    assert read_about(record)["joined"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beadwork.config import listen_at, resolve
 from beadwork.errors import ConfigError
-from beadwork.events import Dropped, Evaluated, Kept, Lost, Note
+from beadwork.events import Dropped, Evaluated, Joined, Kept, Lost, Note
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
 
@@ -100,6 +100,16 @@ def test_every_number_is_the_one_put_in(metrics: Metrics, pace: Pace) -> None:
     assert {name: after[name] for name in expected} == pytest.approx(expected)
     assert after["beadwork_last_answer_timestamp_seconds"] > 1.6e9
     assert after["beadwork_process_resident_memory_bytes"] > 1e7
+
+
+def test_an_ipi_under_way(metrics: Metrics, pace: Pace) -> None:
+    """Its step is not known, which is NaN to Prometheus; the steps that this server answered are."""
+    for event in (Joined("a"), *(Evaluated("a", step, 4, -1.0, None, None) for step in range(3))):
+        pace(event)
+        metrics(event)
+    seen = scrape(metrics.address)
+    assert math.isnan(seen["beadwork_step"])
+    assert seen["beadwork_steps_total"] == 2
 
 
 def test_a_new_committee_shows(pace: Pace) -> None:

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from beadwork.events import Evaluated, Event, Kept, Lost, Note
+from beadwork.events import Evaluated, Event, Joined, Kept, Lost, Note
 from beadwork.observe import pace as pace_module
 from beadwork.observe import progress as progress_module
-from beadwork.observe.pace import Pace, span
+from beadwork.observe.pace import Pace, span, words
 from beadwork.observe.progress import Progress
 
 
@@ -95,6 +95,20 @@ def test_step_is_that_of_ipi(clock: Clock) -> None:
     pace = Pace(first=500)
     feed(clock, pace, steps=range(4))
     assert pace.step == 503
+
+
+def test_the_step_of_an_ipi_under_way_is_not_made_up(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that came in the middle knows how many steps it answered, and neither i-PI's step nor what is left."""
+    pace = Pace(time_step=0.5, first=500)
+    progress = Progress(pace, 1000)
+    for watcher in (pace, progress):
+        watcher(Joined("a"))
+    feed(clock, pace, progress, steps=range(4))
+    assert pace.step == 3
+    said = "; ".join(words(pace.facts(), 1000))
+    assert said.startswith("3 steps since this server came to an i-PI under way, whose step of 1000 is not known")
+    assert "left" not in said
+    assert "i-PI was under way" in capsys.readouterr().err
 
 
 def test_plain_lines_where_there_is_no_terminal(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from beadwork.config import listen_at
 from beadwork.errors import ConfigError
-from beadwork.events import Dropped, Evaluated, Event, Kept, Lost
+from beadwork.events import Dropped, Evaluated, Event, Joined, Kept, Lost
 from beadwork.observe.pace import Pace
 
 #: seconds; evaluations take a millisecond to minutes
@@ -74,7 +74,7 @@ class Metrics:
             "Largest of any atom in the last evaluation",
             lambda: pace.spread,
         )
-        gauge("beadwork_step", "i-PI's step", lambda: pace.step)
+        gauge("beadwork_step", "i-PI's step", lambda: None if pace.joined else pace.step)
         gauge("beadwork_total_steps", "The step at which i-PI ends", lambda: total)
         gauge("beadwork_nanoseconds_per_day", "Pace of the last hundred steps", lambda: pace.ns_per_day)
         self._energy.set(float("nan"))
@@ -98,6 +98,8 @@ class Metrics:
             self._dropped.inc()
         elif isinstance(event, Lost):
             self._reconnects.inc()
+        elif isinstance(event, Joined):
+            self._first = self._pace.step
         else:
             self._info()
 

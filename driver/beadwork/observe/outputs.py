@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ipi.utils.io import read_file_raw
 from ipi.utils.io.io_units import process_units
 
 from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.observe.record import JOINED
 from beadwork.units import BOHR
 
 _COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{([\w/]+)\})?(?=\s)")
@@ -61,13 +62,14 @@ def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray]]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What beadwork.out says of its run (`Record`); empty where it says nothing."""
+    """What beadwork.out says of its run (`Record`), and whether it `joined` an i-PI under way."""
+    about: dict[str, Any] = {}
     with open(path) as lines:
-        for line in islice(lines, 2):
+        for line in takewhile(lambda line: line.startswith("#"), lines):
             if line.startswith("# run: "):
-                about: dict[str, Any] = json.loads(line.removeprefix("# run: "))
-                return about
-    return {}
+                about |= json.loads(line.removeprefix("# run: "))
+            about["joined"] = about.get("joined", False) or line.rstrip("\n") == JOINED
+    return about
 
 
 @dataclass(frozen=True, slots=True)

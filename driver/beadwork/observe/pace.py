@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from beadwork.events import Evaluated, Event, Kept, Lost
+from beadwork.events import Evaluated, Event, Joined, Kept, Lost
 
 #: steps and evaluations that "now" is a mean over
 WINDOW = 100
@@ -37,6 +37,7 @@ class Pace:
 
     def __init__(self, time_step: float | None = None, forcefields: int = 1, first: int = 0) -> None:
         self.step = first
+        self.joined = False  #: `step` is this server's count, as i-PI had begun before
         self.kept = 0
         self.spread: float | None = None  #: eV/Å, the largest of the last evaluation that has one
         self.answered: float | None = None  #: when the last answer had left, on the monotonic clock
@@ -54,6 +55,9 @@ class Pace:
         """Take one event in."""
         if isinstance(event, Kept):
             self.kept += 1
+        elif isinstance(event, Joined):
+            self.joined = True
+            self.step = self._first = 0
         elif isinstance(event, Lost):
             self._marks.clear()
             self._resumed = True
@@ -116,9 +120,10 @@ class Pace:
         return {name: sums[name] / total for name in ("i-PI", "models", "graph", "rest")} if total else {}
 
     def facts(self) -> dict[str, Any]:
-        """All of this as plain data: eV/Å, seconds, steps of i-PI; None for what is not known yet."""
+        """All of this as plain data: eV/Å, seconds, steps; None for what is not known yet."""
         return {
             "step": self.step,
+            "joined": self.joined,
             "seconds_per_step": self.seconds_per_step,
             "seconds_of_the_last": self._last,
             "ns_per_day": self.ns_per_day,
@@ -133,10 +138,12 @@ class Pace:
 def words(facts: Mapping[str, Any], total: int) -> list[str]:
     """All of `Pace.facts` as a person reads it; what is not known yet is left out."""
     far = f"step {facts['step']} of {total}"
+    if facts["joined"]:
+        far = f"{facts['step']} steps since this server came to an i-PI under way, whose step of {total} is not known"
     if seconds := facts["seconds_per_step"]:
         far += f", {seconds:.3g} s a step"
         far += f", {facts['ns_per_day']:.3g} ns a day" if facts["ns_per_day"] else ""
-        far += f", {span((total - facts['step']) * seconds)} left"
+        far += "" if facts["joined"] else f", {span((total - facts['step']) * seconds)} left"
     sure = f"frames kept: {facts['frames_kept']}"
     if facts["force_spread"] is not None:
         trend = f", {facts['trend']}" if facts["trend"] else ""

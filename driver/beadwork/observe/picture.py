@@ -38,7 +38,12 @@ def draw(properties: Path, record: Path, picture: Path) -> str:
     panels[1].set_ylabel(f"energy ({units.get('potential', 'not written')})")
     if panels[1].lines:
         panels[1].legend(frameon=False)
-    ours[:, 0] += read_about(record).get("first_step", 0)  # ours begin with 0, i-PI's with those of its RESTART
+    about = read_about(record)
+    if about.get("joined"):
+        panels[2].set_title("over the time since the server came to an i-PI under way, from the left", fontsize="small")
+        ours[:, 0] += run["step"][0]
+    else:
+        ours[:, 0] += about.get("first_step", 0)  # ours begin with 0, i-PI's with those of its RESTART
     where = np.interp(ours[:, 0], run["step"], run[clock])
     panels[2].plot(where, 1e3 * ours[:, 4], lw=1, label="largest force spread (meV/Å)")
     panels[2].plot(where, 1e3 * ours[:, 3], lw=1, label="energy spread, mean over beads (meV)")

@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 from beadwork.disk import telling
-from beadwork.events import Evaluated, Event, Lost, Note, TakenUp
+from beadwork.events import Evaluated, Event, Joined, Lost, Note, TakenUp
 from beadwork.observe.pace import Pace, share_words, words
 
 #: seconds between two lines where there is no terminal
@@ -42,6 +42,14 @@ class Progress:
         """Take one event in."""
         if isinstance(event, Note):
             self._write(f"beadwork: {event.text}")
+        elif isinstance(event, Joined):
+            self._write(
+                f"beadwork: {event.address}: i-PI was under way when this server came (its structures are not the "
+                "file's start), so its step is not known, and steps are counted from 0"
+            )
+            self._shown = 0
+            if self._bar is not None:
+                self._bar.n, self._bar.total = 0, None
         elif isinstance(event, TakenUp):
             self._write(
                 f"beadwork: committee {event.committee} in {event.folder} answers {event.address} from step "

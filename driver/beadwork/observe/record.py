@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.disk import put_aside, writing
-from beadwork.events import Evaluated, Event, Kept, MarkPassed, TakenUp
+from beadwork.events import Evaluated, Event, Joined, Kept, MarkPassed, TakenUp
 
+#: what stands in beadwork.out where i-PI's step is not known
+JOINED = "# joined an i-PI under way: its step is not known, and steps are counted from 0"
 COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
 
 
@@ -57,6 +59,8 @@ class Record:
             self._add(event)
         elif isinstance(event, MarkPassed):
             self._marks[event.kind] += 1
+        elif isinstance(event, Joined):
+            self._write(JOINED)
         elif isinstance(event, TakenUp):
             self._committees.append(
                 {"address": event.address, "step": event.step, "committee": event.committee, "folder": event.folder}

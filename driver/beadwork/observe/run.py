@@ -39,14 +39,24 @@ class Run:
         """Where i-PI ran."""
         return self.folder / str(self.about.get("directory", "."))
 
+    @property
+    def first(self) -> int:
+        """The step of i-PI's that our step 0 is; 0 where that is not known."""
+        return 0 if self.joined else int(self.about.get("first_step", 0))
+
+    @property
+    def joined(self) -> bool:
+        """Whether i-PI was under way when the server came, so that the two counts cannot be held together."""
+        return bool(self.about.get("joined"))
+
     def clock(self, steps: FloatArray) -> tuple[FloatArray, str]:
         """i-PI's steps as a time with its unit; the steps themselves where the time step is not known."""
         step = self.about.get("time_step_fs")
         if not step or not len(steps):
-            return steps, "step of i-PI"
+            return steps, "step since the server came" if self.joined else "step of i-PI"
         longest = float(np.max(steps)) * step
         size, unit = (1.0, "fs") if longest < 1e3 else (1e3, "ps") if longest < 1e6 else (1e6, "ns")
-        return steps * step / size, f"time ({unit})"
+        return steps * step / size, f"time since the server came ({unit})" if self.joined else f"time ({unit})"
 
 
 def load(folder: Path) -> Run:

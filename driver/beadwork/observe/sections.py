@@ -87,7 +87,7 @@ def headline(run: Run) -> str:
         )
         lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
     for swap in [swap for swap in summary.get("committees", []) if swap["step"]]:
-        step = swap["step"] + about.get("first_step", 0)
+        step = swap["step"] + run.first
         words = f"From step {step} on, the committee {swap['committee']} in {swap['folder']} answered."
         lines.append(f"<p>{escape(words)}</p>")
     return "\n".join([*lines, "</section>"])
@@ -138,7 +138,7 @@ def spread(run: Run) -> str:
     known = np.isfinite(run.record[:, 4])
     if not known.any():
         return "beadwork.out has no spread: the run had no committee of two Δ models at least."
-    first = run.about.get("first_step", 0)
+    first = run.first
     record = run.record[known]
     x, label = run.clock(record[:, 0] + first)
     marks = [(row.step, row.largest) for row in run.kept if row.step is not None]
@@ -188,7 +188,7 @@ def elements(run: Run) -> str:
     if not curves:
         return "beadwork.out has no spread by element: there was no committee, or an older beadwork wrote it."
     known = np.isfinite(next(iter(curves.values())))
-    x, label = run.clock(run.record[known, 0] + run.about.get("first_step", 0))
+    x, label = run.clock(run.record[known, 0] + run.first)
     return _figure(
         figures.series(
             x,
@@ -306,7 +306,12 @@ def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArra
             "No error bar: the weights are unequal, or <code>--baseline-uncertainty</code> was set, and the "
             "members' energies are weighed about their plain mean."
         )
-    since = max((swap["step"] for swap in run.summary.get("committees", [])), default=0) + about.get("first_step", 0)
+    if run.joined:
+        return {}, (
+            "No error bar: i-PI was under way when this server came, so it is not known which steps its committee "
+            "answered."
+        )
+    since = max((swap["step"] for swap in run.summary.get("committees", [])), default=0) + run.first
     pair = matched(found, {step: values for step, values in potentials.by_step.items() if step >= since})
     if pair is None:
         return {}, (
@@ -373,7 +378,7 @@ def time(run: Run, drawing: bool) -> str:
     )
     if len(after) > 1:
         table = np.array(after)
-        x, label = run.clock(table[:, 0] + run.about.get("first_step", 0))
+        x, label = run.clock(table[:, 0] + run.first)
         pictures += _figure(
             figures.series(
                 x, label, {"evaluation": 1e3 * table[:, 5]}, "evaluation (ms)", "time over the run", from_zero=True
