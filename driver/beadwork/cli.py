@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,13 @@ from beadwork.signals import Interrupted, handled, interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, or that of the BeadworkError which ended it."""
+    """Run one command and return its exit code: 0, or that of the BeadworkError which ended it.
+
+    Where nobody reads our words any more (`| head`) it is the command's own if that has come to its end, else 141, as
+    shells have it for a program that SIGPIPE ends.
+    """
+    for stream in _streams():
+        stream.reconfigure(errors="backslashreplace")  # in a locale that has no Å it is \xc5, and ends no run
     try:
         with handled({signal.SIGINT: interrupt, signal.SIGTERM: interrupt}):
             args = _parser().parse_args(arguments)
@@ -26,6 +34,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):  # a log on the disk that is full; the exit code says it too
             print(f"beadwork: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        if not any(map(_unread, _streams())):
+            raise  # of another pipe: a fault of ours
+        return 128 + signal.SIGPIPE
+    finally:
+        for stream in _streams():
+            with suppress(OSError, ValueError):  # of the disk that is full, and of a stream that is closed
+                stream.flush()
+            if _unread(stream):  # or Python says so at its end, with an exit code of its own
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _streams() -> list[TextIOWrapper]:
+    """What we print to: none of those that the process was started without, or that somebody has put others in."""
+    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
+
+
+def _unread(stream: TextIOWrapper) -> bool:
+    """Whether it is a pipe or a terminal at the other end of which nobody is left."""
+    poll = select.poll()
+    try:
+        poll.register(stream, select.POLLOUT)
+    except (OSError, ValueError):  # it is no file of the system's, or closed
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:

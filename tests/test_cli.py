@@ -1,0 +1,95 @@
+"""What a shell sees of any command: its exit code and its words, into a pipe that is closed and in any locale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beadwork import cli
+from beadwork.errors import ConfigError
+
+#: a command that prints so many lines, and ends with this code
+PRINTING = """
+import sys
+from beadwork import cli
+cli._status = lambda args: print("word\\n" * {lines}) or {code}
+sys.exit(cli.main(["status"]))
+"""
+
+
+def into_a_closed_pipe(*words: str, both: bool = False) -> tuple[int, str]:
+    """The exit code and stderr of a Python whose stdout nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, *words],
+            stdout=write,
+            stderr=write if both else subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        )
+    finally:
+        os.close(write)
+    return done.returncode, done.stderr or ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "expected"),
+    [
+        (1, 0, 0),  # all is in the buffer, and the command has come to its end
+        (1, 8, 8),
+        (100_000, 0, 141),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+def test_a_reader_that_has_gone(lines: int, code: int, expected: int, flags: tuple[str, ...]) -> None:
+    """`beadwork … | head` ends without a traceback: with its own code where that is known, or as SIGPIPE would."""
+    ended, said = into_a_closed_pipe(*flags, "-c", PRINTING.format(lines=lines, code=code))
+    assert said == ""
+    assert ended == (141 if flags else expected)
+
+
+def test_help_into_a_closed_pipe() -> None:
+    """What argparse prints and ends itself."""
+    assert into_a_closed_pipe("-m", "beadwork.cli", "run", "--help") == (0, "")
+
+
+def test_errors_into_a_closed_pipe(tmp_path: Path) -> None:
+    """With stderr in the same pipe (`2>&1 | head`) an error still ends with its own exit code."""
+    ended, _ = into_a_closed_pipe("-m", "beadwork.cli", "status", str(tmp_path), both=True)
+    assert ended == ConfigError.exit_code
+
+
+def test_another_pipe_is_no_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that breaks inside of us is a fault of ours, and is not taken for a reader that has gone."""
+
+    def broken(args: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_status", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["status"])
+
+
+@pytest.mark.parametrize("code", ["print('5 Å') or 0", "print('5 Å', file=sys.stderr) or 0"])
+def test_a_locale_without_our_letters(code: str) -> None:
+    """In a locale that has no Å nothing ends in a UnicodeEncodeError, least of all a run of days."""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment.pop("PYTHONIOENCODING", None)
+    program = PRINTING.replace('print("word\\n" * {lines}) or {code}', code)
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", program.replace("Å", "\\u00c5")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "5 \\xc5\n")
