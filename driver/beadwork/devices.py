@@ -108,7 +108,7 @@ class Child:
     def start(self) -> None:
         """Start it, with its configuration and its words in its folder."""
         if self.codes:
-            self.folders.append(_put_aside(self.folder))
+            self.folders.append(put_aside(self.folder, "-died-"))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             put_aside(self.folder / "beadwork.out")  # `_answered` would count an earlier run's
@@ -159,15 +159,6 @@ def _answered(folder: Path) -> int:
     """Structures that a server has answered, whether it could say so in the end or not."""
     record = folder / "beadwork.out"
     return int(read_record(record)[0][:, 1].sum()) if record.exists() else 0
-
-
-def _put_aside(folder: Path) -> Path:
-    """Give the folder of a server that died another name."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}-died-{number}")).exists():
-        number += 1
-    with writing(aside):
-        return folder.rename(aside)
 
 
 def _visible(device: str) -> dict[str, str]:

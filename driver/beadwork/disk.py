@@ -13,13 +13,14 @@ from beadwork.errors import ConfigError, ResourceError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def put_aside(path: Path) -> None:
-    """Rename a file that is there to `path.1`, `path.2`, …: what an earlier run left is not written over."""
+def put_aside(path: Path, mark: str = ".") -> Path:
+    """Rename what is there to `path.1`, `path.2`, …: what an earlier run left is not written over. Return the name."""
     number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+    while (aside := path.with_name(f"{path.name}{mark}{number}")).exists():
         number += 1
     with writing(aside), suppress(FileNotFoundError):
         path.rename(aside)
+    return aside
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def test_unknown_engine_precision_or_device(made):
     bundle = made["vector"].bundle
     with pytest.raises(ModelError, match="engine 'fast' is unknown; take one of auto, native, torchscript"):
         open_engine(bundle, "fast")
-    with pytest.raises(ModelError, match="dtype 'float16' is unknown; take one of float32, float64"):
+    with pytest.raises(ModelError, match="dtype 'float16' is unknown; take one of float64, float32"):
         open_engine(bundle, "torchscript", "float16")
     import torch
 

@@ -19,7 +19,7 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.learn.constants import BOHR, HARTREE
 from beadwork.learn.label import Label, as_json
-from beadwork.learn.program import run
+from beadwork.learn.program import last_line, run
 
 #: what the command says on stdout and stderr
 OUTPUT = "output"
@@ -210,9 +210,7 @@ class Command:
         except subprocess.TimeoutExpired:
             raise LabelError(f"{self.code} was stopped after {self.timeout:g} s; see {folder}") from None
         if code:
-            said = (folder / OUTPUT).read_text(errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
-            raise LabelError(f"{self.code} ended with code {code}: {last[:300]}; see {folder}")
+            raise LabelError(f"{self.code} ended with code {code}: {last_line(folder / OUTPUT)[:300]}; see {folder}")
 
     def _energy(self, folder: Path) -> tuple[float, float]:
         matches = self.energy.find(folder)

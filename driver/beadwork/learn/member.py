@@ -29,6 +29,7 @@ from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.learn.dataset import Dataset, Example, split, to_atoms
 from beadwork.learn.jobs import Jobs, Pool
+from beadwork.learn.program import last_line
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import MODEL, Card
 from beadwork.potential.graph import build
@@ -233,10 +234,9 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
             _started.discard(process)
     model = work / "model_stagetwo.model"
     if code != 0 or not model.exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise ModelError(
             f"mace_run_train ended with {code} and wrote {'a' if model.exists() else 'no'} model; its last "
-            f"words: {lines[-1] if lines else 'none'} (log: {log})"
+            f"words: {last_line(log, 'none')} (log: {log})"
         )
     return model
 

@@ -38,3 +38,9 @@ def run(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def last_line(log: Path, nothing: str = "it said nothing") -> str:
+    """The last line in a log that is not blank; `nothing` where there is none."""
+    lines = (line.strip() for line in reversed(log.read_text(errors="replace").splitlines()))
+    return next(filter(None, lines), nothing)

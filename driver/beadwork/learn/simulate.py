@@ -28,9 +28,11 @@ from xml.etree import ElementTree
 
 import tomli_w
 
+from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read
 from beadwork.learn.dataset import write_whole
+from beadwork.learn.program import last_line
 
 #: seconds that a run gets to end by itself when the loop is interrupted
 FAREWELL = 30.0
@@ -115,7 +117,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
     out.mkdir()
     mine: dict[str, Any] = {"simulation": begin.name, "out": out.name}
     if "queue" in options:
-        mine["keep-most"] = max(0, int(options.get("keep-most", 100)) - kept)
+        mine["keep-most"] = max(0, int(options.get("keep-most", ServeConfig.keep_most)) - kept)
     write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
     # the shell notes its number before it becomes the run, so there is no instant at which nobody knows of it
     command = ["sh", "-c", 'echo $$ > group && exec "$@"', "sh", sys.executable, "-m", "beadwork.cli"]
@@ -162,7 +164,8 @@ class Run:
                     f"{found[-1]} answers in {self.folder}, and {committee} was to; let the file that its --delta "
                     "names point to that committee again (beadwork models point), and give the command again"
                 )
-            if refused := [line for line in self._said() if "the new committee was refused" in line]:
+            said = self.log.read_text(errors="replace").splitlines()
+            if refused := [line for line in said if "the new committee was refused" in line]:
                 raise SimulationError(f"{self.folder} does not take up the new committee: {refused[-1]}")
             time.sleep(0.5)
 
@@ -174,13 +177,10 @@ class Run:
                 self.process.wait(FAREWELL)
         _end_what_is_left(self.folder)
 
-    def _said(self) -> list[str]:
-        return [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-
     def _failed(self, code: int) -> SimulationError:
-        last = (self._said() or ["it said nothing"])[-1]
         return SimulationError(
-            f"beadwork run ended with exit code {code} in {self.folder}: {last} ({self.log.name} has the rest)"
+            f"beadwork run ended with exit code {code} in {self.folder}: {last_line(self.log)} ({self.log.name} has "
+            "the rest)"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from beadwork.config import DTYPES
 from beadwork.errors import ModelError
 from beadwork.toml import tomllib
 
@@ -20,7 +21,6 @@ NATIVE = "native.json"
 COMMITTEE = "committee.toml"
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "angstrom"}
-PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ def load_card(bundle: str | Path) -> Card:
         ) from error
     if units != UNITS:
         raise ModelError(f"{path / CARD} declares units {units}; beadwork serves models in {UNITS}: convert the model")
-    if card.dtype not in PRECISIONS:
-        raise ModelError(f"{path / CARD} says dtype {card.dtype!r}; it must be one of {', '.join(PRECISIONS)}")
+    if card.dtype not in DTYPES:
+        raise ModelError(f"{path / CARD} says dtype {card.dtype!r}; it must be one of {', '.join(DTYPES)}")
     if not elements or not card.cutoff > 0 or MODEL not in card.sha256:
         raise ModelError(f"{path / CARD} names no elements, no cutoff or no {MODEL}; import the model again")
     return card

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from beadwork.config import DTYPES, ENGINES
 from beadwork.errors import ModelError
-from beadwork.potential.bundle import PRECISIONS, check
+from beadwork.potential.bundle import check
 from beadwork.potential.engine import Energies, Engine
 from beadwork.potential.graph import Graph
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.torchscript import TorchScriptEngine
 
-ENGINES = ("auto", "native", "torchscript")
 #: (eV an atom, eV/Å) within which native must agree with torchscript in the same precision
 TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
 
@@ -26,8 +26,8 @@ def open_engine(bundle: str | Path, engine: str = "auto", dtype: str = "float64"
     """
     if engine not in ENGINES:
         raise ModelError(f"engine {engine!r} is unknown; take one of {', '.join(ENGINES)}")
-    if dtype not in PRECISIONS:
-        raise ModelError(f"dtype {dtype!r} is unknown; take one of {', '.join(PRECISIONS)}")
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown; take one of {', '.join(DTYPES)}")
     if engine == "torchscript":
         return TorchScriptEngine(bundle, dtype, device)
     return AutoEngine(bundle, dtype, device, required=engine == "native")
