@@ -12,7 +12,8 @@ import pytest
 from ase.db import connect
 
 from beadwork.frame import Frame
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.delta import Potential
 from beadwork.server import extra_keys

@@ -14,7 +14,8 @@ import pytest
 
 from beadwork import cli
 from beadwork.frame import Frame
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 from beadwork.ipi.simulation import advice, read
 
 ROOT = Path(__file__).parents[1]

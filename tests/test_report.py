@@ -19,7 +19,8 @@ from ipi.utils.io import print_file
 from beadwork.cli import main
 from beadwork.events import Evaluated, Kept
 from beadwork.frame import Frame
-from beadwork.harvest import queue as queues
+from beadwork.harvest import row as queued
+from beadwork.harvest.queue import Queue
 from beadwork.observe.record import Record
 from beadwork.report import report
 from beadwork.units import BOHR
@@ -67,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "started": 1e9,
     }
     record = Record(folder, ["O", "H"], about)
-    queue = queues.Queue(folder / "queue.db", create=True)
+    queue = Queue(folder / "queue.db", create=True)
     for step in range(STEPS + 1):
         seconds = {"idle": 0.05, "baseline (torchscript, float64)": 0.15}
         spread = 0.01 * (step + 1)
@@ -99,12 +100,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kept(step: int, spread: float, simulation: str) -> queues.Kept:
+def kept(step: int, spread: float, simulation: str) -> queued.Kept:
     """A frame in the queue whose fifth atom, a hydrogen, is the most uncertain."""
     frame = Frame(np.array(NUMBERS), positions(step), np.eye(3) * CELL, bead=step % BEADS)
     spreads = np.full(len(NUMBERS), spread / 10)
     spreads[4] = spread
-    return queues.Kept(frame, step, 1e-4, spreads, np.array([1.0, 2.0]), ("a" * 64,), simulation, step)
+    return queued.Kept(frame, step, 1e-4, spreads, np.array([1.0, 2.0]), ("a" * 64,), simulation, step)
 
 
 @pytest.fixture

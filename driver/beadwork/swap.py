@@ -19,7 +19,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
 from beadwork.events import Event, Note, TakenUp
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.harvest.queue import committee_hash
+from beadwork.harvest.row import committee_hash
 from beadwork.potential.bundle import members_of
 from beadwork.potential.delta import Evaluation, Potential, check_baseline, load
 from beadwork.potential.engines import AutoEngine

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from beadwork.frame import Frame
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 
 
 def make_kept(seed: int) -> Kept:

@@ -10,7 +10,8 @@ import pytest
 from beadwork.config import ServeConfig
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 
 
 def water(seed: int) -> Frame:

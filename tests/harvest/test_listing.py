@@ -11,7 +11,8 @@ import pytest
 
 from beadwork.errors import QueueError
 from beadwork.harvest.listing import describe, export, table
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 
 Make = Callable[[int], Kept]
 

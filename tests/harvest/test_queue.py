@@ -21,7 +21,8 @@ import pytest
 from beadwork.errors import QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.distance import signature
-from beadwork.harvest.queue import Kept, Queue, committee_hash
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept, committee_hash
 
 Make = Callable[[int], Kept]
 

@@ -23,7 +23,8 @@ import pytest
 from ase.calculators.lj import LennardJones
 
 from beadwork.errors import QueueError
-from beadwork.harvest.queue import Kept, Queue, _patient
+from beadwork.harvest.queue import Queue, _patient
+from beadwork.harvest.row import Kept
 from beadwork.learn.label import Label
 
 psycopg2 = pytest.importorskip("psycopg2", reason="needs beadwork[postgres]")

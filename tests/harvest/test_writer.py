@@ -13,7 +13,8 @@ import pytest
 
 from beadwork.errors import QueueError
 from beadwork.harvest import writer as module
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 from beadwork.harvest.writer import QueueWriter
 
 Make = Callable[[int], Kept]

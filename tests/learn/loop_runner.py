@@ -103,7 +103,7 @@ def at_commit_of_row() -> None:
         if len(self) < 2:
             return whole(self, frames)
         with self._change() as db:
-            for atoms, keys, data in map(queue._to_ase, frames):
+            for atoms, keys, data in (queue.to_ase(frame, queue.WAITING) for frame in frames):
                 db.write(atoms, keys, data)
             die()
         raise AssertionError

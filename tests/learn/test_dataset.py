@@ -12,7 +12,8 @@ import pytest
 
 from beadwork.errors import LabelError, ModelError
 from beadwork.frame import Frame
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 from beadwork.learn.dataset import (
     Dataset,
     check,

@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 
 from beadwork.cli import main
+from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
-from beadwork.harvest.queue import Kept, Queue
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
 from beadwork.learn import labelling
 from beadwork.learn.choose import from_queue
 from beadwork.learn.clusters import Cut, units
@@ -236,7 +238,9 @@ def test_the_labeller_is_made_under_the_claim(
     assert queue.get(1).status == "waiting"
 
 
-def test_labels_on_their_way_are_those_of_one_queue(fill: Fill, springs: Springs) -> None:
+def test_labels_on_their_way_are_those_of_one_queue(
+    fill: Fill, springs: Springs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two databases have rows of the same numbers, and other hosts write beside us: nobody removes another's label."""
     urls = ["postgresql://me@host/water", "postgresql://me@host/ice"]
     folders = {labelling.folder_of(typing.cast(Queue, SimpleNamespace(name=url))) for url in urls}
@@ -245,7 +249,12 @@ def test_labels_on_their_way_are_those_of_one_queue(fill: Fill, springs: Springs
     folder = labelling.folder_of(queue)
     folder.mkdir()
     for node in ("elsewhere", platform.node()):
-        (folder / f".7-ab.json.{node}.999999999.1.part").write_text("half")
+        with monkeypatch.context() as killed, pytest.raises(AttributeError):
+            killed.setattr(platform, "node", lambda node=node: node)
+            killed.setattr(os, "getpid", lambda: 999999999)
+            killed.delattr(os, "replace")
+            write_whole(folder / "7-ab.json", "{}")
+    assert len(list(folder.iterdir())) == 2
     labelling.label(queue, springs())
     assert [file.name.split(".")[3] for file in folder.iterdir()] == ["elsewhere"]
 

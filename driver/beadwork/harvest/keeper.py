@@ -12,7 +12,8 @@ from beadwork.events import Dropped, Event, Note
 from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
 from beadwork.harvest.distance import Signature
-from beadwork.harvest.queue import LABELLED, Kept, Queue
+from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.harvest.row import Kept
 from beadwork.harvest.select import Band, Selector
 from beadwork.harvest.writer import QueueWriter
 from beadwork.potential.delta import Evaluation, Spread

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.errors import QueueError
-from beadwork.harvest.queue import Row
+from beadwork.harvest.row import Row
 
 _HEADER = ("id", "status", "formula", "bead", "step", "force spread", "energy spread", "kept at")
 _UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "")

@@ -10,100 +10,29 @@ SQLite keeps its rollback journal (not WAL, which needs memory shared between al
 file system) and waits for the disk at every commit: a commit survives a killed process and a power failure. After a
 kill a `-journal` file may lie beside the queue; it belongs to it, and the next one to open the queue undoes the
 unfinished transaction with it. On NFS all this is as good as the server's file locks: use PostgreSQL for several hosts.
-
-A row in ASE's terms. Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure),
-`simulation` and `committee` (sha256 of the simulation's file, and of the models' hashes taken together), `evaluation`,
-`step` and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time,
-s), `beadwork` (version), and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å),
-`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), and, as they come, `worker`, `label`,
-`reason`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from beadwork.errors import QueueError
-from beadwork.frame import FloatArray, Frame
-from beadwork.harvest.distance import fingerprint, signature
+from beadwork.harvest.row import Kept, Row, from_ase, to_ase
 
 WAITING, CLAIMED, LABELLED, FAILED = "waiting", "claimed", "labelled", "failed"
 
 #: what our databases say of themselves in ASE's metadata
 _MARK = {"beadwork_queue": 1}
 _UNIQUE = "CREATE UNIQUE INDEX IF NOT EXISTS beadwork_fingerprint ON text_key_values(value) WHERE key = 'fingerprint'"
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A frame worth a label, and what the committee said of it.
-
-    force_spread: (n,) eV/Å of every atom. energy_spread: eV an atom. member_energies: (M,) eV. models: sha256 of each
-    model that was evaluated, baseline first. simulation: sha256 of the simulation's file. evaluation: count of
-    evaluations of the server. step: of i-PI, None where unknown (as the bead in `frame`). time: Unix time in s.
-    Raises ValueError for a force spread that does not fit the atoms.
-    """
-
-    frame: Frame
-    evaluation: int
-    energy_spread: float
-    force_spread: FloatArray
-    member_energies: FloatArray
-    models: tuple[str, ...]
-    simulation: str
-    step: int | None = None
-    time: float = field(default_factory=time.time)
-
-    def __post_init__(self) -> None:
-        if self.force_spread.shape != (len(self.frame.numbers),):
-            raise ValueError(f"force_spread is {self.force_spread.shape} for {len(self.frame.numbers)} atoms")
-        # ASE refuses strings that read as numbers, which some hashes do
-        object.__setattr__(self, "models", tuple(_prefixed(model) for model in self.models))
-        object.__setattr__(self, "simulation", _prefixed(self.simulation))
-
-    @property
-    def max_force_spread(self) -> float:
-        """Largest force spread of any atom, eV/Å."""
-        return float(self.force_spread.max())
-
-    @property
-    def committee(self) -> str:
-        """One hash for all models in their order."""
-        return committee_hash(self.models)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A frame in the queue. `worker` and `expires` (Unix time, s) tell of the last claim, `reason` why it failed."""
-
-    id: int
-    status: str
-    fingerprint: str
-    kept: Kept
-    version: str
-    attempts: int = 0
-    worker: str | None = None
-    expires: float | None = None
-    label: Mapping[str, Any] | None = None
-    reason: str | None = None
-
-
-def committee_hash(models: Sequence[str]) -> str:
-    """Return `sha256:` and the hash of the models' hashes in their order."""
-    return _prefixed(hashlib.sha256("\n".join(_prefixed(model) for model in models).encode()).hexdigest())
 
 
 class Queue:
@@ -157,7 +86,7 @@ class Queue:
 
         None stands for a frame that the queue has already (equal fingerprint).
         """
-        rows = [_to_ase(kept) for kept in frames]
+        rows = [to_ase(kept, WAITING) for kept in frames]
         ids: list[int | None] = []
         with self._change() as db:
             for atoms, keys, data in rows:
@@ -243,7 +172,7 @@ class Queue:
 
     def _read(self, row: Any) -> Row:
         try:
-            return _from_ase(row)
+            return from_ase(row)
         except KeyError as error:
             raise QueueError(
                 f"row {row.id} of the queue {self.name} has no {error}: beadwork did not write it; "
@@ -421,70 +350,3 @@ def _without_password(url: str) -> str:
     user = host[0].partition(":")[0]
     # a query may hold a password too
     return f"{parts.scheme}://{user}{host[1]}{host[2]}{parts.path}"
-
-
-def _prefixed(digest: str) -> str:
-    return digest if digest.startswith("sha256:") else f"sha256:{digest}"
-
-
-def _version() -> str:
-    try:
-        return metadata.version("beadwork")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _to_ase(kept: Kept) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    keys: dict[str, Any] = {
-        "status": WAITING,
-        "fingerprint": fingerprint(signature(kept.frame)),
-        "simulation": kept.simulation,
-        "committee": kept.committee,
-        "evaluation": int(kept.evaluation),
-        "force_spread_max": kept.max_force_spread,
-        "energy_spread": float(kept.energy_spread),
-        "time": float(kept.time),
-        "beadwork": f"beadwork {_version()}",
-    }
-    if kept.step is not None:
-        keys["step"] = int(kept.step)
-    if kept.frame.bead is not None:
-        keys["bead"] = int(kept.frame.bead)
-    data = {
-        "force_spread": np.asarray(kept.force_spread, dtype=np.float64),
-        "member_energies": np.asarray(kept.member_energies, dtype=np.float64),
-        "models": list(kept.models),
-    }
-    return kept.frame.to_atoms(), keys, data
-
-
-def _from_ase(row: Any) -> Row:
-    atoms, keys, data = row.toatoms(), row.key_value_pairs, row.data
-    frame = Frame.from_atoms(atoms)
-    kept = Kept(
-        frame=Frame(frame.numbers, frame.positions, frame.cell, frame.pbc, keys.get("bead")),
-        evaluation=keys["evaluation"],
-        energy_spread=_number(keys["energy_spread"]),
-        force_spread=np.array(data["force_spread"], dtype=np.float64),
-        member_energies=np.array(data["member_energies"], dtype=np.float64),
-        models=tuple(data["models"]),
-        simulation=keys["simulation"],
-        step=keys.get("step"),
-        time=keys["time"],
-    )
-    return Row(
-        id=int(row.id),
-        status=keys["status"],
-        fingerprint=keys["fingerprint"],
-        kept=kept,
-        version=keys["beadwork"],
-        attempts=keys.get("attempts", 0),
-        worker=data.get("worker"),
-        expires=keys.get("expires"),
-        label=data.get("label"),
-        reason=data.get("reason"),
-    )
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)

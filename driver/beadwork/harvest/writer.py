@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from beadwork.errors import QueueError
-from beadwork.harvest.queue import Kept
+from beadwork.harvest.row import Kept
 
 #: s between two attempts to write: doubled from the first to the second
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
