@@ -1,8 +1,11 @@
-"""What an operating system says when a file cannot be written, as a sentence and an exit code."""
+"""Files written whole, and what an operating system says when one cannot be written, as a sentence and an exit code."""
 
 from __future__ import annotations
 
 import errno
+import os
+import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +24,17 @@ def put_aside(path: Path, mark: str = ".") -> Path:
     with writing(aside), suppress(FileNotFoundError):
         path.rename(aside)
     return aside
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file whole or not at all, whatever is killed, and whoever writes it at the same time. Raises OSError."""
+    # who writes stands in the name: `learn.labelling` removes what its process left when it was killed
+    part = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
 
 
 @contextmanager

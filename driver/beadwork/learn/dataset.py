@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from beadwork.disk import write_whole
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, Frame
-from beadwork.harvest.queue import LABELLED, Queue, Row
+from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.harvest.row import Row
 from beadwork.learn.label import Label, frame_of, plain, structure
 from beadwork.potential.bundle import load_card, sha256
 from beadwork.potential.delta import load
@@ -398,13 +400,6 @@ def to_atoms(example: Example) -> Any:
         if values is not None:
             atoms.arrays[name] = values
     return atoms
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
 
 
 def _to_json(e: Example) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from beadwork.disk import write_whole
 from beadwork.errors import LabelError
-from beadwork.learn.dataset import DATASET, Dataset, write_whole
+from beadwork.learn.dataset import DATASET, Dataset
 from beadwork.learn.loop import Generation, Loop, committee_of, errors_of, generations, unseen
 from beadwork.learn.validate import PAGE as VALIDATION
 

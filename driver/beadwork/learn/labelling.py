@@ -25,9 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
-from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue, Row
+from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue
+from beadwork.harvest.row import Row
 from beadwork.learn.clusters import charge, cut, most_uncertain
 from beadwork.learn.jobs import Pool, lost
 from beadwork.learn.label import Label, Labeller, as_json, structure
@@ -278,7 +280,8 @@ def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dic
         label = labeller.label(part.frame, part.charge, spec.spin)
         if label.forces is not None and label.forces.shape != part.frame.positions.shape:
             raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")
-        _write(file, as_json(label.to_dict()))
+        _make(file.parent)
+        write_whole(file, as_json(label.to_dict()))
     label = _read(file)
     stored = label.to_dict()
     if part.atoms is not None:
@@ -290,17 +293,6 @@ def _file(folder: Path, row: Row, spec: Spec, labeller: Labeller, part: _Part) -
     """Where a label lies: named by all that it depends on."""
     told = as_json([spec.identity, labeller.method, part.charge, structure(part.frame)])
     return folder / f"{row.id}-{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, whatever is killed."""
-    _make(file.parent)
-    part = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
-    with part.open("w", encoding="utf-8") as open_file:
-        open_file.write(text)
-        open_file.flush()
-        os.fsync(open_file.fileno())
-    os.replace(part, file)
 
 
 def _read(file: Path) -> Label:

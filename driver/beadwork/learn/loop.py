@@ -39,12 +39,14 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.config import ServeConfig
+from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
-from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue, committee_hash
+from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
+from beadwork.harvest.row import committee_hash
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.learn import labellers, simulate
 from beadwork.learn.choose import from_queue as choose
-from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue, write_whole
+from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue
 from beadwork.learn.labelling import label
 from beadwork.learn.residual import Errors, residuals
 from beadwork.learn.train import references, train_committee

@@ -29,9 +29,9 @@ from xml.etree import ElementTree
 import tomli_w
 
 from beadwork.config import ServeConfig
+from beadwork.disk import write_whole
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read
-from beadwork.learn.dataset import write_whole
 from beadwork.learn.program import last_line
 
 #: seconds that a run gets to end by itself when the loop is interrupted

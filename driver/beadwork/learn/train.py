@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from beadwork.disk import write_whole
 from beadwork.errors import LabelError, ModelError
-from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split, write_whole
+from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split
 from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from beadwork.disk import write_whole
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
-from beadwork.learn.dataset import Dataset, Example, split, write_whole
+from beadwork.learn.dataset import Dataset, Example, split
 from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residuals, calibrate, residuals
 from beadwork.learn.train import references, train_committee
 from beadwork.learn.train_settings import TrainSettings

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from beadwork.config import DTYPES
+from beadwork.disk import write_whole
 from beadwork.errors import ModelError
 from beadwork.toml import tomllib
 
@@ -135,9 +136,7 @@ def write_card(bundle: Path, card: Mapping[str, Any]) -> Card:
     hashes = {name: sha256(bundle / name) for name in (MODEL, NATIVE) if (bundle / name).is_file()}
     about = {k: v for k, v in card.items() if v is not None}
     data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}
-    fresh = bundle / f".{CARD}.new"
-    fresh.write_bytes(tomli_w.dumps(data).encode())
-    fresh.replace(bundle / CARD)
+    write_whole(bundle / CARD, tomli_w.dumps(data))
     return load_card(bundle)
 
 
@@ -218,13 +217,8 @@ def point(pointer: Path, committee: Path) -> None:
     for member in members_of([committee]):
         check(member)
     target = os.path.relpath(committee.resolve(), pointer.resolve().parent)
-    fresh = pointer.with_name(f".{pointer.name}.new")
     try:
-        with open(fresh, "w", encoding="utf-8") as file:
-            file.write(target + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(pointer)
+        write_whole(pointer, target + "\n")
     except OSError as error:
         raise ModelError(f"{pointer} cannot be written ({error}); it still names what it named") from error
 
