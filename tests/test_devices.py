@@ -150,6 +150,14 @@ ENDS = {
 }
 
 
+def test_a_server_that_has_served_long_earns_its_starts_anew(
+    scripted: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that fails once a day is not given up on the fourth day."""
+    monkeypatch.setattr(devices, "LONG", 0.0)
+    assert scripted([*[KILLED] * 5, "DONE sys.exit(0)"], [EXIT]) == 0
+
+
 @pytest.mark.parametrize("case", ENDS)
 def test_ends(scripted: Callable[..., int], capfd: pytest.CaptureFixture[str], tmp_path: Path, case: str) -> None:
     """What a device may do better the next time is started again, what a model says of a structure is not.
