@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ipi.utils.io.inputs.io_xml import read_dict
 
 import beadwork.pes
 from beadwork.errors import ConfigError, GeometryError, SimulationError
@@ -130,3 +132,42 @@ def test_what_it_refuses(pes: BeadworkPES, tmp_path: Path) -> None:
         BeadworkPES("init.xyz", basline="b")
     with pytest.raises(SimulationError, match="cannot be read"):
         BeadworkPES(str(tmp_path / "absent.xyz"), baseline=str(MODELS / "baseline"), engine="torchscript")
+
+
+@pytest.mark.parametrize(
+    ("written", "error"),
+    [
+        ("periodic: maybe", "periodic is 'maybe'; it wants true or false"),
+        ("periodic: 2", "periodic is 2; it wants true or false"),
+        ("member_forces: 0.5", r"member_forces is 0\.5; it wants true or false"),
+        ("alpha: x", "alpha is 'x'; it wants float"),
+        ("threads: many", "threads is 'many'; it wants int"),
+        ("threads: 1.5", r"threads is 1\.5; it wants int"),
+        ("engine: 1", "engine is 1; it wants str"),
+        ("delta: 7", "delta is 7; it wants str"),
+        ("template: 7", "template is 7; it wants str"),
+        ("dtype: float16", "dtype is 'float16'; choose from"),
+    ],
+)
+def test_kinds_are_checked(written: str, error: str) -> None:
+    """What <parameters> holds is a word or a number to i-PI: of the wrong kind it is refused by the option's name."""
+    given = {"template": "init.xyz", "baseline": "b", **read_dict(f"{{{written}}}")}
+    with pytest.raises(ConfigError, match=error):
+        BeadworkPES(**given)
+
+
+@pytest.mark.parametrize(
+    ("words", "periodic"),
+    [(("true", "True", "yes", "1", "YES"), True), (("false", "False", "no", "0"), False)],
+)
+def test_a_switch_in_any_words(tmp_path: Path, words: tuple[str, ...], periodic: bool) -> None:
+    """On and off as people write them, and as i-PI reads them: 1 is on as true is, and no is not on."""
+    template = str(start(tmp_path / "run", "") / "init.xyz")
+    for word in words:
+        given = read_dict(f"{{periodic: {word}, member_forces: {word}, alpha: 2, threads: 1}}")
+        delta = " ".join(map(str, DELTA))
+        pes = BeadworkPES(template, delta=delta, engine="torchscript", **given)
+        *_, extra = pes(np.diag(CELL) / BOHR, WATERS / BOHR)
+        assert pes._periodic == (periodic,) * 3
+        assert ("committee_force" in json.loads(extra)) == periodic
+        assert pes._potential.alpha == 2.0

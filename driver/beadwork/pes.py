@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
 from beadwork.frame import FloatArray, Frame
 from beadwork.potential.threads import set_threads
+from beadwork.toml import build
 from beadwork.units import BOHR, FORCE, HARTREE
 
 __DRIVER_NAME__ = "beadwork"
@@ -41,6 +44,7 @@ OPTIONS = (
     "baseline_uncertainty",
     "member_forces",
 )
+_ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")
 #: potential, forces, virial and extras of one structure, as i-PI wants them
 Answer = tuple[float, FloatArray, FloatArray, str]
 
@@ -50,15 +54,20 @@ class BeadworkPES:
 
     template: a file that ASE reads, with the species in the simulation's order. delta: bundles, separated by blanks.
     verbosity: i-PI adds it, and it is not used. The rest are options of `beadwork serve`, by their names. Raises
-    SimulationError for a template that cannot be read, ConfigError for an option that is unknown, ModelError for
-    models that cannot be loaded or do not fit.
+    SimulationError for a template that cannot be read, ConfigError for an option that is unknown or of another kind,
+    ModelError for models that cannot be loaded or do not fit.
     """
 
     def __init__(self, template: str, verbosity: object = None, delta: str = "", **options: Any) -> None:
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
             raise ConfigError(f"<parameters> sets {unknown[0]!r}, which is no option; known are {', '.join(OPTIONS)}")
-        config = ServeConfig(simulation="ffdirect", delta=delta.split(), **options).check()
+        for name, value in (("template", template), ("delta", delta)):
+            if not isinstance(value, str):
+                raise ConfigError(f"<parameters>: {name} is {value!r}; it wants str")
+        given = {name: _switch(name, value) for name, value in options.items()}
+        config = build(ServeConfig, {"simulation": "ffdirect", **given}, Path(), "<parameters>")
+        config = replace(config, delta=delta.split()).check()
         if config.threads:
             set_threads(config.threads)
         # torch is imported only now, so that it sees the threads
@@ -122,6 +131,16 @@ class BeadworkPES:
                 strict=True,
             )
         )
+
+
+def _switch(name: str, value: Any) -> Any:
+    """The value; of an option that is on or off as a boolean: i-PI reads 1 as a number, and yes as a word."""
+    if not isinstance(getattr(ServeConfig(), name), bool):
+        return value
+    word = str(value).strip().lower()
+    if word not in (*_ON, *_OFF):
+        raise ConfigError(f"<parameters>: {name} is {value!r}; it wants true or false")
+    return word in _ON
 
 
 def _tell(notes: Sequence[str]) -> None:
