@@ -34,6 +34,7 @@ from beadwork.learn.clusters import charge, cut, most_uncertain
 from beadwork.learn.jobs import Pool, lost
 from beadwork.learn.label import Label, Labeller, as_json, structure
 from beadwork.learn.labellers import Spec
+from beadwork.observe.status import birth
 
 #: what became of a frame
 DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"
@@ -344,19 +345,9 @@ def _give_back_of_the_dead(queue: Queue) -> None:
     for row in queue.rows(status=CLAIMED):
         _, _, place = (row.worker or "").partition("/")
         node, _, pid = place.rpartition(":")
-        if row.worker is not None and node == platform.node() and pid.isdigit() and not _alive(int(pid)):
+        if row.worker is not None and node == platform.node() and pid.isdigit() and birth(int(pid)) is None:
             with contextlib.suppress(QueueError):  # another run was faster
                 queue.release(row.id, row.worker)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _bury(queue: Queue, id: int, run: str, spec: Spec) -> Told | None:
@@ -420,7 +411,7 @@ def _tidy(queue: Queue, folder: Path) -> None:
             file.unlink(missing_ok=True)
     for file in folder.glob(f".*.{platform.node()}.*.part"):  # whether one of another host lives cannot be told here
         pid = file.name.split(".")[-3]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and birth(int(pid)) is None:
             file.unlink(missing_ok=True)
     if not queue.rows(status=CLAIMED):  # another run may be about to put a label there
         with contextlib.suppress(OSError):  # not empty
