@@ -33,7 +33,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def read(path: Path) -> Loop:
     run = {key.replace("_", "-"): value for key, value in loop.run.items()}  # `beadwork run` takes either
     if len(run) < len(loop.run):
         raise ConfigError(f"{path}: [run] sets an option in both spellings, with - and with _; keep one of them")
-    return Loop(**{**{f.name: getattr(loop, f.name) for f in fields(Loop)}, "train": train, "run": run})
+    return replace(loop, train=train, run=run)
 
 
 class Generation:
