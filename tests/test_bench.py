@@ -92,6 +92,24 @@ def test_real_steps_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(p.name for p in folder.iterdir()) == ["init.xyz", "input.xml"]
 
 
+@pytest.mark.parametrize("file", ["../elsewhere.xyz", "absolute"])
+def test_structures_beside_the_folder(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start structure that is named by a whole path, or above the input: nothing is written where it would lie."""
+    folder, temporary = tmp_path / "runs" / "run", tmp_path / "temporary"
+    folder.mkdir(parents=True)
+    temporary.mkdir()
+    source = tmp_path / "runs" / "elsewhere.xyz"
+    source.write_bytes((WATER.parent / "init.xyz").read_bytes())
+    text = re.sub(r"<trajectory[^>]*extra_type.*?</trajectory>", "", WATER.read_text())
+    text = text.replace("'16'", "'2'").replace(">16<", ">2<")
+    (folder / "input.xml").write_text(text.replace("init.xyz", str(source) if file == "absolute" else file))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.chdir(folder)
+    config = ServeConfig(simulation="input.xml", baseline=BASELINE, engine="torchscript", threads=1)
+    assert "structures a second" in bench(config, 2, "one thread")
+    assert not list(temporary.iterdir())
+
+
 def test_an_input_that_cannot_run_is_refused(tmp_path: Path) -> None:
     """A missing input ends with the sentence that `serve` has for it."""
     with pytest.raises(SimulationError, match="absent"):

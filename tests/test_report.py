@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,15 @@ def test_a_missing_package_is_a_sentence(
     for section in sections:
         assert "pip install 'beadwork[report]'" in words(text, section)
     assert "2.9" in words(text, "radial-distribution-functions") or "±" in words(text, "radial-distribution-functions")
+
+
+def test_frames_of_two_systems(run: Path) -> None:
+    """One queue may hold frames of two compositions; what is said of distances is of one of them."""
+    remove("simulation.positions_*")(run)
+    more = kept(7, 0.05, "f" * 64)
+    atom = Frame(np.array([8]), np.zeros((1, 3)), np.eye(3) * CELL)
+    Queue(run / "queue.db").add(replace(more, frame=atom, force_spread=np.array([0.05])))
+    assert "from the 3 frames kept of one composition, of 4" in words(page(run), RADIAL)
 
 
 def test_long_runs_stay_light(run: Path) -> None:

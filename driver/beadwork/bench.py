@@ -46,8 +46,12 @@ def _run(
     """Run in a folder; return its summary, and what was said of engines and threads."""
     from beadwork.session import Session
 
+    files = [file for file in simulation.files if not file.is_absolute()]
+    # as deep as the files' names go up, so that their copies lie within the folder too
+    folder = folder.joinpath(*["in"] * max((file.parts.count("..") for file in files), default=0))
+    folder.mkdir(parents=True, exist_ok=True)
     shorten(simulation, steps, folder / "bench.xml")
-    for file in simulation.files:
+    for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(simulation.directory / file, folder / file)
     words = io.StringIO()
@@ -100,7 +104,7 @@ def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
     lines.append(f"{each / total:.4g} structures a second")
     if timestep := simulation.systems[0].timestep:
         lines.append(f"{1e-6 * timestep / total * 86400:.4g} ns a day at {timestep:g} fs a step")
-    hints = [*advice(simulation), *_hints(summary, simulation, config)]
+    hints = [*advice(simulation, config.servers or 1), *_hints(summary, simulation, config)]
     lines += ["what would help:", *(f"  - {hint}" for hint in hints)]
     return "\n".join(line for line in lines if line)
 

@@ -20,7 +20,7 @@ from typing import Any
 import tomli_w
 
 from beadwork.config import ServeConfig, listen_at
-from beadwork.disk import put_aside, writing
+from beadwork.disk import put_aside, telling, writing
 from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceError
 from beadwork.observe import status
 from beadwork.observe.outputs import read_record
@@ -111,7 +111,8 @@ class Child:
             self.folders.append(put_aside(self.folder, "-died-"))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            put_aside(self.folder / "beadwork.out")  # `_answered` would count an earlier run's
+            for name in ("beadwork.out", "beadwork.log"):  # `_answered` would count an earlier run's
+                put_aside(self.folder / name)
             (self.folder / status.NAME).unlink(missing_ok=True)
             # paths in serve.toml count from its own folder, which is where the outputs go
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
@@ -134,7 +135,7 @@ class Child:
         """Pass on the whole lines that are new."""
         if self.process is None:
             return
-        with writing(Path("the log")):
+        with writing(Path("the log")), telling():
             with open(self.folder / "beadwork.log", "rb") as log:
                 log.seek(self._read)
                 new = log.read()
@@ -185,6 +186,7 @@ class Devices:
 
         A server that died and came back, or that i-PI has ended without, counts as 0; a signal as 128 and its number.
         """
+        self._tidy()
         end, reload = self._on_signal, self._on_reload
         with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
             try:
@@ -199,6 +201,14 @@ class Devices:
         code = 128 + self._signal if self._signal else max(child.verdict for child in self._children)
         self._sum_up(code)
         return code
+
+    def _tidy(self) -> None:
+        """Put aside what `tell` would take for servers of this run: those of an earlier one, of other devices."""
+        (self._out / status.NAME).unlink(missing_ok=True)
+        ours = {child.folder for child in self._children}
+        for folder in _servers(self._out):
+            if folder not in ours:
+                put_aside(folder, "-earlier-")
 
     def _look(self) -> None:
         for child in self._children:
@@ -248,6 +258,7 @@ class Devices:
 
     def _sum_up(self, code: int) -> None:
         path = self._out / "summary.json"
+        put_aside(path)
         devices: list[dict[str, Any]] = [
             {
                 "device": child.config.device,
@@ -281,13 +292,18 @@ class Devices:
 
     @staticmethod
     def _say(text: str) -> None:
-        with writing(Path("the log")):
+        with writing(Path("the log")), telling():
             print(f"beadwork: {text}", file=sys.stderr, flush=True)
+
+
+def _servers(out: Path) -> list[Path]:
+    """The folders of servers, without those put aside."""
+    return [folder for folder in sorted(out.glob("dev-*")) if folder.name.removeprefix("dev-").isdigit()]
 
 
 def tell(out: Path) -> tuple[str, int]:
     """How each server is doing, and the worst of the codes of `beadwork status`."""
-    folders = [folder for folder in sorted(out.glob("dev-*")) if folder.name.removeprefix("dev-").isdigit()]
+    folders = _servers(out)
     if (out / status.NAME).exists() or not folders:
         return status.tell(status.read(out))
     told = [status.tell(status.read(folder), folder.name) for folder in folders]

@@ -34,7 +34,7 @@ def report(folder: Path, page: Path | None = None, queue: str | None = None) -> 
     page = page or folder / "report.html"
     text = write(run)
     with writing(page):
-        page.write_text(text)
+        page.write_text(text, encoding="utf-8")
     return f"the run on one page: {page} ({len(text.encode()) / 1e6:.1f} MB, opens in any browser)"
 
 
@@ -76,7 +76,7 @@ def write(run: Run) -> str:
         sections.section("Where the time goes", sections.time(run, drawing)),
     ]
     name = str(run.about.get("simulation", run.folder.resolve().name))
-    template = Template(Path(__file__).with_name("report.html").read_text())
+    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=f"beadwork: {escape(name)}",
         subtitle=sections.subtitle(run),

@@ -355,7 +355,12 @@ class Session:
             print(tell(summary, folder, self._config.queue), flush=True)
         for name in simulation.properties[:1]:
             with writing(folder / "run.png"):
-                said = draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png")
+                try:
+                    said = draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png")
+                except OSError:
+                    raise  # a full disk has a code
+                except Exception as error:  # noqa: BLE001 - the run has ended, and its code is not the picture's
+                    said = f"no picture: {type(error).__name__}: {error}"
                 with telling():
                     print(said, flush=True)
 

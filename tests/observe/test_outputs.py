@@ -76,6 +76,47 @@ def test_a_torn_frame_is_left_out(tmp_path: Path) -> None:
     assert len(written) == 3
 
 
+@pytest.mark.parametrize("mode", ["xyz", "pdb"])
+@pytest.mark.parametrize("cut", [5, 40, 130, 200])
+def test_a_frame_torn_in_the_middle_is_left_out(tmp_path: Path, mode: str, cut: int) -> None:
+    """An i-PI that was killed and goes on from its RESTART appends to what it tore: all whole frames are read."""
+    write_trajectory(tmp_path, mode, [0, 10], beads=1)
+    path = tmp_path / f"run.pos_0.{mode}"
+    torn = path.read_text()[:-cut]
+    written = write_trajectory(tmp_path, mode, [20, 30, 40], beads=1)
+    path.write_text(torn + path.read_text())
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    found = {step: frame for step, _, frame in trajectory}
+    assert {0, 30, 40} <= set(found) <= {0, 20, 30, 40}  # the first line after the cut may be lost with it
+    for step in set(found) - {0}:
+        assert np.abs(found[step].positions - written[step, 0]).max() < 1e-3
+
+
+def test_a_line_torn_in_the_middle_is_left_out(tmp_path: Path) -> None:
+    """The same of properties: the line that i-PI appended to half a line is not its own."""
+    head = "# column   1     --> step : a\n# column   2     --> time{picosecond} : b\n"
+    (tmp_path / "a.out").write_text(head + "0 0.0\n1 0.5\n2 1." + head + "2 1.0\n3 1.5\n")
+    values, units = read_properties(tmp_path / "a.out")
+    assert values["step"].tolist() == [0, 1, 2, 3]
+    (tmp_path / "a.out").write_text(head + "0 0.0\n1 0.5\n2 1." + "2 1.0\n3 1.5\n")
+    values, units = read_properties(tmp_path / "a.out")
+    assert values["step"].tolist() == [0, 1, 3]
+    assert values["time"].tolist() == [0.0, 0.5, 1.5]
+    assert units["time"] == "picosecond"
+
+
+@pytest.mark.parametrize("stem", ["", "a[1]", "/absolute"])
+def test_prefixes_as_ipi_takes_them(tmp_path: Path, stem: str) -> None:
+    """None at all, one that a pattern would take for its own, one that is a path: the positions are found."""
+    write_trajectory(tmp_path, "xyz", [0])
+    for path in tmp_path.glob("run.*"):
+        path.rename(path.with_name(path.name.replace("run.", f"{Path(stem).name}." if stem else "")))
+    trajectory = find_positions(tmp_path, f"{tmp_path}{stem}" if stem.startswith("/") else stem)
+    assert trajectory is not None
+    assert len(trajectory.files) == 2
+
+
 def test_long_trajectories_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weeks of output do not take hours: every n-th frame is taken, from the first to the last."""
     write_trajectory(tmp_path, "xyz", list(range(0, 100, 5)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import ase.io
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from beadwork.disk import writing
+from beadwork.disk import put_aside, writing
 from beadwork.errors import BeadworkError
 from beadwork.frame import Frame
 from beadwork.potential.delta import Evaluation
@@ -30,7 +30,7 @@ class Last:
 def save(last: Sequence[Last], folder: Path) -> Path:
     """Write them, with step, bead and address, and with energy (eV) and forces (eV/Å) where there are any.
 
-    Raises ResourceError or ConfigError where the file cannot be written.
+    Those of an earlier run get a number. Raises ResourceError or ConfigError where the file cannot be written.
     """
     structures = []
     for one in last:
@@ -44,6 +44,7 @@ def save(last: Sequence[Last], folder: Path) -> Path:
                 atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
             structures.append(atoms)
     path = folder / NAME
+    put_aside(path)
     try:
         with writing(path):
             ase.io.write(path, structures, format="extxyz")

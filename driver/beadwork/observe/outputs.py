@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -30,15 +33,24 @@ MOST_ATOMS = 2_000_000
 
 
 def _scan(path: Path) -> tuple[list[str], FloatArray]:
-    """The lines that begin with #, and the numbers, a row a line; (0, 0) without any. A torn last line is left out."""
-    comments, rows = [], []
-    with open(path) as lines:
+    """The lines that begin with #, and the numbers, a row a line; (0, 0) without any.
+
+    A line that a killed process tore, at the end or before what its successor wrote, has another number of columns or
+    no newline, and is left out.
+    """
+    comments: list[str] = []
+    tables: dict[int, array[float]] = {}  # by columns; a run of weeks has millions of rows
+    with open(path, errors="replace") as lines:
         for line in lines:
             if line.startswith("#"):
                 comments.append(line)
-            elif line.endswith("\n") and line.strip():
-                rows.append(line.split())
-    return comments, np.array(rows, dtype=np.float64) if rows else np.empty((0, 0))
+            elif line.endswith("\n") and (words := line.split()):
+                with suppress(ValueError):
+                    tables.setdefault(len(words), array("d")).extend([float(word) for word in words])
+    if not tables:
+        return comments, np.empty((0, 0))
+    columns = max(tables, key=lambda width: len(tables[width]) // width)
+    return comments, np.array(tables[columns]).reshape(-1, columns)
 
 
 def read_properties(path: Path) -> tuple[dict[str, FloatArray], dict[str, str]]:
@@ -62,13 +74,14 @@ def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray]]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What beadwork.out says of its run (`Record`), and whether it `joined` an i-PI under way."""
+    """What beadwork.out says of its run (`Record`), `joined` among it; empty where it says nothing."""
     about: dict[str, Any] = {}
     with open(path) as lines:
         for line in takewhile(lambda line: line.startswith("#"), lines):
             if line.startswith("# run: "):
                 about |= json.loads(line.removeprefix("# run: "))
-            about["joined"] = about.get("joined", False) or line.rstrip("\n") == JOINED
+            elif line.rstrip("\n") == JOINED:
+                about["joined"] = True
     return about
 
 
@@ -95,7 +108,7 @@ def find_positions(folder: Path, stem: str) -> Trajectory | None:
     i-PI names a trajectory's files as the user likes, but says in every frame what it is.
     """
     files = []
-    for path in sorted(folder.glob(f"{stem}.*")):
+    for path in _outputs(folder, stem, ".*"):
         if path.suffix in _FRAMING:
             with open(path) as lines:
                 if any(re.search(r"Bead:.*\bpositions\b", line) for line in islice(lines, 2)):
@@ -111,6 +124,12 @@ def find_positions(folder: Path, stem: str) -> Trajectory | None:
         atoms, size = _size(lines, chosen[0].suffix)
     frames = max(1, round(chosen[0].stat().st_size / max(1, size)))  # of a bead, about
     return Trajectory(tuple(chosen), max(1, -(-frames * atoms * len(chosen) // MOST_ATOMS)))
+
+
+def _outputs(folder: Path, stem: str, pattern: str) -> list[Path]:
+    """i-PI's files with this prefix, which may be empty, a path, or hold what a pattern would take for its own."""
+    prefix = folder / stem if stem else folder / "_"
+    return sorted(prefix.parent.glob(escape(prefix.name) + pattern if stem else pattern.replace(".*", "*", 1)))
 
 
 def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
@@ -133,8 +152,16 @@ def _frames(path: Path, stride: int) -> Iterator[tuple[int, Frame]]:
         atoms, _ = _size(lines, path.suffix)
     length = atoms + _FRAMING[path.suffix]
     with open(path) as lines:
-        while len(block := list(islice(lines, length))) == length and block[-1].endswith("\n"):
-            raw = read_file_raw(path.suffix[1:], io.StringIO("".join(block)))
+        block: list[str] = []
+        while True:
+            block += islice(lines, length + 1 - len(block))  # and the line after it, by which its last one is whole
+            if len(block) < length or not block[length - 1].endswith("\n"):
+                return
+            begins = [row for row in range(len(block)) if _begins(block[row:], atoms)]
+            if begins != [0, length][: 1 + (len(block) > length)]:  # torn: go on where the next one begins
+                block = block[next((row for row in begins if row), len(block)) :]
+                continue
+            raw = read_file_raw(path.suffix[1:], io.StringIO("".join(block[:length])))
             step = _STEP.search(raw["comment"] or block[0])
             read = process_units(**raw, mode=path.suffix[1:])
             cell = read["cell"].h.T * BOHR
@@ -148,8 +175,17 @@ def _frames(path: Path, stride: int) -> Iterator[tuple[int, Frame]]:
                     (bool(np.linalg.det(cell) > 0),) * 3,
                 ),
             )
-            for _ in islice(lines, (stride - 1) * length):
-                pass
+            block = block[length:]
+            if stride > 1:
+                block = []
+                for _ in islice(lines, (stride - 1) * length - 1):
+                    pass
+
+
+def _begins(lines: Sequence[str], atoms: int) -> bool:
+    """Whether a frame begins with these lines: an xyz with the number of its atoms, a pdb with its title."""
+    count, title = lines[0].strip() == str(atoms), lines[0].startswith("TITLE")
+    return title or (count and (len(lines) == 1 or "Step:" in lines[1]))
 
 
 def _numbers(names: Any) -> IntArray:
@@ -175,7 +211,7 @@ def read_potentials(folder: Path, stem: str, beads: int) -> Potentials | None:
     """Read the outputs of `extra_type='committee_pot'`; None where not every bead has one, or there are none."""
     groups: dict[str, list[dict[int, FloatArray]]] = {}
     resolution = 0.0
-    for path in sorted(folder.glob(f"{stem}.*_[0-9]*")):
+    for path in _outputs(folder, stem, ".*_[0-9]*"):
         with open(path, errors="replace") as lines:
             if not _POTENTIALS.search(next(lines, "")):
                 continue

@@ -34,7 +34,7 @@ class Record:
             put_aside(old)
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "w", buffering=1)  # noqa: SIM115 - open for the run's length
+            self._file = open(self._path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open for the run's length
         self._elements = tuple(elements)
         self._write("  ".join([COLUMNS, *(f"spread_{element}/(eV/A)" for element in elements)]))
         if about:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from beadwork.observe import figures, outputs, viewer
 from beadwork.observe.pace import PARTS
 from beadwork.observe.radial import Radial, deviations, matched, radial, reweight
 from beadwork.observe.run import Run
+from beadwork.observe.viewer import Shown
 
 #: frames that the viewer is given, the most uncertain ones; each is some ten kB of the page
 MOST_FRAMES = 300
@@ -231,7 +233,7 @@ def kept(run: Run) -> tuple[str, str]:
 was clicked, to be turned with the mouse: bright atoms are those on whose force the committee disagrees, dark ones are
 sure; large balls are heavy atoms. One bright molecule among dark ones is a rare geometry, and a label of this frame
 teaches it. If all atoms glow, the committee does not know this phase at all.</p>"""
-    scripts = f"""<script>{viewer.inlined(program.read_text())}</script>
+    scripts = f"""<script>{viewer.inlined(program.read_text(encoding="utf-8"))}</script>
 <script>
 addEventListener("load", () => setTimeout(async () => {{
   const says = document.getElementById("viewer-says");
@@ -254,16 +256,18 @@ addEventListener("load", () => setTimeout(async () => {{
 def distributions(run: Run, drawing: bool) -> str:
     """g(r) of all pairs with the committee's error bar, and their peaks in figures."""
     about = run.about
-    trajectory = outputs.find_positions(run.directory, str(about.get("outputs", ""))) if about.get("outputs") else None
+    trajectory = outputs.find_positions(run.directory, str(about["outputs"])) if "outputs" in about else None
     found = radial(trajectory) if trajectory is not None else None
+    kept = _alike(run.kept)
     errors: dict[str, tuple[FloatArray, FloatArray]] = {}
     if trajectory is not None and found is not None:
         source = f"From i-PI's bead positions: {len(found.steps)} steps of {len(trajectory.files)} beads"
         source += f", every {_ordinal(trajectory.stride)} that was written." if trajectory.stride > 1 else "."
         errors, words = _committee_error(run, found)
-    elif (found := radial((one.row, 0, one.frame) for one in run.kept)) is not None:
+    elif (found := radial((one.row, 0, one.frame) for one in kept)) is not None:
+        those = "frames kept" if len(kept) == len(run.kept) else f"frames kept of one composition, of {len(run.kept)}"
         source = (
-            f"i-PI wrote no bead positions, so this is from the {len(run.kept)} frames kept. They are unusual ones: "
+            f"i-PI wrote no bead positions, so this is from the {len(kept)} {those}. They are unusual ones: "
             f"take it as a look, not as an average. To have the average, let it write {POSITIONS}."
         )
         words = ""
@@ -287,6 +291,14 @@ def distributions(run: Run, drawing: bool) -> str:
         + (_figure(svg, caption) if drawing else f"<p>{NO_PLOTS}</p>")
         + _peaks(found, errors, bonds)
     )
+
+
+def _alike(kept: Sequence[Shown]) -> list[Shown]:
+    """Those of the most frequent composition."""
+    groups: dict[bytes, list[Shown]] = {}
+    for one in kept:
+        groups.setdefault(np.sort(one.frame.numbers).tobytes(), []).append(one)
+    return max(groups.values(), key=len, default=[])
 
 
 def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArray, FloatArray]], str]:
