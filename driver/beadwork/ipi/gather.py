@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-Line = TypeVar("Line", bound=Hashable)
+Connection = TypeVar("Connection", bound=Hashable)
 
 
-class Gather(Generic[Line]):
+class Gather(Generic[Connection]):
     """Collects the requests of one forcefield's connections.
 
     ring: structures a step (beads times systems), None where steps differ. window: seconds.
@@ -27,24 +27,24 @@ class Gather(Generic[Line]):
         self._ring = ring
         self._remaining = ring
         self._window = window
-        self._lines: set[Line] = set()
-        self._waiting: dict[Line, int] = {}
+        self._connections: set[Connection] = set()
+        self._waiting: dict[Connection, int] = {}
         self._latest = 0.0
 
-    def join(self, line: Line) -> None:
+    def join(self, connection: Connection) -> None:
         """A connection is open. A step that was under way begins again: i-PI sends its beads anew."""
-        self._lines.add(line)
+        self._connections.add(connection)
         self._remaining = self._ring
 
-    def leave(self, line: Line) -> None:
+    def leave(self, connection: Connection) -> None:
         """A connection is gone, and its request with it."""
-        self._lines.discard(line)
-        self._waiting.pop(line, None)
+        self._connections.discard(connection)
+        self._waiting.pop(connection, None)
         self._remaining = self._ring
 
-    def arrived(self, line: Line, structures: int, now: float) -> None:
+    def arrived(self, connection: Connection, structures: int, now: float) -> None:
         """A connection has sent `structures` distinct structures."""
-        self._waiting[line] = structures
+        self._waiting[connection] = structures
         self._latest = now
 
     def wait(self, now: float) -> float | None:
@@ -52,17 +52,17 @@ class Gather(Generic[Line]):
         if not self._waiting:
             return None
         here = sum(self._waiting.values())
-        if len(self._waiting) == len(self._lines) or (self._remaining is not None and here >= self._remaining):
+        if len(self._waiting) == len(self._connections) or (self._remaining is not None and here >= self._remaining):
             return 0.0
         return max(0.0, self._latest + self._window - now)
 
-    def take(self, now: float) -> list[Line]:
+    def take(self, now: float) -> list[Connection]:
         """Return the connections to answer now, in order of arrival; empty if it is too early."""
         if self.wait(now) != 0.0:
             return []
-        lines = list(self._waiting)
+        connections = list(self._waiting)
         if self._ring is not None and self._remaining is not None:
             left = self._remaining - sum(self._waiting.values())
             self._remaining = left if left > 0 else self._ring
         self._waiting.clear()
-        return lines
+        return connections

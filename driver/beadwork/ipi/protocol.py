@@ -64,7 +64,7 @@ class Machine:
         self._shared = shared
         self._atoms = atoms
         self._layout: wire.Layout = wire.Single()
-        self._in = wire.Incoming()
+        self._in = wire.ReceiveBuffer()
         self._out: list[bytes] = []
         self._pending: tuple[int, int] | None = None  # (structures, atoms) of the PosData that awaits its result
         self._result: ForceReady | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from beadwork.errors import RemoteProtocolError
 from beadwork.frame import FloatArray
 from beadwork.ipi.messages import ForceReady, PosData
-from beadwork.ipi.wire import FORCEREADY, Incoming, announced, integer, pack_integer
+from beadwork.ipi.wire import FORCEREADY, ReceiveBuffer, announced, integer, prefixed
 
 KINDS = ("pos", "h", "ih", "pot", "force", "vir")
 MAX_NAME = 255
@@ -47,7 +47,7 @@ class Shared:
         self._segments: list[shared_memory.SharedMemory] = []
         self._views: dict[str, FloatArray] = {}
 
-    def posdata(self, data: Incoming, expected: int | None) -> PosData | None:
+    def posdata(self, data: ReceiveBuffer, expected: int | None) -> PosData | None:
         """Atom count; the first time also six length-prefixed names."""
         atoms = announced(data, self.size, expected)
         if atoms is None:
@@ -66,7 +66,7 @@ class Shared:
             )
         return PosData(self._views["h"].copy(), self._views["pos"].copy())
 
-    def _names(self, data: Incoming) -> list[str] | None:
+    def _names(self, data: ReceiveBuffer) -> list[str] | None:
         offset = 4
         names = []
         for kind in KINDS:
@@ -106,7 +106,7 @@ class Shared:
         self._views["pot"][:] = result.potentials
         self._views["force"][:] = result.forces
         self._views["vir"][:] = result.virials
-        return FORCEREADY + b"".join(pack_integer(len(extra)) + extra for extra in result.extras)
+        return FORCEREADY + prefixed(result.extras)
 
     def close(self) -> None:
         """Detach from the segments; i-PI removes them."""

@@ -31,7 +31,7 @@ MAX_HELD = MAX_BODY + (1 << 21)
 MAX_PARAMETERS = 1 << 16
 
 
-class Incoming:
+class ReceiveBuffer:
     """Bytes that have arrived and are not yet understood.
 
     `take` is all or nothing: it returns n bytes, or None and consumes nothing when fewer are here.
@@ -80,7 +80,7 @@ def pack_integer(value: int) -> bytes:
     return value.to_bytes(4, sys.byteorder, signed=True)
 
 
-def announced(data: Incoming, structures: int, expected: int | None, offset: int = 0) -> int | None:
+def announced(data: ReceiveBuffer, structures: int, expected: int | None, offset: int = 0) -> int | None:
     """The atom count that stands `offset` bytes ahead, None when it is not here yet; nothing is consumed.
 
     Refuses a count before any memory is asked for: raises RemoteProtocolError.
@@ -105,7 +105,7 @@ def announced(data: Incoming, structures: int, expected: int | None, offset: int
 class Layout(Protocol):
     """How one mode lays out the two messages that carry arrays."""
 
-    def posdata(self, data: Incoming, expected: int | None) -> PosData | None:
+    def posdata(self, data: ReceiveBuffer, expected: int | None) -> PosData | None:
         """Read a POSDATA body; None when it is not all here yet. Raises RemoteProtocolError."""
         ...
 
@@ -118,14 +118,15 @@ class Layout(Protocol):
         ...
 
 
-def _extras(extras: Sequence[bytes]) -> bytes:
+def prefixed(extras: Sequence[bytes]) -> bytes:
+    """Each behind its length."""
     return b"".join(pack_integer(len(extra)) + extra for extra in extras)
 
 
 class Single:
     """One structure a message: every i-PI up to 3.2, and 3.3 without `<batch_size>`."""
 
-    def posdata(self, data: Incoming, expected: int | None) -> PosData | None:
+    def posdata(self, data: ReceiveBuffer, expected: int | None) -> PosData | None:
         """Cell, inverse cell, atom count, positions."""
         atoms = announced(data, 1, expected, 144)
         body = None if atoms is None else data.take(148 + 24 * atoms)
@@ -136,7 +137,7 @@ class Single:
         return PosData(numbers.reshape(1, 3, 3), positions.reshape(1, atoms, 3))
 
     def forceready(self, result: ForceReady) -> bytes:
-        """Potential, atom count, forces, virial, extra."""
+        """Potentials, atom count, forces, virials, extras, of however many structures."""
         atoms = result.forces.shape[1]
         return b"".join(
             (
@@ -145,7 +146,7 @@ class Single:
                 pack_integer(atoms),
                 result.forces.tobytes(),
                 result.virials.tobytes(),
-                _extras(result.extras),
+                prefixed(result.extras),
             )
         )
 
@@ -153,13 +154,13 @@ class Single:
         """Nothing is held."""
 
 
-class Batched:
+class Batched(Single):
     """`size` structures a message, since i-PI 3.3; short batches come padded and are answered padded."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def posdata(self, data: Incoming, expected: int | None) -> PosData | None:
+    def posdata(self, data: ReceiveBuffer, expected: int | None) -> PosData | None:
         """Atom count, all cells with their inverses, all positions."""
         atoms = announced(data, self.size, expected)
         body = None if atoms is None else data.take(4 + self.size * (144 + 24 * atoms))
@@ -168,10 +169,3 @@ class Batched:
         cells = np.frombuffer(body, np.float64, 18 * self.size, 4).reshape(self.size, 2, 3, 3)[:, 0]
         positions = np.frombuffer(body, np.float64, 3 * self.size * atoms, 4 + 144 * self.size)
         return PosData(cells, positions.reshape(self.size, atoms, 3))
-
-    def forceready(self, result: ForceReady) -> bytes:
-        """Potentials, atom count, forces, virials, extras: the same order as for one structure."""
-        return Single().forceready(result)
-
-    def close(self) -> None:
-        """Nothing is held."""
