@@ -36,6 +36,7 @@ def exit_codes() -> str:
         "| 1, 8 | `beadwork status`: the run has ended or was killed, or hangs; 0: it runs, or waits for i-PI |"
     )
     rows.append("| any | `beadwork doctor`: what the first red finding would end a run with; 0: nothing is red |")
+    rows.append("| 141 | what read our output has gone (a pipe into `head`), before the command was done |")
     rows.append(
         "| 130, 143 | SIGINT (the keyboard) or SIGTERM: the answer under way was sent, queue written, our i-PI ended |"
     )

@@ -17,7 +17,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read
-from beadwork.potential.delta import Potential, load
+from beadwork.potential.delta import load_for
 from beadwork.session import Session
 
 #: characters before the sentence
@@ -113,34 +113,20 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     distinct = list({frame.positions.tobytes(): frame for frame in starts[0]}.values())
     # a native model may be refused in one precision alone; a run in the other has no need of it
     asked = config.engine if config.dtype == "float64" or config.engine != "native" else "auto"
-    potential = _load(replace(config, engine=asked), "float64")
+    potential = load_for(replace(config, engine=asked, dtype="float64"))
     exact = potential.evaluate(distinct)
     yield from models.together(cards, config, potential, exact)
     yield from models.spread(exact, config)
     yield from models.derivatives(potential, distinct[0], len(parts[0]))
     yield from models.engines(cards, distinct[0], config)
     try:
-        rough = _load(config, "float32").evaluate(distinct)
+        rough = load_for(replace(config, dtype="float32")).evaluate(distinct)
     except ModelError as error:
         if config.dtype == "float32":
             raise
         yield split(AMBER, "precision", f"float32 is not there: {error}")
     else:
         yield from models.precision(rough, exact, config)
-
-
-def _load(config: ServeConfig, dtype: str) -> Potential:
-    """All models together, in this precision."""
-    return load(
-        config.baseline,
-        config.delta,
-        config.engine,
-        dtype,
-        config.device,
-        config.weights,
-        config.alpha,
-        config.baseline_uncertainty,
-    )
 
 
 def _start(simulation: Simulation, socket: Socket, config: ServeConfig) -> list[Frame]:

@@ -71,18 +71,9 @@ class BeadworkPES:
         if config.threads:
             set_threads(config.threads)
         # torch is imported only now, so that it sees the threads
-        from beadwork.potential.delta import load
+        from beadwork.potential.delta import load_for
 
-        self._potential = load(
-            config.baseline,
-            config.delta,
-            config.engine,
-            config.dtype,
-            config.device,
-            None,
-            config.alpha,
-            config.baseline_uncertainty,
-        )
+        self._potential = load_for(config)
         self._device = config.device
         self._member_forces = config.member_forces
         self._periodic = (config.periodic,) * 3

@@ -32,7 +32,7 @@ from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record, tell
 from beadwork.observe.status import Status
-from beadwork.potential.delta import Potential, load
+from beadwork.potential.delta import Potential, load_for
 from beadwork.potential.marks import Marks
 from beadwork.server import Server, Service, extra_keys
 from beadwork.signals import handled, interrupt
@@ -200,16 +200,7 @@ class Session:
         """Join the forcefields of the XML with the models. Raises SimulationError, ModelError or ConfigError."""
         config = self._config
         roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
-        whole = load(
-            config.baseline,
-            config.delta,
-            config.engine,
-            config.dtype,
-            config.device,
-            config.weights,
-            config.alpha,
-            config.baseline_uncertainty,
-        )
+        whole = load_for(config)
         self._notes += whole.notes
         parts = {"sum": whole}
         if "baseline" in roles.values():

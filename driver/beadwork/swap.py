@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from beadwork.events import Event, Note, TakenUp
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.row import committee_hash
 from beadwork.potential.bundle import members_of
-from beadwork.potential.delta import Evaluation, Potential, check_baseline, load
+from beadwork.potential.delta import Evaluation, Potential, check_baseline, load_for
 from beadwork.potential.engines import AutoEngine
 
 #: seconds between two looks at a pointer file
@@ -150,9 +150,8 @@ class Swap:
         """
         begin = time.perf_counter()
         config = self._config
-        fresh = load(
-            None, config.delta, config.engine, config.dtype, config.device, config.weights, config.alpha
-        )  # hashes, and members that go together
+        # hashes, and members that go together
+        fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None))
         old = self._served[0].potential
         fresh.max_edges = old.max_edges  # what memory holds at once
         for baseline in old.baseline_cards:

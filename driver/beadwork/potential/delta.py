@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from beadwork.config import ServeConfig
 from beadwork.errors import ModelError, NonFiniteError, ResourceError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
@@ -344,6 +345,20 @@ def load(
     potential.cards = tuple(cards)
     potential.notes = notes
     return potential
+
+
+def load_for(config: ServeConfig) -> Potential:
+    """Load what a configuration names. Raises ModelError."""
+    return load(
+        config.baseline,
+        config.delta,
+        config.engine,
+        config.dtype,
+        config.device,
+        config.weights,
+        config.alpha,
+        config.baseline_uncertainty,
+    )
 
 
 def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
