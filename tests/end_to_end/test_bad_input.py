@@ -8,12 +8,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 
 from beadwork.cli import main
+from beadwork.ipi.transport import Address, Line
+from beadwork.potential.analytic import Harmonic
+from beadwork.potential.delta import Potential
+from beadwork.server import Server, Service
 
 
 @pytest.fixture
@@ -146,10 +151,10 @@ class Peer(threading.Thread):
 
     def run(self) -> None:
         with self._listener:
-            self._listener.settimeout(60)
+            self._listener.settimeout(120)
             client, _ = self._listener.accept()
         with client:
-            client.settimeout(30)
+            client.settimeout(120)
             try:
                 self._talk(client)
                 while data := client.recv(1 << 16):
@@ -232,8 +237,8 @@ def test_strange_peer(ipi, models, serve, refused, fault, tmp_path, what, code, 
     begin = time.monotonic()
     options = ["--engine", "torchscript", "--connections", 1, "--patience", 1]
     said = refused(code, lambda: serve(run, "--baseline", models.baseline, *options))
-    assert time.monotonic() - begin < 30
-    peer.join(30)
+    assert time.monotonic() - begin < ipi.PATIENCE
+    peer.join(ipi.PATIENCE)
     assert not peer.is_alive()
     assert b"FORCEREADY" not in peer.heard
     for word in words:
@@ -244,6 +249,35 @@ def test_strange_peer(ipi, models, serve, refused, fault, tmp_path, what, code, 
         assert len(ase.io.read(run.folder / "last-frames.extxyz", ":")) == 1
     left = "; the frame is on disk" if code == 5 else ""
     fault(f"exit code {code}: '{said.replace(run.prefix, '…/s-')}'; no FORCEREADY was sent{left}")
+
+
+def test_exit_that_cannot_be_written(ipi, models, serve, refused, tmp_path) -> None:
+    """Where no file EXIT can be put, the run ends with what ended it, and the user is told that i-PI lives on."""
+    run = ipi.Input(tmp_path / "run").write()
+    (run.folder / "EXIT").symlink_to(tmp_path / "missing" / "EXIT")
+    peer = Peer(run, speak("other atoms"))
+    peer.start()
+    options = ["--engine", "torchscript", "--connections", 1]
+    assert "11 atoms" in refused(7, lambda: serve(run, "--baseline", models.baseline, *options))
+    peer.join(ipi.PATIENCE)
+    assert f"i-PI cannot be stopped by a file EXIT in {run.folder} " in refused.shown
+    assert "end it by hand" in refused.shown
+    assert "is stopped by the file" not in refused.shown
+
+
+def test_extras_that_will_not_be_sent(ipi, models, start, serve, refused, tmp_path) -> None:
+    """i-PI dies with a KeyError where it is to write extras that no reply has, as a server shows that sends none: an
+    input that asks for them is refused before anything is dialled."""
+    run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4)], extras=["force_spread_max"], steps=3).write()
+    said = refused(3, lambda: serve(run, "--baseline", models.baseline))
+    assert "writes the extras force_spread_max, which will not be sent: nothing will" in said
+    process = start.ipi(run)
+    ipi.wait_for(Path(run.prefix + "water"))
+    line = Line(Address(Path(run.prefix + "water")))
+    service = Service(line, Potential(Harmonic(1.0)), run.atoms.numbers, 4)
+    Server([service], stopped=lambda: process.poll() is not None).run()
+    assert process.wait(ipi.PATIENCE) != 0
+    assert "KeyError: \"Extra type 'force_spread_max'" in start.log(process)
 
 
 @pytest.mark.fault("a model answers NaN", "one force of one bead, from the third step on, {layout}; real i-PI")
@@ -273,7 +307,7 @@ def test_nan_from_a_model(ipi, models, start, serve, refused, fault, tmp_path, m
     said = refused(6, lambda: serve(run, "--baseline", models.baseline, "--engine", "torchscript"))
     assert "atom 7" in said
     assert ("bead 2" if layout == "batched" else "structure 2 of 4") in said
-    process.wait(30)
+    process.wait(ipi.PATIENCE)
     assert "nan" not in (run.folder / "run.out").read_text().lower()
     assert np.isfinite(run.positions()).all()
     steps = run.properties()["step"]
@@ -283,7 +317,7 @@ def test_nan_from_a_model(ipi, models, start, serve, refused, fault, tmp_path, m
     # i-PI leaves the file that stopped it, and ends by it again: the user is told which one to remove
     assert f"stopped by the file {run.folder / 'EXIT'}: remove that file" in refused.shown
     again = start.ipi(run)
-    assert again.wait(30) == 0
+    assert again.wait(ipi.PATIENCE) == 0
     assert "EXIT file detected" in start.log(again)
     fault(
         f"exit code 6: '{said}'; i-PI has ended at step {int(steps[-1])} and never saw it; {len(kept)} frames on disk"

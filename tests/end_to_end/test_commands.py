@@ -32,12 +32,16 @@ def test_run_ends_as_ipi_does(ipi, models, start, tmp_path) -> None:
 
 
 def test_run_ends_as_a_failing_ipi_does(ipi, models, start, tmp_path) -> None:
-    """An input that beadwork can read and i-PI cannot run: its exit code, and soon."""
+    """An input that beadwork can read and i-PI cannot run: the exit code of i-PI alone, and soon after it."""
     # a property that i-PI finds out about when it opens its outputs
-    run = ipi.Input(tmp_path / "run", steps=4).write()
-    run.path.write_text(run.path.read_text().replace("pressure_cv,", "pressure_of_my_tyres,"))
+    bare, run = (ipi.Input(tmp_path / name, steps=4).write() for name in ("bare", "run"))
+    for one in (bare, run):
+        one.path.write_text(one.path.read_text().replace("pressure_cv,", "pressure_of_my_tyres,"))
+    alone = start.ipi(bare)
+    assert alone.wait(ipi.PATIENCE) != 0
     process = start.beadwork("run", run, "--baseline", models.baseline)
-    assert process.wait(ipi.PATIENCE) != 0
+    assert process.wait(ipi.PATIENCE) == alone.returncode
+    assert time.time() - (run.folder / "i-pi.log").stat().st_mtime < 30
     assert "Traceback" not in start.log(process)
     assert "i-pi.log" in start.log(process)
 
