@@ -130,8 +130,10 @@ def read(path: Path) -> dict[str, Any]:
             data[key] = float(value)
         elif kind is not None and type(value) is not kind:
             raise ConfigError(f"{path}: {key} is {value!r}; it wants {_KINDS[kind]}")
-        if (inner := _INSIDE.get(key)) and not _holds(value, inner):
-            raise ConfigError(f"{path}: {key} is {value!r}; it wants {_KINDS[inner]}, or several in a list")
+        listed, lists = isinstance(value, list), "list" in str(known[key].type)
+        if (inner := _INSIDE.get(key)) and not (listed == lists and _holds(value, inner)):
+            wanted = "a list" if lists and not listed else _KINDS[inner] + ", or several in a list" * lists
+            raise ConfigError(f"{path}: {key} is {value!r}; it wants {wanted}")
     here = path.parent
     for key in ("simulation", "baseline", "queue", "out"):
         if not isinstance(data.get(key, ""), str):
