@@ -336,14 +336,17 @@ class Sampler:
         return float("nan") if self.broken else -1.0, error, 1.0, 0.1
 
 
-def sampled(monkeypatch: pytest.MonkeyPatch, sampler: Sampler, **changes: Any) -> dict[str, Any]:
+def sampled(monkeypatch: pytest.MonkeyPatch, sampler: Sampler, electrons: int = 8, **changes: Any) -> dict[str, Any]:
     """What the driver makes of a sampler."""
     driver = runpy.run_path(str(qmc.DRIVER))
     job = {"method": "vmc", "steps": 500, "most_steps": 100_000, "target_error": None, "forces": False, "walkers": 1}
+    job |= {"moves": 50, "lattice_spacing": 0.15}
+    determinant = SimpleNamespace(num_electron_up=electrons // 2, num_electron_dn=electrons // 2)
+    hamiltonian = SimpleNamespace(wavefunction_data=SimpleNamespace(geminal_data=determinant))
     names = driver["sample"].__globals__
     monkeypatch.setitem(names, "_walkers", lambda *_: sampler)
     monkeypatch.setitem(names, "_acceptance", lambda _: 0.5)
-    result: dict[str, Any] = driver["sample"](job | changes, None, -1.0)
+    result: dict[str, Any] = driver["sample"](job | changes, hamiltonian, -1.0)
     return result
 
 
@@ -357,6 +360,18 @@ def test_target_error(monkeypatch: pytest.MonkeyPatch) -> None:
     short = sampled(monkeypatch, Sampler(), target_error=0.01, most_steps=2000)
     assert short["measurements"] == 1950
     assert short["energy_error"] > 0.01
+
+
+def test_warm_up_is_a_stretch_of_imaginary_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement of many electrons on a fine lattice is a short projection, and walkers begin far from settled."""
+    warm_up = runpy.run_path(str(qmc.DRIVER))["warm_up"]
+    job = {"method": "lrdmc", "moves": 30, "lattice_spacing": 0.2}
+    assert warm_up(job, 32) == 160  # (H2O)4: 2 / Ha, a² / 3 a move of one of 32 electrons
+    assert warm_up(job, 2) == warm_up(job | {"method": "vmc"}, 32) == 50
+    long = Sampler()
+    long.num_gfmc_collect_steps = 10  # type: ignore[attr-defined]
+    result = sampled(monkeypatch, long, electrons=32, **job)
+    assert (long.done, result["measurements"]) == (610, 450)
 
 
 def test_energy_by_window(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: measurements thrown away while the walkers settle; jQMC warns below 30 in VMC and 25 in LRDMC
+#: measurements thrown away at least while the walkers settle; jQMC warns below 30 in VMC and 25 in LRDMC
 WARMUP = 50
+#: Hartree^-1 of imaginary time in which LRDMC's walkers, which begin at random round the atoms, settle: H2O's energy
+#: was 65 mHa too high in the first 0.5 of it, and from there on within the noise (8 mHa; 512 walkers, a = 0.30)
+SETTLE = 2.0
 #: jackknife blocks: a walker in VMC, in all in LRDMC
 BLOCKS = {"vmc": 10, "lrdmc": 20}
 #: measurements whose weights LRDMC multiplies together, to undo what a finite number of walkers does
@@ -221,28 +224,32 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
     """Sample until the target error is reached, or as many measurements as the job allows."""
     method = job["method"]
     walkers = _walkers(job, hamiltonian, guess)
-    done, wanted = 0, min(job["steps"], job["most_steps"])
+    determinant = hamiltonian.wavefunction_data.geminal_data
+    settled = warm_up(job, determinant.num_electron_up + determinant.num_electron_dn)
+    more = settled - WARMUP  # on top of what was asked for
+    most = job["most_steps"] + more
+    done, wanted = 0, min(job["steps"] + more, most)
     while done < wanted:
         walkers.run(num_mcmc_steps=wanted - done, max_time=10**7)
         done = wanted
-        energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=BLOCKS[method])
+        energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=settled, num_mcmc_bin_blocks=BLOCKS[method])
         if job["target_error"] and error > job["target_error"]:
             # the error falls as 1/sqrt(n); a tenth more, as it is itself uncertain
-            more = 1.1 * (done - WARMUP) * (error / job["target_error"]) ** 2 + WARMUP
-            wanted = min(int(more), job["most_steps"])
+            enough = 1.1 * (done - settled) * (error / job["target_error"]) ** 2 + settled
+            wanted = min(int(enough), most)
     if not (math.isfinite(energy) and math.isfinite(error)):
         raise FloatingPointError(f"{method} ended with an energy of {energy} +- {error} Ha")
-    half = walkers.get_E(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=max(BLOCKS[method] // 2, 2))[1]
+    half = walkers.get_E(num_mcmc_warmup_steps=settled, num_mcmc_bin_blocks=max(BLOCKS[method] // 2, 2))[1]
     windows = {}
     for window in WINDOWS if method == "lrdmc" else ():
         walkers.num_gfmc_collect_steps = window
         # from the same measurement on, whatever the window
-        there = WARMUP + COLLECT - window
+        there = settled + COLLECT - window
         windows[window] = float(walkers.get_E(num_mcmc_warmup_steps=there, num_mcmc_bin_blocks=BLOCKS[method])[0])
         walkers.num_gfmc_collect_steps = COLLECT
     forces = errors = None
     if job["forces"]:
-        forces, errors = walkers.get_aF(num_mcmc_warmup_steps=WARMUP, num_mcmc_bin_blocks=BLOCKS[method])
+        forces, errors = walkers.get_aF(num_mcmc_warmup_steps=settled, num_mcmc_bin_blocks=BLOCKS[method])
         forces, errors = forces.tolist(), errors.tolist()
     return {
         "energy": float(energy),
@@ -253,10 +260,17 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
         "forces": forces,
         "forces_error": errors,
         "acceptance": _acceptance(walkers),
-        "measurements": done - WARMUP,
+        "measurements": done - settled,
         "walkers": job["walkers"],
         "blocks": BLOCKS[method] * (job["walkers"] if method == "vmc" else 1),
     }
+
+
+def warm_up(job: dict[str, Any], electrons: int) -> int:
+    """Measurements to throw away. A move of LRDMC takes about a²/3 of imaginary time, shared by all electrons."""
+    if job["method"] == "vmc":
+        return WARMUP
+    return max(WARMUP, math.ceil(SETTLE * 3 * electrons / (job["moves"] * job["lattice_spacing"] ** 2)))
 
 
 def _walkers(job: dict[str, Any], hamiltonian: Any, guess: float) -> Any:
