@@ -166,7 +166,8 @@ def test_cuda_answers_what_the_cpu_answers(made, graph, dtype):
     evaluator = engine._evaluator
     torch.cuda.set_sync_debug_mode("error")
     try:
-        packed = evaluator._run(device.bring(short, getattr(torch, dtype), torch.device("cuda")))
+        there = device.bring(short, getattr(torch, dtype), torch.device("cuda"))
+        packed = evaluator._reduce(evaluator.answer(short), there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(packed) == 10 * len(short) + 3 * len(short.numbers)

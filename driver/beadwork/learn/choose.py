@@ -125,42 +125,20 @@ def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray
     card = check(model)
     if lacking := sorted({int(z) for f in frames for z in f.numbers} - set(card.elements)):
         raise ModelError(f"{model} does not know the atomic numbers {lacking}; take a model that was trained with them")
-    module = _Listener(load_module(model / MODEL))
+    module = load_module(model / MODEL)
     evaluator = ModuleEvaluator(module, card.head, "float64", "cpu")
+    heard = []
     for start in range(0, len(frames), BATCH):
-        evaluator.evaluate(build(frames[start : start + BATCH], card.cutoff))
+        answer = evaluator.answer(build(frames[start : start + BATCH], card.cutoff))
+        if answer.get("node_feats") is None:
+            raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
+        heard.append(answer["node_feats"].detach().numpy())
     columns = _invariant(module.state_dict())
-    vectors = np.concatenate(module.heard)
+    vectors = np.concatenate(heard)
     if vectors.shape[1] <= columns.max():
         raise ModelError(f"{model} has node features of an order that is not known here; use a model of mace-torch 0.3")
     sizes = [len(f.numbers) for f in frames]
     return vectors[:, columns], np.concatenate([f.numbers for f in frames]), np.repeat(np.arange(len(frames)), sizes)
-
-
-class _Listener:
-    """A scripted module that keeps the node features of its answers: TorchScript takes no hooks."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self.heard: list[FloatArray] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-    def __call__(self, *inputs: Any, **options: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self._module(*inputs, **options)
-        if answer.get("node_feats") is None:
-            raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
-        self.heard.append(answer["node_feats"].detach().double().numpy())
-        return answer
-
-    def to(self, *where: Any) -> _Listener:
-        self._module = self._module.to(*where)
-        return self
-
-    def eval(self) -> _Listener:
-        self._module = self._module.eval()
-        return self
 
 
 def _invariant(state: Mapping[str, Any]) -> IntArray:

@@ -76,12 +76,16 @@ class ModuleEvaluator:
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device."""
         systems, atoms = len(graph), len(graph.numbers)
-        answer = to_host(self._run(bring(graph, self._dtype, self._device)))
+        answer = to_host(self._reduce(self.answer(graph), bring(graph, self._dtype, self._device)))
         energies, forces, virials = np.split(answer, (systems, systems + 3 * atoms))
         return Energies(energies, forces.reshape(atoms, 3), virials.reshape(systems, 3, 3))
 
-    def _run(self, given: DeviceGraph) -> torch.Tensor:
-        """Energies, forces and virials one after the other in float64; nothing waits for the device in here."""
+    def answer(self, graph: Graph) -> dict[str, Any]:
+        """All that the module says of a graph, under MACE's names, on the device, which is not waited for.
+
+        Its energies lack the atoms' reference energies.
+        """
+        given = bring(graph, self._dtype, self._device)
         systems, atoms = len(given.ptr) - 1, len(given.numbers)
         # All positions are put at zero and the edges' vectors take the place of unit shifts in a cell of unit vectors:
         # differences of large (unwrapped) coordinates are then never formed in float32, and the model's own
@@ -100,9 +104,14 @@ class ModuleEvaluator:
         }
         # TorchScript's profiler would make the first three calls three times slower, and gains nothing after
         with torch.jit.optimized_execution(False):
-            out = self._module(
+            out: dict[str, Any] = self._module(
                 data, training=False, compute_force=True, compute_virials=True, compute_displacement=True
             )
+        return out
+
+    def _reduce(self, out: dict[str, Any], given: DeviceGraph) -> torch.Tensor:
+        """Energies, forces and virials one after the other in float64; nothing waits for the device in here."""
+        systems = len(given.ptr) - 1
         with torch.no_grad():
             node = out["node_energy"].double() + self._reference[given.numbers]
             energies = torch.zeros(systems, dtype=torch.float64, device=self._device).index_add_(0, given.batch, node)
