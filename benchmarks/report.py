@@ -72,6 +72,7 @@ def table(data: dict[str, Any]) -> str:
         *(["A tiny case, made to check that the command works: NO MEASUREMENT.", ""] if plan["search"] is None else []),
         f"{data['date'][:10]}, {machine['processor']}, {machine['cores']} cores, {machine['memory_GiB']} GiB, "
         f"{machine['system']}, Python {machine['python']}; {versions}.",
+        *(["", data["note"]] if "note" in data else []),
         "",
         f"Full loop: {loop['beads']} beads of {loop['waters']} H2O, MACE with random weights, {loop['channels']}x0e + "
         f"{loop['channels']}x1o, two layers, {loop['cutoff']:g} Å, float64; real i-PI, NVT. The committee is the "
