@@ -28,7 +28,7 @@ from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.learn.train_settings import TrainSettings
-from beadwork.potential.bundle import COMMITTEE, check, load_card, members_of
+from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of
 from beadwork.potential.delta import load
 
 #: energies of isolated atoms, in the plan of a baseline that was told them
@@ -122,11 +122,14 @@ def _train(
 
 
 def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str, Any]]:
-    """alpha, and the errors on the frames held out as the committee's card has them; with none, 1 and the reason."""
+    """alpha, and the errors on the frames held out as the card has them; with none, 1 and the reason.
+
+    A model of the labels themselves has neither alpha nor a baseline, so its card has only its own errors.
+    """
+    whole = dataset.baseline is None
     if not dataset.testing:
-        return 1.0, {"frames": 0, "alpha": "1, for want of frames held out"}
+        return 1.0, {"frames": 0} | ({} if whole else {"alpha": "1, for want of frames held out"})
     found = residuals(dataset.testing, members, references(members[0]))
-    fitted = calibrate(found)
     measured: dict[str, Any] = {"frames": len(found.examples)}
     for name, unit, errors in (
         ("energy", "meV_per_atom", found.energy),
@@ -134,9 +137,12 @@ def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str
         ("force", "meV_per_angstrom", found.forces),
         ("baseline_force", "meV_per_angstrom", found.baseline_forces),
     ):
-        if errors is not None:
+        if errors is not None and not (whole and name.startswith("baseline")):
             value, bar = errors.rmse
             measured[f"{name}_rmse_{unit}"] = [round(1e3 * value, 4), round(1e3 * bar, 4)]
+    if whole:
+        return 1.0, measured
+    fitted = calibrate(found)
     measured["alpha"] = "1: " + NO_CALIBRATION if fitted is None else str(fitted)
     return 1.0 if fitted is None else round(fitted.alpha, 4), measured
 
@@ -177,6 +183,9 @@ def train_model(
     if not _finished(work / out.name, dataset, plan):
         about = {"trained_on": "REF_energy, REF_forces", "command": command}
         progress(train_member(0, work, settings, plan, start, about, out.name))
+    _, measured = held_out(dataset, [work / out.name])
+    amend_card(work / out.name, held_out=measured)
+    progress(f"{out}: {measured}")
     dataset.write(work / out.name)
     os.replace(work / out.name, out)
     shutil.rmtree(work)
