@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from beadwork.disk import write_whole
 from beadwork.errors import LabelError
+from beadwork.learn import page
 from beadwork.learn.dataset import DATASET, Dataset
 from beadwork.learn.loop import Generation, Loop, committee_of, errors_of, generations, unseen
 from beadwork.learn.validate import PAGE as VALIDATION
 
 PAGE = "generations.html"
-_STYLE = """
-body{max-width:64rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 system-ui,sans-serif;color:#1c232b;background:#fff}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
-td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #d8dde3;vertical-align:top}
-td:first-child,th:first-child{text-align:left}img{width:100%}code{overflow-wrap:anywhere}
-"""
 
 
 def write_page(loop: Loop) -> Path:
@@ -39,9 +31,7 @@ def write_page(loop: Loop) -> Path:
     testing = unseen(Dataset.read(trained[-1]).testing, committees) if trained else []
     errors = [errors_of(folder, testing, trained[-1]) if testing else {} for folder in committees]
     end = done[-1].stages.get("end", {}).get("reason", "it goes on: give the command again")
-    parts = [
-        "<h1>Generations side by side</h1>",
-        f"<p>{len(done)} generations; ended because {escape(str(end))}.</p>",
+    sections = [
         _table(loop, done, errors),
         f"<p>Flagged: share of the steps at which the largest force spread of some bead reached {loop.low:g} eV/Å. "
         f"Errors: root mean square over {len(testing)} frames that no committee here has learned from, with standard "
@@ -52,19 +42,20 @@ def write_page(loop: Loop) -> Path:
         "<h2>Where it all comes from</h2>",
         _origin(done),
     ]
-    page = loop.folder / PAGE
-    write_whole(
-        page,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Generations</title>'
-        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n",
-    )
-    return page
+    file = loop.folder / PAGE
+    subtitle = f"{len(done)} generations; ended because {escape(str(end))}"
+    page.write(file, "Generations side by side", subtitle, sections, f"<code>{escape(loop.folder.name)}</code>")
+    return file
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; cells are HTML already."""
+    """A table whose first column is a name; cells are HTML already."""
     lines = [("th", header), *(("td", row) for row in rows)]
-    cells = "".join(f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in row)}</tr>" for tag, row in lines)
+    kinds = ("", *[' class="number"'] * (len(header) - 1))
+    cells = "".join(
+        f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in zip(kinds, row, strict=True))}</tr>"
+        for tag, row in lines
+    )
     return f'<div class="wide"><table>{cells}</table></div>'
 
 
@@ -109,14 +100,14 @@ def _origin(done: Sequence[Generation]) -> str:
     rows = []
     for generation in done:
         begin = generation.stages["begin"]
-        page = f"{generation.folder.name}/{VALIDATION}"
+        link = f"{generation.folder.name}/{VALIDATION}"
         there = (generation.folder / VALIDATION).exists()
         rows.append(
             (
                 generation.folder.name,
                 f"<code>{begin['hash'][:19]}</code>",
                 f"<code>{escape(str(begin['dataset'] or 'unknown'))[:19]}</code>",
-                f'<a href="{page}">of what it trained</a>' if there else "",
+                f'<a href="{link}">of what it trained</a>' if there else "",
                 escape(str(generation.stages.get("validate", {}).get("calibration") or "")),
             )
         )
@@ -129,12 +120,7 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
         return (
             "<p>The picture needs matplotlib, which is not installed: <code>pip install 'beadwork[plots]'</code>.</p>"
         )
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(10, 3.2), constrained_layout=True)
+    figure, panels = page.panels(3, (10, 3.2))
     where = list(range(len(done)))
     runs = {name: [g.stages["simulate"]["runs"][name] for g in done] for name in done[0].stages["simulate"]["runs"]}
     for name, several in runs.items():
@@ -155,8 +141,4 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
         panel.set_xlabel("generation")
         panel.set_xticks(where)
         panel.set_ylim(bottom=0)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    pyplot.close(figure)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<figure><img alt="flagged rate and errors" src="data:image/png;base64,{data}"></figure>'
+    return page.png(figure, "flagged rate and errors")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
-from beadwork.disk import write_whole
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
+from beadwork.learn import page
 from beadwork.learn.dataset import Dataset, Example, split
 from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residuals, calibrate, residuals
 from beadwork.learn.train import references, train_committee
@@ -144,15 +141,13 @@ def write_page(validation: Validation, file: Path) -> None:
         ]
     if v.curve:
         sections += ["<h2>Learning curve</h2>", _picture(_curve, v)]
-    template = Template((Path(__file__).parents[1] / "report.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=f"Validation of {html.escape(v.committee.resolve().name)}",
-        subtitle=f"{len(v.found.examples)} frames that no member saw; labels of {html.escape(v.dataset.method)}",
-        sections="\n".join(sections),
-        footer=f"dataset <code>{v.dataset.hash}</code>",
-        scripts="",
+    page.write(
+        file,
+        f"Validation of {html.escape(v.committee.resolve().name)}",
+        f"{len(v.found.examples)} frames that no member saw; labels of {html.escape(v.dataset.method)}",
+        sections,
+        f"dataset <code>{v.dataset.hash}</code>",
     )
-    write_whole(file, page)
 
 
 def _part(dataset: Dataset, share: float) -> list[Example]:
@@ -179,18 +174,9 @@ def _said(errors: Errors, unit: str) -> str:
 
 def _picture(draw: Callable[[Validation, Any], None], v: Validation) -> str:
     """Draw two panels and return them as an element of the page."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), constrained_layout=True)
+    figure, panels = page.panels(2, (9, 4))
     draw(v, panels)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    pyplot.close(figure)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<figure><img alt="{draw.__name__[1:]}" style="width:100%" src="data:image/png;base64,{data}"></figure>'
+    return page.png(figure, draw.__name__[1:])
 
 
 def _parity(v: Validation, panels: Any) -> None:
