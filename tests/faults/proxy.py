@@ -8,6 +8,7 @@ A program of its own, so that a server under test can count its own descriptors 
 a connection that is reset instead, or ["exit", bytes] for so many bytes of EXIT; dribble: [direction, pause, bytes] to
 let single bytes through that many seconds apart, as long as so many bytes have not gone; stall: [direction, bytes,
 seconds] to wait there, on the first connection. record: a folder for what has gone each way on each connection.
+count: a file for the number of connections; done: one for the numbers of those that were cut.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Pair:
         self._stall = plan.get("stall") if number == 0 else None
         self._sides = {"in": (theirs, ours), "out": (ours, theirs)}  # from, to
         self._gone = {"in": 0, "out": 0}
+        self._done = plan.get("done")
+        self._number = number
         self._record = Path(plan["record"]) / f"{number}" if plan.get("record") else None
 
     def run(self) -> None:
@@ -86,6 +89,9 @@ class Pair:
                         return
                     if not self._pass(of[sock], data):
                         reset = bool(self._cut) and self._cut[-1] == "reset"
+                        if self._done:
+                            with open(self._done, "a") as file:
+                                file.write(f"{self._number}\n")
                         return
         except OSError:
             return
