@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -45,15 +46,16 @@ _environment, ipi = loops._environment, loops.ipi
 # one loop goes through all of them, in this order: so `make faults` gives each worker whole files
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-#: instants are drawn from the first so many seconds of a stage; where it is shorter, it is killed at its end
-SECONDS = {"simulate": 12.0, "choose": 2.0, "label": 3.0, "train": 20.0, "validate": 2.0, "swap": 0.05}
+#: instants are drawn from the first so many seconds of a stage; where it is shorter, it is killed at its end. Those of
+#: labelling count from the first call, before which there is nothing in flight, and end before the last of three
+SECONDS = {"simulate": 12.0, "choose": 2.0, "label": 1.2, "train": 20.0, "validate": 2.0, "swap": 0.05}
 CHANCE = random.Random(20)
 KILLS = [
     ("all", "simulate"),
     ("row", ""),
     ("stage", "simulate"),
     ("stage", "choose"),
-    ("stage", "label"),
+    ("call", "label"),
     ("label", ""),
     ("all", "train"),
     ("replace", "delta-1"),
@@ -65,6 +67,7 @@ KILLS = [
 PROVOKED = {
     "all": "SIGKILL of the loop, i-PI and the server, {:.2f} s into the stage `{}`",
     "stage": "SIGKILL of the loop alone, {:.2f} s into the stage `{}`",
+    "call": "SIGKILL of the loop alone, in a call of the labeller, {:.2f} s after the first one has begun",
     "row": "SIGKILL of the server between the write of harvested frames and their commit",
     "label": "SIGKILL between the write of a label into the queue and its commit",
     "replace": "SIGKILL when `{1}` is written and before it is put in its place",
@@ -78,7 +81,7 @@ def orders() -> list[Any]:
     for number, (kind, name) in enumerate(KILLS):
         seconds = CHANCE.uniform(0, SECONDS.get(name, 0.0))
         order = {"row": "row", "label": "label"}.get(kind, f"{kind}:{name}")
-        order += f":{seconds:.3f}" if kind in ("all", "stage") else ""
+        order += f":{seconds:.3f}" if kind in ("all", "stage", "call") else ""
         mark = pytest.mark.fault(
             f"the loop is killed ({number + 1} of {len(KILLS)})", PROVOKED[kind].format(seconds, name)
         )
@@ -126,12 +129,41 @@ def recorded(project: Project) -> set[tuple[str, str]]:
     return {(g.folder.name, stage) for g in generations(project.path.parent / "loop") for stage in g.stages}
 
 
+def killed_in_a_call(project: Project, seconds: float) -> subprocess.CompletedProcess[str]:
+    """The loop, killed from here: so long after its first call has begun, and while one is under way."""
+    folder = project.path.parent
+    before = len(loops.diary(folder, "calls"))
+    with (
+        (folder / "killed.log").open("w+") as log,
+        subprocess.Popen(loops.command(project.path), env=loops.environment(), stdout=log, stderr=log) as process,
+    ):
+        try:
+            until = time.monotonic() + 1500
+            while process.poll() is None and len(loops.diary(folder, "calls")) == before:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            time.sleep(seconds)
+            while process.poll() is None and set(loops.diary(folder, "calls")) == set(loops.diary(folder, "ends")):
+                time.sleep(0.01)
+        finally:
+            process.kill()
+        process.wait()
+        log.seek(0)
+        return subprocess.CompletedProcess(process.args, process.returncode, "", log.read())
+
+
 @pytest.mark.parametrize("order", orders())
 def test_kill(project, fault, order) -> None:
     """The process dies where it was told to, the queue is whole, and every label that was there is there."""
     before = recorded(project)
     command = loops.command(project.path, str(HERE / "loop_runner.py"), order)
-    ended = subprocess.run(command, env=loops.environment(), capture_output=True, text=True, timeout=1500, check=False)
+    kind, _, instant = order.partition(":label:")
+    if kind == "call":
+        ended = killed_in_a_call(project, float(instant))
+    else:
+        ended = subprocess.run(
+            command, env=loops.environment(), capture_output=True, text=True, timeout=1500, check=False
+        )
     if order == "row":  # the server died, not the loop
         assert ended.returncode == 3, ended.stderr[-3000:]
         assert "exit code -9" in ended.stderr
@@ -142,6 +174,9 @@ def test_kill(project, fault, order) -> None:
         project.flying.update(claimed)
     rows = Queue(project.queue).rows()
     calls = loops.diary(project.path.parent, "calls")
+    if kind == "call":  # one frame was in flight, and is in the queue as such
+        assert len(claimed) == 1
+        assert claimed == set(calls) - set(loops.diary(project.path.parent, "ends"))
     happened = (
         f"ended with {ended.returncode}; queue whole: {len(rows)} frames, {len(project.labelled)} labels, "
         f"{len(calls)} calls of the labeller; {len(recorded(project))} stages on record"
