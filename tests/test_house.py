@@ -24,6 +24,7 @@ FLOORS = {
     "observe": 2,
     "server": 3,
     "pes": 3,
+    "services": 3,
     "swap": 3,
     "session": 4,
     "devices": 4,

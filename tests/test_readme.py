@@ -16,7 +16,8 @@ from beadwork import cli
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
-from beadwork.ipi.simulation import advice, read
+from beadwork.ipi.advice import advice
+from beadwork.ipi.simulation import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

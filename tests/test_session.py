@@ -18,6 +18,7 @@ from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import Potential
 from beadwork.server import Service
+from beadwork.services import join
 from beadwork.session import Session, _facts
 
 WATER = Path(__file__).parents[1] / "inputs" / "water"
@@ -66,7 +67,7 @@ def test_what_is_not_periodic_is_looked_at_as_such(tmp_path: Path) -> None:
     config = ServeConfig(
         simulation=str(tmp_path / "input.xml"), baseline=names[0], delta=names[1:], engine="torchscript", periodic=False
     )
-    (service,) = Session(config, "threads").services(read(tmp_path / "input.xml"))
+    ((service,), _) = join(config, read(tmp_path / "input.xml"))
     assert not service.periodic
     with pytest.raises(GeometryError, match="apart"):  # so it would be, folded
-        Session(replace(config, periodic=True), "threads").services(read(tmp_path / "input.xml"))
+        join(replace(config, periodic=True), read(tmp_path / "input.xml"))

@@ -22,7 +22,8 @@ from xml.etree import ElementTree
 
 from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
-from beadwork.ipi.simulation import Simulation, advice, read
+from beadwork.ipi.advice import advice
+from beadwork.ipi.simulation import Simulation, read
 from beadwork.observe.pace import PARTS
 
 #: a part that takes more of the step than this is worth a word

@@ -18,7 +18,7 @@ from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read
 from beadwork.potential.delta import load_for
-from beadwork.session import Session
+from beadwork.services import join
 
 #: characters before the sentence
 MARGIN = 19
@@ -92,7 +92,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
 
 def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, float]) -> Iterator[Finding]:
     """All that needs the models; `seconds` gets the time of one evaluation by socket. Raises BeadworkError."""
-    potentials = [service.potential for service in Session(config, "").services(simulation)]
+    potentials = [service.potential for service in join(config, simulation)[0]]
     sockets = [simulation.socket(name) for name in config.at or [simulation.socket().name]]
     cards = potentials[0].cards
     reach = max(card.cutoff for card in cards)

@@ -13,18 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
 from beadwork.disk import put_aside, telling, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
-from beadwork.frame import FloatArray
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.row import committee_hash
-from beadwork.ipi.simulation import Simulation, Socket, System, advice, read
-from beadwork.ipi.transport import Address, Line, held, stale
+from beadwork.ipi.advice import advice
+from beadwork.ipi.simulation import Simulation, read
+from beadwork.ipi.transport import held, stale
 from beadwork.observe.last import save
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
@@ -32,9 +31,9 @@ from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record, tell
 from beadwork.observe.status import Status
-from beadwork.potential.delta import Potential, load_for
 from beadwork.potential.marks import Marks
-from beadwork.server import Server, Service, extra_keys
+from beadwork.server import Server, Service
+from beadwork.services import join
 from beadwork.signals import handled, interrupt
 from beadwork.swap import Swap
 
@@ -93,7 +92,9 @@ class Session:
 
         status = Status(folder, pace, total, facts, watch)
         try:
-            services += self.services(simulation)
+            found, notes = join(config, simulation)
+            services += found
+            self._notes += notes
             progress = Progress(pace, total)
             record = Record(folder, _elements(services), self._about(simulation, services, folder))
         except BaseException as error:
@@ -195,63 +196,6 @@ class Session:
             "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
             "started": time.time(),
         }
-
-    def services(self, simulation: Simulation) -> list[Service]:
-        """Join the forcefields of the XML with the models. Raises SimulationError, ModelError or ConfigError."""
-        config = self._config
-        roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
-        whole = load_for(config)
-        self._notes += whole.notes
-        parts = {"sum": whole}
-        if "baseline" in roles.values():
-            parts["baseline"] = Potential(whole.baseline)
-        if "delta" in roles.values():
-            parts["delta"] = Potential(None, whole.members, list(whole.weights), whole.alpha)
-        for part in parts.values():
-            part.cards = whole.cards
-        self._notes += [
-            f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or "
-            "what it is), unless somebody else does"
-            for name in simulation.unserved(roles)
-        ]
-        services = []
-        for name, role in roles.items():
-            socket = simulation.socket(name)
-            potential = parts[role]
-            numbers = simulation.numbers(socket)
-            potential.check_species(numbers)
-            start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
-            self._notes += potential.settle(start)
-            self._notes += potential.fit(start, config.device, simulation.structures(socket))
-            services.append(self._service(simulation, socket, potential, numbers))
-        _check_extras(simulation, services)
-        return services
-
-    def _service(self, simulation: Simulation, socket: Socket, potential: Potential, numbers: Any) -> Service:
-        config = self._config
-        structures = simulation.structures(socket)
-        servers = config.servers or 1
-        # more connections than the ring has batches would never be used, or by one server alone
-        wanted = config.connections or max(1, -(-structures // (socket.batch_size * servers)))
-        line = Line(_address(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
-        name = socket.parent or socket.name
-        parts = [part for system in simulation.systems for part in system.forces if part.forcefield == name]
-        steady = len(parts) == len(simulation.systems) and not socket.rotated
-        served = [system for system, _ in simulation.served(socket)]
-        atoms = slice(None) if socket.active is None else list(socket.active)
-        starts = np.concatenate([_sent(system, socket)[:, atoms] for system in served])
-        first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
-        return Service(
-            line,
-            potential,
-            numbers,
-            structures if steady else None,
-            len(served) == 1 and structures == served[0].nbeads,
-            starts[first],
-            config.periodic,
-            config.member_forces,
-            servers,
-        )
 
     def _start_ipi(
         self, simulation: Simulation, services: list[Service], folder: Path, watch: Callable[[Event], None]
@@ -384,18 +328,6 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
     return {"engines": list(engines), "committee": committee_hash([card.hash for card in cards]) if cards else None}
 
 
-def _check_extras(simulation: Simulation, services: list[Service]) -> None:
-    """Refuse outputs of extras that no reply will have: i-PI would die with a KeyError at the first of them."""
-    if any(socket.parent for socket in simulation.sockets):
-        return  # an ffcommittee adds extras of its own
-    sent = {key for service in services for key in extra_keys(service.potential, service.member_forces)}
-    if missing := sorted(set(simulation.extras) - sent):
-        raise SimulationError(
-            f"{simulation.path} writes the extras {', '.join(missing)}, which will not be sent: "
-            f"{', '.join(sorted(sent)) or 'nothing'} will; take those outputs out, or give a committee (--delta)"
-        )
-
-
 def _say(text: str) -> None:
     """Say something in the end; into a log on the disk that is full it cannot be said."""
     with suppress(OSError):
@@ -405,21 +337,3 @@ def _say(text: str) -> None:
 def _written(path: Path) -> int | None:
     """When a file was last written; None where there is none. Only to be compared: the clock may be set."""
     return path.stat().st_mtime_ns if path.exists() else None
-
-
-def _sent(system: System, socket: Socket) -> FloatArray:
-    """The positions of a system's beads as its first request will have them, Å: folded into the cell if i-PI does."""
-    positions = system.positions
-    if socket.pbc:
-        positions = positions - np.round(positions @ np.linalg.inv(system.cell)) @ system.cell
-    return positions
-
-
-def _address(simulation: Simulation, forcefield: Socket, host: str | None) -> Address:
-    if forcefield.path is not None:
-        return Address(path=simulation.directory / forcefield.path)  # i-PI binds it in its own folder
-    # i-PI binds the address: one that means 'every interface' is dialled here
-    return Address(
-        host=host or (forcefield.address if forcefield.address not in ("", "0.0.0.0") else "localhost"),
-        port=forcefield.port,
-    )

@@ -19,7 +19,8 @@ from ipi.engine.simulation import Simulation as TheirSimulation
 from ipi.utils.messages import verbosity
 
 from beadwork.errors import SimulationError
-from beadwork.ipi.simulation import Socket, advice, read
+from beadwork.ipi.advice import advice
+from beadwork.ipi.simulation import Socket, read
 from beadwork.units import BOHR, FEMTOSECOND
 
 INPUTS = Path(__file__).parents[2] / "inputs"

@@ -18,7 +18,8 @@ from beadwork.checks.finding import AMBER, GREEN, RED, Finding, split
 from beadwork.config import ServeConfig
 from beadwork.errors import ResourceError, SimulationError
 from beadwork.frame import Frame
-from beadwork.ipi.simulation import Simulation, Socket, advice, finished
+from beadwork.ipi.advice import advice, finished
+from beadwork.ipi.simulation import Simulation, Socket
 from beadwork.observe.pace import span
 from beadwork.potential.delta import Potential
 from beadwork.potential.memory import available

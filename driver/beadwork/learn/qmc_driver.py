@@ -270,7 +270,8 @@ def warm_up(job: dict[str, Any], electrons: int) -> int:
     """Measurements to throw away. A move of LRDMC takes about a²/3 of imaginary time, shared by all electrons."""
     if job["method"] == "vmc":
         return WARMUP
-    return max(WARMUP, math.ceil(SETTLE * 3 * electrons / (job["moves"] * job["lattice_spacing"] ** 2)))
+    time = float(job["moves"]) * float(job["lattice_spacing"]) ** 2 / (3 * electrons)
+    return max(WARMUP, math.ceil(SETTLE / time))
 
 
 def _walkers(job: dict[str, Any], hamiltonian: Any, guess: float) -> Any:

@@ -108,7 +108,10 @@ def birth(pid: int) -> str | None:
     A pid alone is given out again; Linux says in which clock tick since which boot a process began. Elsewhere it is
     only known that there is such a process.
     """
-    if not Path("/proc/self/stat").exists():
+    try:
+        # after the name, which may hold anything: state is the third field, the start the 22nd
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:  # it is gone, or there is no /proc, or one that hides the processes of others
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -116,11 +119,6 @@ def birth(pid: int) -> str | None:
         except PermissionError:
             pass  # somebody else's, so there is one
         return "unknown"
-    try:
-        # after the name, which may hold anything: state is the third field, the start the 22nd
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
     return None if fields[0] in "ZX" else f"{_boot()} {fields[19]}"
 
 

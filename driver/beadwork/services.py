@@ -1,0 +1,102 @@
+"""The forcefields of i-PI's input joined with the models that answer them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from beadwork.config import ServeConfig
+from beadwork.errors import SimulationError
+from beadwork.frame import FloatArray
+from beadwork.ipi.simulation import Simulation, Socket, System
+from beadwork.ipi.transport import Address, Line
+from beadwork.potential.delta import Potential, load_for
+from beadwork.server import Service, extra_keys
+
+
+def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], list[str]]:
+    """Load the models, and return what serves each forcefield, with sentences for the log.
+
+    Raises SimulationError, ModelError, GeometryError or ConfigError for what does not go together.
+    """
+    roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
+    whole = load_for(config)
+    notes = list(whole.notes)
+    parts = {"sum": whole}
+    if "baseline" in roles.values():
+        parts["baseline"] = Potential(whole.baseline)
+    if "delta" in roles.values():
+        parts["delta"] = Potential(None, whole.members, list(whole.weights), whole.alpha)
+    for part in parts.values():
+        part.cards = whole.cards
+    notes += [
+        f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or what it "
+        "is), unless somebody else does"
+        for name in simulation.unserved(roles)
+    ]
+    services = []
+    for name, role in roles.items():
+        socket = simulation.socket(name)
+        service = _service(config, simulation, socket, parts[role])
+        service.potential.check_species(service.numbers)
+        start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
+        notes += service.potential.settle(start)
+        notes += service.potential.fit(start, config.device, simulation.structures(socket))
+        services.append(service)
+    _check_extras(simulation, services)
+    return services, notes
+
+
+def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potential: Potential) -> Service:
+    numbers = simulation.numbers(socket)
+    structures = simulation.structures(socket)
+    servers = config.servers or 1
+    # more connections than the ring has batches would never be used, or by one server alone
+    wanted = config.connections or max(1, -(-structures // (socket.batch_size * servers)))
+    line = Line(_address(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
+    name = socket.parent or socket.name
+    parts = [part for system in simulation.systems for part in system.forces if part.forcefield == name]
+    steady = len(parts) == len(simulation.systems) and not socket.rotated
+    served = [system for system, _ in simulation.served(socket)]
+    atoms = slice(None) if socket.active is None else list(socket.active)
+    starts = np.concatenate([_sent(system, socket)[:, atoms] for system in served])
+    first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
+    return Service(
+        line,
+        potential,
+        numbers,
+        structures if steady else None,
+        len(served) == 1 and structures == served[0].nbeads,
+        starts[first],
+        config.periodic,
+        config.member_forces,
+        servers,
+    )
+
+
+def _sent(system: System, socket: Socket) -> FloatArray:
+    """The positions of a system's beads as its first request will have them, Å: folded into the cell if i-PI does."""
+    positions = system.positions
+    if socket.pbc:
+        positions = positions - np.round(positions @ np.linalg.inv(system.cell)) @ system.cell
+    return positions
+
+
+def _address(simulation: Simulation, socket: Socket, host: str | None) -> Address:
+    if socket.path is not None:
+        return Address(path=simulation.directory / socket.path)  # i-PI binds it in its own folder
+    # i-PI binds the address: one that means 'every interface' is dialled here
+    return Address(
+        host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
+    )
+
+
+def _check_extras(simulation: Simulation, services: list[Service]) -> None:
+    """Refuse outputs of extras that no reply will have: i-PI would die with a KeyError at the first of them."""
+    if any(socket.parent for socket in simulation.sockets):
+        return  # an ffcommittee adds extras of its own
+    sent = {key for service in services for key in extra_keys(service.potential, service.member_forces)}
+    if missing := sorted(set(simulation.extras) - sent):
+        raise SimulationError(
+            f"{simulation.path} writes the extras {', '.join(missing)}, which will not be sent: "
+            f"{', '.join(sorted(sent)) or 'nothing'} will; take those outputs out, or give a committee (--delta)"
+        )
