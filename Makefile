@@ -29,7 +29,7 @@ suites: install ## other people's tests with our client, to docs/suites.md; IPI=
 	$(BIN)/python tests/suites/run.py $(if $(IPI),--ipi $(IPI))
 soak: install ## a million exchanges with real i-PI: does anything grow? to docs/soak.md, a quarter of an hour
 	$(BIN)/python benchmarks/soak.py
-bench: install ## beadwork against its peers, on a quiet machine; 45 minutes, and goes on from there when typed again
+bench: install ## beadwork against its peers, on a quiet machine; some 45 minutes a sitting, two for all rounds
 	$(BIN)/python benchmarks/run.py
 check: install ## formatting, lint, types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
