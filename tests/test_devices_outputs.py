@@ -12,9 +12,11 @@ import pytest
 
 from beadwork.config import ServeConfig
 from beadwork.devices import Devices
+from beadwork.errors import ConfigError
 from beadwork.frame import Frame
 from beadwork.observe import status
 from beadwork.observe.last import NAME, Last, save
+from beadwork.observe.pace import Pace
 
 
 def devices(out: Path) -> Devices:
@@ -26,12 +28,36 @@ def test_an_earlier_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
     """`beadwork status` tells of this run's servers: not of one alone, and not of more than there are now."""
     for name in ("dev-0", "dev-1", "dev-2", "dev-3", "dev-1-died-1"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "serve.toml").touch()
+    (tmp_path / "dev-7").mkdir()  # the user's own
     (tmp_path / status.NAME).write_text("{}")
     (tmp_path / "dev-2" / "beadwork.out").write_text("kept")
     devices(tmp_path)._tidy()
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == {"dev-0", "dev-1", "dev-1-died-1", "dev-2-earlier-1", "dev-3-earlier-1"}
+    assert found == {"dev-0", "dev-1", "dev-1-died-1", "dev-2-earlier-1", "dev-3-earlier-1", "dev-7"}
     assert (tmp_path / "dev-2-earlier-1" / "beadwork.out").read_text() == "kept"
+
+
+@pytest.mark.parametrize("where", ["", "dev-5"])
+def test_a_run_under_way_is_left_alone(tmp_path: Path, where: str) -> None:
+    """Two runs told the same folder: the second is refused, and the first loses nothing."""
+    folder = tmp_path / where
+    folder.mkdir(exist_ok=True)
+    (folder / "serve.toml").touch()
+    running = status.Status(folder, Pace(), 10, lambda: {"engines": [], "committee": None})
+    with pytest.raises(ConfigError, match="a run is under way"):
+        devices(tmp_path)._tidy()
+    assert (folder / status.NAME).exists()
+    running.close(0)
+    devices(tmp_path)._tidy()
+    assert not (folder / status.NAME).exists()
+
+
+def test_a_folder_that_is_none_is_a_sentence(tmp_path: Path) -> None:
+    """--out may name a file."""
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigError, match="cannot write"):
+        devices(tmp_path / "out")._tidy()
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])

@@ -99,6 +99,15 @@ def test_steps_are_counted_from_a_restart() -> None:
     assert [count(one, ring[:1] + 1), count(one, ring[1:] + 1), count(one, ring + 2)] == [0, 0, 1]
     assert one.joined
     assert not begun.joined
+    ours = service(4, ring[:1])
+    ours.line.pid = 1
+    count(ours, ring + 1)
+    assert not ours.joined, "an i-PI that we have started begins where it likes"
+    cell = np.array([[6.0, 0, 0], [1, 7, 0], [0, 0.5, 8]])
+    folded = service(4, ring)
+    folded.folded = cell
+    count(folded, ring + cell[0] - cell[2])
+    assert not folded.joined, "an atom on the border comes through the other one"
 
 
 def test_what_is_sent_again_belongs_to_its_step() -> None:

@@ -30,6 +30,8 @@ from beadwork.signals import handled
 PAUSES = (1.0, 10.0, 60.0)
 #: seconds after which a server that has served so long has earned all of them anew
 LONG = 3600.0
+#: the configuration of one server, in its folder
+TOLD = "serve.toml"
 #: seconds between two looks at the servers
 PULSE = 0.1
 #: exit codes of a device that has failed; of no use at the start, where they say that a model is missing or too large
@@ -116,7 +118,7 @@ class Child:
             (self.folder / status.NAME).unlink(missing_ok=True)
             # paths in serve.toml count from its own folder, which is where the outputs go
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
-            told = self.folder / "serve.toml"
+            told = self.folder / TOLD
             told.unlink(missing_ok=True)
             told.touch(0o600)  # a queue's address may hold a password
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
@@ -203,10 +205,18 @@ class Devices:
         return code
 
     def _tidy(self) -> None:
-        """Put aside what `tell` would take for servers of this run: those of an earlier one, of other devices."""
-        (self._out / status.NAME).unlink(missing_ok=True)
+        """Put aside what `tell` would take for servers of this run: those of an earlier one, of other devices.
+
+        Raises ConfigError where a run is under way there.
+        """
+        found = _servers(self._out)
+        for folder in (self._out, *found):
+            if status.lives(folder):
+                raise ConfigError(f"a run is under way in {folder}; end it, or choose another folder with --out")
+        with writing(self._out):
+            (self._out / status.NAME).unlink(missing_ok=True)
         ours = {child.folder for child in self._children}
-        for folder in _servers(self._out):
+        for folder in found:
             if folder not in ours:
                 put_aside(folder, "-earlier-")
 
@@ -298,7 +308,8 @@ class Devices:
 
 def _servers(out: Path) -> list[Path]:
     """The folders of servers, without those put aside."""
-    return [folder for folder in sorted(out.glob("dev-*")) if folder.name.removeprefix("dev-").isdigit()]
+    named = [told.parent for told in sorted(out.glob(f"dev-*/{TOLD}"))]
+    return [folder for folder in named if folder.name.removeprefix("dev-").isdigit()]
 
 
 def tell(out: Path) -> tuple[str, int]:

@@ -66,6 +66,7 @@ class BeadworkPES:
             if not isinstance(value, str):
                 raise ConfigError(f"<parameters>: {name} is {value!r}; it wants str")
         given = {name: _switch(name, value) for name, value in options.items()}
+        given |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
         config = build(ServeConfig, {"simulation": "ffdirect", **given}, Path(), "<parameters>")
         config = replace(config, delta=delta.split()).check()
         if config.threads:

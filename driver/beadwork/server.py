@@ -41,8 +41,9 @@ class Service:
 
     numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ.
     ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the file's
-    start. servers: how many share them. One of several gets now this part and now that, as the others come and go, so
-    it cannot tell which bead is which, nor wait for a whole ring.
+    start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many share
+    them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead is
+    which, nor wait for a whole ring.
     """
 
     line: Line
@@ -54,6 +55,7 @@ class Service:
     periodic: bool = True
     member_forces: bool = False
     servers: int = 1
+    folded: FloatArray | None = None
     gather: Gather[Peer] = field(init=False)
     beads: Beads | None = field(init=False)
     waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
@@ -90,7 +92,8 @@ class Service:
             fewer = self.start is not None and len(self.start) < (self.ring or 1)
             at_start = self._at_start(positions)
             self._collapsed = fewer and at_start
-            self.joined = self.start is not None and self.ring_polymer and self.ring is not None and not at_start
+            whole = self.start is not None and self.ring_polymer and self.ring is not None
+            self.joined = whole and self.line.pid is None and not at_start  # one of our own has just begun
         self._seen.update(names)
         self._asked.update(peers)
         return self._step, begins
@@ -111,7 +114,13 @@ class Service:
         """Whether all of these are structures of the file's start, to the rounding of a file or a contraction."""
         if self.start is None:
             return False
-        return all(bool((np.abs(self.start - one).max(axis=(1, 2)) < SAME).any()) for one in positions)
+        for one in positions:
+            apart = self.start - one
+            if self.folded is not None:  # by a whole cell, where an atom lies on the border
+                apart = apart - np.round(apart @ np.linalg.inv(self.folded)) @ self.folded
+            if not (np.abs(apart).max(axis=(1, 2)) < SAME).any():
+                return False
+        return True
 
 
 #: called after every answer with the service's address, the step, the frames and what was said of them

@@ -70,6 +70,7 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
         config.periodic,
         config.member_forces,
         servers,
+        served[0].cell if socket.pbc else None,
     )
 
 

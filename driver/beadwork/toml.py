@@ -49,6 +49,8 @@ def build(make: Callable[..., Any], given: Mapping[str, Any], here: Path, where:
 def _fitted(value: Any, hint: Any, here: Path, where: str) -> Any:
     """The value as its field wants it."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
     for option in options:
         kind = typing.get_origin(option) or option
         if is_dataclass(kind) and isinstance(value, dict):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from beadwork.errors import ConnectionLost
-from beadwork.ipi.transport import Address, Line, Transport, held
+from beadwork.ipi.transport import Address, Line, Transport, held, stale
 
 KINDS = ["unix", "inet"]
 
@@ -37,9 +40,13 @@ def listening(kind: str, tmp_path: Path):
 def test_only_the_ipi_that_was_started_is_dialled(listening: tuple[socket.socket, Address]) -> None:
     """Forces of these models must not enter another simulation that got hold of the address first."""
     server, address = listening
-    stranger = Transport([Line(address, pid=os.getppid())], patience=0.3)
-    with pytest.raises(ConnectionLost) as refused:
-        poll_on(stranger)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        stranger = Transport([Line(address, pid=other.pid)], patience=0.3)
+        try:
+            with pytest.raises(ConnectionLost) as refused:
+                poll_on(stranger)
+        finally:
+            other.kill()
     assert ("another process" if address.path else "nobody listens on that port") in str(refused.value)
     stranger.close()
     if address.path is None:  # not even taken by the kernel
@@ -49,6 +56,44 @@ def test_only_the_ipi_that_was_started_is_dialled(listening: tuple[socket.socket
     ours.poll(0.05)
     assert len(ours.lines[0].peers) == 1
     ours.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ipi_that_a_script_starts(kind: str, tmp_path: Path) -> None:
+    """Sites put scripts before programs: the process that listens is one that ours has started."""
+    family = "AF_UNIX" if kind == "unix" else "AF_INET"
+    code = (
+        f"import socket, sys, time; s = socket.socket(socket.{family}); "
+        f"s.bind({str(tmp_path / 'socket')!r} if {kind == 'unix'} else ('127.0.0.1', 0)); s.listen(9); "
+        "print(s.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    script = ["sh", "-c", '"$@"; true', "sh", sys.executable, "-c", code]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            told = process.stdout.readline().strip()
+            address = Address(tmp_path / "socket") if kind == "unix" else Address(None, "127.0.0.1", int(told))
+            transport = Transport([Line(address, pid=process.pid)], patience=5.0)
+            transport.poll(0.05)
+            assert len(transport.lines[0].peers) == 1
+            transport.close()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_socket_in_a_deep_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes 107 bytes for a name, and i-PI bound a short one from its own folder."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        server.listen(9)
+        assert not stale(deep / "socket")
+        transport = Transport([Line(Address(deep / "socket"))], patience=5.0)
+        transport.poll(0.05)
+        assert len(transport.lines[0].peers) == 1
+        transport.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

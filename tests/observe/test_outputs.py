@@ -19,7 +19,7 @@ from beadwork.observe.outputs import (
     read_properties,
     read_record,
 )
-from beadwork.observe.record import COLUMNS, Record
+from beadwork.observe.record import COLUMNS, JOINED, Record
 from beadwork.units import BOHR
 
 NAMES = ["O", "H", "D", "O17"]
@@ -74,6 +74,8 @@ def test_a_torn_frame_is_left_out(tmp_path: Path) -> None:
         assert trajectory is not None
         assert [step for step, _, _ in trajectory] == [0, 10]
     assert len(written) == 3
+    path.write_text(whole + str(len(NAMES))[:1])  # in the midst of the next one's first line
+    assert [step for step, _, _ in find_positions(tmp_path, "run") or ()] == [0, 10, 20]
 
 
 @pytest.mark.parametrize("mode", ["xyz", "pdb"])
@@ -162,6 +164,8 @@ def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
     assert read_about(path) == {"beads": 4, "simulation": "a.xml"}
     path.write_text(path.read_text()[:-7])
     assert read_record(path)[0].shape == (1, 6)
+    path.write_text(f"{path.read_text()}\n{JOINED}\n")  # another forcefield was answered first
+    assert read_about(path)["joined"]
     path.write_text(f"{COLUMNS}\n 0 1 -1.0 0.1 0.2 0.3\n")
     table, spread = read_record(path)
     assert table.tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]

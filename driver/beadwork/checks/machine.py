@@ -20,6 +20,7 @@ from beadwork.errors import ResourceError, SimulationError
 from beadwork.frame import Frame
 from beadwork.ipi.advice import advice, finished
 from beadwork.ipi.simulation import Simulation, Socket
+from beadwork.ipi.transport import dialled
 from beadwork.observe.pace import span
 from beadwork.potential.delta import Potential
 from beadwork.potential.memory import available
@@ -181,12 +182,13 @@ def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
         return
     # the system knows a path as it was bound, which may be a relative one
     names = {os.path.normpath(path), os.path.normpath(directory / path)}
+    longest = max(os.fsencode(path), os.fsencode(dialled(directory / path)), key=len)  # i-PI's word for it, and ours
     path = directory / path
-    if len(os.fsencode(path)) > LONGEST:
+    if len(longest) > LONGEST:
         yield Finding(
             RED,
             "address",
-            f"{path} has {len(os.fsencode(path))} bytes; a unix socket's path holds {LONGEST}",
+            f"{os.fsdecode(longest)} has {len(longest)} bytes; a unix socket's path holds {LONGEST}",
             "a shorter <address> or sockets_prefix",
             SimulationError.exit_code,
         )

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from beadwork.errors import ConnectionLost
@@ -39,7 +40,7 @@ def check_unix(sock: socket.socket, path: Path, pid: int | None) -> None:
             f"another user (number {found[1]}) listens at {path}; run i-PI as yourself, and give it a name that nobody "
             "else can take: sockets_prefix in <simulation>, a folder of your own"
         )
-    if pid is not None and found[0] != pid:
+    if pid is not None and found[0] not in _family(pid):
         raise OSError(errno.EADDRINUSE, f"another process ({found[0]}) listens at {path}")
 
 
@@ -50,21 +51,32 @@ def check_port(port: int, pid: int | None) -> None:
 
 
 def _listens(pid: int, port: int) -> bool | None:
-    """Whether a process listens on a port; None where /proc cannot tell."""
-    ours = set()
-    try:
-        for table in ("tcp", "tcp6"):
+    """Whether a process, or one that it has started, listens on a port; None where /proc cannot tell.
+
+    Where nobody listens it need not tell: dialling does.
+    """
+    there = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
             for line in Path("/proc/net", table).read_text().splitlines()[1:]:
                 words = line.split()
                 if words[3] == LISTENS and int(words[1].rpartition(":")[2], 16) == port:
-                    ours.add(f"socket:[{words[9]}]")
-    except FileNotFoundError:
-        if not Path("/proc/net/tcp").exists():
-            return None
+                    there.add(f"socket:[{words[9]}]")
     held = set()
-    for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
-        try:
-            held.add(os.readlink(descriptor))
-        except OSError:  # closed meanwhile
-            continue
-    return bool(ours & held)
+    for process in _family(pid):
+        for descriptor in Path(f"/proc/{process}/fd").glob("*"):
+            with suppress(OSError):  # closed meanwhile
+                held.add(os.readlink(descriptor))
+    return bool(there & held) if there and held else None
+
+
+def _family(pid: int) -> set[int]:
+    """A process and all that it has started: an `i-pi` may be a script that starts the real one."""
+    found, left = {pid}, [pid]
+    while left:
+        for told in Path(f"/proc/{left.pop()}/task").glob("*/children"):
+            with suppress(OSError):  # ended meanwhile
+                fresh = set(map(int, told.read_text().split())) - found
+                found |= fresh
+                left += fresh
+    return found

@@ -120,7 +120,12 @@ def stale(path: Path) -> bool:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+        return probe.connect_ex(dialled(path)) == errno.ECONNREFUSED
+
+
+def dialled(path: Path) -> str:
+    """The shorter name of a socket file: the kernel takes 107 bytes, and i-PI may have bound it from its own folder."""
+    return min(str(path), os.path.relpath(path), key=lambda name: len(os.fsencode(name)))
 
 
 def held(address: Address) -> bool:
@@ -133,6 +138,8 @@ def held(address: Address) -> bool:
             probe.bind((address.host, address.port))
         except OSError as error:
             return error.errno == errno.EADDRINUSE
+        except OverflowError:  # no port has this number, as i-PI will say
+            return False
     return False
 
 
@@ -142,7 +149,7 @@ def _connect(address: Address, pid: int | None) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND)
             sock.setblocking(False)
-            sock.connect(str(address.path))
+            sock.connect(dialled(address.path))
             check_unix(sock, address.path, pid)
         except (OSError, ConnectionLost):
             sock.close()

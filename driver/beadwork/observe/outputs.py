@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,11 @@ def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray]]:
 def read_about(path: Path) -> dict[str, Any]:
     """What beadwork.out says of its run (`Record`), `joined` among it; empty where it says nothing."""
     about: dict[str, Any] = {}
-    with open(path) as lines:
-        for line in takewhile(lambda line: line.startswith("#"), lines):
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
             if line.startswith("# run: "):
                 about |= json.loads(line.removeprefix("# run: "))
-            elif line.rstrip("\n") == JOINED:
+            elif line.rstrip("\n") == JOINED:  # after the first rows, where another forcefield was asked first
                 about["joined"] = True
     return about
 
@@ -157,7 +157,9 @@ def _frames(path: Path, stride: int) -> Iterator[tuple[int, Frame]]:
             block += islice(lines, length + 1 - len(block))  # and the line after it, by which its last one is whole
             if len(block) < length or not block[length - 1].endswith("\n"):
                 return
-            begins = [row for row in range(len(block)) if _begins(block[row:], atoms)]
+            if not block[-1].endswith("\n"):
+                del block[length:]  # of a frame that was just being written
+            begins = [row for row in range(len(block)) if _begins(block[row : row + 2], atoms)]
             if begins != [0, length][: 1 + (len(block) > length)]:  # torn: go on where the next one begins
                 block = block[next((row for row in begins if row), len(block)) :]
                 continue

@@ -138,12 +138,13 @@ class Pace:
 def words(facts: Mapping[str, Any], total: int) -> list[str]:
     """All of `Pace.facts` as a person reads it; what is not known yet is left out."""
     far = f"step {facts['step']} of {total}"
-    if facts["joined"]:
+    joined = facts.get("joined")  # an older run says nothing of it
+    if joined:
         far = f"{facts['step']} steps since this server came to an i-PI under way, whose step of {total} is not known"
     if seconds := facts["seconds_per_step"]:
         far += f", {seconds:.3g} s a step"
         far += f", {facts['ns_per_day']:.3g} ns a day" if facts["ns_per_day"] else ""
-        far += "" if facts["joined"] else f", {span((total - facts['step']) * seconds)} left"
+        far += "" if joined else f", {span((total - facts['step']) * seconds)} left"
     sure = f"frames kept: {facts['frames_kept']}"
     if facts["force_spread"] is not None:
         trend = f", {facts['trend']}" if facts["trend"] else ""

@@ -49,7 +49,8 @@ class Progress:
             )
             self._shown = 0
             if self._bar is not None:
-                self._bar.n, self._bar.total = 0, None
+                self._bar.initial = self._bar.n = self._bar.last_print_n = 0
+                self._bar.total = None
         elif isinstance(event, TakenUp):
             self._write(
                 f"beadwork: committee {event.committee} in {event.folder} answers {event.address} from step "

@@ -142,6 +142,17 @@ def read(folder: Path) -> dict[str, Any]:
     return data
 
 
+def lives(folder: Path) -> bool:
+    """Whether a run of this machine is under way in a folder, as far as its status tells."""
+    try:
+        data = read(folder)
+        return bool(
+            data["state"] != "ended" and data["host"] == platform.node() and birth(int(data["pid"])) == data["birth"]
+        )
+    except (ConfigError, KeyError, TypeError, ValueError):
+        return False
+
+
 def tell(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
     """What is known, in words, and the exit code: RUNNING, ENDED (well, badly or killed) or HANGS."""
     try:
