@@ -108,7 +108,8 @@ def test_seen_from_outside(ipi, models, start, tmp_path, capsys, command, how) -
     second, after = scrape(url[0]), len((run.folder / "run.out").read_text().splitlines())
     # i-PI writes a line a step: what it counts, we count
     assert second["beadwork_steps_total"] - first["beadwork_steps_total"] == pytest.approx(after - before, abs=5)
-    assert second["beadwork_step"] == second["beadwork_steps_total"]
+    # asked for in the midst of an event, one of them has it already
+    assert second["beadwork_step"] == pytest.approx(second["beadwork_steps_total"], abs=1)
     assert second["beadwork_structures_total"] == pytest.approx(4 * second["beadwork_steps_total"], abs=5)
     assert second["beadwork_frames_kept_total"] > 0
     assert second["beadwork_force_spread_electronvolts_per_angstrom"] > 0
