@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,14 @@ class Record:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open for the run's length
         self._elements = tuple(elements)
-        self._write("  ".join([COLUMNS, *(f"spread_{element}/(eV/A)" for element in elements)]))
-        if about:
-            self._write(f"# run: {json.dumps(about)}")
+        try:
+            self._write("  ".join([COLUMNS, *(f"spread_{element}/(eV/A)" for element in elements)]))
+            if about:
+                self._write(f"# run: {json.dumps(about)}")
+        except BaseException:
+            with suppress(OSError):  # what could not be written cannot be now
+                self._file.close()
+            raise
         self._begin = time.monotonic()
         self._seconds: Counter[str] = Counter()
         self._evaluations = 0
