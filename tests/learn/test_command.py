@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +207,6 @@ def appears(file: Path) -> bool:
     return file.exists()
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT raises, even where these tests were started in a shell's background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_ends_the_program(command: Callable[..., Command], tmp_path: Path) -> None:
     """Ctrl-C kills the program and all that it started, not only the wait for it."""
     started = tmp_path / "work" / "started"
@@ -232,7 +223,6 @@ def test_an_interruption_ends_the_program(command: Callable[..., Command], tmp_p
     assert gone(started)
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_while_the_program_is_started(
     command: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
