@@ -51,8 +51,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SECONDS = {"simulate": 12.0, "choose": 2.0, "label": 1.2, "train": 20.0, "validate": 2.0, "swap": 0.05}
 CHANCE = random.Random(20)
 KILLS = [
+    ("row", ""),  # first: it wants a simulation that has not begun
     ("all", "simulate"),
-    ("row", ""),
     ("stage", "simulate"),
     ("stage", "choose"),
     ("call", "label"),

@@ -79,7 +79,7 @@ def serve(
         Potential(engine),
         np.zeros(0, dtype=np.int_) if numbers is None else numbers,
         None,
-        one_system=False,
+        ring_polymer=False,
         periodic=periodic,
     )
     server = Unknown([service], patience=PATIENCE, watch=watch, stopped=lambda: server.over)
