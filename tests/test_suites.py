@@ -1,4 +1,4 @@
-"""The client that other people's tests are given is of today: `make suites` is run too seldom to be the first to say."""
+"""The client that other people's tests are given is of today: `make suites` is run too seldom to say so first."""
 
 from __future__ import annotations
 
