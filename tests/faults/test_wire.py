@@ -221,7 +221,9 @@ def test_cut_in_every_message(rig: Rig, fault: Callable[[str], None], mode: str,
         assert cut.code == -1
         assert len(cut.cut) > 10
         assert "shaken hands" in cut.error or "no i-PI at" in cut.error
-        assert re.search(r"Exception in thread.*\nTraceback", cut.log), cut.log[-3000:]
+        # by i-PI's own word: a traceback, or (what dies in its pool of threads says nothing) a connection never greeted
+        dead = re.search(r"Exception in thread.*\nTraceback", cut.log)
+        assert dead or cut.log.count("Now hand-shaking") < cut.connections, cut.log[-3000:]
         return
     assert (cut.code, cut.error) == (0, "")
     same = cut.written == calm.written
