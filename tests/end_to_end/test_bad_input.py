@@ -308,14 +308,15 @@ def test_nan_from_a_model(ipi, models, start, serve, refused, fault, tmp_path, m
     said = refused(6, lambda: serve(run, "--baseline", models.baseline, "--engine", "torchscript"))
     assert "atom 7" in said
     # alone on several connections, a ring comes in as many pieces as the machine is busy
-    assert re.search("bead 2" if layout == "batched" else r"structure 2 of [34]", said)
+    named = re.search("bead 2" if layout == "batched" else r"structure 2 of ([34])", said)
+    assert named
     process.wait(ipi.PATIENCE)
     assert "nan" not in (run.folder / "run.out").read_text().lower()
     assert np.isfinite(run.positions()).all()
     steps = run.properties()["step"]
     assert 1 <= steps[-1] < run.steps
     kept = ase.io.read(run.folder / "last-frames.extxyz", ":")
-    assert len(kept) == 4
+    assert len(kept) == (4 if layout == "batched" else int(named[1]))  # those that came with it
     # i-PI leaves the file that stopped it, and ends by it again: the user is told which one to remove
     assert f"stopped by the file {run.folder / 'EXIT'}: remove that file" in refused.shown
     again = start.ipi(run)
