@@ -1,6 +1,6 @@
 """Where the time of this user's step goes: a few steps of the real simulation, elsewhere, and what would help.
 
-    print(bench(config, steps=20, threads=set_threads(0)))
+    print(bench(config, steps=20, threads=set_threads(2)))
 
 i-PI runs in a temporary folder, at addresses of its own, so that a simulation under way is not disturbed.
 """

@@ -1,6 +1,6 @@
 """i-PI's own constants: other CODATA values would shift the energy of a 64-water box by 3 meV.
 
-Inside beadwork all is eV and Å; only the server converts, with these four numbers.
+Inside beadwork all is eV and Å; whoever speaks to i-PI, or reads its files, converts with these numbers.
 """
 
 from __future__ import annotations

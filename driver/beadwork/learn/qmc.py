@@ -27,7 +27,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.learn import qmc_env
 from beadwork.learn.constants import BOHR, HARTREE
 from beadwork.learn.label import Label
-from beadwork.learn.program import run
+from beadwork.learn.program import last_line, run
 
 SAMPLERS = ("vmc", "lrdmc")
 DETERMINANTS = ("JSD", "JAGP")
@@ -219,7 +219,7 @@ class JQMC:
                 f"jQMC was stopped after {self.timeout} s, see {folder}; raise timeout, or ask for less"
             ) from None
         if code:
-            raise LabelError(f"jQMC ended with code {code}: {_last_line(folder / 'driver.log')}; see {folder}")
+            raise LabelError(f"jQMC ended with code {code}: {last_line(folder / 'driver.log')[:400]}; see {folder}")
         try:
             result = json.loads((folder / "result.json").read_text())
         except (OSError, ValueError) as error:
@@ -310,8 +310,3 @@ def _environment() -> dict[str, str]:
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     defaults = {"JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
     return defaults | dict(os.environ) | one
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:400] if lines else "it said nothing"
