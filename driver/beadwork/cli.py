@@ -376,10 +376,17 @@ def _queue(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(call=_queue_show)
     export = commands.add_parser("export", help="write extended XYZ")
     export.set_defaults(call=_queue_export)
-    for command in (table, show, export):
+    add = commands.add_parser(
+        "add", help="put frames of your own into it, to be labelled; makes it where there is none"
+    )
+    add.set_defaults(call=_queue_add)
+    for command in (table, show, export, add):
         command.add_argument("queue", help="SQLite file or PostgreSQL URL")
     show.add_argument("row", type=int)
     export.add_argument("file", type=Path)
+    add.add_argument("files", type=Path, nargs="+", metavar="FILE", help="i-PI's trajectories, or whatever ASE reads")
+    add.add_argument("--every", type=int, default=1, metavar="N", help="of each file every N-th frame (default: 1)")
+    add.add_argument("--not-periodic", action="store_true", help="the frames have no periodic cell, whatever they say")
 
 
 def _queue_list(args: argparse.Namespace) -> int:
@@ -405,6 +412,19 @@ def _queue_export(args: argparse.Namespace) -> int:
     rows = Queue(args.queue).rows()
     export(rows, args.file)
     print(f"{len(rows)} frames in {args.file}")
+    return 0
+
+
+def _queue_add(args: argparse.Namespace) -> int:
+    from beadwork.harvest.queue import Queue
+    from beadwork.learn.given import add
+
+    queue = Queue(args.queue, create=True)
+    for path in args.files:
+        stored, known = add(queue, path, args.every, False if args.not_periodic else None)
+        print(
+            f"{path}: {stored} frames wait for labels in {queue.name}" + f", {known} were there already" * bool(known)
+        )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -41,10 +42,17 @@ def describe(row: Row) -> str:
         ("bead", _known(kept.frame.bead)),
         ("step", _known(kept.step)),
         ("evaluation", kept.evaluation),
-        ("force spread", f"{kept.max_force_spread:.4f} eV/Å, atom {worst} ({atoms.symbols[worst]})"),
-        ("energy spread", f"{kept.energy_spread:.6f} eV/atom"),
-        ("members (eV)", " ".join(f"{energy:.4f}" for energy in kept.member_energies)),
-        ("models", "\n".join(kept.models)),
+    ]
+    if kept.models:
+        facts += [
+            ("force spread", f"{kept.max_force_spread:.4f} eV/Å, atom {worst} ({atoms.symbols[worst]})"),
+            ("energy spread", f"{kept.energy_spread:.6f} eV/atom"),
+            ("members (eV)", " ".join(f"{energy:.4f}" for energy in kept.member_energies)),
+            ("models", "\n".join(kept.models)),
+        ]
+    else:
+        facts.append(("spread", "unknown: not from a simulation, but put here (beadwork queue add)"))
+    facts += [
         ("simulation", kept.simulation),
         ("fingerprint", row.fingerprint),
         ("kept at", _clock(kept.time)),
@@ -118,8 +126,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(kept.frame.to_atoms().get_chemical_formula()),
         _known(kept.frame.bead, "?"),
         _known(kept.step, "?"),
-        f"{kept.max_force_spread:.4f}",
-        f"{kept.energy_spread:.6f}",
+        "?" if math.isnan(kept.max_force_spread) else f"{kept.max_force_spread:.4f}",
+        "?" if math.isnan(kept.energy_spread) else f"{kept.energy_spread:.6f}",
         _clock(kept.time),
     )
 

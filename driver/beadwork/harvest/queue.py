@@ -230,7 +230,9 @@ class Queue:
         if tables and not {"systems", "information", "text_key_values"} <= tables:
             raise QueueError(f"{self.name} is a database of something else; choose another place for the queue")
         if not tables and not create:
-            raise QueueError(f"the queue {self.name} is empty; start a server with it, or check the path")
+            raise QueueError(
+                f"the queue {self.name} is empty; start a server with it, `queue add` frames, or check the path"
+            )
         if not tables:
             with self._change() as db:
                 db.metadata  # noqa: B018  (ASE makes its tables when it is first asked something)
@@ -317,7 +319,7 @@ def _remedy(said: str, patience: float) -> str:
         ("readonly", "make the file and its directory writable for this user, or choose another path"),
         ("unable to open", "check that this user may read and write the file and its directory"),
         ("full", "make room on the disk; frames already in the queue are safe"),
-        ("not a database", "the file is something else or damaged: choose another path"),
+        ("not a database", "it is something else or damaged: choose another path (structures: `beadwork queue add`)"),
         ("malformed", "the file is damaged: keep it, rescue what `sqlite3 FILE .recover` finds, and start a new one"),
         ("disk I/O", "the disk or network file system failed: check it, and prefer a local disk"),
         ("connect", "check that the server runs, and the URL's host, port, user and database"),

@@ -63,7 +63,8 @@ def choose(
 ) -> Choice:
     """Choose at most `most` of the waiting frames.
 
-    spreads: force spread of each atom of each waiting frame, eV/Å; None counts all alike. labelled: structures that
+    spreads: force spread of each atom of each waiting frame, eV/Å; None counts all alike, and where it is NaN (frames
+    that the user has brought) the median of the others counts. labelled: structures that
     have labels. model: the bundle whose features tell environments apart. Raises ModelError for a bundle that cannot
     say its features, or does not know an element.
     """
@@ -74,6 +75,8 @@ def choose(
     new = owner < len(waiting)
     pool, kind, frame = vectors[new], element[new], owner[new]
     weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)
+    known = np.isfinite(weight)
+    weight = np.where(known, weight, np.median(weight[known]) if known.any() else 1.0)
     start = np.full(len(pool), np.inf)
     _cover(start, pool, kind, vectors[~new], element[~new])
     # where nothing of an element is labelled, every atom of it is as new as the two most different ones are

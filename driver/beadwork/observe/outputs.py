@@ -165,23 +165,24 @@ def _frames(path: Path, stride: int) -> Iterator[tuple[int, Frame]]:
                 continue
             raw = read_file_raw(path.suffix[1:], io.StringIO("".join(block[:length])))
             step = _STEP.search(raw["comment"] or block[0])
-            read = process_units(**raw, mode=path.suffix[1:])
-            cell = read["cell"].h.T * BOHR
-            yield (
-                int(step[1]) if step else -1,
-                Frame(
-                    _numbers(read["atoms"].names),
-                    np.array(read["atoms"].q, dtype=np.float64).reshape(-1, 3) * BOHR,
-                    cell,
-                    # i-PI writes a negative unit box where there is none
-                    (bool(np.linalg.det(cell) > 0),) * 3,
-                ),
-            )
+            yield int(step[1]) if step else -1, structure(raw, path.suffix[1:])
             block = block[length:]
             if stride > 1:
                 block = []
                 for _ in islice(lines, (stride - 1) * length - 1):
                     pass
+
+
+def structure(raw: dict[str, Any], mode: str) -> Frame:
+    """The structure of what i-PI's reader (`read_file_raw`) found in a file of this mode, in its units."""
+    read = process_units(**raw, mode=mode)
+    cell = read["cell"].h.T * BOHR
+    return Frame(
+        _numbers(read["atoms"].names),
+        np.array(read["atoms"].q, dtype=np.float64).reshape(-1, 3) * BOHR,
+        cell,
+        (bool(np.linalg.det(cell) > 0),) * 3,  # i-PI writes a negative unit box where there is none
+    )
 
 
 def _begins(lines: Sequence[str], atoms: int) -> bool:

@@ -1,0 +1,129 @@
+"""Frames that the user brings: read as they were written, stored whole or not at all, and labelled like all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+from ipi.utils.io import print_file
+from ipi.utils.mathtools import abc2h
+
+from beadwork.cli import main
+from beadwork.errors import ConfigError
+from beadwork.harvest.queue import Queue
+from beadwork.learn import labelling
+from beadwork.learn.choose import from_queue
+from beadwork.learn.clusters import Cut
+from beadwork.learn.given import add
+from beadwork.learn.labellers import Spec
+
+Springs = Callable[..., Spec]
+BASELINE = Path(__file__).parents[2] / "models" / "water-highlevel" / "baseline"
+BOHR = 0.529177210903
+
+
+class Structure:
+    """What i-PI's own writer takes: Bohr."""
+
+    def __init__(self, seed: int, cell: np.ndarray) -> None:
+        self.q = np.random.default_rng(seed).uniform(-3, 12, 18)
+        self.names = np.array(["O", "H", "D", "O", "H", "H"])
+        self.natoms = 6
+        self.h = cell
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    """An empty one."""
+    return Queue(tmp_path / "queue.db", create=True)
+
+
+@pytest.mark.parametrize("units", ["angstrom", "atomic_unit"])
+@pytest.mark.parametrize("mode", ["xyz", "pdb"])
+def test_trajectory_of_ipi(queue: Queue, tmp_path: Path, mode: str, units: str) -> None:
+    """i-PI's own writer, a tilted cell, both units: positions and cell come back in Å, every second frame alone."""
+    cell = abc2h(12.0, 13.0, 14.0, 1.4, 1.5, 1.7)
+    path = tmp_path / f"simulation.pos_0.{mode}"
+    made = [Structure(seed, cell) for seed in range(5)]
+    with path.open("w") as out:
+        for step, one in enumerate(made):
+            title = f" Step:  {10 * step}  Bead:       0 "
+            print_file(mode, one, one, out, title=title, key="positions", dimension="length", units=units,
+                       cell_units=units)  # fmt: skip
+    assert add(queue, path, every=2) == (3, 0)
+    digits = 1e-3 if mode == "pdb" else 5e-5  # of what i-PI writes
+    for row, number in zip(queue.rows(), (0, 2, 4), strict=True):
+        frame = row.kept.frame
+        np.testing.assert_allclose(frame.positions.ravel(), made[number].q * BOHR, atol=digits)
+        np.testing.assert_allclose(frame.cell, cell.T * BOHR, atol=2 * digits)
+        assert frame.numbers.tolist() == [8, 1, 1, 8, 1, 1]
+        assert (frame.pbc, row.kept.evaluation) == ((True, True, True), number)
+    assert add(queue, path) == (2, 3)
+
+
+def test_whatever_ase_reads(queue: Queue, tmp_path: Path) -> None:
+    """Cell and periodicity as the file has them, or none if the user says so; a copy is not stored again."""
+    slab = ase.build.molecule("H2O", cell=np.diag([5.0, 5.5, 9.0]), pbc=(True, True, False))
+    ase.io.write(tmp_path / "slab.traj", slab)
+    assert add(queue, tmp_path / "slab.traj") == (1, 0)
+    (row,) = queue.rows()
+    assert row.kept.frame.pbc == (True, True, False)
+    np.testing.assert_array_equal(row.kept.frame.positions, slab.positions)
+    assert add(queue, tmp_path / "slab.traj") == (0, 1)
+    assert add(queue, tmp_path / "slab.traj", periodic=False) == (1, 0)
+    assert queue.get(2).kept.frame.pbc == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "f.xyz",
+            "1\n# CELL(abcABC): 9 9 9 90 90 90 Step: 0 Bead: 0 forces{ev/ang} cell{angstrom}\nO 0 0 0\n",
+            "forces",
+        ),
+        ("f.xyz", "2\n# CELL(abcABC): 9 9 9 90 90 90 positions{angstrom} cell{angstrom}\nO 0 0 0\n", "fewer than it"),
+        ("f.xyz", "1\n# CELL(abcABC): 9 9 9 90 90 90 positions{angstrom} cell{angstrom}\nO nan 0 0\n", "frame 1 of"),
+        ("f.xyz", "", "f.xyz"),
+        ("f.txt", "not a structure", "f.txt"),
+    ],
+)
+def test_what_is_no_frame_is_refused(queue: Queue, tmp_path: Path, name: str, text: str, said: str) -> None:
+    """Forces, torn frames, NaN and other files: named, exit code 2, and nothing of the file is stored."""
+    good = "1\n# CELL(abcABC): 9 9 9 90 90 90 positions{angstrom} cell{angstrom}\nO 1 1 1\n" if "CELL" in text else ""
+    (tmp_path / name).write_text(good + text)
+    with pytest.raises(ConfigError, match=said):
+        add(queue, tmp_path / name)
+    assert len(queue) == 0
+
+
+def test_frames_of_the_user_are_labelled(tmp_path: Path, springs: Springs, capsys: pytest.CaptureFixture[str]) -> None:
+    """From files to labels: a queue is made, the frames are chosen among, cut round their first atom and labelled."""
+    box = ase.Atoms(cell=np.eye(3) * 12.0, pbc=True)
+    for k in range(5):
+        water = ase.build.molecule("H2O")
+        water.rotate(40.0 * k, "x")
+        water.translate([1.0 + 2.4 * k, 1.0, 1.0])
+        box += water
+    ase.io.write(tmp_path / "box.extxyz", [box, box[3:]])
+    queue = tmp_path / "new.db"
+    assert main(["queue", "add", str(queue), str(tmp_path / "box.extxyz")]) == 0
+    assert main(["queue", "list", str(queue)]) == 0
+    assert main(["queue", "show", str(queue), "1"]) == 0
+    said = capsys.readouterr().out
+    assert "box.extxyz: 2 frames wait for labels" in said
+    assert "not from a simulation" in said
+    ids, choice = from_queue(Queue(queue), BASELINE, 1)
+    assert len(ids) == 1
+    assert choice is not None
+    assert np.isfinite(choice.after)
+    assert str(labelling.label(Queue(queue), springs(cut=Cut(molecules=2)))) == "2 labelled"
+    first = Queue(queue).get(1)
+    assert first.label is not None
+    cluster = np.array(first.label["structure"]["positions"])
+    np.testing.assert_allclose(cluster[0], box.positions[0])
+    assert len(cluster) == 6
