@@ -190,7 +190,10 @@ def _energies(potential: Potential, frames: Sequence[Frame], uncertainty: float 
     answer = potential.evaluate(frames)
     if uncertainty is None or answer.spread is None:
         return answer.energies
-    return answer.energies * uncertainty**2 / (uncertainty**2 + answer.spread.energy**2)
+    factor = uncertainty**2 / (uncertainty**2 + answer.spread.energy**2)
+    lone = np.array([sum(potential.reference.get(z, 0.0) for z in frame.numbers.tolist()) for frame in frames])
+    energies: FloatArray = lone + factor * (answer.energies - lone)
+    return energies
 
 
 def _jump(new: FloatArray, old: FloatArray) -> str:

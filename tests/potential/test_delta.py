@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import beadwork
 from beadwork.errors import GeometryError, ModelError, NonFiniteError
+from beadwork.frame import Frame
 from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import Potential, load
 from beadwork.potential.graph import build
@@ -93,12 +95,16 @@ def test_unequal_weights(frames, committee):
     assert np.allclose(got.force_spread[atom], np.sqrt(np.mean(per_axis)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("reference", [{}, {1: 0.07, 8: 2.71}])
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 1.0]])
-def test_weighted_baseline(frames, committee, weights):
-    """The energy is Imbalzano's formula written out again, and force and virial are its finite differences."""
+def test_weighted_baseline(frames, committee, weights, reference):
+    """The energy is Imbalzano's formula written out again, the atoms' reference energies not weighted, and force and
+    virial are its finite differences."""
     baseline, members = committee
     s2, alpha = 0.08**2, 1.3
-    potential = Potential(baseline, members, weights=weights, alpha=alpha, baseline_uncertainty=0.08)
+    potential = Potential(
+        baseline, members, weights=weights, alpha=alpha, baseline_uncertainty=0.08, reference=reference
+    )
     got = potential.evaluate(frames)
     be = single(baseline, frames)[0]
     energies = np.array([single(m, frames)[0] for m in members])
@@ -108,7 +114,8 @@ def test_weighted_baseline(frames, committee, weights):
     factor = s2 / (s2 + variance)
     assert factor.min() < 0.5  # the spread matters here
     assert factor.max() > 0.9
-    assert np.allclose(got.energies, be + factor * mean, rtol=0, atol=1e-10)
+    lone = np.array([sum(reference.get(z, 0.0) for z in frame.numbers.tolist()) for frame in frames])
+    assert np.allclose(got.energies, be + lone + factor * (mean - lone), rtol=0, atol=1e-10)
 
     def energy(k, positions, cell):
         return potential.evaluate([replace(frames[k], positions=positions, cell=cell)]).energies[0]
@@ -317,3 +324,21 @@ def test_load_reads_the_committee_card(made, shapes, tmp_path):
     part = load(None, paths[:1], engine="torchscript")
     assert part.alpha == 1.0
     assert "is about other members" in part.notes[0]
+
+
+def test_weighted_baseline_of_real_models():
+    """The shipped committee's reference energies (2.7 eV an oxygen) pull nowhere: with half of Δ at stake the forces
+    stay about halfway between those of the baseline and of the sum."""
+    models = Path(__file__).parents[2] / "models" / "water-highlevel"
+    rng = np.random.default_rng(0)
+    water = np.array([[0, 0, 0.1173], [0, 0.7572, -0.4692], [0, -0.7572, -0.4692]])
+    shaken = [Frame(np.array([8, 1, 1]), water + rng.normal(0, 0.08, (3, 3)), np.zeros((3, 3)), (False,) * 3)]
+    whole = load(models / "baseline", [models], "torchscript")
+    plain = whole.evaluate(shaken)
+    weighted = load(models / "baseline", [models], "torchscript", baseline_uncertainty=float(plain.energy_spread[0]))
+    assert weighted.reference[8] == pytest.approx(2.71, abs=0.01)
+    got = weighted.evaluate(shaken)
+    halfway = plain.baseline.forces + 0.5 * plain.delta.forces
+    assert np.abs(got.forces - halfway).max() < 0.3 * np.abs(plain.delta.forces).max()
+    weighted.reference.clear()  # what the paper's formula makes of it
+    assert np.abs(weighted.evaluate(shaken).forces - halfway).max() > 3 * np.abs(got.forces - halfway).max()

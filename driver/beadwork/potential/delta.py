@@ -92,9 +92,10 @@ class Potential:
 
     alpha: scales the members' deviations from their mean (Musil et al., J. Chem. Theory Comput. 15, 906, 2019).
 
-    baseline_uncertainty: s in eV a system, or None. With it the sum is V_base + s^2/(s^2 + var) V_Δ, and force and
-    virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021). V_Δ is taken as it comes:
-    its zero matters, so the Δ models' reference energies must make it small where the committee is right.
+    baseline_uncertainty: s in eV a system, or None. With it the sum is V_base + E_ref + s^2/(s^2 + var) (V_Δ - E_ref),
+    and force and virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021, with E_ref = 0).
+    reference: atomic number -> eV, what an atom adds to V_Δ whatever its environment, and so to E_ref. A constant times
+    a factor that falls where the committee disagrees would be a force.
 
     max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once; it is
     lowered where memory does not suffice.
@@ -109,7 +110,9 @@ class Potential:
         alpha: float = 1.0,
         baseline_uncertainty: float | None = None,
         max_edges: int | None = None,
+        reference: Mapping[int, float] | None = None,
     ) -> None:
+        self.reference = dict(reference or {})
         self.baseline = baseline
         self.members = tuple(members)
         self.alpha = alpha
@@ -180,6 +183,7 @@ class Potential:
             other.alpha,
             self.baseline_uncertainty,
             self.max_edges,
+            other.reference,
         )
         whole.cards = (*self.baseline_cards, *other.cards)
         return whole
@@ -282,11 +286,12 @@ class Potential:
         if self.baseline_uncertainty is not None:
             s2 = self.baseline_uncertainty**2
             factor = s2 / (s2 + variance)
-            # -d factor/dx V_Δ = -factor^2/s^2 V_Δ (2/norm) sum_m w_m dev(E_m) dev(F_m)
-            slope = -(factor**2) / s2 * mean.energies * 2 / norm
+            reference = np.add.reduceat([self.reference.get(z, 0.0) for z in graph.numbers.tolist()], graph.ptr[:-1])
+            # -d factor/dx (V_Δ - E_ref) = -factor^2/s^2 (V_Δ - E_ref) (2/norm) sum_m w_m dev(E_m) dev(F_m)
+            slope = -(factor**2) / s2 * (mean.energies - reference) * 2 / norm
             pull = w[:, None] * energy * slope
             delta = Energies(
-                factor * mean.energies,
+                reference + factor * (mean.energies - reference),
                 factor[graph.system, None] * mean.forces + np.einsum("ma,mai->ai", pull[:, graph.system], force),
                 factor[:, None, None] * mean.virials + np.einsum("ms,msij->sij", pull, virial),
             )
@@ -341,7 +346,11 @@ def load(
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     base = opened.pop(0) if baseline is not None else None
-    potential = Potential(base, opened, weights, 1.0 if alpha is None else alpha, baseline_uncertainty)
+    alpha = 1.0 if alpha is None else alpha
+    potential = Potential(base, opened, weights, alpha, baseline_uncertainty)
+    for weight, member in zip(potential.weights.tolist(), opened, strict=True):
+        for z, energy in member.reference.items():
+            potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
     potential.cards = tuple(cards)
     potential.notes = notes
     return potential

@@ -18,7 +18,9 @@ from beadwork.potential.torchscript import TorchScriptEngine
 TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
 
 
-def open_engine(bundle: str | Path, engine: str = "auto", dtype: str = "float64", device: str = "cpu") -> Engine:
+def open_engine(
+    bundle: str | Path, engine: str = "auto", dtype: str = "float64", device: str = "cpu"
+) -> TorchScriptEngine | AutoEngine:
     """Open a bundle. All but 'torchscript' decide at the first structure, and `choice` says which it took, and why.
 
     Raises ModelError for an unknown engine or precision, a bundle that fails its check, or a native model that cannot
@@ -53,8 +55,9 @@ class AutoEngine:
         self._card = card
         self._required = required
         self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
-        self._engine: Engine = TorchScriptEngine(bundle, dtype, device)
-        self.name = self._engine.name
+        torchscript = TorchScriptEngine(bundle, dtype, device)
+        self._engine: Engine = torchscript
+        self.name, self.reference = torchscript.name, torchscript.reference
         if required:
             return
         if not card.native:

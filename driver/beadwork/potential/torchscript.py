@@ -22,7 +22,8 @@ class TorchScriptEngine:
     """A bundle's model.pt.
 
     dtype: 'float64' or 'float32', whatever it was trained in: the weights are cast. In float32 the atoms' reference
-    energies and all sums over atoms stay in float64.
+    energies and all sums over atoms stay in float64. reference: eV of an atom of each element, whatever its
+    environment: its reference energy and the model's mean shift.
     Raises ModelError for a bundle that fails its check, no MACE model, or a device that is not there.
     """
 
@@ -38,6 +39,7 @@ class TorchScriptEngine:
         self.name = f"{card.name} (torchscript, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
+        self.reference = _reference(module, card.head)
         self._evaluator = ModuleEvaluator(module, card.head, dtype, device)
         self._piece = CPU_PIECE if device == "cpu" else None
 
@@ -51,10 +53,7 @@ class ModuleEvaluator:
     """Runs any MACE module, scripted or eager, on a graph."""
 
     def __init__(self, module: Any, head: str | None, dtype: str, device: str) -> None:
-        heads = list(getattr(module, "heads", None) or ["Default"])
-        if head is not None and head not in heads:
-            raise ModelError(f"the model has no head {head!r}; it has {', '.join(heads)}")
-        index = heads.index(head) if head is not None else 0
+        index = _head(module, head)
         self._dtype = getattr(torch, dtype)
         self._device = torch.device(device)
         numbers = module.atomic_numbers.cpu()
@@ -122,6 +121,22 @@ class ModuleEvaluator:
             virials = virials.double()
             virials = 0.5 * (virials + virials.transpose(1, 2))
             return torch.cat((energies, out["forces"].double().flatten(), virials.flatten()))
+
+
+def _head(module: Any, head: str | None) -> int:
+    heads = list(getattr(module, "heads", None) or ["Default"])
+    if head is not None and head not in heads:
+        raise ModelError(f"the model has no head {head!r}; it has {', '.join(heads)}")
+    return heads.index(head) if head is not None else 0
+
+
+def _reference(module: Any, head: str | None) -> dict[int, float]:
+    index = _head(module, head)
+    energies = torch.atleast_2d(module.atomic_energies_fn.atomic_energies.detach().cpu().double())[index]
+    if hasattr(module, "scale_shift"):
+        shifts = torch.atleast_1d(module.scale_shift.shift.detach().cpu().double())
+        energies = energies + shifts[index if len(shifts) > 1 else 0]
+    return dict(zip(module.atomic_numbers.tolist(), energies.tolist(), strict=True))
 
 
 def load_module(file: Path, device: str = "cpu") -> Any:
