@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from beadwork.config import ServeConfig
-from beadwork.errors import GeometryError
+from beadwork.errors import ConfigError, GeometryError, SimulationError
 from beadwork.ipi.simulation import read
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import Potential
 from beadwork.server import Service
-from beadwork.services import join
+from beadwork.services import _check_gathered, join
 from beadwork.session import Session, _facts
 
 WATER = Path(__file__).parents[1] / "inputs" / "water"
@@ -54,6 +56,53 @@ def test_the_committee_that_is_named_is_the_one_that_is_swapped() -> None:
     services[1].potential = fresh = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     fresh.cards = tuple(cards[::-1])
     assert _facts(services)["committee"] != before
+
+
+SOCKET = "<ffsocket name='{0}' mode='unix'><address>{0}</address></ffsocket>"
+
+
+@pytest.mark.parametrize(
+    ("tags", "potential", "forces", "said"),
+    [
+        ("", {"weights": [1.0, 3.0]}, True, "plain mean"),
+        ("", {"baseline_uncertainty": 0.1}, True, "plain mean"),
+        ("<alpha>2.0</alpha>", {"alpha": 1.5}, True, "by its alpha 2, and beadwork by 1.5"),
+        ("<baseline_name>base</baseline_name><baseline_uncertainty>1</baseline_uncertainty>", {}, False, "--member-fo"),
+        (SOCKET.format("more"), {}, False, "--member-forces"),
+        ("", {}, False, ""),
+        ("<baseline_name>base</baseline_name><baseline_uncertainty>1</baseline_uncertainty>", {}, True, ""),
+    ],
+)
+def test_what_an_ffcommittee_makes_of_our_members(
+    tmp_path: Path, tags: str, potential: dict[str, Any], forces: bool, said: str
+) -> None:
+    """i-PI would take the plain mean of weighted members, scale them twice, or die in its polling thread: refused."""
+    shutil.copy(WATER / "init.xyz", tmp_path)
+    text = (WATER / "input.xml").read_text()
+    own = text[text.index("<ffsocket") : text.index("</ffsocket>") + len("</ffsocket>")]
+    name = re.search(r"name='(\w+)'", own)
+    assert name is not None
+    base = SOCKET.format("base") if "base" in tags else ""
+    inside = f"<ffcommittee name='all'><parse_json>True</parse_json>{tags}{SOCKET.format('ours')}{base}</ffcommittee>"
+    text = text.replace(own, inside).replace(f"forcefield='{name[1]}'", "forcefield='all'")
+    (tmp_path / "input.xml").write_text(text)
+    socket = read(tmp_path / "input.xml").socket("ours")
+    served = Potential(Harmonic(1.0), [Harmonic(1.0), Harmonic(2.0)], **potential)
+    service = Service(Line(Address(Path("x"))), served, np.array([8]), 1, member_forces=forces)
+    if said:
+        with pytest.raises(SimulationError, match=said):
+            _check_gathered(socket, service)
+    else:
+        _check_gathered(socket, service)
+
+
+def test_a_weighted_baseline_that_is_served_in_parts() -> None:
+    """It would be dropped without a word: each part is served as it is."""
+    config = ServeConfig(
+        simulation="x", baseline="b", delta=["d"], at={"a": "baseline", "b": "delta"}, baseline_uncertainty=0.1
+    )
+    with pytest.raises(ConfigError, match="serves them apart"):
+        join(config, read(WATER / "input.xml"))
 
 
 def test_what_is_not_periodic_is_looked_at_as_such(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from beadwork.config import ServeConfig
-from beadwork.errors import SimulationError
+from beadwork.errors import ConfigError, SimulationError
 from beadwork.frame import FloatArray
 from beadwork.ipi.simulation import Simulation, Socket, System
 from beadwork.ipi.transport import Address, Line
@@ -19,6 +19,11 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     Raises SimulationError, ModelError, GeometryError or ConfigError for what does not go together.
     """
     roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
+    if config.baseline_uncertainty is not None and set(roles.values()) != {"sum"}:
+        raise ConfigError(
+            f"baseline-uncertainty weighs baseline and Δ where their sum is served, but {roles} serves them apart; "
+            "leave it out, and let i-PI weigh them (<ffcommittee> with baseline_name, parse_json; --member-forces here)"
+        )
     whole = load_for(config)
     notes = list(whole.notes)
     parts = {"sum": whole}
@@ -37,6 +42,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     for name, role in roles.items():
         socket = simulation.socket(name)
         service = _service(config, simulation, socket, parts[role])
+        _check_gathered(socket, service)
         service.potential.check_species(service.numbers)
         start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
         notes += service.potential.settle(start)
@@ -89,6 +95,29 @@ def _address(simulation: Simulation, socket: Socket, host: str | None) -> Addres
     return Address(
         host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
     )
+
+
+def _check_gathered(socket: Socket, service: Service) -> None:
+    """Refuse what an `<ffcommittee>` with parse_json would make something else of: it takes the plain mean of our
+    members, and dies in its polling thread where it lacks their forces.
+    """
+    committee, potential = socket.committee, service.potential
+    if committee is None or not committee.parse_json or len(potential.members) < 2:
+        return
+    name = f"the <ffcommittee> {socket.parent!r}"
+    if np.ptp(potential.weights) or potential.baseline_uncertainty is not None:
+        raise SimulationError(
+            f"{name} reads the members (parse_json) and takes their plain mean, but they have weights "
+            f"{[round(w, 4) for w in potential.weights.tolist()]} and a baseline uncertainty of "
+            f"{potential.baseline_uncertainty}; set parse_json to False, or serve equal weights without it"
+        )
+    if committee.alpha != 1.0:
+        raise SimulationError(
+            f"{name} scales the members by its alpha {committee.alpha:g}, and beadwork by {potential.alpha:g} before; "
+            "set its <alpha> to 1, and give ours with --alpha"
+        )
+    if not service.member_forces and (committee.baseline or committee.members > 1):
+        raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs; add --member-forces")
 
 
 def _check_extras(simulation: Simulation, services: list[Service]) -> None:

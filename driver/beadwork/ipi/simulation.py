@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -69,6 +69,16 @@ _FAULTS = (
 
 
 @dataclass(frozen=True, slots=True)
+class FFCommittee:
+    """What an `<ffcommittee>` makes of its forcefields' answers. members: how many there are, without the baseline."""
+
+    parse_json: bool
+    alpha: float
+    baseline: str
+    members: int
+
+
+@dataclass(frozen=True, slots=True)
 class Socket:
     """One `<ffsocket>`: where i-PI listens and how it hands out the beads.
 
@@ -77,7 +87,8 @@ class Socket:
     backlog of connections that wait to be accepted. latency: seconds between two looks of i-PI's polling thread.
     timeout: seconds after which i-PI drops a client, 0 for never. active: the atoms that are sent, None for all.
     offset: Hartree, subtracted by i-PI from our energy. parent: the `<ffcommittee>` or `<ffrotations>` around it,
-    which is what systems name. rotated: that parent sends every structure in one or more orientations.
+    which is what systems name. rotated: that parent sends every structure in one or more orientations. committee: what
+    that parent does with our answer, if it is an `<ffcommittee>`.
     """
 
     name: str
@@ -97,6 +108,7 @@ class Socket:
     offset: float
     parent: str | None
     rotated: bool
+    committee: FFCommittee | None = None
 
     @property
     def path(self) -> Path | None:
@@ -385,9 +397,13 @@ def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
         if tag == "ffsocket":
             yield _socket(entry, prefix, None, False)
         elif tag == "ffcommittee":
+            baseline = str(entry.baseline_name.fetch())
+            committee = FFCommittee(
+                bool(entry.parse_json.fetch()), float(entry.alpha.fetch()), baseline, len(entry.extra) - bool(baseline)
+            )
             for inner, member in entry.extra:
                 if inner == "ffsocket":
-                    yield _socket(member, _INNER_PREFIX, str(entry.name.fetch()), False)
+                    yield replace(_socket(member, _INNER_PREFIX, str(entry.name.fetch()), False), committee=committee)
         elif tag == "ffrotations" and entry.ffsocket.name.fetch() != "__DUMMY__":  # i-PI's word for none
             yield _socket(entry.ffsocket, _INNER_PREFIX, str(entry.name.fetch()), True)
 
