@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,9 @@ from beadwork.learn.label import Label, as_json, structure
 class AseCalculator:
     """A labeller that asks an ASE calculator in this process.
 
-    Where the calculator has a free energy, it is the label's energy: its derivative are the forces. Raises ConfigError
-    where there is no such class, or charge and spin reach it nowhere.
+    Where the calculator has a free energy, it is the label's energy: its derivative are the forces. Every label has a
+    folder of its own, so that two at the same time do not read each other's files. Raises ConfigError where there is no
+    such class, charge and spin reach it nowhere, or its arguments name the folder.
     """
 
     calculator: str  #: `module:Class`, or `module:function` that returns a calculator
@@ -31,10 +35,16 @@ class AseCalculator:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     forces: bool = True  #: compute them
     ignores_charge: bool = False  #: it knows nothing of charge and spin, as a model that sees atoms only
+    directory: Path | None = None  #: where the folders are made; left out: the system's temporary one
     estimate: float = 60.0  #: s a label, for --dry-run
 
     def __post_init__(self) -> None:
         self._made  # noqa: B018  (a wrong path ends here, not with the first frame)
+        if "directory" in self.arguments:
+            raise ConfigError(
+                f"the arguments of {self.calculator} name a directory, in which two labels would overwrite each other; "
+                "set directory beside them: each label gets a folder of its own there"
+            )
         if not self.ignores_charge and "{charge}" not in self.arguments.values():
             raise ConfigError(
                 f"{self.calculator} is not told the charge: set an argument of it to '{{charge}}' (and one to "
@@ -68,13 +78,23 @@ class AseCalculator:
             name: given.get(value, value) if isinstance(value, str) else value for name, value in self.arguments.items()
         }
         atoms = frame.to_atoms()
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="label-", dir=self.directory)).absolute()
         try:
             atoms.calc = self._made(**arguments)
+            if hasattr(atoms.calc, "directory"):
+                atoms.calc.directory = folder
             forces = np.array(atoms.get_forces(), dtype=np.float64) if self.forces else None
             energy = float(atoms.get_potential_energy())
             energy = float(atoms.calc.results.get("free_energy", energy))
         except Exception as error:  # calculators raise all kinds; each becomes the reason that the queue stores
-            raise LabelError(f"{self.calculator} could not label: {type(error).__name__}: {error}") from error
+            where = f"; see {folder}" if any(folder.iterdir()) else ""
+            raise LabelError(f"{self.calculator} could not label: {type(error).__name__}: {error}{where}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # of a calculator that needs no files
+        shutil.rmtree(folder, ignore_errors=True)
         return Label(
             energy=energy,
             forces=forces,
