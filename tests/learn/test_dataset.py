@@ -25,6 +25,9 @@ from beadwork.learn.dataset import (
     to_atoms,
 )
 from beadwork.learn.label import Label
+from beadwork.learn.same import among, firsts
+from beadwork.learn.train import _dataset
+from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.graph import build
 from beadwork.potential.torchscript import TorchScriptEngine
 
@@ -137,11 +140,10 @@ def test_split_holds_out_each_kind_in_proportion(examples):
 def test_what_was_held_out_stays_held_out(examples):
     """A frame that one generation learned is never a test of the next, nor the reverse."""
     out = split(examples[:25], 0.3, 1)
-    before = {e.structure: o for e, o in zip(examples[:25], out, strict=True)}
-    later = split(list(reversed(examples)), 0.3, 99, before)
-    for e, o in zip(reversed(examples), later, strict=True):
-        assert before.get(e.structure, o) == o
-    assert any(o for e, o in zip(reversed(examples), later, strict=True) if e.structure not in before)
+    before = [(e.frame, o) for e, o in zip(examples[:25], out, strict=True)]
+    later = split(list(reversed(examples)), 0.3, 99, before)[::-1]
+    assert later[:25] == out
+    assert any(later[25:])
 
 
 def test_a_file_that_grew_holds_the_same_frames(examples, tmp_path):
@@ -151,15 +153,46 @@ def test_a_file_that_grew_holds_the_same_frames(examples, tmp_path):
     ase.io.write(more, [to_atoms(e) for e in [*reversed(examples[:25]), *examples[25:]]])
     first, second = from_file(few, None), from_file(more, None)
     assert not {e.hash for e in first} & {e.hash for e in second}
-    before = {e.structure: o for e, o in zip(first, split(first, 0.3, 1), strict=True)}
+    before = [(e.frame, o) for e, o in zip(first, split(first, 0.3, 1), strict=True)]
     later = split(second, 0.3, 99, before)
     assert later[:25] == tuple(reversed(split(first, 0.3, 1)))
     noisy = with_label(examples[3], energy=examples[3].label.energy + 0.01)
     for seed in range(8):
         out = split([*examples, noisy], 0.3, seed)
         assert out[3] == out[-1], "labels of one structure stay together"
-    charged = with_label(examples[3], charge=5)
-    assert charged.structure != examples[3].structure == noisy.structure
+
+
+def test_the_same_structure_whoever_wrote_it(examples, tmp_path):
+    """Rounded as files round, shifted, with a cell that means nothing, or another charge in its label: the same. A
+    step of a simulation, other atoms, and another periodic cell are not."""
+    frames = [e.frame for e in examples]
+    ase.io.write(tmp_path / "all.xyz", [f.to_atoms() for f in frames], format="xyz")
+    read = [Frame.from_atoms(atoms) for atoms in ase.io.read(tmp_path / "all.xyz", ":")]
+    assert among(read, frames) == [True] * len(frames)
+    shifted = [replace(f, positions=f.positions + 5.0, cell=np.eye(3) * 9.0) for f in frames]
+    assert firsts([*frames, *shifted]) == 2 * list(range(len(frames)))
+    rng = np.random.default_rng(0)
+    moved = [replace(f, positions=f.positions + rng.normal(0, 0.01, f.positions.shape)) for f in frames]
+    assert not any(among(moved, frames))
+    boxes = [replace(frames[0], cell=np.eye(3) * side, pbc=(True,) * 3) for side in (9.0, 9.1)]
+    assert firsts([frames[0], *boxes]) == [0, 1, 2]
+
+
+def test_what_earlier_generations_learned_is_known(examples, tmp_path):
+    """gen-1 of one set, gen-2 of another from its weights, gen-3 of both: no frame that gen-1 learned is a test, none
+    that it held out is learned, and validate calls none of them unseen."""
+    first, second, new = examples[:15], examples[15:30], examples[30:]
+    settings = TrainSettings(held_out=0.4)
+    one = _dataset(first, settings, None)
+    one.write(tmp_path / "1")
+    two = _dataset(second, settings, tmp_path / "1")
+    two.write(tmp_path / "2")
+    assert Dataset.read(tmp_path / "2").hash == two.hash
+    assert {True, False} == {out for _, out in two.before}
+    assert sum(among([e.frame for e in first], Dataset.read(tmp_path / "2").learned)) == one.held_out.count(False)
+    three = _dataset([*new, *first, *second], settings, tmp_path / "2")
+    assert three.held_out[len(new) :] == one.held_out + two.held_out
+    assert three.before == ()
 
 
 @pytest.mark.parametrize(

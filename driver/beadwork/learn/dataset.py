@@ -21,7 +21,8 @@ from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
-from beadwork.learn.label import Label, frame_of, plain, structure
+from beadwork.learn.label import Label, as_json, frame_of, plain, structure
+from beadwork.learn.same import firsts
 from beadwork.potential.bundle import load_card, sha256
 from beadwork.potential.delta import load
 
@@ -76,20 +77,6 @@ class Example:
         return f"sha256:{digest.hexdigest()}"
 
     @property
-    def structure(self) -> str:
-        """Hash of what was computed, to 1e-4 Å, whatever came out and wherever it is kept.
-
-        It says whether a frame was learned from: the same one in a file that was renamed or has grown, or labelled
-        twice, has another `hash`.
-        """
-        frame = self.frame
-        digest = hashlib.sha256(f"{self.label.charge} {self.label.spin} {list(map(bool, frame.pbc))}".encode())
-        digest.update(np.ascontiguousarray(frame.numbers, dtype="<i8").tobytes())
-        for values in (frame.positions, frame.cell):
-            digest.update(np.rint(np.asarray(values) * 1e4).astype("<i8").tobytes())
-        return digest.hexdigest()
-
-    @property
     def composition(self) -> str:
         """Formula and charge, e.g. `H3O +1`."""
         return _signed(str(self.frame.to_atoms().symbols.get_chemical_formula()), self.charge)
@@ -112,12 +99,14 @@ class Example:
 class Dataset:
     """Examples of one method against one baseline, and which of them are held out from training.
 
-    Raises LabelError for no examples, more than one method or baseline, one label twice, or two charges or spins of
-    one composition, which no MACE model can tell apart.
+    before: structures that are none of these, but of the committees from whose weights this one went on, and whether
+    they were held out there. Raises LabelError for no examples, more than one method or baseline, one label twice, or
+    two charges or spins of one composition, which no MACE model can tell apart.
     """
 
     examples: tuple[Example, ...]
     held_out: tuple[bool, ...]
+    before: tuple[tuple[Frame, bool], ...] = ()
 
     def __post_init__(self) -> None:
         check(self.examples)
@@ -138,6 +127,7 @@ class Dataset:
     def hash(self) -> str:
         """`sha256:` and the hash of the baseline, all labels and which are held out, in whatever order."""
         lines = sorted(f"{e.hash} {out}" for e, out in zip(self.examples, self.held_out, strict=True))
+        lines += sorted(_hash(as_json([structure(frame), out])) for frame, out in self.before)
         return _hash("\n".join([str(self.baseline), *lines]))
 
     @property
@@ -150,6 +140,16 @@ class Dataset:
         """Those that are held out."""
         return [e for e, out in zip(self.examples, self.held_out, strict=True) if out]
 
+    @property
+    def past(self) -> list[tuple[Frame, bool]]:
+        """Every structure that these models or those before them have met, and whether it was held out."""
+        return [*self.before, *((e.frame, out) for e, out in zip(self.examples, self.held_out, strict=True))]
+
+    @property
+    def learned(self) -> list[Frame]:
+        """Every structure that these models or those before them have learned from."""
+        return [frame for frame, out in self.past if not out]
+
     def write(self, folder: Path) -> None:
         """Write dataset.json, exact, and frames.extxyz, the same for other programs, into a folder."""
         inputs = {_hash(e.label.input): e.label.input for e in self.examples}
@@ -161,6 +161,7 @@ class Dataset:
             "units": {"energy": "eV", "length": "angstrom"},
             "inputs": inputs,
             "frames": [_to_json(e) | {"held_out": h} for e, h in zip(self.examples, self.held_out, strict=True)],
+            "before": [structure(frame) | {"held_out": out} for frame, out in self.before],
         }
         folder.mkdir(parents=True, exist_ok=True)
         import ase.io
@@ -184,12 +185,13 @@ class Dataset:
                 raise LabelError(f"{file} has format {data['format']!r}, this beadwork reads {FORMAT}; train again")
             examples = tuple(_from_json(f, data) for f in data["frames"])
             held_out = tuple(bool(f["held_out"]) for f in data["frames"])
+            before = tuple((frame_of(f), bool(f["held_out"])) for f in data.get("before", ()))
             said = str(data["hash"])
         except FileNotFoundError as error:
             raise LabelError(f"{file} is missing: {folder} was not made by beadwork train") from error
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise LabelError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again") from error
-        dataset = cls(examples, held_out)
+        dataset = cls(examples, held_out, before)
         if dataset.hash != said:
             raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, it says {said})")
         return dataset
@@ -330,23 +332,26 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
 
 
 def split(
-    examples: Sequence[Example], fraction: float, seed: int, before: Mapping[str, bool] | None = None
+    examples: Sequence[Example], fraction: float, seed: int, before: Sequence[tuple[Frame, bool]] = ()
 ) -> tuple[bool, ...]:
     """Choose what to hold out: every k-th frame, with the frames ordered by solute, composition and a seeded shuffle.
 
     So each solute and each composition is held out in proportion; labels of one structure stay together. before: what
-    a structure (`Example.structure`) was in the generation before; that stays as it was, since what was once learned is
-    no test.
+    structures were in the generations before (`Dataset.past`); they stay so, since what was once learned is no test.
     """
-    out = dict(before or {})
-    new: dict[str, Example] = {}
-    for example in examples:
-        if example.structure not in out:
-            new.setdefault(example.structure, example)
+    first = firsts([*(frame for frame, _ in before), *(e.frame for e in examples)])
+    out: dict[int, bool] = {}
+    for kind, (_, held_out) in zip(first, before, strict=False):
+        out[kind] = out.get(kind, True) and held_out
+    mine = first[len(before) :]
+    new: dict[int, Example] = {}
+    for kind, example in zip(mine, examples, strict=True):
+        if kind not in out:
+            new.setdefault(kind, example)
     order = sorted(new, key=lambda s: (new[s].solute, new[s].composition, _hash(f"{seed} {new[s].hash}")))
     for place, name in enumerate(order):
         out[name] = int((place + 0.5) * fraction + 0.5) < int((place + 1.5) * fraction + 0.5)
-    return tuple(out[e.structure] for e in examples)
+    return tuple(out[kind] for kind in mine)
 
 
 def reference_energies(examples: Sequence[Example], energies: FloatArray, floor: float) -> tuple[dict[int, float], str]:

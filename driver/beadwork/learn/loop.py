@@ -49,6 +49,7 @@ from beadwork.learn.choose import from_queue as choose
 from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue
 from beadwork.learn.labelling import label
 from beadwork.learn.residual import Errors, residuals
+from beadwork.learn.same import among
 from beadwork.learn.train import references, train_committee
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.learn.validate import PAGE as VALIDATION
@@ -420,13 +421,11 @@ def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> 
 
 def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Example]:
     """Those that none of these committees has learned from."""
-    learned = {
-        e.structure
-        for committee in committees
-        if (committee / DATASET).exists()
-        for e in Dataset.read(committee).training
-    }
-    return [e for e in testing if e.structure not in learned]
+    learned = [
+        frame for committee in committees if (committee / DATASET).exists() for frame in Dataset.read(committee).learned
+    ]
+    seen = among([e.frame for e in testing], learned)
+    return [e for e, one in zip(testing, seen, strict=True) if not one]
 
 
 @contextmanager

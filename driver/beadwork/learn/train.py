@@ -27,6 +27,7 @@ from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_
 from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
+from beadwork.learn.same import among
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of
 from beadwork.potential.delta import load
@@ -193,11 +194,13 @@ def train_model(
 
 
 def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Path | None) -> Dataset:
-    before: dict[str, bool] = {}
-    if previous is not None:
-        old = Dataset.read(previous)
-        before = {e.structure: out for e, out in zip(old.examples, old.held_out, strict=True)}
-    return Dataset(tuple(examples), split(examples, settings.held_out, settings.seed, before))
+    before = [] if previous is None else Dataset.read(previous).past
+    again = among([frame for frame, _ in before], [e.frame for e in examples])
+    return Dataset(
+        tuple(examples),
+        split(examples, settings.held_out, settings.seed, before),
+        tuple(one for one, here in zip(before, again, strict=True) if not here),
+    )
 
 
 def _plan(

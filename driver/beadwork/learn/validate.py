@@ -16,6 +16,7 @@ from beadwork.frame import FloatArray
 from beadwork.learn import page
 from beadwork.learn.dataset import Dataset, Example, split
 from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residuals, calibrate, residuals
+from beadwork.learn.same import among
 from beadwork.learn.train import references, train_committee
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import members_of
@@ -84,8 +85,8 @@ def validate(
     members = members_of([committee])
     testing = dataset.testing
     if labels is not None:
-        seen = {e.structure for e in dataset.training}
-        testing = [e for e in labels if e.structure not in seen]
+        seen = among([e.frame for e in labels], dataset.learned)
+        testing = [e for e, learned in zip(labels, seen, strict=True) if not learned]
         progress(f"{len(testing)} of {len(labels)} labels were not learned from")
         for what, got, wanted in (
             ("method", {e.label.method for e in testing}, dataset.method),

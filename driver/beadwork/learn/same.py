@@ -1,0 +1,42 @@
+"""Which structures are the same one, whoever wrote them down: what was learned from once is no test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from beadwork.frame import Frame
+
+#: Å, of every coordinate: far above what files round off, far below what steps of a simulation move
+TOLERANCE = 1e-3
+
+
+def firsts(frames: Sequence[Frame]) -> list[int]:
+    """For each frame the index of the first one that is the same: its own where there is none before it.
+
+    The same are equal atomic numbers in one order and equal periodicity, with positions (but for a shift of the whole)
+    and periodic cell vectors that differ by less than TOLERANCE. Charge and spin, which no model sees, do not count.
+    """
+    found = list(range(len(frames)))
+    groups: dict[bytes, list[int]] = {}
+    for index, frame in enumerate(frames):
+        key = np.asarray(frame.numbers, dtype=np.int64).tobytes() + bytes(map(bool, frame.pbc))
+        groups.setdefault(key, []).append(index)
+    for group in groups.values():
+        points = np.stack([_point(frames[index]) for index in group])
+        for place in range(1, len(group)):
+            apart = np.abs(points[:place] - points[place]).max(axis=1)
+            if (near := np.flatnonzero(apart < TOLERANCE)).size:
+                found[group[place]] = found[group[int(near[0])]]
+    return found
+
+
+def among(frames: Sequence[Frame], known: Sequence[Frame]) -> list[bool]:
+    """Whether each frame is one of those that are known."""
+    return [first < len(known) for first in firsts([*known, *frames])[len(known) :]]
+
+
+def _point(frame: Frame) -> np.ndarray:
+    vectors = frame.cell[np.array(frame.pbc, dtype=bool)]
+    return np.concatenate(((frame.positions - frame.positions.mean(axis=0)).ravel(), vectors.ravel()))
