@@ -136,7 +136,15 @@ def test_energies_alone_are_calibrated_on_energies(examples):
     assert fitted is not None
     assert fitted.quantity == "energy"
     assert fitted.frames == (20, 20)
-    assert calibrate(replace(found, examples=found.examples[:3])) is None
+    assert calibrate(replace(found, energy=found.energy.take([0, 1, 2]))) is None
+    # one label with forces among forty is no calibration of forces; four are, and are counted as four
+    whole = [n for n, e in enumerate(examples) if e.forces is not None]
+    for count, said in ((1, ("energy", (20, 20))), (4, ("forces", (2, 2)))):
+        some = [e if n in whole[:count] else a for n, (e, a) in enumerate(zip(examples, alone, strict=True))]
+        fitted = calibrate(residuals(some, MEMBERS, {1: 0.0, 8: 0.0}))
+        assert fitted is not None
+        assert (fitted.quantity, fitted.frames) == said
+        assert "nan" not in str(fitted)
     assert calibrate(replace(found, energy=replace(found.energy, spread=None))) is None
 
 

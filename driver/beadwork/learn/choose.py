@@ -22,11 +22,11 @@ from beadwork.harvest.queue import LABELLED, WAITING, Queue
 from beadwork.learn.dataset import computed
 from beadwork.potential.bundle import MODEL, check
 from beadwork.potential.graph import build
-from beadwork.potential.torchscript import ModuleEvaluator, load_module
+from beadwork.potential.torchscript import CPU_PIECE, ModuleEvaluator, load_module
 
 #: random choices that the report compares with
 RANDOM = 10
-#: frames evaluated at once
+#: frames of one neighbour list
 BATCH = 64
 
 
@@ -132,10 +132,12 @@ def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray
     evaluator = ModuleEvaluator(module, card.head, "float64", "cpu")
     heard = []
     for start in range(0, len(frames), BATCH):
-        answer = evaluator.answer(build(frames[start : start + BATCH], card.cutoff))
-        if answer.get("node_feats") is None:
-            raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
-        heard.append(answer["node_feats"].detach().numpy())
+        graph = build(frames[start : start + BATCH], card.cutoff)
+        for a, b in graph.pieces(CPU_PIECE):  # an edge takes some 27 kB
+            answer = evaluator.answer(graph.part(a, b))
+            if answer.get("node_feats") is None:
+                raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
+            heard.append(answer["node_feats"].detach().numpy())
     columns = _invariant(module.state_dict())
     vectors = np.concatenate(heard)
     if vectors.shape[1] <= columns.max():

@@ -111,9 +111,12 @@ class Residuals:
     baseline_energy: Errors
     baseline_forces: Errors | None
 
-    def halves(self) -> tuple[list[int], list[int]]:
-        """Frames to fit alpha on, and frames to test it on: every other one, ordered by composition."""
-        order = sorted(range(len(self.examples)), key=lambda i: (self.examples[i].composition, self.examples[i].hash))
+    def halves(self, errors: Errors) -> tuple[list[int], list[int]]:
+        """Frames to fit alpha on, and frames to test it on: every other one of those that have such errors, ordered by
+        composition.
+        """
+        have = np.unique(errors.frame).tolist()
+        order = sorted(have, key=lambda i: (self.examples[i].composition, self.examples[i].hash))
         return order[0::2], order[1::2]
 
     def compositions(self) -> dict[str, list[int]]:
@@ -128,7 +131,7 @@ class Residuals:
 class Calibration:
     """alpha, from one half of the frames held out, and what it does on the other.
 
-    quantity: `forces`, or `energy` where no label has forces. inside: share of errors within one and two standard
+    quantity: `forces`, or `energy` where too few labels have any. inside: share of errors within one and two standard
     deviations, each with its error bar, before and after alpha, and what is expected of so many members.
     """
 
@@ -198,9 +201,11 @@ def calibrate(found: Residuals) -> Calibration | None:
 
     None with one member, too few frames, or labels noisier than the errors.
     """
-    errors, quantity = (found.energy, "energy") if found.forces is None else (found.forces, "forces")
-    fit, test = found.halves()
-    if len(fit) < FEWEST // 2 or len(test) < FEWEST // 2 or errors.spread is None:
+    errors, quantity = found.energy, "energy"
+    if found.forces is not None and len(np.unique(found.forces.frame)) >= FEWEST:
+        errors, quantity = found.forces, "forces"
+    fit, test = found.halves(errors)
+    if len(fit) + len(test) < FEWEST or errors.spread is None:
         return None
     alpha = errors.take(fit).fit_alpha()
     if alpha is None:

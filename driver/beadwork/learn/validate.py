@@ -210,11 +210,10 @@ def _parity(v: Validation, panels: Any) -> None:
 def _reliability(v: Validation, panels: Any) -> None:
     if v.calibration is None:
         return
-    _, test = v.found.halves()
     alpha = v.calibration.alpha
     sigmas = np.linspace(0, 4, 81)
     for (errors, unit), name, colour in zip(_both(v.found), ("energy", "forces"), _COLOURS, strict=False):
-        errors = errors.take(test)
+        errors = errors.take(v.found.halves(errors)[1])
         width = errors.width(alpha)
         bins = np.array_split(np.argsort(width), max(2, min(10, len(width) // 8)))
         rms = [1e3 * float(np.sqrt((errors.error[b] ** 2).mean())) for b in bins]
@@ -229,7 +228,7 @@ def _reliability(v: Validation, panels: Any) -> None:
     if fitted is not None:
         panels[1].plot(
             sigmas,
-            [100 * fitted.take(test).expected(alpha, s) for s in sigmas],
+            [100 * fitted.take(v.found.halves(fitted)[1]).expected(alpha, s) for s in sigmas],
             color="black",
             lw=0.8,
             label="expected",
