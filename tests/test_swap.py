@@ -53,13 +53,57 @@ def test_taken_once_and_only_by_its_forcefield() -> None:
     new = Potential(None, [Harmonic(1.5), Harmonic(2.5)])
     swap.serve("here", old, np.array([8]), 2)
     swap.serve("there", other, np.array([8]), 2)
-    assert swap.take(old, 5) is old
+    assert swap.take("here", old, 5) is old
     swap._served[0].next = new, "checked"
-    assert swap.take(other, 5) is other
-    assert swap.take(old, 6) is new
-    assert swap.take(new, 7) is new
+    assert swap.take("there", other, 5) is other
+    assert swap.take("here", old, 6) is new
+    assert swap.take("here", new, 7) is new
     taken = [(event.address, event.step) for event in told if isinstance(event, TakenUp)]
     assert taken == [("here", 0), ("there", 0), ("here", 6)]
+    swap.close()
+
+
+def test_two_forcefields_of_one_potential(tmp_path: Path) -> None:
+    """Each is known by its address: a committee is taken up by the one that begins a step, said of that one, and stays
+    ready for the other; what was answered is remembered by the one that answered."""
+    told: list[Event] = []
+    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    new = Potential(None, [Harmonic(1.5), Harmonic(2.5)])
+    for address in ("here", "there"):
+        swap.serve(address, old, np.array([8]), 2)
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap.answered("there", [frame], old.evaluate([frame]))
+    assert [len(served.last) for served in swap._served] == [0, 1]
+    for served in swap._served:
+        served.next = new, "checked"
+    assert swap.take("there", old, 6) is new
+    assert swap.take("here", old, 9) is new
+    taken = [(event.address, event.step) for event in told if isinstance(event, TakenUp)]
+    assert taken[2:] == [("there", 6), ("here", 9)]
+    swap.close()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_else_changes_is_said(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another alpha changes band, marks and error bars; a committee.toml that is about others takes the calibration
+    away. Of two forcefields the one that has the new committee already keeps it, and the other still gets it."""
+    told: list[Event] = []
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)], alpha=2.3)
+    new = Potential(None, [Harmonic(1.5), Harmonic(2.5)], weights=[1.0, 3.0])
+    new.notes = ["the spread is not calibrated"]
+    monkeypatch.setattr("beadwork.swap.load_for", lambda config: new)
+    monkeypatch.setattr("beadwork.swap._admitted", lambda potential: "both agree")
+    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    for address, potential in (("here", new if known else old), ("there", old)):
+        swap.serve(address, potential, np.array([8]), 2)
+        swap.answered(address, [frame], potential.evaluate([frame]))
+    here, there = swap._check([list(served.last) for served in swap._served])
+    assert (here is None) == known
+    assert there is not None
+    assert "the spread is not calibrated" in there[1]
+    assert "alpha 2.3 -> 1; weights [0.5, 0.5] -> [0.25, 0.75]" in there[1]
     swap.close()
 
 
@@ -73,7 +117,7 @@ def test_what_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
     swap.look()
     assert swap._checking is None  # nothing was answered yet that it could be checked on
     frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.answered(old, [frame], old.evaluate([frame]))
+    swap.answered("here", [frame], old.evaluate([frame]))
     swap.look()
     assert swap._checking is not None
     swap._checking.exception(timeout=60)
@@ -81,7 +125,7 @@ def test_what_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
     (note,) = [event.text for event in told if isinstance(event, Note)]
     assert "was refused" in note
     assert "missing" in note
-    assert swap.take(old, 1) is old
+    assert swap.take("here", old, 1) is old
     swap.close()
 
 
@@ -133,7 +177,7 @@ def test_a_pointer_of_nuls_is_a_note(tmp_path: Path) -> None:
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     swap.serve("here", old, np.array([8]), 1)
     frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.answered(old, [frame], old.evaluate([frame]))
+    swap.answered("here", [frame], old.evaluate([frame]))
     pointer.write_bytes(bytes(100))
     swap.ask()
     swap.look()
@@ -141,5 +185,5 @@ def test_a_pointer_of_nuls_is_a_note(tmp_path: Path) -> None:
     swap._checking.exception(timeout=60)
     swap.look()
     assert any("was refused" in event.text for event in told if isinstance(event, Note))
-    assert swap.take(old, 1) is old
+    assert swap.take("here", old, 1) is old
     swap.close()

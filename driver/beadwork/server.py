@@ -255,7 +255,7 @@ class Server:
         if begins and step == 0 and service.joined:
             self._watch(Joined(str(service.line.address)))
         if self._swap is not None and begins:
-            service.potential = self._swap.take(service.potential, step)
+            service.potential = self._swap.take(str(service.line.address), service.potential, step)
         pbc = (service.periodic,) * 3
         frames = [
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
@@ -313,7 +313,7 @@ class Server:
         if self._harvest is not None:
             self._harvest(str(service.line.address), step, frames, evaluation)
         if self._swap is not None:
-            self._swap.answered(service.potential, frames, evaluation)
+            self._swap.answered(str(service.line.address), frames, evaluation)
         spread = evaluation.spread
         self._watch(
             Evaluated(

@@ -71,7 +71,7 @@ class Swap:
         self._seen = self._stamp()
         self._looked = 0.0
         self._worker = ThreadPoolExecutor(1, "beadwork-swap")
-        self._checking: Future[list[tuple[Potential, str]]] | None = None
+        self._checking: Future[list[tuple[Potential, str] | None]] | None = None
 
     def serve(self, address: str, potential: Potential, numbers: IntArray, ring: int | None) -> None:
         """Take this forcefield into care. ring: structures a step, None where that is not known."""
@@ -101,16 +101,16 @@ class Swap:
             done, self._checking = self._checking, None
             self._hear(done)
 
-    def answered(self, potential: Potential, frames: Sequence[Frame], evaluation: Evaluation) -> None:
+    def answered(self, address: str, frames: Sequence[Frame], evaluation: Evaluation) -> None:
         """Remember what was answered last."""
         for served in self._served:
-            if served.potential is potential and evaluation.delta is not None:
+            if served.address == address and evaluation.delta is not None:
                 served.last.extend(zip(frames, evaluation.delta.energies.tolist(), strict=True))
 
-    def take(self, potential: Potential, step: int) -> Potential:
-        """The potential that answers from this step on. Called between two steps only."""
+    def take(self, address: str, potential: Potential, step: int) -> Potential:
+        """The potential that answers at an address from this step on. Called between two steps only."""
         for served in self._served:
-            if served.potential is potential and served.next is not None:
+            if served.address == address and served.next is not None:
                 served.potential, found = served.next
                 served.next = None
                 served.last.clear()  # the old one's energies
@@ -131,20 +131,20 @@ class Swap:
             return None
         return about and (about.st_ino, about.st_mtime_ns, about.st_size)
 
-    def _hear(self, done: Future[list[tuple[Potential, str]]]) -> None:
+    def _hear(self, done: Future[list[tuple[Potential, str] | None]]) -> None:
         if (error := done.exception()) is not None:  # whatever it is: ours, PyTorch's, of a pointer full of NULs
             self._watch(
                 Note(f"the new committee was refused, and {folder(self._served[0].potential)} goes on: {error}")
             )
             return
         ready = done.result()
-        if not ready:
+        if not any(ready):
             self._watch(Note(f"the committee in {folder(self._served[0].potential)} is the one that serves already"))
-        for k, served in enumerate(self._served):
-            served.next = ready[k] if ready else None
+        for served, new in zip(self._served, ready, strict=True):
+            served.next = new
 
-    def _check(self, last: list[list[tuple[Frame, float]]]) -> list[tuple[Potential, str]]:
-        """Load the committee and check it; one potential for each forcefield, none where it is the old one.
+    def _check(self, last: list[list[tuple[Frame, float]]]) -> list[tuple[Potential, str] | None]:
+        """Load the committee and check it; one potential for each forcefield, None where it is the one that serves.
 
         Raises ModelError, GeometryError or NonFiniteError with the reason not to take it up.
         """
@@ -153,11 +153,12 @@ class Swap:
         # hashes, and members that go together
         fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None))
         old = self._served[0].potential
-        fresh.max_edges = old.max_edges  # what memory holds at once
+        fresh.share_room(old)
         for baseline in old.baseline_cards:
             check_baseline(baseline, fresh.cards)
-        if _same(old, fresh):
-            return []
+        same = [_same(served.potential, fresh) for served in self._served]
+        if all(same):
+            return [None] * len(same)
         if len(fresh.members) != len(old.members):
             raise ModelError(
                 f"{folder(fresh)} has {len(fresh.members)} members and {len(old.members)} serve: i-PI's outputs of "
@@ -170,11 +171,26 @@ class Swap:
             energies = _energies(fresh, frames, served.potential.baseline_uncertainty)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
         engines = _admitted(fresh)
-        seconds = time.perf_counter() - begin
+        checked = f"checked in {time.perf_counter() - begin:.1f} s"
         return [
-            (served.potential.with_committee(fresh), f"{jump}; {engines}; checked in {seconds:.1f} s")
-            for served, jump in zip(self._served, found, strict=True)
+            None
+            if known
+            else (
+                served.potential.with_committee(fresh),
+                "; ".join([jump, engines, *fresh.notes, *_scaled(served.potential, fresh), checked]),
+            )
+            for served, jump, known in zip(self._served, found, same, strict=True)
         ]
+
+
+def _scaled(old: Potential, new: Potential) -> list[str]:
+    """What else changes the spread, and with it the band, the marks and the weighted baseline."""
+    changes = []
+    if old.alpha != new.alpha:
+        changes.append(f"alpha {old.alpha:g} -> {new.alpha:g}")
+    if not np.array_equal(old.weights, new.weights):
+        changes.append(f"weights {old.weights.round(4).tolist()} -> {new.weights.round(4).tolist()}")
+    return changes
 
 
 def _same(old: Potential, new: Potential) -> bool:

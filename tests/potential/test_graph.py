@@ -212,6 +212,9 @@ def test_lists_that_nobody_uses_are_dropped(shapes):
     for seed in range(230):
         builder.build([shapes.structure("h2", seed)])
     assert len(builder._lists) <= 201
+    for seed in range(0, 400, 4):  # several at a time, and every one another
+        builder.build([shapes.structure("h2", seed + k) for k in range(4)])
+    assert len(builder._lists) <= 256
 
 
 def test_within_and_part(shapes):

@@ -79,6 +79,19 @@ def test_sentence(pair, kind, words) -> None:
 
 
 @pytest.mark.slow  # a ratio of times, for a quiet machine
+def test_a_device_that_fails_while_the_sentence_is_made(pair) -> None:
+    """The mark was passed and is told of: what fails on the way to its sentence neither hides it nor ends the run."""
+
+    class Failing(pair):
+        def evaluate(self, graph):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    breach = Marks(force=1.0).breaches(Potential(pair(40.0)).evaluate([water(0.5, bead=3)]))[0]
+    said = describe(breach, water(0.5, bead=3), 7, Potential(Failing(40.0)))
+    assert said.startswith("step 7, bead 3: the ")
+    assert "illegal memory access" in said
+
+
 def test_marks_cost_little(pair) -> None:
     """32 beads of 192 atoms: less than 2 % of the time that the graph takes, at 5 Å."""
     rng = np.random.default_rng(0)

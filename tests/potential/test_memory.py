@@ -37,10 +37,11 @@ def small(pair, most: int, error: Exception):
         def __init__(self) -> None:
             super().__init__(5.0, 3.0)
             self.calls: list[int] = []
+            self.most = most
 
         def evaluate(self, graph):
             self.calls.append(len(graph))
-            if len(graph) > most:
+            if len(graph) > self.most:
                 raise error
             return super().evaluate(graph)
 
@@ -51,6 +52,29 @@ def small(pair, most: int, error: Exception):
 def frames(shapes):
     """Eight beads of the same atoms."""
     return shapes.beads(8, 3, spread=0.02)
+
+
+def test_more_is_tried_again(pair, frames, monkeypatch) -> None:
+    """What refused memory for a while does not slow the run down for weeks: after some evaluations more is tried, later
+    and later while that fails, and a new committee goes on from there."""
+    monkeypatch.setattr("beadwork.potential.delta.AGAIN", 3)
+    engine = small(pair, 2, MemoryError("full"))
+    potential = Potential(engine, [pair(1.0), pair(2.0)])
+    exact = Potential(pair(5.0, 3.0), [pair(1.0), pair(2.0)]).evaluate(frames)
+
+    def most() -> int:
+        engine.calls.clear()
+        answer = potential.evaluate(frames)
+        np.testing.assert_allclose(answer.forces, exact.forces, atol=1e-11)
+        return max(engine.calls)
+
+    assert [k for k in range(12) if most() > 2] == [0, 3, 9]
+    potential = potential.with_committee(potential)
+    assert most() == 2
+    engine.most = 8  # who had it gives it back
+    sizes = [most() for _ in range(60)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (2, 8)
 
 
 @pytest.mark.parametrize("word", WORDS)

@@ -18,6 +18,9 @@ from beadwork.potential.engine import Energies, Engine
 from beadwork.potential.engines import AutoEngine, open_engine
 from beadwork.potential.graph import Graph, GraphBuilder
 
+#: evaluations after a refusal of memory until more is tried; twice as many after each further one
+AGAIN = 1000
+
 # Members' energies, forces and virials stand with the member first: (M, S), (M, A, 3), (M, S, 3, 3).
 
 
@@ -98,7 +101,7 @@ class Potential:
     a factor that falls where the committee disagrees would be a force.
 
     max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once; it is
-    lowered where memory does not suffice.
+    lowered where memory is refused, and tried twice as large after some time, for others may have taken it meanwhile.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
     """
 
@@ -118,6 +121,9 @@ class Potential:
         self.alpha = alpha
         self.baseline_uncertainty = baseline_uncertainty
         self.max_edges = max_edges
+        self._most = max_edges  # what memory was found to hold at the start
+        self._wait = AGAIN  # evaluations from a refusal to the next trial
+        self._left = 0  # of them
         #: sentences for the log: what was found beside the models
         self.notes: list[str] = []
         #: the cards of baseline and members, where they came from bundles
@@ -182,16 +188,21 @@ class Potential:
             other.weights.tolist(),
             other.alpha,
             self.baseline_uncertainty,
-            self.max_edges,
-            other.reference,
+            reference=other.reference,
         )
+        whole.share_room(self)
         whole.cards = (*self.baseline_cards, *other.cards)
         return whole
+
+    def share_room(self, other: Potential) -> None:
+        """Take no more at once than another one does on the same device."""
+        self.max_edges, self._most = other.max_edges, other._most
+        self._wait, self._left = other._wait, other._left
 
     def fit(self, frame: Frame, device: str, structures: int) -> list[str]:
         """Choose max_edges by what this structure takes and what is free; say where so many do not fit at once."""
         graph = self._graph([frame])
-        self.max_edges = memory.fitting(self.engines, graph, device)
+        self.max_edges = self._most = memory.fitting(self.engines, graph, device)
         if self.max_edges is None or self.max_edges >= structures * len(graph.neighbor):
             return []
         count = max(1, self.max_edges // len(graph.neighbor))
@@ -231,7 +242,7 @@ class Potential:
     def evaluate_graph(self, graph: Graph, member_forces: bool = False) -> Evaluation:
         """Evaluate a graph that was built with a cutoff of at least `cutoff`."""
         seconds: dict[str, float] = {}
-        limit = self.max_edges
+        limit = self.max_edges = self._limit(graph)
         graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self.engines}}  # once for all
         baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
         answers = [self._run(member, graphs, seconds) for member in self.members]
@@ -241,11 +252,23 @@ class Potential:
         models = tuple(card.hash for card in self.cards)
         notes: tuple[str, ...] = ()
         if self.max_edges != limit:
+            self._left, self._wait = self._wait, 2 * self._wait
             notes = (
-                f"{len(graph)} structures at once were more than memory holds: from now on {self.max_edges} edges at "
-                f"once of their {len(graph.neighbor)}, with the same result",
+                f"{len(graph)} structures at once were more than memory holds: for the next {self._left} evaluations "
+                f"{self.max_edges} edges at once of their {len(graph.neighbor)}, with the same result",
             )
         return replace(evaluation, models=models, closest=graph.closest, notes=notes, seconds=seconds)
+
+    def _limit(self, graph: Graph) -> int | None:
+        """max_edges of this evaluation: twice as many when a refusal is long enough ago."""
+        if self.max_edges is None or self.max_edges == self._most:
+            return self.max_edges
+        self._left -= 1
+        if self._left > 0:
+            return self.max_edges
+        self._left = self._wait
+        more = 2 * self.max_edges
+        return self._most if more >= (self._most or len(graph.neighbor)) else more
 
     def _graph(self, frames: Sequence[Frame]) -> Graph:
         graph = self.builder.build(frames)

@@ -16,6 +16,8 @@ from beadwork.potential.torchscript import TorchScriptEngine
 
 #: (eV an atom, eV/Å) within which native must agree with torchscript in the same precision
 TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
+#: Å: the virial an atom must agree within this times the tolerance of forces; a sum over some fifty neighbours
+VIRIAL = 10.0
 
 
 def open_engine(
@@ -98,9 +100,11 @@ def admit(native: Engine, torchscript: Engine, graph: Graph, tol: tuple[float, f
     one, two = native.evaluate(graph), torchscript.evaluate(graph)
     energy = float(np.max(np.abs(one.energies - two.energies) / np.diff(graph.ptr)))
     force = float(np.max(np.abs(one.forces - two.forces)))
-    agreed = bool(energy <= tol[0] and force <= tol[1])  # False for NaN
+    # a virial sums the forces on the pairs times their lengths, of which an atom has many
+    virial = float(np.max(np.abs(one.virials - two.virials) / np.diff(graph.ptr)[:, None, None]))
+    agreed = bool(energy <= tol[0] and force <= tol[1] and virial <= VIRIAL * tol[1])  # False for NaN
     word = "agrees" if agreed else "does NOT agree"
     return agreed, (
         f"native {word} with torchscript on the first structure ({energy:.1e} eV an atom, {force:.1e} eV/Å; "
-        f"allowed {tol[0]:.0e} and {tol[1]:.0e})"
+        f"allowed {tol[0]:.0e} and {tol[1]:.0e}; virial an atom {virial:.1e} eV, allowed {VIRIAL * tol[1]:.0e})"
     )

@@ -25,6 +25,8 @@ SKIN = 0.4
 SHARE = 1.6
 #: lists that were not used in so many builds are dropped
 KEEP = 200
+#: and beyond so many those that were not used for longest: each is looked at for a structure that has none
+MOST = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,6 +175,8 @@ class GraphBuilder:
         if self.cutoff > 0:
             chosen = self._choose(frames)
             self._lists = [c for c in self._lists if self._calls - c.last_used <= KEEP]
+            if len(self._lists) > (most := max(MOST, 2 * len(frames))):  # atoms that i-PI folds make one a crossing
+                self._lists = sorted(self._lists, key=lambda c: -c.last_used)[:most]
             graph = _assemble(frames, chosen, self.cutoff)
             if self.skin == 0:
                 self._lists = []

@@ -18,10 +18,11 @@ from typing import Literal
 import numpy as np
 from ase.data import chemical_symbols
 
-from beadwork.errors import GuardError
+from beadwork.errors import BeadworkError, GuardError
 from beadwork.frame import Frame
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.graph import build
+from beadwork.potential.memory import evaluate
 
 Kind = Literal["distance", "force", "spread"]
 UNITS: dict[Kind, str] = {"distance": "Å", "force": "eV/Å", "spread": "eV/Å"}
@@ -68,10 +69,16 @@ class Marks:
 
 def describe(breach: Breach, frame: Frame, step: int, potential: Potential) -> str:
     """Say where and what in one sentence. Evaluates that one structure again, with every model by itself."""
-    graph = build([frame], potential.cutoff)
-    alone = [(engine.name, engine.evaluate(graph).forces) for engine in potential.engines]
-    answer = potential.evaluate_graph(graph)
     where = f"step {step}, " + ("a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}")
+    try:
+        graph = build([frame], potential.cutoff)
+        alone = [(engine.name, evaluate(engine, graph)[0].forces) for engine in potential.engines]
+        answer = potential.evaluate_graph(graph)
+    except BeadworkError as error:  # a device that fails now; the mark was passed all the same
+        return (
+            f"{where}: the {breach.kind} of {breach.value:.4g} is beyond the mark of {breach.mark:g}; where could not "
+            f"be found out ({error})"
+        )
     names = [f"atom {a} ({chemical_symbols[z]})" for a, z in enumerate(frame.numbers)]
     if breach.kind == "distance":
         edge = int(np.argmin(graph.lengths))

@@ -25,7 +25,7 @@ SHARE = 0.5
 LEAST = 1000.0
 
 #: how PyTorch, Kokkos and the C++ library say it, where they have no class of their own for it
-SIGNS = ("out of memory", "not enough memory", "t allocate memory", "failed to allocate", "bad_alloc")
+SIGNS = ("out of memory", "not enough memory", "t allocate memory", "failed to allocate", "bad_alloc", "alloc_failed")
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
