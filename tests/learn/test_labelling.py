@@ -11,6 +11,7 @@ import threading
 import time
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import Kept, Row
 from beadwork.learn import labelling
 from beadwork.learn.choose import from_queue
 from beadwork.learn.clusters import Cut, units
@@ -98,8 +99,8 @@ def test_a_failure_is_tried_again_and_set_aside(fill: Fill, springs: Springs, di
     assert energy(queue, row.id) == energies[0]
     assert row.attempts == 2
     assert row.reason == f"toy_calculator:Springs could not label: RuntimeError: {energies[0]:.3f} eV is too low"
-    assert str(labelling.label(queue, springs())) == "0 labelled"
-    assert labelling.command(queue, springs(), again=True) == "1 labelled"
+    assert str(labelling.label(queue, springs(), mix=True)) == "0 labelled"
+    assert labelling.command(queue, springs(), again=True, mix=True) == "1 labelled"
 
 
 @pytest.mark.parametrize(("wrong", "said"), [("nan", "energy of nan"), ("shape", "forces of 1 atoms for 3")])
@@ -122,6 +123,41 @@ def test_methods_do_not_mix(fill: Fill, springs: Springs) -> None:
         labelling.estimate(queue, springs("other"))
     labelling.label(queue, springs("other"), mix=True)
     assert [(row.label or {})["method"] for row in queue.rows()] == ["springs", "other", "other"]
+
+
+def test_one_name_for_two_settings(fill: Fill, springs: Springs) -> None:
+    """A level of theory in the user's words that kept its name when its settings changed: refused, unless it is said
+    that the change does not matter; the time that a label is thought to take matters to none."""
+    queue = fill(4)
+    labelling.label(queue, springs(), most=1)
+    other = springs(arguments={"fail": -2.0})
+    with pytest.raises(LabelError, match="1 labels that are called 'springs' too"):
+        labelling.label(queue, other)
+    same = springs()
+    labelling.label(queue, replace(same, settings={**same.settings, "estimate": 99.0}), most=1)
+    labelling.label(queue, other, mix=True)
+    assert len(queue.rows(status="labelled")) == 4
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_claim_that_another_took_ends_no_run(
+    fill: Fill, springs: Springs, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """This machine slept for longer than the lease, and another took the frame: it is theirs, and the rest goes on."""
+    queue, answer, told = fill(3), labelling._answer, []
+
+    def slept(row: Row, *args: Any) -> Any:
+        if row.id == 2:
+            queue.release(2, str(row.worker))
+            assert queue.claim("another", 60.0, 2) is not None
+            if fails:
+                raise LabelError("no convergence")
+        return answer(row, *args)
+
+    monkeypatch.setattr(labelling, "_answer", slept)
+    labelling.label(queue, springs(), watch=lambda one, of: told.append((one.id, one.status)))
+    assert told == [(1, "labelled"), (2, "taken by another"), (3, "labelled")]
+    assert queue.get(2).worker == "another"
 
 
 def liquid(name: str) -> Kept:
@@ -373,6 +409,8 @@ def test_the_command_says_what_it_did(
     assert capsys.readouterr().out == "1 labelled\n"
     settings.write_text(SETTINGS.format(where=tmp_path, seconds=0).replace("seconds = 0", "fail = 1e9"))
     assert main(["label", queue.name, "--with", str(settings)]) == 10
+    assert "made with other settings" in capsys.readouterr().err
+    assert main(["label", queue.name, "--with", str(settings), "--mix-methods"]) == 10
     assert "no frame was labelled, 0 labelled, 1 failed" in capsys.readouterr().err
 
 

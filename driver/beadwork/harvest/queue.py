@@ -35,6 +35,10 @@ _MARK = {"beadwork_queue": 1}
 _UNIQUE = "CREATE UNIQUE INDEX IF NOT EXISTS beadwork_fingerprint ON text_key_values(value) WHERE key = 'fingerprint'"
 
 
+class ClaimLost(QueueError):
+    """A frame that is not, or not any more, claimed by who wants to change it."""
+
+
 class Queue:
     """A queue at a path (SQLite) or a `postgresql://` URL. Safe to use from several threads and processes.
 
@@ -183,7 +187,7 @@ class Queue:
         row = self._row(db, id)
         if row.status != CLAIMED or row.worker != worker:
             holder = f" by {row.worker}" if row.status == CLAIMED else ""
-            raise QueueError(
+            raise ClaimLost(
                 f"row {id} of the queue {self.name} is {row.status}{holder}, not claimed by {worker}: "
                 "the claim expired; claim frames for longer than a label takes"
             )

@@ -15,6 +15,7 @@ workers = 4
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,11 @@ KINDS: dict[str, tuple[Callable[..., Labeller], bool]] = {
     "qmc": (JQMC, False),
     "ase": (AseCalculator, True),
     "command": (Command, True),
+}
+#: kinds whose method is in the user's words, and the settings of each that no number depends on
+WORDED = {
+    "ase": {"estimate", "directory", "theory"},
+    "command": {"estimate", "directory", "theory", "command", "code", "version", "timeout", "keep"},
 }
 
 
@@ -80,6 +86,14 @@ class Spec:
     def identity(self) -> str:
         """All that a label depends on beside its frame, as text."""
         return as_json({"kind": self.kind, "settings": self.settings, "charge": self.charge, "spin": self.spin})
+
+    @property
+    def unnamed(self) -> str | None:
+        """Hash of the settings that may change a label and that its method, where the user words it, need not name."""
+        if self.kind not in WORDED:
+            return None
+        told = {name: value for name, value in self.settings.items() if name not in WORDED[self.kind]}
+        return hashlib.sha256(as_json(told).encode()).hexdigest()[:16]
 
 
 def read(path: Path) -> Spec:

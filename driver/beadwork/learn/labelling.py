@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
-from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue
+from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, ClaimLost, Queue
 from beadwork.harvest.row import Row
 from beadwork.learn.clusters import charge, cut, most_uncertain
 from beadwork.learn.jobs import Pool, lost
@@ -38,6 +38,8 @@ from beadwork.observe.status import birth
 
 #: what became of a frame
 DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"
+#: in a label's extra: what it was made with, where its method is in the user's words (`Spec.unnamed`)
+SETTINGS = "settings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def label(
     methods would mix, QueueError. Whatever is raised, KeyboardInterrupt too, claims of this run are given back first.
     """
     labeller = spec.labeller()
-    _one_method(queue, labeller.method, mix)
+    _one_method(queue, labeller.method, spec, mix)
     _give_back_of_the_dead(queue)
     rows = _plan(queue, spec, ids, most)
     folder = folder_of(queue)
@@ -200,7 +202,7 @@ def estimate(
 ) -> Estimate:
     """Say what `label` would do, and change nothing."""
     labeller = spec.labeller()
-    _one_method(queue, labeller.method, mix)
+    _one_method(queue, labeller.method, spec, mix)
     folder = folder_of(queue)
     formulas: Counter[str] = Counter()
     seconds, refused, computed = [], {}, 0
@@ -241,7 +243,10 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
                 stored, file, found = _answer(row, spec, _labeller(spec), Path(folder))
         except LabelError as error:
             again = row.attempts < spec.attempts
-            queue.fail(id, worker, str(error), again=again)
+            try:
+                queue.fail(id, worker, str(error), again=again)
+            except ClaimLost:
+                return Told(id, TAKEN)
             if not again:
                 return Told(id, SET_ASIDE, reason=str(error))
         except BaseException:
@@ -249,7 +254,10 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
                 queue.release(id, worker)
             raise
         else:
-            queue.finish(id, worker, stored)
+            try:
+                queue.finish(id, worker, stored)
+            except ClaimLost:  # this machine slept for longer than the lease; what was computed stays in its file
+                return Told(id, TAKEN)
             file.unlink(missing_ok=True)
             return Told(id, DONE, found)
 
@@ -281,6 +289,8 @@ def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dic
         label = labeller.label(part.frame, part.charge, spec.spin)
         if label.forces is not None and label.forces.shape != part.frame.positions.shape:
             raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")
+        if spec.unnamed is not None:
+            label = replace(label, extra={**label.extra, SETTINGS: spec.unnamed})
         _make(file.parent)
         write_whole(file, as_json(label.to_dict()))
     label = _read(file)
@@ -329,9 +339,18 @@ def _plan(queue: Queue, spec: Spec, ids: Sequence[int] | None, most: int | None)
     return free[:most]
 
 
-def _one_method(queue: Queue, method: str, mix: bool) -> None:
-    others = Counter(str((row.label or {}).get("method")) for row in queue.rows(status=LABELLED))
+def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
+    labels = [row.label or {} for row in queue.rows(status=LABELLED)]
+    others = Counter(str(label.get("method")) for label in labels)
     del others[method]
+    mine = [label for label in labels if label.get("method") == method and SETTINGS in label.get("extra", {})]
+    unlike = sum(label["extra"][SETTINGS] != spec.unnamed for label in mine)
+    if unlike and not mix:
+        raise LabelError(
+            f"the queue {queue.name} holds {unlike} labels that are called {method!r} too, but were made with other "
+            "settings (arguments, files, patterns): name the level of theory anew where it changed, or say "
+            "--mix-methods where it did not"
+        )
     if others and not mix:
         held = "; ".join(f"{count} of {name}" for name, count in sorted(others.items()))
         raise LabelError(
