@@ -73,6 +73,19 @@ def test_uncertainty_weighs(pool):
     assert not any(n >= 36 for n in choice.order)
 
 
+def test_only_what_a_label_would_hold_counts(pool):
+    """Where clusters are cut out, an atom outside of its frame's cluster makes no frame wanted, and is not covered."""
+    spreads = [np.full(len(f.numbers), 0.1) for f in pool]
+    whole = next(n for n, f in enumerate(pool) if len(f.numbers) >= 6)
+    spreads[whole][-1] = 50.0
+    known = truth.clusters(6, 8, most=2)
+    assert choose(pool, spreads, known, truth.BASELINE, 1).order == (whole,)
+    parts = [tuple(range(len(f.numbers) - 3)) or None for f in pool]
+    cut = choose(pool, spreads, known, truth.BASELINE, 1, parts)
+    assert cut.order != (whole,)
+    assert cut.before != choose(pool, spreads, known, truth.BASELINE, 1).before
+
+
 def test_what_is_labelled_is_not_new(pool):
     """A frame that is labelled already is the last to be taken; with nothing labelled something is taken too."""
     choice = choose(pool, None, pool[:-1], truth.BASELINE, 1)

@@ -9,16 +9,18 @@ frame that counts most is taken, its atoms count as labelled from then on, and s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.queue import LABELLED, WAITING, Queue
+from beadwork.harvest.row import Row
 from beadwork.learn.dataset import computed
 from beadwork.potential.bundle import MODEL, check
 from beadwork.potential.graph import build
@@ -60,21 +62,24 @@ def choose(
     labelled: Sequence[Frame],
     model: Path,
     most: int,
+    parts: Sequence[Sequence[int] | None] | None = None,
 ) -> Choice:
     """Choose at most `most` of the waiting frames.
 
     spreads: force spread of each atom of each waiting frame, eV/Å; None counts all alike, and where it is NaN (frames
     that the user has brought) the median of the others counts. labelled: structures that
-    have labels. model: the bundle whose features tell environments apart. Raises ModelError for a bundle that cannot
-    say its features, or does not know an element.
+    have labels. model: the bundle whose features tell environments apart. parts: the atoms of each waiting frame that a
+    label would hold, where a cluster is cut out of it: only these count, and are covered by it; None for all. Raises
+    ModelError for a bundle that cannot say its features, or does not know an element.
     """
     if not waiting or most < 1:
         return Choice((), 0.0, 0.0, 0.0, 0)
     vectors, element, owner = features([*waiting, *labelled], model)
     vectors = vectors / np.maximum(vectors.std(axis=0), 1e-9)
     new = owner < len(waiting)
-    pool, kind, frame = vectors[new], element[new], owner[new]
-    weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)
+    held = _held(waiting, parts)
+    pool, kind, frame = vectors[new][held], element[new][held], owner[new][held]
+    weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)[held]
     known = np.isfinite(weight)
     weight = np.where(known, weight, np.median(weight[known]) if known.any() else 1.0)
     start = np.full(len(pool), np.inf)
@@ -105,19 +110,32 @@ def choose(
     return Choice(tuple(order), float(start.mean()), after, float(mean[len(order) - 1]), needed)
 
 
-def from_queue(queue: Queue, model: Path, most: int) -> tuple[list[int], Choice | None]:
+def from_queue(
+    queue: Queue, model: Path, most: int, part: Callable[[Row], Sequence[int] | None] = lambda row: None
+) -> tuple[list[int], Choice | None]:
     """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
 
-    Where no more than `most` wait, all of them, oldest first, and no choice. Raises LabelError for a row without a good
-    label, and otherwise as `choose`.
+    part: the atoms of a row that its label would hold, None for all. Where no more than `most` wait, all of them, oldest
+    first, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
     """
     waiting = queue.rows(status=WAITING)
     if len(waiting) <= most:
         return [row.id for row in waiting], None
     known = [computed(row)[0] for row in queue.rows(status=LABELLED)]
     frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
-    choice = choose(frames, spreads, known, model, most)
+    choice = choose(frames, spreads, known, model, most, [part(row) for row in waiting])
     return [waiting[k].id for k in choice.order], choice
+
+
+def _held(waiting: Sequence[Frame], parts: Sequence[Sequence[int] | None] | None) -> NDArray[np.bool_]:
+    """Which atoms of the waiting frames, one after another, their labels would hold."""
+    masks = []
+    for frame, part in zip(waiting, parts or [None] * len(waiting), strict=True):
+        mask = np.full(len(frame.numbers), part is None)
+        if part is not None:
+            mask[list(part)] = True
+        masks.append(mask)
+    return np.concatenate(masks)
 
 
 def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray, IntArray]:

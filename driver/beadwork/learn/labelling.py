@@ -171,7 +171,7 @@ def command(
             raise ConfigError(f"how many frames {by} is to choose is not said; give --most as well")
         from beadwork.learn.choose import from_queue
 
-        ids, choice = from_queue(queue, by, most)
+        ids, choice = from_queue(queue, by, most, lambda row: atoms_of(row, spec))
         chosen = f"{choice}\n" if choice else ""
     if dry:
         return f"{chosen}{estimate(queue, spec, ids=ids, most=most, mix=mix)}"
@@ -278,6 +278,14 @@ def _part(row: Row, spec: Spec) -> _Part:
         cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
         return _Part(cluster.frame, cluster.charge if spec.charge is None else spec.charge, cluster.atoms)
     return _Part(frame, charge(frame) if spec.charge is None else spec.charge, None)
+
+
+def atoms_of(row: Row, spec: Spec) -> tuple[int, ...] | None:
+    """The atoms of a row that its label would hold; None for all, or where nothing can be cut."""
+    try:
+        return _part(row, spec).atoms
+    except LabelError:
+        return None
 
 
 def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dict[str, Any], Path, bool]:

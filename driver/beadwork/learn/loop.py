@@ -47,7 +47,7 @@ from beadwork.ipi.simulation import read as read_simulation
 from beadwork.learn import labellers, simulate
 from beadwork.learn.choose import from_queue as choose
 from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue
-from beadwork.learn.labelling import label
+from beadwork.learn.labelling import atoms_of, label
 from beadwork.learn.residual import Errors, residuals
 from beadwork.learn.same import among
 from beadwork.learn.train import references, train_committee
@@ -336,7 +336,7 @@ class _Learning:
     def _choose(self) -> dict[str, Any]:
         """Rows to label, the most wanted first."""
         waiting = len(self.queue.rows(status=WAITING))
-        rows, choice = choose(self.queue, self.loop.baseline, self.loop.labels)
+        rows, choice = choose(self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec))
         if choice is None:
             return {"rows": rows, "waiting": waiting}
         self.tell(str(choice))
