@@ -115,7 +115,7 @@ def from_queue(
 ) -> tuple[list[int], Choice | None]:
     """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
 
-    part: the atoms of a row that its label would hold, None for all. Where no more than `most` wait, all of them, oldest
+    part: the atoms of a row that its label would hold, None for all. Where no more than `most` wait, all, the oldest
     first, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
     """
     waiting = queue.rows(status=WAITING)
