@@ -31,9 +31,11 @@ def exit_codes() -> str:
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BeadworkError)]
     for kind in sorted(kinds, key=lambda kind: kind.exit_code):
         text = " ".join((kind.__doc__ or "").split())
+        if kind is errors.BeadworkError:  # what nobody has foreseen ends so
+            text = "A traceback: a fault of beadwork's own; please report it."
         rows.append(f"| {kind.exit_code} | {text} |")
     rows.append(
-        "| 1, 8 | `beadwork status`: the run has ended or was killed, or hangs; 0: it runs, or waits for i-PI |"
+        "| 1, 2, 8 | `beadwork status`: it has ended or was killed, there is none, it hangs; 0: it runs, or waits |"
     )
     rows.append("| any | `beadwork doctor`: what the first red finding would end a run with; 0: nothing is red |")
     rows.append("| 141 | what read our output has gone (a pipe into `head`), before the command was done |")

@@ -63,6 +63,13 @@ def _unread(stream: TextIOWrapper) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="beadwork", description="Force-field server for path-integral MD with i-PI.")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the versions of beadwork and of i-PI",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="answer an i-PI that is running or about to be started")
     serve.set_defaults(call=_serve, start=False)
@@ -74,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="before a long run: what is wrong, what is slow, how long it takes")
     doctor.set_defaults(call=_doctor)
     for command in (serve, run, bench, doctor):
-        _serve_options(command)
+        command.epilog = "Name the simulation first: an option with several values takes what follows it."
+        _serve_options(command, several=command in (serve, doctor))
     status = commands.add_parser("status", help="how a run is doing; exit code 0 where it runs")
     status.add_argument("out", type=Path, nargs="?", default=Path(), help="the run's --out (default: this folder)")
     status.set_defaults(call=_status)
@@ -108,16 +116,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve_options(parser: argparse.ArgumentParser) -> None:
-    """Every option is a field of ServeConfig, and absent unless typed, so that a TOML file can set it."""
+class _Version(argparse.Action):
+    """Prints the versions, which takes time to find out, only when it is asked to."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"beadwork {version('beadwork')}, i-PI {version('ipi')}")
+        parser.exit()
+
+
+def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
+    """Every option is a field of ServeConfig, and absent unless typed, so that a TOML file can set it.
+
+    several: whether the command knows of more servers than one.
+    """
     default = ServeConfig()
 
-    def add(name: str, text: str, **kwargs: Any) -> None:
+    def add(name: str, text: str, shown: bool = True, **kwargs: Any) -> None:
         value = getattr(default, name.replace("-", "_"))
         note = f" (default: {value})" if value not in (None, [], {}, False) else ""
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text + note, **kwargs)
+        said = text + note if shown else argparse.SUPPRESS
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=said, **kwargs)
 
     parser.add_argument("simulation", help="i-PI's XML or RESTART file, or a TOML file with these options")
+    parser.add_argument(
+        "--simulation",
+        dest="instead",
+        metavar="FILE",
+        help="i-PI's XML or RESTART in place of the one that the TOML file names",
+    )
     add("baseline", "bundle of the baseline model", metavar="DIR")
     add("delta", "bundles of the Δ models, or a committee's folder, or a file that names one", nargs="+", metavar="DIR")
     add(
@@ -132,21 +160,22 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("device", "cpu or cuda", metavar="DEVICE")
     add(
         "devices",
-        "start a server on each of these, with commas between them, or on all GPUs; serve only",
+        "start a server on each of these, with commas between them, or on all GPUs",
+        several,
         type=lambda text: text.split(","),
         metavar="DEVICES",
     )
     add(
         "servers", "how many share this i-PI, here and on other machines (default: one a device)", type=int, metavar="N"
     )
-    add("threads", "threads of the engines, 0 for every core", type=int, metavar="N")
+    add("threads", "threads of the engines (default: every core)", type=int, metavar="N")
     add("host", "where i-PI runs, if its inet address cannot be dialled as it stands", metavar="HOST")
     add("connections", "connections a forcefield, 0 for as many as fill a ring polymer", type=int, metavar="N")
     add("patience", "seconds to wait for an i-PI that is not there", type=float, metavar="S")
     add("silence", "seconds that a connected i-PI may ask for nothing, 0 for ever", type=float, metavar="S")
     add("alpha", "scale of the committee's deviations (default: its card's)", type=float, metavar="A")
     add("weights", "one a member (default: the committee card's)", type=float, nargs="+", metavar="W")
-    add("baseline-uncertainty", "eV; turns the weighted baseline on", type=float, metavar="S")
+    add("baseline-uncertainty", "eV of the whole system; turns the weighted baseline on", type=float, metavar="S")
     add("member-forces", "send every member's forces and virial in the extras", action="store_true")
     add("queue", "keep what the committee is unsure of: SQLite file or PostgreSQL URL", metavar="Q")
     add("keep-force", "band of the largest force spread, eV/Å", type=float, nargs="+", metavar="MARK")
@@ -158,7 +187,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
     )
-    add("distance", "structures closer than this are the same", type=float, metavar="D")
+    add("distance", "Å; structures closer than this are the same (docs/formulas.md)", type=float, metavar="D")
     add("on-mark", "what is done when a mark is passed: stop i-PI, or count and go on", choices=ON_MARK)
     add("mark-distance", "no two atoms may be closer, Å; 0 for no mark", type=float, metavar="D")
     add("mark-force", "no atom's force may be larger, eV/Å; inf for no mark", type=float, metavar="F")
@@ -183,17 +212,19 @@ def _role(text: str) -> tuple[str, str]:
 
 def _resolved(args: argparse.Namespace) -> ServeConfig:
     """What was typed, joined with a TOML file."""
-    typed = {key: value for key, value in vars(args).items() if key not in ("call", "start", "steps")}
+    typed = {key: value for key, value in vars(args).items() if key not in ("call", "start", "steps", "instead")}
     if "at" in typed:
         typed["at"] = dict(typed["at"])
-    return resolve(typed)
+    return resolve(typed, args.instead)
 
 
 def _configured(args: argparse.Namespace, config: ServeConfig | None = None) -> tuple[ServeConfig, str]:
     """The configuration of one server; and threads set, which must be before PyTorch is imported."""
     config = config or _resolved(args)
     if config.devices:
-        raise ConfigError("this is for one server; take --devices out, and for several start `beadwork serve`")
+        raise ConfigError(
+            f"devices {','.join(config.devices)} are for `beadwork serve`; this is one server: --device cuda is a GPU"
+        )
     from beadwork.potential.threads import set_threads
 
     if config.threads:  # what was asked for here wins over the environment
@@ -283,13 +314,13 @@ def _validate(args: argparse.Namespace) -> int:
 def _models(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     make = commands.add_parser("import", help="make a bundle of a TorchScript model, or of a pickle that you trust")
-    make.add_argument("file", type=Path)
-    make.add_argument("--out", type=Path, required=True, metavar="DIR")
+    make.add_argument("file", type=Path, help="of a MACE model; for one of mace's own (medium, …) download it first")
+    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, which is made")
     make.add_argument("--head", help="which head of a multi-head model")
     make.add_argument("--trust-pickle", action="store_true", help="a pickle can run code: say that this file may")
     make.set_defaults(call=_import)
     show = commands.add_parser("show", help="print a bundle's card and check its files")
-    show.add_argument("bundle", type=Path)
+    show.add_argument("bundle", type=Path, help="a bundle, or a committee's folder")
     show.add_argument("--frames", action="store_true", help="a line for every frame that it learned from")
     show.set_defaults(call=_show_model)
     point = commands.add_parser("point", help="let a file name this committee: servers that watch the file take it up")
@@ -308,9 +339,13 @@ def _import(args: argparse.Namespace) -> int:
 
 def _show_model(args: argparse.Namespace) -> int:
     from beadwork.learn.provenance import chain
-    from beadwork.potential.bundle import describe
+    from beadwork.potential.bundle import COMMITTEE, describe, members_of
 
-    print("\n".join(filter(None, (describe(args.bundle), chain(args.bundle, args.frames)))))
+    members = members_of([args.bundle])
+    if members != [args.bundle]:
+        print((args.bundle / COMMITTEE).read_text(encoding="utf-8").strip() if args.bundle.is_dir() else args.bundle)
+    for member in members:
+        print("\n".join(filter(None, (describe(member), chain(member, args.frames)))))
     return 0
 
 

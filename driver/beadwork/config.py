@@ -29,7 +29,7 @@ class ServeConfig:
     at: dict[str, str] = field(default_factory=dict)  #: forcefield's name -> sum, baseline or delta
     engine: str = "auto"  #: auto, native or torchscript
     dtype: str = "float64"  #: float64 or float32
-    device: str = "cpu"  #: cpu or cuda
+    device: str = "cpu"  #: cpu or cuda, the first GPU that the process sees
     devices: list[str] = field(default_factory=list)  #: a server on each of these, or on `all` GPUs (docs/devices.md)
     servers: int = 0  #: how many servers share the beads of this i-PI; 0: as many as `devices`, or this one alone
     threads: int = 0  #: threads of the engines; 0: every core this process may use
@@ -40,7 +40,7 @@ class ServeConfig:
     silence: float = 3600.0  #: seconds that a connected i-PI may ask for nothing before it is given up; 0: for ever
     alpha: float | None = None  #: scale of the committee's deviations; default: the committee's card
     weights: list[float] | None = None  #: one a member; default: the committee's card
-    baseline_uncertainty: float | None = None  #: eV; turns the weighted baseline on
+    baseline_uncertainty: float | None = None  #: eV of the whole system; turns the weighted baseline on
     member_forces: bool = False  #: send every member's forces and virial in the extras
     queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
     keep_force: list[float] = field(default_factory=lambda: [0.05, 0.5])  #: band of the largest force spread, eV/Å
@@ -169,9 +169,14 @@ _KINDS = {
 }
 
 
-def resolve(typed: dict[str, Any]) -> ServeConfig:
-    """Join a TOML file, if `simulation` names one, with what was typed, and check the whole."""
+def resolve(typed: dict[str, Any], simulation: str | None = None) -> ServeConfig:
+    """Join a TOML file, if `simulation` names one, with what was typed, and check the whole.
+
+    simulation: to be taken in place of the one in the file.
+    """
     settings = dict(typed)
     if str(settings.get("simulation", "")).endswith(".toml"):
         settings = {**read(Path(settings.pop("simulation"))), **settings}
+    if simulation is not None:
+        settings["simulation"] = simulation
     return ServeConfig(**settings).check()

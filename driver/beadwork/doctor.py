@@ -18,6 +18,7 @@ from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read
 from beadwork.potential.delta import load_for
+from beadwork.potential.device import idle
 from beadwork.services import join
 
 #: characters before the sentence
@@ -92,6 +93,8 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
 
 def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, float]) -> Iterator[Finding]:
     """All that needs the models; `seconds` gets the time of one evaluation by socket. Raises BeadworkError."""
+    for text in idle(config.device):
+        yield Finding(AMBER, "device", text, 'device = "cuda"')
     potentials = [service.potential for service in join(config, simulation)[0]]
     sockets = [simulation.socket(name) for name in config.at or [simulation.socket().name]]
     cards = potentials[0].cards

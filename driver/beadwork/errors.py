@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class BeadworkError(Exception):
-    """Base of all errors that a user can mend. `exit_code` is what the command line ends with."""
+    """Base of all errors that a user can mend."""
 
     exit_code = 1
 
@@ -67,7 +67,7 @@ class LabelError(BeadworkError):
 
 
 class GuardError(BeadworkError):
-    """The guard's mark was passed: atoms too close, a force or a spread too large; i-PI was stopped."""
+    """A mark was passed: atoms too close, a force or a spread too large; i-PI was stopped if its folder is known."""
 
     exit_code = 11
 

@@ -70,5 +70,5 @@ class Frame:
             if not (gram > 0 and np.sqrt(gram) > 1e-3 * lengths.prod() and lengths.min() > 0.1):
                 raise GeometryError(
                     f"the cell{where} has no volume in its periodic directions: {self.cell.tolist()} Å; "
-                    "give a proper cell, or declare the system non-periodic"
+                    "give a proper cell, or say --not-periodic (pbc False in Python)"
                 )

@@ -10,6 +10,7 @@ from beadwork.frame import FloatArray
 from beadwork.ipi.simulation import Simulation, Socket, System
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.delta import Potential, load_for
+from beadwork.potential.device import idle
 from beadwork.server import Service, extra_keys
 
 
@@ -25,7 +26,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
             "leave it out, and let i-PI weigh them (<ffcommittee> with baseline_name, parse_json; --member-forces here)"
         )
     whole = load_for(config)
-    notes = list(whole.notes)
+    notes = [*whole.notes, *idle(config.device)]
     parts = {"sum": whole}
     if "baseline" in roles.values():
         parts["baseline"] = Potential(whole.baseline)

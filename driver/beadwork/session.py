@@ -125,6 +125,9 @@ class Session:
             self._answering = True
             if start_ipi:
                 self._start_ipi(simulation, services, folder, watch)
+            else:
+                where = ", ".join(str(service.line.address) for service in services)
+                watch(Note(f"i-PI is looked for at {where}, for {config.patience:g} s (--patience)"))
             server = Server(
                 services,
                 patience=max(config.patience, LISTEN) if start_ipi else config.patience,

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -265,24 +267,54 @@ def test_mark_stops(ipi, models, start, strays, fault: Say, tmp_path: Path, kind
     fault(f"exit code 11: '{said[:260]}…'; {len(frames)} frames with forces on disk; i-PI has ended")
 
 
+class Forwarder(threading.Thread):
+    """A tunnel as ssh makes one: what comes to its own address goes to i-PI's, and back."""
+
+    def __init__(self, ours: tuple[str, int], theirs: tuple[str, int]) -> None:
+        super().__init__(daemon=True)
+        self.theirs = theirs
+        self.listening = socket.create_server(ours)
+
+    def run(self) -> None:
+        while True:
+            one, other = self.listening.accept()[0], socket.create_connection(self.theirs)
+            for source, sink in ((one, other), (other, one)):
+                threading.Thread(target=self.copy, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def copy(source: socket.socket, sink: socket.socket) -> None:
+        """Until either end hangs up."""
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.mark.slow
-@pytest.mark.fault(
-    "a mark is passed, and i-PI's folder is not known", "--mark-distance 0.95, serve over inet; real i-PI"
-)
-def test_mark_cannot_stop(ipi, models, start, fault: Say, tmp_path: Path) -> None:
-    """No file EXIT can be put for an i-PI that may run on another host: how it is stopped is said, and works."""
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.fault("a mark is passed over inet, i-PI {elsewhere}", "--mark-distance 0.95, serve over inet; real i-PI")
+def test_mark_over_inet(ipi, models, start, fault: Say, tmp_path: Path, elsewhere: bool) -> None:
+    """An i-PI on this machine is stopped by its file EXIT as over a unix socket. For one that may run on another host,
+    here behind a tunnel, none can be put: how it is stopped is said, and works."""
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(mode="inet", batch=4, latency=1e-2)], steps=12).write()
     process = start.ipi(run)
     options = ["--baseline", models.baseline, "--engine", "torchscript", "--mark-distance", "0.95"]
+    if elsewhere:
+        port = int(re.search(r"<port>\s*(\d+)", (run.folder / "input.xml").read_text())[1])
+        Forwarder(("127.0.0.2", port), ("127.0.0.1", port)).start()
+        options += ["--host", "127.0.0.2"]
     server = start.beadwork("serve", run, *options)
     assert server.wait(LONG) == 11
     log = start.log(server)
-    assert "i-PI's directory is not known from here: stop it with a file named EXIT where it runs" in log
-    assert not (run.folder / "EXIT").exists()
-    assert process.poll() is None
-    (run.folder / "EXIT").touch()
+    unknown = "i-PI's directory is not known from here: stop it with a file named EXIT where it runs"
+    assert (unknown in log) == elsewhere
+    assert (run.folder / "EXIT").exists() != elsewhere
+    if elsewhere:
+        assert process.poll() is None
+        (run.folder / "EXIT").touch()
     assert process.wait(LONG) == 0
-    fault(f"exit code 11: '{sentence(log)[:160]}…'; i-PI goes on waiting, and ends by the file EXIT that it is told of")
+    end = "goes on waiting, and ends by the file EXIT that it is told of" if elsewhere else "is stopped by a file EXIT"
+    fault(f"exit code 11: '{sentence(log)[:160]}…'; i-PI {end}")
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from beadwork.errors import ConnectionLost
+from beadwork.ipi.owner import folder
 from beadwork.ipi.transport import Address, Line, Transport, held, stale
 
 KINDS = ["unix", "inet"]
@@ -79,6 +81,30 @@ def test_an_ipi_that_a_script_starts(kind: str, tmp_path: Path) -> None:
             transport.close()
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["i-pi", "tunnel"])
+def test_where_the_other_end_of_a_port_works(name: str, tmp_path: Path) -> None:
+    """An i-PI of this machine is found by its port, and so is the folder in which it looks for EXIT; a program of
+    another name, as the end of a tunnel, is not taken for one."""
+    (tmp_path / name).write_text(
+        "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+        "c = s.accept()[0]; time.sleep(60)"
+    )
+    command = [sys.executable, name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        try:
+            assert process.stdout is not None
+            with socket.create_connection(("127.0.0.1", int(process.stdout.readline()))) as sock:
+                found = folder(sock)
+                for _ in range(100):  # until it has accepted
+                    found = found or folder(sock)
+                    if found or name != "i-pi":
+                        break
+                    time.sleep(0.05)
+                assert found == (tmp_path.resolve() if name == "i-pi" else None)
+        finally:
+            process.kill()
 
 
 def test_a_socket_in_a_deep_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

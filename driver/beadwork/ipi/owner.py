@@ -1,7 +1,7 @@
-"""Whose process listens at an address: answers for another simulation are worse than none.
+"""Whose process is at the other end: answers for another simulation are worse than none.
 
-The kernel tells: of a unix socket by its credentials, of a port, on Linux, by /proc. Where it does not, nothing is
-refused.
+The kernel tells: of a unix socket by its credentials, of a port of this machine, on Linux, by /proc. Where it does not,
+nothing is refused.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import errno
 import os
 import socket
 import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from beadwork.errors import ConnectionLost
 
-#: of a listening socket in /proc/net/tcp
-LISTENS = "0A"
+#: of a listening socket in /proc/net/tcp, and of one that is connected
+LISTENS, CONNECTED = "0A", "01"
+#: i-PI's program, and its package (`python -m ipi`)
+PROGRAMS = {"i-pi", "i-pi.py", "ipi"}
 
 
 def credentials(sock: socket.socket) -> tuple[int, int] | None:
@@ -25,6 +28,39 @@ def credentials(sock: socket.socket) -> tuple[int, int] | None:
         return None
     pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
+
+
+def folder(sock: socket.socket) -> Path | None:
+    """Where the i-PI at the other end of a connection works; None where that cannot be told, as on other machines."""
+    found = credentials(sock)
+    pid = found[0] if found else _at_port(sock) if sock.family == socket.AF_INET else None
+    try:
+        return None if pid is None else Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError:
+        return None
+
+
+def _at_port(sock: socket.socket) -> int | None:
+    """The i-PI of this user that holds the other end of a connection within this machine; a tunnel's end is none."""
+    try:
+        # as the other end has them: its own address first
+        ends = " ".join(f"{_hex(host)}:{port:04X}" for host, port in (sock.getpeername(), sock.getsockname()))
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    except OSError:
+        return None
+    names = {f"socket:[{row[9]}]" for row in rows if " ".join(row[1:3]) == ends and row[3] == CONNECTED}
+    for process in Path("/proc").glob("[0-9]*") if names else ():
+        with suppress(OSError):  # another user's, or ended meanwhile
+            words = (process / "cmdline").read_text(errors="replace").split("\0")
+            is_ipi = bool(PROGRAMS & {Path(word).name for word in words})
+            if is_ipi and names & {os.readlink(descriptor) for descriptor in process.glob("fd/*")}:
+                return int(process.name)
+    return None
+
+
+def _hex(host: str) -> str:
+    """An address as /proc/net/tcp has it: the bytes of the network as a number of this machine."""
+    return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}"
 
 
 def check_unix(sock: socket.socket, path: Path, pid: int | None) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from beadwork.errors import ConnectionLost
 from beadwork.ipi.guard import Guard, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
-from beadwork.ipi.owner import check_port, check_unix, credentials
+from beadwork.ipi.owner import check_port, check_unix, folder
 from beadwork.ipi.protocol import Machine
 from beadwork.ipi.shm import SegmentGone
 
@@ -46,6 +46,11 @@ class Address:
 
     def __str__(self) -> str:
         return str(self.path) if self.path else f"{self.host}:{self.port}"
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a port of this machine by its name."""
+        return self.path is None and self.host in ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(eq=False)
@@ -76,12 +81,8 @@ class Peer:
                 raise TimeoutError(f"nothing for {SEND_TIMEOUT:g} s") from None
 
     def directory(self) -> Path | None:
-        """i-PI's working directory, where it looks for EXIT; None where the peer cannot be asked (inet)."""
-        found = credentials(self.sock)
-        try:
-            return Path(os.readlink(f"/proc/{found[0]}/cwd")) if found else None
-        except OSError:
-            return None
+        """i-PI's working directory, where it looks for EXIT; None where that cannot be told (on another machine)."""
+        return folder(self.sock)
 
 
 @dataclass(eq=False)
@@ -305,8 +306,8 @@ class Transport:
                 line.dial_at = NEVER
         elif now - line.lost_at >= self._patience:
             raise ConnectionLost(
-                f"no i-PI at {line.address} for {self._patience:g} s ({line.why}); "
-                "start i-PI, or wait longer with --patience"
+                f"no i-PI at {line.address} for {self._patience:g} s ({line.why}); start i-PI, "
+                f"{'name its machine with --host, ' if line.address.local else ''}or wait longer with --patience"
             )
 
     @staticmethod

@@ -37,6 +37,13 @@ class DeviceGraph:
     cell: torch.Tensor
 
 
+def idle(device: str) -> list[str]:
+    """A sentence where there is a GPU that these models do not use."""
+    if device == "cpu" and torch.cuda.is_available():
+        return ["PyTorch sees a GPU here, but the models run on the CPU; --device cuda takes it"]
+    return []
+
+
 class Feed:
     """Brings graphs to one device in one precision. The tensors of a graph hold until the next graph is brought."""
 

@@ -409,7 +409,11 @@ def _check_distances(graph: Graph) -> None:
     a, b = int(graph.center[edge]), int(graph.neighbor[edge])
     system = int(graph.system[a])
     first = int(graph.ptr[system])
+    straight = graph.positions[a] - graph.positions[b]
+    image = abs(np.linalg.norm(straight) - graph.lengths[edge]) > 1e-6
     raise GeometryError(
-        f"atoms {a - first} and {b - first} of {graph.where(system)} are {graph.lengths[edge]:.2g} Å apart, closer "
+        f"atoms {a - first} and {b - first} of {graph.where(system)} are {graph.lengths[edge]:.2g} Å apart"
+        f"{', one of them in a periodic image' if image else ''}, closer "
         f"than {CLOSEST} Å, where no model can be trusted; lower the time step or check the start structure"
+        f"{' and its cell, or for a cluster say --not-periodic' if image else ''}"
     )
