@@ -83,6 +83,15 @@ def test_commands_are_understood() -> None:
             assert callable(cli._parser().parse_args(words).call), line
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_commands_of_the_reference_are_understood(page: Path) -> None:
+    """Each line of code that is a command of ours is one that the command line takes."""
+    for line in page.read_text().splitlines():
+        if line.startswith("    beadwork "):
+            words = shlex.split(re.sub(r"\s(#|\|\|)\s.*", "", line).replace("…", "--baseline BUNDLE"))[1:]
+            assert callable(cli._parser().parse_args(words).call), line
+
+
 def test_make_has_what_is_asked_of_it() -> None:
     """Each `make` line, here and in CONTRIBUTING, is a target; make itself says so, without doing it."""
     asked = set(re.findall(r"^    make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
