@@ -31,6 +31,18 @@ NAMES = {
     "gas": "i-pi-py_driver -m gas, batched",
     "mace": "MACE AtomicData + collate",
 }
+#: what the picture calls them
+LABELS = {
+    "P2 defaults": "i-PI's MACE driver, batched, its defaults",
+    "P2": "the same, best settings",
+    "P1": "i-PI's MACE driver, unbatched",
+    "P3": "ffdirect MACE, batched",
+    "P4": "ASE SocketClient + MACECalculator",
+    "torchscript": "beadwork, TorchScript",
+    "native": "beadwork, compiled",
+    "P5": "ffcommittee over five MACE models",
+    "committee": "beadwork, the same five, compiled",
+}
 #: i-PI's time a step with our zero potential over that with its own zero-cost driver may be this
 WIRE_MOST = 1.5
 
@@ -200,14 +212,16 @@ def plot(data: dict[str, Any], file: Path) -> None:
     bars = [(n, seconds(data, g, n), g) for g in ("loop", "committee") for n in names(data, g)]
     bars = [(n, s, g) for n, s, g in bars if s is not None]
     ours = ("native", "torchscript", "committee")
-    left.barh([n for n, _, _ in bars], [s for _, s, _ in bars], color=["C1" if n in ours else "C0" for n, _, _ in bars])
+    order = list(LABELS)
+    bars.sort(key=lambda bar: order.index(bar[0]) if bar[0] in order else len(order))
+    labels = [LABELS.get(n, n) for n, _, _ in bars]
+    left.barh(labels, [s for _, s, _ in bars], color=["C1" if n in ours else "C0" for n, _, _ in bars])
     for row, (_, value, _) in enumerate(bars):
         left.text(value, row, f" {value:.3g}", va="center")
-    left.set_xscale("log")
     left.margins(x=0.15)
     left.invert_yaxis()
     left.set_xlabel("seconds a step")
-    left.set_title("full loop: peers (blue), beadwork (orange)")
+    left.set_title("8 beads of 64 H2O with real i-PI, 2 cores")
     for series in ("beads", "atoms"):
         cases = data.get("scaling", {}).get(series, [])
         if cases:
@@ -217,7 +231,7 @@ def plot(data: dict[str, Any], file: Path) -> None:
             right.loglog(atoms, cases[0]["seconds"] * atoms / atoms[0], ":", color="grey")
     right.set_xlabel("atoms in all")
     right.set_ylabel("seconds an evaluation")
-    right.set_title("our evaluation, and time in proportion to the work (dotted)")
+    right.set_title("our evaluation; dotted: as the work grows")
     if right.lines:
         right.legend(frameon=False)
     figure.savefig(file, dpi=130)

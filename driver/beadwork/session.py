@@ -289,6 +289,8 @@ class Session:
         ring = services[0].ring if len(services) == 1 and services[0].servers == 1 else None
         summary = record.summary(steps * ring if steps and ring else None)
         record.close(summary)
+        if not record.answered:
+            return  # what ended the run is all there is to say
         with writing(Path("the summary's words")), telling():
             print(tell(summary, folder, self._config.queue), flush=True)
         for name in simulation.properties[:1]:

@@ -30,6 +30,7 @@ class Record:
         self.folder = folder
         self.kept = 0
         self.dropped = 0
+        self.answered = False  # anything at all
         self._path = folder / "beadwork.out"
         for old in (self._path, folder / "summary.json"):
             put_aside(old)
@@ -78,6 +79,7 @@ class Record:
             self._file.write(line + "\n")
 
     def _add(self, event: Evaluated) -> None:
+        self.answered = True
         busy = sum(seconds for name, seconds in event.seconds.items() if name != "idle")
         spread = "nan nan" if event.energy_spread is None else f"{event.energy_spread:.6e} {event.force_spread:.6e}"
         elements = (f"{event.element_spread.get(element, math.nan):.6e}" for element in self._elements)
