@@ -147,6 +147,7 @@ def test_figures_are_those_of_the_run(text: str) -> None:
     assert "frames kept 3" in head
     assert "sha256:" + "a" * 64 in head
     assert "3 frames. The most uncertain is row 3 of the queue, 60 meV/Å on atom 4 (H)." in words(text, "frames-kept")
+    assert "it went by +2 eV a ps, and scattered by" in words(text, "energies")
     radial = words(text, "radial-distribution-functions")
     assert "4 steps of 2 beads" in radial
     assert "from 4 steps and 2 members" in radial

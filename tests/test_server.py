@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from ipi.utils.units import unit_to_internal
 
+from beadwork.events import Event, Note
 from beadwork.frame import Frame
 from beadwork.ipi.transport import Address, Line
+from beadwork.observe.last import Last
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.delta import Potential
-from beadwork.server import Service, extra_keys, extras
+from beadwork.server import Server, Service, extra_keys, extras
 
 # i-PI 3.3.1 cannot bear these: `raw` is its own, the others crash ffcommittee's thread
 FORBIDDEN = {"raw", "pot", "force", "virial", "uncertainty"}
@@ -61,6 +63,24 @@ def test_extras_are_in_atomic_units_and_total() -> None:
         atom = int(np.linalg.norm(frame.positions, axis=1).argmax())
         assert notes[k]["force_spread_atom"] == atom
         assert notes[k]["alpha"] == 2.0
+
+
+def test_an_ipi_that_comes_back_with_other_atoms() -> None:
+    """Positions sent again, of a RESTART, and folded by the cell are those of before; exchanged molecules are said."""
+    told: list[Event] = []
+    one = service(2)
+    server = Server([one], watch=told.append)
+    before = frames()
+    server._remember(Last("nowhere", 3, before, None))
+    lattices = np.array([frame.cell for frame in before])
+    for moved in (0.0, 0.5, np.array([10.0, -20.0, 0.0])):
+        server._compare(one, np.array([frame.positions for frame in before]) + moved, lattices)
+    assert told == []
+    server._compare(one, np.array([frame.positions for frame in before]) + np.array([0.0, 4.0, 0.0]), lattices)
+    (note,) = told
+    assert isinstance(note, Note)
+    assert "come back with an atom 4.0 Å from where it was" in note.text
+    server.transport.close()
 
 
 @pytest.mark.parametrize("member_forces", [False, True])

@@ -31,6 +31,8 @@ from beadwork.units import BOHR, FORCE, HARTREE
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
 PULSE = 0.5
+#: Å; further from where it was no atom is after some picoseconds, in the same simulation
+ASTRAY = 3.0
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
@@ -60,6 +62,7 @@ class Service:
     beads: Beads | None = field(init=False)
     waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
     joined: bool = field(init=False, default=False)  # i-PI had begun before we came
+    left: bool = field(init=False, default=False)  # i-PI has hung up everywhere, and has not asked since
     _step: int = 0
     _seen: set[bytes] = field(default_factory=set)  # fingerprints of the structures answered in this step
     _collapsed: bool = False  # the first step had fewer distinct structures than beads, as the file says
@@ -232,6 +235,7 @@ class Server:
                 service.waiting.pop(peer, None)
                 if isinstance(event, HangUp):
                     line = service.line
+                    service.left = not line.peers
                     self._watch(Lost(str(line.address), line.why, len(line.peers)))
 
     def _answer(self, service: Service, peers: list[Peer]) -> None:
@@ -251,6 +255,9 @@ class Server:
                 f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
                 f"{len(service.numbers)}; serve the file that i-PI was started with"
             )
+        if service.left:
+            service.left = False
+            self._compare(service, positions, lattices)
         step, begins = service.count(list(place), positions, peers)
         if begins and step == 0 and service.joined:
             self._watch(Joined(str(service.line.address)))
@@ -327,6 +334,23 @@ class Server:
                 element_spread={} if spread is None else _by_element(service.numbers, spread.force),
             )
         )
+
+    def _compare(self, service: Service, positions: FloatArray, lattices: FloatArray) -> None:
+        """An i-PI that comes back should bring the atoms that it left with, or those of a RESTART before."""
+        address = str(service.line.address)
+        known = [frame.positions for last in self._answered.get(address, []) for frame in last.frames]
+        if not known:
+            return
+        apart = np.array(known) - positions[0]
+        if service.periodic and np.linalg.det(lattices[0]):
+            apart = apart - np.round(apart @ np.linalg.inv(lattices[0])) @ lattices[0]
+        if (least := float(np.linalg.norm(apart, axis=2).max(axis=1).min())) > ASTRAY:
+            self._watch(
+                Note(
+                    f"i-PI at {address} has come back with an atom {least:.1f} Å from where it was: if this is another "
+                    "simulation than the file's, its atoms may be others; end it, and serve its own file"
+                )
+            )
 
     def _remember(self, last: Last) -> None:
         """Keep what was answered of this step and of the one before: references, no copies."""

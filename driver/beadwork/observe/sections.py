@@ -108,8 +108,22 @@ def energies(run: Run) -> str:
         values, unit = run.properties[name], _unit(run.units[name])
         curve = {name: values - values[0]}
         svg = figures.series(x, label, curve, f"{name} energy ({unit})", f"{name} energy over time")
-        pictures.append(_figure(svg, ENERGIES[name]))
+        said = _drift(run, values, unit) if name == "conserved" else ""
+        pictures.append(_figure(svg, ENERGIES[name] + said))
     return "\n".join(pictures)
+
+
+def _drift(run: Run, values: FloatArray, unit: str) -> str:
+    """How steadily the second half of a series goes somewhere, by a straight line through it."""
+    half = slice(len(values) // 2, None)
+    steps, rest = run.properties["step"][half], values[half]
+    if len(rest) < 4 or steps[-1] == steps[0]:
+        return ""
+    slope, level = np.polyfit(steps, rest, 1)
+    scatter = float(np.std(rest - slope * steps - level))
+    step = run.about.get("time_step_fs")
+    per = f"{1e3 * slope / step:+.2g} {unit} a ps" if step else f"{slope:+.2g} {unit} a step"
+    return f" In the second half of this run it went by {per}, and scattered by {scatter:.2g} {unit} about that."
 
 
 def temperature(run: Run) -> str:
@@ -366,7 +380,7 @@ def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bond
             f'<td class="number">{mean[at]:.3f}</td><td class="number">{error}</td></tr>'
         )
     head = (
-        '<tr><th>pair</th><th class="number">highest at (Å)</th><th class="number">g there (no unit)</th>'
+        '<tr><th>pair</th><th class="number">highest beyond a bond (Å)</th><th class="number">g there (no unit)</th>'
         '<th class="number">committee\'s error (no unit)</th></tr>'
     )
     return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
