@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -101,6 +102,19 @@ def url(server: str) -> Iterator[str]:
     order(f"CREATE DATABASE {name}")
     yield address
     order(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_frame_of_unknown_spread(url: str, kept: Make) -> None:
+    """What the user brings has NaN for its spread and no models, which JSON does not know."""
+    queue = Queue(url, create=True)
+    one = kept(1)
+    unknown = np.full(len(one.frame.numbers), np.nan)
+    queue.add(replace(one, energy_spread=np.nan, force_spread=unknown, member_energies=np.empty(0), models=()))
+    (row,) = queue.rows()
+    assert np.isnan(row.kept.force_spread).all()
+    assert row.kept.force_spread.shape == unknown.shape
+    assert np.isnan(row.kept.energy_spread)
+    assert row.kept.member_energies.shape == (0,)
 
 
 @pytest.mark.parametrize(
