@@ -155,24 +155,26 @@ def test_a_calculator_that_is_not_there(path: str) -> None:
         AseCalculator(path, "T", ignores_charge=True)
 
 
+@pytest.mark.parametrize("name", ["toy_calculator:Files", "toy_calculator:mixed"])
 def test_calculators_that_work_through_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, springs: Callable[..., Spec]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, springs: Callable[..., Spec], name: str
 ) -> None:
     """Labels at the same time, of calculators whose files have one name, are each of their own structure; nothing is
     left of the good ones, and a folder that all would share is refused."""
     monkeypatch.chdir(tmp_path)
     springs()  # which makes the toys importable
     slow = {"command": "sleep 0.3; cp springs.inp springs.out"}
-    made = AseCalculator("toy_calculator:Files", "springs", slow, ignores_charge=True, directory=tmp_path / "work")
+    made = AseCalculator(name, "springs", slow, ignores_charge=True, directory=tmp_path / "work")
     shakes = np.random.default_rng(0).normal(0, 0.1, (6, 3, 3))
     frames = [Frame.from_atoms(ase.build.molecule("H2O", positions=shake)) for shake in shakes]
     with ThreadPoolExecutor(3) as pool:
         labels = list(pool.map(lambda frame: made.label(frame, 0, 0), frames))
     assert [label.energy for label in labels] == [0.5 * float((f.positions**2).sum()) for f in frames]
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
     assert list((tmp_path / "work").iterdir()) == []
     with pytest.raises(ConfigError, match="overwrite each other"):
         AseCalculator("toy_calculator:Files", "springs", {"directory": "x"}, ignores_charge=True)
-    made = AseCalculator("toy_calculator:Files", "springs", {"command": "false"}, ignores_charge=True)
+    made = AseCalculator(name, "springs", {"command": "false"}, ignores_charge=True)
     with pytest.raises(LabelError, match=r"see .*/label-") as failure:
         made.label(frames[0], 0, 0)
     assert (Path(str(failure.value).rpartition("see ")[2]) / "springs.inp").exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.calculators.calculator import BaseCalculator
 
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import Frame
@@ -25,8 +26,9 @@ class AseCalculator:
     """A labeller that asks an ASE calculator in this process.
 
     Where the calculator has a free energy, it is the label's energy: its derivative are the forces. Every label has a
-    folder of its own, so that two at the same time do not read each other's files. Raises ConfigError where there is no
-    such class, charge and spin reach it nowhere, or its arguments name the folder.
+    folder of its own, so that two at the same time do not read each other's files; paths in the arguments are to be
+    absolute. Raises ConfigError where there is no such class, charge and spin reach it nowhere, or its arguments name
+    the folder.
     """
 
     calculator: str  #: `module:Class`, or `module:function` that returns a calculator
@@ -83,8 +85,7 @@ class AseCalculator:
         folder = Path(tempfile.mkdtemp(prefix="label-", dir=self.directory)).absolute()
         try:
             atoms.calc = self._made(**arguments)
-            if hasattr(atoms.calc, "directory"):
-                atoms.calc.directory = folder
+            _place(atoms.calc, folder)
             forces = np.array(atoms.get_forces(), dtype=np.float64) if self.forces else None
             energy = float(atoms.get_potential_energy())
             energy = float(atoms.calc.results.get("free_energy", energy))
@@ -113,6 +114,16 @@ class AseCalculator:
     def seconds(self, frame: Frame) -> float:
         """What the user said."""
         return self.estimate
+
+
+def _place(calculator: Any, folder: Path, depth: int = 3) -> None:
+    """Let a calculator, and those that it is put together from, work in this folder."""
+    if hasattr(calculator, "directory"):
+        calculator.directory = folder
+    for part in vars(calculator).values() if depth and hasattr(calculator, "__dict__") else ():
+        for one in part if isinstance(part, (list, tuple)) else (part,):
+            if isinstance(one, BaseCalculator) or type(one).__module__.startswith("ase.calculators."):
+                _place(one, folder, depth - 1)
 
 
 def _version(calculator: str) -> str:
