@@ -69,6 +69,12 @@ SOCKET = "<ffsocket name='{0}' mode='unix'><address>{0}</address></ffsocket>"
         ("<alpha>2.0</alpha>", {"alpha": 1.5}, True, "by its alpha 2, and beadwork by 1.5"),
         ("<baseline_name>base</baseline_name><baseline_uncertainty>1</baseline_uncertainty>", {}, False, "--member-fo"),
         (SOCKET.format("more"), {}, False, "--member-forces"),
+        (
+            "<baseline_name>base</baseline_name><baseline_uncertainty>1</baseline_uncertainty>",
+            {"reference": {8: 2.7}},
+            True,
+            "O 2.7 eV",
+        ),
         ("", {}, False, ""),
         ("<baseline_name>base</baseline_name><baseline_uncertainty>1</baseline_uncertainty>", {}, True, ""),
     ],

@@ -456,9 +456,11 @@ def _queue_add(args: argparse.Namespace) -> int:
 
     queue = Queue(args.queue, create=True)
     for path in args.files:
-        stored, known = add(queue, path, args.every, False if args.not_periodic else None)
+        added = add(queue, path, args.every, False if args.not_periodic else None)
         print(
-            f"{path}: {stored} frames wait for labels in {queue.name}" + f", {known} were there already" * bool(known)
+            f"{path}: {added.stored} frames wait for labels in {queue.name}"
+            + f", {added.known} were there already" * bool(added.known)
+            + "; the last one of the file may not be whole, and was left out" * added.torn
         )
     return 0
 

@@ -31,7 +31,7 @@ from beadwork.units import BOHR, FORCE, HARTREE
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
 PULSE = 0.5
-#: Å; further from where it was no atom is after some picoseconds, in the same simulation
+#: Å; half of the atoms are no further from where they were after some picoseconds, in the same simulation
 ASTRAY = 3.0
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
@@ -339,16 +339,17 @@ class Server:
         """An i-PI that comes back should bring the atoms that it left with, or those of a RESTART before."""
         address = str(service.line.address)
         known = [frame.positions for last in self._answered.get(address, []) for frame in last.frames]
-        if not known:
+        if not known or not service.ring_polymer:
             return
         apart = np.array(known) - positions[0]
         if service.periodic and np.linalg.det(lattices[0]):
             apart = apart - np.round(apart @ np.linalg.inv(lattices[0])) @ lattices[0]
-        if (least := float(np.linalg.norm(apart, axis=2).max(axis=1).min())) > ASTRAY:
+        if (least := float(np.median(np.linalg.norm(apart, axis=2), axis=1).min())) > ASTRAY:
             self._watch(
                 Note(
-                    f"i-PI at {address} has come back with an atom {least:.1f} Å from where it was: if this is another "
-                    "simulation than the file's, its atoms may be others; end it, and serve its own file"
+                    f"i-PI at {address} has come back with half of its atoms {least:.1f} Å or more from where they "
+                    "were: if this is another simulation than the file's, its atoms may be others; end it, and serve "
+                    "its own file"
                 )
             )
 

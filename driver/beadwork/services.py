@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, SimulationError
@@ -23,7 +24,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     if config.baseline_uncertainty is not None and set(roles.values()) != {"sum"}:
         raise ConfigError(
             f"baseline-uncertainty weighs baseline and Δ where their sum is served, but {roles} serves them apart; "
-            "leave it out, and let i-PI weigh them (<ffcommittee> with baseline_name, parse_json; --member-forces here)"
+            "leave it out, or serve the sum"
         )
     whole = load_for(config)
     notes = [*whole.notes, *idle(config.device)]
@@ -31,7 +32,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     if "baseline" in roles.values():
         parts["baseline"] = Potential(whole.baseline)
     if "delta" in roles.values():
-        parts["delta"] = Potential(None, whole.members, list(whole.weights), whole.alpha)
+        parts["delta"] = Potential(None, whole.members, list(whole.weights), whole.alpha, reference=whole.reference)
     for part in parts.values():
         part.cards = whole.cards
     notes += [
@@ -116,6 +117,12 @@ def _check_gathered(socket: Socket, service: Service) -> None:
         raise SimulationError(
             f"{name} scales the members by its alpha {committee.alpha:g}, and beadwork by {potential.alpha:g} before; "
             "set its <alpha> to 1, and give ours with --alpha"
+        )
+    if committee.baseline and max(map(abs, potential.reference.values()), default=0.0) > 1e-3:
+        told = ", ".join(f"{chemical_symbols[z]} {e:.3g} eV" for z, e in sorted(potential.reference.items()))
+        raise SimulationError(
+            f"{name} weighs Δ against its baseline with Δ's reference energies in it ({told}), which "
+            "drives the system to where the members disagree; serve the sum instead, with --baseline-uncertainty"
         )
     if not service.member_forces and (committee.baseline or committee.members > 1):
         raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs; add --member-forces")

@@ -18,7 +18,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.learn import labelling
 from beadwork.learn.choose import from_queue
 from beadwork.learn.clusters import Cut
-from beadwork.learn.given import add
+from beadwork.learn.given import Added, add
 from beadwork.learn.labellers import Spec
 
 Springs = Callable[..., Spec]
@@ -54,7 +54,7 @@ def test_trajectory_of_ipi(queue: Queue, tmp_path: Path, mode: str, units: str) 
             title = f" Step:  {10 * step}  Bead:       0 "
             print_file(mode, one, one, out, title=title, key="positions", dimension="length", units=units,
                        cell_units=units)  # fmt: skip
-    assert add(queue, path, every=2) == (3, 0)
+    assert add(queue, path, every=2) == Added(3, 0, torn=False)
     digits = 1e-3 if mode == "pdb" else 5e-5  # of what i-PI writes
     for row, number in zip(queue.rows(), (0, 2, 4), strict=True):
         frame = row.kept.frame
@@ -62,43 +62,72 @@ def test_trajectory_of_ipi(queue: Queue, tmp_path: Path, mode: str, units: str) 
         np.testing.assert_allclose(frame.cell, cell.T * BOHR, atol=2 * digits)
         assert frame.numbers.tolist() == [8, 1, 1, 8, 1, 1]
         assert (frame.pbc, row.kept.evaluation) == ((True, True, True), number)
-    assert add(queue, path) == (2, 3)
+    assert add(queue, path) == Added(2, 3, torn=False)
 
 
 def test_whatever_ase_reads(queue: Queue, tmp_path: Path) -> None:
     """Cell and periodicity as the file has them, or none if the user says so; a copy is not stored again."""
     slab = ase.build.molecule("H2O", cell=np.diag([5.0, 5.5, 9.0]), pbc=(True, True, False))
     ase.io.write(tmp_path / "slab.traj", slab)
-    assert add(queue, tmp_path / "slab.traj") == (1, 0)
+    assert add(queue, tmp_path / "slab.traj") == Added(1, 0, torn=False)
     (row,) = queue.rows()
     assert row.kept.frame.pbc == (True, True, False)
     np.testing.assert_array_equal(row.kept.frame.positions, slab.positions)
-    assert add(queue, tmp_path / "slab.traj") == (0, 1)
-    assert add(queue, tmp_path / "slab.traj", periodic=False) == (1, 0)
+    assert add(queue, tmp_path / "slab.traj") == Added(0, 1, torn=False)
+    assert add(queue, tmp_path / "slab.traj", periodic=False) == Added(1, 0, torn=False)
     assert queue.get(2).kept.frame.pbc == (False, False, False)
+
+
+FRAME = "2\n# CELL(abcABC): 9 9 9 90 90 90 {title}\nO 1 1 {x}\nH 2 1 1\n"
+GOOD = FRAME.format(title="positions{angstrom} cell{angstrom}", x="1")
+
+
+def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> str:
+    """One of i-PI's, after a good one."""
+    return GOOD + FRAME.format(title=title, x=x)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        (
-            "f.xyz",
-            "1\n# CELL(abcABC): 9 9 9 90 90 90 Step: 0 Bead: 0 forces{ev/ang} cell{angstrom}\nO 0 0 0\n",
-            "forces",
-        ),
-        ("f.xyz", "2\n# CELL(abcABC): 9 9 9 90 90 90 positions{angstrom} cell{angstrom}\nO 0 0 0\n", "fewer than it"),
-        ("f.xyz", "1\n# CELL(abcABC): 9 9 9 90 90 90 positions{angstrom} cell{angstrom}\nO nan 0 0\n", "frame 1 of"),
+        ("f.xyz", frame("Step: 0 Bead: 0 forces{ev/ang} cell{angstrom}"), "frame 1 .* no positions"),
+        ("f.xyz", frame(""), "frame 1 .* does not say its units"),
+        ("f.xyz", frame("cell{angstrom}"), "frame 1 .* does not say its units"),
+        ("f.xyz", GOOD[:-3] + GOOD, "is torn"),
+        ("f.xyz", GOOD[:-12] + GOOD, "torn|number of atoms"),
+        ("f.xyz", GOOD + GOOD.replace("2\n", "3\n", 1).replace("O 1", "O 0 0 0\nO 1", 1), "3 atoms, the first 2"),
+        ("f.xyz", frame(x="nan"), "frame 1 of"),
+        ("f.xyz", frame().replace("H 2", "Q 2"), "frame 0 of|cannot read"),
         ("f.xyz", "", "f.xyz"),
         ("f.txt", "not a structure", "f.txt"),
     ],
 )
 def test_what_is_no_frame_is_refused(queue: Queue, tmp_path: Path, name: str, text: str, said: str) -> None:
-    """Forces, torn frames, NaN and other files: named, exit code 2, and nothing of the file is stored."""
-    good = "1\n# CELL(abcABC): 9 9 9 90 90 90 positions{angstrom} cell{angstrom}\nO 1 1 1\n" if "CELL" in text else ""
-    (tmp_path / name).write_text(good + text)
+    """Forces, no units, torn frames, NaN and other files: named, and nothing of the file is stored."""
+    (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=said):
         add(queue, tmp_path / name)
     assert len(queue) == 0
+
+
+def test_a_file_that_is_being_written(queue: Queue, tmp_path: Path) -> None:
+    """Wherever it ends, whole frames are stored and no others; blank lines between files that were joined are none."""
+    second = FRAME.format(title="positions{angstrom} cell{angstrom}", x="1.5")
+    for cut in range(1, len(second)):
+        (tmp_path / "f.xyz").write_text(GOOD + "\n" + second[:cut])
+        assert add(queue, tmp_path / "f.xyz") == Added(int(cut == 1), int(cut > 1), torn=True), second[:cut]
+    (tmp_path / "f.xyz").write_text(GOOD + "\n" + second + "\n")
+    assert add(queue, tmp_path / "f.xyz") == Added(1, 1, torn=False)
+    pdb = tmp_path / "f.pdb"
+    with pdb.open("w") as out:
+        for seed in range(2):
+            one = Structure(seed, abc2h(12.0, 13.0, 14.0, 1.4, 1.5, 1.7))
+            title = f" Step: {seed}  Bead:       0 "
+            print_file("pdb", one, one, out, title=title, key="positions", dimension="length", units="angstrom",
+                       cell_units="angstrom")  # fmt: skip
+    whole = pdb.read_text()
+    pdb.write_text(whole[: whole.rindex("ATOM") + 10])
+    assert add(queue, pdb) == Added(1, 0, torn=True)
 
 
 def test_frames_of_the_user_are_labelled(tmp_path: Path, springs: Springs, capsys: pytest.CaptureFixture[str]) -> None:

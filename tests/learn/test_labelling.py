@@ -99,8 +99,9 @@ def test_a_failure_is_tried_again_and_set_aside(fill: Fill, springs: Springs, di
     assert energy(queue, row.id) == energies[0]
     assert row.attempts == 2
     assert row.reason == f"toy_calculator:Springs could not label: RuntimeError: {energies[0]:.3f} eV is too low"
-    assert str(labelling.label(queue, springs(), mix=True)) == "0 labelled"
-    assert labelling.command(queue, springs(), again=True, mix=True) == "1 labelled"
+    better = springs(same_theory=True)
+    assert str(labelling.label(queue, better)) == "0 labelled"
+    assert labelling.command(queue, better, again=True) == "1 labelled"
 
 
 @pytest.mark.parametrize(("wrong", "said"), [("nan", "energy of nan"), ("shape", "forces of 1 atoms for 3")])
@@ -135,7 +136,9 @@ def test_one_name_for_two_settings(fill: Fill, springs: Springs) -> None:
         labelling.label(queue, other)
     same = springs()
     labelling.label(queue, replace(same, settings={**same.settings, "estimate": 99.0}), most=1)
-    labelling.label(queue, other, mix=True)
+    with pytest.raises(LabelError, match="2 labels that are called 'springs' too"):
+        labelling.label(queue, other, mix=True)
+    labelling.label(queue, replace(other, same_theory=True))
     assert len(queue.rows(status="labelled")) == 4
 
 
@@ -410,7 +413,8 @@ def test_the_command_says_what_it_did(
     settings.write_text(SETTINGS.format(where=tmp_path, seconds=0).replace("seconds = 0", "fail = 1e9"))
     assert main(["label", queue.name, "--with", str(settings)]) == 10
     assert "made with other settings" in capsys.readouterr().err
-    assert main(["label", queue.name, "--with", str(settings), "--mix-methods"]) == 10
+    settings.write_text("same_theory = true\n" + settings.read_text())
+    assert main(["label", queue.name, "--with", str(settings)]) == 10
     assert "no frame was labelled, 0 labelled, 1 failed" in capsys.readouterr().err
 
 

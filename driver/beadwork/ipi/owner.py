@@ -53,7 +53,7 @@ def _at_port(sock: socket.socket) -> int | None:
         with suppress(OSError):  # another user's, or ended meanwhile
             words = (process / "cmdline").read_text(errors="replace").split("\0")
             is_ipi = bool(PROGRAMS & {Path(word).name for word in words})
-            if is_ipi and names & {os.readlink(descriptor) for descriptor in process.glob("fd/*")}:
+            if is_ipi and names & _held(process):
                 return int(process.name)
     return None
 
@@ -98,12 +98,17 @@ def _listens(pid: int, port: int) -> bool | None:
                 words = line.split()
                 if words[3] == LISTENS and int(words[1].rpartition(":")[2], 16) == port:
                     there.add(f"socket:[{words[9]}]")
-    held = set()
-    for process in _family(pid):
-        for descriptor in Path(f"/proc/{process}/fd").glob("*"):
-            with suppress(OSError):  # closed meanwhile
-                held.add(os.readlink(descriptor))
+    held = {name for process in _family(pid) for name in _held(Path(f"/proc/{process}"))}
     return bool(there & held) if there and held else None
+
+
+def _held(process: Path) -> set[str]:
+    """What a process has open, by the kernel's names."""
+    held = set()
+    for descriptor in process.glob("fd/*"):
+        with suppress(OSError):  # closed meanwhile
+            held.add(os.readlink(descriptor))
+    return held
 
 
 def _family(pid: int) -> set[int]:

@@ -3,6 +3,7 @@
 kind = "pyscf"        # one of KINDS
 charge = 0            # of every frame; told from the atoms where it is left out
 spin = 0              # unpaired electrons
+same_theory = false   # where labels of one name were made with other settings: whether that is one level of theory
 attempts = 2          # of a frame, before it is set aside
 [settings]            # those of the labeller: the fields of its class
 theory = "CCSD"
@@ -42,7 +43,7 @@ KINDS: dict[str, tuple[Callable[..., Labeller], bool]] = {
 #: kinds whose method is in the user's words, and the settings of each that no number depends on
 WORDED = {
     "ase": {"estimate", "directory", "theory"},
-    "command": {"estimate", "directory", "theory", "command", "code", "version", "timeout", "keep"},
+    "command": {"estimate", "directory", "theory", "code", "version", "timeout", "keep"},
 }
 
 
@@ -51,6 +52,7 @@ class Spec:
     """A LABELLER.toml. settings: as they stand there, plain values, so that a worker elsewhere can be told.
 
     here: folder that relative paths in the settings count from. lease: s that a claim lasts without a sign of life.
+    same_theory: labels that were made under the same name with other settings are of this level of theory as well.
     """
 
     kind: str
@@ -61,6 +63,7 @@ class Spec:
     lease: float = 300.0
     cut: Cut | None = None
     jobs: Jobs = field(default_factory=Jobs)
+    same_theory: bool = False
     here: str = "."
 
     def __post_init__(self) -> None:

@@ -353,11 +353,11 @@ def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
     del others[method]
     mine = [label for label in labels if label.get("method") == method and SETTINGS in label.get("extra", {})]
     unlike = sum(label["extra"][SETTINGS] != spec.unnamed for label in mine)
-    if unlike and not mix:
+    if unlike and not spec.same_theory:
         raise LabelError(
             f"the queue {queue.name} holds {unlike} labels that are called {method!r} too, but were made with other "
-            "settings (arguments, files, patterns): name the level of theory anew where it changed, or say "
-            "--mix-methods where it did not"
+            "settings (arguments, command, files, patterns): name the level of theory anew where it changed; where it "
+            "did not, set same_theory = true in the TOML"
         )
     if others and not mix:
         held = "; ".join(f"{count} of {name}" for name, count in sorted(others.items()))

@@ -25,10 +25,19 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
         groups.setdefault(key, []).append(index)
     for group in groups.values():
         points = np.stack([_point(frames[index]) for index in group])
+        # only those are compared whose projections on one direction are as near as two of the same can be
+        direction = np.random.default_rng(0).normal(size=points.shape[1])
+        shadow = points @ direction
+        width = TOLERANCE * np.abs(direction).sum()
+        order = shadow.argsort()
+        low = np.searchsorted(shadow[order], shadow - width)
+        high = np.searchsorted(shadow[order], shadow + width, side="right")
         for place in range(1, len(group)):
-            apart = np.abs(points[:place] - points[place]).max(axis=1)
+            others = order[low[place] : high[place]]
+            others = np.sort(others[others < place])
+            apart = np.abs(points[others] - points[place]).max(axis=1)
             if (near := np.flatnonzero(apart < TOLERANCE)).size:
-                found[group[place]] = found[group[int(near[0])]]
+                found[group[place]] = found[group[int(others[near[0]])]]
     return found
 
 

@@ -80,7 +80,7 @@ class Record:
 
     def _add(self, event: Evaluated) -> None:
         self.answered = True
-        busy = sum(seconds for name, seconds in event.seconds.items() if name != "idle")
+        busy = sum(seconds for name, seconds in event.seconds.items() if name not in ("idle", "aside"))
         spread = "nan nan" if event.energy_spread is None else f"{event.energy_spread:.6e} {event.force_spread:.6e}"
         elements = (f"{event.element_spread.get(element, math.nan):.6e}" for element in self._elements)
         self._write(
