@@ -417,6 +417,8 @@ def _queue(parser: argparse.ArgumentParser) -> None:
     add.set_defaults(call=_queue_add)
     for command in (table, show, export, add):
         command.add_argument("queue", help="SQLite file or PostgreSQL URL")
+    for command in (table, export):
+        command.add_argument("--status", choices=("waiting", "claimed", "labelled", "failed"), help="only these frames")
     show.add_argument("row", type=int)
     export.add_argument("file", type=Path)
     add.add_argument("files", type=Path, nargs="+", metavar="FILE", help="i-PI's trajectories, or whatever ASE reads")
@@ -428,7 +430,7 @@ def _queue_list(args: argparse.Namespace) -> int:
     from beadwork.harvest.listing import table
     from beadwork.harvest.queue import Queue
 
-    print(table(Queue(args.queue).rows()))
+    print(table(Queue(args.queue).rows(status=args.status)))
     return 0
 
 
@@ -444,7 +446,7 @@ def _queue_export(args: argparse.Namespace) -> int:
     from beadwork.harvest.listing import export
     from beadwork.harvest.queue import Queue
 
-    rows = Queue(args.queue).rows()
+    rows = Queue(args.queue).rows(status=args.status)
     export(rows, args.file)
     print(f"{len(rows)} frames in {args.file}")
     return 0

@@ -151,6 +151,10 @@ def test_frames_of_the_user_are_labelled(tmp_path: Path, springs: Springs, capsy
     assert choice is not None
     assert np.isfinite(choice.after)
     assert str(labelling.label(Queue(queue), springs(cut=Cut(molecules=2)))) == "2 labelled"
+    capsys.readouterr()
+    assert main(["queue", "list", str(queue), "--status", "waiting"]) == 0
+    assert main(["queue", "list", str(queue), "--status", "labelled"]) == 0
+    assert capsys.readouterr().out.splitlines()[::5] == ["the queue is empty", "2 frames: 2 labelled"]
     first = Queue(queue).get(1)
     assert first.label is not None
     cluster = np.array(first.label["structure"]["positions"])
