@@ -291,11 +291,12 @@ class Forwarder(threading.Thread):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.fault("a mark is passed over inet, i-PI {elsewhere}", "--mark-distance 0.95, serve over inet; real i-PI")
-def test_mark_over_inet(ipi, models, start, fault: Say, tmp_path: Path, elsewhere: bool) -> None:
+@pytest.mark.parametrize("place", ["on this machine", "behind a tunnel"])
+@pytest.mark.fault("a mark is passed over inet, i-PI {place}", "--mark-distance 0.95, serve over inet; real i-PI")
+def test_mark_over_inet(ipi, models, start, fault: Say, tmp_path: Path, place: str) -> None:
     """An i-PI on this machine is stopped by its file EXIT as over a unix socket. For one that may run on another host,
     here behind a tunnel, none can be put: how it is stopped is said, and works."""
+    elsewhere = place == "behind a tunnel"
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(mode="inet", batch=4, latency=1e-2)], steps=12).write()
     process = start.ipi(run)
     options = ["--baseline", models.baseline, "--engine", "torchscript", "--mark-distance", "0.95"]
