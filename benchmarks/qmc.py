@@ -488,13 +488,16 @@ def variational(labels: dict[str, dict[str, Any]]) -> list[str]:
     """How good the trial functions are, by VMC: the lattice's bias depends on it."""
 
     def told(energy: float, error: float, variance: float) -> str:
-        return f"{energy:.3f} ± {error:.3f} Ha, variance {variance:.1f} Ha²"
+        return f"{energy:.4f} ± {error:.4f} Ha, variance {variance:.1f} Ha²"
 
     found = []
-    for three in POORER:
-        label = labels[f"VMC of H2O, J3 {three}"]
+    for three, label in ((three, labels.get(f"VMC of H2O, J3 {three}")) for three in POORER):
+        if label is None:
+            continue
         values = label["energy"] / HARTREE, label["energy_error"] / HARTREE, label["extra"]["variance"] / HARTREE**2
         found.append(f"{told(*values)} (J3 {three})")
+    if not found:
+        return []
     return [
         "The lattice's bias depends on the Jastrow factor. VMC with an optimised two-body factor and LDA's orbitals:",
         f"{'; '.join(found)}; with J3 {GOOD} -17.15 to -17.19 Ha and 0.5 Ha². The published trial function has",
