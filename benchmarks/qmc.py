@@ -501,7 +501,8 @@ def variational(labels: dict[str, dict[str, Any]]) -> list[str]:
     return [
         "The lattice's bias depends on the Jastrow factor. VMC with an optimised two-body factor and LDA's orbitals:",
         f"{'; '.join(found)}; with J3 {GOOD} -17.15 to -17.19 Ha and 0.5 Ha². The published trial function has",
-        f"{told(*PUBLISHED_VMC)}. (Its text names J3 mo.) So J3 none is the one to hold to it.",
+        f"{told(*PUBLISHED_VMC)}. Its text names J3 mo, whose",
+        "variance it has, but its energy is not that of an optimised one; by energy J3 none is the nearest to it.",
     ]
 
 
