@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["build", "read", "tomllib"]
+__all__ = ["build", "names", "read", "tomllib"]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,13 +28,32 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error}") from error
 
 
-def build(make: Callable[..., Any], given: Mapping[str, Any], here: Path, where: str) -> Any:
+def names(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same table with `_` for each `-` in its keys: options are typed with dashes, and fields have none.
+
+    Raises ConfigError for a key that stands there in both spellings.
+    """
+    told: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name in told:
+            raise ConfigError(f"{where} sets {name} in both spellings, with - and with _; keep one of them")
+        told[name] = value
+    return told
+
+
+def build(
+    make: Callable[..., Any], given: Mapping[str, Any], here: Path, where: str, told: Mapping[str, Any] | None = None
+) -> Any:
     """Make a dataclass of a table of TOML: names and types are checked, tables become the dataclasses that they name.
 
-    A field of type Path counts from `here`. Raises ConfigError.
+    Names are taken with dashes and with underscores. A field of type Path counts from `here`. told: fields that are
+    the caller's to set, and none of the table's. Raises ConfigError.
     """
-    known = {f.name: f for f in fields(make)}  # type: ignore[arg-type]
+    told = told or {}
+    known = {f.name: f for f in fields(make) if f.name not in told}  # type: ignore[arg-type]
     hints = typing.get_type_hints(make)
+    given = names(given, where)
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigError(f"{where} sets {', '.join(unknown)}, which is no option; known are {', '.join(known)}")
@@ -43,7 +62,8 @@ def build(make: Callable[..., Any], given: Mapping[str, Any], here: Path, where:
     ]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    return make(**{name: _fitted(value, hints[name], here, f"{where}: {name}") for name, value in given.items()})
+    fitted = {name: _fitted(value, hints[name], here, f"{where}: {name}") for name, value in given.items()}
+    return make(**fitted, **told)
 
 
 def _fitted(value: Any, hint: Any, here: Path, where: str) -> Any:

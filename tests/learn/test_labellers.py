@@ -56,6 +56,31 @@ def test_all_tables(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
+def test_dashes_and_underscores(tmp_path: Path) -> None:
+    """Options take both spellings in every table of the file; names that are the user's own stay as they are."""
+    text = PYSCF.replace("frozen_core", "frozen-core").replace("attempts = 3", "same-theory = true")
+    (tmp_path / "l.toml").write_text(text)
+    spec = read(tmp_path / "l.toml")
+    assert spec.same_theory
+    assert spec.settings == {"theory": "CCSD(T)", "basis": "cc-pVTZ", "frozen_core": True}
+    (tmp_path / "underscores.toml").write_text(text.replace("frozen-core", "frozen_core"))
+    assert read(tmp_path / "underscores.toml").identity == spec.identity
+    (tmp_path / "a.toml").write_text(
+        """
+        kind = "ase"
+        [settings]
+        calculator = "ase.calculators.emt:EMT"
+        theory = "EMT"
+        ignores-charge = true
+        arguments = { a-b = 1, a_b = 2 }
+        """
+    )
+    calculator = read(tmp_path / "a.toml").labeller()
+    assert isinstance(calculator, AseCalculator)
+    assert calculator.ignores_charge
+    assert calculator.arguments == {"a-b": 1, "a_b": 2}
+
+
 def test_paths_and_tables_in_settings(tmp_path: Path) -> None:
     """Paths count from the file's folder; templates, patterns and lists become what a command wants."""
     (tmp_path / "l.toml").write_text(
@@ -98,7 +123,9 @@ def test_paths_and_tables_in_settings(tmp_path: Path) -> None:
         ('executor = "slurm"', 'executor = "threads"', "belong together"),
         ("nodes = 2", "node = 2", "jobs: slurm sets node"),
         ("charge = 1", "charge = ", "cannot read"),
-        ("charge = 1", 'here = "/"', "sets 'here'"),
+        ("charge = 1", 'here = "/"', "sets here, which is no option; known are kind, charge, .*same_theory$"),
+        ("attempts = 3", "same-theory = true\nsame_theory = true", "sets same_theory in both spellings"),
+        ("frozen_core = true", "frozen_core = true\nfrozen-core = true", r"\[settings\] sets frozen_core in both"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -30,7 +30,7 @@ from beadwork.learn.jobs import Jobs
 from beadwork.learn.label import Labeller, as_json
 from beadwork.learn.pyscf_labeller import PySCF
 from beadwork.learn.qmc import JQMC
-from beadwork.toml import build
+from beadwork.toml import build, names
 from beadwork.toml import read as read_toml
 
 #: every kind of labeller, and whether it may take periodic frames
@@ -105,8 +105,8 @@ def read(path: Path) -> Spec:
     settings = data.pop("settings", None)
     if not isinstance(settings, dict) or "kind" not in data:
         raise ConfigError(f"{path} wants kind = one of {', '.join(KINDS)}, and its settings in a table [settings]")
-    if "here" in data:
-        raise ConfigError(f"{path} sets 'here', which is its own folder")
-    spec: Spec = build(Spec, data | {"settings": settings, "here": str(path.parent.absolute())}, path.parent, str(path))
+    settings = names(settings, f"{path}: [settings]")  # one text for one set of settings, whose hash labels carry
+    told = {"settings": settings, "here": str(path.parent.absolute())}
+    spec: Spec = build(Spec, data, path.parent, str(path), told)
     spec.labeller()
     return spec

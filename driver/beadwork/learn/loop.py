@@ -56,7 +56,7 @@ from beadwork.learn.validate import PAGE as VALIDATION
 from beadwork.learn.validate import validate, write_page
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, members_of, point
 from beadwork.swap import SHORT
-from beadwork.toml import build
+from beadwork.toml import build, names
 from beadwork.toml import read as read_toml
 
 STARTS = ("again", "continue", "live")
@@ -126,9 +126,7 @@ def read(path: Path) -> Loop:
     data.setdefault("folder", path.stem)
     simulations = {name: here / xml for name, xml in inputs.items()}
     loop: Loop = build(Loop, data | {"simulations": simulations}, here, str(path))
-    run = {key.replace("_", "-"): value for key, value in loop.run.items()}  # `beadwork run` takes either
-    if len(run) < len(loop.run):
-        raise ConfigError(f"{path}: [run] sets an option in both spellings, with - and with _; keep one of them")
+    run = {key.replace("_", "-"): value for key, value in names(loop.run, f"{path}: [run]").items()}
     return replace(loop, train=train, run=run)
 
 

@@ -58,5 +58,5 @@ class TrainSettings:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str) -> TrainSettings:
         """Take a table of a TOML file. Raises ConfigError for unknown keys and values of a wrong kind."""
-        settings: TrainSettings = build(cls, {k.replace("-", "_"): v for k, v in table.items()}, Path(), where)
+        settings: TrainSettings = build(cls, table, Path(), where)
         return settings
