@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from ase.data import chemical_symbols
 
@@ -41,6 +43,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         for name in simulation.unserved(roles)
     ]
     services = []
+    sent = {}
     for name, role in roles.items():
         socket = simulation.socket(name)
         service = _service(config, simulation, socket, parts[role])
@@ -50,7 +53,9 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         notes += service.potential.settle(start)
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
         services.append(service)
-    _check_extras(simulation, services)
+        if socket.parent is None:  # i-PI adds extras of its own where it combines answers
+            sent[name] = ("raw", *extra_keys(service.potential, service.member_forces))
+    _check_extras(simulation, sent)
     return services, notes
 
 
@@ -62,7 +67,7 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
     wanted = config.connections or max(1, -(-structures // (socket.batch_size * servers)))
     line = Line(_address(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
     name = socket.parent or socket.name
-    parts = [part for system in simulation.systems for part in system.forces if part.forcefield == name]
+    parts = [part for system in simulation.systems for part in system.parts(name)]
     steady = len(parts) == len(simulation.systems) and not socket.rotated
     served = [system for system, _ in simulation.served(socket)]
     atoms = slice(None) if socket.active is None else list(socket.active)
@@ -128,13 +133,26 @@ def _check_gathered(socket: Socket, service: Service) -> None:
         raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs; add --member-forces")
 
 
-def _check_extras(simulation: Simulation, services: list[Service]) -> None:
-    """Refuse outputs of extras that no reply will have: i-PI would die with a KeyError at the first of them."""
-    if any(socket.parent for socket in simulation.sockets):
-        return  # an ffcommittee adds extras of its own
-    sent = {key for service in services for key in extra_keys(service.potential, service.member_forces)}
-    if missing := sorted(set(simulation.extras) - sent):
+def _check_extras(simulation: Simulation, sent: Mapping[str, Sequence[str]]) -> None:
+    """Refuse extras that are looked for and that no reply will have: i-PI would die with a KeyError at the first.
+
+    sent: the keys that each forcefield sends, by name; of those that others serve nothing is known.
+    """
+    missing = {
+        extra
+        for extra in simulation.extras
+        if all(name in sent and extra.key not in sent[name] for name in extra.forcefields)
+    }
+    if dropped := sorted({extra.key for extra in missing if not extra.forcefields}):
         raise SimulationError(
-            f"{simulation.path} writes the extras {', '.join(missing)}, which will not be sent: "
-            f"{', '.join(sorted(sent)) or 'nothing'} will; take those outputs out, or give a committee (--delta)"
+            f"{simulation.path} writes the extras {', '.join(dropped)} where there will be none: i-PI drops those of a "
+            "forcefield with weight 0 or fewer beads than the system; name them in the <interpolate_extras> of its "
+            "<force>, or take those outputs out"
+        )
+    if missing:
+        keys = ", ".join(sorted({extra.key for extra in missing}))
+        others = sorted({key for name in sent for key in sent[name]} - {"raw"})
+        raise SimulationError(
+            f"{simulation.path} writes the extras {keys}, which will not be sent: {', '.join(others) or 'nothing'} "
+            "will; take those outputs out, or give a committee (--delta)"
         )

@@ -120,9 +120,9 @@ class Forcefield:
 class Input:
     """An i-PI input in a folder of its own, with addresses of its own.
 
-    forces: the XML between <forces>, by default every forcefield with weight 1. ensembles: one for each `<system>`, all
-    of the same atoms on the same forcefields, integrated one after the other. extras: what `<trajectory>`s write.
-    motion: the XML of <dynamics>. around: what is put around the sockets.
+    forces: the XML between <forces>, by default every forcefield with weight 1. bias: that of each ensemble. ensembles:
+    one for each `<system>`, all of the same atoms on the same forcefields, integrated one after the other. extras: what
+    `<trajectory>`s write. motion: the XML of <dynamics>. around: what is put around the sockets.
     """
 
     folder: Path
@@ -132,6 +132,7 @@ class Input:
     steps: int = 20
     atoms: ase.Atoms = field(default_factory=waters)
     forces: str = ""
+    bias: str = ""
     extras: Sequence[str] = ()
     motion: str = ""
     around: str = "{}"
@@ -163,6 +164,7 @@ class Input:
         """The whole input; every number with 16 digits."""
         sockets = "".join(self._socket(forcefield) for forcefield in self.forcefields)
         asked = ["step", "time{femtosecond}", "conserved", "temperature{kelvin}", "potential", "volume"]
+        asked += ["ensemble_bias"] if self.bias else []
         asked += ["pressure_cv", "stress_md"]
         extras = "".join(
             f"<trajectory stride='1' filename='{key}' extra_type='{key}'> extras </trajectory>" for key in self.extras
@@ -205,12 +207,13 @@ class Input:
             + "</dynamics>"
         )
         pressure = "<pressure units='bar'>1</pressure>" if ensemble == "npt" else ""
+        bias = f"<bias>{self.bias}</bias>" if self.bias else ""
         prefix = f" prefix='{number}'" if number else ""
         return (
             f"<system{prefix}><initialize nbeads='{self.beads}'><file mode='xyz'>init.xyz</file>"
             "<velocities mode='thermal' units='kelvin'>300</velocities></initialize>"
             f"<forces>{forces}</forces>"
-            f"<ensemble><temperature units='kelvin'>300</temperature>{pressure}</ensemble>"
+            f"<ensemble><temperature units='kelvin'>300</temperature>{pressure}{bias}</ensemble>"
             f"<motion mode='dynamics'>{dynamics}</motion></system>"
         )
 

@@ -152,3 +152,26 @@ def test_weighted_baseline_in_ipi_and_here(ipi, models, start, serve, tmp_path) 
     np.testing.assert_allclose(ours.properties()["potential"], theirs.properties()["potential"], rtol=1e-10)
     np.testing.assert_allclose(ours.properties()["stress_md"], theirs.properties()["stress_md"], atol=1e-12)
     np.testing.assert_allclose(ours.positions(), theirs.positions(), rtol=1e-9)
+
+
+def test_a_bias_is_answered_with_what_it_was_given(ipi, models, answers, start, serve, tmp_path) -> None:
+    """Δ in `<bias>`, the baseline in `<forces>`: i-PI's bias and potential are MACECalculator's energies of each, and
+    the atoms move as with the sum.
+    """
+    atoms, results = answers
+    sockets = [ipi.Forcefield("short", batch=2), ipi.Forcefield("long", batch=2)]
+    forces = "<force forcefield='short'/>"
+    bias = "<force forcefield='long'/>"
+    moved = []
+    for name, parts in (("bias", {"forces": forces, "bias": bias}), ("sum", {"forces": forces + bias})):
+        run = ipi.Input(tmp_path / name, sockets, beads=2, steps=3, atoms=atoms, **parts).write()
+        process = start.ipi(run)
+        options = ["--baseline", models.baseline, "--delta", *models.delta, "--engine", "torchscript"]
+        assert serve(run, *options, "--at", "short=baseline", "long=delta") == 0
+        assert process.wait(ipi.PATIENCE) == 0
+        moved.append((run.properties(), run.positions()))
+    (biased, where), (_, expected) = moved
+    delta = np.mean([result[0] for name, result in results.items() if name != "baseline"])
+    np.testing.assert_allclose(biased["potential"][0], results["baseline"][0], rtol=1e-11)
+    np.testing.assert_allclose(biased["ensemble_bias"][0], delta, rtol=1e-9)
+    np.testing.assert_allclose(where, expected, atol=1e-9)

@@ -20,7 +20,7 @@ from ipi.utils.messages import verbosity
 
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import Socket, read
+from beadwork.ipi.simulation import Extra, Socket, read
 from beadwork.units import BOHR, FEMTOSECOND
 
 INPUTS = Path(__file__).parents[2] / "inputs"
@@ -345,13 +345,31 @@ def test_several_systems_behind_one_socket(write):
 
 
 def test_keys_that_the_outputs_expect(write):
-    """An output or an interpolated extra that nobody sends would stop i-PI: they are known beforehand."""
+    """An output that nobody's extras fill would stop i-PI, and a key that is to be interpolated, once the extras are
+    looked at: both are known beforehand, with those who may send them.
+    """
     output = "<output><trajectory filename='x' extra_type='{}'> extras </trajectory></output>"
     path = write(output.format("committee_pot, dipole") + FORCEFIELD + SYSTEM)
-    assert read(path).extras == ("committee_pot", "dipole")
-    assert read(write(output.format("raw") + FORCEFIELD + SYSTEM)).extras == ()
+    assert read(path).extras == (Extra("committee_pot", ("a",)), Extra("dipole", ("a",)))
+    assert read(write(output.format("raw") + FORCEFIELD + SYSTEM)).extras == (Extra("raw", ("a",)),)
     force = "<force forcefield='a'><interpolate_extras>[mu]</interpolate_extras></force>"
-    assert read(write(FORCEFIELD + SYSTEM.replace("<force forcefield='a'/>", force))).extras == ("mu",)
+    system = SYSTEM.replace("<force forcefield='a'/>", force)
+    assert read(write(FORCEFIELD + system)).extras == ()  # i-PI looks at no extras
+    assert read(write(output.format("raw") + FORCEFIELD + system)).extras == (Extra("raw", ("a",)), Extra("mu", ("a",)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "motion", "key"),
+    [
+        ("driven_dynamics", "<driven_dynamics mode='eda-nve'><bec mode='driver'/></driven_dynamics>", "BEC"),
+        ("instanton", "<instanton><friction>True</friction><frictionSD>True</frictionSD></instanton>", "friction"),
+        ("instanton", "<instanton/>", None),
+    ],
+)
+def test_extras_that_a_motion_expects(write, mode, motion, key):
+    """Born charges of a driven run and the friction of an instanton come in the extras: i-PI stops without them."""
+    system = SYSTEM.replace("</forces>", f"</forces><motion mode='{mode}'>{motion}</motion>")
+    assert read(write(FORCEFIELD + system)).extras == ((Extra(key, ("a",)),) if key else ())
 
 
 @pytest.mark.parametrize(

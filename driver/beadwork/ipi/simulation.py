@@ -23,6 +23,7 @@ from xml.sax import SAXParseException
 import numpy as np
 from ase.data import atomic_numbers
 from ipi.engine.outputs import PropertyOutput, TrajectoryOutput
+from ipi.engine.properties import getall
 from ipi.inputs.simulation import InputSimulation
 from ipi.utils.depend import dstrip
 from ipi.utils.io.inputs.io_xml import xml_parse_string
@@ -119,13 +120,26 @@ class Socket:
 @dataclass(frozen=True, slots=True)
 class Component:
     """One `<force>` of a system: which forcefield, on how many beads (fewer than the system's: contracted), and how
-    much of it counts, in all (weight) and at each level of multiple time steps (mts_weights, outermost first).
+    much of it counts, in all (weight) and at each level of multiple time steps (mts_weights, outermost first; empty for
+    the outermost alone). One of weight 0 is asked for what outputs want of it, and for nothing else. interpolated: the
+    keys of its extras that i-PI treats as it does energies.
     """
 
     forcefield: str
     nbeads: int
     weight: float
     mts_weights: tuple[float, ...]
+    interpolated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A key that i-PI looks for in the extras of a system, `raw` for the whole of them, and the forcefields of which
+    one at least has to send it: none where i-PI would look at nobody's.
+    """
+
+    key: str
+    forcefields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +147,10 @@ class System:
     """One `<system>`, or one instance of a `<system_template>`, at its start.
 
     prefix: of its output files. numbers: (n,) atomic numbers. masses: (n,) dalton. positions: (nbeads, n, 3) Å.
-    cell: (3, 3) Å, a lattice vector a row (i-PI starts no system without a cell). temperature: K, None where the
-    ensemble has none. timestep: fs, None where nothing moves in time. nmts: for each level of multiple time steps,
-    outermost first, how many of its steps make one of the level around it.
+    cell: (3, 3) Å, a lattice vector a row (i-PI starts no system without a cell). forces, bias: those of `<forces>`,
+    and those of the ensemble's `<bias>` with their `<bias_weights>`; i-PI asks the forcefields of both. temperature: K,
+    None where the ensemble has none. timestep: fs, None where nothing moves in time. nmts: for each level of multiple
+    time steps, outermost first, how many of its steps make one of the level around it.
     """
 
     prefix: str
@@ -148,6 +163,11 @@ class System:
     temperature: float | None
     timestep: float | None
     nmts: tuple[int, ...] = (1,)
+    bias: tuple[Component, ...] = ()
+
+    def parts(self, forcefield: str) -> tuple[Component, ...]:
+        """Return every `<force>`, of forces and of bias, that asks this forcefield."""
+        return tuple(part for part in self.forces + self.bias if part.forcefield == forcefield)
 
     def frame(self, bead: int = 0, active: tuple[int, ...] | None = None, *, periodic: bool = True) -> Frame:
         """Return the start structure of one bead, whole or the active atoms alone, periodic each way or not at all."""
@@ -162,9 +182,9 @@ class Simulation:
     path, sha256: of the file itself. directory: where i-PI has to be started for it to find the files that the input
     names (see `read`). files: those files, as named; `directory / file` is where each lies. step, total_steps: where
     it starts and ends. prefix: of all output files. properties: the names of the files with thermodynamic properties
-    as i-PI will write them, relative to its working directory. extras: the keys that outputs and force components
-    expect in every reply's extras; i-PI stops with a KeyError at the first output that misses one. bytes_per_step: how
-    much its outputs grow in a step on average, within some tens of per cent.
+    as i-PI will write them, relative to its working directory. extras: what outputs, force components and motions
+    expect in the extras of every reply; i-PI stops with a KeyError where one is missing. bytes_per_step: how much its
+    outputs grow in a step on average, within some tens of per cent.
     """
 
     path: Path
@@ -175,7 +195,7 @@ class Simulation:
     total_steps: int
     prefix: str
     properties: tuple[str, ...]
-    extras: tuple[str, ...]
+    extras: tuple[Extra, ...]
     sockets: tuple[Socket, ...]
     systems: tuple[System, ...]
     bytes_per_step: float = 0.0
@@ -212,7 +232,10 @@ class Simulation:
         not counted.
         """
         name = socket.parent or socket.name
-        counts = [sum(part.nbeads for part in system.forces if part.forcefield == name) for system in self.systems]
+        parts = [(system, part) for system in self.systems for part in system.parts(name)]
+        # in a step i-PI asks those that have a weight; what has none anywhere is asked for outputs
+        parts = [(system, part) for system, part in parts if part.weight] or parts
+        counts = [sum(part.nbeads for asking, part in parts if asking is system) for system in self.systems]
         return tuple((system, count) for system, count in zip(self.systems, counts, strict=True) if count)
 
     def structures(self, socket: Socket) -> int:
@@ -225,8 +248,7 @@ class Simulation:
         levels = [
             level
             for system in self.systems
-            for part in system.forces
-            if part.forcefield == name
+            for part in system.parts(name)
             for level, weight in enumerate(part.mts_weights or (1.0,))
             if weight
         ]
@@ -249,8 +271,8 @@ class Simulation:
         served = [system for system, _ in self.served(socket)]
         if not served:
             raise SimulationError(
-                f"no <force> of {self.path} uses the forcefield {socket.parent or socket.name!r}: "
-                "i-PI would never ask it"
+                f"no <force> of {self.path}, of <forces> or of <bias>, uses the forcefield "
+                f"{socket.parent or socket.name!r}: i-PI would never ask it"
             )
         found: list[IntArray] = []
         for system in served:
@@ -305,12 +327,14 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
     directory, files = _locate(path, replicas, directory)
     systems = tuple(_system(path, k, replica) for k, replica in enumerate(replicas))
     for system in systems:
-        for part in system.forces:
+        for part in system.forces + system.bias:
             if part.forcefield not in forcefields:
                 raise SimulationError(
                     f"a <force> of {path} names the forcefield {part.forcefield!r}, which the input does not "
                     f"define; it has: {', '.join(forcefields)}"
                 )
+    with _refusing(f"i-PI refuses {path}"):
+        extras = _extras(outputs, replicas, systems)
     return Simulation(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -328,7 +352,7 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
             )
             for system in systems
         ),
-        extras=_extras(outputs, replicas),
+        extras=extras,
         sockets=sockets,
         systems=systems,
         bytes_per_step=sum(_bytes(output, system) / output.stride for output in outputs for system in systems),
@@ -440,16 +464,40 @@ def _replicas(tag: str, entry: Any) -> list[Any]:
     return cast("list[Any]", entry.fetch()) if tag == "system_template" else []
 
 
-def _extras(outputs: Any, replicas: list[Any]) -> tuple[str, ...]:
-    """Return the keys of the extras that this simulation reads, each once; `raw` is the whole of them."""
-    keys = [
-        key.strip()
-        for output in outputs
-        if isinstance(output, TrajectoryOutput) and output.what.startswith("extras")
-        for key in output.extra_type.split(",")
-    ]
-    keys += [str(key) for replica in replicas for part in replica.fcomp for key in part.interpolate_extras]
-    return tuple(dict.fromkeys(key for key in keys if key != "raw"))
+def _extras(outputs: Any, replicas: list[Any], systems: tuple[System, ...]) -> tuple[Extra, ...]:
+    """Return what this simulation reads of the extras, each once."""
+    found: list[Extra] = []
+    for replica, system in zip(replicas, systems, strict=True):
+        forces, bias = system.forces, system.bias
+        if np.any(np.asarray(replica.ensemble.hweights) != 1):
+            bias += forces  # i-PI scales the forces by what it adds to the bias
+        wanted = [
+            (key.strip(), *_read(output.what, forces, bias))
+            for output in outputs
+            if isinstance(output, TrajectoryOutput) and output.what.startswith("extras")
+            for key in output.extra_type.split(",")
+        ]
+        for motion in getattr(replica.motion, "mlist", [replica.motion]):
+            if getattr(getattr(motion, "Born_Charges", None), "cbec", False):
+                wanted.append(("BEC", forces, False))
+            if getattr(motion, "options", {}).get("frictionSD", False):
+                wanted.append(("friction", forces, False))
+        for key, parts, whole in wanted:
+            asked = [part for part in parts if part.weight or whole]
+            # of contracted beads i-PI keeps what it can interpolate
+            senders = [part for part in asked if whole or part.nbeads == system.nbeads or key in part.interpolated]
+            found.append(Extra(key, tuple(dict.fromkeys(part.forcefield for part in senders))))
+            found += [Extra(other, (part.forcefield,)) for part in asked for other in part.interpolated]
+    return tuple(dict.fromkeys(found))
+
+
+def _read(what: str, forces: tuple[Component, ...], bias: tuple[Component, ...]) -> tuple[tuple[Component, ...], bool]:
+    """Return whose extras an output is of, and whether it takes them as they came, whatever their weight and beads."""
+    name, _, arguments, _ = getall(what)
+    if name != "extras_component_raw":
+        return bias if name == "extras_bias" else forces, False
+    index = int(arguments[0])
+    return forces[index : index + 1], True
 
 
 def _bytes(output: Any, system: System) -> float:
@@ -505,6 +553,12 @@ def _system(path: Path, k: int, replica: Any) -> System:
             _numbers(path, k, names)  # a label that is no element has no mass either: this says more than i-PI does
         raise
     beads, motion = replica.beads, replica.motion
+    bias, weights = replica.ensemble.bcomp, dstrip(replica.ensemble.bweights)
+    if len(weights) < len(bias):
+        raise SimulationError(
+            f"system {k} of {path} has {len(bias)} forces in <bias> and {len(weights)} numbers in <bias_weights>; give "
+            "one a force"
+        )
     temperature, timestep = float(replica.ensemble.temp), float(motion.dt)
     return System(
         prefix=str(replica.prefix),
@@ -514,18 +568,23 @@ def _system(path: Path, k: int, replica: Any) -> System:
         positions=np.array(dstrip(beads.q)).reshape(beads.nbeads, -1, 3) * BOHR,
         cell=np.array(dstrip(replica.cell.h)).T * BOHR,
         forces=tuple(
-            Component(
-                forcefield=str(part.ffield),
-                nbeads=int(part.nbeads) or int(beads.nbeads),
-                weight=float(part.weight),
-                mts_weights=tuple(float(weight) for weight in part.mts_weights),
-            )
+            _component(part, beads.nbeads, part.weight, tuple(float(weight) for weight in part.mts_weights))
             for part in replica.fcomp
         ),
         temperature=float(unit_to_user("temperature", "kelvin", temperature)) if temperature > 0 else None,
         timestep=timestep * FEMTOSECOND if timestep > 0 else None,
         nmts=tuple(int(count) for count in dstrip(motion.nmts)) if hasattr(motion, "nmts") else (1,),
+        # i-PI takes bias in the outermost step, whatever its mts_weights are
+        bias=tuple(_component(part, beads.nbeads, weight, ()) for part, weight in zip(bias, weights, strict=False)),
     )
+
+
+def _component(part: Any, beads: int, weight: float, mts_weights: tuple[float, ...]) -> Component:
+    count = int(part.nbeads)
+    # as i-PI has it: all beads where none are given, or more than there are
+    count = count if 0 < count < beads else int(beads)
+    interpolated = tuple(str(key) for key in part.interpolate_extras)
+    return Component(str(part.ffield), count, float(weight), mts_weights, interpolated)
 
 
 def _numbers(path: Path, k: int, names: list[str]) -> IntArray:

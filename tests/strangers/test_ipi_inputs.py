@@ -1,0 +1,148 @@
+"""i-PI inputs as other people write them: what they ask is served, and what they ask of others is left to these."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from beadwork import doctor, services
+from beadwork.checks.finding import AMBER, Finding
+from beadwork.config import ServeConfig
+from beadwork.errors import SimulationError
+from beadwork.ipi.advice import advice
+from beadwork.ipi.simulation import Component, Extra, Simulation, read
+from beadwork.potential.analytic import Harmonic
+from beadwork.potential.delta import Potential
+from beadwork.services import join
+
+HERE = Path(__file__).parent
+
+
+def joined(
+    monkeypatch: pytest.MonkeyPatch, simulation: Simulation, at: Mapping[str, str]
+) -> tuple[list[services.Service], list[str]]:
+    """What serves each forcefield: a harmonic baseline and two harmonic Δ in place of models."""
+    potential = Potential(Harmonic(1.0), [Harmonic(0.1), Harmonic(0.2)])
+    monkeypatch.setattr(services, "load_for", lambda _: potential)
+    return join(ServeConfig(str(simulation.path), "baseline", ["delta"], dict(at)), simulation)
+
+
+def looked_at(monkeypatch: pytest.MonkeyPatch, path: Path, at: Mapping[str, str]) -> list[Finding]:
+    """What the doctor says without models."""
+    monkeypatch.setattr(doctor, "_models", lambda *_: iter(()))
+    return list(doctor.examine(ServeConfig(str(path), "baseline", ["delta"], dict(at))))
+
+
+def test_a_forcefield_of_bias_alone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """i-PI asks a forcefield that only `<bias>` names: it gets its two structures a step, and nothing is wrong."""
+    simulation = read(HERE / "bias.xml")
+    (system,) = simulation.systems
+    assert [part.forcefield for part in system.forces] == ["short"]
+    assert system.bias == (Component("long", 2, 1.0, ()),)
+    _, long = simulation.sockets
+    assert [simulation.structures(socket) for socket in simulation.sockets] == [4, 2]
+    assert simulation.numbers(long).tolist() == [8, 1, 1]
+    assert not [line for line in advice(simulation) if "no <force> uses it" in line]
+    served, notes = joined(monkeypatch, simulation, {"short": "baseline", "long": "delta"})
+    assert [service.ring for service in served] == [4, 2]
+    assert not [note for note in notes if "nobody answers" in note]
+
+
+def test_a_forcefield_of_bias_that_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """i-PI waits for ever for the other one: the log says so, and the doctor is amber."""
+    simulation = read(HERE / "bias.xml")
+    assert simulation.unserved(["short"]) == ("long",)
+    _, notes = joined(monkeypatch, simulation, {"short": "baseline"})
+    assert [note for note in notes if note.startswith("nobody answers 'long' here, and i-PI waits for a client there")]
+    found = [f for f in looked_at(monkeypatch, HERE / "bias.xml", {"short": "baseline"}) if "nobody" in f.text]
+    assert [(f.colour, f.text.partition(":")[0]) for f in found] == [(AMBER, "long")]
+
+
+def test_bias_of_replicas_counts_with_its_weights_and_in_the_outermost_step() -> None:
+    """Bias of weight 0 is not asked in a step; of three replicas two ask a committee in their bias. It is asked once a
+    step where the physical forces are asked four times, whatever the forces' levels are.
+    """
+    simulation = read(HERE / "bias-of-replicas.xml")
+    assert [part.weight for system in simulation.systems for part in system.bias] == [0, 1, 1, 1, 1, 1]
+    sockets = {socket.name: socket for socket in simulation.sockets}
+    assert {name: simulation.structures(socket) for name, socket in sockets.items()} == {
+        "physical": 6,
+        "one": 4,
+        "two": 4,
+    }
+    assert {name: simulation.calls(socket) for name, socket in sockets.items()} == {"physical": 4, "one": 1, "two": 1}
+    assert simulation.unserved(["physical"]) == ("one", "two")
+
+
+def test_a_bias_without_a_weight_each_is_refused(tmp_path: Path) -> None:
+    """i-PI stops at a weight too few with an IndexError; a forcefield that is not defined is named as in <forces>."""
+    (tmp_path / "water.xyz").write_text((HERE / "water.xyz").read_text())
+    text = (HERE / "bias-of-replicas.xml").read_text()
+    path = tmp_path / "input.xml"
+    path.write_text(text.replace("[W, 1]", "[1]"))
+    with pytest.raises(
+        SimulationError, match="has 2 forces in <bias> and 1 numbers in <bias_weights>; give one a force"
+    ):
+        read(path)
+    path.write_text(text.replace("<force forcefield='umbrella'/>", "<force forcefield='brolly'/>"))
+    with pytest.raises(SimulationError, match="names the forcefield 'brolly', which the input does not define"):
+        read(path)
+
+
+def test_extras_that_others_send_are_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PLUMED's collective variables and another program's dipole are no business of ours; where nobody but us could
+    send them, they are missed before i-PI stops with a KeyError.
+    """
+    simulation = read(HERE / "extras-of-others.xml")
+    assert set(simulation.extras) == {
+        Extra("distance", ("plumed",)),
+        Extra("mtd.bias", ("plumed",)),
+        Extra("dipole", ("theirs",)),
+        Extra("dipole", ("ours", "theirs")),
+    }
+    served, _ = joined(monkeypatch, simulation, {"ours": "sum"})
+    assert len(served) == 1
+    with pytest.raises(
+        SimulationError, match=r"writes the extras dipole, which will not be sent: alpha, .* will; take"
+    ):
+        joined(monkeypatch, simulation, {"ours": "sum", "theirs": "delta"})
+
+
+@pytest.mark.parametrize(
+    ("output", "force", "said"),
+    [
+        (
+            "extras",
+            "",
+            "committee_pot where there will be none: i-PI drops those of a forcefield with weight 0 or fewer",
+        ),
+        ("extras", "<interpolate_extras>[committee_pot]</interpolate_extras>", None),
+        ("extras_component_raw(0)", "", None),
+        ("extras_bias", "", "committee_pot where there will be none"),
+        ("extras", "<interpolate_extras>[committee_pot, dipole]</interpolate_extras>", "writes the extras dipole"),
+        ("extras_component_raw()", "", "i-PI refuses .*input.xml"),
+    ],
+)
+def test_extras_of_contracted_beads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str, force: str, said: str | None
+) -> None:
+    """i-PI drops the extras of a forcefield on fewer beads than the system has, unless it may interpolate them, and
+    stops at the output that wants them.
+    """
+    (tmp_path / "water.xyz").write_text((HERE / "water.xyz").read_text())
+    path = tmp_path / "input.xml"
+    text = re.sub("<bias>.*</bias>", "", (HERE / "bias.xml").read_text())
+    text = text.replace("<force forcefield='short'/>", f"<force forcefield='short' nbeads='2'>{force}</force>")
+    text = text.replace(
+        "<simulation>",
+        f"<simulation><output><trajectory filename='x' extra_type='committee_pot'>{output}</trajectory></output>",
+    )
+    path.write_text(text)
+    if said is None:
+        joined(monkeypatch, read(path), {"short": "sum"})
+    else:
+        with pytest.raises(SimulationError, match=said):
+            joined(monkeypatch, read(path), {"short": "sum"})
