@@ -16,7 +16,6 @@ from beadwork.errors import ConfigError
 from beadwork.frame import Frame
 from beadwork.observe import status
 from beadwork.observe.last import NAME, Last, save
-from beadwork.observe.pace import Pace
 
 
 def devices(out: Path) -> Devices:
@@ -40,24 +39,23 @@ def test_an_earlier_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["", "dev-5"])
 def test_a_run_under_way_is_left_alone(tmp_path: Path, where: str) -> None:
-    """Two runs told the same folder: the second is refused, and the first loses nothing."""
+    """Two runs told the same folder: the second is refused, and the first loses nothing; nor does a server that goes
+    on when its parent was killed."""
     folder = tmp_path / where
     folder.mkdir(exist_ok=True)
     (folder / "serve.toml").touch()
-    running = status.Status(folder, Pace(), 10, lambda: {"engines": [], "committee": None})
-    with pytest.raises(ConfigError, match="a run is under way"):
-        devices(tmp_path)._tidy()
-    assert (folder / status.NAME).exists()
-    running.close(0)
-    devices(tmp_path)._tidy()
-    assert not (folder / status.NAME).exists()
+    (folder / status.NAME).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with status.claimed(folder), pytest.raises(ConfigError, match=f"a run is under way in {folder} .process"):
+        devices(tmp_path).run()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_that_is_none_is_a_sentence(tmp_path: Path) -> None:
     """--out may name a file."""
     (tmp_path / "out").touch()
     with pytest.raises(ConfigError, match="cannot write"):
-        devices(tmp_path / "out")._tidy()
+        devices(tmp_path / "out").run()
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])

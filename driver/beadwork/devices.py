@@ -188,7 +188,14 @@ class Devices:
 
         A server that died and came back, or that i-PI has ended without, counts as 0; a signal as 128 and its number.
         """
-        self._tidy()
+        with status.claimed(self._out):
+            self._tidy()
+            self._watch_over()
+            code = 128 + self._signal if self._signal else max(child.verdict for child in self._children)
+            self._sum_up(code)
+        return code
+
+    def _watch_over(self) -> None:
         end, reload = self._on_signal, self._on_reload
         with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
             try:
@@ -200,19 +207,16 @@ class Devices:
                 for child in self._children:
                     if child.process:
                         child.process.wait()
-        code = 128 + self._signal if self._signal else max(child.verdict for child in self._children)
-        self._sum_up(code)
-        return code
 
     def _tidy(self) -> None:
         """Put aside what `tell` would take for servers of this run: those of an earlier one, of other devices.
 
-        Raises ConfigError where a run is under way there.
+        Raises ConfigError where one of an earlier run goes on, as they do when their parent was killed.
         """
         found = _servers(self._out)
-        for folder in (self._out, *found):
-            if status.lives(folder):
-                raise ConfigError(f"a run is under way in {folder}; end it, or choose another folder with --out")
+        for folder in found:
+            with status.claimed(folder):
+                pass
         with writing(self._out):
             (self._out / status.NAME).unlink(missing_ok=True)
         ours = {child.folder for child in self._children}

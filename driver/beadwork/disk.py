@@ -1,11 +1,15 @@
-"""Files written whole, and what an operating system says when one cannot be written, as a sentence and an exit code."""
+"""Files written whole, folders that one process has alone, and what an operating system says when a file cannot be
+written, as a sentence and an exit code.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +18,54 @@ from beadwork.errors import ConfigError, ResourceError
 
 #: no room: on the disk, in the user's quota, or below the limit for one file (ulimit -f)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: what flock says where somebody else has the lock, and where the file system has none
+_TAKEN, _NO_LOCKS = (errno.EAGAIN, errno.EACCES), (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
+    """Hold a lock, of which this file is the sign; its folder is made.
+
+    The kernel lets go of it when the process ends, however that comes. Where the file system has no locks, nobody is
+    kept out. busy, remedy: what is said to a second process, with who has the lock between them. Raises ConfigError.
+    """
+    with writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with writing(lock):
+            file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _TAKEN:
+                    file.seek(0)
+                    who = file.read().strip() or "by a process that has just begun"
+                    raise ConfigError(f"{busy} ({who}); {remedy}") from error
+                if error.errno not in _NO_LOCKS:
+                    raise
+            if not _is_at(file.fileno(), lock):
+                continue  # whoever had it before has just removed it
+            with writing(lock):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
+                file.flush()
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    if _is_at(file.fileno(), lock):  # the folder may have been moved, and another be there
+                        lock.unlink()
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether this open file is the one that stands there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def put_aside(path: Path, mark: str = ".") -> Path:

@@ -65,7 +65,7 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
     servers = config.servers or 1
     # more connections than the ring has batches would never be used, or by one server alone
     wanted = config.connections or max(1, -(-structures // (socket.batch_size * servers)))
-    line = Line(_address(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
+    line = Line(address_of(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
     name = socket.parent or socket.name
     parts = [part for system in simulation.systems for part in system.parts(name)]
     steady = len(parts) == len(simulation.systems) and not socket.rotated
@@ -95,7 +95,8 @@ def _sent(system: System, socket: Socket) -> FloatArray:
     return positions
 
 
-def _address(simulation: Simulation, socket: Socket, host: str | None) -> Address:
+def address_of(simulation: Simulation, socket: Socket, host: str | None = None) -> Address:
+    """Where i-PI will listen. host: of an inet address that cannot be dialled as it stands."""
     if socket.path is not None:
         return Address(path=simulation.directory / socket.path)  # i-PI binds it in its own folder
     # i-PI binds the address: one that means 'every interface' is dialled here

@@ -16,7 +16,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
-from beadwork.disk import put_aside, telling, writing
+from beadwork.disk import alone, put_aside, telling, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
 from beadwork.harvest.keeper import Keeper
@@ -30,13 +30,15 @@ from beadwork.observe.pace import Pace
 from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record, tell
-from beadwork.observe.status import Status
+from beadwork.observe.status import Status, claimed
 from beadwork.potential.marks import Marks
 from beadwork.server import Server, Service
-from beadwork.services import join
+from beadwork.services import address_of, join
 from beadwork.signals import handled, interrupt
 from beadwork.swap import Swap
 
+#: the sign of an i-PI of ours in the folder where it works
+LOCK = ".i-pi.lock"
 #: seconds that i-PI gets to end by itself after the server has ended
 FAREWELL = 20.0
 #: seconds that an i-PI which we have started ourselves gets to listen, at least
@@ -67,8 +69,22 @@ class Session:
             return self._run(start_ipi)
 
     def _run(self, start_ipi: bool) -> int:
+        folder = Path(self._config.out)
+        simulation = read(Path(self._config.simulation))
+        # a second run typed in the folder of a live one must not touch a file of it
+        with ExitStack() as ours:
+            ours.enter_context(claimed(folder))
+            if start_ipi:
+                home = simulation.directory
+                busy = (
+                    f"beadwork has started an i-PI in {home} already, with which this one would share EXIT and RESTART"
+                )
+                ours.enter_context(alone(home / LOCK, busy, "end it, or start this one from another folder"))
+                _check_addresses(simulation)
+            return self._go(simulation, folder, start_ipi)
+
+    def _go(self, simulation: Simulation, folder: Path, start_ipi: bool) -> int:
         config = self._config
-        simulation = read(Path(config.simulation))
         self._restart = _written(simulation.directory / "RESTART")
         self._notes += advice(simulation, config.servers or 1)
         if config.servers > 1:
@@ -76,7 +92,6 @@ class Session:
                 f"one of {config.servers} servers, which does not know which bead is which; its steps are i-PI's as "
                 "long as all of them answer, and go faster where one is missing"
             )
-        folder = Path(config.out)
         total = simulation.total_steps
         pace = Pace(simulation.systems[0].timestep, len(config.at) or 1, simulation.step)
         services: list[Service] = []
@@ -203,15 +218,9 @@ class Session:
     def _start_ipi(
         self, simulation: Simulation, services: list[Service], folder: Path, watch: Callable[[Event], None]
     ) -> None:
-        for service in services:
-            address = service.line.address
-            if address.path is not None and stale(address.path):
-                address.path.unlink()
-                watch(Note(f"removed {address}, which an i-PI that was killed had left"))
-            elif held(address):
-                raise SimulationError(
-                    f"{address} is held by another i-PI that is running; end it, or give the forcefield another address"
-                )
+        for address in _check_addresses(simulation):
+            address.unlink()
+            watch(Note(f"removed {address}, which an i-PI that was killed had left"))
         home = simulation.directory  # where i-PI finds its files, and leaves its outputs
         self._exit = home / "EXIT"
         self._exit.unlink(missing_ok=True)  # i-PI would stop before its first step
@@ -314,6 +323,23 @@ class Session:
         except SimulationError as error:
             print(f"beadwork: i-PI's steps cannot be counted: {error}", file=sys.stderr)
             return None
+
+
+def _check_addresses(simulation: Simulation) -> list[Path]:
+    """Socket files in the way of an i-PI that is to be started, on which nobody listens any more.
+
+    Raises SimulationError where another i-PI has one of its addresses.
+    """
+    found = []
+    for socket in simulation.sockets:  # i-PI takes them all, whoever serves them
+        address = address_of(simulation, socket)
+        if address.path is not None and stale(address.path):
+            found.append(address.path)
+        elif held(address):
+            raise SimulationError(
+                f"{address} is held by another i-PI that is running; end it, or give the forcefield another address"
+            )
+    return found
 
 
 def _elements(services: Sequence[Service]) -> list[str]:

@@ -28,18 +28,16 @@ rate is the share of the steps at which the largest force spread of some bead re
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from beadwork.config import ServeConfig
-from beadwork.disk import write_whole
+from beadwork.disk import alone, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.row import committee_hash
@@ -164,7 +162,8 @@ def learn(path: Path, tell: Told) -> list[Generation]:
     """
     loop = read(path)
     loop.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(loop.folder):
+    busy = f"another beadwork learn is at work in {loop.folder}"
+    with alone(loop.folder / "lock", busy, "wait for it, or end it"):
         learning = _Learning(loop, path.name, tell)
         try:
             return learning.run()
@@ -424,14 +423,3 @@ def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Examp
     ]
     seen = among([e.frame for e in testing], learned)
     return [e for e, one in zip(testing, seen, strict=True) if not one]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second `beadwork learn` out; the lock goes with the process, however that ends."""
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another beadwork learn is at work in {folder}; wait for it, or end it") from error
-        yield

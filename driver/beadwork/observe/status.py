@@ -8,14 +8,18 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from beadwork.disk import alone
 from beadwork.errors import ConfigError, ConnectionLost
 from beadwork.events import Evaluated, Event, Lost, Note
 from beadwork.observe.pace import Pace, span, words
 
 NAME = "status.json"
+#: the sign of a run in the folder of its outputs
+LOCK = ".beadwork.lock"
 FORMAT = 1
 #: seconds between two writes
 OFTEN = 1.0
@@ -142,15 +146,10 @@ def read(folder: Path) -> dict[str, Any]:
     return data
 
 
-def lives(folder: Path) -> bool:
-    """Whether a run of this machine is under way in a folder, as far as its status tells."""
-    try:
-        data = read(folder)
-        return bool(
-            data["state"] != "ended" and data["host"] == platform.node() and birth(int(data["pid"])) == data["birth"]
-        )
-    except (ConfigError, KeyError, TypeError, ValueError):
-        return False
+def claimed(folder: Path) -> AbstractContextManager[None]:
+    """Have the folder of a run's outputs alone. Raises ConfigError on entering it where another run has it."""
+    busy = f"a run is under way in {folder.resolve()}"
+    return alone(folder / LOCK, busy, "end it, or choose another folder with --out")
 
 
 def tell(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:

@@ -1,0 +1,82 @@
+"""A lock that goes with its process, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from beadwork.disk import alone
+from beadwork.errors import ConfigError
+
+HOLD = "from beadwork.disk import alone; from pathlib import Path; import sys, time\n"
+HOLD += "with alone(Path(sys.argv[1]), 'busy', 'wait'):\n    print(flush=True); time.sleep(600)"
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    """As long as it lives a second one is refused, which hears who it is; kill -9 frees the folder at once."""
+    lock = tmp_path / "made" / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with (
+                pytest.raises(ConfigError, match=rf"^busy \(process {holder.pid} on .*\); wait$"),
+                alone(lock, "busy", "wait"),
+            ):
+                pass
+            assert lock.exists()
+        finally:
+            holder.kill()
+    with alone(lock, "busy", "wait"):
+        assert f"process {os.getpid()}" in lock.read_text()
+    assert not lock.exists()
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """Whoever comes in the instant in which another lets go has the lock of the file that stands there, not of the
+    one that was removed."""
+    inside, most, turns = 0, 0, 0
+    counting = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most, turns
+        end = time.monotonic() + 60
+        done = 0
+        while done < 50 and time.monotonic() < end:
+            try:
+                with alone(tmp_path / "lock", "busy", "wait"):
+                    with counting:
+                        inside += 1
+                        most = max(most, inside)
+                    with counting:
+                        inside -= 1
+                        turns += 1
+                    done += 1
+            except ConfigError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, turns) == (1, 200)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none: a run goes on there as before."""
+
+    def flock(*ignored: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone(tmp_path / "lock", "busy", "wait"), alone(tmp_path / "lock", "busy", "wait"):
+        pass
