@@ -35,7 +35,7 @@ def bench(config: ServeConfig, steps: int, threads: str) -> str:
 
     Raises SimulationError where i-PI does not get through them, or whatever BeadworkError the run ends with.
     """
-    simulation = read(Path(config.simulation))
+    simulation = read(Path(config.simulation), config.sockets_prefix)
     with tempfile.TemporaryDirectory(prefix="beadwork-bench-") as folder:
         summary, notes = _run(_elsewhere(config), simulation, steps, threads, Path(folder))
     return report(summary, simulation, config, notes)

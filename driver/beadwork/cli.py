@@ -169,6 +169,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
         "servers", "how many share this i-PI, here and on other machines (default: one a device)", type=int, metavar="N"
     )
     add("threads", "threads of the engines (default: every core)", type=int, metavar="N")
+    add("sockets-prefix", "what i-PI has as -S, if it is started with that; `run` starts it so", metavar="PREFIX")
     add("host", "where i-PI runs, if its inet address cannot be dialled as it stands", metavar="HOST")
     add("connections", "connections a forcefield, 0 for as many as fill a ring polymer", type=int, metavar="N")
     add("patience", "seconds to wait for an i-PI that is not there", type=float, metavar="S")

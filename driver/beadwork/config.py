@@ -33,6 +33,7 @@ class ServeConfig:
     devices: list[str] = field(default_factory=list)  #: a server on each of these, or on `all` GPUs (docs/devices.md)
     servers: int = 0  #: how many servers share the beads of this i-PI; 0: as many as `devices`, or this one alone
     threads: int = 0  #: threads of the engines; 0: every core this process may use
+    sockets_prefix: str | None = None  #: what i-PI has as its option -S; default: the XML's sockets_prefix
     host: str | None = None  #: where i-PI runs, if its inet address cannot be dialled as it stands
     periodic: bool = True  #: whether the system is periodic; i-PI does not say
     connections: int = 0  #: connections a forcefield; 0: as many as fill a ring polymer
@@ -147,7 +148,7 @@ def read(path: Path) -> dict[str, Any]:
 
 #: what options without a default of their own kind hold, or lists and tables have in them
 _INSIDE: dict[str, type] = {
-    **dict.fromkeys(("delta", "devices", "at", "host"), str),
+    **dict.fromkeys(("delta", "devices", "at", "host", "sockets_prefix"), str),
     **dict.fromkeys(("keep_force", "keep_energy", "weights", "alpha", "baseline_uncertainty"), float),
 }
 

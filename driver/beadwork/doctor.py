@@ -66,7 +66,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
     What cannot be looked at, because something before is red, is left out; no BeadworkError leaves this.
     """
     try:
-        simulation = read(Path(config.simulation))
+        simulation = read(Path(config.simulation), config.sockets_prefix)
     except BeadworkError as error:
         yield refused("input", error)
         return

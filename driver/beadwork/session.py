@@ -70,7 +70,7 @@ class Session:
 
     def _run(self, start_ipi: bool) -> int:
         folder = Path(self._config.out)
-        simulation = read(Path(self._config.simulation))
+        simulation = read(Path(self._config.simulation), self._config.sockets_prefix)
         # a second run typed in the folder of a live one must not touch a file of it
         with ExitStack() as ours:
             ours.enter_context(claimed(folder))
@@ -231,12 +231,14 @@ class Session:
                 f"there is no {program}: install i-PI beside beadwork (pip install ipi), or start it "
                 "yourself and use beadwork serve"
             )
+        prefix = self._config.sockets_prefix
+        options = [] if prefix is None else ["-S", prefix]
         put_aside(folder / "i-pi.log")
         # a terminal that goes away ends neither us nor it
         hang_up = handled({signal.SIGHUP: signal.SIG_IGN})
         with hang_up, writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
             self._ipi = subprocess.Popen(
-                [str(program), str(simulation.path.resolve())],
+                [str(program), *options, str(simulation.path.resolve())],
                 cwd=home,
                 stdout=log,
                 stderr=subprocess.STDOUT,

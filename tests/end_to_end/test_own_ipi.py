@@ -90,6 +90,19 @@ def test_addresses_and_outputs_where_they_lie(ipi, models, start, tmp_path, monk
     assert (tmp_path / "ours" / about["simulation"]).resolve() == run.path.resolve()
 
 
+def test_the_prefix_that_ipi_has_as_an_option(ipi, models, start, serve, tmp_path) -> None:
+    """`i-pi -S PREFIX` listens elsewhere than the XML says: `serve` is told so, and `run` starts it so."""
+    served, ran = (ipi.Input(tmp_path / name, [ipi.Forcefield(batch=4)], steps=2).write() for name in ("a", "b"))
+    process = start.ipi(served, "-S", "other-")
+    assert serve(served, "--baseline", models.baseline, "--sockets-prefix", "other-") == 0
+    assert process.wait(ipi.PATIENCE) == 0
+    assert served.properties()["step"].tolist() == [0, 1, 2]
+    ran.path.write_text(ran.path.read_text().replace(f"sockets_prefix='{ran.prefix}'", "sockets_prefix='/nowhere/s-'"))
+    process = start.beadwork("run", ran, "--baseline", models.baseline, "--sockets-prefix", f"{tmp_path}/other-")
+    assert process.wait(ipi.PATIENCE) == 0
+    assert ran.properties()["step"].tolist() == [0, 1, 2]
+
+
 def test_a_forcefield_that_nobody_serves_is_named(ipi, models, start, tmp_path) -> None:
     """i-PI would wait for ever, and its log say nothing."""
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield("base"), ipi.Forcefield("delta")], steps=3).write()

@@ -44,10 +44,12 @@ def until(transport: Transport, kind: type, seconds: float = LONG) -> list[objec
 
 
 def test_nobody_there_is_said_after_the_patience(tmp_path: Path) -> None:
-    """A server without i-PI ends with a sentence, after the patience and not before."""
+    """A server without i-PI ends with a sentence, after the patience and not before; it knows of i-PI's -S."""
     transport = Transport([Line(Address(tmp_path / "nobody"))], patience=0.3)
     begin = time.monotonic()
-    with pytest.raises(ConnectionLost, match="no such socket file yet"):
+    with pytest.raises(
+        ConnectionLost, match=r"no such socket file yet\); start i-PI, give its -S as --sockets-prefix if"
+    ):
         until(transport, HangUp)
     assert 0.3 <= time.monotonic() - begin < LONG
     transport.close()

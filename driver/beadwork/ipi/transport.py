@@ -305,9 +305,12 @@ class Transport:
             if gone or now - line.lost_at >= GRACE:
                 line.dial_at = NEVER
         elif now - line.lost_at >= self._patience:
+            elsewhere = "name its machine with --host, " if line.address.local else ""
+            if line.address.path is not None:
+                elsewhere = "give its -S as --sockets-prefix if it has one, "
             raise ConnectionLost(
-                f"no i-PI at {line.address} for {self._patience:g} s ({line.why}); start i-PI, "
-                f"{'name its machine with --host, ' if line.address.local else ''}or wait longer with --patience"
+                f"no i-PI at {line.address} for {self._patience:g} s ({line.why}); start i-PI, {elsewhere}or wait "
+                "longer with --patience"
             )
 
     @staticmethod
