@@ -30,7 +30,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 from beadwork.frame import Frame
-from beadwork.learn.dataset import from_file
+from beadwork.learn.label_file import from_file
 from beadwork.learn.pyscf_labeller import PySCF
 from beadwork.learn.train import train_committee, train_model
 from beadwork.learn.train_settings import TrainSettings

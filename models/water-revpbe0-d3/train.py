@@ -27,7 +27,7 @@ import numpy as np
 import tomli_w
 
 import beadwork
-from beadwork.potential.bundle import COMMITTEE, amend_card
+from beadwork.potential.bundle import COMMITTEE, amend_card, load_card
 from beadwork.potential.importer import import_model
 
 HELD_OUT = 0.2
@@ -164,6 +164,8 @@ def bundles(work: Path, out: Path) -> None:
         train_file = work / ("train.extxyz" if name == "baseline" else f"{name}.extxyz")
         settings, key = (BASELINE, "LO") if name == "baseline" else (DELTA, "DELTA")
         about = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": len(ase.io.read(train_file, ":"))}
+        if key == "DELTA":
+            about["baseline"] = load_card(out / "baseline").hash
         finished = work / f"{name}_stagetwo.model"
         import_model(finished, out / name, trust_pickle=True, **about, settings={**COMMON, **settings})
         measured = errors(beadwork.load(out / name), held, key)
