@@ -375,14 +375,46 @@ def together(tmp_path: Path, delta: list[str], engines: list[Harmonic], offset: 
 
 
 def test_models_made_for_each_other(tmp_path: Path) -> None:
-    """Small differences are fine, and a card that names this baseline is said to."""
+    """Small differences are fine, and that the cards of the shipped members name their baseline is said."""
     deltas = [str(MODELS / "delta-0"), str(MODELS / "delta-1")]
     sites = np.random.default_rng(2).uniform(-3, 3, (6, 3))
     small = [Harmonic(0.1, sites), Harmonic(0.101, sites)]
-    assert only(together(tmp_path, deltas, small)).colour == GREEN
-    own = load_card(MODELS / "baseline").hash
-    named = [bundle(tmp_path, f"delta-{k}", f"d{k}", baseline=own) for k in (0, 1)]
-    assert "made for this baseline" in only(together(tmp_path, named, small)).text
+    found = only(together(tmp_path, deltas, small))
+    assert found.colour == GREEN
+    assert found.text.endswith(", and made for this baseline")
+
+
+def test_a_card_that_names_no_baseline_is_amber(tmp_path: Path) -> None:
+    """Nothing tells whose difference it is: amber, with the very line that would say it of this baseline."""
+    sites = np.random.default_rng(2).uniform(-3, 3, (6, 3))
+    small = [Harmonic(0.1, sites), Harmonic(0.101, sites)]
+    unnamed = bundle(tmp_path, "delta-1", "d1")
+    card = Path(unnamed) / "card.toml"
+    card.write_text("".join(line for line in card.read_text().splitlines(True) if not line.startswith("baseline = ")))
+    fits, said = together(tmp_path, [str(MODELS / "delta-0"), unnamed], small)
+    assert (fits.colour, said.colour) == (GREEN, AMBER)
+    assert "made for this baseline" not in fits.text
+    assert said.text.startswith(f"the card of {unnamed} does not say of which baseline it is the difference")
+    card.write_text(
+        card.read_text().replace("\n\n", f"\n{said.remedy.partition('write ')[2].partition(' below')[0]}\n\n", 1)
+    )
+    assert only(together(tmp_path, [str(MODELS / "delta-0"), unnamed], small)).colour == GREEN
+
+
+def test_a_delta_worse_than_its_baseline_is_amber(tmp_path: Path) -> None:
+    """By the errors in its committee.toml, where that is about these members."""
+    sites = np.random.default_rng(2).uniform(-3, 3, (6, 3))
+    small = [Harmonic(0.1, sites), Harmonic(0.101, sites)]
+    members = [bundle(tmp_path, f"delta-{k}", f"delta-{k}") for k in (0, 1)]
+    (tmp_path / "committee.toml").write_text(
+        'members = ["delta-0", "delta-1"]\n[held_out]\nframes = 2\nenergy_rmse_meV_per_atom = [351.0, 8.0]\n'
+        "baseline_energy_rmse_meV_per_atom = [91.0, 12.0]\n"
+    )
+    fits, said = together(tmp_path, members, small)
+    assert (fits.colour, said.colour) == (GREEN, AMBER)
+    assert said.text.startswith("this Δ is worse than its baseline alone: on 2 frames")
+    assert said.remedy.startswith("label more frames")
+    assert only(together(tmp_path, members[:1], small[:1])).colour == GREEN
 
 
 def test_models_not_made_for_each_other(tmp_path: Path) -> None:

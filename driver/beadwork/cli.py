@@ -97,12 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--from", dest="previous", type=Path, metavar="DIR", help="go on from this committee's weights")
     train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/training.md)")
     train.add_argument("--method", help="of the labels to take; for a file, of frames that do not say")
+    _add_keys(train)
     train.set_defaults(call=_train)
     validate = commands.add_parser("validate", help="errors and spread of a committee on frames that it never saw")
     validate.add_argument("committee", type=Path, help="folder that beadwork train made")
     validate.add_argument("--labels", metavar="Q", help="queue or file with further labels, instead of those held out")
     validate.add_argument("--baseline", type=Path, metavar="DIR", help="of the Δ: for --labels and --curve")
     validate.add_argument("--method", help="of the labels to take")
+    _add_keys(validate)
     validate.add_argument("--curve", action="store_true", help="a learning curve too: trains two more committees")
     validate.add_argument("--settings", type=Path, metavar="TOML", help="of the trainings for --curve")
     validate.add_argument("--page", type=Path, metavar="FILE", help="default: validation.html in that folder")
@@ -277,19 +279,24 @@ def _status(args: argparse.Namespace) -> int:
     return code
 
 
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--energy-key", default="REF_energy", metavar="NAME", help="what a file calls its energies in eV")
+    add("--forces-key", default="REF_forces", metavar="NAME", help="what it calls its forces in eV/Å; none: learn none")
+
+
 def _train(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
-    from beadwork.learn.dataset import read_examples
+    from beadwork.learn.label_file import read_examples
     from beadwork.learn.train import train_committee
     from beadwork.learn.train_settings import TrainSettings
 
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
-    examples = read_examples(args.labels, args.baseline, args.method)
+    examples = read_examples(args.labels, args.baseline, args.method, args.energy_key, args.forces_key)
     command = " ".join(("beadwork", *sys.argv[1:]))
     train_committee(examples, args.baseline, args.out, settings, args.previous, print, command)
-    print(f"{args.out}: {settings.members} members from {len(examples)} labels")
     return 0
 
 
@@ -297,13 +304,14 @@ def _validate(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
-    from beadwork.learn.dataset import read_examples
+    from beadwork.learn.label_file import read_examples
     from beadwork.learn.train_settings import TrainSettings
     from beadwork.learn.validate import PAGE, validate, write_page
 
     if (args.labels or args.curve) and args.baseline is None:
         raise ConfigError("--labels and --curve need the baseline that Δ is added to; give --baseline")
-    labels = read_examples(args.labels, args.baseline, args.method) if args.labels else None
+    keys = args.energy_key, args.forces_key
+    labels = read_examples(args.labels, args.baseline, args.method, *keys) if args.labels else None
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
     validation = validate(args.committee, labels, settings if args.curve else None, args.baseline, print)
     page = args.page or args.committee / PAGE
@@ -351,10 +359,12 @@ def _show_model(args: argparse.Namespace) -> int:
 
 
 def _point(args: argparse.Namespace) -> int:
-    from beadwork.potential.bundle import point
+    from beadwork.potential.bundle import point, worse_than_baseline
 
     point(args.file, args.committee)
     print(f"{args.file} names {args.committee}")
+    if said := worse_than_baseline(args.committee):
+        print(said)
     return 0
 
 

@@ -35,6 +35,11 @@ class GeometryError(BeadworkError):
 
     exit_code = 5
 
+    def __init__(self, fact: str, advice: str = "") -> None:
+        """fact: what is wrong. advice: what to do in a run; who reads structures from elsewhere has his own."""
+        super().__init__(f"{fact}; {advice}" if advice else fact)
+        self.fact = fact
+
 
 class NonFiniteError(BeadworkError):
     """A model answered NaN or infinity. Never passed on to i-PI."""

@@ -53,14 +53,14 @@ class Frame:
         """
         where = "" if self.bead is None else f" of bead {self.bead}"
         if len(self.numbers) == 0:
-            raise GeometryError(f"the structure{where} has no atoms; check the simulation's start structure")
+            raise GeometryError(f"the structure{where} has no atoms", "check the simulation's start structure")
         worst = np.abs(self.positions).max()
         if not worst < 1e6:  # also true for NaN
             finite = np.isfinite(self.positions).all(axis=1)
             atom = int(np.argmin(finite)) if not finite.all() else int(np.abs(self.positions).max(axis=1).argmax())
             raise GeometryError(
-                f"atom {atom}{where} is at {self.positions[atom].tolist()} Å; the simulation has exploded: "
-                "lower the time step or look at the last frames kept"
+                f"atom {atom}{where} is at {self.positions[atom].tolist()} Å",
+                "the simulation has exploded: lower the time step or look at the last frames kept",
             )
         if any(self.pbc):
             lattice = self.cell[np.array(self.pbc)]
@@ -69,6 +69,6 @@ class Frame:
             gram = np.linalg.det(lattice @ lattice.T) if np.isfinite(lattice).all() else np.nan
             if not (gram > 0 and np.sqrt(gram) > 1e-3 * lengths.prod() and lengths.min() > 0.1):
                 raise GeometryError(
-                    f"the cell{where} has no volume in its periodic directions: {self.cell.tolist()} Å; "
-                    "give a proper cell, or say --not-periodic (pbc False in Python)"
+                    f"the cell{where} has no volume in its periodic directions: {self.cell.tolist()} Å",
+                    "give a proper cell, or say --not-periodic (pbc False in Python)",
                 )

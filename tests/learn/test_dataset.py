@@ -18,13 +18,13 @@ from beadwork.learn.dataset import (
     Dataset,
     check,
     difference,
-    from_file,
     from_queue,
     reference_energies,
     split,
     to_atoms,
 )
 from beadwork.learn.label import Label
+from beadwork.learn.label_file import from_file
 from beadwork.learn.same import among, firsts
 from beadwork.learn.train import _dataset
 from beadwork.learn.train_settings import TrainSettings
@@ -88,8 +88,53 @@ def test_a_label_twice_and_forces_of_another_frame_are_refused(examples):
 def test_element_that_the_baseline_lacks(examples):
     """The model and the element are named, before anything is trained."""
     numbers = np.array([3, *examples[0].frame.numbers[1:]])
-    with pytest.raises(ModelError, match="Li"):
+    with pytest.raises(ModelError, match=r"row 0 of test: .*Li"):
         difference([replace(examples[0], frame=replace(examples[0].frame, numbers=numbers))], truth.BASELINE)
+
+
+def test_structure_that_no_model_can_answer_for_is_named(examples):
+    """Atoms on top of each other, a periodic frame without a cell and a NaN are named by row, before anything is
+    trained, with or without a baseline; the advice is not that of a run, whose options training has not."""
+    frame = examples[3].frame
+    on_top = frame.positions.copy()
+    on_top[1] = on_top[0] + 0.05
+    lost = frame.positions.copy()
+    lost[2, 1] = np.nan
+    for bad, said in (
+        (replace(frame, positions=on_top), r"row 3 of test: atoms 0 and 1 of the structure are 0.087 Å apart"),
+        (replace(frame, positions=lost), r"row 3 of test: atom 2 is at \[.*nan"),
+        (replace(frame, pbc=(True,) * 3), "row 3 of test: the cell has no volume"),
+    ):
+        several = [*examples[:3], replace(examples[3], frame=bad), *examples[4:]]
+        for baseline in (None, truth.BASELINE):
+            with pytest.raises(LabelError, match=said) as error:
+                difference(several, baseline)
+            assert str(error.value).endswith("; mend it, or take it out")
+            assert "--not-periodic" not in str(error.value)
+
+
+def test_engine_is_settled_on_the_largest_frame(examples, monkeypatch):
+    """A lone atom in front would let any engine pass: the one with which labels are compared is the largest frame."""
+    seen = []
+    monkeypatch.setattr("beadwork.potential.delta.Potential.settle", lambda self, frame: seen.append(frame) or [])
+    atom = Frame(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
+    difference([replace(with_label(examples[0], forces=None, charge=0), frame=atom), *examples], truth.BASELINE)
+    assert len(seen[0].numbers) == max(len(e.frame.numbers) for e in examples)
+
+
+def test_isolated_atoms_are_told_from_crystals(examples):
+    """One atom alone, in vacuum or in a box of its own, is no structure; one of a crystal's cell, and a pair, are."""
+
+    def one(numbers, cell, pbc, apart=0.0):
+        positions = np.zeros((len(numbers), 3)) + apart * np.arange(len(numbers))[:, None]
+        return replace(examples[0], frame=Frame(np.array(numbers), positions, np.array(cell), (pbc,) * 3))
+
+    assert one([8], np.zeros((3, 3)), False).isolated
+    assert one([8], np.eye(3) * 10, True).isolated
+    assert not one([29], np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) * 1.8, True).isolated
+    # a skew box: its vectors are long, the difference of two is not
+    assert not one([29], np.array([[10, 0, 0], [10, 2.5, 0], [0, 0, 10]]), True).isolated
+    assert not one([1, 1], np.zeros((3, 3)), False, 9.0).isolated
 
 
 def test_dataset_survives_its_file(examples, tmp_path: Path):
@@ -237,29 +282,6 @@ def test_reference_energies_that_cannot_be_told_are_said(examples):
     found, open_ = reference_energies(water, energies, 0.001)
     assert "rank 1" in open_
     assert 2 * found[1] + found[8] == pytest.approx(2 * truth.ATOMS[1] + truth.ATOMS[8], abs=1e-9)
-
-
-def test_file_with_errors(examples, tmp_path: Path):
-    """Energies, forces and their standard errors are read; a frame without forces is one without forces."""
-    atoms = [to_atoms(e) for e in examples[:6]]
-    del atoms[2].arrays["REF_forces"]
-    for one in atoms:
-        one.info = {k: v for k, v in one.info.items() if k not in ("method", "label")}
-    ase.io.write(tmp_path / "x.extxyz", atoms, format="extxyz")
-    with pytest.raises(LabelError, match="--method"):
-        from_file(tmp_path / "x.extxyz", None)
-    with pytest.raises(LabelError, match="LO_energy"):
-        from_file(tmp_path / "x.extxyz", None, "m", key="LO")
-    found = from_file(tmp_path / "x.extxyz", None, "m")
-    assert [e.forces is None for e in found] == [n == 2 for n in range(6)]
-    for e, original in zip(found, examples, strict=False):
-        assert e.energy == pytest.approx(original.label.energy, abs=1e-9)
-        assert e.energy_error == 0.01
-        assert e.charge == original.charge
-    assert len({e.hash for e in found}) == 6
-    (tmp_path / "bad.extxyz").write_text("no frames here\n")
-    with pytest.raises(LabelError, match="cannot be read"):
-        from_file(tmp_path / "bad.extxyz", None, "m")
 
 
 def test_queue_to_examples(examples, tmp_path: Path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from beadwork.learn.jobs import Jobs
 from beadwork.learn.member import _draw, _write, train_member, weights
 from beadwork.learn.train import _open, _plan, held_out, references, train_committee, train_model
 from beadwork.learn.train_settings import TrainSettings
-from beadwork.potential.bundle import check, load_card, load_committee
+from beadwork.potential.bundle import check, load_card, load_committee, no_better, worse_than_baseline
 from beadwork.potential.delta import load
 from beadwork.toml import tomllib
 
@@ -63,7 +64,8 @@ def test_members_are_bundles_that_serve(committee):
     assert np.isfinite(answer.forces).all()
     assert answer.spread.largest[0] > 0, "members are not the same"
     assert potential.alpha == card.alpha
-    assert len(said) == 3
+    assert said[0] == f"{out}: 30 labels, 20 with forces and 10 with energies alone; 6 are held out"
+    assert len(said) == 4 + bool(worse_than_baseline(out))
     assert not (out / "training").exists()
 
 
@@ -120,13 +122,32 @@ def test_called_again_keeps_what_is_there(committee):
     said: list[str] = []
     assert train_committee(mixed(), truth.BASELINE, out, SMALL, None, said.append) == paths
     assert [(p / "model.pt").stat().st_mtime_ns for p in paths] == before
-    assert "2 of 2 members" in said[0]
+    assert "2 of 2 members" in said[1]
     with pytest.raises(ModelError, match="other labels"):
         train_committee(mixed(31), truth.BASELINE, out, SMALL)
     with pytest.raises(ModelError, match="other labels or settings"):
         train_committee(mixed(), truth.BASELINE, out, replace(SMALL, epochs=4))
     with pytest.raises(LabelError, match="differences to the model"):
         train_committee(mixed(), truth.BASELINE.parent / "delta-0", out, SMALL)
+
+
+def test_a_delta_worse_than_its_baseline_is_said_by_train_and_by_point(committee, tmp_path, capsys, monkeypatch):
+    """351 meV an atom with Δ and 91 without: the last line of a training, and the second of `models point`."""
+    out = tmp_path / "c"
+    shutil.copytree(committee[0], out)
+    table = {"frames": 2, "energy_rmse_meV_per_atom": [351.2, 8.0], "baseline_energy_rmse_meV_per_atom": [91.4, 12.0]}
+    sentence = (
+        "this Δ is worse than its baseline alone: on 2 frames that no member saw energies are wrong by 351 ± 8 meV an "
+        "atom with Δ, 91.4 ± 1e+01 without; label more frames or train longer before you serve it"
+    )
+    said: list[str] = []
+    for measured, last in ((table, sentence), (table | {"energy_rmse_meV_per_atom": [80.0, 8.0]}, "")):
+        monkeypatch.setattr("beadwork.learn.train.held_out", lambda *rest, found=measured: (1.0, found))
+        train_committee(mixed(), truth.BASELINE, out, SMALL, None, said.append)
+        assert said[-1].endswith(last or str(measured))
+        assert main(["models", "point", str(tmp_path / "current"), str(out)]) == 0
+        assert capsys.readouterr().out.splitlines()[1:] == [last] * bool(last)
+    assert no_better(table | {"energy_rmse_meV_per_atom": [95.0, 8.0]}).startswith("this Δ is no better than")
 
 
 def test_folder_of_a_call_killed_at_its_start_is_taken_again(tmp_path: Path):

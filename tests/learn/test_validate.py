@@ -167,6 +167,25 @@ def test_page_stands_alone(examples, found, tmp_path: Path):
     assert [row[1] for row in v.rows()[2:]] == ["14", "13", "13", "40"]
 
 
+def test_a_delta_worse_than_its_baseline_is_said(examples, found, tmp_path: Path):
+    """Labels that say there is no difference: what Δ adds is error. Printed and on the page, with both numbers and
+    their error bars; of a Δ that helps, and of a model of the labels themselves, nothing is said."""
+    none = [replace(e, energy=0.0, forces=None if e.forces is None else 0.01 * e.forces) for e in examples]
+    dataset = Dataset(tuple(none), (True,) * len(none))
+    v = Validation(tmp_path, dataset, residuals(none, MEMBERS, {1: 0.0, 8: 0.0}), None)
+    with_, without = (1e3 * e.rmse[0] for e in (v.found.forces, v.found.baseline_forces))
+    assert with_ > 50 * without
+    assert v.worse.startswith("this Δ is worse than its baseline alone: on 40 frames that no member saw energies are")
+    assert f"forces are wrong by {with_:.3g} ± " in v.worse
+    assert f" meV/Å with Δ, {without:.3g} ± " in v.worse
+    assert v.worse in str(v).splitlines()
+    write_page(v, tmp_path / "page.html")
+    assert f"{v.worse}." in (tmp_path / "page.html").read_text()
+    assert Validation(tmp_path, dataset, found, None).worse == ""
+    own = Dataset(tuple(replace(e, baseline=None) for e in none), (True,) * len(none))
+    assert replace(v, dataset=own).worse == ""
+
+
 def test_members_are_those_of_the_committee_s_card(tmp_path: Path):
     """Measured are the members that committee.toml lists, others beside them not; a wrong folder has its sentence."""
     shipped = truth.ROOT / "models" / "water-highlevel"

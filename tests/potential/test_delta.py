@@ -11,7 +11,7 @@ import pytest
 import beadwork
 from beadwork.errors import GeometryError, ModelError, NonFiniteError
 from beadwork.frame import Frame
-from beadwork.potential.bundle import load_card
+from beadwork.potential.bundle import amend_card, load_card, members_of
 from beadwork.potential.delta import Potential, load
 from beadwork.potential.graph import build
 
@@ -305,6 +305,23 @@ def test_models_that_do_not_go_together(made, tmp_path):
         load(None, [good, good])
     with pytest.raises(ModelError, match="no model to evaluate"):
         load()
+
+
+def test_shipped_members_name_their_baseline(tmp_path):
+    """Each shipped Δ is the difference to the baseline beside it and is refused with the other one; and what a card
+    says of a model does not change the model's hash, by which queues, logs and datasets know it."""
+    import shutil
+
+    models = Path(__file__).parents[2] / "models"
+    folders = [models / "water-revpbe0-d3", models / "water-highlevel"]
+    for folder, other in (folders, folders[::-1]):
+        members = members_of([folder])
+        baseline = load_card(folder / "baseline")
+        assert [load_card(member).about["baseline"] for member in members] == [baseline.hash] * 4
+        with pytest.raises(ModelError, match="is the difference to the baseline"):
+            load(other / "baseline", [folder])
+    shutil.copytree(members[0], tmp_path / "copy")
+    assert amend_card(tmp_path / "copy", baseline="sha256:0").hash == load_card(members[0]).hash
 
 
 def test_load_reads_the_committee_card(made, shapes, tmp_path):

@@ -13,7 +13,7 @@ from beadwork.checks.structure import name
 from beadwork.config import ServeConfig
 from beadwork.errors import GuardError, ModelError
 from beadwork.frame import Frame
-from beadwork.potential.bundle import Card
+from beadwork.potential.bundle import Card, load_committee, worse_than_baseline
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.engines import TOLERANCE
 from beadwork.potential.graph import build
@@ -54,6 +54,7 @@ def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, a
             )
     if bad:
         return
+    unnamed = [card for card in members if "baseline" not in card.about]
     atoms = len(answer.forces) / len(answer.energies)
     own, delta = answer.baseline.forces.ravel(), answer.delta.forces.ravel()
     length, change = float(np.linalg.norm(own)), float(np.linalg.norm(delta))
@@ -85,8 +86,19 @@ def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, a
         yield _model(
             GREEN,
             f"Δ is {offset:.3g} eV an atom and {100 * size:.2g} % of the baseline's forces"
-            + (", and made for this baseline" if all("baseline" in card.about for card in members) else ""),
+            + ("" if unnamed else ", and made for this baseline"),
         )
+    if unnamed:
+        yield _model(
+            AMBER,
+            f"the card of {unnamed[0].path} does not say of which baseline it is the difference: nothing but its name "
+            "tells that it belongs to this one",
+            f'where it does, write baseline = "{cards[0].hash}" below the name in its card.toml (of {len(unnamed)} '
+            f"member{'s' if len(unnamed) > 1 else ''})",
+        )
+    paths = [card.path for card in members]
+    if load_committee(paths) is not None and (said := worse_than_baseline(paths[0].resolve().parent)):
+        yield split(AMBER, "models", said)
     if potential.members[1:] and config.alpha is None and not any("alpha" in note for note in potential.notes):
         yield _model(
             AMBER, "no committee.toml gives alpha, so the spread is not calibrated", "--alpha, or a committee.toml"

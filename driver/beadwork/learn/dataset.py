@@ -11,26 +11,32 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from beadwork.disk import write_whole
-from beadwork.errors import LabelError
+from beadwork.errors import GeometryError, LabelError, ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
 from beadwork.learn.label import Label, as_json, frame_of, plain, structure
 from beadwork.learn.same import firsts
-from beadwork.potential.bundle import load_card, sha256
+from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import load
+from beadwork.potential.graph import CLOSEST, build
 
 DATASET = "dataset.json"
 FRAMES = "frames.extxyz"
 FORMAT = 1
 #: frames evaluated at once
 BATCH = 256
+#: how names of files with labels end; every other source is a queue
+FILES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
+#: Å; an atom without another within is an isolated one
+ALONE = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,21 @@ class Example:
         for values, kind in ((frame.numbers, "<i8"), (frame.positions, "<f8"), (frame.cell, "<f8")):
             digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
         return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def place(self) -> str:
+        """Where it came from, for a person: `frame 3 of labels.extxyz`, `row 3 of queue.db`."""
+        return f"{'frame' if self.source.lower().endswith(FILES) else 'row'} {self.row} of {self.source}"
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it is an isolated atom: its energy is a reference energy, there is nothing else to learn from it."""
+        frame = self.frame
+        if len(frame.numbers) != 1:
+            return False
+        shifts = np.array(list(product(*((-1, 0, 1) if periodic else (0,) for periodic in frame.pbc))))
+        images = np.linalg.norm(shifts[shifts.any(axis=1)] @ frame.cell, axis=1)
+        return bool(images.min(initial=np.inf) > ALONE)
 
     @property
     def composition(self) -> str:
@@ -197,13 +218,6 @@ class Dataset:
         return dataset
 
 
-def read_examples(source: str, baseline: Path | None, method: str | None = None) -> list[Example]:
-    """Make examples of a queue (path or URL), or of an extended XYZ file (by its suffix)."""
-    if source.endswith((".xyz", ".extxyz")):
-        return from_file(Path(source), baseline, method)
-    return from_queue(source, baseline, method)
-
-
 def from_queue(
     queue: Queue | str | os.PathLike[str], baseline: Path | None, method: str | None = None
 ) -> list[Example]:
@@ -219,43 +233,6 @@ def from_queue(
         if method in (None, label.method):
             found.append(Example(frame, label, 0.0, None, Path(queue.name).name, row.id, row.kept.simulation))
     return difference(found, baseline, f"the queue {queue.name}")
-
-
-def from_file(path: Path, baseline: Path | None, method: str | None = None, key: str = "REF") -> list[Example]:
-    """Make examples of an extended XYZ file with KEY_energy (eV) and, where there are, KEY_forces (eV/Å).
-
-    Standard errors are read from KEY_energy_error and KEY_forces_error, and from `info` charge, spin, method, code,
-    version and input where they stand. method: of frames that do not say. Raises LabelError for a file without
-    energies, or without a method.
-    """
-    import ase.io
-
-    try:
-        atoms = ase.io.read(path, ":", format="extxyz")
-        told = {"code": "file", "version": "", "input": f"{path.name} sha256:{sha256(path)}", "method": method}
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise LabelError(f"{path} cannot be read as extended XYZ ({error})") from error
-    found = []
-    for number, one in enumerate(atoms):
-        if f"{key}_energy" not in one.info:
-            raise LabelError(f"frame {number} of {path} has no {key}_energy; rename what holds its energy in eV")
-        about = {name: one.info.get(name, default) for name, default in told.items()}
-        if about["method"] is None:
-            raise LabelError(f"frame {number} of {path} does not say its method; give --method")
-        label = Label(
-            energy=float(one.info[f"{key}_energy"]),
-            forces=one.arrays.get(f"{key}_forces"),
-            energy_error=float(one.info.get(f"{key}_energy_error", 0.0)),
-            forces_error=one.arrays.get(f"{key}_forces_error"),
-            charge=int(one.info.get("charge", 0)),
-            spin=int(one.info.get("spin", 0)),
-            seconds=float(one.info.get("seconds", 0.0)),
-            # a file may hold equal energies of equal structures: its place tells them apart
-            extra={"frame": number},
-            **{name: str(value) for name, value in about.items()},
-        )
-        found.append(Example(Frame.from_atoms(one), label, 0.0, None, path.name, number))
-    return difference(found, baseline, str(path))
 
 
 def computed(row: Row) -> tuple[Frame, Label]:
@@ -275,14 +252,22 @@ def computed(row: Row) -> tuple[Frame, Label]:
 def difference(labelled: Sequence[Example], baseline: Path | None, where: str = "the labels") -> list[Example]:
     """Fill in energy and forces: label minus baseline, evaluated by the engine that will serve it.
 
-    baseline: a bundle, or None to learn the labels themselves. Raises LabelError as `check` does, ModelError for a
-    baseline that does not know an element.
+    baseline: a bundle, or None to learn the labels themselves. Raises LabelError as `check` does and for structures
+    that no model can answer for, ModelError for a baseline that does not know an element.
     """
     check(labelled, where)
+    for start in range(0, len(labelled), BATCH):
+        _check_structures(labelled[start : start + BATCH])
     if baseline is None:
         return [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None) for e in labelled]
     potential = load(baseline)
-    potential.settle(labelled[0].frame)
+    for e in labelled:
+        try:
+            potential.check_species(np.unique(e.frame.numbers))
+        except ModelError as error:
+            raise ModelError(f"{e.place}: {error}") from error
+    # an atom alone would let any engine pass
+    potential.settle(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
     name = load_card(baseline).hash
     examples = []
     for start in range(0, len(labelled), BATCH):
@@ -292,6 +277,16 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
             forces = None if e.label.forces is None else e.label.forces - answer.forces[a:b]
             examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name))
     return examples
+
+
+def _check_structures(examples: Sequence[Example]) -> None:
+    try:
+        build([e.frame for e in examples], CLOSEST)
+    except GeometryError as error:
+        if len(examples) == 1:
+            raise LabelError(f"{examples[0].place}: {error.fact}; mend it, or take it out") from error
+        for e in examples:
+            _check_structures([e])
 
 
 def check(examples: Sequence[Example], where: str = "the dataset") -> None:
@@ -323,11 +318,11 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
             )
         if e.label.forces is not None and len(e.label.forces) != len(e.frame.numbers):
             raise LabelError(
-                f"{where}: the label of {e.source} {e.row} has forces of {len(e.label.forces)} atoms, its frame has "
+                f"{where}: the label of {e.place} has forces of {len(e.label.forces)} atoms, its frame has "
                 f"{len(e.frame.numbers)}; the structure that was computed must come with the label"
             )
         if e.hash in seen:
-            raise LabelError(f"{where}: the label of {e.source} {e.row} is there twice; give each label once")
+            raise LabelError(f"{where}: the label of {e.place} is there twice; give each label once")
         seen.add(e.hash)
 
 

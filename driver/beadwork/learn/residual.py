@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,20 @@ class Residuals:
     forces: Errors | None
     baseline_energy: Errors
     baseline_forces: Errors | None
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Root mean square errors as a card has them: each with its error bar, of committee and of baseline."""
+        table: dict[str, Any] = {"frames": len(self.examples)}
+        for name, unit, errors in (
+            ("energy", "meV_per_atom", self.energy),
+            ("baseline_energy", "meV_per_atom", self.baseline_energy),
+            ("force", "meV_per_angstrom", self.forces),
+            ("baseline_force", "meV_per_angstrom", self.baseline_forces),
+        ):
+            if errors is not None:
+                table[f"{name}_rmse_{unit}"] = [round(1e3 * value, 4) for value in errors.rmse]
+        return table
 
     def halves(self, errors: Errors) -> tuple[list[int], list[int]]:
         """Frames to fit alpha on, and frames to test it on: every other one of those that have such errors, ordered by

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from ase.data import chemical_symbols
 
 from beadwork.disk import write_whole
 from beadwork.errors import LabelError, ModelError
@@ -29,11 +30,13 @@ from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
 from beadwork.learn.same import among
 from beadwork.learn.train_settings import TrainSettings
-from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of
+from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of, no_better
 from beadwork.potential.delta import load
 
 #: energies of isolated atoms, in the plan of a baseline that was told them
 GIVEN = "energies_of_atoms"
+#: eV; energies of an atom that are closer are the same
+SAME_ENERGY = 1e-4
 #: of a member whose worker dies
 ATTEMPTS = 2
 
@@ -58,6 +61,12 @@ def train_committee(
     settings = settings or TrainSettings()
     name = load_card(baseline).hash
     dataset = _dataset(examples, settings, previous)
+    progress(_counted(out, dataset))
+    if atoms := [e for e in examples if e.isolated]:
+        progress(
+            f"{len(atoms)} isolated atoms ({_symbols(atoms)}) are set aside, neither learned from nor tested: a Δ's "
+            "reference energies are fitted to the other frames"
+        )
     if dataset.baseline != name:
         raise LabelError(f"the examples are differences to the model {dataset.baseline}, but {baseline} is {name}")
     start = [] if previous is None else members_of([previous])
@@ -84,6 +93,8 @@ def train_committee(
     }
     write_whole(out / COMMITTEE, tomli_w.dumps(card))
     progress(f"{out}: {measured}")
+    if said := no_better(measured):
+        progress(f"{out}: {said}")
     return paths
 
 
@@ -131,18 +142,9 @@ def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str
     if not dataset.testing:
         return 1.0, {"frames": 0} | ({} if whole else {"alpha": "1, for want of frames held out"})
     found = residuals(dataset.testing, members, references(members[0]))
-    measured: dict[str, Any] = {"frames": len(found.examples)}
-    for name, unit, errors in (
-        ("energy", "meV_per_atom", found.energy),
-        ("baseline_energy", "meV_per_atom", found.baseline_energy),
-        ("force", "meV_per_angstrom", found.forces),
-        ("baseline_force", "meV_per_angstrom", found.baseline_forces),
-    ):
-        if errors is not None and not (whole and name.startswith("baseline")):
-            value, bar = errors.rmse
-            measured[f"{name}_rmse_{unit}"] = [round(1e3 * value, 4), round(1e3 * bar, 4)]
+    measured = found.measured
     if whole:
-        return 1.0, measured
+        return 1.0, {key: value for key, value in measured.items() if not key.startswith("baseline")}
     fitted = calibrate(found)
     measured["alpha"] = "1: " + NO_CALIBRATION if fitted is None else str(fitted)
     return 1.0 if fitted is None else round(fitted.alpha, 4), measured
@@ -167,13 +169,23 @@ def train_model(
 ) -> Path:
     """Train one model on the labels themselves (examples made with baseline None): a baseline.
 
-    energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; fitted where not given.
+    energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; where not given, those of the
+    isolated atoms among the examples if they are of all elements, and fitted else.
     previous: a bundle that was trained here, from whose weights to go on; its frames held out stay held out.
     Returns the bundle `out`, which holds dataset.json too. Otherwise as `train_committee`.
     """
     dataset = _dataset(examples, settings, previous)
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
+    progress(_counted(out, dataset))
+    if energies_of_atoms is None and (atoms := [e for e in examples if e.isolated]):
+        energies_of_atoms = _energies_of(atoms)
+        lacking = set().union(*(e.frame.numbers.tolist() for e in dataset.examples)) - set(energies_of_atoms)
+        used = "their energies are the reference energies"
+        if lacking:
+            energies_of_atoms = None
+            used = f"{', '.join(chemical_symbols[z] for z in sorted(lacking))} is not there: references are fitted"
+        progress(f"{len(atoms)} isolated atoms ({_symbols(atoms)}), neither learned from nor tested: {used}")
     start = [] if previous is None else [previous]
     plan = _plan(dataset, settings, start, energies_of_atoms)
     work = out.with_name(f"{out.name}.parts")
@@ -194,6 +206,8 @@ def train_model(
 
 
 def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Path | None) -> Dataset:
+    """The examples but for isolated atoms, and what is held out of them."""
+    examples = [e for e in examples if not e.isolated]
     before = [] if previous is None else Dataset.read(previous).past
     again = among([frame for frame, _ in before], [e.frame for e in examples])
     return Dataset(
@@ -201,6 +215,32 @@ def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Pat
         split(examples, settings.held_out, settings.seed, before),
         tuple(one for one, here in zip(before, again, strict=True) if not here),
     )
+
+
+def _counted(out: Path, dataset: Dataset) -> str:
+    forces = sum(e.forces is not None for e in dataset.examples)
+    count = len(dataset.examples)
+    return (
+        f"{out}: {count} labels, {forces} with forces and {count - forces} with energies alone; "
+        f"{len(dataset.testing)} are held out"
+    )
+
+
+def _energies_of(atoms: Sequence[Example]) -> dict[int, float]:
+    """Energy (eV) by atomic number. Raises LabelError where two of one element differ."""
+    found: dict[int, Example] = {}
+    for e in atoms:
+        first = found.setdefault(int(e.frame.numbers[0]), e)
+        if abs(first.energy - e.energy) > SAME_ENERGY:
+            raise LabelError(
+                f"the isolated atom in {first.place} has {first.energy:.4f} eV, the one in {e.place} {e.energy:.4f}: "
+                "one element has one reference energy; take one of them out"
+            )
+    return {z: e.energy for z, e in found.items()}
+
+
+def _symbols(atoms: Sequence[Example]) -> str:
+    return ", ".join(chemical_symbols[z] for z in sorted({int(e.frame.numbers[0]) for e in atoms}))
 
 
 def _plan(

@@ -19,7 +19,7 @@ from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residua
 from beadwork.learn.same import among
 from beadwork.learn.train import references, train_committee
 from beadwork.learn.train_settings import TrainSettings
-from beadwork.potential.bundle import members_of
+from beadwork.potential.bundle import members_of, no_better
 
 PAGE = "validation.html"
 #: shares of the training frames in a learning curve
@@ -37,6 +37,11 @@ class Validation:
     calibration: Calibration | None
     curve: tuple[tuple[int, Residuals], ...] = ()
 
+    @property
+    def worse(self) -> str:
+        """A sentence where Δ is no better than its baseline; empty where it is, or where there is no baseline."""
+        return "" if self.dataset.baseline is None else no_better(self.found.measured)
+
     def __str__(self) -> str:
         lines = [
             f"{self.committee}: {len(self.found.examples)} frames that no member saw, labels of {self.dataset.method}"
@@ -44,6 +49,8 @@ class Validation:
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        if self.worse:
+            lines.append(self.worse)
         lines.append(NO_CALIBRATION if self.calibration is None else str(self.calibration))
         for frames, found in self.curve:
             lines.append(f"trained on {frames} frames: " + ", ".join(_said(e, u) for e, u in _both(found)))
@@ -85,6 +92,7 @@ def validate(
     members = members_of([committee])
     testing = dataset.testing
     if labels is not None:
+        labels = [e for e in labels if not e.isolated]
         seen = among([e.frame for e in labels], dataset.learned)
         testing = [e for e, learned in zip(labels, seen, strict=True) if not learned]
         progress(f"{len(testing)} of {len(labels)} labels were not learned from")
@@ -127,6 +135,7 @@ def write_page(validation: Validation, file: Path) -> None:
         "<p>Root mean square errors, with their standard errors from a bootstrap over frames. Energies of the baseline "
         "alone are shifted by the committee's reference energies.</p>",
         f'<div class="wide"><table>{head}{body}</table></div>',
+        *([f"<p><b>{html.escape(v.worse)}.</b></p>"] if v.worse else []),
         "<h2>Δ against its labels</h2>",
         _picture(_parity, v),
         "<h2>Spread against error</h2>",

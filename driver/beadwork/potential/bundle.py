@@ -223,6 +223,37 @@ def point(pointer: Path, committee: Path) -> None:
         raise ModelError(f"{pointer} cannot be written ({error}); it still names what it named") from error
 
 
+def no_better(held_out: Mapping[str, Any]) -> str:
+    """Say where a Δ is no better than its baseline alone, by the errors in its card; empty where it is, or none are.
+
+    held_out: the table of that name in committee.toml: of `energy` and `force` the root mean square error and its
+    error bar, and the same of the baseline.
+    """
+    found, worse = [], False
+    for what, kind, unit, key in (
+        ("energies", "energy", "meV an atom", "rmse_meV_per_atom"),
+        ("forces", "force", "meV/Å", "rmse_meV_per_angstrom"),
+    ):
+        own, base = held_out.get(f"{kind}_{key}"), held_out.get(f"baseline_{kind}_{key}")
+        if isinstance(own, list) and isinstance(base, list) and own[0] > base[0]:
+            worse = worse or own[0] - own[1] > base[0] + base[1]
+            found.append(
+                f"{what} are wrong by {own[0]:.3g} ± {own[1]:.1g} {unit} with Δ, {base[0]:.3g} ± {base[1]:.1g} without"
+            )
+    if not found:
+        return ""
+    return (
+        f"this Δ is {'worse' if worse else 'no better'} than its baseline alone: on {held_out.get('frames')} frames "
+        f"that no member saw {' and '.join(found)}; label more frames or train longer before you serve it"
+    )
+
+
+def worse_than_baseline(committee: Path) -> str:
+    """The same of a committee's folder. Raises ModelError for a committee.toml that cannot be read."""
+    held_out = _read_toml(committee / COMMITTEE).get("held_out", {})
+    return no_better(held_out) if isinstance(held_out, Mapping) else ""
+
+
 def sha256(file: Path) -> str:
     """Hash a file without reading it into memory at once."""
     digest = hashlib.sha256()

@@ -70,7 +70,9 @@ class Graph:
     def where(self, system: int) -> str:
         """Name a system in a message: its bead where it is known."""
         bead = self.beads[system]
-        return f"structure {system} of {len(self)}" if bead is None else f"bead {bead}"
+        if bead is not None:
+            return f"bead {bead}"
+        return f"structure {system} of {len(self)}" if len(self) > 1 else "the structure"
 
     def within(self, cutoff: float) -> Graph:
         """Return the graph of a shorter cutoff (Å)."""
@@ -414,6 +416,7 @@ def _check_distances(graph: Graph) -> None:
     raise GeometryError(
         f"atoms {a - first} and {b - first} of {graph.where(system)} are {graph.lengths[edge]:.2g} Å apart"
         f"{', one of them in a periodic image' if image else ''}, closer "
-        f"than {CLOSEST} Å, where no model can be trusted; lower the time step or check the start structure"
-        f"{' and its cell, or for a cluster say --not-periodic' if image else ''}"
+        f"than {CLOSEST} Å, where no model can be trusted",
+        "lower the time step or check the start structure"
+        f"{' and its cell, or for a cluster say --not-periodic' if image else ''}",
     )
