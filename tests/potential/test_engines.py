@@ -10,7 +10,7 @@ import pytest
 from beadwork.errors import ModelError
 from beadwork.potential.analytic import FreeParticle, Harmonic
 from beadwork.potential.engine import Energies
-from beadwork.potential.engines import TOLERANCE, AutoEngine, admit, open_engine
+from beadwork.potential.engines import AutoEngine, compare, open_engine
 from beadwork.potential.graph import build
 from beadwork.potential.native import NativeEngine, virials
 
@@ -193,8 +193,8 @@ def test_admission_refuses_nan(shapes, pair):
             return Energies(answer.energies * np.nan, answer.forces * np.nan, answer.virials)
 
     graph = build([shapes.structure("liquid", 0)], 4.5)
-    assert admit(pair(1.0), pair(1.0), graph, TOLERANCE["float64"])[0]
-    assert not admit(Broken(1.0), pair(1.0), graph, TOLERANCE["float64"])[0]
+    assert compare(pair(1.0), pair(1.0), graph, "float64").agreed
+    assert not compare(Broken(1.0), pair(1.0), graph, "float64").agreed
 
 
 def test_unknown_engine_precision_or_device(made):

@@ -15,7 +15,7 @@ from beadwork.errors import GuardError, ModelError
 from beadwork.frame import Frame
 from beadwork.potential.bundle import Card, load_committee, worse_than_baseline
 from beadwork.potential.delta import Evaluation, Potential
-from beadwork.potential.engines import TOLERANCE
+from beadwork.potential.engines import TOLERANCE, compare, compare_dense
 from beadwork.potential.graph import build
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.torchscript import TorchScriptEngine
@@ -242,13 +242,13 @@ def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterato
         yield Finding(AMBER, "engines", f"symmetrix-xl is not installed{slow}", "pip install 'beadwork[native]'")
         return
     graph = build([frame], max(card.cutoff for card in cards))
-    allowed = TOLERANCE["float64"]
     energies, forces = [0.0], [0.0]
     told: set[str] = set()
     for card in cards:
         if not card.native:
             why = card.about.get("native", "it was not extracted")
-            yield Finding(AMBER, "engines", f"{card.path} has no native model ({why}){slow}", "import it again")
+            remedy = str(card.about.get("native_remedy", "nothing to mend: torchscript serves every model"))
+            yield Finding(AMBER, "engines", f"{card.path} has no native model ({why}){slow}", remedy)
             continue
         try:
             native = NativeEngine(card.path, "float64", config.device)
@@ -258,19 +258,17 @@ def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterato
                 finding = split(refused, "engines", f"native cannot be run: {error}", error.exit_code)
                 yield replace(finding, text=finding.text + slow)
             continue
-        one = native.evaluate(graph)
-        two = TorchScriptEngine(card.path, "float64", config.device).evaluate(graph)
-        energy = float(np.abs(one.energies - two.energies).max()) / len(frame.numbers)
-        force = float(np.abs(one.forces - two.forces).max())
-        if energy <= allowed[0] and force <= allowed[1]:
-            energies.append(energy)
-            forces.append(force)
+        exact = TorchScriptEngine(card.path, "float64", config.device)
+        found = compare(native, exact, graph, "float64")
+        dense = compare_dense(native, exact, np.unique(frame.numbers).tolist(), "float64")
+        if found.agreed and dense.agreed:
+            energies.append(found.energy)
+            forces.append(found.force)
             continue
         yield Finding(
             refused,
             "engines",
-            f"{card.path}: native is {energy:.1e} eV an atom and {force:.1e} eV/Å from torchscript "
-            f"(allowed {allowed[0]:.0e} and {allowed[1]:.0e}){slow}",
+            f"{card.path}: {dense if found.agreed else found}{slow}",
             "import the model again; --engine torchscript meanwhile",
             ModelError.exit_code,
         )

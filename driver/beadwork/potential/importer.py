@@ -8,7 +8,8 @@ import importlib
 import json
 import logging
 import os
-import pickle
+import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -18,14 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from beadwork.disk import writing
 from beadwork.errors import ModelError
-from beadwork.frame import Frame
-from beadwork.potential.bundle import MODEL, NATIVE, Card, write_card
+from beadwork.potential.bundle import CARD, MODEL, NATIVE, Card, load_card, write_card
 from beadwork.potential.engine import Energies
-from beadwork.potential.graph import build
-from beadwork.potential.native import available
-from beadwork.potential.torchscript import ModuleEvaluator, load_module
+from beadwork.potential.engines import compare_dense, trial
+from beadwork.potential.graph import Graph
+from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine, load_module
 
+#: why a bundle has no native model, and what to do, where anything can be done; both None where it has one
+Why = tuple[str | None, str | None]
+#: with --return_model it returns nothing and writes the file
+BACK = "mace_cueq_to_e3nn MODEL --output_model NEW"
 #: the default of 256 costs 1e-4 eV/Å on a trained model; these leave 3e-8 and cost no time
 SPLINE_POINTS = 4096
 
@@ -43,9 +49,11 @@ def import_model(
     head: which head to serve; needed where the model has several. trust_pickle: an eager model is a Python pickle and
     can run any code: it is read only with this. name: of the model in messages, by default that of the folder.
     about: further entries for the card (what it was trained on, command, errors).
-    Only an eager model can become a native one; where that does not work, the card's `native` entry says why.
+    Only an eager model can become a native one, and it is kept only where it answers what TorchScript does; else the
+    card's `native` entry says why there is none, and `native_remedy` what to do, where anything can be done.
+    The folder appears with all that belongs to it, or stays as it was.
     Raises ModelError for a missing, damaged or foreign file, an untrusted pickle, a head that is missing or unknown, a
-    folder that is in use, or a compiled model that does not reproduce the eager one.
+    folder that is in use, a model that cannot be compiled, or a compiled one that does not reproduce the eager one.
     """
     source, bundle = Path(file), Path(out)
     kind = _kind(source)
@@ -62,26 +70,30 @@ def import_model(
     elements = sorted(int(z) for z in model.atomic_numbers)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     cutoff = float(model.r_max)
-    bundle.mkdir(parents=True, exist_ok=True)
-    if eager is None:
-        (bundle / MODEL).write_bytes(source.read_bytes())
-        reason: str | None = "made from TorchScript; a native model needs the eager one"
-    else:
-        _compile(eager, bundle / MODEL)
-        _check_compiled(eager, bundle / MODEL, head, elements, cutoff)
-        reason = _extract_native(source, head, bundle / NATIVE)
-    return write_card(
-        bundle,
-        {
-            "name": name or bundle.resolve().name,
-            "elements": elements,
-            "cutoff": cutoff,
-            "dtype": dtype,
-            "head": head,
-            "native": reason,
-            **about,
-        },
-    )
+    entries = {
+        "name": name or bundle.resolve().name,
+        "elements": elements,
+        "cutoff": cutoff,
+        "dtype": dtype,
+        "head": head,
+        **about,
+    }
+    there = next(path for path in (bundle, *bundle.absolute().parents) if path.exists())
+    with writing(bundle), tempfile.TemporaryDirectory(prefix=f".{bundle.name}.", dir=there) as folder:
+        part = Path(folder)
+        if eager is None:
+            (part / MODEL).write_bytes(source.read_bytes())
+            why: Why = ("made from TorchScript, and a native model needs the eager one", "import the eager model")
+        else:
+            _compile(source, eager, part / MODEL)
+            _check_compiled(eager, part / MODEL, head, trial(elements, cutoff))
+            why = _make_native(source, eager, part, entries)
+        write_card(part, entries | {"native": why[0], "native_remedy": why[1]})
+        bundle.mkdir(parents=True, exist_ok=True)
+        for made in (MODEL, NATIVE, CARD):
+            if (part / made).exists():
+                os.replace(part / made, bundle / made)
+    return load_card(bundle)
 
 
 @contextlib.contextmanager
@@ -137,11 +149,24 @@ def _load_eager(file: Path) -> Any:
     with mace_imported():
         try:
             model = torch.load(file, map_location="cpu", weights_only=False)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, OSError) as error:
-            raise ModelError(f"{file} cannot be unpickled ({error}); is it truncated, or from another MACE?") from error
+        except ModuleNotFoundError as error:
+            module = str(error.name).partition(".")[0]
+            remedy = f"install {module} here"
+            if module.startswith("cuequivariance"):
+                remedy = f"convert it back, where {module} is installed, and import that: {BACK}"
+            raise ModelError(f"{file} needs the Python module {module}, which is not installed: {remedy}") from error
+        except Exception as error:
+            raise ModelError(
+                f"{file} cannot be unpickled ({_said(error)}); is it truncated, or from another MACE?"
+            ) from error
     for attribute in ("r_max", "atomic_numbers", "atomic_energies_fn"):
         if not hasattr(model, attribute):
             raise ModelError(f"{file} holds a {type(model).__name__}, not a MACE energy model (no {attribute!r})")
+    if any(type(module).__module__.startswith("cuequivariance") for module in model.modules()):
+        raise ModelError(
+            f"{file} was converted for cuequivariance, whose layers TorchScript does not know: convert it back, and "
+            f"import that: {BACK}"
+        )
     return model
 
 
@@ -164,29 +189,29 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _compile(eager: Any, file: Path) -> None:
+def _compile(source: Path, eager: Any, file: Path) -> None:
     with mace_imported(), _default_dtype(next(eager.parameters()).dtype):
         from e3nn.util import jit
 
         try:
             torch.jit.save(jit.compile(copy.deepcopy(eager).cpu().eval()), str(file))
-        except (RuntimeError, NotImplementedError, AttributeError) as error:
-            raise ModelError(f"the model cannot be compiled to TorchScript: {str(error).splitlines()[0]}") from error
+        except OSError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{source} holds a {type(eager).__name__} that TorchScript does not take: {_said(error)}; beadwork "
+                "serves what MACE can compile, so train without the part that is named"
+            ) from error
 
 
-def _check_compiled(eager: Any, file: Path, head: str | None, elements: list[int], cutoff: float) -> None:
-    """Hold the compiled model to the eager one on a random cluster of its elements."""
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*[np.arange(2)] * 3), axis=-1).reshape(-1, 3) * min(1.6, 0.6 * cutoff)
-    numbers = np.resize(elements, len(grid)).astype(np.int_)
-    frame = Frame(numbers, grid + rng.uniform(-0.2, 0.2, grid.shape), np.zeros((3, 3)), (False, False, False))
-    graph = build([frame], cutoff)
+def _check_compiled(eager: Any, file: Path, head: str | None, graph: Graph) -> None:
+    """Hold the compiled model to the eager one."""
     answers: list[Energies] = []
     for module in (copy.deepcopy(eager), load_module(file)):
         with mace_imported(), _default_dtype(torch.float64):
             answers.append(ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph))
     one, two = answers
-    energy = float(np.abs(one.energies - two.energies).max()) / len(numbers)
+    energy = float((np.abs(one.energies - two.energies) / np.diff(graph.ptr)).max())
     force = float(np.abs(one.forces - two.forces).max())
     if not (energy < 1e-8 and force < 1e-7 * max(1.0, float(np.abs(one.forces).max()))):
         raise ModelError(
@@ -195,24 +220,42 @@ def _check_compiled(eager: Any, file: Path, head: str | None, elements: list[int
         )
 
 
-def _extract_native(source: Path, head: str | None, file: Path) -> str | None:
-    """Write native.json, or return the reason why not."""
+def _make_native(source: Path, eager: Any, bundle: Path, card: dict[str, Any]) -> Why:
+    """Write native.json and keep it if it answers what TorchScript does; else return why not."""
     if not available():
-        return "symmetrix-xl was not installed when this was imported"
+        return (
+            "symmetrix-xl was not installed when this was imported",
+            "import it again where symmetrix-xl is installed",
+        )
+    orders = {c.correlation for product in eager.products for c in product.symmetric_contractions.contractions}
+    if orders != {3}:  # it looks for nothing else, and takes ten gigabytes to look at 4
+        return f"Symmetrix-XL knows correlation 3, and this model has {', '.join(map(str, sorted(orders)))}", None
     with mace_imported(), _default_dtype(torch.float64):
         from symmetrix.extract_mace_data import extract_mace_data
 
         try:
-            data = extract_mace_data(str(source), species=[], head=head, num_spline_points=SPLINE_POINTS)
-        except (
-            RuntimeError,
-            ValueError,
-            AttributeError,
-            TypeError,
-            KeyError,
-            IndexError,
-            NotImplementedError,
-        ) as error:
-            return f"not possible for this architecture: {str(error).strip().splitlines()[0]}"
-    file.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-    return None
+            data = extract_mace_data(str(source), species=[], head=card["head"], num_spline_points=SPLINE_POINTS)
+        except Exception as error:  # noqa: BLE001  (it takes for granted what it knows, and stumbles over all else)
+            return f"not possible for this architecture: {_said(error)}", None
+    (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
+    write_card(bundle, card)  # both engines read it
+    try:
+        found = compare_dense(NativeEngine(bundle), TorchScriptEngine(bundle), card["elements"], "float64")
+    except ModelError as error:
+        said = str(error).replace(f"{bundle}{os.sep}", "")
+        why: Why = (f"it could not be compared with TorchScript: {said}", "import it again where that can be")
+    else:
+        if found.agreed:
+            return None, None
+        why = (f"Symmetrix-XL does not know something that this model has: {found}", None)
+    (bundle / NATIVE).unlink()
+    return why
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error that says something, and the line of code that it names: TorchScript's begin empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    place = re.search(r'File "[^"]*?([^"/]+)", line (\d+)', str(error))
+    return lines[0].rstrip(":") + (f" ({place[1]}, line {place[2]})" if place and place[0] not in lines[0] else "")

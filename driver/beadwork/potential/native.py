@@ -127,12 +127,13 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
     if not available():
         raise ModelError("the native engine needs symmetrix-xl: pip install 'beadwork[native]', or use 'torchscript'")
     os.environ["SYMMETRIX_JIT_CACHE"] = str(kernel_cache())
-    if device == "cpu":
-        os.environ.setdefault("SYMMETRIX_BACKEND", "cpu")
-    from symmetrix import Symmetrix, load_backend, selected_backend
+    from symmetrix import load_backend, selected_backend
 
     try:
-        load_backend()
+        free = selected_backend() is None and "SYMMETRIX_BACKEND" not in os.environ
+        load_backend("cpu" if free and device == "cpu" else None)
+        from symmetrix import Symmetrix  # which binds a backend by itself where there is none yet
+
         bound = str((selected_backend() or {}).get("backend"))
         if device != "cpu" and not device.startswith(bound):
             raise ModelError(
