@@ -96,7 +96,7 @@ def test_one_copy_in_for_a_committee_and_one_out_a_model(made, graph, monkeypatc
     monkeypatch.setattr(device, "to_device", lambda *what: ways.append("in") or real_in(*what))
     monkeypatch.setattr(torchscript, "to_host", lambda what: ways.append(("out", len(what))) or real_out(what))
     committee = [TorchScriptEngine(made["vector"].bundle) for _ in range(3)]
-    out = ("out", 10 * len(graph) + 3 * len(graph.numbers))
+    out = ("out", 10 * len(graph) + 4 * len(graph.numbers))
     for step in (graph.within(4.0), graph.within(4.0)):
         ways.clear()
         answers = [engine.evaluate(step) for engine in committee]
@@ -170,7 +170,7 @@ def test_cuda_answers_what_the_cpu_answers(made, graph, dtype):
         packed = evaluator._reduce(evaluator.answer(short), there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(packed) == 10 * len(short) + 3 * len(short.numbers)
+    assert len(packed) == 10 * len(short) + 4 * len(short.numbers)
     got = engine.evaluate(graph)
     tolerance = 1e-9 if dtype == "float64" else 1e-3
     assert np.abs(got.energies - expected.energies).max() < tolerance * 10

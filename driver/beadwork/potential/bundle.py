@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 
@@ -22,6 +22,7 @@ NATIVE = "native.json"
 COMMITTEE = "committee.toml"
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "angstrom"}
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,15 @@ def check(bundle: str | Path) -> Card:
                 f"{file.stat().st_size} bytes): truncated or changed; copy it again or import the model again"
             )
     return card
+
+
+def open_again(
+    engine: Callable[[Path, str, str], Opened], bundle: Path, sha256: Mapping[str, str], dtype: str, device: str
+) -> Opened:
+    """Open a bundle as an engine, for a copy of one. Raises ModelError where its files are not what they were."""
+    if load_card(bundle).sha256 != sha256:
+        raise ModelError(f"{bundle} is not the model of which this is a copy: it was changed since; load it anew")
+    return engine(bundle, dtype, device)
 
 
 def describe(bundle: str | Path) -> str:

@@ -14,7 +14,7 @@ from beadwork.errors import ModelError, NonFiniteError, ResourceError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
-from beadwork.potential.engine import Energies, Engine
+from beadwork.potential.engine import Energies, Engine, together
 from beadwork.potential.engines import AutoEngine, open_engine
 from beadwork.potential.graph import Graph, GraphBuilder
 
@@ -45,7 +45,7 @@ class Evaluation:
 
     energies (S,), forces (A, 3), virials (S, 3, 3): the sum. baseline, delta: its two parts, None where there are no
     such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
-    spread: None with fewer than two members; so are the properties that read it.
+    spread: None with fewer than two members; so are the properties that read it. of_atoms: as in `Energies`.
     member_forces (M, A, 3), member_virials (M, S, 3, 3): Δ after alpha, only when asked for.
     models: hashes of the models that answered, baseline first; empty where they came from no bundles.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
@@ -60,6 +60,7 @@ class Evaluation:
     baseline: Energies | None = None
     delta: Energies | None = None
     spread: Spread | None = None
+    of_atoms: FloatArray | None = None
     member_forces: FloatArray | None = None
     member_virials: FloatArray | None = None
     models: tuple[str, ...] = ()
@@ -289,7 +290,8 @@ class Potential:
         if not answers:
             if baseline is None:
                 raise ModelError("there is no model to evaluate")
-            return Evaluation(baseline.energies, baseline.forces, baseline.virials, graph.ptr, baseline)
+            b = baseline
+            return Evaluation(b.energies, b.forces, b.virials, graph.ptr, baseline, of_atoms=b.of_atoms)
         if len(answers) == 1:
             return _sum(graph, baseline, answers[0])
         w = self.weights
@@ -297,7 +299,12 @@ class Potential:
         energy = np.array([a.energies for a in answers])
         force = np.array([a.forces for a in answers])
         virial = np.array([a.virials for a in answers])
-        mean = Energies(*(np.tensordot(w, x, axes=1) for x in (energy, force, virial)))
+        mean = Energies(
+            np.tensordot(w, energy, axes=1),
+            np.tensordot(w, force, axes=1),
+            np.tensordot(w, virial, axes=1),
+            together([a.of_atoms for a in answers], lambda parts: np.tensordot(w, parts, axes=1)),
+        )
         for x, centre in ((energy, mean.energies), (force, mean.forces), (virial, mean.virials)):
             x -= centre
             x *= self.alpha
@@ -434,7 +441,10 @@ def _sum(graph: Graph, baseline: Energies | None, delta: Energies, **rest: objec
     total = delta
     if baseline is not None:
         total = Energies(
-            baseline.energies + delta.energies, baseline.forces + delta.forces, baseline.virials + delta.virials
+            baseline.energies + delta.energies,
+            baseline.forces + delta.forces,
+            baseline.virials + delta.virials,
+            together([baseline.of_atoms, delta.of_atoms], sum),
         )
     return Evaluation(
         total.energies,
@@ -443,6 +453,7 @@ def _sum(graph: Graph, baseline: Energies | None, delta: Energies, **rest: objec
         graph.ptr,
         baseline,
         delta,
+        of_atoms=total.of_atoms,
         **rest,  # type: ignore[arg-type]
     )
 

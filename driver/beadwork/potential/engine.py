@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,12 +17,14 @@ class Energies:
     """What one model says of every system in a graph of S systems and A atoms in all.
 
     energies: (S,) eV. forces: (A, 3) eV/Å, systems one after the other. virials: (S, 3, 3) eV, symmetric, minus
-    stress times volume (positive under compression), the sign that i-PI's wire has.
+    stress times volume (positive under compression), the sign that i-PI's wire has. of_atoms: (A,) eV, each atom's part
+    of the energy, its reference energy included; None where the engine does not say.
     """
 
     energies: FloatArray
     forces: FloatArray
     virials: FloatArray
+    of_atoms: FloatArray | None = None
 
 
 def join(pieces: Sequence[Energies]) -> Energies:
@@ -33,7 +35,14 @@ def join(pieces: Sequence[Energies]) -> Energies:
         np.concatenate([p.energies for p in pieces]),
         np.concatenate([p.forces for p in pieces]),
         np.concatenate([p.virials for p in pieces]),
+        together([p.of_atoms for p in pieces], np.concatenate),
     )
+
+
+def together(parts: Sequence[FloatArray | None], put: Callable[[list[FloatArray]], Any]) -> FloatArray | None:
+    """Put parts into one; None where one of them is."""
+    known = [part for part in parts if part is not None]
+    return put(known) if len(known) == len(parts) else None
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
-from beadwork.potential.bundle import NATIVE, check
+from beadwork.potential.bundle import NATIVE, check, open_again
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 
@@ -37,6 +37,7 @@ class NativeEngine:
         if not card.native:
             why = card.about.get("native", "it was not extracted")
             raise ModelError(f"{card.path} has no native model ({why}); use the engine 'torchscript'")
+        self._opened = (card.path.absolute(), card.sha256, dtype, device)
         self.name = f"{card.name} (native, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
@@ -64,10 +65,13 @@ class NativeEngine:
         center = graph.center
         forces = self._sum(len(types), center, neighbor)
         on_images = self._sum(images + len(types), center + np.int32(images), graph.image)[:images]
-        energies = np.add.reduceat(
-            np.asarray(self._evaluator.node_energies, dtype=np.float64)[: len(types)], graph.ptr[:-1]
-        )
-        return Energies(energies, forces, virials(graph, forces, on_images))
+        of_atoms = np.array(self._evaluator.node_energies, dtype=np.float64)[: len(types)]
+        energies = np.add.reduceat(of_atoms, graph.ptr[:-1])
+        return Energies(energies, forces, virials(graph, forces, on_images), of_atoms)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by opening the bundle again: what is compiled can be neither."""
+        return open_again, (type(self), *self._opened)
 
     def _sum(self, rows: int, minus: NDArray[np.int32], plus: NDArray[np.int32]) -> FloatArray:
         """(rows, 3): each edge's force on its neighbor, added to the row `plus` (E,) and taken from the row `minus`."""

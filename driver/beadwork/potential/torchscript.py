@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from beadwork.errors import ModelError
-from beadwork.potential.bundle import MODEL, check
+from beadwork.potential.bundle import MODEL, check, open_again
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.graph import Graph
@@ -36,6 +36,7 @@ class TorchScriptEngine:
                 f"the card of {card.path} says elements {card.elements} and cutoff {card.cutoff:g} Å, but the model "
                 f"has {elements} and {cutoff:g} Å: the card is another model's; import the model again"
             )
+        self._opened = (card.path.absolute(), card.sha256, dtype, device)
         self.name = f"{card.name} (torchscript, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
@@ -47,6 +48,10 @@ class TorchScriptEngine:
         """Evaluate every system of the graph: on CUDA all at once, on the CPU a few systems at a time."""
         graph = graph.within(self.cutoff)
         return join([self._evaluator.evaluate(graph.part(a, b)) for a, b in graph.pieces(self._piece)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by opening the bundle again: TorchScript can be pickled by nobody."""
+        return open_again, (type(self), *self._opened)
 
 
 class ModuleEvaluator:
@@ -76,8 +81,8 @@ class ModuleEvaluator:
         """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device."""
         systems, atoms = len(graph), len(graph.numbers)
         answer = to_host(self._reduce(self.answer(graph), bring(graph, self._dtype, self._device)))
-        energies, forces, virials = np.split(answer, (systems, systems + 3 * atoms))
-        return Energies(energies, forces.reshape(atoms, 3), virials.reshape(systems, 3, 3))
+        energies, forces, virials, of_atoms = np.split(answer, np.cumsum((systems, 3 * atoms, 9 * systems)))
+        return Energies(energies, forces.reshape(atoms, 3), virials.reshape(systems, 3, 3), of_atoms)
 
     def answer(self, graph: Graph) -> dict[str, Any]:
         """All that the module says of a graph, under MACE's names, on the device, which is not waited for.
@@ -109,7 +114,7 @@ class ModuleEvaluator:
         return out
 
     def _reduce(self, out: dict[str, Any], given: DeviceGraph) -> torch.Tensor:
-        """Energies, forces and virials one after the other in float64; nothing waits for the device in here."""
+        """Energies, forces, virials, atoms' energies one after the other in float64; nothing waits for the device."""
         systems = len(given.ptr) - 1
         with torch.no_grad():
             node = out["node_energy"].double() + self._reference[given.numbers]
@@ -120,7 +125,7 @@ class ModuleEvaluator:
                 virials = torch.zeros((systems, 3, 3), device=self._device)
             virials = virials.double()
             virials = 0.5 * (virials + virials.transpose(1, 2))
-            return torch.cat((energies, out["forces"].double().flatten(), virials.flatten()))
+            return torch.cat((energies, out["forces"].double().flatten(), virials.flatten(), node))
 
 
 def _head(module: Any, head: str | None) -> int:

@@ -1,0 +1,78 @@
+"""The ASE calculator does what people do with MACE's own: it is copied, pickled, and asked for each atom's energy."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from ase.calculators.calculator import PropertyNotImplementedError
+
+import beadwork
+from beadwork.errors import ModelError
+from beadwork.potential.delta import Potential, load
+from beadwork.potential.engines import open_engine
+
+ENGINES = ("torchscript", "native")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_copy_answers_what_the_calculator_answers(made, shapes, engine):
+    """Deep copies and pickles, made before the first structure or after it, alone or with the atoms: bit for bit."""
+    if engine == "native":
+        pytest.importorskip("symmetrix")
+    atoms = shapes.structure("liquid", 1).to_atoms()
+    atoms.calc = beadwork.BeadworkCalculator(load(made["invariant"].bundle, engine=engine))
+    before = pickle.loads(pickle.dumps(atoms.calc))
+    forces, energy = atoms.get_forces(), atoms.get_potential_energy()
+    after = [before, copy.deepcopy(atoms.calc), pickle.loads(pickle.dumps(atoms.calc)), copy.deepcopy(atoms).calc]
+    for calculator in after:
+        fresh = atoms.copy()
+        fresh.calc = calculator
+        fresh.calc.reset()  # a copy has the answers of its original
+        assert np.array_equal(fresh.get_forces(), forces)
+        assert fresh.get_potential_energy() == energy
+        assert fresh.calc.potential.engines[0].name == f"invariant ({engine}, float64)"
+
+
+def test_a_copy_is_no_other_model(made, tmp_path):
+    """A bundle that was replaced between copying and opening is refused: its model would not be the original's."""
+    bundle = shutil.copytree(made["vector"].bundle, tmp_path / "bundle")
+    kept = pickle.dumps(load(bundle, engine="torchscript"))
+    shutil.rmtree(bundle)
+    shutil.copytree(made["invariant"].bundle, bundle)
+    with pytest.raises(ModelError, match="is not the model of which this is a copy: it was changed since"):
+        pickle.loads(kept)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", ["invariant", "vector"])
+def test_energies_of_atoms_are_those_of_maces_calculator(made, reference, shapes, model, engine):
+    """Each atom's part of the energy, with its reference energy and the mean shift, as MACECalculator has it."""
+    if engine == "native":
+        pytest.importorskip("symmetrix")
+    atoms = shapes.structure("triclinic", 1).to_atoms()
+    atoms.calc = reference[model]
+    expected = atoms.get_potential_energies()
+    atoms.calc = beadwork.BeadworkCalculator(load(made[model].bundle, engine=engine))
+    got = atoms.get_potential_energies()
+    assert np.abs(got - expected).max() < 1e-8
+    assert np.ptp(got) > 400  # eV: those of oxygen and of hydrogen
+    assert got.sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+
+
+def test_energies_of_atoms_add_up(made, shapes):
+    """Baseline and the mean of the members are summed atom by atom; a weighted baseline has no such parts, and none."""
+    engines = [open_engine(made[name].bundle, "torchscript") for name in ("invariant", "vector")]
+    frame = shapes.structure("liquid", 1)
+    one, two = (Potential(engine).evaluate([frame]).of_atoms for engine in engines)
+    whole = Potential(engines[0], engines, [1.0, 3.0])
+    got = whole.evaluate([frame])
+    assert np.abs(got.of_atoms - (one + (one + 3 * two) / 4)).max() < 1e-9
+    atoms = frame.to_atoms()
+    whole.baseline_uncertainty = 0.1
+    atoms.calc = beadwork.BeadworkCalculator(whole)
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_potential_energies()
