@@ -181,7 +181,13 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
     add("baseline-uncertainty", "eV of the whole system; turns the weighted baseline on", type=float, metavar="S")
     add("member-forces", "send every member's forces and virial in the extras", action="store_true")
     add("queue", "keep what the committee is unsure of: SQLite file or PostgreSQL URL", metavar="Q")
-    add("keep-force", "band of the largest force spread, eV/Å", type=float, nargs="+", metavar="MARK")
+    add(
+        "keep-force",
+        "band of the largest force spread, eV/Å (default: its card's)",
+        type=float,
+        nargs="+",
+        metavar="MARK",
+    )
     add("keep-energy", "band of the energy spread, eV an atom", type=float, nargs="+", metavar="MARK")
     add("cooldown", "steps between two kept frames", type=int, metavar="N")
     add(

@@ -44,7 +44,7 @@ class ServeConfig:
     baseline_uncertainty: float | None = None  #: eV of the whole system; turns the weighted baseline on
     member_forces: bool = False  #: send every member's forces and virial in the extras
     queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
-    keep_force: list[float] = field(default_factory=lambda: [0.05, 0.5])  #: band of the largest force spread, eV/Å
+    keep_force: list[float] | None = None  #: band of the largest force spread, eV/Å; default: the committee's card
     keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
     cooldown: int = 10  #: steps between two kept frames, of whatever bead; 0 keeps all
     keep_most: int = 100  #: frames kept in one run, with those of this input that the queue holds without a label
@@ -73,7 +73,7 @@ class ServeConfig:
             if role == "delta" and not self.delta:
                 raise ConfigError(f"forcefield {name!r} is to serve the delta, but there is no --delta")
         for name, band in (("keep-force", self.keep_force), ("keep-energy", self.keep_energy)):
-            if len(band) > 2 or any(mark < 0 for mark in band) or sorted(band) != list(band):
+            if band and (len(band) > 2 or any(mark < 0 for mark in band) or sorted(band) != list(band)):
                 raise ConfigError(f"{name} is {band}; it wants LOW or LOW HIGH, not negative, low first")
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")

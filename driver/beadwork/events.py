@@ -54,6 +54,20 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Frames of one evaluation that were worth a look and are not kept.
+
+    why: 'above' the band, within the 'cooldown', beyond the 'limit', or 'alike' one kept before. force_spread: the
+    largest of any of them.
+    """
+
+    step: int
+    why: str
+    frames: int
+    force_spread: float
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """A connection to i-PI has ended without EXIT, and will be dialled again. left: how many are still there."""
 
@@ -97,4 +111,4 @@ class MarkPassed:
     value: float
 
 
-Event = Note | Joined | MarkPassed | Evaluated | Kept | TakenUp | Dropped | Lost
+Event = Note | Joined | MarkPassed | Evaluated | Kept | PassedOver | TakenUp | Dropped | Lost

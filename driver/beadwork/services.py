@@ -34,7 +34,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     if "baseline" in roles.values():
         parts["baseline"] = Potential(whole.baseline)
     if "delta" in roles.values():
-        parts["delta"] = Potential(None, whole.members, list(whole.weights), whole.alpha, reference=whole.reference)
+        parts["delta"] = whole.without_baseline()
     for part in parts.values():
         part.cards = whole.cards
     notes += [

@@ -8,6 +8,7 @@
     python models/water-highlevel/simulations.py build/highlevel/start.xyz build/highlevel/simulations
     beadwork learn models/water-highlevel/loop.toml      # harvest, label, train, validate, run again
     beadwork label build/highlevel/loop/queue.db --with models/water-highlevel/labeller.toml     # the others that wait
+    python models/water-highlevel/make.py calibrate      # the spread in committee.toml, from the frames held out
 
 The loop labels 24 frames a generation; of the 242 behind the shipped committee 237 were labelled beside it (README.md).
 
@@ -26,14 +27,19 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import tomli_w
 from ase import Atoms
 from tqdm import tqdm
 
+from beadwork.disk import write_whole
 from beadwork.frame import Frame
+from beadwork.learn.dataset import Dataset
 from beadwork.learn.label_file import from_file
 from beadwork.learn.pyscf_labeller import PySCF
-from beadwork.learn.train import train_committee, train_model
+from beadwork.learn.train import held_out, train_committee, train_model
 from beadwork.learn.train_settings import TrainSettings
+from beadwork.potential.bundle import COMMITTEE, members_of
+from beadwork.toml import tomllib
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "highlevel"
@@ -121,6 +127,14 @@ def delta() -> None:
     )
 
 
+def calibrate() -> None:
+    """Measure errors and spread of the committee that is here on its frames held out, and write committee.toml anew."""
+    card = tomllib.loads((HERE / COMMITTEE).read_text(encoding="utf-8"))
+    spread, measured = held_out(Dataset.read(HERE), members_of([HERE]))
+    write_whole(HERE / COMMITTEE, tomli_w.dumps(card | spread | {"held_out": measured}))
+    print(measured)
+
+
 def atoms() -> None:
     """Print the energies of the isolated atoms."""
     for symbol, spin in (("H", 1), ("O", 2)):
@@ -130,4 +144,10 @@ def atoms() -> None:
 
 if __name__ == "__main__":
     step, *rest = sys.argv[1:]
-    {"label": label, "baseline": lambda *files: baseline(list(files)), "delta": delta, "atoms": atoms}[step](*rest)
+    {
+        "label": label,
+        "baseline": lambda *files: baseline(list(files)),
+        "delta": delta,
+        "calibrate": calibrate,
+        "atoms": atoms,
+    }[step](*rest)

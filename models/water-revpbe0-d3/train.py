@@ -1,6 +1,7 @@
 """Train the shipped water models: a revPBE0 baseline and four Δ models (D3).
 
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/
+    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --calibrate
 
 The data are the 84 frames of Schran, Brezina and Marsalek, J. Chem. Phys. 153, 104105 (2020), with the
 D3(zero) part split off: info LO_energy / DELTA_energy (eV), arrays LO_forces / DELTA_forces (eV/Å). They are
@@ -9,7 +10,8 @@ CC-BY-SA-4.0 and stay out of this repository.
 Every fifth frame of a seeded shuffle is held out before anything else. The baseline learns LO_* on all that is
 left; member m of the committee learns DELTA_* on its own draw of 80 % of it, with seed m. Finished models are
 kept, so a killed run goes on where it stopped. At the end the bundles are made and the cards written, with the
-errors on the frames held out.
+errors on the frames held out. --calibrate trains nothing: it measures the spread of the bundles that are there on the
+frames held out, and writes it into committee.toml.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ import numpy as np
 import tomli_w
 
 import beadwork
+from beadwork.learn.label_file import from_file
+from beadwork.learn.residual import calibrate, residuals, scale, told
 from beadwork.potential.bundle import COMMITTEE, amend_card, load_card
 from beadwork.potential.importer import import_model
+from beadwork.toml import tomllib
 
 HELD_OUT = 0.2
 MEMBERS = 4
@@ -144,11 +149,20 @@ def errors(potential: Any, frames: list[ase.Atoms], key: str) -> dict[str, float
     }
 
 
-def alpha(potential: Any, frames: list[ase.Atoms]) -> float:
-    """Scale that makes the mean square force spread equal to the mean square force error against DELTA_forces."""
-    answer = potential.evaluate([beadwork.Frame.from_atoms(frame) for frame in frames])
-    error = answer.delta.forces - np.concatenate([f.arrays["DELTA_forces"] for f in frames])
-    return float(np.sqrt((error**2).mean() / (answer.force_spread**2).mean()))
+def spread(work: Path, members: list[Path]) -> dict[str, Any]:
+    """What committee.toml has of the spread, from the DELTA_* of the frames held out."""
+    examples = from_file(work / "held-out.extxyz", None, "D3(zero)", "DELTA_energy", "DELTA_forces")
+    found = residuals(examples, members, {1: 0.0, 8: 0.0})
+    fitted = calibrate(found)
+    return {**scale(found, fitted), "alpha_from": told(fitted)}
+
+
+def calibrate_again(work: Path, out: Path) -> None:
+    """Write the spread of the members that are there into their committee.toml."""
+    card = tomllib.loads((out / COMMITTEE).read_text(encoding="utf-8"))
+    card |= spread(work, [out / name for name in card["members"]])
+    (out / COMMITTEE).write_bytes(tomli_w.dumps(card).encode())
+    print(card, flush=True)
 
 
 def bundles(work: Path, out: Path) -> None:
@@ -172,10 +186,8 @@ def bundles(work: Path, out: Path) -> None:
         amend_card(out / name, held_out={key: measured})
         print(name, measured, flush=True)
     members = [out / name for name in names]
-    scale = alpha(beadwork.load(out / "baseline", members, alpha=1.0), held)
     card = {
-        "alpha": round(scale, 4),
-        "alpha_from": "ratio of root mean square force error and force spread on the frames held out",
+        **spread(work, members),
         "members": names,
         "weights": [1.0] * MEMBERS,
         "limits": "trained for liquid water at 0.997 g/cm3 and about 300 K alone: not for H3O+, OH- or H2",
@@ -195,10 +207,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for splits, logs and checkpoints")
     parser.add_argument("--jobs", type=int, default=2, help="models trained at the same time, one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the bundles")
+    parser.add_argument("--calibrate", action="store_true", help="train nothing; write committee.toml's spread anew")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "held-out.extxyz").exists():
         split(args.data, args.work)
+    if args.calibrate:
+        calibrate_again(args.work, args.out)
+        return
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(run, "baseline", 0, args.work, BASELINE, E_HYDROGEN)]
         jobs += [pool.submit(run, f"delta-{m}", m + 1, args.work, DELTA, 0.0) for m in range(MEMBERS)]

@@ -12,6 +12,10 @@ from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
+from beadwork.harvest.select import Band
+from beadwork.ipi.simulation import read
+from beadwork.observe.record import Record, tell
+from beadwork.potential.delta import Evaluation, Spread, load
 
 
 def water(seed: int) -> Frame:
@@ -38,6 +42,80 @@ def test_labelled_frames_do_not_count_for_the_limit(tmp_path: Path, labelled: in
     frames = [water(n) for n in range(20)]
     found = keeper.selector.consider(50, frames, np.full(20, 0.2), np.full(20, 0.01))
     keeper.close()
-    kept = [index for index, _ in found]
+    kept = [index for index, _ in found.kept]
     assert len(kept) == 4 - (3 - labelled)
     assert not {0, 1, 2} & set(kept)
+
+
+GUARD = 5.0
+#: force spreads of the frames of one evaluation, eV/Å
+SPREADS = [factor * unit for unit in (1.0, GUARD) for factor in (0.3, 0.5, 0.51, 4.9)]
+
+
+def answered(spreads: list[float], usual: float | None) -> Evaluation:
+    """What two members say of so many molecules, each with this largest force spread."""
+    count = len(spreads)
+    force = np.repeat(spreads, 3)
+    spread = Spread(np.zeros((2, count)), np.zeros(count), force, np.array(spreads), np.zeros(count, int), usual)
+    return Evaluation(
+        np.zeros(count), np.zeros((3 * count, 3)), np.zeros((count, 3, 3)), 3 * np.arange(count + 1), spread=spread
+    )
+
+
+@pytest.mark.parametrize(
+    ("keep_force", "usual", "kept"),
+    [(None, None, 7), (None, 0.0036, 7), (None, 0.4, 6), (None, 6.0, 1), ([0.05, 0.5], 0.0036, 1), ([0.4], None, 7)],
+)
+def test_no_spread_vanishes_between_band_and_guard(
+    tmp_path: Path, keep_force: list[float] | None, usual: float | None, kept: int
+) -> None:
+    """Frames at 0.3 to 4.9 eV/Å and at 0.3 to 4.9 times the guard's mark are kept, or counted with how far up they
+    are, or below the band; the summary has every one of them, and says so in words.
+    """
+    config = ServeConfig(queue=str(tmp_path / "q.db"), keep_force=keep_force, cooldown=0, mark_spread=GUARD)
+    record = Record(tmp_path)
+    keeper = Keeper(config, "c" * 64, record)
+    frames = [water(n) for n in range(len(SPREADS))]
+    keeper("address", 3, frames, answered(SPREADS, usual))
+    band = keeper.selector.band
+    keeper.close()
+    summary = record.summary()
+    record.close(summary)
+    low, high = band.force_low or 0.0, band.force_high or np.inf
+    assert summary["frames_kept"] == kept == sum(low <= s < high for s in SPREADS)
+    below, above = [s for s in SPREADS if s < low], [s for s in SPREADS if s >= high]
+    assert kept + len(below) + len(above) == len(SPREADS)
+    assert sorted(row.kept.max_force_spread for row in Queue(config.queue).rows()) == sorted(
+        s for s in SPREADS if low <= s < high
+    )
+    if above:
+        assert summary["frames_passed_over"] == {"above": {"frames": len(above), "force_spread_max": max(above)}}
+        assert f"above the band: {len(above)} frames, up to {max(above):.4f} eV/Å" in tell(summary, tmp_path, None)
+    else:
+        assert summary["frames_passed_over"] == {}
+
+
+def test_default_band_is_worth_having() -> None:
+    """With the shipped D3 committee H2 in water, which it never saw, is in the band; water is not. The old fixed band
+    of 0.05 to 0.5 eV/Å had neither."""
+    root = Path(__file__).parents[2]
+    committee = load(None, [root / "models" / "water-revpbe0-d3"], "torchscript")
+    within = []
+    for name in ("water", "h2-water"):
+        start = read(root / "inputs" / name / "input.xml").systems[0].frame()
+        spread = committee.evaluate([start]).spread
+        assert spread is not None
+        within.append(Band.of(ServeConfig(), spread.usual).place(spread.largest, np.zeros(1))[0].tolist())
+        assert not Band(0.05, 0.5).place(spread.largest, np.zeros(1))[0].any()
+    assert within == [[False], [True]]
+
+
+def test_band_follows_the_committee_that_answers(tmp_path: Path) -> None:
+    """A committee taken up while a run goes on brings the band of its own card; one that the user gave stays."""
+    for keep_force, bands in ((None, [(0.0036, 5.0), (0.35, 5.0)]), ([0.1], [(0.1, None)] * 2)):
+        config = ServeConfig(queue=str(tmp_path / f"{keep_force}.db"), keep_force=keep_force)
+        keeper = Keeper(config, "c" * 64, lambda event: None)
+        for usual, marks in zip((0.0036, 0.35), bands, strict=True):
+            keeper("address", 0, [water(0)], answered([0.0], usual))
+            assert (keeper.selector.band.force_low, keeper.selector.band.force_high) == marks
+        keeper.close()

@@ -26,8 +26,11 @@ def kept(selector: Selector, step: int, lengths: list[float], spreads: list[floa
     """Consider dimers by their force spread and return the places of those that are to be kept."""
     frames = [dimer(length) for length in lengths]
     found = selector.consider(step, frames, np.array(spreads), np.zeros(len(spreads)))
-    assert all(distance(sign, signature(frames[index])) == 0 for index, sign in found)
-    return [index for index, _ in found]
+    assert all(distance(sign, signature(frames[index])) == 0 for index, sign in found.kept)
+    below = np.array(spreads) < (selector.band.force_low or 0)
+    told = [*(index for index, _ in found.kept), *(index for those in found.passed.values() for index in those)]
+    assert sorted([*told, *np.flatnonzero(below)]) == list(range(len(lengths))), "each frame is in one place"
+    return [index for index, _ in found.kept]
 
 
 @pytest.mark.parametrize(
@@ -51,14 +54,22 @@ def kept(selector: Selector, step: int, lengths: list[float], spreads: list[floa
 )
 def test_band(band: Band, force: float, energy: float, inside: bool) -> None:
     """At a low mark is in, at a high mark is out, and what is not finite is out."""
-    assert band.holds(np.array([force]), np.array([energy])).tolist() == [inside]
+    within, above = band.place(np.array([force]), np.array([energy]))
+    assert within.tolist() == [inside]
+    assert not (within & above).any()
 
 
 def test_band_of_a_configuration() -> None:
-    """Two marks, the low one alone, or none of a kind."""
+    """Two marks, the low one alone, or none of a kind; where none was given, what is usual for the committee, up to
+    the guard's mark."""
     assert Band.of(ServeConfig(keep_force=[0.1], keep_energy=[0.01, 0.2])) == Band(0.1, None, 0.01, 0.2)
     assert Band.of(ServeConfig(keep_force=[], keep_energy=[0.01])) == Band(energy_low=0.01)
-    assert Band.of(ServeConfig()) == Band(0.05, 0.5)
+    assert Band.of(ServeConfig()) == Band(0.05, 5.0)
+    assert Band.of(ServeConfig(), 0.0036) == Band(0.0036, 5.0)
+    assert Band.of(ServeConfig(mark_spread=0.02), 0.0036) == Band(0.0036, 0.02)
+    assert Band.of(ServeConfig(mark_spread=0.02)) == Band(0.05)
+    assert Band.of(ServeConfig(mark_spread=np.inf), 0.35) == Band(0.35)
+    assert Band.of(ServeConfig(keep_force=[0.1, 1.0]), 0.0036) == Band(0.1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +142,25 @@ def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
 def test_forgotten_frame_is_welcome_again() -> None:
     """A frame that could not be stored gives its place back."""
     selector = Selector(Band(force_low=0.1), limit=1)
-    ((_, sign),) = selector.consider(0, [dimer(0.7)], np.array([0.2]), np.zeros(1))
+    ((_, sign),) = selector.consider(0, [dimer(0.7)], np.array([0.2]), np.zeros(1)).kept
     selector.forget(sign)
     assert selector.kept == 0
     assert kept(selector, 1, [0.7], [0.2]) == [0]
+
+
+def test_what_is_not_kept_has_its_reason() -> None:
+    """Above the band, after one just kept, beyond the limit, or like one before; below the band nothing is said."""
+    selector = Selector(Band(force_low=0.1, force_high=1.0), cooldown=2, limit=2, min_distance=0.05)
+
+    def passed(step: int, lengths: list[float], spreads: list[float]) -> dict[str, list[int]]:
+        return dict(
+            selector.consider(step, [dimer(r) for r in lengths], np.array(spreads), np.zeros(len(spreads))).passed
+        )
+
+    assert passed(0, [0.7, 0.8, 0.9, 1.0, 1.1], [0.2, 1.0, np.nan, 0.3, 0.0]) == {"above": [1, 2], "cooldown": [0]}
+    assert passed(1, [1.2, 1.3], [0.2, 0.05]) == {"cooldown": [0]}
+    assert passed(2, [1.02, 1.4], [0.9, 0.2]) == {"alike": [0]}
+    assert passed(4, [1.6], [0.9]) == {"limit": [0]}
 
 
 def test_distance_only_for_candidates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,21 @@ def test_options_of_the_run_in_either_spelling(tmp_path) -> None:
     assert loop.low == 0.2
 
 
+def test_all_generations_are_counted_by_one_band(tmp_path) -> None:
+    """Without keep-force the band is that of the committee that the loop begins with: later ones have a smaller spread,
+    and a mark that fell with it would hide what was learned."""
+    loop = read(written(tmp_path, run={}))
+    first = loop.delta
+    first.mkdir(exist_ok=True)
+    spread = {"shares": [0.5, 0.99], "force_eV_per_angstrom": [0.01, 0.02]}
+    about = {"members": ["delta-0", "delta-1"], "spread_held_out": spread}
+    (first / "committee.toml").write_text(tomli_w.dumps(about))
+    assert loop.band == [0.02, 5.0]
+    assert loop.low == 0.02
+    assert read(written(tmp_path, run={"mark-spread": 2.0})).band == [0.02, 2.0]
+    assert read(written(tmp_path, run={"keep-force": []})).low == np.inf
+
+
 class Stopped:
     """A run of `simulate.start` that stops at once, as if the loop were interrupted."""
 

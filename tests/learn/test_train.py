@@ -429,12 +429,12 @@ def test_errors_of_a_baseline_are_those_against_the_labels():
     model = truth.ROOT / "models" / "water-highlevel" / "baseline"
     examples = [replace(e, baseline=None) for e in mixed(20)]
     dataset = Dataset(tuple(examples), split(examples, 0.5, 0))
-    alpha, measured = held_out(dataset, [model])
+    spread, measured = held_out(dataset, [model])
     answer = load(model).evaluate([e.frame for e in dataset.testing])
     energy = [(a - e.energy) / len(e.frame.numbers) for a, e in zip(answer.energies, dataset.testing, strict=True)]
     have = np.repeat([e.forces is not None for e in dataset.testing], [len(e.frame.numbers) for e in dataset.testing])
     forces = answer.forces[have] - np.concatenate([e.forces for e in dataset.testing if e.forces is not None])
-    assert (alpha, measured.pop("frames")) == (1.0, 10)
+    assert (spread, measured.pop("frames")) == ({}, 10)
     found = {name: value for name, (value, bar) in measured.items() if bar > 0}
     assert found == pytest.approx(
         {
@@ -444,7 +444,7 @@ def test_errors_of_a_baseline_are_those_against_the_labels():
         rel=1e-6,
     )
     assert len(measured) == 2
-    assert held_out(Dataset(tuple(examples), (False,) * 20), [model]) == (1.0, {"frames": 0})
+    assert held_out(Dataset(tuple(examples), (False,) * 20), [model]) == ({}, {"frames": 0})
 
 
 def test_draws_leave_the_held_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from beadwork.errors import LabelError
 from beadwork.learn.dataset import Dataset, split
-from beadwork.learn.residual import Errors, calibrate, residuals
+from beadwork.learn.residual import Errors, calibrate, residuals, scale, told
 from beadwork.learn.train import references
 from beadwork.learn.validate import Validation, validate, write_page
 from beadwork.potential.delta import load
@@ -128,24 +128,58 @@ def test_residuals_are_errors_of_the_mean(examples, found):
 
 
 def test_energies_alone_are_calibrated_on_energies(examples):
-    """Labels without forces still calibrate; three of them do not."""
+    """Labels without forces still calibrate, for both; three of them do not. With forces each has its own."""
     alone = [replace(e, label=replace(e.label, forces=None), forces=None) for e in examples]
     found = residuals(alone, MEMBERS, {1: 0.0, 8: 0.0})
     assert found.forces is None
     fitted = calibrate(found)
-    assert fitted is not None
-    assert fitted.quantity == "energy"
-    assert fitted.frames == (20, 20)
-    assert calibrate(replace(found, energy=found.energy.take([0, 1, 2]))) is None
+    assert {what: one.frames for what, one in fitted.items()} == {"energy": (20, 20)}
+    assert "the forces can say nothing of theirs, and take that one" in told(fitted)
+    card = scale(found, fitted)
+    assert card["alpha"] == card["energy_alpha"] == round(fitted["energy"].alpha, 4)
+    assert calibrate(replace(found, energy=found.energy.take([0, 1, 2]))) == {}
     # one label with forces among forty is no calibration of forces; four are, and are counted as four
     whole = [n for n, e in enumerate(examples) if e.forces is not None]
-    for count, said in ((1, ("energy", (20, 20))), (4, ("forces", (2, 2)))):
+    for count, said in ((1, {"energy": (20, 20)}), (4, {"forces": (2, 2), "energy": (20, 20)})):
         some = [e if n in whole[:count] else a for n, (e, a) in enumerate(zip(examples, alone, strict=True))]
         fitted = calibrate(residuals(some, MEMBERS, {1: 0.0, 8: 0.0}))
-        assert fitted is not None
-        assert (fitted.quantity, fitted.frames) == said
-        assert "nan" not in str(fitted)
-    assert calibrate(replace(found, energy=replace(found.energy, spread=None))) is None
+        assert {what: one.frames for what, one in fitted.items()} == said
+        assert "nan" not in told(fitted)
+    assert calibrate(replace(found, energy=replace(found.energy, spread=None))) == {}
+    assert scale(found, {})["alpha"] == 1.0
+
+
+def test_forces_and_energies_have_an_alpha_each(found):
+    """Energies wrong by three times what the forces say: each alpha is fitted on one half of its own frames, tested on
+    the other, and covers that half as four members should. The card has both, and the quantiles of what a run shows."""
+    rng = np.random.default_rng(1)
+    forces, energy = found.forces, found.energy
+    assert forces is not None
+
+    def wrong(errors: Errors, alpha: float, members: int) -> Errors:
+        """Errors for which this alpha is right, with a spread of so many members."""
+        width = rng.uniform(0.5, 1.5, size=len(errors.error))
+        spread = width * np.sqrt(rng.chisquare(members - 1, size=len(width)) / (members - 1)) / alpha
+        return replace(errors, error=rng.normal(scale=width), noise=np.zeros_like(width), spread=spread)
+
+    many = np.arange(400)
+    energy = Errors(np.zeros(400), np.zeros(400), None, many, 3)
+    frames = tuple(found.examples[n % 40] for n in range(400))
+    largest = rng.uniform(0.0, 0.01, size=400)
+    made = replace(found, examples=frames, energy=wrong(energy, 6.0, 4), forces=wrong(forces, 2.0, 10), largest=largest)
+    fitted = calibrate(made)
+    assert fitted["forces"].alpha == pytest.approx(2.0, rel=0.1)
+    assert fitted["energy"].alpha == pytest.approx(6.0, rel=0.2)
+    for one in fitted.values():
+        for (share, bar), expected in zip(one.after, one.expected, strict=True):
+            assert abs(share - expected) < max(4 * bar, 0.05)
+        assert one.before[0][0] < one.after[0][0] - 0.1
+    assert told(fitted).count("of the errors in the other") == 2
+    card = scale(made, fitted)
+    assert (card["alpha"], card["energy_alpha"]) == tuple(round(fitted[what].alpha, 4) for what in ("forces", "energy"))
+    assert card["spread_held_out"]["shares"] == [0.5, 0.9, 0.99, 1.0]
+    wanted = fitted["forces"].alpha * np.quantile(largest, [0.5, 0.9, 0.99, 1.0])
+    assert np.allclose(card["spread_held_out"]["force_eV_per_angstrom"], wanted, rtol=1e-3)
 
 
 def test_page_stands_alone(examples, found, tmp_path: Path):
@@ -157,12 +191,13 @@ def test_page_stands_alone(examples, found, tmp_path: Path):
     page = file.read_text()
     assert page.count("data:image/png;base64") == 3
     assert "http" not in page.replace("http-equiv", "")
-    assert str(v.calibration) in page
+    assert set(v.calibration) == {"forces", "energy"}
+    assert told(v.calibration) in page
     assert dataset.hash in page
     for row in v.rows():
         for cell in row:
             assert cell in page
-    assert str(v.calibration) in str(v)
+    assert told(v.calibration) in str(v)
     assert "trained on 10 frames" in str(v)
     assert [row[1] for row in v.rows()[2:]] == ["14", "13", "13", "40"]
 

@@ -252,6 +252,14 @@ def test_committee_card(tmp_path):
     (tmp_path / "committee.toml").write_text(text)
     assert dict(load_committee(members).weights) == {"delta-0": 1.0, "delta-1": 2.0, "delta-2": 3.0}
     assert load_committee(members[:2]) is None
+    assert load_committee(members).usual is None
+    spread = "[spread_held_out]\nshares = [0.5, 0.99]\nforce_eV_per_angstrom = "
+    (tmp_path / "committee.toml").write_text(f"alpha = 1.5\n{spread}[0.001, 0.004]\n")
+    assert load_committee(members).usual == 0.004
+    for values in ("[0.001]", "[0.001, -1.0]", '["a", "b"]', "3"):
+        (tmp_path / "committee.toml").write_text(f"alpha = 1.5\n{spread}{values}\n")
+        with pytest.raises(ModelError, match=r"\[spread_held_out\]"):
+            load_committee(members)
     for wrong in ("alpha = -1\n", "weights = [1, 2]\n", 'alpha = "high"\n', "weights = [-1, 1, 1]\n", "alpha = \n"):
         (tmp_path / "committee.toml").write_text(wrong)
         with pytest.raises(ModelError, match=r"committee\.toml"):

@@ -13,6 +13,7 @@ from beadwork.checks.structure import name
 from beadwork.config import ServeConfig
 from beadwork.errors import GuardError, ModelError
 from beadwork.frame import Frame
+from beadwork.harvest.select import force_marks
 from beadwork.potential.bundle import Card, load_committee, worse_than_baseline
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.engines import TOLERANCE, compare, compare_dense
@@ -133,7 +134,7 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
     above: list[tuple[str, str, str]] = []
     within, below = above[:], above[:]
     for option, text, unit, value, marks in (
-        ("--keep-force", where, "eV/Å", force, config.keep_force),
+        ("--keep-force", where, "eV/Å", force, force_marks(config, answer.spread.usual)),
         ("--keep-energy", f"{energy:.3g} eV an atom at most at the start", "eV an atom", energy, config.keep_energy),
     ):
         if marks:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from beadwork.config import ServeConfig
 from beadwork.errors import QueueError, ResourceError
-from beadwork.events import Dropped, Event, Note
+from beadwork.events import Dropped, Event, Note, PassedOver
 from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
 from beadwork.harvest.distance import Signature
@@ -37,6 +37,8 @@ class Keeper:
         self._simulation = simulation
         self._watch = watch
         self._evaluations = 0
+        self._config = config
+        self._usual: float | None = None  # of the committee that answered last
         self._told = False  # that the queue cannot be written
         self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
         self.selector = Selector(Band.of(config), config.cooldown, config.keep_most, config.distance)
@@ -62,8 +64,14 @@ class Keeper:
             return
         spread = evaluation.spread
         atoms = len(frames[0].numbers)
-        for index, sign in self.selector.consider(step, frames, spread.largest, spread.energy / atoms):
+        if spread.usual != self._usual:
+            self._usual = spread.usual
+            self.selector.band = Band.of(self._config, spread.usual)
+        choice = self.selector.consider(step, frames, spread.largest, spread.energy / atoms)
+        for index, sign in choice.kept:
             self._offer(index, sign, step, frames[index], evaluation, spread)
+        for why, those in choice.passed.items():
+            self._watch(PassedOver(step, why, len(those), float(spread.largest[those].max())))
         while self._news:
             self._watch(self._news.popleft())
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,11 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import Signature, distance, signature
+
+#: eV/Å: the low mark where neither the user nor the committee's card gives one
+LOW = 0.05
+#: why a frame that was worth a look is not kept (`events.PassedOver`)
+Why = Literal["above", "cooldown", "limit", "alike"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +38,13 @@ class Band:
     energy_high: float | None = None
 
     @classmethod
-    def of(cls, config: ServeConfig) -> Band:
-        """The band that was configured; a mark that was not given is None."""
-        return cls(*(*config.keep_force, None, None)[:2], *(*config.keep_energy, None, None)[:2])
+    def of(cls, config: ServeConfig, usual: float | None = None) -> Band:
+        """The band that was configured; a mark that was not given is None.
+
+        Where nothing is said of forces it is from `usual`, the force spread that the committee itself has on frames
+        like those it learned from (`LOW` where that is not known), up to the guard's mark.
+        """
+        return cls(*(*force_marks(config, usual), None, None)[:2], *(*config.keep_energy, None, None)[:2])
 
     def __post_init__(self) -> None:
         if self.force_low is None and self.energy_low is None:
@@ -49,13 +59,37 @@ class Band:
             if low is not None and high is not None and low >= high:
                 raise ConfigError(f"{name}_low of the band is {low}, {name}_high {high}; the low mark must be lower")
 
-    def holds(self, force_spread: FloatArray, energy_spread: FloatArray) -> NDArray[np.bool_]:
-        """(S,): which of S frames are in the band; one whose spread is not finite is not."""
+    def place(self, force_spread: FloatArray, energy_spread: FloatArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(S,) and (S,): which of S frames are in the band, and which above it, as one is whose spread is not finite.
+        The others are below."""
         marks = (self.force_low, self.energy_low, self.force_high, self.energy_high)
         low, energy_low, high, energy_high = (np.inf if mark is None else mark for mark in marks)
         enough = (force_spread >= low) | (energy_spread >= energy_low)
         too_much = (force_spread >= high) | (energy_spread >= energy_high)
-        return enough & ~too_much & np.isfinite(force_spread) & np.isfinite(energy_spread)
+        too_much |= ~(np.isfinite(force_spread) & np.isfinite(energy_spread))
+        return enough & ~too_much, too_much
+
+
+def force_marks(config: ServeConfig, usual: float | None) -> list[float]:
+    """`keep-force` as it was given, or as it follows from the committee."""
+    return usual_band(usual, config.mark_spread) if config.keep_force is None else config.keep_force
+
+
+def usual_band(usual: float | None, mark: float) -> list[float]:
+    """The marks of `keep-force` that nobody gave: from `usual`, or LOW, to the guard's mark, where that is higher."""
+    low = LOW if usual is None else usual
+    return [low, mark] if low < mark < math.inf else [low]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What became of the frames of one evaluation, but for those below the band: each is in one of these.
+
+    kept: places and signatures, in their order. passed: places of the others, by the reason.
+    """
+
+    kept: list[tuple[int, Signature]]
+    passed: dict[Why, list[int]]
 
 
 @dataclass(slots=True)
@@ -99,26 +133,31 @@ class Selector:
 
     def consider(
         self, step: int, frames: Sequence[Frame], max_force_spread: FloatArray, energy_spread: FloatArray
-    ) -> list[tuple[int, Signature]]:
+    ) -> Choice:
         """Decide about the S frames of one evaluation, the most uncertain first.
 
         max_force_spread: (S,) eV/Å. energy_spread: (S,) eV an atom. step: any count that grows with the
-        simulation; one that goes backwards (a simulation restarted) ends the cool-down. Returns the places of the
-        frames to be kept, in their order, and their signatures. They count as kept until `forget` is told otherwise.
+        simulation; one that goes backwards (a simulation restarted) ends the cool-down. Those to be kept count as kept
+        until `forget` is told otherwise.
         """
-        inside = np.flatnonzero(self.band.holds(max_force_spread, energy_spread))
+        inside, above = map(np.flatnonzero, self.band.place(max_force_spread, energy_spread))
         found: list[tuple[int, Signature]] = []
+        passed: dict[Why, list[int]] = {"above": above.tolist()} if len(above) else {}
         for index in map(int, inside[np.argsort(-max_force_spread[inside], kind="stable")]):
             if self._last_step is not None and 0 <= step - self._last_step < self.cooldown:
-                break
+                passed.setdefault("cooldown", []).append(index)
+                continue
             if self.limit is not None and self.kept >= self.limit:
-                break
+                passed.setdefault("limit", []).append(index)
+                continue
             sign = signature(frames[index])
-            if all(distance(sign, known) >= self.min_distance for known in (*self._known, *self._elsewhere)):
-                self._known.append(sign)
-                self._last_step = step
-                found.append((index, sign))
-        return sorted(found, key=itemgetter(0))
+            if any(distance(sign, known) < self.min_distance for known in (*self._known, *self._elsewhere)):
+                passed.setdefault("alike", []).append(index)
+                continue
+            self._known.append(sign)
+            self._last_step = step
+            found.append((index, sign))
+        return Choice(sorted(found, key=itemgetter(0)), passed)
 
     def forget(self, sign: Signature) -> None:
         """Take a frame back: it could not be stored, so a later one like it is welcome."""

@@ -12,7 +12,7 @@
     [simulations]                    # i-PI inputs by name; each runs for its total_steps with every committee
     zundel = "zundel/input.xml"
     [run]                            # options of `beadwork run`
-    keep-force = [0.05, 0.5]
+    keep-force = [0.05, 0.5]         # default: the first committee's own, for all generations alike
     [train]                          # settings of `beadwork train`
     epochs = 60
 
@@ -41,18 +41,19 @@ from beadwork.disk import alone, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.row import committee_hash
+from beadwork.harvest.select import usual_band
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.learn import labellers, simulate
 from beadwork.learn.choose import from_queue as choose
 from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue
 from beadwork.learn.labelling import atoms_of, label
-from beadwork.learn.residual import Errors, residuals
+from beadwork.learn.residual import Errors, residuals, told
 from beadwork.learn.same import among
 from beadwork.learn.train import references, train_committee
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.learn.validate import PAGE as VALIDATION
 from beadwork.learn.validate import validate, write_page
-from beadwork.potential.bundle import COMMITTEE, Card, load_card, members_of, point
+from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, point
 from beadwork.swap import SHORT
 from beadwork.toml import build, names
 from beadwork.toml import read as read_toml
@@ -109,8 +110,15 @@ class Loop:
     @property
     def low(self) -> float:
         """The low mark of the force spread, eV/Å: at or above it a frame is asked for."""
-        band = self.run.get("keep-force", ServeConfig().keep_force)
-        return float(band[0]) if band else float("inf")
+        return float(self.band[0]) if self.band else float("inf")
+
+    @property
+    def band(self) -> list[float]:
+        """`keep-force` of all generations, eV/Å: one that followed each committee would not tell what was learned."""
+        if "keep-force" in self.run:
+            return list(self.run["keep-force"])
+        first = load_committee(members_of([self.delta]))
+        return usual_band(first.usual if first else None, self.run.get("mark-spread", ServeConfig().mark_spread))
 
 
 def read(path: Path) -> Loop:
@@ -208,6 +216,7 @@ class _Learning:
         self.live: dict[str, simulate.Run] = {}
         self.options = {
             **loop.run,
+            "keep-force": loop.band,
             "baseline": str(loop.baseline),
             "queue": str((loop.folder / "queue.db").absolute()),
         }
@@ -383,7 +392,7 @@ class _Learning:
         found = validate(out)
         write_page(found, now.folder / VALIDATION)
         common = unseen(testing, [committee])
-        calibration = None if found.calibration is None else str(found.calibration)
+        calibration = told(found.calibration) if found.calibration else None
         return {
             "frames": len(common),
             "old": errors_of(committee, common, out),

@@ -16,7 +16,7 @@ Gaussian: 61 and 86 % of energies lie inside one and two sigma, not 68 and 95 %.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,19 @@ from numpy.typing import NDArray
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.learn.dataset import BATCH, Example
+from beadwork.potential.bundle import SPREAD, USUAL
 from beadwork.potential.delta import load
 
 BOOTSTRAP = 1000
-NO_CALIBRATION = "nothing can be said of the spread: too few frames, one member, or labels noisier than the errors"
+NO_CALIBRATION = (
+    "alpha is 1, for nothing can be said of the spread: too few frames, one member, or labels noisier than the errors"
+)
 #: points at which chi squared is averaged over
 NODES = 50
 #: fewer frames than this calibrate nothing
 FEWEST = 4
+#: of the frames held out, whose spread stays below what committee.toml says
+SHARES = (0.5, 0.9, USUAL, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ class Residuals:
     """Errors of a committee on examples: energies an atom (eV), and force components (eV/Å) of those that have forces.
 
     baseline_energy, baseline_forces: what the baseline alone is wrong by, once the reference energies are taken away.
+    largest: the largest force spread of any atom of each frame, eV/Å before alpha, None with one member.
     """
 
     examples: tuple[Example, ...]
@@ -111,6 +117,7 @@ class Residuals:
     forces: Errors | None
     baseline_energy: Errors
     baseline_forces: Errors | None
+    largest: FloatArray | None = None
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -173,7 +180,7 @@ def residuals(examples: Sequence[Example], members: Sequence[Path], reference: d
     """Evaluate a Δ committee on examples. reference: the committee's reference energies, eV by atomic number."""
     potential = load(None, members, alpha=1.0)
     atoms = np.array([len(e.frame.numbers) for e in examples])
-    energies, spreads, forces, force_spreads = [], [], [], []
+    energies, spreads, forces, force_spreads, largest = [], [], [], [], []
     for start in range(0, len(examples), BATCH):
         answer = potential.evaluate([e.frame for e in examples[start : start + BATCH]])
         energies.append(answer.energies)
@@ -181,17 +188,19 @@ def residuals(examples: Sequence[Example], members: Sequence[Path], reference: d
         if answer.spread is not None:
             spreads.append(answer.spread.energy)
             force_spreads.append(answer.spread.force)
+            largest.append(answer.spread.largest)
     label = np.array([e.energy for e in examples])
     shift = np.array([sum(reference[int(z)] for z in e.frame.numbers) for e in examples])
     noise = np.array([e.energy_error for e in examples]) / atoms
     index = np.arange(len(examples))
+    most = np.concatenate(largest) if largest else None
     freedom = max(1, len(members) - 1)
     spread = np.concatenate(spreads) / atoms if spreads else None
     energy = Errors((np.concatenate(energies) - label) / atoms, noise, spread, index, freedom)
     baseline = Errors((shift - label) / atoms, noise, None, index, freedom)
     have = np.repeat([e.forces is not None for e in examples], atoms)
     if not have.any():
-        return Residuals(tuple(examples), energy, None, baseline, None)
+        return Residuals(tuple(examples), energy, None, baseline, None, most)
     wanted = np.concatenate([e.forces for e in examples if e.forces is not None])
     noise = np.concatenate(
         [
@@ -208,32 +217,71 @@ def residuals(examples: Sequence[Example], members: Sequence[Path], reference: d
         Errors((np.concatenate(forces)[have] - wanted).ravel(), noise, spread, where, 3 * freedom),
         baseline,
         Errors(-wanted.ravel(), noise, None, where, 3 * freedom),
+        most,
     )
 
 
-def calibrate(found: Residuals) -> Calibration | None:
-    """Fit alpha on half of the frames and test it on the other half.
+def calibrate(found: Residuals) -> dict[str, Calibration]:
+    """Fit alpha of the 'forces' and alpha of the 'energy', each on half of its frames, and test it on the other half.
 
-    None with one member, too few frames, or labels noisier than the errors.
+    A quantity is left out with one member, too few frames, or labels noisier than the errors.
     """
-    errors, quantity = found.energy, "energy"
-    if found.forces is not None and len(np.unique(found.forces.frame)) >= FEWEST:
-        errors, quantity = found.forces, "forces"
-    fit, test = found.halves(errors)
-    if len(fit) + len(test) < FEWEST or errors.spread is None:
-        return None
-    alpha = errors.take(fit).fit_alpha()
-    if alpha is None:
-        return None
-    rest = errors.take(test)
-    return Calibration(
-        alpha,
-        quantity,
-        (rest.inside(1.0, 1), rest.inside(1.0, 2)),
-        (rest.inside(alpha, 1), rest.inside(alpha, 2)),
-        (rest.expected(alpha, 1), rest.expected(alpha, 2)),
-        (len(fit), len(test)),
+    fitted = {}
+    for quantity, errors in (("forces", found.forces), ("energy", found.energy)):
+        if errors is None or errors.spread is None:
+            continue
+        fit, test = found.halves(errors)
+        if len(fit) + len(test) < FEWEST or (alpha := errors.take(fit).fit_alpha()) is None:
+            continue
+        rest = errors.take(test)
+        fitted[quantity] = Calibration(
+            alpha,
+            quantity,
+            (rest.inside(1.0, 1), rest.inside(1.0, 2)),
+            (rest.inside(alpha, 1), rest.inside(alpha, 2)),
+            (rest.expected(alpha, 1), rest.expected(alpha, 2)),
+            (len(fit), len(test)),
+        )
+    return fitted
+
+
+def told(fitted: Mapping[str, Calibration]) -> str:
+    """What was found, for people; which alpha stands in where one could not be fitted."""
+    if not fitted:
+        return NO_CALIBRATION
+    lone = "".join(
+        f"; the {missing} can say nothing of theirs, and take that one"
+        for missing in ("forces", "energy")
+        if missing not in fitted
     )
+    return "; ".join(map(str, fitted.values())) + lone
+
+
+def scale(found: Residuals, fitted: Mapping[str, Calibration]) -> dict[str, Any]:
+    """What committee.toml has of the spread: alpha (of forces), energy_alpha, and quantiles on the frames held out.
+
+    One that could not be fitted is the other, and 1 where neither could.
+    """
+    either = next((one.alpha for one in fitted.values()), 1.0)
+    forces, energy = (fitted[what].alpha if what in fitted else either for what in ("forces", "energy"))
+    card: dict[str, Any] = {"alpha": round(forces, 4), "energy_alpha": round(energy, 4)}
+    if (known := quantiles(found.largest, forces)) is not None:
+        card[SPREAD] = known
+    return card
+
+
+def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None:
+    """Those of the largest force spread of a frame, after alpha, as committee.toml has them under `bundle.SPREAD`.
+
+    largest: (F,) eV/Å before alpha, of frames that no member has seen. None for too few frames, or one member.
+    """
+    if largest is None or len(largest) < FEWEST:
+        return None
+    return {
+        "frames": len(largest),
+        "shares": list(SHARES),
+        "force_eV_per_angstrom": [float(f"{q:.4g}") for q in alpha * np.quantile(largest, SHARES)],
+    }
 
 
 def _means(values: FloatArray | NDArray[np.bool_], frame: IntArray) -> FloatArray:

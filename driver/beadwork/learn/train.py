@@ -27,7 +27,7 @@ from beadwork.errors import LabelError, ModelError
 from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split
 from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
-from beadwork.learn.residual import NO_CALIBRATION, calibrate, residuals
+from beadwork.learn.residual import calibrate, residuals, scale, told
 from beadwork.learn.same import among
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of, no_better
@@ -81,9 +81,9 @@ def train_committee(
         _train(missing, out, settings, plan, start, about, progress)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
-    alpha, measured = held_out(dataset, paths)
+    spread, measured = held_out(dataset, paths)
     card = {
-        "alpha": alpha,
+        **spread,
         "members": members,
         "weights": [1.0] * len(members),
         "method": dataset.method,
@@ -133,21 +133,24 @@ def _train(
                 )
 
 
-def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[float, dict[str, Any]]:
-    """alpha, and the errors on the frames held out as the card has them; with none, 1 and the reason.
+def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the card has of the spread (`residual.scale`), and of the errors on the frames held out; with none, the
+    reason.
 
     A model of the labels themselves has neither alpha nor a baseline, so its card has only its own errors.
     """
     whole = dataset.baseline is None
     if not dataset.testing:
-        return 1.0, {"frames": 0} | ({} if whole else {"alpha": "1, for want of frames held out"})
+        if whole:
+            return {}, {"frames": 0}
+        return {"alpha": 1.0}, {"frames": 0, "alpha": "1, for want of frames held out"}
     found = residuals(dataset.testing, members, references(members[0]))
     measured = found.measured
     if whole:
-        return 1.0, {key: value for key, value in measured.items() if not key.startswith("baseline")}
+        return {}, {key: value for key, value in measured.items() if not key.startswith("baseline")}
     fitted = calibrate(found)
-    measured["alpha"] = "1: " + NO_CALIBRATION if fitted is None else str(fitted)
-    return 1.0 if fitted is None else round(fitted.alpha, 4), measured
+    measured["alpha"] = told(fitted)
+    return scale(found, fitted), measured
 
 
 def references(bundle: Path) -> dict[int, float]:

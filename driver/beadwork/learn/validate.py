@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
 from beadwork.learn import page
 from beadwork.learn.dataset import Dataset, Example, split
-from beadwork.learn.residual import NO_CALIBRATION, Calibration, Errors, Residuals, calibrate, residuals
+from beadwork.learn.residual import Calibration, Errors, Residuals, calibrate, residuals, told
 from beadwork.learn.same import among
 from beadwork.learn.train import references, train_committee
 from beadwork.learn.train_settings import TrainSettings
@@ -34,7 +34,7 @@ class Validation:
     committee: Path
     dataset: Dataset
     found: Residuals
-    calibration: Calibration | None
+    calibration: Mapping[str, Calibration]
     curve: tuple[tuple[int, Residuals], ...] = ()
 
     @property
@@ -51,7 +51,7 @@ class Validation:
         lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         if self.worse:
             lines.append(self.worse)
-        lines.append(NO_CALIBRATION if self.calibration is None else str(self.calibration))
+        lines.append(told(self.calibration))
         for frames, found in self.curve:
             lines.append(f"trained on {frames} frames: " + ", ".join(_said(e, u) for e, u in _both(found)))
         return "\n".join(lines)
@@ -140,14 +140,13 @@ def write_page(validation: Validation, file: Path) -> None:
         _picture(_parity, v),
         "<h2>Spread against error</h2>",
     ]
-    if v.calibration is None:
-        sections.append(f"<p>{NO_CALIBRATION}.</p>")
-    else:
+    sections.append(f"<p>{html.escape(told(v.calibration))}.</p>")
+    if v.calibration:
         sections += [
-            f"<p>{html.escape(str(v.calibration))}.</p>",
             _picture(_reliability, v),
             "<p>Left: errors sorted by predicted width into bins of equal size; on the line the width is right. Right: "
-            "share of the errors inside so many predicted widths; black is what so many members should give.</p>",
+            "share of the errors inside so many predicted widths; black is what so many members should give (forces "
+            "dashed).</p>",
         ]
     if v.curve:
         sections += ["<h2>Learning curve</h2>", _picture(_curve, v)]
@@ -217,11 +216,11 @@ def _parity(v: Validation, panels: Any) -> None:
 
 
 def _reliability(v: Validation, panels: Any) -> None:
-    if v.calibration is None:
-        return
-    alpha = v.calibration.alpha
     sigmas = np.linspace(0, 4, 81)
     for (errors, unit), name, colour in zip(_both(v.found), ("energy", "forces"), _COLOURS, strict=False):
+        if name not in v.calibration:
+            continue
+        alpha = v.calibration[name].alpha
         errors = errors.take(v.found.halves(errors)[1])
         width = errors.width(alpha)
         bins = np.array_split(np.argsort(width), max(2, min(10, len(width) // 8)))
@@ -233,15 +232,9 @@ def _reliability(v: Validation, panels: Any) -> None:
             share = np.searchsorted(ratio, sigmas) / len(ratio)
             when = "before" if style == ":" else "after"
             panels[1].plot(sigmas, 100 * share, style, color=colour, label=f"{name}, {when} alpha")
-    fitted = v.found.energy if v.calibration.quantity == "energy" else v.found.forces
-    if fitted is not None:
-        panels[1].plot(
-            sigmas,
-            [100 * fitted.take(v.found.halves(fitted)[1]).expected(alpha, s) for s in sigmas],
-            color="black",
-            lw=0.8,
-            label="expected",
-        )
+        expected = [100 * errors.expected(alpha, s) for s in sigmas]
+        dashes = "-" if name == "energy" else "--"
+        panels[1].plot(sigmas, expected, dashes, color="black", lw=0.8, label=f"{name}, expected")
     low, high = _limits(panels[0])
     panels[0].plot([low, high], [low, high], color="black", lw=0.8)
     panels[0].set_xlabel("predicted width")

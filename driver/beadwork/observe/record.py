@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.disk import put_aside, writing
-from beadwork.events import Evaluated, Event, Joined, Kept, MarkPassed, TakenUp
+from beadwork.events import Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, TakenUp
 
 #: what stands in beadwork.out where i-PI's step is not known
 JOINED = "# joined an i-PI under way: its step is not known, and steps are counted from 0"
+#: why frames were passed over, in words
+PASSED = {
+    "above": "they are above the band",
+    "cooldown": "one was kept shortly before",
+    "limit": "--keep-most are kept",
+    "alike": "they are like one kept before",
+}
 COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
 
 
@@ -57,6 +64,7 @@ class Record:
         self._energy_spread_sum = 0.0
         self._committees: list[dict[str, Any]] = []
         self._marks: Counter[str] = Counter()
+        self._passed: dict[str, tuple[int, float]] = {}  # why: how many frames, and the largest force spread of any
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
@@ -66,6 +74,9 @@ class Record:
             self._add(event)
         elif isinstance(event, MarkPassed):
             self._marks[event.kind] += 1
+        elif isinstance(event, PassedOver):
+            frames, most = self._passed.get(event.why, (0, 0.0))
+            self._passed[event.why] = frames + event.frames, max(most, event.force_spread)
         elif isinstance(event, Joined):
             self._write(JOINED)
         elif isinstance(event, TakenUp):
@@ -121,6 +132,9 @@ class Record:
             "energy_spread_mean": self._energy_spread_sum / spreads if spreads else None,
             "frames_kept": self.kept,
             "frames_dropped": self.dropped,
+            "frames_passed_over": {
+                why: {"frames": frames, "force_spread_max": most} for why, (frames, most) in self._passed.items()
+            },
             "committees": self._committees,
             "marks_passed": dict(self._marks),
         }
@@ -150,6 +164,10 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
             f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
             f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
         )
+    lines += [
+        f"not kept, for {PASSED[why]}: {about['frames']} frames, up to {about['force_spread_max']:.4f} eV/Å"
+        for why, about in summary["frames_passed_over"].items()
+    ]
     lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / 'beadwork.out'}")
     if queue:
         lines.append(f"the frames kept: beadwork queue list {queue}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ CARD = "card.toml"
 MODEL = "model.pt"
 NATIVE = "native.json"
 COMMITTEE = "committee.toml"
+#: in committee.toml: quantiles of the largest force spread of a frame, on frames held out; and the one that counts
+SPREAD, USUAL = "spread_held_out", 0.99
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "angstrom"}
 Opened = TypeVar("Opened")
@@ -57,10 +60,15 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Committee:
-    """What a committee.toml says: alpha, and a weight for each member (folder names beside the file)."""
+    """What a committee.toml says: alpha, and a weight for each member (folder names beside the file).
+
+    usual: eV/Å after alpha, what the largest force spread of a frame stays below in 99 of 100 frames held out; None
+    where the file does not say.
+    """
 
     alpha: float
     weights: Mapping[str, float]
+    usual: float | None = None
 
 
 def load_card(bundle: str | Path) -> Card:
@@ -177,10 +185,12 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
         listed = [str(n) for n in data.get("members", names)]
         weights = [float(w) for w in data.get("weights", [1.0] * len(listed))]
         alpha = float(data.get("alpha", 1.0))
+        usual = _usual(data)
         paired = dict(zip(listed, weights, strict=True))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"{file} is wrong ({error}); it holds alpha (a number), members and weights (lists of one length)"
+            f"{file} is wrong ({type(error).__name__}: {error}); it holds alpha (a number), members and weights (lists "
+            f"of one length), and in [{SPREAD}] the quantiles of the spread on frames held out"
         ) from error
     if sorted(listed) != sorted(names):
         return None
@@ -188,7 +198,9 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
         raise ModelError(
             f"{file} has alpha {alpha} and weights {weights}; alpha must be positive, weights not negative"
         )
-    return Committee(alpha, paired)
+    if usual is not None and not (math.isfinite(usual) and usual >= 0):
+        raise ModelError(f"{file} has {usual} in [{SPREAD}]; quantiles of a spread are numbers that are not negative")
+    return Committee(alpha, paired, usual)
 
 
 def members_of(delta: Sequence[str | Path]) -> list[Path]:
@@ -271,6 +283,15 @@ def sha256(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _usual(data: Mapping[str, Any]) -> float | None:
+    """The quantile of the largest force spread of a frame, eV/Å; None where the file has none."""
+    if SPREAD not in data:
+        return None
+    shares = [float(share) for share in data[SPREAD]["shares"]]
+    found = dict(zip(shares, data[SPREAD]["force_eV_per_angstrom"], strict=True))
+    return float(found[USUAL])
 
 
 _OWN = ("format", "name", "elements", "cutoff", "dtype", "head", "units", "sha256")

@@ -29,7 +29,7 @@ class Spread:
     """How far M >= 2 members disagree about S systems of A atoms, after alpha.
 
     members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of
-    a system, of its atom `atom` (S,), counted within the system.
+    a system, of its atom `atom` (S,), counted within the system. usual: `Potential`'s.
     """
 
     members: FloatArray
@@ -37,6 +37,7 @@ class Spread:
     force: FloatArray
     largest: FloatArray
     atom: IntArray
+    usual: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,9 @@ class Potential:
 
     alpha: scales the members' deviations from their mean (Musil et al., J. Chem. Theory Comput. 15, 906, 2019).
 
+    usual: eV/Å after alpha, the largest force spread of a frame like those that the committee learned from; None where
+    that is not known.
+
     baseline_uncertainty: s in eV a system, or None. With it the sum is V_base + E_ref + s^2/(s^2 + var) (V_Δ - E_ref),
     and force and virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021, with E_ref = 0).
     reference: atomic number -> eV, what an atom adds to V_Δ whatever its environment, and so to E_ref. A constant times
@@ -115,8 +119,10 @@ class Potential:
         baseline_uncertainty: float | None = None,
         max_edges: int | None = None,
         reference: Mapping[int, float] | None = None,
+        usual: float | None = None,
     ) -> None:
         self.reference = dict(reference or {})
+        self.usual = usual
         self.baseline = baseline
         self.members = tuple(members)
         self.alpha = alpha
@@ -190,10 +196,17 @@ class Potential:
             other.alpha,
             self.baseline_uncertainty,
             reference=other.reference,
+            usual=other.usual,
         )
         whole.share_room(self)
         whole.cards = (*self.baseline_cards, *other.cards)
         return whole
+
+    def without_baseline(self) -> Potential:
+        """The committee alone, without cards."""
+        return Potential(
+            None, self.members, self.weights.tolist(), self.alpha, reference=self.reference, usual=self.usual
+        )
 
     def share_room(self, other: Potential) -> None:
         """Take no more at once than another one does on the same device."""
@@ -335,6 +348,7 @@ class Potential:
                 force_spread,
                 largest,
                 _first_index(force_spread, largest, graph),
+                self.usual,
             ),
             member_forces=mean.forces + force if member_forces else None,
             member_virials=mean.virials + virial if member_forces else None,
@@ -363,11 +377,13 @@ def load(
     _check_together(cards, members)
     committee = load_committee(paths) if paths else None
     notes = []
+    usual = None
     if committee is not None:
         if alpha is None:
             alpha = committee.alpha
         if weights is None:
             weights = [committee.weights[p.resolve().name] for p in paths]
+        usual = None if committee.usual is None else committee.usual * alpha / committee.alpha
         notes.append(f"committee.toml: alpha {committee.alpha:g}, weights {dict(committee.weights)}")
     elif any((path.resolve().parent / COMMITTEE).exists() for path in paths):
         notes.append(
@@ -377,7 +393,7 @@ def load(
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     base = opened.pop(0) if baseline is not None else None
     alpha = 1.0 if alpha is None else alpha
-    potential = Potential(base, opened, weights, alpha, baseline_uncertainty)
+    potential = Potential(base, opened, weights, alpha, baseline_uncertainty, usual=usual)
     for weight, member in zip(potential.weights.tolist(), opened, strict=True):
         for z, energy in member.reference.items():
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
