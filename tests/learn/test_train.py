@@ -142,7 +142,7 @@ def test_a_delta_worse_than_its_baseline_is_said_by_train_and_by_point(committee
     )
     said: list[str] = []
     for measured, last in ((table, sentence), (table | {"energy_rmse_meV_per_atom": [80.0, 8.0]}, "")):
-        monkeypatch.setattr("beadwork.learn.train.held_out", lambda *rest, found=measured: (1.0, found))
+        monkeypatch.setattr("beadwork.learn.train.held_out", lambda *rest, found=measured: ({"alpha": 1.0}, found))
         train_committee(mixed(), truth.BASELINE, out, SMALL, None, said.append)
         assert said[-1].endswith(last or str(measured))
         assert main(["models", "point", str(tmp_path / "current"), str(out)]) == 0
