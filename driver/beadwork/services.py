@@ -64,7 +64,8 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
     structures = simulation.structures(socket)
     servers = config.servers or 1
     # more connections than the ring has batches would never be used, or by one server alone
-    wanted = config.connections or max(1, -(-structures // (socket.batch_size * servers)))
+    at_once = structures if socket.photons is None else 1
+    wanted = config.connections or max(1, -(-at_once // (socket.batch_size * servers)))
     line = Line(address_of(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
     name = socket.parent or socket.name
     parts = [part for system in simulation.systems for part in system.parts(name)]

@@ -453,7 +453,6 @@ def test_bad_inputs(write, body, said, capfd):
     [
         ("", "there is no structure in it"),
         ("nothing of the kind\n", "there is no structure in it"),
-        (WATER.replace("H 0.8", "X 0.8"), "atom 1 of system 0 of .* is called 'X', which is no element"),
         (WATER.replace("H -0.8", "Hw -0.8"), "atom 2 of system 0 of .* is called 'Hw', which is no element"),
         (WATER.replace("0.8 0.6", "0.8 zero"), "could not convert string to float"),
         (WATER.replace("CELL(abcABC): 10 11 12 90 90 60 cell{angstrom} ", ""), "could not initialize the cell"),
@@ -466,6 +465,23 @@ def test_bad_structures(write, structure, said):
     with pytest.raises(SimulationError, match=said) as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_atoms_that_are_no_elements(write):
+    """Whatever i-PI has a mass for can be simulated; it is refused where it would travel, and the whole input where
+    nothing else is in it.
+    """
+    path = write(structure=WATER.replace("H 0.8", "X 0.8"))
+    simulation = read(path)
+    assert simulation.systems[0].frame().numbers.tolist() == [8, 1]
+    said = "is called {!r}, which is no element, so no model can answer for it; name it by its element"
+    with pytest.raises(SimulationError, match=f"atom 1 of system 0 of .* {said.format('X')}"):
+        simulation.numbers(simulation.socket())
+    active = FORCEFIELD.replace("</ffsocket>", "<activelist>[0, 2]</activelist></ffsocket>")
+    simulation = read(write(active + SYSTEM, WATER.replace("H 0.8", "X 0.8")))
+    assert simulation.numbers(simulation.socket()).tolist() == [8, 1]
+    with pytest.raises(SimulationError, match=f"atom 0 of system 0 of .* {said.format('H2')}"):
+        read(write(structure="1\n# CELL(abcABC): 9 9 9 90 90 90\nH2 0 0 0\n"))
 
 
 def test_missing_foreign_and_empty_files(tmp_path):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ipi.utils.units import unit_to_internal
 
 from beadwork import doctor, services
 from beadwork.checks.finding import AMBER, Finding
@@ -16,18 +20,20 @@ from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Component, Extra, Simulation, read
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.delta import Potential
+from beadwork.server import Server
 from beadwork.services import join
+from beadwork.units import BOHR, HARTREE
 
 HERE = Path(__file__).parent
 
 
 def joined(
-    monkeypatch: pytest.MonkeyPatch, simulation: Simulation, at: Mapping[str, str]
+    monkeypatch: pytest.MonkeyPatch, simulation: Simulation, at: Mapping[str, str], prefix: str | None = None
 ) -> tuple[list[services.Service], list[str]]:
     """What serves each forcefield: a harmonic baseline and two harmonic Δ in place of models."""
     potential = Potential(Harmonic(1.0), [Harmonic(0.1), Harmonic(0.2)])
     monkeypatch.setattr(services, "load_for", lambda _: potential)
-    return join(ServeConfig(str(simulation.path), "baseline", ["delta"], dict(at)), simulation)
+    return join(ServeConfig(str(simulation.path), "baseline", ["delta"], dict(at), sockets_prefix=prefix), simulation)
 
 
 def looked_at(monkeypatch: pytest.MonkeyPatch, path: Path, at: Mapping[str, str]) -> list[Finding]:
@@ -146,3 +152,47 @@ def test_extras_of_contracted_beads(
     else:
         with pytest.raises(SimulationError, match=said):
             joined(monkeypatch, read(path), {"short": "sum"})
+
+
+def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `<ffcavphsocket>` sends the atoms without its photons, bead after bead: one connection, no word of batches."""
+    simulation = read(HERE / "cavity.xml")
+    (socket,) = simulation.sockets
+    assert (socket.photons, socket.active) == (2, (0, 1, 2))
+    assert simulation.numbers(socket).tolist() == [8, 1, 1]
+    assert simulation.structures(socket) == 2
+    assert advice(simulation) == []
+    (service,), _ = joined(monkeypatch, simulation, {"cavity": "sum"})
+    assert (service.line.wanted, service.ring, service.numbers.tolist()) == (1, 2, [8, 1, 1])
+
+
+@pytest.mark.slow
+def test_a_cavity_with_real_ipi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """i-PI's potential is ours of the molecule and that of light and matter, 1/2 w^2 (q + e d / w^2)^2 by axis (Li,
+    Subotnik and Nitzan, PNAS 117, 18324, 2020), of the last positions that it wrote.
+    """
+    for name in ("cavity.xml", "water-in-a-cavity.xyz"):
+        (tmp_path / name).write_text((HERE / name).read_text())
+    monkeypatch.chdir(tmp_path)
+    prefix = f"{tmp_path}/"
+    simulation = read("cavity.xml", prefix)
+    services_, _ = joined(monkeypatch, simulation, {"cavity": "baseline"}, prefix)
+    command = [Path(sys.executable).with_name("i-pi"), "-S", prefix, "cavity.xml"]
+    with open("log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        Server(services_, stopped=lambda: process.poll() is not None).run()
+        assert process.wait(60) == 0, Path("log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    where = read("RESTART").systems[0].positions / BOHR
+    atoms, light = where[:, :3], where[:, 3:]
+    omega, coupling = unit_to_internal("frequency", "inversecm", 3550), 4e-4
+    dipole = np.einsum("a,bai->bi", [-0.8, 0.4, 0.4], atoms)
+    matter = 0.5 * 1.0 / HARTREE * BOHR**2 * (atoms**2).sum(axis=(1, 2))
+    free = 0.5 * omega**2 * (light**2).sum(axis=(1, 2))
+    coupled = np.stack([light[:, 0, 0], light[:, 1, 1]], axis=1)
+    bound = (coupling * coupled * dipole[:, :2]).sum(axis=1) + (coupling * dipole[:, :2] / omega) ** 2 @ [0.5, 0.5]
+    potential = np.loadtxt("run.out")[-1, 1]
+    np.testing.assert_allclose(potential, (matter + free + bound).mean(), rtol=1e-12)

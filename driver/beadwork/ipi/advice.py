@@ -35,8 +35,8 @@ def advice(simulation: Simulation, servers: int = 1) -> list[str]:
 def _advice(socket: Socket, count: int, servers: int) -> Iterator[str]:
     batched = socket.batch_size > 1
     share = -(-count // servers)
-    # the copies made by an <ffrotations> are unknown here, so nothing is said of their number
-    counted = not socket.rotated
+    # the copies made by an <ffrotations> are unknown here, and a cavity's beads come one by one whatever is set
+    counted = not socket.rotated and socket.photons is None
     if socket.timeout > 0:
         yield (
             f"timeout {socket.timeout:g} s drops a client that computes for longer and sends its beads again, for "

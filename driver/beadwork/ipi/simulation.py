@@ -81,7 +81,7 @@ class FFCommittee:
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """One `<ffsocket>`: where i-PI listens and how it hands out the beads.
+    """One `<ffsocket>` or `<ffcavphsocket>`: where i-PI listens and how it hands out the beads.
 
     name: of the forcefield. address, port: as in the XML; port matters for inet only. prefix: what stands before
     the address of a unix socket. batch_size: structures in a request, 1 where i-PI does not batch. slots: the
@@ -89,7 +89,8 @@ class Socket:
     timeout: seconds after which i-PI drops a client, 0 for never. active: the atoms that are sent, None for all.
     offset: Hartree, subtracted by i-PI from our energy. parent: the `<ffcommittee>` or `<ffrotations>` around it,
     which is what systems name. rotated: that parent sends every structure in one or more orientations. committee: what
-    that parent does with our answer, if it is an `<ffcommittee>`.
+    that parent does with our answer, if it is an `<ffcommittee>`. photons: of an `<ffcavphsocket>`, how many of the
+    last atoms i-PI keeps to itself; it sends one bead after the other, each when that before has its answer.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Socket:
     parent: str | None
     rotated: bool
     committee: FFCommittee | None = None
+    photons: int | None = None
 
     @property
     def path(self) -> Path | None:
@@ -146,7 +148,8 @@ class Extra:
 class System:
     """One `<system>`, or one instance of a `<system_template>`, at its start.
 
-    prefix: of its output files. numbers: (n,) atomic numbers. masses: (n,) dalton. positions: (nbeads, n, 3) Å.
+    prefix: of its output files. numbers: (n,) atomic numbers, 0 for what is no element. names: what the input calls its
+    atoms. masses: (n,) dalton. positions: (nbeads, n, 3) Å.
     cell: (3, 3) Å, a lattice vector a row (i-PI starts no system without a cell). forces, bias: those of `<forces>`,
     and those of the ensemble's `<bias>` with their `<bias_weights>`; i-PI asks the forcefields of both. temperature: K,
     None where the ensemble has none. timestep: fs, None where nothing moves in time. nmts: for each level of multiple
@@ -156,6 +159,7 @@ class System:
     prefix: str
     nbeads: int
     numbers: IntArray
+    names: tuple[str, ...]
     masses: FloatArray
     positions: FloatArray
     cell: FloatArray
@@ -170,8 +174,10 @@ class System:
         return tuple(part for part in self.forces + self.bias if part.forcefield == forcefield)
 
     def frame(self, bead: int = 0, active: tuple[int, ...] | None = None, *, periodic: bool = True) -> Frame:
-        """Return the start structure of one bead, whole or the active atoms alone, periodic each way or not at all."""
-        atoms = slice(None) if active is None else list(active)
+        """Return the start structure of one bead, all that are elements or the active atoms alone, periodic each way or
+        not at all.
+        """
+        atoms = np.flatnonzero(self.numbers) if active is None else list(active)
         return Frame(self.numbers[atoms], self.positions[bead][atoms], self.cell, (periodic,) * 3, bead)
 
 
@@ -266,7 +272,8 @@ class Simulation:
         """Return the atomic numbers (n,) of the structures that come over this socket, in order.
 
         Species never travel on the wire, so all systems behind one socket must agree.
-        Raises SimulationError when they differ, when no system uses the socket, or when an active atom is missing.
+        Raises SimulationError when they differ, when no system uses the socket, when an active atom is missing, or when
+        one is no element.
         """
         served = [system for system, _ in self.served(socket)]
         if not served:
@@ -285,6 +292,11 @@ class Simulation:
                     f"{len(system.numbers) - 1}: {list(socket.active)}"
                 )
             found.append(system.numbers[list(socket.active)])
+        for system, numbers in zip(served, found, strict=True):
+            if not numbers.all():
+                atoms = range(len(system.numbers)) if socket.active is None else socket.active
+                atom = atoms[int(np.argmin(numbers))]
+                raise _unknown(self.path, self.systems.index(system), atom, system.names[atom])
         for k, numbers in enumerate(found):
             if not np.array_equal(numbers, found[0]):
                 raise SimulationError(
@@ -326,6 +338,7 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
         raise SimulationError(f"{path} has no <system>; there is nothing to simulate")
     directory, files = _locate(path, replicas, directory)
     systems = tuple(_system(path, k, replica) for k, replica in enumerate(replicas))
+    sockets = tuple(_without_photons(socket, systems) for socket in sockets)
     for system in systems:
         for part in system.forces + system.bias:
             if part.forcefield not in forcefields:
@@ -418,7 +431,7 @@ def _parse(path: Path, root: Any) -> Any:
 
 def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
     for tag, entry in source.extra:
-        if tag == "ffsocket":
+        if tag in ("ffsocket", "ffcavphsocket"):
             yield _socket(entry, prefix, None, False)
         elif tag == "ffcommittee":
             baseline = str(entry.baseline_name.fetch())
@@ -434,7 +447,7 @@ def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
 
 def _socket(entry: Any, prefix: str, parent: str | None, rotated: bool) -> Socket:
     forcefield = entry.fetch()  # an FFSocket binds its address only when it is started
-    interface = forcefield.socket
+    interface, cavity = forcefield.socket, getattr(forcefield, "ph", None)
     active = tuple(int(index) for index in np.atleast_1d(forcefield.active))
     return Socket(
         name=str(forcefield.name),
@@ -454,7 +467,16 @@ def _socket(entry: Any, prefix: str, parent: str | None, rotated: bool) -> Socke
         offset=float(forcefield.offset),
         parent=parent,
         rotated=rotated,
+        photons=None if cavity is None else cavity.n_photon if cavity.apply_photon else 0,
     )
+
+
+def _without_photons(socket: Socket, systems: tuple[System, ...]) -> Socket:
+    """Return the socket with the atoms that i-PI sends over it."""
+    counts = [len(system.numbers) for system in systems if system.parts(socket.name)]
+    if not socket.photons or not counts:
+        return socket
+    return replace(socket, active=tuple(range(counts[0] - socket.photons)))
 
 
 def _replicas(tag: str, entry: Any) -> list[Any]:
@@ -549,8 +571,9 @@ def _system(path: Path, k: int, replica: Any) -> System:
             replica.init.init_stage1(replica)
     except SimulationError:
         names = [str(name) for name in dstrip(replica.beads.names)]
-        if all(names):
-            _numbers(path, k, names)  # a label that is no element has no mass either: this says more than i-PI does
+        if all(names) and not (numbers := _numbers(names)).all():
+            atom = int(np.argmin(numbers))  # which has no mass either: this says more than i-PI does
+            raise _unknown(path, k, atom, names[atom]) from None
         raise
     beads, motion = replica.beads, replica.motion
     bias, weights = replica.ensemble.bcomp, dstrip(replica.ensemble.bweights)
@@ -559,11 +582,16 @@ def _system(path: Path, k: int, replica: Any) -> System:
             f"system {k} of {path} has {len(bias)} forces in <bias> and {len(weights)} numbers in <bias_weights>; give "
             "one a force"
         )
+    names = [str(name) for name in dstrip(beads.names)]
+    numbers = _numbers(names)
+    if not numbers.any():
+        raise _unknown(path, k, 0, names[0])
     temperature, timestep = float(replica.ensemble.temp), float(motion.dt)
     return System(
         prefix=str(replica.prefix),
         nbeads=int(beads.nbeads),
-        numbers=_numbers(path, k, [str(name) for name in dstrip(beads.names)]),
+        numbers=numbers,
+        names=tuple(names),
         masses=np.array([unit_to_user("mass", "dalton", mass) for mass in dstrip(beads.m)]),
         positions=np.array(dstrip(beads.q)).reshape(beads.nbeads, -1, 3) * BOHR,
         cell=np.array(dstrip(replica.cell.h)).T * BOHR,
@@ -587,12 +615,12 @@ def _component(part: Any, beads: int, weight: float, mts_weights: tuple[float, .
     return Component(str(part.ffield), count, float(weight), mts_weights, interpolated)
 
 
-def _numbers(path: Path, k: int, names: list[str]) -> IntArray:
-    numbers = [_ISOTOPES.get(name) or atomic_numbers.get(name, 0) for name in names]
-    if 0 in numbers:
-        atom = numbers.index(0)
-        raise SimulationError(
-            f"atom {atom} of system {k} of {path} is called {names[atom]!r}, which is no element or isotope that "
-            "i-PI knows; name it by its element, and give a special mass in <masses>"
-        )
-    return np.array(numbers, dtype=np.int_)
+def _numbers(names: list[str]) -> IntArray:
+    return np.array([_ISOTOPES.get(name) or atomic_numbers.get(name, 0) for name in names], dtype=np.int_)
+
+
+def _unknown(path: Path, k: int, atom: int, name: str) -> SimulationError:
+    return SimulationError(
+        f"atom {atom} of system {k} of {path} is called {name!r}, which is no element, so no model can answer for it; "
+        "name it by its element, and give a special mass in <masses>"
+    )
