@@ -38,6 +38,7 @@ SECTIONS = [
 ]
 BEADS, STEPS = 2, 6
 CELL = 8.0
+COLUMNS = ["step", "time{femtosecond}", "conserved{electronvolt}", "temperature{kelvin}", "potential{electronvolt}"]
 NUMBERS = [8, 1, 1] * 8
 
 
@@ -58,12 +59,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "simulation_sha256": "f" * 64,
         "directory": ".",
         "outputs": "simulation",
-        "properties": ["simulation.out"],
+        "properties": {"simulation.out": {"stride": 1, "columns": COLUMNS}},
         "queue": "queue.db",
         "first_step": 0,
         "time_step_fs": 0.5,
         "temperature_K": 300.0,
         "beads": BEADS,
+        "periodic": True,
         "plain_mean": True,
         "models": {"models/baseline": "sha256:" + "a" * 64, "models/<b>delta</b>": "sha256:" + "b" * 64},
         "started": 1e9,
@@ -79,8 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             record(Kept(row or 0, step, 0, spread))
     queue.add(kept(99, 0.9, "e" * 64))  # of another run
     record.close(record.summary(asked=STEPS * BEADS))
-    header = ["step", "time{femtosecond}", "conserved{electronvolt}", "temperature{kelvin}", "potential{electronvolt}"]
-    lines = [f"# column {k:3d}     --> {name} : words" for k, name in enumerate(header, 1)]
+    lines = [f"# column {k:3d}     --> {name} : words" for k, name in enumerate(COLUMNS, 1)]
     lines += [f"{k} {0.5 * k} {-9 + 0.001 * k} {290 + k} {-10 + 0.1 * k}" for k in range(STEPS + 1)]
     (folder / "simulation.out").write_text("\n".join(lines) + "\n")
     for bead in range(BEADS):
@@ -233,20 +234,20 @@ RADIAL = "radial-distribution-functions"
     [
         [
             (remove("summary.json"), "where-the-time-goes", "There is no summary.json"),
-            (remove("simulation.out"), "energies", "property file is not there"),
-            (remove("simulation.out"), "temperature", "property file is not there"),
+            (remove("simulation.out"), "energies", "property files are not there"),
+            (remove("simulation.out"), "temperature", "property files are not there"),
             (remove("queue.db"), "frames-kept", "cannot be shown"),
             (remove("simulation.committee_1"), RADIAL, "No error bar: i-PI did not write"),
         ],
         [
-            (rewrite("simulation.out", lambda text: text.splitlines()[0]), "energies", "is empty"),
+            (rewrite("simulation.out", lambda text: text.splitlines()[0]), "energies", "are empty"),
             (about('"queue.db"', "null"), "frames-kept", "had no --queue"),
             (rewrite("simulation.committee_?", lambda text: text.replace("Step:  ", "Step: 9")), RADIAL, "same stride"),
         ],
         [
             (rewrite("simulation.out", lambda text: text.replace("ial", "").replace("served", "")), "energies",
-             "has neither"),
-            (rewrite("simulation.out", lambda text: text.replace("temp", "")), "temperature", "has no temperature"),
+             "files has a potential or conserved"),
+            (rewrite("simulation.out", lambda text: text.replace("temp", "")), "temperature", "files has a temperature"),
             (about('"queue.db"', '"elsewhere"'), "frames-kept", "--queue URL"),
             (about('"temperature_K": 300.0', '"temperature_K": null'), RADIAL, "has no temperature"),
             (about('"time_step_fs": 0.5', '"time_step_fs": null'), "headline", "steps 6"),
@@ -266,7 +267,7 @@ RADIAL = "radial-distribution-functions"
             (rewrite("beadwork.out", lambda text: "".join(text.splitlines(True)[:2])), "spread-of-the-committee",
              "had no committee"),
         ],
-        [(rewrite("beadwork.out", lambda text: ""), "energies", "property file is not there")],
+        [(rewrite("beadwork.out", lambda text: ""), "energies", "property files are not there")],
     ],
 )  # fmt: skip
 def test_a_missing_piece_is_a_sentence(run: Path, harms: list[tuple[Callable[[Path], None], str, str]]) -> None:
@@ -305,6 +306,50 @@ def test_frames_of_two_systems(run: Path) -> None:
     atom = Frame(np.array([8]), np.zeros((1, 3)), np.eye(3) * CELL)
     Queue(run / "queue.db").add(replace(more, frame=atom, force_spread=np.array([0.05])))
     assert "from the 3 frames kept of one composition, of 4" in words(page(run), RADIAL)
+
+
+def test_a_run_that_was_not_periodic(run: Path) -> None:
+    """i-PI writes a cell all the same, which would make a g(r) of thousands: there is none, and the page says why."""
+    about('"periodic": true', '"periodic": false')(run)
+    text = page(run)
+    assert words(text, RADIAL).startswith("Radial distribution functions The run was not periodic ( --not-periodic ):")
+    assert "steps of 0.5 fs, not periodic, started" in text
+
+
+@pytest.mark.parametrize(("cell", "said"), [(CELL, "up to 4 Å, half the cell's smallest width."), (14.0, "up to 6 Å.")])
+def test_how_far_pairs_were_counted(run: Path, cell: float, said: str) -> None:
+    """The caption says what the code does: 6 Å, or half the cell where that is less."""
+    for file in run.glob("simulation.positions_*"):
+        head = r"CELL\(abcABC\):(\s+\S+){3}"
+        file.write_text(re.sub(head, f"CELL(abcABC): {cell} {cell} {cell}", file.read_text()))
+    assert f"the curves go {said}" in words(page(run), RADIAL)
+
+
+def test_how_a_run_ended(run: Path) -> None:
+    """A guard's sentence stands on top of the page, and marks that were counted; of a good end nothing is said."""
+    assert "ended with" not in words(page(run), "headline")
+    why = "a force of 101 eV/Å on atom 3 <O>"
+    facts = {"exit_code": 11, "why": why, "marks_passed": {"spread": 12, "force": 1}}
+    rewrite("summary.json", lambda text: json.dumps({**json.loads(text), **facts}))(run)
+    head = words(page(run), "headline")
+    assert "It ended with exit code 11: a force of 101 eV/Å on atom 3 &lt;O&gt;" in head
+    assert "Marks that structures have passed, and how many did: spread 12, force 1." in head
+
+
+def test_properties_in_two_files_without_steps(run: Path) -> None:
+    """Each picture has what it needs from whichever file has it."""
+    old = (run / "simulation.out").read_text().splitlines()
+    rows = [line.split() for line in old if not line.startswith("#")]
+    for name, at in (("potential", 4), ("conserved", 2)):
+        head = f"# column   1     --> {name}{{electronvolt}} : words"
+        (run / f"{name}.out").write_text("\n".join([head, *(row[at] for row in rows), ""]))
+    (run / "simulation.out").unlink()
+    files = {f"{name}.out": {"stride": 1, "columns": []} for name in ("potential", "conserved")}
+    old_files = json.dumps({"simulation.out": {"stride": 1, "columns": COLUMNS}})
+    about(f'"properties": {old_files}', f'"properties": {json.dumps(files)}')(run)
+    text = page(run)
+    assert "it went by +2 eV a ps, and scattered by" in words(text, "energies")
+    assert "None of i-PI's property files has a temperature" in words(text, "temperature")
 
 
 def test_long_runs_stay_light(run: Path) -> None:

@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import Simulation, read
+from beadwork.ipi.simulation import Simulation, as_xml, read
 from beadwork.observe.pace import PARTS
 
 #: a part that takes more of the step than this is worth a word
@@ -55,6 +55,8 @@ def _run(
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(simulation.directory / file, folder / file)
+    for output in read(folder / "bench.xml", directory=folder).outputs:
+        (folder / output.name).parent.mkdir(parents=True, exist_ok=True)
     words = io.StringIO()
     with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(words):
         code = Session(replace(config, simulation="bench.xml", queue=None, out="ours"), threads).run(start_ipi=True)
@@ -71,8 +73,7 @@ def _run(
 
 def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     """Write the input again as `file`: so many steps from its first one, and sockets that nobody else listens on."""
-    tree = ElementTree.parse(simulation.path)  # i-PI's own classes have read it before
-    root = tree.getroot()
+    root = ElementTree.fromstring(as_xml(simulation.path))  # i-PI's own classes have read it before
     total = root.find("total_steps")
     if total is None:
         total = ElementTree.SubElement(root, "total_steps")
@@ -90,7 +91,7 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
             address.text, port.text = "localhost", str(_free_port())
         else:
             address.text = f"beadwork-bench-{os.getpid()}-{k}"
-    tree.write(file, encoding="unicode")
+    ElementTree.ElementTree(root).write(file, encoding="unicode")
 
 
 def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConfig, notes: str) -> str:

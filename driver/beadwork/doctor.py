@@ -86,6 +86,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
             yield refused("models", error)
     yield from machine.settings(simulation, seconds, config.servers or 1, config.at)
     if config.host is None:
+        yield from machine.outputs(simulation)
         for socket in simulation.sockets:
             yield from machine.address(socket, simulation.directory)
     yield from machine.disk(simulation, config)

@@ -80,6 +80,7 @@ class Session:
                     f"beadwork has started an i-PI in {home} already, with which this one would share EXIT and RESTART"
                 )
                 ours.enter_context(alone(home / LOCK, busy, "end it, or start this one from another folder"))
+                simulation.check_outputs()
                 _check_addresses(simulation)
             return self._go(simulation, folder, start_ipi)
 
@@ -169,7 +170,7 @@ class Session:
                 with ExitStack() as farewell:  # every part of it, from the last to the first, whatever the others do
                     if self._swap is not None:  # last, for a check that is under way takes its time
                         farewell.callback(self._swap.close)
-                    farewell.callback(self._finish, simulation, services, record, folder)
+                    farewell.callback(self._finish, simulation, services, record, folder, self._end(ended, code))
                     farewell.callback(progress.close)
                     if metrics is not None:
                         farewell.callback(metrics.close)
@@ -185,9 +186,17 @@ class Session:
                 if str(error) != str(ended):
                     _say(str(error))  # what ended the run before is what it ends with
             finally:
-                code = 128 + self._signal if self._signal else code
-                status.close(getattr(ended, "exit_code", 1) if ended else code, str(ended or ""))
+                code, why = self._end(ended, code)
+                status.close(code, why)
         return code
+
+    def _end(self, ended: BaseException | None, code: int) -> tuple[int, str]:
+        """Our exit code and why we end so: by what was raised, by a signal, or as i-PI did, whose code this is."""
+        if ended is not None:
+            return getattr(ended, "exit_code", 1), str(ended)
+        if self._signal:
+            return 128 + self._signal, f"ended by {signal.Signals(self._signal).name}"
+        return code, f"i-PI ended with exit code {code}; what it said is in i-pi.log" if code else ""
 
     def _about(self, simulation: Simulation, services: list[Service], folder: Path) -> dict[str, Any]:
         """What `beadwork report` has to know of this run, paths counted from the folder of our outputs."""
@@ -202,12 +211,15 @@ class Session:
             "simulation_sha256": simulation.sha256,
             "directory": seen_from_there(simulation.directory),
             "outputs": f"{system.prefix}_{simulation.prefix}" if system.prefix else simulation.prefix,
-            "properties": list(simulation.properties),
+            "properties": {
+                output.name: {"stride": output.stride, "columns": output.columns} for output in simulation.properties
+            },
             "queue": None if not queue else "elsewhere" if "://" in queue else seen_from_there(queue),
             "first_step": simulation.step,
             "time_step_fs": system.timestep,
             "temperature_K": system.temperature,
             "beads": system.nbeads,
+            "periodic": self._config.periodic,
             # whether what drove i-PI is the plain mean that its `committee_pot` has
             "plain_mean": self._config.baseline_uncertainty is None
             and all(len(set(service.potential.weights.tolist())) < 2 for service in services),
@@ -247,7 +259,7 @@ class Session:
         for service in services:
             service.line.pid = self._ipi.pid
         if home.resolve() != Path.cwd():
-            watch(Note(f"i-PI runs in {home}, where the files are that its input names"))
+            watch(Note(f"i-PI runs in {home}, where the files are that its input names, and writes there"))
 
     def _last_words(self, server: Server, folder: Path) -> None:
         """Leave the last frames on disk; what goes wrong with that is said, and is not what ended the run."""
@@ -295,25 +307,32 @@ class Session:
             self._exit.unlink(missing_ok=True)
         return code if code >= 0 else 128 - code
 
-    def _finish(self, simulation: Simulation, services: list[Service], record: Record, folder: Path) -> None:
+    def _finish(
+        self,
+        simulation: Simulation,
+        services: list[Service],
+        record: Record,
+        folder: Path,
+        end: tuple[int, str],
+    ) -> None:
         steps = self._steps_done(simulation)
         ring = services[0].ring if len(services) == 1 and services[0].servers == 1 else None
         summary = record.summary(steps * ring if steps and ring else None)
+        summary["exit_code"], summary["why"] = end
         record.close(summary)
         if not record.answered:
             return  # what ended the run is all there is to say
         with writing(Path("the summary's words")), telling():
             print(tell(summary, folder, self._config.queue), flush=True)
-        for name in simulation.properties[:1]:
-            with writing(folder / "run.png"):
-                try:
-                    said = draw(simulation.directory / name, folder / "beadwork.out", folder / "run.png")
-                except OSError:
-                    raise  # a full disk has a code
-                except Exception as error:  # noqa: BLE001 - the run has ended, and its code is not the picture's
-                    said = f"no picture: {type(error).__name__}: {error}"
-                with telling():
-                    print(said, flush=True)
+        with writing(folder / "run.png"):
+            try:
+                said = draw(folder)
+            except OSError:
+                raise  # a full disk has a code
+            except Exception as error:  # noqa: BLE001 - the run has ended, and its code is not the picture's
+                said = f"no picture: {type(error).__name__}: {error}"
+            with telling():
+                print(said, flush=True)
 
     def _steps_done(self, simulation: Simulation) -> int | None:
         """Steps that i-PI itself says it has done, from the RESTART that it writes when it ends; None without one."""

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -97,18 +98,29 @@ def test_terminated(ipi, models, start, tmp_path, command) -> None:
 
 
 def test_restart_is_served_as_it_stands(ipi, models, start, tmp_path) -> None:
-    """i-PI's RESTART instead of the XML: addresses and species come from it, and the run goes on where it ended."""
+    """i-PI's RESTART instead of the XML: addresses and species come from it, and the run goes on where it ended; in
+    another folder it writes there, as i-PI does by hand, and the old outputs stay as they were."""
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=3).write()
     options = ["--baseline", models.baseline, "--delta", *models.delta]
     assert start.beadwork("run", run, *options).wait(ipi.PATIENCE) == 0
     restart = run.folder / "RESTART"
     run.path.write_text(restart.read_text().replace("<total_steps>3<", "<total_steps>6<"))
+    names = ("run.out", "RESTART", "beadwork.out", "summary.json", "status.json", "i-pi.log")
+    before = {name: (run.folder / name).read_bytes() for name in names}
+    there = run.folder / "cont"
+    there.mkdir()
+    elsewhere = start("beadwork", sys.executable, "-m", "beadwork.cli", "run", "../input.xml", *options, cwd=there)
+    assert elsewhere.wait(ipi.PATIENCE) == 0, start.log(elsewhere)
+    assert {name: (run.folder / name).read_bytes() for name in names} == before
     process = start.beadwork("run", run, *options)
     assert process.wait(ipi.PATIENCE) == 0, start.log(process)
+    rows = [line for line in (there / "run.out").read_text().splitlines() if not line.startswith("#")]
+    assert run.properties()["step"].tolist() == [0, 1, 2, 3, *(float(row.split()[0]) for row in rows)]
     assert run.properties()["step"][-1] == 6
-    summary = json.loads((run.folder / "summary.json").read_text())
-    assert summary["steps"] == 3
-    assert summary["structures_per_bead_step"] == 1.0
+    for folder in (there, run.folder):
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["steps"] == 3
+        assert summary["structures_per_bead_step"] == 1.0
 
 
 def test_run_from_another_folder(ipi, models, start, tmp_path, monkeypatch) -> None:

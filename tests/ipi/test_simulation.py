@@ -1,6 +1,7 @@
 """What the user wrote in the XML reaches the server unchanged; what i-PI would not start from ends in one sentence."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -16,11 +17,13 @@ import ase.io
 import numpy as np
 import pytest
 from ipi.engine.simulation import Simulation as TheirSimulation
+from ipi.utils.io.inputs.io_json import xmlnode_to_json
+from ipi.utils.io.inputs.io_xml import xml_parse_string
 from ipi.utils.messages import verbosity
 
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import Extra, Socket, read
+from beadwork.ipi.simulation import Extra, Socket, as_xml, read
 from beadwork.units import BOHR, FEMTOSECOND
 
 INPUTS = Path(__file__).parents[2] / "inputs"
@@ -74,7 +77,7 @@ def test_shipped_inputs_say_what_ipi_says(name, monkeypatch, capfd):
     assert ours.directory == path.parent
     assert [(ours.directory / file).is_file() for file in ours.files] == [True]
     assert (ours.step, ours.total_steps, ours.prefix) == (ipi.step, ipi.tsteps, ipi.outtemplate.prefix)
-    assert ours.properties == ("simulation.out",)
+    assert [output.name for output in ours.properties] == ["simulation.out"]
     assert [socket.name for socket in ours.sockets] == list(ipi.fflist)
     for socket in ours.sockets:
         ff = ipi.fflist[socket.name]
@@ -196,7 +199,7 @@ def test_templates_labels_masses_and_cell(write, monkeypatch):
         simulation = read(path)
         left, right = simulation.systems
         assert (left.prefix, right.prefix) == ("left", "right")
-        assert simulation.properties == tuple(f"{s}_i-pi.{p}" for p in ("md",) for s in ("left", "right"))
+        assert [o.name for o in simulation.properties] == [f"{s}_i-pi.md" for s in ("left", "right")]
         assert left.numbers.tolist() == [8, 1, 1]
         np.testing.assert_allclose(left.masses, [16, 5, 6])
         np.testing.assert_allclose(right.cell, np.diag([7.0, 9.0, 10.0]), atol=1e-12)
@@ -229,7 +232,8 @@ def test_start_structures_of_every_format(write, mode, monkeypatch):
 
 
 def test_files_are_looked_for_where_ipi_runs_then_beside_the_input(write, tmp_path, monkeypatch):
-    """The current directory comes first, as for i-PI; the input's folder comes second; never half of each."""
+    """The current directory, as for i-PI, unless only the input's folder has all of them; never half of each. An input
+    that names none is run where i-PI would be: in the current directory."""
     path = write()
     other = tmp_path / "other"
     other.mkdir()
@@ -241,7 +245,7 @@ def test_files_are_looked_for_where_ipi_runs_then_beside_the_input(write, tmp_pa
     assert len(simulation.systems[0].numbers) == 2
     path.write_text(path.read_text().replace("init.xyz", str(tmp_path / "init.xyz")))
     absolute = read(path)
-    assert (absolute.directory, absolute.files) == (tmp_path, (tmp_path / "init.xyz",))
+    assert (absolute.directory, absolute.files) == (other, (tmp_path / "init.xyz",))
     assert len(absolute.systems[0].numbers) == 3
     (tmp_path / "labels.xyz").write_text(WATER)
     path.write_text(
@@ -250,6 +254,78 @@ def test_files_are_looked_for_where_ipi_runs_then_beside_the_input(write, tmp_pa
         )
     )
     assert read(path).directory == tmp_path
+
+
+def test_a_checkpoint_is_gone_on_with_where_ipi_would(write, tmp_path, monkeypatch):
+    """It names no files, so i-PI would write where it is started; nothing draws it to the folder of the checkpoint."""
+    path = write()
+    simulation = read(path)
+    beads = "<beads nbeads='1' natoms='1'><q shape='(1, 3)'>[0,0,0]</q><m shape='(1)'>[1837]</m>"
+    beads += "<names shape='(1)'>[H]</names></beads><cell shape='(3, 3)'>[9,0,0,0,9,0,0,0,9]</cell>"
+    system = re.sub("<initialize.*</initialize>", beads, SYSTEM)
+    path.write_text(f"<simulation><step>5</step>{FORCEFIELD}{system}</simulation>")
+    there = tmp_path / "cont"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    simulation = read("../input.xml")
+    assert (simulation.directory, simulation.files, simulation.step) == (there, (), 5)
+
+
+PATHS = [
+    ("<output prefix='a/b'><properties filename='out'>[step]</properties></output>", "", "no folder {0}/a,"),
+    ("<output prefix='b'><trajectory filename='c/pos'>positions</trajectory></output>", "", "no folder {0}/b.c,"),
+    ("<output prefix='b'><checkpoint filename='c/chk'/></output>", "", "no folder {0}/b.c,"),
+    ("<output prefix='a/b'><properties filename='out'>[step]</properties></output>", "a/b.out", "{0}/a/b.out is there"),
+    ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.x_0.xyz", "a/b.x_0.xyz is"),
+    ("<output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk is there"),
+    ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.y_0.xyz", ""),
+    ("<step>1</step><output prefix='a/b'><properties filename='out'>[step]</properties></output>", "a/b.out", ""),
+    ("<step>1</step><output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk is there"),
+    ("<output prefix='b'><properties filename='out'>[step]</properties></output>", "b.out", ""),
+]
+
+
+@pytest.mark.parametrize(("outputs", "there", "said"), PATHS)
+def test_outputs_that_ipi_could_not_open(write, tmp_path, outputs, there, said):
+    """i-PI makes no folders, and cannot move aside what lies in one: it ends, minutes after the models were loaded."""
+    path = write(outputs + FORCEFIELD + SYSTEM)
+    if there:
+        Path(there).parent.mkdir(exist_ok=True)
+        Path(there).touch()
+    simulation = read(path)
+    if said:
+        with pytest.raises(SimulationError, match=re.escape(said.format(tmp_path))):
+            simulation.check_outputs()
+    else:
+        simulation.check_outputs()
+
+
+def test_outputs_are_what_ipi_says(write, monkeypatch):
+    """Names, strides and columns, which a run that goes on elsewhere has no header for."""
+    asked = "[ step, cell_h, temperature(O){kelvin}, stress_md ]"
+    outputs = f"<properties stride='3' filename='a'>{asked}</properties><checkpoint filename='c'/>"
+    path = write(
+        f"<output prefix='p'>{outputs}</output>" + FORCEFIELD + SYSTEM.replace("<system>", "<system prefix='s'>")
+    )
+    table, checkpoint = read(path).outputs
+    assert (table.name, table.kind, table.stride, checkpoint.name) == ("s_p.a", "properties", 3, "p.c")
+    assert table.columns == ("step", *[""] * 6, "temperature(O){kelvin}", *[""] * 6)
+
+
+def test_json_is_read_as_xml_is(write, tmp_path):
+    """i-PI 3.3 takes its input as JSON too, by the name's ending; what is no JSON is a sentence."""
+    path = write()
+    same = tmp_path / "input.json"
+    same.write_text(json.dumps(xmlnode_to_json(xml_parse_string(path.read_text()))))
+    one, two = read(path), read(same)
+    assert (two.sockets, two.outputs, two.files) == (one.sockets, one.outputs, one.files)
+    assert (two.systems[0].positions == one.systems[0].positions).all()
+    (tmp_path / "again.xml").write_bytes(as_xml(same))
+    assert read(tmp_path / "again.xml").sockets == one.sockets
+    for text in (path.read_text(), "[1, 2]", "{}", '{"output": 7'):
+        same.write_text(text)
+        with pytest.raises(SimulationError):
+            read(same)
 
 
 def test_files_are_looked_for_where_the_caller_says(write, tmp_path, monkeypatch):

@@ -99,13 +99,12 @@ def test_a_line_torn_in_the_middle_is_left_out(tmp_path: Path) -> None:
     """The same of properties: the line that i-PI appended to half a line is not its own."""
     head = "# column   1     --> step : a\n# column   2     --> time{picosecond} : b\n"
     (tmp_path / "a.out").write_text(head + "0 0.0\n1 0.5\n2 1." + head + "2 1.0\n3 1.5\n")
-    values, units = read_properties(tmp_path / "a.out")
-    assert values["step"].tolist() == [0, 1, 2, 3]
+    assert read_properties(tmp_path / "a.out")["time"].steps.tolist() == [0, 1, 2, 3]
     (tmp_path / "a.out").write_text(head + "0 0.0\n1 0.5\n2 1." + "2 1.0\n3 1.5\n")
-    values, units = read_properties(tmp_path / "a.out")
-    assert values["step"].tolist() == [0, 1, 3]
-    assert values["time"].tolist() == [0.0, 0.5, 1.5]
-    assert units["time"] == "picosecond"
+    times = read_properties(tmp_path / "a.out")["time"]
+    assert times.steps.tolist() == [0, 1, 3]
+    assert times.values.tolist() == [0.0, 0.5, 1.5]
+    assert times.unit == "picosecond"
 
 
 @pytest.mark.parametrize("stem", ["", "a[1]", "/absolute"])
@@ -178,6 +177,41 @@ def test_a_property_of_one_species_is_not_taken_for_the_whole(tmp_path: Path) ->
     lines = ["# column   1     --> step : a", "# column   2     --> kinetic_cv{electronvolt} : b"]
     lines += ["# column   3     --> kinetic_cv(H){electronvolt} : c", "1 2.0 3.0"]
     (tmp_path / "a.out").write_text("\n".join(lines) + "\n")
-    values, units = read_properties(tmp_path / "a.out")
-    assert {name: column.tolist() for name, column in values.items()} == {"step": [1.0], "kinetic_cv": [2.0]}
-    assert units == {"step": "atomic units", "kinetic_cv": "electronvolt"}
+    found = read_properties(tmp_path / "a.out")
+    assert {name: series.values.tolist() for name, series in found.items()} == {"step": [1.0], "kinetic_cv": [2.0]}
+    assert {name: series.unit for name, series in found.items()} == {
+        "step": "atomic units",
+        "kinetic_cv": "electronvolt",
+    }
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "first", "steps"),
+    [
+        (["potential{electronvolt}"], ["-1.0", "-2.0", "-3.0"], 0, [0, 4, 8]),
+        (["potential{electronvolt}"], ["-1.0", "-2.0", "-3.0"], 7, [0, 4, 8]),  # it goes on with the same file
+        (["potential{electronvolt}", "time{picosecond}"], ["-1 0.001", "-2 0.003"], 0, [2, 6]),
+        (["potential{electronvolt}", "time"], ["-1 41.341373", "-2 82.682747"], 0, [2, 4]),
+        (["step", "potential{electronvolt}"], ["4 -1", "8 -2"], 0, [4, 8]),
+    ],
+)
+def test_steps_are_told_without_a_column_of_them(
+    tmp_path: Path, head: list[str], rows: list[str], first: int, steps: list[int]
+) -> None:
+    """By the times, or by the rows: i-PI writes at every multiple of the stride. One input of thirty has no steps."""
+    lines = [f"# column {k:3d}     --> {name} : words" for k, name in enumerate(head, 1)]
+    (tmp_path / "a.out").write_text("\n".join([*lines, *rows, ""]))
+    potential = read_properties(tmp_path / "a.out", head, 4, first, 0.5)["potential"]
+    assert potential.steps.tolist() == steps
+    assert (potential.values[0], potential.unit) == (-1.0, "electronvolt")
+
+
+@pytest.mark.parametrize(("first", "begin"), [(5, 8), (7, 8), (8, 12)])
+def test_a_file_that_begins_at_a_restart_has_no_header(tmp_path: Path, first: int, begin: int) -> None:
+    """i-PI writes none then: the columns are those that the input asks for, and the first row is the next multiple."""
+    (tmp_path / "a.out").write_text("1 2 3 4 5 6 -7.0 300.0\n1 2 3 4 5 6 -8.0 301.0\n")
+    asked = [*[""] * 6, "potential{electronvolt}", "temperature{kelvin}"]
+    found = read_properties(tmp_path / "a.out", asked, 4, first)
+    assert set(found) == {"potential", "temperature"}
+    assert found["temperature"].values.tolist() == [300, 301]
+    assert found["potential"].steps.tolist() == [begin, begin + 4]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 
 from beadwork.events import Evaluated, Kept
-from beadwork.observe.outputs import read_properties, read_record
+from beadwork.observe.outputs import read_record
 from beadwork.observe.pace import Pace
 from beadwork.observe.picture import draw
 from beadwork.observe.record import Record, tell
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 
 def event(step: int, structures: int, spread: float | None = 0.01) -> Evaluated:
@@ -82,30 +87,53 @@ def test_spreads_are_means_over_what_has_one(tmp_path: Path) -> None:
     assert "force spread" not in tell(summary, tmp_path, None)
 
 
-def test_picture_is_drawn_from_ipis_header(tmp_path: Path) -> None:
-    """Columns are found by their names, in any order; the picture is a real one."""
-    lines = ["# column   1     --> step : a", "# column   2     --> temperature{kelvin} : b"]
-    lines += ["# column   3     --> potential{electronvolt} : c", "# column   4     --> time{picosecond} : d"]
-    rows = [f"{k} {300 + k} {-1.0 - k} {k / 1000}" for k in range(5)]
-    (tmp_path / "simulation.out").write_text("\n".join(lines + rows) + "\n")
-    run, _ = read_properties(tmp_path / "simulation.out")
-    assert run["temperature"].tolist() == [300, 301, 302, 303, 304]
-    record = Record(tmp_path)
-    for step in range(5):
+def recorded(folder: Path, steps: int, about: dict[str, Any]) -> None:
+    """What a server leaves of so many steps."""
+    record = Record(folder, about=about)
+    for step in range(steps):
         record(event(step, 2))
     record.close(record.summary())
-    draw(tmp_path / "simulation.out", tmp_path / "beadwork.out", tmp_path / "run.png")
-    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[list[float], list[float]]]]:
+    """The lines of each panel of the picture, as they were drawn."""
+    kept: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", kept.append)
+    assert draw(folder) == f"the run's picture is {folder / 'run.png'}"
+    assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = kept
+    lines = [[(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] for axes in figure.axes]
+    monkeypatch.undo()
+    pyplot.close(figure)
+    return lines
+
+
+def test_picture_is_drawn_from_ipis_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files of properties, each with its own stride, and with or without steps; the spread beside them."""
+    (tmp_path / "one.out").write_text("# column   1     --> potential{electronvolt} : c\n-1.0\n-3.0\n-4.0\n")
+    lines = ["# column   1     --> step : a", "# column   2     --> temperature{kelvin} : b"]
+    (tmp_path / "two.out").write_text("\n".join([*lines, *(f"{k} {300 + k}" for k in range(5)), ""]))
+    outputs = {"one.out": {"stride": 2, "columns": []}, "two.out": {"stride": 1, "columns": []}}
+    recorded(tmp_path, 5, {"properties": outputs, "time_step_fs": 0.5})
+    temperature, energy, spread = drawn(tmp_path, monkeypatch)
+    assert temperature == [([0.0, 0.5, 1.0, 1.5, 2.0], [300, 301, 302, 303, 304])]
+    assert energy == [([0.0, 1.0, 2.0], [0.0, -2.0, -3.0])]
+    assert [line[0] for line in spread] == [[0.0, 0.5, 1.0, 1.5, 2.0]] * 2
+
+
+def test_a_picture_of_the_spread_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """i-PI may have written no properties, or run elsewhere: what beadwork knows is drawn."""
+    (tmp_path / "a.out").write_text("# column   1     --> step : a\n")
+    recorded(tmp_path, 3, {"properties": {"a.out": {"stride": 1, "columns": []}, "missing.out": {}}, "first_step": 7})
+    temperature, energy, spread = drawn(tmp_path, monkeypatch)
+    assert (temperature, energy) == ([], [])
+    assert spread[0][0] == [7, 8, 9]
 
 
 def test_no_picture_is_said_and_not_an_error(tmp_path: Path) -> None:
-    """A run that ended before its first step, or wrote no properties, still ends with its own exit code."""
-    record = Record(tmp_path)
-    record.close(record.summary())
-    (tmp_path / "simulation.out").write_text("# column   1     --> step : a\n")
-    for name in ("simulation.out", "missing.out"):
-        said = draw(tmp_path / name, tmp_path / "beadwork.out", tmp_path / "run.png")
-        assert said.startswith("no picture")
+    """A run that ended before its first step still ends with its own exit code."""
+    recorded(tmp_path, 0, {})
+    assert draw(tmp_path).startswith("no picture")
     assert not (tmp_path / "run.png").exists()
 
 

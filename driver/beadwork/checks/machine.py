@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from beadwork.checks.finding import AMBER, GREEN, RED, Finding, split
+from beadwork.checks.finding import AMBER, GREEN, RED, Finding, refused, split
 from beadwork.config import ServeConfig
 from beadwork.errors import ResourceError, SimulationError
 from beadwork.frame import Frame
@@ -216,6 +216,14 @@ def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
             f"{path} is there and nobody listens on it: an i-PI that was killed left it",
             f"rm {path} (`beadwork run` does it itself)",
         )
+
+
+def outputs(simulation: Simulation) -> Iterator[Finding]:
+    """Whether i-PI can open what it is to write; nothing where it can."""
+    try:
+        simulation.check_outputs()
+    except SimulationError as error:
+        yield refused("outputs", error)
 
 
 def _listeners() -> set[str]:

@@ -22,11 +22,12 @@ from xml.sax import SAXParseException
 
 import numpy as np
 from ase.data import atomic_numbers
-from ipi.engine.outputs import PropertyOutput, TrajectoryOutput
-from ipi.engine.properties import getall
+from ipi.engine.outputs import CheckpointOutput, PropertyOutput, TrajectoryOutput
+from ipi.engine.properties import Properties, getall, getkey
 from ipi.inputs.simulation import InputSimulation
 from ipi.utils.depend import dstrip
-from ipi.utils.io.inputs.io_xml import xml_parse_string
+from ipi.utils.io.inputs.io_json import json_parse_string
+from ipi.utils.io.inputs.io_xml import xml_parse_string, xml_write
 from ipi.utils.units import unit_to_user
 
 from beadwork.errors import SimulationError
@@ -41,9 +42,6 @@ _INNER_PREFIX = "/tmp/ipi_"
 
 # the parts of <initialize> that make the structure
 _STRUCTURE = ("positions", "masses", "labels", "cell")
-
-# properties with six columns
-_TENSORS = ("stress_", "kstress_", "virial_", "cell_h", "cell_abcABC")
 
 # trajectories with a file a bead
 _EACH_BEAD = ("positions", "velocities", "forces", "forces_spring", "momenta", "forces_sc", "Eforces")
@@ -182,15 +180,29 @@ class System:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """One file that i-PI will write, or one a bead.
+
+    name: relative to i-PI's working directory, without a bead's number and a format. stride: steps from one writing to
+    the next. columns: of properties, what stands in each as the input asks for it; empty for each column of a property
+    that has several.
+    """
+
+    name: str
+    kind: Literal["properties", "trajectory", "checkpoint"]
+    stride: int
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Simulation:
     """An i-PI input as far as a force-field server needs it.
 
     path, sha256: of the file itself. directory: where i-PI has to be started for it to find the files that the input
     names (see `read`). files: those files, as named; `directory / file` is where each lies. step, total_steps: where
-    it starts and ends. prefix: of all output files. properties: the names of the files with thermodynamic properties
-    as i-PI will write them, relative to its working directory. extras: what outputs, force components and motions
-    expect in the extras of every reply; i-PI stops with a KeyError where one is missing. bytes_per_step: how much its
-    outputs grow in a step on average, within some tens of per cent.
+    it starts and ends. prefix: of all output files. outputs: what it writes. extras: what outputs, force components and
+    motions expect in the extras of every reply; i-PI stops with a KeyError where one is missing. bytes_per_step: how
+    much its outputs grow in a step on average, within some tens of per cent.
     """
 
     path: Path
@@ -200,7 +212,7 @@ class Simulation:
     step: int
     total_steps: int
     prefix: str
-    properties: tuple[str, ...]
+    outputs: tuple[Output, ...]
     extras: tuple[Extra, ...]
     sockets: tuple[Socket, ...]
     systems: tuple[System, ...]
@@ -260,6 +272,33 @@ class Simulation:
         ]
         return int(np.prod(self.systems[0].nmts[: max(levels, default=0) + 1]))
 
+    @property
+    def properties(self) -> tuple[Output, ...]:
+        """The files of thermodynamic properties."""
+        return tuple(output for output in self.outputs if output.kind == "properties")
+
+    def check_outputs(self) -> None:
+        """Raise SimulationError where i-PI would end as it opens its outputs, for what can be seen before: it makes no
+        folders, and what lies there it moves aside in its working directory alone.
+        """
+        for output in self.outputs:
+            file = self.directory / output.name
+            if not file.parent.is_dir():
+                raise SimulationError(
+                    f"{self.path} has i-PI write {output.name}, but there is no folder {file.parent}, and i-PI makes "
+                    "none; make it, or change the prefix of <output>"
+                )
+            anew = self.step == 0 or output.kind == "checkpoint"  # to others a RESTART adds
+            ending = "[._]*" if output.kind == "trajectory" else ""
+            there = (
+                sorted(file.parent.glob(escape(file.name) + ending)) if Path(output.name).name != output.name else []
+            )
+            if anew and there:
+                raise SimulationError(
+                    f"{there[0]} is there already: i-PI cannot move it aside from a folder that is not its own, and "
+                    "would end; move it away, or change the prefix of <output>"
+                )
+
     def unserved(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the sockets, by name, that a system asks and that are not among these: i-PI waits for them for ever.
 
@@ -313,9 +352,9 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
     sockets_prefix: as i-PI's own option `-S`; None takes the XML's. directory: where i-PI will be started, whatever the
     current directory is; it must have all files that the input names.
 
-    Without `directory`: i-PI looks for relative names of structure files in its working directory and nowhere else. So,
-    if all of them are in the current directory, that is `directory`; if not, the folder of the input must have them
-    all, and i-PI is to be started there. An input that names no files gets its own folder.
+    Without `directory` it is the current one, where i-PI would be started by hand, wherever the input lies; but i-PI
+    looks for relative names of structure files in its working directory and nowhere else, so where one of them is not
+    there the folder of the input must have them all, and i-PI is to be started in it. A RESTART names none.
     Raises SimulationError with one sentence for anything that i-PI would not start from, or that is no chemistry.
     """
     path = Path(path).absolute()
@@ -356,15 +395,7 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
         step=step,
         total_steps=total_steps,
         prefix=str(outputs.prefix),
-        properties=tuple(
-            f"{system.prefix}_{name}" if system.prefix else name
-            for name in (
-                f"{outputs.prefix}.{output.filename}" if outputs.prefix else str(output.filename)
-                for output in outputs
-                if isinstance(output, PropertyOutput)
-            )
-            for system in systems
-        ),
+        outputs=tuple(dict.fromkeys(_output(outputs, output, system) for output in outputs for system in systems)),
         extras=extras,
         sockets=sockets,
         systems=systems,
@@ -399,6 +430,11 @@ def _content(path: Path) -> tuple[bytes, Any]:
             raise SimulationError(
                 f"cannot read the i-PI input {path}: {error.strerror}; name an existing XML or RESTART file"
             ) from error
+        if path.suffix == ".json":  # as i-PI tells them apart
+            try:
+                return content, json_parse_string(content.decode())
+            except ValueError as error:
+                raise SimulationError(f"{path} is no JSON ({error}); name an i-PI input or RESTART") from error
         try:
             return content, xml_parse_string(content)
         except SAXParseException as error:
@@ -416,6 +452,12 @@ def _content(path: Path) -> tuple[bytes, Any]:
             raise SimulationError(
                 f"{path} ends in the middle ({where}): whoever wrote it was killed, or the disk was full; take {remedy}"
             ) from error
+
+
+def as_xml(path: Path) -> bytes:
+    """Return an input as XML, also where it is JSON. Raises SimulationError."""
+    content, root = _content(path)
+    return str(xml_write(root)).encode() if path.suffix == ".json" else content
 
 
 def _parse(path: Path, root: Any) -> Any:
@@ -522,12 +564,30 @@ def _read(what: str, forces: tuple[Component, ...], bias: tuple[Component, ...])
     return forces[index : index + 1], True
 
 
+def _output(outputs: Any, output: Any, system: System) -> Output:
+    """Return what i-PI makes of an output for one system; a checkpoint is of all of them."""
+    name = f"{outputs.prefix}.{output.filename}" if outputs.prefix else str(output.filename)
+    if isinstance(output, CheckpointOutput):
+        return Output(name, "checkpoint", int(output.stride))
+    name = f"{system.prefix}_{name}" if system.prefix else name
+    if isinstance(output, PropertyOutput):
+        return Output(name, "properties", int(output.stride), tuple(_columns(output.outlist)))
+    return Output(name, "trajectory", int(output.stride))
+
+
+def _columns(properties: Iterable[Any]) -> Iterator[str]:
+    sizes = {key: about.get("size", 1) for key, about in Properties().property_dict.items()}
+    for asked in map(str, properties):
+        size = sizes.get(getkey(asked), 1)
+        # what i-PI cannot number it does not write a header for either, and ends
+        yield from [asked] if size == 1 or not isinstance(size, int) else [""] * size
+
+
 def _bytes(output: Any, system: System) -> float:
     """Return about how much one writing of this output adds to the disk, in bytes."""
     atoms, beads = len(system.numbers), system.nbeads
     if isinstance(output, PropertyOutput):
-        columns = [6 if name.startswith(_TENSORS) else 1 for name in output.outlist]
-        return 18.0 * sum(columns)
+        return 18.0 * len(list(_columns(output.outlist)))
     if not isinstance(output, TrajectoryOutput):  # a checkpoint: positions and momenta in full
         return 0.0 if output.overwrite else 130.0 * atoms * beads
     what = output.what.partition("(")[0].partition("{")[0].strip()
@@ -547,10 +607,7 @@ def _locate(path: Path, replicas: list[Any], given: Path | None) -> tuple[Path, 
         step for replica in replicas for _, step in replica.init.queue if step.mode in ("xyz", "pdb", "chk", "ase")
     ]
     files = tuple(dict.fromkeys(Path(step.value) for step in steps))
-    relative = [file for file in files if not file.is_absolute()]
-    folders = [path.parent if given is None else given.absolute()]
-    if relative and given is None:
-        folders.insert(0, Path.cwd())
+    folders = [Path.cwd(), path.parent] if given is None else [given.absolute()]
     for directory in folders:
         missing = [file for file in files if not (directory / file).is_file()]
         if not missing:

@@ -31,7 +31,7 @@ import tomli_w
 from beadwork.config import ServeConfig
 from beadwork.disk import write_whole
 from beadwork.errors import SimulationError
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import as_xml, read
 from beadwork.learn.program import last_line
 
 #: seconds that a run gets to end by itself when the loop is interrupted
@@ -54,7 +54,10 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    text = xml.read_text(encoding="utf-8")
+    text = as_xml(xml).decode()
+    for output in simulation.outputs:
+        if not Path(output.name).is_absolute() and ".." not in Path(output.name).parts:
+            (part / output.name).parent.mkdir(parents=True, exist_ok=True)
     for file in simulation.files:
         if file.is_absolute():
             continue
@@ -62,7 +65,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
             raise SimulationError(f"{xml} names {file}, which cannot be copied along; put it beside the XML")
         (part / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(simulation.directory / file, part / file)
-    shutil.copy(xml, part / "input.xml")
+    (part / "input.xml").write_text(text, encoding="utf-8")
     if steps_of is not None:
         text = steps_of.read_text(encoding="utf-8")
         steps = read(steps_of, directory=steps_of.parent).step + simulation.total_steps

@@ -18,12 +18,14 @@ import numpy as np
 from ase.data import atomic_numbers
 from ipi.utils.io import read_file_raw
 from ipi.utils.io.io_units import process_units
+from ipi.utils.units import unit_to_internal
 
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.observe.record import JOINED
-from beadwork.units import BOHR
+from beadwork.units import BOHR, FEMTOSECOND
 
 _COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{([\w/]+)\})?(?=\s)")
+_ASKED = re.compile(r"(\w+)(?:\{([\w/]+)\})?")
 _STEP = re.compile(r"Step:\s*(\d+)")
 _POTENTIALS = re.compile(r"#EXTRAS\(committee_pot\)#\s*Step:\s*(\d+)")
 #: lines of a frame in i-PI's formats besides one an atom
@@ -53,12 +55,41 @@ def _scan(path: Path) -> tuple[list[str], FloatArray]:
     return comments, np.array(tables[columns]).reshape(-1, columns)
 
 
-def read_properties(path: Path) -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """Read an i-PI property file: values and units by the names in its header; other columns are left out."""
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One of i-PI's properties over a run. steps: (F,), i-PI's. values: (F,), in this unit."""
+
+    steps: FloatArray
+    values: FloatArray
+    unit: str
+
+
+def read_properties(
+    path: Path, asked: Sequence[str] = (), stride: int = 1, first: int = 0, time_step: float | None = None
+) -> dict[str, Series]:
+    """Read an i-PI property file: the whole system's properties by their names; others are left out.
+
+    asked: what the input asks for, a word a column: i-PI writes no header into a file that it begins at a RESTART.
+    stride: steps from row to row, and first: the step at which the run began; by these, or by a column of times and
+    time_step (fs), steps are told where there is no column of them.
+    """
     comments, table = _scan(path)
-    found = [match for line in comments if (match := _COLUMN.match(line))]
-    values = {match[2]: table[:, int(match[1]) - 1] for match in found if table.size}
-    return values, {match[2]: match[3] or "atomic units" for match in found}
+    heads = [match for line in comments if (match := _COLUMN.match(line))]
+    named = [(int(match[1]) - 1, match[2], match[3]) for match in heads]
+    if not comments:
+        words = [(at, _ASKED.fullmatch(word.strip())) for at, word in enumerate(asked)]
+        named = [(at, match[1], match[2]) for at, match in words if match]
+    columns = {name: (table[:, at], unit or "atomic units") for at, name, unit in named if at < table.shape[1]}
+    if "step" in columns:
+        steps = columns["step"][0]
+    elif "time" in columns and time_step:
+        times, unit = columns["time"]
+        scale = 1.0 if unit == "atomic units" else float(unit_to_internal("time", unit, 1.0))
+        steps = np.rint(times * scale * FEMTOSECOND / time_step)
+    else:  # i-PI writes where its step is a multiple of the stride
+        begin = 0 if comments else first // stride + 1
+        steps = stride * (begin + np.arange(len(table), dtype=np.float64))
+    return {name: Series(steps, values, unit) for name, (values, unit) in columns.items()}
 
 
 def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray]]:

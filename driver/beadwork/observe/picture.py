@@ -7,50 +7,54 @@ from pathlib import Path
 
 import numpy as np
 
-from beadwork.observe.outputs import read_about, read_properties, read_record
+from beadwork.observe.run import load
 
 
-def draw(properties: Path, record: Path, picture: Path) -> str:
+def draw(folder: Path) -> str:
     """Draw what there is of the three panels, and return a sentence that says where it is or why it is not.
 
-    Needs matplotlib (extra `plots`), a property file of i-PI's with a step column, and one line in each file.
+    folder: of the run. Needs matplotlib (extra `plots`) and one evaluation. Raises what `load` raises.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return "no picture: matplotlib is not installed (pip install 'beadwork[plots]')"
-    run, units = read_properties(properties) if properties.exists() else ({}, {})
-    ours, _ = read_record(record)
-    if not len(run.get("step", ())) or not len(ours):
-        return f"no picture: {properties} has no steps, or {record} no evaluations"
+    run = load(folder)
+    if not len(run.record):
+        return f"no picture: {folder / 'beadwork.out'} has no evaluations"
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # units as i-PI's header names them: whatever the XML asked for
-    clock = "time" if "time" in run else "step"
+    shown = {name: run.properties[name] for name in ("temperature", "potential", "conserved") if name in run.properties}
+    # where i-PI was under way nobody knows at which of its steps; ours begin with 0, i-PI's with those of its RESTART
+    first = next((series.steps[0] for series in shown.values() if len(series.steps)), 0) if run.joined else run.first
+    steps = [series.steps for series in shown.values()] + [run.record[:, 0] + first]
+    together, label = run.clock(np.concatenate(steps))
+    *clocks, ours = np.split(together, np.cumsum([len(part) for part in steps])[:-1])
     figure, panels = pyplot.subplots(3, 1, sharex=True, figsize=(7, 7), constrained_layout=True)
-    if "temperature" in run:
-        panels[0].plot(run[clock], run["temperature"], lw=1)
-    panels[0].set_ylabel(f"temperature ({units.get('temperature', 'not written')})")
-    for name, style in (("potential", "-"), ("conserved", "--")):
-        if name in run:
-            panels[1].plot(run[clock], run[name] - run[name][0], style, lw=1, label=f"{name} − start")
-    panels[1].set_ylabel(f"energy ({units.get('potential', 'not written')})")
+    # units as the XML asked for them
+    units = {"temperature": "not written", "energy": "not written"}
+    for (name, series), where in zip(shown.items(), clocks, strict=True):
+        if name == "temperature":
+            panels[0].plot(where, series.values, lw=1)
+            units["temperature"] = series.unit
+        else:
+            style = "-" if name == "potential" else "--"
+            panels[1].plot(where, series.values - series.values[:1], style, lw=1, label=f"{name} − start")
+            units["energy"] = series.unit
+    for panel, quantity in zip(panels, units, strict=False):
+        panel.set_ylabel(f"{quantity} ({units[quantity]})")
     if panels[1].lines:
         panels[1].legend(frameon=False)
-    about = read_about(record)
-    if about.get("joined"):
+    if run.joined:
         panels[2].set_title("over the time since the server came to an i-PI under way, from the left", fontsize="small")
-        ours[:, 0] += run["step"][0]
-    else:
-        ours[:, 0] += about.get("first_step", 0)  # ours begin with 0, i-PI's with those of its RESTART
-    where = np.interp(ours[:, 0], run["step"], run[clock])
-    panels[2].plot(where, 1e3 * ours[:, 4], lw=1, label="largest force spread (meV/Å)")
-    panels[2].plot(where, 1e3 * ours[:, 3], lw=1, label="energy spread, mean over beads (meV)")
+    panels[2].plot(ours, 1e3 * run.record[:, 4], lw=1, label="largest force spread (meV/Å)")
+    panels[2].plot(ours, 1e3 * run.record[:, 3], lw=1, label="energy spread, mean over beads (meV)")
     panels[2].set_ylabel("committee spread")
-    panels[2].set_xlabel(f"{clock} ({units[clock]})" if clock == "time" else clock)
+    panels[2].set_xlabel(label)
     panels[2].set_ylim(bottom=0)
     panels[2].legend(frameon=False)
+    picture = folder / "run.png"
     figure.savefig(picture, dpi=130)
     pyplot.close(figure)
     return f"the run's picture is {picture}"

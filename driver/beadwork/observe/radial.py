@@ -33,6 +33,11 @@ class Radial:
     pairs: dict[str, FloatArray]
     steps: IntArray
 
+    @property
+    def reach(self) -> float:
+        """Å, up to where pairs were counted."""
+        return float(self.distances[0] + self.distances[-1])
+
 
 def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
     """Radial distribution functions of periodic structures (step, bead, structure), of one composition.

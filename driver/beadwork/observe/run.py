@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
 from beadwork.observe import outputs
+from beadwork.observe.outputs import Series
 from beadwork.observe.viewer import Shown
 
 
@@ -20,8 +22,8 @@ class Run:
     """What was found in a run's folder; empty or None where there is nothing.
 
     about: the second line of beadwork.out. record: (evaluations, 6), as `read_record` has it. elements: symbol ->
-    (evaluations,) eV/Å. properties: i-PI's, in the units of `units`. kept: this run's frames
-    in the queue. gaps: sentences about what is missing.
+    (evaluations,) eV/Å. properties: i-PI's, of the first system; each from the first file that has it. kept: this run's
+    frames in the queue. gaps: sentences about what is missing.
     """
 
     folder: Path
@@ -29,8 +31,7 @@ class Run:
     summary: dict[str, Any]
     record: FloatArray
     elements: dict[str, FloatArray]
-    properties: dict[str, FloatArray]
-    units: dict[str, str]
+    properties: dict[str, Series]
     kept: list[Shown]
     gaps: dict[str, str]
 
@@ -49,14 +50,18 @@ class Run:
         """Whether i-PI was under way when the server came, so that the two counts cannot be held together."""
         return bool(self.about.get("joined"))
 
-    def clock(self, steps: FloatArray) -> tuple[FloatArray, str]:
-        """i-PI's steps as a time with its unit; the steps themselves where the time step is not known."""
+    def clock(self, steps: FloatArray, own: bool = False) -> tuple[FloatArray, str]:
+        """i-PI's steps as a time with its unit; the steps themselves where the time step is not known.
+
+        own: they are the server's, which are not i-PI's where it was under way when the server came.
+        """
         step = self.about.get("time_step_fs")
+        since = " since the server came" if own and self.joined else ""
         if not step or not len(steps):
-            return steps, "step since the server came" if self.joined else "step of i-PI"
+            return steps, f"step{since}" if since else "step of i-PI"
         longest = float(np.max(steps)) * step
         size, unit = (1.0, "fs") if longest < 1e3 else (1e3, "ps") if longest < 1e6 else (1e6, "ns")
-        return steps * step / size, f"time since the server came ({unit})" if self.joined else f"time ({unit})"
+        return steps * step / size, f"time{since} ({unit})"
 
 
 def load(folder: Path) -> Run:
@@ -71,16 +76,22 @@ def load(folder: Path) -> Run:
         summary = json.loads((folder / "summary.json").read_text())
     else:
         gaps["summary"] = "There is no summary.json: the run goes on, or was killed. What it sums up is left out."
-    properties: dict[str, FloatArray] = {}
-    units: dict[str, str] = {}
-    named = [folder / about.get("directory", ".") / name for name in about.get("properties", ())]
-    for path in [path for path in named if path.exists()][:1]:
-        properties, units = outputs.read_properties(path)
-    if "step" not in properties or not len(properties["step"]):
-        properties = {}
+    properties = _properties(folder / about.get("directory", "."), about)
+    if not properties:
         gaps["properties"] = (
-            "i-PI's property file is not there, is empty or has no column of steps: write one with "
-            "<code>&lt;properties&gt; [ step, temperature{kelvin}, potential{electronvolt}, conserved{electronvolt} ] "
-            "&lt;/properties&gt;</code>."
+            "i-PI's property files are not there, or are empty: write one with <code>&lt;properties&gt; [ step, "
+            "temperature{kelvin}, potential{electronvolt}, conserved{electronvolt} ] &lt;/properties&gt;</code>."
         )
-    return Run(folder, about, summary, *outputs.read_record(record), properties, units, [], gaps)
+    return Run(folder, about, summary, *outputs.read_record(record), properties, [], gaps)
+
+
+def _properties(directory: Path, about: Mapping[str, Any]) -> dict[str, Series]:
+    found: dict[str, Series] = {}
+    clock = about.get("first_step", 0), about.get("time_step_fs")
+    named = about.get("properties", {})
+    for name in named:
+        told = named[name] if isinstance(named, dict) else {}  # an older beadwork wrote the names alone
+        if (directory / name).exists():
+            asked = told.get("columns", ()), told.get("stride", 1)
+            found = outputs.read_properties(directory / name, *asked, *clock) | found
+    return found

@@ -14,7 +14,7 @@ from ipi.utils.units import unit_to_internal
 from beadwork.frame import FloatArray
 from beadwork.observe import figures, outputs, viewer
 from beadwork.observe.pace import PARTS
-from beadwork.observe.radial import Radial, deviations, matched, radial, reweight
+from beadwork.observe.radial import FARTHEST, Radial, deviations, matched, radial, reweight
 from beadwork.observe.run import Run
 from beadwork.observe.viewer import Shown
 
@@ -57,6 +57,8 @@ def subtitle(run: Run) -> str:
         facts.append(f"{about['temperature_K']:g} K")
     if about.get("time_step_fs"):
         facts.append(f"steps of {about['time_step_fs']:g} fs")
+    if not about.get("periodic", True):
+        facts.append("not periodic")
     if about.get("started"):
         facts.append(f"started {clock.strftime('%Y-%m-%d %H:%M', clock.localtime(about['started']))}")
     return escape(", ".join(facts)) or "beadwork.out does not say what was run: an older beadwork wrote it."
@@ -82,6 +84,11 @@ def headline(run: Run) -> str:
     cells = "".join(f"<div><dt>{name}</dt><dd>{value} <small>{unit}</small></dd></div>" for name, value, unit in tiles)
     lines = [f'<section id="headline"><dl class="tiles">{cells}</dl>']
     lines += [f"<p>{run.gaps['summary']}</p>"] if "summary" in run.gaps else []
+    if code := summary.get("exit_code"):
+        lines.append(f"<p><strong>It ended with exit code {code}: {escape(summary['why'])}</strong></p>")
+    if passed := summary.get("marks_passed"):
+        told = ", ".join(f"{kind} {times}" for kind, times in passed.items())
+        lines.append(f"<p>Marks that structures have passed, and how many did: {escape(told)}.</p>")
     if about.get("models"):
         rows = "".join(
             f"<tr><td>{escape(Path(path).name)}</td><td><code>{escape(digest)}</code></td></tr>"
@@ -101,22 +108,22 @@ def energies(run: Run) -> str:
         return run.gaps["properties"]
     names = [name for name in ENERGIES if name in run.properties]
     if not names:
-        return "i-PI's property file has neither <code>potential</code> nor <code>conserved</code>."
-    x, label = run.clock(run.properties["step"])
+        return "None of i-PI's property files has a <code>potential</code> or <code>conserved</code>."
     pictures = []
     for name in names:
-        values, unit = run.properties[name], _unit(run.units[name])
-        curve = {name: values - values[0]}
-        svg = figures.series(x, label, curve, f"{name} energy ({unit})", f"{name} energy over time")
-        said = _drift(run, values, unit) if name == "conserved" else ""
+        series = run.properties[name]
+        x, label = run.clock(series.steps)
+        curve = {name: series.values - series.values[:1]}
+        svg = figures.series(x, label, curve, f"{name} energy ({_unit(series.unit)})", f"{name} energy over time")
+        said = _drift(run, series) if name == "conserved" else ""
         pictures.append(_figure(svg, ENERGIES[name] + said))
     return "\n".join(pictures)
 
 
-def _drift(run: Run, values: FloatArray, unit: str) -> str:
+def _drift(run: Run, series: outputs.Series) -> str:
     """How steadily the second half of a series goes somewhere, by a straight line through it."""
-    half = slice(len(values) // 2, None)
-    steps, rest = run.properties["step"][half], values[half]
+    half = slice(len(series.values) // 2, None)
+    steps, rest, unit = series.steps[half], series.values[half], _unit(series.unit)
     if len(rest) < 4 or steps[-1] == steps[0]:
         return ""
     slope, level = np.polyfit(steps, rest, 1)
@@ -131,15 +138,16 @@ def temperature(run: Run) -> str:
     if not run.properties:
         return run.gaps["properties"]
     if "temperature" not in run.properties:
-        return "i-PI's property file has no <code>temperature</code>."
-    x, label = run.clock(run.properties["step"])
-    unit, target = run.units["temperature"], run.about.get("temperature_K")
+        return "None of i-PI's property files has a <code>temperature</code>."
+    series = run.properties["temperature"]
+    x, label = run.clock(series.steps)
+    unit, target = series.unit, run.about.get("temperature_K")
     level = ("set", float(target)) if target and unit == "kelvin" else None
     return _figure(
         figures.series(
             x,
             label,
-            {"of all beads": run.properties["temperature"]},
+            {"of all beads": series.values},
             f"temperature ({_unit(unit)})",
             "temperature over time",
             level=level,
@@ -156,7 +164,7 @@ def spread(run: Run) -> str:
         return "beadwork.out has no spread: the run had no committee of two Δ models at least."
     first = run.first
     record = run.record[known]
-    x, label = run.clock(record[:, 0] + first)
+    x, label = run.clock(record[:, 0] + first, own=True)
     marks = [(row.step, row.largest) for row in run.kept if row.step is not None]
     when, high = (np.array(values, dtype=np.float64) for values in zip(*marks, strict=True)) if marks else ([], [])
     # the unit of time is that of the whole run, not of its last kept frame
@@ -204,7 +212,7 @@ def elements(run: Run) -> str:
     if not curves:
         return "beadwork.out has no spread by element: there was no committee, or an older beadwork wrote it."
     known = np.isfinite(next(iter(curves.values())))
-    x, label = run.clock(run.record[known, 0] + run.first)
+    x, label = run.clock(run.record[known, 0] + run.first, own=True)
     return _figure(
         figures.series(
             x,
@@ -270,6 +278,11 @@ addEventListener("load", () => setTimeout(async () => {{
 def distributions(run: Run, drawing: bool) -> str:
     """g(r) of all pairs with the committee's error bar, and their peaks in figures."""
     about = run.about
+    if not about.get("periodic", True):
+        return (
+            "The run was not periodic (<code>--not-periodic</code>): its atoms fill no volume, so there is no density "
+            "to count pairs against."
+        )
     trajectory = outputs.find_positions(run.directory, str(about["outputs"])) if "outputs" in about else None
     found = radial(trajectory) if trajectory is not None else None
     kept = _alike(run.kept)
@@ -292,7 +305,8 @@ def distributions(run: Run, drawing: bool) -> str:
     caption = (
         "How much likelier than by chance two atoms are found at this distance, each bead counted for itself; 1 "
         "(dashed) is chance. The peaks of bonds may be cut at the top, so that the shells around a molecule can be "
-        "seen; the curves go up to half the cell. "
+        f"seen; the curves go up to {found.reach:.3g} Å"
+        + (". " if found.reach >= FARTHEST else ", half the cell's smallest width. ")
     )
     if errors:
         caption += (
@@ -404,7 +418,7 @@ def time(run: Run, drawing: bool) -> str:
     )
     if len(after) > 1:
         table = np.array(after)
-        x, label = run.clock(table[:, 0] + run.first)
+        x, label = run.clock(table[:, 0] + run.first, own=True)
         pictures += _figure(
             figures.series(
                 x, label, {"evaluation": 1e3 * table[:, 5]}, "evaluation (ms)", "time over the run", from_zero=True
