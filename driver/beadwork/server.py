@@ -33,6 +33,8 @@ from beadwork.units import BOHR, FORCE, HARTREE
 PULSE = 0.5
 #: Å; half of the atoms are no further from where they were after some picoseconds, in the same simulation
 ASTRAY = 3.0
+#: the keys of extras that are sent with --member-forces alone
+MEMBER_FORCES = ("committee_force", "committee_virial")
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
@@ -429,7 +431,7 @@ def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
     """The keys of every extras object of this potential; none without a committee of two at least."""
     if len(potential.members) < 2:
         return ()
-    forces = ("committee_force", "committee_virial") if member_forces else ()
+    forces = MEMBER_FORCES if member_forces else ()
     return ("committee_pot", "energy_spread", "force_spread_max", "force_spread_atom", "alpha", "committee", *forces)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -14,7 +15,7 @@ from beadwork.ipi.simulation import Simulation, Socket, System
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.delta import Potential, load_for
 from beadwork.potential.device import idle
-from beadwork.server import Service, extra_keys
+from beadwork.server import MEMBER_FORCES, Service, extra_keys
 
 
 def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], list[str]]:
@@ -43,7 +44,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         for name in simulation.unserved(roles)
     ]
     services = []
-    sent = {}
+    lacking: dict[str, set[str]] = {}
     for name, role in roles.items():
         socket = simulation.socket(name)
         service = _service(config, simulation, socket, parts[role])
@@ -53,9 +54,8 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         notes += service.potential.settle(start)
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
         services.append(service)
-        if socket.parent is None:  # i-PI adds extras of its own where it combines answers
-            sent[name] = ("raw", *extra_keys(service.potential, service.member_forces))
-    _check_extras(simulation, sent)
+        lacking.setdefault(socket.parent or name, set()).update(_lacking(simulation, socket, service))
+    _check_extras(simulation, lacking, services)
     return services, notes
 
 
@@ -135,15 +135,26 @@ def _check_gathered(socket: Socket, service: Service) -> None:
         raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs; add --member-forces")
 
 
-def _check_extras(simulation: Simulation, sent: Mapping[str, Sequence[str]]) -> None:
+def _lacking(simulation: Simulation, socket: Socket, service: Service) -> set[str]:
+    """Return the keys of extras that are looked for and will not come from this forcefield, nor from the one around it,
+    as far as that is known: i-PI adds extras of its own where it combines answers.
+    """
+    ours = extra_keys(service.potential, service.member_forces)
+    wanted = {extra.key for extra in simulation.extras}
+    if socket.parent is None:
+        return wanted - {"raw", *ours}
+    # what an ffcommittee has of its members, it has of all or of none
+    unpacked = socket.committee is not None and socket.committee.parse_json and "committee_pot" in ours
+    return wanted & set(MEMBER_FORCES) - set(ours) if unpacked else set()
+
+
+def _check_extras(simulation: Simulation, lacking: Mapping[str, AbstractSet[str]], services: Sequence[Service]) -> None:
     """Refuse extras that are looked for and that no reply will have: i-PI would die with a KeyError at the first.
 
-    sent: the keys that each forcefield sends, by name; of those that others serve nothing is known.
+    lacking: the keys that each forcefield will not have, by name.
     """
     missing = {
-        extra
-        for extra in simulation.extras
-        if all(name in sent and extra.key not in sent[name] for name in extra.forcefields)
+        extra for extra in simulation.extras if all(extra.key in lacking.get(name, ()) for name in extra.forcefields)
     }
     if dropped := sorted({extra.key for extra in missing if not extra.forcefields}):
         raise SimulationError(
@@ -151,10 +162,10 @@ def _check_extras(simulation: Simulation, sent: Mapping[str, Sequence[str]]) -> 
             "forcefield with weight 0 or fewer beads than the system; name them in the <interpolate_extras> of its "
             "<force>, or take those outputs out"
         )
-    if missing:
-        keys = ", ".join(sorted({extra.key for extra in missing}))
-        others = sorted({key for name in sent for key in sent[name]} - {"raw"})
+    if keys := sorted({extra.key for extra in missing}):
+        sent = sorted({key for service in services for key in extra_keys(service.potential, service.member_forces)})
+        remedy = "add --member-forces" if set(keys) <= set(MEMBER_FORCES) else "give a committee (--delta)"
         raise SimulationError(
-            f"{simulation.path} writes the extras {keys}, which will not be sent: {', '.join(others) or 'nothing'} "
-            "will; take those outputs out, or give a committee (--delta)"
+            f"{simulation.path} writes the extras {', '.join(keys)}, which will not be sent: "
+            f"{', '.join(sent) or 'nothing'} will; take those outputs out, or {remedy}"
         )

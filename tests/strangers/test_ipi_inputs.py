@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,17 @@ HERE = Path(__file__).parent
 
 
 def joined(
-    monkeypatch: pytest.MonkeyPatch, simulation: Simulation, at: Mapping[str, str], prefix: str | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    simulation: Simulation,
+    at: Mapping[str, str],
+    prefix: str | None = None,
+    member_forces: bool = False,
 ) -> tuple[list[services.Service], list[str]]:
     """What serves each forcefield: a harmonic baseline and two harmonic Δ in place of models."""
     potential = Potential(Harmonic(1.0), [Harmonic(0.1), Harmonic(0.2)])
     monkeypatch.setattr(services, "load_for", lambda _: potential)
-    return join(ServeConfig(str(simulation.path), "baseline", ["delta"], dict(at), sockets_prefix=prefix), simulation)
+    config = ServeConfig(str(simulation.path), "baseline", ["delta"], dict(at), sockets_prefix=prefix)
+    return join(replace(config, member_forces=member_forces), simulation)
 
 
 def looked_at(monkeypatch: pytest.MonkeyPatch, path: Path, at: Mapping[str, str]) -> list[Finding]:
@@ -152,6 +158,27 @@ def test_extras_of_contracted_beads(
     else:
         with pytest.raises(SimulationError, match=said):
             joined(monkeypatch, read(path), {"short": "sum"})
+
+
+@pytest.mark.parametrize("around", ["{}", "<ffcommittee name='all'><parse_json>True</parse_json>{}</ffcommittee>"])
+def test_forces_of_members_that_nobody_sends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, around: str) -> None:
+    """Outputs of the members' forces want --member-forces, of a forcefield and of the ffcommittee around it alike: i-PI
+    would stop at the first of them.
+    """
+    (tmp_path / "water.xyz").write_text((HERE / "water.xyz").read_text())
+    path = tmp_path / "input.xml"
+    text = re.sub("<bias>.*</bias>|<ffsocket name='long'.*</ffsocket>", "", (HERE / "bias.xml").read_text())
+    text = re.sub("<ffsocket.*</ffsocket>", lambda socket: around.format(socket[0]), text)
+    text = text.replace("forcefield='short'", f"forcefield='{'short' if around == '{}' else 'all'}'")
+    outputs = "".join(
+        f"<trajectory filename='{key}' extra_type='{key}'>extras</trajectory>"
+        for key in ("committee_pot", "committee_force")
+    )
+    path.write_text(text.replace("<simulation>", f"<simulation><output>{outputs}</output>"))
+    simulation = read(path)
+    with pytest.raises(SimulationError, match=r"extras committee_force, which will .* out, or add --member-forces$"):
+        joined(monkeypatch, simulation, {"short": "sum"})
+    joined(monkeypatch, simulation, {"short": "sum"}, member_forces=True)
 
 
 def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch) -> None:
