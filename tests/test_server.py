@@ -25,7 +25,7 @@ FORBIDDEN = {"raw", "pot", "force", "virial", "uncertainty"}
 
 def committee(members: int = 3) -> Potential:
     """Harmonic toys that disagree."""
-    return Potential(Harmonic(1.0), [Harmonic(0.1 * (m + 1)) for m in range(members)], alpha=2.0)
+    return Potential(Harmonic(1.0), [Harmonic(0.1 * (m + 1)) for m in range(members)], alpha=1.5, energy_alpha=2.0)
 
 
 def frames(count: int = 2) -> list[Frame]:
@@ -45,7 +45,8 @@ def count(one: Service, positions: np.ndarray, peers: Sequence[Any] = ()) -> int
 
 
 def test_extras_are_in_atomic_units_and_total() -> None:
-    """What ffcommittee and the reweighting tool read: baseline + Δ_m in Hartree, deviations after alpha."""
+    """What ffcommittee and the reweighting tool read: baseline + Δ_m in Hartree, deviations after energy_alpha,
+    the forces their derivatives; the force spread has its own alpha."""
     potential = committee()
     answer = potential.evaluate(frames(), member_forces=True)
     notes = [json.loads(note) for note in extras(answer, potential)]
@@ -62,7 +63,9 @@ def test_extras_are_in_atomic_units_and_total() -> None:
         assert np.allclose(notes[k]["committee_force"], forces, rtol=1e-12, atol=1e-14)
         atom = int(np.linalg.norm(frame.positions, axis=1).argmax())
         assert notes[k]["force_spread_atom"] == atom
-        assert notes[k]["alpha"] == 2.0
+        largest = np.linalg.norm(frame.positions, axis=1).max() * 1.5 * np.std([0.1, 0.2, 0.3], ddof=1) / np.sqrt(3)
+        assert notes[k]["force_spread_max"] == pytest.approx(largest * hartree / bohr, rel=1e-12)
+        assert (notes[k]["alpha"], notes[k]["energy_alpha"]) == (1.5, 2.0)
 
 
 def test_an_ipi_that_comes_back_with_other_atoms() -> None:

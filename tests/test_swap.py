@@ -103,7 +103,7 @@ def test_what_else_changes_is_said(known: bool, monkeypatch: pytest.MonkeyPatch)
     assert (here is None) == known
     assert there is not None
     assert "the spread is not calibrated" in there[1]
-    assert "alpha 2.3 -> 1; weights [0.5, 0.5] -> [0.25, 0.75]" in there[1]
+    assert "alpha 2.3 -> 1; energy_alpha 2.3 -> 1; weights [0.5, 0.5] -> [0.25, 0.75]" in there[1]
     swap.close()
 
 

@@ -39,7 +39,8 @@ class ServeConfig:
     connections: int = 0  #: connections a forcefield; 0: as many as fill a ring polymer
     patience: float = 60.0  #: seconds to wait for an i-PI that is not there; 0: none
     silence: float = 3600.0  #: seconds that a connected i-PI may ask for nothing before it is given up; 0: for ever
-    alpha: float | None = None  #: scale of the committee's deviations; default: the committee's card
+    alpha: float | None = None  #: scale of the deviations of the members' forces; default: the committee's card
+    energy_alpha: float | None = None  #: the same of their energies; default: `alpha` if given, else the card
     weights: list[float] | None = None  #: one a member; default: the committee's card
     baseline_uncertainty: float | None = None  #: eV of the whole system; turns the weighted baseline on
     member_forces: bool = False  #: send every member's forces and virial in the extras
@@ -149,7 +150,7 @@ def read(path: Path) -> dict[str, Any]:
 #: what options without a default of their own kind hold, or lists and tables have in them
 _INSIDE: dict[str, type] = {
     **dict.fromkeys(("delta", "devices", "at", "host", "sockets_prefix"), str),
-    **dict.fromkeys(("keep_force", "keep_energy", "weights", "alpha", "baseline_uncertainty"), float),
+    **dict.fromkeys(("keep_force", "keep_energy", "weights", "alpha", "energy_alpha", "baseline_uncertainty"), float),
 }
 
 

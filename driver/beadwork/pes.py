@@ -41,6 +41,7 @@ OPTIONS = (
     "threads",
     "periodic",
     "alpha",
+    "energy_alpha",
     "baseline_uncertainty",
     "member_forces",
 )

@@ -432,16 +432,26 @@ def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
     if len(potential.members) < 2:
         return ()
     forces = MEMBER_FORCES if member_forces else ()
-    return ("committee_pot", "energy_spread", "force_spread_max", "force_spread_atom", "alpha", "committee", *forces)
+    return (
+        "committee_pot",
+        "energy_spread",
+        "force_spread_max",
+        "force_spread_atom",
+        "alpha",
+        "energy_alpha",
+        "committee",
+        *forces,
+    )
 
 
 def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
     """One JSON object a structure, the same keys always; empty where there is no committee.
 
-    committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by alpha.
-    energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. alpha: applied by beadwork, so
-    i-PI's must stay 1. committee: the models that answered, as `swap.short` names them. committee_force and
-    committee_virial (atomic units) only when they were asked for.
+    committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by
+    energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
+    applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max.
+    committee: the models that answered, as `swap.short` names them. committee_force and committee_virial (atomic units,
+    the derivatives of committee_pot) only when they were asked for.
     """
     spread, totals = evaluation.spread, evaluation.member_totals
     if spread is None or totals is None:
@@ -462,5 +472,5 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
         columns["committee_force"] = rows_of_forces.tolist()
         columns["committee_virial"] = (virials.reshape(members, -1, 9).transpose(1, 0, 2) / HARTREE).tolist()
     rows = zip(*columns.values(), strict=True)
-    same = {"alpha": potential.alpha, "committee": short(potential)}
+    same = {"alpha": potential.alpha, "energy_alpha": potential.energy_alpha, "committee": short(potential)}
     return [json.dumps({**dict(zip(columns, row, strict=True)), **same}).encode() for row in rows]

@@ -122,8 +122,8 @@ def _check_gathered(socket: Socket, service: Service) -> None:
         )
     if committee.alpha != 1.0:
         raise SimulationError(
-            f"{name} scales the members by its alpha {committee.alpha:g}, and beadwork by {potential.alpha:g} before; "
-            "set its <alpha> to 1, and give ours with --alpha"
+            f"{name} scales the members by its alpha {committee.alpha:g}, and beadwork by {potential.energy_alpha:g} "
+            "before; set its <alpha> to 1, and give ours with --energy-alpha"
         )
     if committee.baseline and max(map(abs, potential.reference.values()), default=0.0) > 1e-3:
         told = ", ".join(f"{chemical_symbols[z]} {e:.3g} eV" for z, e in sorted(potential.reference.items()))

@@ -186,8 +186,12 @@ class Swap:
 def _scaled(old: Potential, new: Potential) -> list[str]:
     """What else changes the spread, and with it the band, the marks and the weighted baseline."""
     changes = []
-    if old.alpha != new.alpha:
-        changes.append(f"alpha {old.alpha:g} -> {new.alpha:g}")
+    for what, was, now in (
+        ("alpha", old.alpha, new.alpha),
+        ("energy_alpha", old.energy_alpha, new.energy_alpha),
+    ):
+        if was != now:
+            changes.append(f"{what} {was:g} -> {now:g}")
     if not np.array_equal(old.weights, new.weights):
         changes.append(f"weights {old.weights.round(4).tolist()} -> {new.weights.round(4).tolist()}")
     return changes
@@ -196,7 +200,7 @@ def _scaled(old: Potential, new: Potential) -> list[str]:
 def _same(old: Potential, new: Potential) -> bool:
     return (
         [card.hash for card in old.member_cards] == [card.hash for card in new.cards]
-        and old.alpha == new.alpha
+        and (old.alpha, old.energy_alpha, old.usual) == (new.alpha, new.energy_alpha, new.usual)
         and np.array_equal(old.weights, new.weights)
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from beadwork.frame import Frame
-from beadwork.observe.radial import deviations, matched, radial, reweight
+from beadwork.observe.radial import deviations, matched, offsets, radial, reweight
 
 TRICLINIC = np.array([[9.0, 0.0, 0.0], [2.0, 8.5, 0.0], [-1.0, 1.5, 10.0]])
 
@@ -90,6 +90,26 @@ def test_reweighting_is_that_of_ipis_own_tool(tmp_path: Path) -> None:
     assert np.allclose(theirs[:, 0], ours.mean(axis=1), rtol=0, atol=2e-8)
     assert np.allclose(theirs[:, 1], ours.std(axis=1), rtol=0, atol=2e-8)
     assert ours.std(axis=1).max() > 0.05  # the members do differ here
+
+
+def test_a_constant_offset_is_no_uncertainty(tmp_path: Path) -> None:
+    """Members that are eV apart at all times give the averages, and the error, that they give without; so they do in
+    i-PI's own tool, which reads them offsets and all. The offsets themselves are found again, for the record."""
+    rng = np.random.default_rng(7)
+    frames, members, thermal = 400, 4, 9.5e-4
+    potentials = -550.0 + 2e-4 * rng.normal(size=(frames, members))
+    apart = np.array([0.03, -0.01, 0.0, -0.02])
+    observable = rng.normal(1.0, 0.2, (frames, 3)) + 300 * (potentials[:, :1] - potentials[:, 1:2])
+    plain, shifted = (reweight(energies, observable, thermal) for energies in (potentials, potentials + apart))
+    assert plain.std(axis=1).min() > 1e-3
+    assert np.allclose(shifted, plain, rtol=0, atol=1e-9)
+    assert np.allclose(offsets(potentials + apart), apart, rtol=0, atol=1e-4)
+    for name, energies in (("pot", potentials + apart), ("obs", observable)):
+        np.savetxt(tmp_path / name, energies, fmt="%.17e")
+    tool = Path(sys.executable).with_name("i-pi-committee-reweight")
+    command = [sys.executable, tool, tmp_path / "pot", tmp_path / "obs", "--kt", repr(thermal)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert np.allclose(np.loadtxt(said.splitlines())[:, 2:], plain, rtol=0, atol=1e-7)
 
 
 def test_a_stiffer_member_has_smaller_swings() -> None:

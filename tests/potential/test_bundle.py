@@ -246,7 +246,9 @@ def test_committee_card(tmp_path):
     assert load_committee(members) is None
     (tmp_path / "committee.toml").write_text("alpha = 1.5\n")
     found = load_committee(members)
-    assert found.alpha == 1.5
+    assert (found.alpha, found.energy_alpha) == (1.5, 1.5)
+    (tmp_path / "committee.toml").write_text("alpha = 1.5\nenergy_alpha = 4.0\n")
+    assert (load_committee(members).alpha, load_committee(members).energy_alpha) == (1.5, 4.0)
     assert dict(found.weights) == {"delta-0": 1.0, "delta-1": 1.0, "delta-2": 1.0}
     text = 'alpha = 2.0\nmembers = ["delta-2", "delta-0", "delta-1"]\nweights = [3, 1, 2]\n'
     (tmp_path / "committee.toml").write_text(text)
@@ -260,7 +262,14 @@ def test_committee_card(tmp_path):
         (tmp_path / "committee.toml").write_text(f"alpha = 1.5\n{spread}{values}\n")
         with pytest.raises(ModelError, match=r"\[spread_held_out\]"):
             load_committee(members)
-    for wrong in ("alpha = -1\n", "weights = [1, 2]\n", 'alpha = "high"\n', "weights = [-1, 1, 1]\n", "alpha = \n"):
+    for wrong in (
+        "alpha = -1\n",
+        "energy_alpha = 0\n",
+        "weights = [1, 2]\n",
+        'alpha = "high"\n',
+        "weights = [-1, 1, 1]\n",
+        "alpha = \n",
+    ):
         (tmp_path / "committee.toml").write_text(wrong)
         with pytest.raises(ModelError, match=r"committee\.toml"):
             load_committee(members)

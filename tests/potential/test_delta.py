@@ -40,11 +40,13 @@ def single(engine, frames):
     )
 
 
-@pytest.mark.parametrize("alpha", [1.0, 2.5])
-def test_sum_and_spread_are_numpys(frames, committee, alpha):
-    """Mean, sample deviation and force spread equal NumPy's on members evaluated one structure at a time."""
+@pytest.mark.parametrize(("force_alpha", "alpha"), [(None, 1.0), (None, 2.5), (1.3, 2.5)])
+def test_sum_and_spread_are_numpys(frames, committee, force_alpha, alpha):
+    """Mean, sample deviation and force spread equal NumPy's on members evaluated one structure at a time: the force
+    spread has the alpha of forces, and energies, with the members' forces that derive from them, that of energies."""
     baseline, members = committee
-    got = Potential(baseline, members, alpha=alpha).evaluate(frames, member_forces=True)
+    scales = {"alpha": alpha} if force_alpha is None else {"alpha": force_alpha, "energy_alpha": alpha}
+    got = Potential(baseline, members, **scales).evaluate(frames, member_forces=True)
     be, bf, bv = single(baseline, frames)
     each = [single(m, frames) for m in members]
     energies = np.array([e for e, _, _ in each])
@@ -61,7 +63,7 @@ def test_sum_and_spread_are_numpys(frames, committee, alpha):
         own = slice(got.ptr[s], got.ptr[s + 1])
         forces = np.array([f[s] for _, f, _ in each])
         assert np.allclose(got.forces[own], bf[s] + forces.mean(axis=0), rtol=0, atol=1e-10)
-        spread = alpha * np.sqrt(forces.var(axis=0, ddof=1).mean(axis=1))
+        spread = (force_alpha or alpha) * np.sqrt(forces.var(axis=0, ddof=1).mean(axis=1))
         assert np.allclose(got.force_spread[own], spread, rtol=0, atol=1e-10)
         assert got.spread.largest[s] == got.force_spread[own].max()
         assert got.force_spread[own][got.spread.atom[s]] == got.spread.largest[s]
@@ -103,7 +105,13 @@ def test_weighted_baseline(frames, committee, weights, reference):
     baseline, members = committee
     s2, alpha = 0.08**2, 1.3
     potential = Potential(
-        baseline, members, weights=weights, alpha=alpha, baseline_uncertainty=0.08, reference=reference
+        baseline,
+        members,
+        weights=weights,
+        alpha=0.4,
+        energy_alpha=alpha,
+        baseline_uncertainty=0.08,
+        reference=reference,
     )
     got = potential.evaluate(frames)
     be = single(baseline, frames)[0]
@@ -222,6 +230,7 @@ def test_species_are_checked(frames, pair):
         ({"weights": [1.0, -1.0]}, "do not fit 2 Δ models"),
         ({"weights": [1.0, 0.0]}, "leave one Δ model alone"),
         ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"energy_alpha": -1.0}, "energy_alpha is -1.0"),
         ({"baseline_uncertainty": 0.1}, "needs a baseline"),
     ],
 )
@@ -335,7 +344,19 @@ def test_load_reads_the_committee_card(made, shapes, tmp_path):
     potential = load(None, paths, engine="torchscript")
     assert potential.alpha == 1.7
     assert potential.weights.tolist() == [0.25, 0.75]
+    assert potential.energy_alpha == 1.7  # a file of before, which knows one
     assert "alpha 1.7" in potential.notes[0]
+    both = (tmp_path / "committee.toml").read_text() + "energy_alpha = 3.4\n"
+    spread = "[spread_held_out]\nshares = [0.99]\nforce_eV_per_angstrom = [0.2]\n"
+    (tmp_path / "committee.toml").write_text(both + spread)
+    for given, wanted in (
+        ({}, (1.7, 3.4, 0.2)),
+        ({"alpha": 0.85}, (0.85, 0.85, 0.1)),
+        ({"energy_alpha": 5.0}, (1.7, 5.0, 0.2)),
+        ({"alpha": 1.0, "energy_alpha": 2.0}, (1.0, 2.0, 0.2 / 1.7)),
+    ):
+        known = load(None, paths, engine="torchscript", **given)
+        assert (known.alpha, known.energy_alpha, known.usual) == pytest.approx(wanted)
     assert load(None, paths, engine="torchscript", alpha=1.0).alpha == 1.0
     assert load(None, paths, engine="torchscript", weights=[1, 1]).weights.tolist() == [0.5, 0.5]
     part = load(None, paths[:1], engine="torchscript")

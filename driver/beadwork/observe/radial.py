@@ -89,19 +89,28 @@ def _one(frame: Frame, edges: FloatArray) -> dict[str, FloatArray]:
 
 
 def deviations(potentials: FloatArray, thermal: float) -> FloatArray:
-    """The members' potentials about their mean over kT, (F, M), from (F, M) energies and kT in one unit."""
-    result: FloatArray = (potentials - potentials.mean(axis=1, keepdims=True)) / thermal
+    """The members' potentials about their mean over kT, (F, M), from (F, M) energies and kT in one unit.
+
+    What a member is apart from the others at all times is left out: it changes no average (`offsets`).
+    """
+    apart = (potentials - potentials.mean(axis=1, keepdims=True)) / thermal
+    result: FloatArray = apart - apart.mean(axis=0)
+    return result
+
+
+def offsets(potentials: FloatArray) -> FloatArray:
+    """(M,): what each member's energy is apart from their mean, on the average of F frames (F, M)."""
+    result: FloatArray = (potentials - potentials.mean(axis=1, keepdims=True)).mean(axis=0)
     return result
 
 
 def reweight(potentials: FloatArray, observable: FloatArray, thermal: float) -> FloatArray:
     """Each member's average (K, M) of an observable (F, K), from potentials (F, M) and kT in one unit.
 
-    The cumulant expansion: <a>_m = <a> - <a h_m> + <a> <h_m>, h_m the `deviations`.
+    The cumulant expansion: <a>_m = <a> - <a h_m> + <a> <h_m>, h_m the `deviations`, whose mean is 0.
     """
     h = deviations(potentials, thermal)
-    mean = observable.mean(axis=0)
-    result: FloatArray = mean[:, None] - observable.T @ h / len(h) + np.outer(mean, h.mean(axis=0))
+    result: FloatArray = observable.mean(axis=0)[:, None] - observable.T @ h / len(h)
     return result
 
 

@@ -14,7 +14,7 @@ from ipi.utils.units import unit_to_internal
 from beadwork.frame import FloatArray
 from beadwork.observe import figures, outputs, viewer
 from beadwork.observe.pace import PARTS
-from beadwork.observe.radial import FARTHEST, Radial, deviations, matched, radial, reweight
+from beadwork.observe.radial import FARTHEST, Radial, deviations, matched, offsets, radial, reweight
 from beadwork.observe.run import Run
 from beadwork.observe.viewer import Shown
 
@@ -369,6 +369,8 @@ def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArra
         f"The error bar is the committee's, from {len(rows)} steps and {energies.shape[1]} members, reweighted by the "
         "cumulant expansion as <code>i-pi-committee-reweight</code> does it. From step to step a member's energy "
         f"wanders about the others' by {wander:.2g} kT"
+        f" (what they are apart at all times, up to {np.abs(offsets(energies)).max() / thermal:.2g} kT, changes no "
+        "average and is left out)"
         + ("; the expansion holds up to about 1." if wander <= 1 else ", and above 1 the expansion does not hold.")
     )
     if potentials.resolution > 0.05 * thermal:

@@ -60,13 +60,15 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Committee:
-    """What a committee.toml says: alpha, and a weight for each member (folder names beside the file).
+    """What a committee.toml says: alpha of forces and of energies, and a weight for each member (folder names beside
+    the file).
 
-    usual: eV/Å after alpha, what the largest force spread of a frame stays below in 99 of 100 frames held out; None
-    where the file does not say.
+    energy_alpha: alpha's, where the file does not say. usual: eV/Å after alpha, what the largest force spread of a
+    frame stays below in 99 of 100 frames held out; None where the file does not say.
     """
 
     alpha: float
+    energy_alpha: float
     weights: Mapping[str, float]
     usual: float | None = None
 
@@ -185,22 +187,24 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
         listed = [str(n) for n in data.get("members", names)]
         weights = [float(w) for w in data.get("weights", [1.0] * len(listed))]
         alpha = float(data.get("alpha", 1.0))
+        energy_alpha = float(data.get("energy_alpha", alpha))
         usual = _usual(data)
         paired = dict(zip(listed, weights, strict=True))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"{file} is wrong ({type(error).__name__}: {error}); it holds alpha (a number), members and weights (lists "
-            f"of one length), and in [{SPREAD}] the quantiles of the spread on frames held out"
+            f"{file} is wrong ({type(error).__name__}: {error}); it holds alpha and energy_alpha (numbers), members "
+            f"and weights (lists of one length), and in [{SPREAD}] the quantiles of the spread on frames held out"
         ) from error
     if sorted(listed) != sorted(names):
         return None
-    if not alpha > 0 or min(weights) < 0 or not sum(weights) > 0:
+    if not (alpha > 0 and energy_alpha > 0) or min(weights) < 0 or not sum(weights) > 0:
         raise ModelError(
-            f"{file} has alpha {alpha} and weights {weights}; alpha must be positive, weights not negative"
+            f"{file} has alpha {alpha}, energy_alpha {energy_alpha} and weights {weights}; both alphas must be "
+            "positive, weights not negative"
         )
     if usual is not None and not (math.isfinite(usual) and usual >= 0):
         raise ModelError(f"{file} has {usual} in [{SPREAD}]; quantiles of a spread are numbers that are not negative")
-    return Committee(alpha, paired, usual)
+    return Committee(alpha, energy_alpha, paired, usual)
 
 
 def members_of(delta: Sequence[str | Path]) -> list[Path]:

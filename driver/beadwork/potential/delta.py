@@ -26,7 +26,7 @@ AGAIN = 1000
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far M >= 2 members disagree about S systems of A atoms, after alpha.
+    """How far M >= 2 members disagree about S systems of A atoms, after alpha: that of energies, or that of forces.
 
     members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of
     a system, of its atom `atom` (S,), counted within the system. usual: `Potential`'s.
@@ -47,7 +47,8 @@ class Evaluation:
     energies (S,), forces (A, 3), virials (S, 3, 3): the sum. baseline, delta: its two parts, None where there are no
     such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
     spread: None with fewer than two members; so are the properties that read it. of_atoms: as in `Energies`.
-    member_forces (M, A, 3), member_virials (M, S, 3, 3): Δ after alpha, only when asked for.
+    member_forces (M, A, 3), member_virials (M, S, 3, 3): the exact derivatives of spread.members, deviations scaled by
+    the alpha of energies as those are; only when asked for.
     models: hashes of the models that answered, baseline first; empty where they came from no bundles.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
     notes: sentences for the log, about what was found while evaluating.
@@ -95,7 +96,9 @@ class Potential:
     variance that i-PI's ffcommittee computes. The force spread of an atom is
     sqrt(sum_m w_m |F_m - mean|^2 / (3 (1 - sum_m w_m^2))).
 
-    alpha: scales the members' deviations from their mean (Musil et al., J. Chem. Theory Comput. 15, 906, 2019).
+    alpha, energy_alpha: scale the members' deviations from their mean (Musil et al., J. Chem. Theory Comput. 15, 906,
+    2019): alpha in the force spread, energy_alpha in all that is an energy or the derivative of one: the energy spread,
+    the members' energies, forces and virials, and the variance of the weighted baseline. energy_alpha None: alpha.
 
     usual: eV/Å after alpha, the largest force spread of a frame like those that the committee learned from; None where
     that is not known.
@@ -120,12 +123,14 @@ class Potential:
         max_edges: int | None = None,
         reference: Mapping[int, float] | None = None,
         usual: float | None = None,
+        energy_alpha: float | None = None,
     ) -> None:
         self.reference = dict(reference or {})
         self.usual = usual
         self.baseline = baseline
         self.members = tuple(members)
         self.alpha = alpha
+        self.energy_alpha = alpha if energy_alpha is None else energy_alpha
         self.baseline_uncertainty = baseline_uncertainty
         self.max_edges = max_edges
         self._most = max_edges  # what memory was found to hold at the start
@@ -149,8 +154,9 @@ class Potential:
             raise ModelError(
                 f"weights {list(weights or ())} do not fit {len(members)} Δ models; give a number >= 0 for each"
             )
-        if not alpha > 0:
-            raise ModelError(f"alpha is {alpha}; it scales deviations from the mean and must be positive")
+        for name, scale in (("alpha", alpha), ("energy_alpha", self.energy_alpha)):
+            if not scale > 0:
+                raise ModelError(f"{name} is {scale}; it scales deviations from the mean and must be positive")
         self.weights = raw / raw.sum() if len(raw) else raw
         if len(members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
             raise ModelError(f"weights {raw.tolist()} leave one Δ model alone, so there is no spread; drop the others")
@@ -197,6 +203,7 @@ class Potential:
             self.baseline_uncertainty,
             reference=other.reference,
             usual=other.usual,
+            energy_alpha=other.energy_alpha,
         )
         whole.share_room(self)
         whole.cards = (*self.baseline_cards, *other.cards)
@@ -205,7 +212,13 @@ class Potential:
     def without_baseline(self) -> Potential:
         """The committee alone, without cards."""
         return Potential(
-            None, self.members, self.weights.tolist(), self.alpha, reference=self.reference, usual=self.usual
+            None,
+            self.members,
+            self.weights.tolist(),
+            self.alpha,
+            reference=self.reference,
+            usual=self.usual,
+            energy_alpha=self.energy_alpha,
         )
 
     def share_room(self, other: Potential) -> None:
@@ -320,10 +333,11 @@ class Potential:
         )
         for x, centre in ((energy, mean.energies), (force, mean.forces), (virial, mean.virials)):
             x -= centre
-            x *= self.alpha
-        # from here on energy, force and virial are deviations after alpha
+            x *= self.energy_alpha
+        # from here on energy, force and virial are deviations after the alpha of energies
         variance = np.tensordot(w, energy**2, axes=1) / norm
         force_spread = np.sqrt(w @ np.einsum("mai,mai->ma", force, force) / (3 * norm))
+        force_spread *= self.alpha / self.energy_alpha
         largest = np.maximum.reduceat(force_spread, graph.ptr[:-1])
         delta = mean
         if self.baseline_uncertainty is not None:
@@ -364,12 +378,14 @@ def load(
     weights: Sequence[float] | None = None,
     alpha: float | None = None,
     baseline_uncertainty: float | None = None,
+    energy_alpha: float | None = None,
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
-    delta: bundles, or one committee's folder, or one pointer to such a folder (`members_of`). weights and alpha, where
-    not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else they are equal and
-    1. Raises ModelError for bundles that are damaged or do not go together.
+    delta: bundles, or one committee's folder, or one pointer to such a folder (`members_of`). weights, alpha and
+    energy_alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else
+    they are equal and 1. An alpha that is given is that of energies too, unless they have their own. Raises ModelError
+    for bundles that are damaged or do not go together.
     """
     paths = members_of(delta)
     members = [load_card(p) for p in paths]
@@ -379,12 +395,17 @@ def load(
     notes = []
     usual = None
     if committee is not None:
+        if energy_alpha is None:
+            energy_alpha = committee.energy_alpha if alpha is None else alpha
         if alpha is None:
             alpha = committee.alpha
         if weights is None:
             weights = [committee.weights[p.resolve().name] for p in paths]
         usual = None if committee.usual is None else committee.usual * alpha / committee.alpha
-        notes.append(f"committee.toml: alpha {committee.alpha:g}, weights {dict(committee.weights)}")
+        notes.append(
+            f"committee.toml: alpha {committee.alpha:g} of forces and {committee.energy_alpha:g} of energies, weights "
+            f"{dict(committee.weights)}"
+        )
     elif any((path.resolve().parent / COMMITTEE).exists() for path in paths):
         notes.append(
             f"the {COMMITTEE} beside the Δ models is about other members than these, so its alpha and weights are not "
@@ -393,7 +414,7 @@ def load(
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     base = opened.pop(0) if baseline is not None else None
     alpha = 1.0 if alpha is None else alpha
-    potential = Potential(base, opened, weights, alpha, baseline_uncertainty, usual=usual)
+    potential = Potential(base, opened, weights, alpha, baseline_uncertainty, usual=usual, energy_alpha=energy_alpha)
     for weight, member in zip(potential.weights.tolist(), opened, strict=True):
         for z, energy in member.reference.items():
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
@@ -413,6 +434,7 @@ def load_for(config: ServeConfig) -> Potential:
         config.weights,
         config.alpha,
         config.baseline_uncertainty,
+        config.energy_alpha,
     )
 
 
