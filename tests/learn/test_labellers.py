@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase.build
 import numpy as np
 import pytest
+from ase.calculators.calculator import Calculator
 
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import Frame
@@ -117,7 +120,7 @@ def test_paths_and_tables_in_settings(tmp_path: Path) -> None:
         ('basis = "cc-pVTZ"', "", r"\[settings\] lacks basis"),
         ("frozen_core = true", "frozen_core = 1", "frozen_core is 1; it wants bool"),
         ("frozen_core = true", "frozen = true", "sets frozen, which is no option; known are theory, basis"),
-        ('theory = "CCSD(T)"', 'theory = "CCSDT"', "PySCF knows no method 'CCSDT'"),
+        ('theory = "CCSD(T)"', 'theory = "CCSDT"', "PySCF cannot compute 'CCSDT' .*: give HF, MP2"),
         ("radius = 4", "radius = 4\nmolecules = 3", "molecules or radius"),
         ("radius = 4", "radius = -4", "positive"),
         ('executor = "slurm"', 'executor = "threads"', "belong together"),
@@ -173,6 +176,51 @@ def test_charge_and_spin_reach_the_calculator() -> None:
     blind = AseCalculator("ase.calculators.emt:EMT", "EMT", ignores_charge=True)
     with pytest.raises(LabelError, match="ignores charge"):
         blind.label(Frame.from_atoms(ase.build.molecule("H2")), 1, 0)
+
+
+def test_what_a_calculator_does_not_take_or_have_is_refused() -> None:
+    """An argument that it does not know, one that it lacks, and forces that it has not: before the first frame."""
+    toy = f"{__name__}:Energies"
+    sys.modules.setdefault(__name__, SimpleNamespace(Energies=Energies))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"does not take these arguments: .*'bassis'"):
+        AseCalculator(toy, "T", {"bassis": "x", "cutoff": 3.0}, ignores_charge=True, forces=False)
+    with pytest.raises(ConfigError, match=r"does not take these arguments: missing .*'cutoff'"):
+        AseCalculator(toy, "T", ignores_charge=True, forces=False)
+    with pytest.raises(ConfigError, match=r"has no forces \(it has energy\): set forces = false"):
+        AseCalculator(toy, "T", {"cutoff": 3.0}, ignores_charge=True)
+    assert AseCalculator(toy, "T", {"cutoff": 3.0}, ignores_charge=True, forces=False).method == "T"
+
+
+class Energies(Calculator):
+    """A calculator without forces."""
+
+    implemented_properties = ("energy",)
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+
+def test_a_program_that_is_not_here(tmp_path: Path) -> None:
+    """Refused when the file is read, unless the nodes of a cluster may have it; a relative path never works."""
+    text = """
+        kind = "command"
+        [settings]
+        theory = "T"
+        code = "C"
+        version = "1"
+        command = ["no-such-program"]
+        files = { a = "$atoms" }
+        energy = { regex = "(?P<value>.)", unit = "eV" }
+        """
+    (tmp_path / "l.toml").write_text(text)
+    with pytest.raises(ConfigError, match="there is no program 'no-such-program' to be run"):
+        read(tmp_path / "l.toml")
+    (tmp_path / "l.toml").write_text(text + '[jobs]\nexecutor = "slurm"\n[jobs.slurm]\npartition = "long"\n')
+    assert isinstance(read(tmp_path / "l.toml").labeller(), Command)
+    (tmp_path / "l.toml").write_text(text.replace('"no-such', '"./no-such'))
+    with pytest.raises(ConfigError, match=r"begins with './no-such-program', but each label .* folder of its own"):
+        read(tmp_path / "l.toml")
 
 
 @pytest.mark.parametrize("path", ["ase.calculators.emt", "ase.calculators.emt:Nothing", "no_such_module:Class"])

@@ -198,20 +198,77 @@ def test_charge_is_told_from_the_cluster(tmp_path: Path, springs: Springs) -> No
     """A cluster with the excess proton has a charge of 1, which a labeller that ignores charges refuses, by name."""
     queue = Queue(tmp_path / "queue.db", create=True)
     queue.add(liquid("zundel-water"))
-    labelling.label(queue, springs(cut=Cut(molecules=32), attempts=1))
-    assert "ignores charge and spin, but the frame has 1 and 0" in str(queue.get(1).reason)
+    with pytest.raises(ConfigError, match="ignores charge and spin, but the frame has 1 and 0; where its answer holds"):
+        labelling.label(queue, springs(cut=Cut(molecules=32), attempts=1))
+    assert queue.get(1).status == "waiting"
 
 
-def test_what_cannot_be_told_is_set_aside_once(tmp_path: Path, springs: Springs) -> None:
+def alone(number: int, at: float = 0.0) -> Kept:
+    """One atom, at a place on all three axes, Å."""
+    lone = Frame(np.array([number]), np.full((1, 3), at), np.zeros((3, 3)), (False,) * 3)
+    return Kept(lone, 1, 0.1, np.ones(1), np.zeros(4), ("a" * 64,), "b" * 64)
+
+
+def test_what_cannot_be_told_is_set_aside_once(fill: Fill, springs: Springs) -> None:
     """A lone oxygen has no charge that could be told: set aside with the reason, and the dry run says so before."""
+    queue, spec = fill(1), springs(theory="charged")
+    spec = replace(spec, settings=spec.settings | {"ignores_charge": False, "calculator": "toy_calculator:Charged"})
+    spec = replace(spec, settings=spec.settings | {"arguments": {**spec.settings["arguments"], "charge": "{charge}"}})
+    queue.add(alone(8))
+    said = str(labelling.estimate(queue, spec))
+    assert "labels     1: 1 H2O" in said
+    assert "set aside  row 2: oxygen 0 has 0 hydrogens" in said
+    assert str(labelling.label(queue, spec)) == "1 labelled, 1 failed"
+    assert queue.get(2).status == "failed"
+    assert "labels     1: 1 O" in labelling.command(queue, replace(spec, charge=0), again=True, dry=True)
+    assert queue.get(2).status == "failed"
+    assert "labels     0" in labelling.command(queue, replace(spec, charge=0), dry=True)
+    assert labelling.command(queue, replace(spec, charge=0), again=True) == "1 labelled"
+
+
+def test_who_ignores_charges_is_told_none(tmp_path: Path, springs: Springs) -> None:
+    """Copper's charge cannot be told from its atoms, and a calculator that ignores charges does not need it."""
     queue = Queue(tmp_path / "queue.db", create=True)
-    lone = Frame(np.array([8]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
-    queue.add(Kept(lone, 1, 0.1, np.ones(1), np.zeros(4), ("a" * 64,), "b" * 64))
-    assert "row 1: oxygen 0 has 0 hydrogens" in str(labelling.estimate(queue, springs()))
-    labelling.label(queue, springs())
-    assert queue.get(1).status == "failed"
-    queue.again(1)
-    assert str(labelling.label(queue, springs(charge=0))) == "1 labelled"
+    queue.add(alone(29))
+    assert "labels     1: 1 Cu" in str(labelling.estimate(queue, springs()))
+    assert str(labelling.label(queue, springs())) == "1 labelled"
+    assert (queue.get(1).label or {})["charge"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "changes", "said"),
+    [
+        ("pyscf", {"theory": "HF", "basis": "ccecp-cc-pvdz"}, {}, "no functions for the core of O"),
+        ("pyscf", {"theory": "HF", "basis": "stuttgart"}, {}, "the basis stuttgart has no H"),
+        ("pyscf", {"theory": "HF", "basis": "sto-3g"}, {"spin": 1}, "Electron number 10 and spin 1"),
+        ("pyscf", {"theory": "CCSD(T)", "basis": "sto-3g"}, {"spin": 2}, "not the derivative of its energy"),
+        ("ase", {"calculator": "ase.calculators.emt:EMT", "theory": "EMT", "ignores_charge": True}, {"charge": 1},
+         "ignores charge and spin, but the frame has 1 and 0"),
+        ("command", {"theory": "T", "code": "C", "version": "1", "command": ["true"], "files": {},
+                     "energy": {"regex": "(?P<value>.)", "unit": "eV"}}, {"spin": 1}, "the spin is 1 unpaired"),
+    ],
+)  # fmt: skip
+def test_settings_that_fail_with_every_frame_are_refused_before_the_first(
+    fill: Fill, kind: str, settings: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    """Nothing is begun and nothing set aside: the frames wait for better settings."""
+    if kind == "pyscf":
+        pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
+    queue, spec = fill(3), replace(Spec(kind, settings), **changes)
+    for act in (labelling.estimate, labelling.label):
+        with pytest.raises(ConfigError, match=f"none of 3 frames can be labelled, and none was begun; row 1: .*{said}"):
+            act(queue, spec)
+    assert [(row.status, row.attempts) for row in queue.rows()] == [("waiting", 0)] * 3
+
+
+def test_forces_of_nothing_physical_are_no_label(fill: Fill, springs: Springs) -> None:
+    """A force of 173 eV/Å on a lone atom is refused by whomever it comes; where atoms overlap it is what it is."""
+    queue = fill(0)
+    queue.add_all([alone(10, 100.0), alone(18, 1.0)])
+    near = Frame(np.array([18, 18]), np.array([[100.0, 0, 0], [101.0, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
+    queue.add(Kept(near, 1, 0.1, np.ones(2), np.zeros(4), ("a" * 64,), "b" * 64))
+    assert str(labelling.label(queue, springs())) == "2 labelled, 1 failed"
+    assert "gave a force of 173.2 eV/Å on atom 0 (Ne), and no other atom is so near" in str(queue.get(1).reason)
 
 
 def test_dry_run(fill: Fill, springs: Springs, diary: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,17 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JQMC]
 def writes(**changes: Any) -> str:
     """Lines that write a good result with some changes."""
     return f"from math import nan\nopen(result, 'w').write(json.dumps({GOOD | changes!r}))"
+
+
+def test_a_basis_without_the_core_is_refused(fake: Callable[..., JQMC]) -> None:
+    """Water in ccECP's basis with all electrons is refused before jQMC is asked, and with ccECP it is not."""
+    pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
+    water = Frame(np.array([8, 1, 1]), np.eye(3), np.zeros((3, 3)), (False,) * 3)
+    made = fake("raise SystemExit('asked')")
+    with pytest.raises(LabelError, match="no functions for the core of O"):
+        replace(made, basis="ccecp-cc-pvdz").label(water, 0, 0)
+    with pytest.raises(LabelError, match="asked"):
+        replace(made, basis="ccecp-cc-pvdz", ecp="ccecp").label(water, 0, 0)
 
 
 def test_hydrogen_without_jastrow() -> None:

@@ -55,6 +55,14 @@ class Springs(Calculator):
             diary.write(f"{os.getpid()} {energy:.12f}\n")
 
 
+class Charged(Springs):
+    """The springs, told a charge, which they do not feel."""
+
+    def __init__(self, charge: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.charge = charge
+
+
 def mixed(**arguments: Any) -> Any:
     """Two calculators in one, as corrections are added: the springs by way of files, and nothing."""
     from ase.calculators.lj import LennardJones

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import shutil
 import tempfile
 import time
@@ -41,7 +42,7 @@ class AseCalculator:
     estimate: float = 60.0  #: s a label, for --dry-run
 
     def __post_init__(self) -> None:
-        self._made  # noqa: B018  (a wrong path ends here, not with the first frame)
+        made = self._made  # a wrong path ends here, not with the first frame
         if "directory" in self.arguments:
             raise ConfigError(
                 f"the arguments of {self.calculator} name a directory, in which two labels would overwrite each other; "
@@ -52,6 +53,15 @@ class AseCalculator:
                 f"{self.calculator} is not told the charge: set an argument of it to '{{charge}}' (and one to "
                 "'{spin}' or '{multiplicity}'), or say ignores_charge = true"
             )
+        known = getattr(made, "implemented_properties", None)
+        if self.forces and isinstance(known, (list, tuple)) and known and "forces" not in known:
+            raise ConfigError(f"{self.calculator} has no forces (it has {', '.join(known)}): set forces = false")
+        with contextlib.suppress(ValueError):  # of some that are no Python functions nobody can tell
+            signature = inspect.signature(made)
+            try:
+                signature.bind(**self.arguments)
+            except TypeError as error:
+                raise ConfigError(f"{self.calculator} does not take these arguments: {error}") from error
 
     @cached_property
     def _made(self) -> Any:
@@ -70,11 +80,18 @@ class AseCalculator:
         """The level of theory that the user named."""
         return self.theory
 
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse a charge or spin that the calculator would ignore. Raises LabelError."""
+        if self.ignores_charge and (charge or spin):
+            raise LabelError(
+                f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}; where its answer "
+                "holds all the same, set charge = 0 and spin = 0 in the TOML"
+            )
+
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label. Raises LabelError with what the calculator said."""
+        self.check(frame, charge, spin)
         start = time.perf_counter()
-        if self.ignores_charge and (charge or spin):
-            raise LabelError(f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}")
         given = {"{charge}": charge, "{spin}": spin, "{multiplicity}": spin + 1}
         arguments = {
             name: given.get(value, value) if isinstance(value, str) else value for name, value in self.arguments.items()

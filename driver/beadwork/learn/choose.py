@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.harvest.queue import LABELLED, WAITING, Queue
+from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.row import Row
 from beadwork.learn.dataset import computed
 from beadwork.potential.bundle import MODEL, check
@@ -111,14 +111,19 @@ def choose(
 
 
 def from_queue(
-    queue: Queue, model: Path, most: int, part: Callable[[Row], Sequence[int] | None] = lambda row: None
+    queue: Queue,
+    model: Path,
+    most: int,
+    part: Callable[[Row], Sequence[int] | None] = lambda row: None,
+    again: bool = False,
 ) -> tuple[list[int], Choice | None]:
     """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
 
-    part: the atoms of a row that its label would hold, None for all. Where no more than `most` wait, all, the oldest
-    first, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
+    part: the atoms of a row that its label would hold, None for all. again: those that were set aside count as waiting.
+    Where no more than `most` wait, all, the oldest first, and no choice. Raises LabelError for a row without a good
+    label, and otherwise as `choose`.
     """
-    waiting = queue.rows(status=WAITING)
+    waiting = [row for row in queue.rows() if row.status == WAITING or (again and row.status == FAILED)]
     if len(waiting) <= most:
         return [row.id for row in waiting], None
     known = [computed(row)[0] for row in queue.rows(status=LABELLED)]

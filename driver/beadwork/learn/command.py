@@ -108,6 +108,11 @@ class Command:
     def __post_init__(self) -> None:
         if not self.command or not self.timeout > 0:
             raise ConfigError("a command wants a program, and a timeout above 0 s")
+        if "/" in self.command[0] and not Path(self.command[0]).is_absolute():
+            raise ConfigError(
+                f"the command begins with {self.command[0]!r}, but each label is computed in a folder of its own: give "
+                "the program's absolute path, or its name alone"
+            )
         if self.length not in LENGTHS:
             raise ConfigError(f"the length {self.length!r} is not known; give {' or '.join(LENGTHS)}")
         for name in self.files:
@@ -124,13 +129,23 @@ class Command:
         """The level of theory that the user named."""
         return self.theory
 
+    def find(self) -> None:
+        """Look for the program on this machine. Raises ConfigError where there is none."""
+        if shutil.which(self.command[0]) is None:
+            raise ConfigError(f"there is no program {self.command[0]!r} to be run: check command, and PATH")
+
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse a cell that the command is not told, and charge and spin that do not fit. Raises LabelError."""
+        if any(frame.pbc) and not self.periodic:
+            raise LabelError(f"{self.code} is not told the cell: cut a cluster, or set periodic = true and use $cell")
+        self._inputs(frame, charge, spin)
+
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label.
 
         Raises LabelError where charge and spin do not fit, the command fails, or its numbers are not found or nonsense.
         """
-        if any(frame.pbc) and not self.periodic:
-            raise LabelError(f"{self.code} is not told the cell: cut a cluster, or set periodic = true and use $cell")
+        self.check(frame, charge, spin)
         start = time.perf_counter()
         inputs = self._inputs(frame, charge, spin)
         if self.directory is not None:

@@ -89,6 +89,9 @@ class Labeller(Protocol):
     def method(self) -> str:
         """Level of theory, as each of its labels will name it."""
 
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse what is known to fail, without computing anything. Raises LabelError as `label` would."""
+
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label. Raises LabelError with the code's reason where it cannot."""
 

@@ -78,7 +78,15 @@ class Spec:
     def labeller(self) -> Labeller:
         """Make the labeller. Raises ConfigError for settings that it does not know or cannot run."""
         make, _ = KINDS[self.kind]
-        return cast(Labeller, build(make, self.settings, Path(self.here), f"{self.kind}: [settings]"))
+        made = build(make, self.settings, Path(self.here), f"{self.kind}: [settings]")
+        if isinstance(made, Command) and self.jobs.slurm is None:  # its nodes may have what is not here
+            made.find()
+        return cast(Labeller, made)
+
+    @property
+    def ignores_charge(self) -> bool:
+        """Whether the labeller knows nothing of charges, so that none needs to be told."""
+        return bool(self.settings.get("ignores_charge", False))
 
     @property
     def periodic(self) -> bool:

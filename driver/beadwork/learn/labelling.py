@@ -38,6 +38,8 @@ from beadwork.observe.status import birth
 
 #: what became of a frame
 DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"
+#: eV/Å; see `_physical`
+ABSURD = 100.0
 #: in a label's extra: what it was made with, where its method is in the user's words (`Spec.unnamed`)
 SETTINGS = "settings"
 
@@ -118,6 +120,7 @@ def label(
     _one_method(queue, labeller.method, spec, mix)
     _give_back_of_the_dead(queue)
     rows = _plan(queue, spec, ids, most)
+    _some(rows, spec, labeller)
     folder = folder_of(queue)
     _make(folder)
     run = secrets.token_hex(4)
@@ -171,10 +174,10 @@ def command(
             raise ConfigError(f"how many frames {by} is to choose is not said; give --most as well")
         from beadwork.learn.choose import from_queue
 
-        ids, choice = from_queue(queue, by, most, lambda row: atoms_of(row, spec))
+        ids, choice = from_queue(queue, by, most, lambda row: atoms_of(row, spec), again)
         chosen = f"{choice}\n" if choice else ""
     if dry:
-        return f"{chosen}{estimate(queue, spec, ids=ids, most=most, mix=mix)}"
+        return f"{chosen}{estimate(queue, spec, ids=ids, most=most, mix=mix, again=again)}"
     from tqdm import tqdm
 
     # without a terminal there is no bar, but what was set aside is said
@@ -199,16 +202,20 @@ def estimate(
     ids: Sequence[int] | None = None,
     most: int | None = None,
     mix: bool = False,
+    again: bool = False,
 ) -> Estimate:
-    """Say what `label` would do, and change nothing."""
+    """Say what `label` would do, and change nothing. again: as if what was set aside waited once more."""
     labeller = spec.labeller()
     _one_method(queue, labeller.method, spec, mix)
     folder = folder_of(queue)
     formulas: Counter[str] = Counter()
     seconds, refused, computed = [], {}, 0
-    for row in _plan(queue, spec, ids, most):
+    rows = _plan(queue, spec, ids, most, again)
+    _some(rows, spec, labeller)
+    for row in rows:
         try:
             part = _part(row, spec)
+            labeller.check(part.frame, part.charge, spec.spin)
         except LabelError as error:
             refused[row.id] = str(error)
             continue
@@ -277,7 +284,14 @@ def _part(row: Row, spec: Spec) -> _Part:
     if spec.cut is not None:
         cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
         return _Part(cluster.frame, cluster.charge if spec.charge is None else spec.charge, cluster.atoms)
-    return _Part(frame, charge(frame) if spec.charge is None else spec.charge, None)
+    if spec.charge is not None:
+        return _Part(frame, spec.charge, None)
+    try:
+        return _Part(frame, charge(frame), None)
+    except LabelError:
+        if not spec.ignores_charge:
+            raise
+        return _Part(frame, 0, None)
 
 
 def atoms_of(row: Row, spec: Spec) -> tuple[int, ...] | None:
@@ -297,6 +311,7 @@ def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dic
         label = labeller.label(part.frame, part.charge, spec.spin)
         if label.forces is not None and label.forces.shape != part.frame.positions.shape:
             raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")
+        _physical(label, part.frame)
         if spec.unnamed is not None:
             label = replace(label, extra={**label.extra, SETTINGS: spec.unnamed})
         _make(file.parent)
@@ -324,15 +339,64 @@ def _read(file: Path) -> Label:
     return Label.from_dict(stored)
 
 
-def _plan(queue: Queue, spec: Spec, ids: Sequence[int] | None, most: int | None) -> list[Row]:
-    """Rows to be labelled: waiting, or claimed by someone whose time is up."""
+def _physical(label: Label, frame: Frame) -> None:
+    """Refuse forces that no ground state has. Raises LabelError.
+
+    A force above `ABSURD` beyond three standard errors, on an atom without a neighbour nearer than 0.7 times the sum of
+    both covalent radii: there the bonds of H2, H2O and N2 pull with 20 to 45 eV/Å.
+    """
+    if label.forces is None:
+        return
+    sizes = np.linalg.norm(label.forces, axis=1)
+    if label.forces_error is not None:
+        sizes -= 3 * np.linalg.norm(label.forces_error, axis=1)
+    worst = int(sizes.argmax())
+    if sizes[worst] <= ABSURD:
+        return
+    from ase.data import chemical_symbols, covalent_radii
+    from ase.neighborlist import neighbor_list
+
+    radii = 0.7 * covalent_radii[frame.numbers]
+    if worst not in neighbor_list("i", frame.to_atoms(), radii):
+        symbol = chemical_symbols[frame.numbers[worst]]
+        raise LabelError(
+            f"{label.code} gave a force of {sizes[worst]:.1f} eV/Å on atom {worst} ({symbol}), and no other atom is so "
+            "near that it could be: look at method, basis, pseudopotential, charge and spin"
+        )
+
+
+def _some(rows: Sequence[Row], spec: Spec, labeller: Labeller) -> None:
+    """Refuse settings with which every frame whose charge can be told would fail. Raises ConfigError."""
+    refused = []
+    for row in rows:
+        try:
+            part = _part(row, spec)
+        except LabelError:
+            continue  # the frame's fault, for which it is set aside
+        try:
+            labeller.check(part.frame, part.charge, spec.spin)
+        except LabelError as error:
+            refused.append((row.id, str(error)))
+        else:
+            return
+    if refused:
+        id, reason = refused[0]
+        raise ConfigError(
+            f"with these settings none of {len(refused)} frames can be labelled, and none was begun; row {id}: {reason}"
+        )
+
+
+def _plan(queue: Queue, spec: Spec, ids: Sequence[int] | None, most: int | None, again: bool = False) -> list[Row]:
+    """Rows to be labelled: waiting, or claimed by someone whose time is up; again: those that were set aside, too."""
     if most is not None and most < 1:
         raise ConfigError(f"most is {most}; give 1 or more, or leave it out")
     now = time.time()
     free = [
         row
         for row in queue.rows()
-        if row.status == WAITING or (row.status == CLAIMED and row.expires is not None and row.expires < now)
+        if row.status == WAITING
+        or (again and row.status == FAILED)
+        or (row.status == CLAIMED and row.expires is not None and row.expires < now)
     ]
     if ids is not None:
         order = {id: rank for rank, id in enumerate(ids)}

@@ -3,13 +3,14 @@
 Closed shells are computed restricted, all others unrestricted. Gradients are those that PySCF has analytically; of a
 density functional they hold the response of the grid, without which they are not the derivative of the energy (1e-3
 eV/Å on a coarse grid); of CCSD(T) they are there for closed shells alone. Energies are converted with `constants`.
+What PySCF warns of is in the label (`warnings`), and on stderr.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Any
 
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
+from beadwork.learn.basis import Basis
 from beadwork.learn.constants import BOHR, HARTREE
 from beadwork.learn.label import Label
 
@@ -37,6 +39,9 @@ class PySCF:
 
     theory: str  #: `HF`, `MP2`, `CCSD`, `CCSD(T)`, or a functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`)
     basis: str  #: as PySCF calls it
+    #: pseudopotential, as PySCF calls it (`ccecp`); left out: those that a basis as def2 has under its own name
+    ecp: str | None = None
+    pseudo: str | None = None  #: the same of Goedecker, Teter and Hutter (`gth-pbe`), in place of `ecp`
     dispersion: str | None = None  #: `d3bj`, `d3zero` or `d4` on top of a functional (needs pyscf-dispersion)
     frozen_core: bool = False  #: leave the inner shells out of the correlation
     forces: bool = True  #: compute them
@@ -48,27 +53,20 @@ class PySCF:
     max_memory: int = 4000  #: MB, beyond which PySCF works on disk where it can
 
     def __post_init__(self) -> None:
-        gto = _pyscf("gto")
+        _pyscf()
         correlated = self.theory in CORRELATED
         if self.kind == "DFT":
-            try:
-                _pyscf("dft").libxc.parse_xc(self.theory)
-            except KeyError as error:
-                raise ConfigError(
-                    f"PySCF knows no method {self.theory!r}: give HF, {', '.join(CORRELATED)} or a functional"
-                ) from error
+            _functional(self.theory, self.dispersion, self.forces)
         elif self.dispersion is not None:
             raise ConfigError(f"{self.theory} takes no dispersion correction; leave out {self.dispersion!r}")
-        if self.dispersion is not None:
-            _dispersion(self.theory, self.dispersion)
         if self.frozen_core and not correlated:
             raise ConfigError(f"{self.theory} has no core to freeze: leave out frozen_core")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # another package could be asked, it says
-                gto.basis.load(self.basis, "H")
-        except (gto.basis.BasisNotFoundError, KeyError) as error:
-            raise ConfigError(f"PySCF has no basis {self.basis!r} for hydrogen; check its name") from error
+        if self.pseudo and correlated and self.forces:
+            raise ConfigError(
+                f"PySCF's forces of {self.theory} with the pseudo {self.pseudo} are not the derivative of its energy "
+                "(0.09 eV/Å for H2O): set forces = false, or take an ecp"
+            )
+        self._basis  # noqa: B018  (a wrong name ends here, not with the first frame)
         if not (self.scf_tol > 0 and self.cc_tol > 0 and 0 <= self.grid <= 9 and min(self.threads, self.max_cycle) > 0):
             raise ConfigError(
                 f"tolerances, threads and max_cycle are positive, grid is 0 to 9; got {self.scf_tol}, {self.cc_tol}, "
@@ -83,7 +81,7 @@ class PySCF:
     @property
     def method(self) -> str:
         """For instance `PBE-d3bj/cc-pVDZ, grid 3` or `CCSD(T)/cc-pVTZ, frozen core, cc_tol 1e-07`."""
-        parts = [self.theory + (f"-{self.dispersion}" if self.dispersion else "") + f"/{self.basis}"]
+        parts = [self.theory + (f"-{self.dispersion}" if self.dispersion else "") + f"/{self._basis.title}"]
         if self.kind == "DFT":
             parts.append(f"grid {self.grid}")
         elif self.kind in CORRELATED:
@@ -93,12 +91,22 @@ class PySCF:
         parts += [f"{name} {getattr(self, name)}" for name in used if getattr(self, name) != getattr(PySCF, name)]
         return ", ".join(parts)
 
-    def label(self, frame: Frame, charge: int, spin: int) -> Label:
-        """Compute one label. Raises LabelError for what does not converge, or what PySCF cannot do."""
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse what cannot be computed. Raises LabelError."""
         if any(frame.pbc):
             raise LabelError(
                 "PySCF computes molecules and clusters: cut one from the periodic frame (`cut` in the TOML)"
             )
+        if self.theory == "CCSD(T)" and self.forces and spin:
+            raise LabelError(
+                "PySCF's forces of CCSD(T) for open shells are not the derivative of its energy (7e-4 eV/Å for H2O+): "
+                "label such structures with forces = false, or with CCSD"
+            )
+        self._molecule(frame, charge, spin)
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError for what does not converge, or what PySCF cannot do."""
+        self.check(frame, charge, spin)
         start = time.perf_counter()
         lib = _pyscf("lib")
         try:
@@ -109,6 +117,8 @@ class PySCF:
             raise
         except Exception as error:  # PySCF raises all kinds; each becomes the reason that the queue stores
             raise LabelError(f"PySCF could not label the frame: {type(error).__name__}: {error}") from error
+        if said := [" ".join(line.split()) for line in mol.stdout.getvalue().splitlines() if line.strip()]:
+            extra = {**extra, "warnings": said}
         return Label(
             energy=energy * HARTREE,
             forces=None if gradient is None else -gradient * (HARTREE / BOHR),
@@ -127,23 +137,35 @@ class PySCF:
     def seconds(self, frame: Frame) -> float:
         """Rough: measured on (H2O)4, grown with a power of the basis functions and shared among the threads."""
         plain, with_forces, power = _COST[self.kind]
-        functions = sum(self._functions(int(number)) * count for number, count in Counter(frame.numbers).items())
+        functions = sum(self._basis.functions(int(number)) * count for number, count in Counter(frame.numbers).items())
         one_core = (with_forces if self.forces else plain) * (functions / 96) ** power
         return _START + float(one_core / self.threads**0.8)  # the power is a guess: threads never help in full
 
-    def _functions(self, number: int) -> int:
-        gto = _pyscf("gto")
-        symbol = gto.elements.ELEMENTS[number]
-        # each shell: [l, (exponent, coefficient, ...), ...] or [l, kappa, (...), ...]
-        return sum((2 * shell[0] + 1) * (len(shell[-1]) - 1) for shell in gto.basis.load(self.basis, symbol))
+    @cached_property
+    def _basis(self) -> Basis:
+        return Basis(self.basis, self.ecp, self.pseudo)
 
     def _molecule(self, frame: Frame, charge: int, spin: int) -> Any:
+        """Raises LabelError for elements that the basis has not, and a spin that the electrons cannot have."""
         gto = _pyscf("gto")
         symbols = (gto.elements.ELEMENTS[int(number)] for number in frame.numbers)
-        atoms = [(symbol, tuple(at)) for symbol, at in zip(symbols, frame.positions / BOHR, strict=True)]
-        return gto.M(
-            atom=atoms, unit="Bohr", basis=self.basis, charge=charge, spin=spin, verbose=0, max_memory=self.max_memory
-        )
+        told = self._basis.molecule(int(number) for number in frame.numbers)
+        mol = gto.Mole()
+        mol.stdout = io.StringIO()
+        try:
+            return mol.build(
+                dump_input=False,
+                parse_arg=False,
+                verbose=_pyscf("lib").logger.WARN,
+                atom=[(symbol, tuple(at)) for symbol, at in zip(symbols, frame.positions / BOHR, strict=True)],
+                unit="Bohr",
+                charge=charge,
+                spin=spin,
+                max_memory=self.max_memory,
+                **told,
+            )
+        except Exception as error:  # of all kinds too
+            raise LabelError(f"PySCF cannot set up the frame: {type(error).__name__}: {error}") from error
 
     def _compute(self, mol: Any) -> tuple[float, FloatArray | None, dict[str, Any]]:
         """Return the energy in Hartree, the gradient in Hartree/Bohr or None, and what else is worth keeping."""
@@ -205,11 +227,6 @@ class PySCF:
         energy += float(solver.ccsd_t(eris=integrals))
         if not self.forces:
             return energy, None, extra
-        if field.mol.spin:
-            raise LabelError(
-                "PySCF's forces of CCSD(T) for open shells are not the derivative of its energy (7e-4 eV/Å for H2O+): "
-                "label such structures with forces = false, or with CCSD"
-            )
         equations, gradients = _pyscf("cc.ccsd_t_lambda"), _pyscf("grad.ccsd_t")
         settled, l1, l2 = equations.kernel(
             solver, integrals, solver.t1, solver.t2, max_cycle=self.max_cycle, tol=self.cc_tol, verbose=0
@@ -223,6 +240,8 @@ class PySCF:
             {
                 "method": self.theory,
                 "basis": self.basis,
+                "ecp": self.ecp,
+                "pseudo": self.pseudo,
                 "dispersion": self.dispersion,
                 "frozen_core": self.frozen_core,
                 "forces": self.forces,
@@ -255,6 +274,27 @@ def _pyscf(part: str = "") -> Any:
         if (error.name or "").partition(".")[0] != "pyscf":
             raise
         raise ConfigError("labels by PySCF need a package that is missing; pip install 'beadwork[pyscf]'") from error
+
+
+def _functional(theory: str, dispersion: str | None, forces: bool) -> None:
+    """Refuse what PySCF cannot compute helium with. Raises ConfigError."""
+    if dispersion is not None:
+        _dispersion(theory, dispersion)
+    field = _pyscf("dft").RKS(_pyscf("gto").M(atom="He", basis="sto-3g", verbose=0))
+    field.disp, field.grids.level = dispersion, 0
+    try:
+        if not theory.strip():
+            raise KeyError(theory)
+        field.xc = theory
+        field.kernel()
+        if forces:
+            field.nuc_grad_method().kernel()
+    except Exception as error:  # of all kinds, for what it does not know and what it does not have
+        said = str(error).partition("\n")[0].strip(" .'\"") or type(error).__name__
+        raise ConfigError(
+            f"PySCF cannot compute {theory!r} ({said}): give HF, {', '.join(CORRELATED)} or a functional that it "
+            'knows, as theory = "PBE" with dispersion = "d3bj", or theory = "wb97x-v"'
+        ) from error
 
 
 def _dispersion(functional: str, version: str) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.learn import qmc_env
+from beadwork.learn.basis import Basis
 from beadwork.learn.constants import BOHR, HARTREE
 from beadwork.learn.label import Label
 from beadwork.learn.program import last_line, run
@@ -139,12 +141,18 @@ class JQMC:
         walkers = "" if self.optimises else f", {self.walkers} walkers"
         return f"LRDMC, a = {self.lattice_spacing} Bohr{move}{walkers}, {self.trial_function}"
 
-    def label(self, frame: Frame, charge: int, spin: int) -> Label:
-        """Compute one label. Raises LabelError for what jQMC cannot do, does not finish or answers nonsense to."""
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse a periodic frame, and a basis without the core where PySCF is here too. Raises LabelError."""
         if any(frame.pbc):
             raise LabelError(
                 "jQMC computes molecules and clusters: cut one from the periodic frame (`cut` in the TOML)"
             )
+        if find_spec("pyscf") is not None:
+            Basis(self.basis, self.ecp, own=False).molecule(int(number) for number in frame.numbers)
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError for what jQMC cannot do, does not finish or answers nonsense to."""
+        self.check(frame, charge, spin)
         python = qmc_env.find(self.environment)
         job = self._job(frame, charge, spin)
         if self.directory:

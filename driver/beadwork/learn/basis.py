@@ -1,0 +1,154 @@
+"""Basis sets and pseudopotentials as PySCF has them: which go together, of which elements.
+
+A basis that was made for a pseudopotential has no functions for the core. Given the bare nucleus it still converges, to
+energies and forces of nothing (130 eV/Å for HI in def2-SVP). So each element is asked how much of the binding of its
+lowest s level, one electron alone in the field of the nucleus or its pseudopotential, the basis lacks. Over the sets
+of PySCF 2.14 and the elements up to radon, all-electron ones for the Schrödinger equation lack 7 % at most (STO-3G's
+hydrogen), those of pseudopotentials 18 % and more, hydrogen's of the larger sets aside, whose core is none; with a
+pseudopotential its own set lacks 37 % at most (CRENBS of copper), one that was made for a larger core half or more.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import ConfigError, LabelError
+
+#: share of the lowest level's binding that a basis may lack, with the bare nucleus and with a pseudopotential
+LACKING = (0.12, 0.45)
+#: exponents of a set that lacks nothing, Bohr⁻²
+_EVEN = [2.0**power for power in range(-7, 22)]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A basis, and the pseudopotential that goes with it.
+
+    name, ecp, pseudo: as PySCF calls them; ecp is of the kind of quantum chemistry, pseudo one of Goedecker, Teter and
+    Hutter (`gth-pbe`). own: without either an element has the potential that PySCF holds under the basis's own name, as
+    def2, LANL2DZ and Stuttgart's sets have one for heavy elements. Raises ConfigError for names that PySCF does not
+    know.
+    """
+
+    name: str
+    ecp: str | None = None
+    pseudo: str | None = None
+    own: bool = True
+
+    def __post_init__(self) -> None:
+        if self.ecp and self.pseudo:
+            raise ConfigError(f"ecp {self.ecp!r} and pseudo {self.pseudo!r} are both set; an atom takes one: leave one")
+        elements = range(1, 104)
+        for what, name, load in (
+            ("basis", self.name, _functions),
+            ("ecp", self.ecp, _ecp),
+            ("pseudo", self.pseudo, _pseudo),
+        ):
+            if name is not None and not any(load(name, number) for number in elements):
+                raise ConfigError(f"PySCF has no {what} {name!r}; check its name")
+
+    @property
+    def title(self) -> str:
+        """For instance `def2-svp` or `ccecp-cc-pvdz, ecp ccecp`: one that is the basis's own is not named."""
+        plain = import_module("pyscf.gto.basis")._format_basis_name
+        if self.ecp and plain(self.ecp) != plain(self.name):
+            return f"{self.name}, ecp {self.ecp}"
+        return f"{self.name}, pseudo {self.pseudo}" if self.pseudo else self.name
+
+    def functions(self, number: int) -> int:
+        """How many there are of an element, spherical ones. Raises LabelError where the basis has none of it."""
+        # each shell: [l, (exponent, coefficient, ...), ...] or [l, kappa, (...), ...]
+        return sum((2 * shell[0] + 1) * (len(shell[-1]) - 1) for shell in self._shells(number))
+
+    def molecule(self, numbers: Iterable[int]) -> dict[str, Any]:
+        """What `gto.M` is to be told of basis and potentials for atoms of these elements.
+
+        Raises LabelError where the basis does not know an element, or lacks its core.
+        """
+        told: dict[str, Any] = {"basis": {}, "ecp": {}, "pseudo": {}}
+        for number in sorted(set(numbers)):
+            symbol = _symbol(number)
+            told["basis"][symbol] = self._shells(number)
+            kind, potential = self._potential(number)
+            if kind is not None:
+                told[kind][symbol] = potential
+            lacks = lacking(self, number)
+            if lacks > LACKING[kind is not None]:
+                given = f"{kind} {potential}" if kind else "all electrons"
+                raise LabelError(
+                    f"the basis {self.name} has no functions for the core of {symbol} ({given}): energy and forces "
+                    'would mean nothing; give the pseudopotential that it was made for (ecp = "ccecp" for ccECP\'s '
+                    'sets, pseudo = "gth-pbe" for GTH\'s, ...), or an all-electron basis'
+                )
+        return told
+
+    def _shells(self, number: int) -> list[Any]:
+        shells = _functions(self.name, number)
+        if not shells:
+            raise LabelError(f"the basis {self.name} has no {_symbol(number)}; choose one that has")
+        return shells
+
+    def _potential(self, number: int) -> tuple[str | None, str | None]:
+        """Whether an element has an ecp, a pseudo or none, and its name."""
+        if self.pseudo:
+            return ("pseudo", self.pseudo) if _pseudo(self.pseudo, number) else (None, None)
+        ecp = self.ecp or (self.name if self.own else None)
+        return ("ecp", ecp) if ecp and _ecp(ecp, number) else (None, None)
+
+
+@cache
+def lacking(basis: Basis, number: int) -> float:
+    """Share of the binding of an element's lowest s level, one electron alone, that the basis lacks; see above."""
+    shells = [shell for shell in _functions(basis.name, number) if shell[0] == 0]
+    if not shells:
+        return 1.0
+    kind, potential = basis._potential(number)
+    whole = _lowest(number, [[0, [exponent, 1.0]] for exponent in _EVEN], kind, potential)
+    return 1.0 - _lowest(number, shells, kind, potential) / whole
+
+
+def _lowest(number: int, shells: list[Any], kind: str | None, potential: str | None) -> float:
+    """Energy of the lowest level in Hartree."""
+    symbol = _symbol(number)
+    given = {} if kind is None else {kind: {symbol: potential}}
+    atom = import_module("pyscf.gto").M(atom=symbol, basis={symbol: shells}, spin=None, verbose=0, **given)
+    overlap = atom.intor("int1e_ovlp")
+    sizes, ways = np.linalg.eigh(overlap)
+    kept = sizes > 1e-9
+    ways = ways[:, kept] / np.sqrt(sizes[kept])
+    return float(np.linalg.eigvalsh(ways.T @ import_module("pyscf.scf.hf").get_hcore(atom) @ ways)[0])
+
+
+def _functions(name: str, number: int) -> list[Any]:
+    return _loaded("load", name, number)
+
+
+def _ecp(name: str, number: int) -> list[Any]:
+    return _loaded("load_ecp", name, number)
+
+
+def _pseudo(name: str, number: int) -> list[Any]:
+    return _loaded("load_pseudo", name, number)
+
+
+@cache
+def _loaded(load: str, name: str, number: int) -> list[Any]:
+    """What PySCF has of an element under this name; empty where it has nothing."""
+    library = import_module("pyscf.gto.basis")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # another package could be asked, it says
+            return list(getattr(library, load)(name, _symbol(number)) or ())
+    except (library.BasisNotFoundError, KeyError, AttributeError, TypeError, RuntimeError, OSError):
+        return []  # all that it raises for a name, or an element, that it does not have
+
+
+def _symbol(number: int) -> str:
+    return str(import_module("pyscf.gto").elements.ELEMENTS[number])
