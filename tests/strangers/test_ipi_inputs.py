@@ -89,8 +89,10 @@ def test_bias_of_replicas_counts_with_its_weights_and_in_the_outermost_step() ->
     assert simulation.unserved(["physical"]) == ("one", "two")
 
 
-def test_a_bias_without_a_weight_each_is_refused(tmp_path: Path) -> None:
-    """i-PI stops at a weight too few with an IndexError; a forcefield that is not defined is named as in <forces>."""
+def test_forces_without_a_weight_each_are_refused(tmp_path: Path) -> None:
+    """i-PI stops at a weight too few with an IndexError, of the bias or of a scaled Hamiltonian; a forcefield that is
+    not defined is named as in <forces>.
+    """
     (tmp_path / "water.xyz").write_text((HERE / "water.xyz").read_text())
     text = (HERE / "bias-of-replicas.xml").read_text()
     path = tmp_path / "input.xml"
@@ -98,6 +100,13 @@ def test_a_bias_without_a_weight_each_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SimulationError, match="has 2 forces in <bias> and 1 numbers in <bias_weights>; give one a force"
     ):
+        read(path)
+    path.write_text(
+        text.replace("<forces>", "<forces><force forcefield='plumed'/>").replace(
+            "[W, 1]</bias_weights>", "[W, 1]</bias_weights><hamiltonian_weights>[1]</hamiltonian_weights>"
+        )
+    )
+    with pytest.raises(SimulationError, match="has 2 forces in <forces> and 1 numbers in <hamiltonian_weights>; give"):
         read(path)
     path.write_text(text.replace("<force forcefield='umbrella'/>", "<force forcefield='brolly'/>"))
     with pytest.raises(SimulationError, match="names the forcefield 'brolly', which the input does not define"):

@@ -633,12 +633,17 @@ def _system(path: Path, k: int, replica: Any) -> System:
             raise _unknown(path, k, atom, names[atom]) from None
         raise
     beads, motion = replica.beads, replica.motion
-    bias, weights = replica.ensemble.bcomp, dstrip(replica.ensemble.bweights)
-    if len(weights) < len(bias):
-        raise SimulationError(
-            f"system {k} of {path} has {len(bias)} forces in <bias> and {len(weights)} numbers in <bias_weights>; give "
-            "one a force"
-        )
+    ensemble = replica.ensemble
+    bias, weights, scales = ensemble.bcomp, dstrip(ensemble.bweights), dstrip(ensemble.hweights)
+    for where, forces, tag, given in (
+        ("bias", bias, "bias_weights", weights),
+        ("forces", replica.fcomp, "hamiltonian_weights", scales),
+    ):
+        if 0 < len(given) < len(forces):  # where none is given, i-PI takes 1 for each
+            raise SimulationError(
+                f"system {k} of {path} has {len(forces)} forces in <{where}> and {len(given)} numbers in <{tag}>; give "
+                "one a force"
+            )
     names = [str(name) for name in dstrip(beads.names)]
     numbers = _numbers(names)
     if not numbers.any():
