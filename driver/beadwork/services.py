@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -44,7 +43,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         for name in simulation.unserved(roles)
     ]
     services = []
-    lacking: dict[str, set[str]] = {}
+    answering: dict[str, list[tuple[Socket, Service]]] = {}  # by what systems name
     for name, role in roles.items():
         socket = simulation.socket(name)
         service = _service(config, simulation, socket, parts[role])
@@ -54,8 +53,8 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         notes += service.potential.settle(start)
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
         services.append(service)
-        lacking.setdefault(socket.parent or name, set()).update(_lacking(simulation, socket, service))
-    _check_extras(simulation, lacking, services)
+        answering.setdefault(socket.parent or name, []).append((socket, service))
+    _check_extras(simulation, answering)
     return services, notes
 
 
@@ -135,24 +134,39 @@ def _check_gathered(socket: Socket, service: Service) -> None:
         raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs; add --member-forces")
 
 
-def _lacking(simulation: Simulation, socket: Socket, service: Service) -> set[str]:
-    """Return the keys of extras that are looked for and will not come from this forcefield, nor from the one around it,
-    as far as that is known: i-PI adds extras of its own where it combines answers.
+def _lacking(wanted: set[str], answering: list[tuple[Socket, Service]], order: Sequence[Socket]) -> set[str]:
+    """Return which of the wanted keys will not be in the extras of a forcefield that we answer, alone or as one or more
+    of the sockets within it. order: theirs in the input.
     """
-    ours = extra_keys(service.potential, service.member_forces)
-    wanted = {extra.key for extra in simulation.extras}
+    socket = answering[0][0]
+    sent = {one.name: {"raw", *extra_keys(service.potential, service.member_forces)} for one, service in answering}
     if socket.parent is None:
-        return wanted - {"raw", *ours}
-    # what an ffcommittee has of its members, it has of all or of none
-    unpacked = socket.committee is not None and socket.committee.parse_json and "committee_pot" in ours
-    return wanted & set(MEMBER_FORCES) - set(ours) if unpacked else set()
+        return wanted - sent[socket.name]
+    if socket.committee is None:  # an ffrotations
+        return wanted - sent[socket.name] - {"o3grid_pots"}
+    committee = socket.committee
+    members = [one.name for one in order if one.parent == socket.parent and one.name != committee.baseline]
+    # it has the members' forces of all or of none
+    torn = committee.parse_json and any(
+        "committee_pot" in sent[name] and not sent[name].issuperset(MEMBER_FORCES) for name in members if name in sent
+    )
+    without = set(MEMBER_FORCES) if torn else set()
+    if len(members) < committee.members or members[-1] not in sent:
+        return wanted & without  # the other keys are those of a member that others answer
+    own = {"committee_pot", "committee_uncertainty", *MEMBER_FORCES} - without
+    if committee.baseline:
+        own |= {"baseline_pot", "baseline_force", "baseline_virial", "baseline_extras", "wb_mixing"}
+    unpacked = set(MEMBER_FORCES) if committee.parse_json else set()
+    return wanted - own - {f"committee_{key}" for key in sent[members[-1]] - unpacked}
 
 
-def _check_extras(simulation: Simulation, lacking: Mapping[str, AbstractSet[str]], services: Sequence[Service]) -> None:
+def _check_extras(simulation: Simulation, answering: Mapping[str, list[tuple[Socket, Service]]]) -> None:
     """Refuse extras that are looked for and that no reply will have: i-PI would die with a KeyError at the first.
 
-    lacking: the keys that each forcefield will not have, by name.
+    answering: what we answer, by the names that systems have for it; of the rest nothing is known.
     """
+    wanted = {extra.key for extra in simulation.extras}
+    lacking = {name: _lacking(wanted, ours, simulation.sockets) for name, ours in answering.items()}
     missing = {
         extra for extra in simulation.extras if all(extra.key in lacking.get(name, ()) for name in extra.forcefields)
     }
@@ -163,6 +177,7 @@ def _check_extras(simulation: Simulation, lacking: Mapping[str, AbstractSet[str]
             "<force>, or take those outputs out"
         )
     if keys := sorted({extra.key for extra in missing}):
+        services = [service for ours in answering.values() for _, service in ours]
         sent = sorted({key for service in services for key in extra_keys(service.potential, service.member_forces)})
         remedy = "add --member-forces" if set(keys) <= set(MEMBER_FORCES) else "give a committee (--delta)"
         raise SimulationError(

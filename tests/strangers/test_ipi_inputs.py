@@ -190,6 +190,38 @@ def test_forces_of_members_that_nobody_sends(monkeypatch: pytest.MonkeyPatch, tm
     joined(monkeypatch, simulation, {"short": "sum"}, member_forces=True)
 
 
+@pytest.mark.parametrize(
+    ("settings", "at", "lacking"),
+    [
+        ("", {"one": "delta", "two": "delta"}, "committee_dipole, o3grid_pots, wb_mixing"),
+        ("<parse_json>True</parse_json>", {"one": "delta", "two": "delta"},
+         "committee_dipole, committee_virial, o3grid_pots, wb_mixing"),
+        ("<baseline_name>one</baseline_name><baseline_uncertainty>0.1</baseline_uncertainty>",
+         {"one": "baseline", "two": "delta"}, "committee_dipole, o3grid_pots"),
+        ("", {"one": "delta"}, None),  # the last one's extras are what an ffcommittee takes along
+    ],
+)  # fmt: skip
+def test_extras_of_an_ffcommittee(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: str, at: dict[str, str], lacking: str | None
+) -> None:
+    """i-PI's ffcommittee makes extras of its own, and prefixes those of its last member: what else an output wants of
+    it is missed where all of that is ours, and left to others where it is not.
+    """
+    (tmp_path / "water.xyz").write_text((HERE / "water.xyz").read_text())
+    path = tmp_path / "input.xml"
+    keys = ["committee_pot", "committee_virial", "committee_raw", "committee_alpha", "committee_dipole", "wb_mixing"]
+    output = f"<trajectory filename='x' extra_type='{', '.join([*keys, 'o3grid_pots'])}'>extras_bias</trajectory>"
+    text = (HERE / "bias-of-replicas.xml").read_text().replace("<simulation>", f"<simulation><output>{output}</output>")
+    text = text.replace("<force forcefield='plumed' nbeads='1'/>", "").replace("[W, 1]", "[1]")
+    path.write_text(text.replace("<ffcommittee name='umbrella'>", f"<ffcommittee name='umbrella'>{settings}"))
+    simulation = read(path)
+    if lacking is None:
+        joined(monkeypatch, simulation, {"physical": "sum", **at})
+    else:
+        with pytest.raises(SimulationError, match=f"writes the extras {lacking}, which will not be sent"):
+            joined(monkeypatch, simulation, {"physical": "sum", **at})
+
+
 def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch) -> None:
     """An `<ffcavphsocket>` sends the atoms without its photons, bead after bead: one connection, no word of batches."""
     simulation = read(HERE / "cavity.xml")

@@ -134,8 +134,8 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A key that i-PI looks for in the extras of a system, `raw` for the whole of them, and the forcefields of which
-    one at least has to send it: none where i-PI would look at nobody's.
+    """A key that i-PI looks for in the extras of a system, and the forcefields of which one at least has to send it:
+    none where i-PI would look at nobody's.
     """
 
     key: str
@@ -536,21 +536,22 @@ def _extras(outputs: Any, replicas: list[Any], systems: tuple[System, ...]) -> t
         if np.any(np.asarray(replica.ensemble.hweights) != 1):
             bias += forces  # i-PI scales the forces by what it adds to the bias
         wanted = [
-            (key.strip(), *_read(output.what, forces, bias))
+            # i-PI writes all that there is where `raw` alone is asked for
+            ([] if output.extra_type == "raw" else output.extra_type.split(","), *_read(output.what, forces, bias))
             for output in outputs
             if isinstance(output, TrajectoryOutput) and output.what.startswith("extras")
-            for key in output.extra_type.split(",")
         ]
         for motion in getattr(replica.motion, "mlist", [replica.motion]):
             if getattr(getattr(motion, "Born_Charges", None), "cbec", False):
-                wanted.append(("BEC", forces, False))
+                wanted.append((["BEC"], forces, False))
             if getattr(motion, "options", {}).get("frictionSD", False):
-                wanted.append(("friction", forces, False))
-        for key, parts, whole in wanted:
+                wanted.append((["friction"], forces, False))
+        for keys, parts, whole in wanted:
             asked = [part for part in parts if part.weight or whole]
-            # of contracted beads i-PI keeps what it can interpolate
-            senders = [part for part in asked if whole or part.nbeads == system.nbeads or key in part.interpolated]
-            found.append(Extra(key, tuple(dict.fromkeys(part.forcefield for part in senders))))
+            for key in map(str.strip, keys):
+                # of contracted beads i-PI keeps what it can interpolate
+                senders = [part for part in asked if whole or part.nbeads == system.nbeads or key in part.interpolated]
+                found.append(Extra(key, tuple(dict.fromkeys(part.forcefield for part in senders))))
             found += [Extra(other, (part.forcefield,)) for part in asked for other in part.interpolated]
     return tuple(dict.fromkeys(found))
 
