@@ -194,8 +194,6 @@ def test_forces_of_members_that_nobody_sends(monkeypatch: pytest.MonkeyPatch, tm
     ("settings", "at", "lacking"),
     [
         ("", {"one": "delta", "two": "delta"}, "committee_dipole, o3grid_pots, wb_mixing"),
-        ("<parse_json>True</parse_json>", {"one": "delta", "two": "delta"},
-         "committee_dipole, committee_virial, o3grid_pots, wb_mixing"),
         ("<baseline_name>one</baseline_name><baseline_uncertainty>0.1</baseline_uncertainty>",
          {"one": "baseline", "two": "delta"}, "committee_dipole, o3grid_pots"),
         ("", {"one": "delta"}, None),  # the last one's extras are what an ffcommittee takes along
