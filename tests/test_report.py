@@ -247,7 +247,7 @@ RADIAL = "radial-distribution-functions"
         [
             (rewrite("simulation.out", lambda text: text.replace("ial", "").replace("served", "")), "energies",
              "files has a potential or conserved"),
-            (rewrite("simulation.out", lambda text: text.replace("temp", "")), "temperature", "files has a temperature"),
+            (rewrite("simulation.out", lambda text: text.replace("temp", "")), "temperature", "None of i-PI"),
             (about('"queue.db"', '"elsewhere"'), "frames-kept", "--queue URL"),
             (about('"temperature_K": 300.0', '"temperature_K": null'), RADIAL, "has no temperature"),
             (about('"time_step_fs": 0.5', '"time_step_fs": null'), "headline", "steps 6"),

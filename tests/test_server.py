@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,33 @@ def test_an_ipi_that_comes_back_with_other_atoms() -> None:
     assert isinstance(note, Note)
     assert "come back with half of its atoms" in note.text
     server.transport.close()
+
+
+def test_an_end_is_no_lost_connection(tmp_path: Path) -> None:
+    """i-PI takes one more connection in the instant in which it ends, and lets it go without a word."""
+    path = tmp_path / "socket"
+    told: list[Event] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def ipi() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.sendall(b"STATUS".ljust(12))
+                assert client.recv(12)
+                client.sendall(b"EXIT".ljust(12))
+            late, _ = listener.accept()  # it is dialled once more, for i-PI may take a slow client back
+            path.unlink()
+            late.close()
+
+        thread = threading.Thread(target=ipi)
+        thread.start()
+        one = Service(Line(Address(path)), committee(), np.array([8, 1, 1]), 2)
+        Server([one], patience=30.0, watch=told.append).run()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert told == []
 
 
 @pytest.mark.parametrize("member_forces", [False, True])

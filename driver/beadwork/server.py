@@ -235,7 +235,7 @@ class Server:
             elif isinstance(event, (Exit, HangUp)):
                 service.gather.leave(peer)
                 service.waiting.pop(peer, None)
-                if isinstance(event, HangUp):
+                if isinstance(event, HangUp) and peer.met:  # else there was no connection yet: i-PI ends, or is busy
                     line = service.line
                     service.left = not line.peers
                     self._watch(Lost(str(line.address), line.why, len(line.peers)))
