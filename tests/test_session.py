@@ -14,6 +14,7 @@ import pytest
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
+from beadwork.harvest.row import committee_hash
 from beadwork.ipi.simulation import read
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
@@ -56,6 +57,10 @@ def test_the_committee_that_is_named_is_the_one_that_is_swapped() -> None:
     services[1].potential = fresh = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     fresh.cards = tuple(cards[::-1])
     assert _facts(services)["committee"] != before
+    weighted = Potential(None, [Harmonic(1.0), Harmonic(2.0)], [1.0, 3.0])
+    weighted.cards = delta.cards
+    services[1].potential = weighted
+    assert _facts(services)["committee"] == committee_hash([card.hash for card in cards], [0.25, 0.75]) != before
 
 
 SOCKET = "<ffsocket name='{0}' mode='unix'><address>{0}</address></ffsocket>"

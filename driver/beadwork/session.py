@@ -20,7 +20,6 @@ from beadwork.disk import alone, put_aside, telling, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
 from beadwork.harvest.keeper import Keeper
-from beadwork.harvest.row import committee_hash
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, read
 from beadwork.ipi.transport import held, stale
@@ -35,7 +34,7 @@ from beadwork.potential.marks import Marks
 from beadwork.server import Server, Service
 from beadwork.services import address_of, join
 from beadwork.signals import handled, interrupt
-from beadwork.swap import Swap
+from beadwork.swap import Swap, committee
 
 #: the sign of an i-PI of ours in the folder where it works
 LOCK = ".i-pi.lock"
@@ -376,8 +375,8 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
         return {"engines": [], "committee": None}
     engines = dict.fromkeys(engine.name for potential in potentials for engine in potential.engines)
     # the forcefields' potentials are parts of one, so each holds all its cards; only those with members are swapped
-    cards = next((p.cards for p in potentials if p.members), potentials[0].cards)
-    return {"engines": list(engines), "committee": committee_hash([card.hash for card in cards]) if cards else None}
+    answers = next((p for p in potentials if p.members), potentials[0])
+    return {"engines": list(engines), "committee": committee(answers)}
 
 
 def _say(text: str) -> None:

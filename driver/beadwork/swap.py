@@ -30,9 +30,15 @@ INTERVAL = 1.0
 SHORT = 19
 
 
+def committee(potential: Potential) -> str | None:
+    """One hash of the models that answer, with their weights, as the queue's rows have it; None without cards."""
+    hashes = [card.hash for card in potential.cards]
+    return committee_hash(hashes, potential.weights.tolist()) if hashes else None
+
+
 def short(potential: Potential) -> str | None:
     """The models that answer, as the extras, the log and (in full) the queue's rows name them; None without cards."""
-    return committee_hash([card.hash for card in potential.cards])[:SHORT] if potential.cards else None
+    return (found := committee(potential)) and found[:SHORT]
 
 
 def folder(potential: Potential) -> str:

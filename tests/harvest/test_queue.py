@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,21 @@ def test_ase_reads_it_without_us(queue: Queue, path: Path, kept: Make) -> None:
     np.testing.assert_array_equal(row.data["force_spread"], kept(3).force_spread)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_committees_that_differ_in_weights_alone(queue: Queue, kept: Make) -> None:
+    """They answer otherwise, so they have other hashes, in a row that is read again too; the scale of weights is no part
+    of it, and equal ones are as none."""
+    plain, equal, one, two = (
+        replace(kept(seed), weights=weights)
+        for seed, weights in enumerate([(), (0.5, 0.5), (0.25, 0.75), (0.75, 0.25)])
+    )
+    assert plain.committee == equal.committee
+    assert len({plain.committee, one.committee, two.committee}) == 3
+    assert one.committee == committee_hash(one.models, [2.0, 6.0])
+    for before in (plain, one):
+        row = queue.get(queue.add(before) or 0)
+        assert (row.kept.weights, row.kept.committee) == (before.weights, before.committee)
 
 
 def test_cluster_and_spreads_that_are_not_finite(queue: Queue) -> None:

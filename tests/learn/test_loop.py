@@ -21,8 +21,10 @@ from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.learn import loop as loops
 from beadwork.learn import simulate, train
 from beadwork.learn.dataset import Dataset
-from beadwork.learn.loop import Generation, generations, learn, read, why_stop
+from beadwork.learn.loop import Generation, generations, learn, read, served, why_stop
 from beadwork.potential.bundle import load_card, members_of
+from beadwork.potential.delta import load
+from beadwork.swap import committee
 
 HERE = Path(__file__).parent
 
@@ -343,3 +345,19 @@ def test_simulation_goes_on(ipi, tmp_path, start) -> None:
 def begin_of(xml: str) -> str:
     """Without blanks."""
     return "".join(xml.split())
+
+
+def test_the_loop_knows_a_committee_as_the_server_does(tmp_path: Path) -> None:
+    """It waits until that committee has answered, by its hash: weights of the card, and those that were typed, too."""
+    shipped = Path(__file__).parents[2] / "models" / "water-revpbe0-d3"
+    baseline, folder = shipped / "baseline", tmp_path / "committee"
+    for name in ("delta-0", "delta-1"):
+        shutil.copytree(shipped / name, folder / name)
+    found = set()
+    for weights in ([1.0, 1.0], [1.0, 3.0]):
+        (folder / "committee.toml").write_text(f'members = ["delta-0", "delta-1"]\nalpha = 1.0\nweights = {weights}\n')
+        for typed in (None, [3.0, 1.0]):
+            potential = load(baseline, [folder], "torchscript", weights=typed)
+            assert served(baseline, folder, typed) == committee(potential)
+            found.add(committee(potential))
+    assert len(found) == 3

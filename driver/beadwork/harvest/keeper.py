@@ -86,6 +86,7 @@ class Keeper:
             force_spread=spread.force[atoms].copy(),
             member_energies=spread.members[:, index].copy(),
             models=evaluation.models,
+            weights=evaluation.weights,
             simulation=self._simulation,
             step=step,
         )

@@ -1,12 +1,12 @@
 """A row of the queue: a frame worth a label, what was said of it, and how ASE's database has it.
 
 Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure), `simulation` and `committee`
-(sha256 of the simulation's file, and of the models' hashes taken together), `evaluation`, `step` and `bead` (absent
-where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time, s), `beadwork` (version),
-and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å), `member_energies` ((M,)
-eV), `models` (hashes, in the order of evaluation), and, as they come, `worker`, `label`, `reason`. A frame that the
-user has brought (`beadwork queue add`) has NaN as its spreads, no models, and its place in the file and the file's
-hash for `evaluation` and `simulation`.
+(sha256 of the simulation's file, and of the models' hashes and unequal weights taken together), `evaluation`, `step`
+and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time, s),
+`beadwork` (version), and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å),
+`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), `weights` (of the members, where they are not
+equal), and, as they come, `worker`, `label`, `reason`. A frame that the user has brought (`beadwork queue add`) has NaN
+as its spreads, no models, and its place in the file and the file's hash for `evaluation` and `simulation`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Kept:
     force_spread: (n,) eV/Å of every atom. energy_spread: eV an atom. member_energies: (M,) eV. models: sha256 of each
     model that was evaluated, baseline first. simulation: sha256 of the simulation's file. evaluation: count of
     evaluations of the server. step: of i-PI, None where unknown (as the bead in `frame`). time: Unix time in s.
+    weights: one a member, none where they are equal.
     Raises ValueError for a force spread that does not fit the atoms.
     """
 
@@ -43,6 +44,7 @@ class Kept:
     simulation: str
     step: int | None = None
     time: float = field(default_factory=time.time)
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.force_spread.shape != (len(self.frame.numbers),):
@@ -58,8 +60,8 @@ class Kept:
 
     @property
     def committee(self) -> str:
-        """One hash for all models in their order."""
-        return committee_hash(self.models)
+        """One hash for all models in their order, and their weights."""
+        return committee_hash(self.models, self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,15 @@ class Row:
     reason: str | None = None
 
 
-def committee_hash(models: Sequence[str]) -> str:
-    """Return `sha256:` and the hash of the models' hashes in their order."""
-    return _prefixed(hashlib.sha256("\n".join(_prefixed(model) for model in models).encode()).hexdigest())
+def committee_hash(models: Sequence[str], weights: Sequence[float] = ()) -> str:
+    """Return `sha256:` and the hash of the models' hashes in their order, and of the members' weights if they differ.
+
+    weights: in any scale; what counts are six digits of each one's part.
+    """
+    lines = [_prefixed(model) for model in models]
+    if len(set(weights)) > 1:
+        lines += [f"weight {weight / sum(weights):.6g}" for weight in weights]
+    return _prefixed(hashlib.sha256("\n".join(lines).encode()).hexdigest())
 
 
 def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -105,6 +113,8 @@ def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]
         "member_energies": np.asarray(kept.member_energies, dtype=np.float64),
         "models": list(kept.models),
     }
+    if kept.weights:
+        data["weights"] = list(kept.weights)
     return kept.frame.to_atoms(), keys, data
 
 
@@ -122,6 +132,7 @@ def from_ase(row: Any) -> Row:
         simulation=keys["simulation"],
         step=keys.get("step"),
         time=keys["time"],
+        weights=tuple(data.get("weights", ())),
     )
     return Row(
         id=int(row.id),

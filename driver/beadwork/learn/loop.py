@@ -262,7 +262,7 @@ class _Learning:
         cards = self._cards(committee)
         return {
             "committee": self._place(committee),
-            "hash": committee_hash([card.hash for card in cards]),
+            "hash": self._hash(committee),
             "models": {self._place(card.path): card.hash for card in cards},
             "dataset": cards[-1].about.get("dataset"),
             "last_row": max((row.id for row in self.queue.rows()), default=0),
@@ -272,15 +272,19 @@ class _Learning:
         """Those of the models that serve, in the order that the server hashes them in."""
         return [load_card(model) for model in (self.loop.baseline, *members_of([committee]))]
 
+    def _hash(self, committee: Path) -> str:
+        """As the server has it."""
+        return served(self.loop.baseline, committee, self.options.get("weights"))
+
     def _same_models(self, now: Generation, committee: Path) -> None:
         """Raise ConfigError where a generation was begun with other models: all that it found is about those."""
         was, cards = now.stages["begin"], self._cards(committee)
-        if (found := committee_hash([card.hash for card in cards])) != was["hash"]:
+        if (found := self._hash(committee)) != was["hash"]:
             changed = [str(card.path) for card in cards if card.hash not in was["models"].values()]
             raise ConfigError(
                 f"{now.folder} was begun with the models {was['hash']}, and they are {found} now "
-                f"({', '.join(changed) or 'fewer, or in another order'}); put back the models that it began with, or "
-                "begin a loop with these in another folder"
+                f"({', '.join(changed) or 'fewer, in another order, or with other weights'}); put back the models that "
+                "it began with, or begin a loop with these in another folder"
             )
 
     def _place(self, path: Path) -> str:
@@ -423,6 +427,15 @@ def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> 
         "baseline_energy": told(found.baseline_energy),
         "baseline_force": told(found.baseline_forces),
     }
+
+
+def served(baseline: Path, committee: Path, weights: Sequence[float] | None = None) -> str:
+    """The hash that a server has of a committee on this baseline; with these weights, or those of its card."""
+    members = members_of([committee])
+    known = load_committee(members)
+    if weights is None and known is not None:
+        weights = [known.weights[member.resolve().name] for member in members]
+    return committee_hash([load_card(model).hash for model in (baseline, *members)], weights or ())
 
 
 def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Example]:

@@ -49,7 +49,8 @@ class Evaluation:
     spread: None with fewer than two members; so are the properties that read it. of_atoms: as in `Energies`.
     member_forces (M, A, 3), member_virials (M, S, 3, 3): the exact derivatives of spread.members, deviations scaled by
     the alpha of energies as those are; only when asked for.
-    models: hashes of the models that answered, baseline first; empty where they came from no bundles.
+    models: hashes of the models that answered, baseline first; empty where they came from no bundles. weights: of the
+    members, where they are not equal.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
     notes: sentences for the log, about what was found while evaluating.
     seconds: where the time went: 'graph', each model by its name, 'reduce'.
@@ -66,6 +67,7 @@ class Evaluation:
     member_forces: FloatArray | None = None
     member_virials: FloatArray | None = None
     models: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
     closest: FloatArray = field(default_factory=lambda: np.empty(0))
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -284,7 +286,9 @@ class Potential:
                 f"{len(graph)} structures at once were more than memory holds: for the next {self._left} evaluations "
                 f"{self.max_edges} edges at once of their {len(graph.neighbor)}, with the same result",
             )
-        return replace(evaluation, models=models, closest=graph.closest, notes=notes, seconds=seconds)
+        weights = tuple(self.weights.tolist()) if len(set(self.weights.tolist())) > 1 else ()
+        closest = graph.closest
+        return replace(evaluation, models=models, weights=weights, closest=closest, notes=notes, seconds=seconds)
 
     def _limit(self, graph: Graph) -> int | None:
         """max_edges of this evaluation: twice as many when a refusal is long enough ago."""
