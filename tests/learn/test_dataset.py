@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +19,10 @@ from beadwork.learn.dataset import (
     difference,
     from_queue,
     reference_energies,
-    split,
-    to_atoms,
 )
 from beadwork.learn.label import Label
-from beadwork.learn.label_file import from_file
 from beadwork.learn.same import among, firsts
+from beadwork.learn.split import split
 from beadwork.learn.train import _dataset
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.graph import build
@@ -168,45 +165,6 @@ def test_changed_dataset_is_noticed(examples, tmp_path: Path):
         Dataset.read(tmp_path / "nowhere")
 
 
-def test_split_holds_out_each_kind_in_proportion(examples):
-    """Solutes and compositions are represented within one frame, and a seed gives the same split again."""
-    many = [truth.example(f, n) for n, f in enumerate(truth.clusters(200, 2, charged=True))]
-    out = split(many, 0.2, 7)
-    assert out == split(many, 0.2, 7) != split(many, 0.2, 8)
-    assert sum(out) == 40
-    for kind in ("solute", "composition"):
-        whole = Counter(getattr(e, kind) for e in many)
-        held = Counter(getattr(e, kind) for e, o in zip(many, out, strict=True) if o)
-        assert len(whole) > 1
-        for name, n in whole.items():
-            assert abs(held[name] - 0.2 * n) < 1.01, name
-
-
-def test_what_was_held_out_stays_held_out(examples):
-    """A frame that one generation learned is never a test of the next, nor the reverse."""
-    out = split(examples[:25], 0.3, 1)
-    before = [(e.frame, o) for e, o in zip(examples[:25], out, strict=True)]
-    later = split(list(reversed(examples)), 0.3, 99, before)[::-1]
-    assert later[:25] == out
-    assert any(later[25:])
-
-
-def test_a_file_that_grew_holds_the_same_frames(examples, tmp_path):
-    """Under another name and with more frames, what was learned is known; so is a frame that was labelled twice."""
-    few, more = tmp_path / "few.extxyz", tmp_path / "more.extxyz"
-    ase.io.write(few, [to_atoms(e) for e in examples[:25]])
-    ase.io.write(more, [to_atoms(e) for e in [*reversed(examples[:25]), *examples[25:]]])
-    first, second = from_file(few, None), from_file(more, None)
-    assert not {e.hash for e in first} & {e.hash for e in second}
-    before = [(e.frame, o) for e, o in zip(first, split(first, 0.3, 1), strict=True)]
-    later = split(second, 0.3, 99, before)
-    assert later[:25] == tuple(reversed(split(first, 0.3, 1)))
-    noisy = with_label(examples[3], energy=examples[3].label.energy + 0.01)
-    for seed in range(8):
-        out = split([*examples, noisy], 0.3, seed)
-        assert out[3] == out[-1], "labels of one structure stay together"
-
-
 def test_the_same_structure_whoever_wrote_it(examples, tmp_path):
     """Rounded as files round, shifted, with a cell that means nothing, or another charge in its label: the same. A
     step of a simulation, other atoms, and another periodic cell are not."""
@@ -233,7 +191,7 @@ def test_what_earlier_generations_learned_is_known(examples, tmp_path):
     two = _dataset(second, settings, tmp_path / "1")
     two.write(tmp_path / "2")
     assert Dataset.read(tmp_path / "2").hash == two.hash
-    assert {True, False} == {out for _, out in two.before}
+    assert {True, False} == {met.held_out for met in two.before}
     assert sum(among([e.frame for e in first], Dataset.read(tmp_path / "2").learned)) == one.held_out.count(False)
     three = _dataset([*new, *first, *second], settings, tmp_path / "2")
     assert three.held_out[len(new) :] == one.held_out + two.held_out

@@ -111,8 +111,9 @@ def test_train_counts_labels_with_forces_and_without(examples, tmp_path: Path):
         del one.arrays["REF_forces"]
     found = from_file(written(tmp_path / "x.extxyz", atoms), None)
     dataset = _dataset(found, TrainSettings(), None)
-    assert _counted(Path("new"), dataset) == (
-        "new: 60 labels, 40 with forces and 20 with energies alone; 12 are held out"
+    assert _counted(Path("new"), found, dataset, TrainSettings()) == (
+        "new: 60 labels, 40 with forces and 20 with energies alone; 12 are held out in 12 blocks; 60 of no known "
+        "simulation are blocks by themselves"
     )
 
 

@@ -83,6 +83,7 @@ def project(ipi, folder: Path, *, steps: int = 12, seconds: float = 0.0, **loop:
             "hidden_irreps": "8x0e",
             "r_max": 4.0,
             "held_out": 0.34,
+            "apart": 0,  # a few dozen steps in all, which would be one block
             "jobs": {"workers": 1},
         },
     }

@@ -19,9 +19,10 @@ import pytest
 from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import Frame
-from beadwork.learn.dataset import Dataset, split
+from beadwork.learn.dataset import Dataset
 from beadwork.learn.jobs import Jobs
 from beadwork.learn.member import _draw, _write, train_member, weights
+from beadwork.learn.split import split
 from beadwork.learn.train import _open, _plan, held_out, references, train_committee, train_model
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import check, load_card, load_committee, no_better, worse_than_baseline
@@ -64,7 +65,7 @@ def test_members_are_bundles_that_serve(committee):
     assert np.isfinite(answer.forces).all()
     assert answer.spread.largest[0] > 0, "members are not the same"
     assert potential.alpha == card.alpha
-    assert said[0] == f"{out}: 30 labels, 20 with forces and 10 with energies alone; 6 are held out"
+    assert f"{out}: 30 labels, 20 with forces and 10 with energies alone; 6 are held out in 6 blocks" in said[0]
     assert len(said) == 4 + bool(worse_than_baseline(out))
     assert not (out / "training").exists()
 
@@ -434,7 +435,7 @@ def test_errors_of_a_baseline_are_those_against_the_labels():
     energy = [(a - e.energy) / len(e.frame.numbers) for a, e in zip(answer.energies, dataset.testing, strict=True)]
     have = np.repeat([e.forces is not None for e in dataset.testing], [len(e.frame.numbers) for e in dataset.testing])
     forces = answer.forces[have] - np.concatenate([e.forces for e in dataset.testing if e.forces is not None])
-    assert (spread, measured.pop("frames")) == ({}, 10)
+    assert (spread, measured.pop("frames"), measured.pop("blocks")) == ({}, 10, 10)
     found = {name: value for name, (value, bar) in measured.items() if bar > 0}
     assert found == pytest.approx(
         {

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from beadwork.errors import LabelError
-from beadwork.learn.dataset import Dataset, split
+from beadwork.learn.dataset import Dataset
 from beadwork.learn.residual import Errors, calibrate, residuals, scale, told
+from beadwork.learn.split import split
 from beadwork.learn.train import references
 from beadwork.learn.validate import Validation, validate, write_page
 from beadwork.potential.delta import load

@@ -23,7 +23,6 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
 from beadwork.learn.label import Label, as_json, frame_of, plain, structure
-from beadwork.learn.same import firsts
 from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import load
 from beadwork.potential.graph import CLOSEST, build
@@ -40,13 +39,23 @@ ALONE = 6.0
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """A structure that a committee has met, and whether it was held out. simulation, step: as of an `Example`."""
+
+    frame: Frame
+    held_out: bool
+    simulation: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A structure, its label, and what is to be learned from it.
 
     frame: the structure that was computed. energy: eV, forces: (N, 3) eV/Å or None: label minus baseline, or the label
     itself where `baseline` is None. baseline: hash of the baseline's model. source: name of the queue or file it came
     from. row: in that queue, or the number of the frame in that file. simulation: hash of the simulation's file, None
-    where unknown.
+    where unknown. step: of that simulation, None where unknown.
     """
 
     frame: Frame
@@ -57,6 +66,7 @@ class Example:
     row: int
     simulation: str | None = None
     baseline: str | None = None
+    step: int | None = None
 
     @property
     def charge(self) -> int:
@@ -72,6 +82,10 @@ class Example:
     def forces_error(self) -> FloatArray | None:
         """Standard errors (N, 3) in eV/Å, None where there are none."""
         return self.label.forces_error
+
+    def met(self, held_out: bool) -> Met:
+        """What later generations know of it."""
+        return Met(self.frame, held_out, self.simulation, self.step)
 
     @property
     def hash(self) -> str:
@@ -120,14 +134,14 @@ class Example:
 class Dataset:
     """Examples of one method against one baseline, and which of them are held out from training.
 
-    before: structures that are none of these, but of the committees from whose weights this one went on, and whether
-    they were held out there. Raises LabelError for no examples, more than one method or baseline, one label twice, or
-    two charges or spins of one composition, which no MACE model can tell apart.
+    before: structures that are none of these, but of the committees from whose weights this one went on. Raises
+    LabelError for no examples, more than one method or baseline, one label twice, or two charges or spins of one
+    composition, which no MACE model can tell apart.
     """
 
     examples: tuple[Example, ...]
     held_out: tuple[bool, ...]
-    before: tuple[tuple[Frame, bool], ...] = ()
+    before: tuple[Met, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.examples)
@@ -148,7 +162,7 @@ class Dataset:
     def hash(self) -> str:
         """`sha256:` and the hash of the baseline, all labels and which are held out, in whatever order."""
         lines = sorted(f"{e.hash} {out}" for e, out in zip(self.examples, self.held_out, strict=True))
-        lines += sorted(_hash(as_json([structure(frame), out])) for frame, out in self.before)
+        lines += sorted(_hash(as_json([structure(met.frame), met.held_out])) for met in self.before)
         return _hash("\n".join([str(self.baseline), *lines]))
 
     @property
@@ -162,14 +176,15 @@ class Dataset:
         return [e for e, out in zip(self.examples, self.held_out, strict=True) if out]
 
     @property
-    def past(self) -> list[tuple[Frame, bool]]:
-        """Every structure that these models or those before them have met, and whether it was held out."""
-        return [*self.before, *((e.frame, out) for e, out in zip(self.examples, self.held_out, strict=True))]
+    def past(self) -> list[Met]:
+        """Every structure that these models or those before them have met."""
+        now = (e.met(out) for e, out in zip(self.examples, self.held_out, strict=True))
+        return [*self.before, *now]
 
     @property
     def learned(self) -> list[Frame]:
         """Every structure that these models or those before them have learned from."""
-        return [frame for frame, out in self.past if not out]
+        return [met.frame for met in self.past if not met.held_out]
 
     def write(self, folder: Path) -> None:
         """Write dataset.json, exact, and frames.extxyz, the same for other programs, into a folder."""
@@ -182,7 +197,10 @@ class Dataset:
             "units": {"energy": "eV", "length": "angstrom"},
             "inputs": inputs,
             "frames": [_to_json(e) | {"held_out": h} for e, h in zip(self.examples, self.held_out, strict=True)],
-            "before": [structure(frame) | {"held_out": out} for frame, out in self.before],
+            "before": [
+                structure(met.frame) | {"held_out": met.held_out, "simulation": met.simulation, "step": met.step}
+                for met in self.before
+            ],
         }
         folder.mkdir(parents=True, exist_ok=True)
         import ase.io
@@ -206,7 +224,10 @@ class Dataset:
                 raise LabelError(f"{file} has format {data['format']!r}, this beadwork reads {FORMAT}; train again")
             examples = tuple(_from_json(f, data) for f in data["frames"])
             held_out = tuple(bool(f["held_out"]) for f in data["frames"])
-            before = tuple((frame_of(f), bool(f["held_out"])) for f in data.get("before", ()))
+            before = tuple(
+                Met(frame_of(f), bool(f["held_out"]), f.get("simulation"), f.get("step"))
+                for f in data.get("before", ())
+            )
             said = str(data["hash"])
         except FileNotFoundError as error:
             raise LabelError(f"{file} is missing: {folder} was not made by beadwork train") from error
@@ -231,7 +252,10 @@ def from_queue(
     for row in queue.rows(status=LABELLED):
         frame, label = computed(row)
         if method in (None, label.method):
-            found.append(Example(frame, label, 0.0, None, Path(queue.name).name, row.id, row.kept.simulation))
+            kept = row.kept
+            # what the user brought comes from a file of frames, which has the place of the simulation's
+            ours = kept.simulation if kept.models or kept.step is not None else None
+            found.append(Example(frame, label, 0.0, None, Path(queue.name).name, row.id, ours, step=kept.step))
     return difference(found, baseline, f"the queue {queue.name}")
 
 
@@ -326,29 +350,6 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
         seen.add(e.hash)
 
 
-def split(
-    examples: Sequence[Example], fraction: float, seed: int, before: Sequence[tuple[Frame, bool]] = ()
-) -> tuple[bool, ...]:
-    """Choose what to hold out: every k-th frame, with the frames ordered by solute, composition and a seeded shuffle.
-
-    So each solute and each composition is held out in proportion; labels of one structure stay together. before: what
-    structures were in the generations before (`Dataset.past`); they stay so, since what was once learned is no test.
-    """
-    first = firsts([*(frame for frame, _ in before), *(e.frame for e in examples)])
-    out: dict[int, bool] = {}
-    for kind, (_, held_out) in zip(first, before, strict=False):
-        out[kind] = out.get(kind, True) and held_out
-    mine = first[len(before) :]
-    new: dict[int, Example] = {}
-    for kind, example in zip(mine, examples, strict=True):
-        if kind not in out:
-            new.setdefault(kind, example)
-    order = sorted(new, key=lambda s: (new[s].solute, new[s].composition, _hash(f"{seed} {new[s].hash}")))
-    for place, name in enumerate(order):
-        out[name] = int((place + 0.5) * fraction + 0.5) < int((place + 1.5) * fraction + 0.5)
-    return tuple(out[kind] for kind in mine)
-
-
 def reference_energies(examples: Sequence[Example], energies: FloatArray, floor: float) -> tuple[dict[int, float], str]:
     """Energies of single atoms (eV by atomic number) that explain most of `energies` (eV), and what stays open.
 
@@ -392,6 +393,8 @@ def to_atoms(example: Example) -> Any:
         atoms.info["version"] = label.version
     if example.simulation:
         atoms.info["simulation"] = example.simulation
+    if example.step is not None:
+        atoms.info["step"] = example.step
     for name, values in (
         ("REF_forces", label.forces),
         ("DELTA_forces", example.forces),
@@ -411,6 +414,7 @@ def _to_json(e: Example) -> dict[str, Any]:
         "source": e.source,
         "row": e.row,
         "simulation": e.simulation,
+        "step": e.step,
     }
 
 
@@ -428,6 +432,7 @@ def _from_json(stored: Mapping[str, Any], data: Mapping[str, Any]) -> Example:
         int(stored["row"]),
         stored["simulation"],
         data["baseline"],
+        stored.get("step"),
     )
 
 

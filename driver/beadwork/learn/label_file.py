@@ -80,7 +80,9 @@ def from_file(
             label = Label(**values)
         except LabelError as error:  # a negative standard error
             raise LabelError(f"{where}: {error}") from error
-        example = Example(Frame.from_atoms(one), label, 0.0, None, path.name, number)
+        simulation = str(info["simulation"]) if "simulation" in info else None
+        step = _whole(info, "step", where, "a step of the simulation") if simulation and "step" in info else None
+        example = Example(Frame.from_atoms(one), label, 0.0, None, path.name, number, simulation, step=step)
         if _says_isolated(one) and not example.isolated:
             raise LabelError(
                 f"{where} has config_type={one.info['config_type']}, and is {example.composition}, whose atoms have "

@@ -27,9 +27,10 @@ import numpy as np
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame
-from beadwork.learn.dataset import Dataset, Example, split, to_atoms
+from beadwork.learn.dataset import Dataset, Example, to_atoms
 from beadwork.learn.jobs import Jobs, Pool
 from beadwork.learn.program import last_line
+from beadwork.learn.split import split
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import MODEL, Card
 from beadwork.potential.graph import build
@@ -105,7 +106,9 @@ def workers(jobs: Jobs, folder: Path) -> Iterator[Pool]:
 
 def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> tuple[list[Example], list[Example]]:
     """What a member learns from, and what chooses its best epoch; both have at least one frame."""
-    other = list(split(training, 1 - settings.share, 1000 * (settings.seed + 1) + member))
+    marks = split(training, 1 - settings.share, 1000 * (settings.seed + 1) + member, apart=settings.apart)
+    # what lies too near to those that choose the epoch tests nothing, so it may as well be learned from
+    other = [mark is True for mark in marks]
     outermost = _outermost([e.frame for e in training], settings.r_max)
     for i in outermost:
         other[i] = False

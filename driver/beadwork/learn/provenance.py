@@ -55,7 +55,8 @@ def _line(e: Example, out: bool) -> str:
     error = f" ± {e.energy_error:.4f}" if e.energy_error else ""
     return (
         f"  {e.source} {e.row}: {e.composition}, {e.label.energy:.4f}{error} eV{forces}; label {e.label.hash}; "
-        f"{e.label.code} {e.label.version}; simulation {e.simulation or 'unknown'}{'; held out' if out else ''}"
+        f"{e.label.code} {e.label.version}; simulation {e.simulation or 'unknown'}"
+        f"{'' if e.step is None else f', step {e.step}'}{'; held out' if out else ''}"
     )
 
 

@@ -1,7 +1,8 @@
 """How wrong a committee is on frames with labels, and whether its spread says so.
 
 Errors are those of the committee's mean against the label. Their error bars are standard deviations over a thousand
-bootstrap samples of the frames: atoms of one frame are not independent, frames are taken to be.
+bootstrap samples of the blocks (`split.blocks`): atoms of one frame are not independent, nor are frames of one
+simulation that follow each other, blocks are taken to be. There is none of a single block: NaN.
 
 alpha makes the mean square spread equal to the mean square error beyond the labels' own noise:
 alpha^2 = (mean error^2 - mean sigma^2) / mean s^2, s^2 the sample variance of the members. That is right in the mean
@@ -27,12 +28,14 @@ from numpy.typing import NDArray
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.learn.dataset import BATCH, Example
+from beadwork.learn.split import APART, blocks, split
 from beadwork.potential.bundle import SPREAD, USUAL
 from beadwork.potential.delta import load
 
 BOOTSTRAP = 1000
 NO_CALIBRATION = (
-    "alpha is 1, for nothing can be said of the spread: too few frames, one member, or labels noisier than the errors"
+    "alpha is 1, for nothing can be said of the spread: too few frames or blocks, one member, or labels noisier than "
+    "the errors"
 )
 #: points at which chi squared is averaged over
 NODES = 50
@@ -48,7 +51,8 @@ class Errors:
 
     error: value of the committee minus the label's. noise: standard error of the label. spread: of the committee,
     before alpha, or None with one member. frame: index of the frame of each value. freedom: degrees of freedom of the
-    spread. Units: eV an atom for energies, eV/Å for forces.
+    spread. block: number of the block of each value, None where each frame is one. Units: eV an atom for energies,
+    eV/Å for forces.
     """
 
     error: FloatArray
@@ -56,18 +60,19 @@ class Errors:
     spread: FloatArray | None
     frame: IntArray
     freedom: int
+    block: IntArray | None = None
 
     def take(self, frames: Sequence[int]) -> Errors:
         """The same for some of the frames."""
         at = np.isin(self.frame, frames)
         spread = None if self.spread is None else self.spread[at]
-        return Errors(self.error[at], self.noise[at], spread, self.frame[at], self.freedom)
+        block = None if self.block is None else self.block[at]
+        return Errors(self.error[at], self.noise[at], spread, self.frame[at], self.freedom, block)
 
     @property
     def rmse(self) -> tuple[float, float]:
         """Root mean square error and its error bar."""
-        samples = np.sqrt(_means(self.error**2, self.frame))
-        return float(samples[0]), float(samples[1:].std())
+        return _with_bar(np.sqrt(self._means(self.error**2)))
 
     def width(self, alpha: float) -> FloatArray:
         """Standard deviation that each error should have: spread times alpha, and the label's noise."""
@@ -77,8 +82,7 @@ class Errors:
 
     def inside(self, alpha: float, sigmas: float) -> tuple[float, float]:
         """Share of the errors within so many standard deviations, and its error bar."""
-        samples = _means(np.abs(self.error) < sigmas * self.width(alpha), self.frame)
-        return float(samples[0]), float(samples[1:].std())
+        return _with_bar(self._means(np.abs(self.error) < sigmas * self.width(alpha)))
 
     def expected(self, alpha: float, sigmas: float) -> float:
         """The share of the errors that should be within so many standard deviations."""
@@ -92,6 +96,13 @@ class Errors:
             raise LabelError("one model has no spread; validate a committee of at least two members")
         beyond = float((self.error**2).mean() - (self.noise**2).mean())
         return float(np.sqrt(beyond / (self.spread**2).mean())) if beyond > 0 and self.spread.any() else None
+
+    def _means(self, values: FloatArray | NDArray[np.bool_]) -> FloatArray:
+        """Mean of the values, and then its bootstrap samples over blocks; the mean alone where there is one."""
+        _, at = np.unique(self.frame if self.block is None else self.block, return_inverse=True)
+        sums, counts = np.bincount(at, weights=values), np.bincount(at)
+        draws = np.random.default_rng(0).integers(len(sums), size=(BOOTSTRAP if len(sums) > 1 else 0, len(sums)))
+        return np.concatenate(([sums.sum() / counts.sum()], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)))
 
     def _widths(self, alpha: float) -> FloatArray:
         """What the width of each error may truly be: (NODES, values), equally likely."""
@@ -110,6 +121,7 @@ class Residuals:
 
     baseline_energy, baseline_forces: what the baseline alone is wrong by, once the reference energies are taken away.
     largest: the largest force spread of any atom of each frame, eV/Å before alpha, None with one member.
+    apart: steps of a simulation that blocks are apart.
     """
 
     examples: tuple[Example, ...]
@@ -118,11 +130,12 @@ class Residuals:
     baseline_energy: Errors
     baseline_forces: Errors | None
     largest: FloatArray | None = None
+    apart: int = APART
 
     @property
     def measured(self) -> dict[str, Any]:
         """Root mean square errors as a card has them: each with its error bar, of committee and of baseline."""
-        table: dict[str, Any] = {"frames": len(self.examples)}
+        table: dict[str, Any] = {"frames": len(self.examples), "blocks": len(set(blocks(self.examples, self.apart)))}
         for name, unit, errors in (
             ("energy", "meV_per_atom", self.energy),
             ("baseline_energy", "meV_per_atom", self.baseline_energy),
@@ -134,12 +147,15 @@ class Residuals:
         return table
 
     def halves(self, errors: Errors) -> tuple[list[int], list[int]]:
-        """Frames to fit alpha on, and frames to test it on: every other one of those that have such errors, ordered by
-        composition.
+        """Frames to fit alpha on, and frames to test it on: half of the blocks of those that have such errors each,
+        and no frame of one closer than `apart` steps to the other.
         """
         have = np.unique(errors.frame).tolist()
-        order = sorted(have, key=lambda i: (self.examples[i].composition, self.examples[i].hash))
-        return order[0::2], order[1::2]
+        marks = split([self.examples[i] for i in have], 0.5, 0, apart=self.apart)
+        return (
+            [i for i, test in zip(have, marks, strict=True) if test is False],
+            [i for i, test in zip(have, marks, strict=True) if test],
+        )
 
     def compositions(self) -> dict[str, list[int]]:
         """Frames of each composition, by its name."""
@@ -176,7 +192,9 @@ class Calibration:
         )
 
 
-def residuals(examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float]) -> Residuals:
+def residuals(
+    examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float], apart: int = APART
+) -> Residuals:
     """Evaluate a Δ committee on examples. reference: the committee's reference energies, eV by atomic number."""
     potential = load(None, members, alpha=1.0)
     atoms = np.array([len(e.frame.numbers) for e in examples])
@@ -193,14 +211,15 @@ def residuals(examples: Sequence[Example], members: Sequence[Path], reference: d
     shift = np.array([sum(reference[int(z)] for z in e.frame.numbers) for e in examples])
     noise = np.array([e.energy_error for e in examples]) / atoms
     index = np.arange(len(examples))
+    block = blocks(examples, apart)
     most = np.concatenate(largest) if largest else None
     freedom = max(1, len(members) - 1)
     spread = np.concatenate(spreads) / atoms if spreads else None
-    energy = Errors((np.concatenate(energies) - label) / atoms, noise, spread, index, freedom)
-    baseline = Errors((shift - label) / atoms, noise, None, index, freedom)
+    energy = Errors((np.concatenate(energies) - label) / atoms, noise, spread, index, freedom, block)
+    baseline = Errors((shift - label) / atoms, noise, None, index, freedom, block)
     have = np.repeat([e.forces is not None for e in examples], atoms)
     if not have.any():
-        return Residuals(tuple(examples), energy, None, baseline, None, most)
+        return Residuals(tuple(examples), energy, None, baseline, None, most, apart)
     wanted = np.concatenate([e.forces for e in examples if e.forces is not None])
     noise = np.concatenate(
         [
@@ -214,10 +233,11 @@ def residuals(examples: Sequence[Example], members: Sequence[Path], reference: d
     return Residuals(
         tuple(examples),
         energy,
-        Errors((np.concatenate(forces)[have] - wanted).ravel(), noise, spread, where, 3 * freedom),
+        Errors((np.concatenate(forces)[have] - wanted).ravel(), noise, spread, where, 3 * freedom, block[where]),
         baseline,
-        Errors(-wanted.ravel(), noise, None, where, 3 * freedom),
+        Errors(-wanted.ravel(), noise, None, where, 3 * freedom, block[where]),
         most,
+        apart,
     )
 
 
@@ -231,7 +251,7 @@ def calibrate(found: Residuals) -> dict[str, Calibration]:
         if errors is None or errors.spread is None:
             continue
         fit, test = found.halves(errors)
-        if len(fit) + len(test) < FEWEST or (alpha := errors.take(fit).fit_alpha()) is None:
+        if len(fit) + len(test) < FEWEST or not fit or not test or (alpha := errors.take(fit).fit_alpha()) is None:
             continue
         rest = errors.take(test)
         fitted[quantity] = Calibration(
@@ -284,9 +304,6 @@ def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None
     }
 
 
-def _means(values: FloatArray | NDArray[np.bool_], frame: IntArray) -> FloatArray:
-    """Mean of the values, and then its bootstrap samples over frames."""
-    _, at = np.unique(frame, return_inverse=True)
-    sums, counts = np.bincount(at, weights=values), np.bincount(at)
-    draws = np.random.default_rng(0).integers(len(sums), size=(BOOTSTRAP, len(sums)))
-    return np.concatenate(([sums.sum() / counts.sum()], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)))
+def _with_bar(samples: FloatArray) -> tuple[float, float]:
+    """A value and its error bar, of the value and its bootstrap samples; NaN where there are none."""
+    return float(samples[0]), float(samples[1:].std()) if len(samples) > 1 else np.nan

@@ -24,11 +24,12 @@ from ase.data import chemical_symbols
 
 from beadwork.disk import write_whole
 from beadwork.errors import LabelError, ModelError
-from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies, split
+from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
 from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
 from beadwork.learn.residual import calibrate, residuals, scale, told
 from beadwork.learn.same import among
+from beadwork.learn.split import APART, blocks, split
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of, no_better
 from beadwork.potential.delta import load
@@ -61,7 +62,7 @@ def train_committee(
     settings = settings or TrainSettings()
     name = load_card(baseline).hash
     dataset = _dataset(examples, settings, previous)
-    progress(_counted(out, dataset))
+    progress(_counted(out, examples, dataset, settings))
     if atoms := [e for e in examples if e.isolated]:
         progress(
             f"{len(atoms)} isolated atoms ({_symbols(atoms)}) are set aside, neither learned from nor tested: a Δ's "
@@ -144,7 +145,7 @@ def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[dict[str, Any],
         if whole:
             return {}, {"frames": 0}
         return {"alpha": 1.0}, {"frames": 0, "alpha": "1, for want of frames held out"}
-    found = residuals(dataset.testing, members, references(members[0]))
+    found = residuals(dataset.testing, members, references(members[0]), apart_of(members[0]))
     measured = found.measured
     if whole:
         return {}, {key: value for key, value in measured.items() if not key.startswith("baseline")}
@@ -159,6 +160,11 @@ def references(bundle: Path) -> dict[int, float]:
     if "reference_energies" not in plan:
         raise ModelError(f"{bundle} was not trained by beadwork: its card has no reference energies")
     return {int(z): float(energy) for z, energy in plan["reference_energies"].items()}
+
+
+def apart_of(bundle: Path) -> int:
+    """Steps between what was learned from and what was held out, by a bundle's card; the default where it says none."""
+    return int(load_card(bundle).about.get("plan", {}).get("settings", {}).get("apart", APART))
 
 
 def train_model(
@@ -180,7 +186,7 @@ def train_model(
     dataset = _dataset(examples, settings, previous)
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
-    progress(_counted(out, dataset))
+    progress(_counted(out, examples, dataset, settings))
     if energies_of_atoms is None and (atoms := [e for e in examples if e.isolated]):
         energies_of_atoms = _energies_of(atoms)
         lacking = set().union(*(e.frame.numbers.tolist() for e in dataset.examples)) - set(energies_of_atoms)
@@ -212,20 +218,32 @@ def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Pat
     """The examples but for isolated atoms, and what is held out of them."""
     examples = [e for e in examples if not e.isolated]
     before = [] if previous is None else Dataset.read(previous).past
-    again = among([frame for frame, _ in before], [e.frame for e in examples])
+    again = among([met.frame for met in before], [e.frame for e in examples])
+    marks = split(examples, settings.held_out, settings.seed, before, settings.apart)
+    chosen = [(e, mark) for e, mark in zip(examples, marks, strict=True) if mark is not None]
     return Dataset(
-        tuple(examples),
-        split(examples, settings.held_out, settings.seed, before),
-        tuple(one for one, here in zip(before, again, strict=True) if not here),
+        tuple(e for e, _ in chosen),
+        tuple(mark for _, mark in chosen),
+        tuple(met for met, here in zip(before, again, strict=True) if not here),
     )
 
 
-def _counted(out: Path, dataset: Dataset) -> str:
+def _counted(out: Path, examples: Sequence[Example], dataset: Dataset, settings: TrainSettings) -> str:
+    """What there is to learn from, and how it was split."""
+    count, testing = len(dataset.examples), dataset.testing
     forces = sum(e.forces is not None for e in dataset.examples)
-    count = len(dataset.examples)
+    lost = sum(not e.isolated for e in examples) - count
+    alone = sum(e.simulation is None for e in dataset.examples)
     return (
         f"{out}: {count} labels, {forces} with forces and {count - forces} with energies alone; "
-        f"{len(dataset.testing)} are held out"
+        + (
+            f"{len(testing)} are held out in {len(set(blocks(testing, settings.apart)))} blocks"
+            if testing or not settings.held_out
+            else f"none is held out, for no block of frames {settings.apart} steps apart is small enough: errors and "
+            "alpha cannot be measured (a smaller `apart`, or labels of more simulations)"
+        )
+        + (f"; {lost} closer than {settings.apart} steps to one of those are left out" if lost else "")
+        + (f"; {alone} of no known simulation are blocks by themselves" if alone else "")
     )
 
 

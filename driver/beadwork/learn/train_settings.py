@@ -9,6 +9,7 @@ from typing import Any
 
 from beadwork.errors import ConfigError
 from beadwork.learn.jobs import Jobs
+from beadwork.learn.split import APART
 from beadwork.toml import build
 from beadwork.toml import read as read_toml
 
@@ -19,6 +20,7 @@ class TrainSettings:
 
     members: int = 4  #: of the committee
     held_out: float = 0.2  #: share of the frames kept for tests, the same for all members
+    apart: int = APART  #: steps of a simulation; no frame held out is closer to one that is learned from
     share: float = 0.8  #: of the other frames, what each member draws; the rest choose its best epoch
     seed: int = 0  #: of splits and draws; member m starts from random weights with seed + m
     epochs: int = 60  #: the last quarter is mace's stage two, with stage_two_energy_weight
@@ -38,7 +40,7 @@ class TrainSettings:
     jobs: Jobs | None = None  #: where members train; None: here, as many at the same time as there are cores for
 
     def __post_init__(self) -> None:
-        for name, least in (("members", 1), ("epochs", 2), ("batch_size", 1), ("threads", 1)):
+        for name, least in (("members", 1), ("epochs", 2), ("batch_size", 1), ("threads", 1), ("apart", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("lr", "r_max", "energy_floor", "forces_floor"):

@@ -14,10 +14,10 @@ import numpy as np
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
 from beadwork.learn import page
-from beadwork.learn.dataset import Dataset, Example, split
+from beadwork.learn.dataset import Dataset, Example
 from beadwork.learn.residual import Calibration, Errors, Residuals, calibrate, residuals, told
-from beadwork.learn.same import among
-from beadwork.learn.train import references, train_committee
+from beadwork.learn.split import split, unseen
+from beadwork.learn.train import apart_of, references, train_committee
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import members_of, no_better
 
@@ -90,12 +90,14 @@ def validate(
     """
     dataset = Dataset.read(committee)  # first: of a wrong folder it says more than its missing card would
     members = members_of([committee])
+    apart = apart_of(members[0])
     testing = dataset.testing
     if labels is not None:
         labels = [e for e in labels if not e.isolated]
-        seen = among([e.frame for e in labels], dataset.learned)
-        testing = [e for e, learned in zip(labels, seen, strict=True) if not learned]
-        progress(f"{len(testing)} of {len(labels)} labels were not learned from")
+        testing = unseen(labels, dataset, apart)
+        progress(
+            f"{len(testing)} of {len(labels)} labels are neither what was learned from nor within {apart} steps of it"
+        )
         for what, got, wanted in (
             ("method", {e.label.method for e in testing}, dataset.method),
             ("baseline", {e.baseline for e in testing}, dataset.baseline),
@@ -107,7 +109,7 @@ def validate(
     if not testing:
         raise LabelError(f"{committee} has no frames held out; give labels that it has not learned from (--labels)")
     reference = references(members[0])
-    found = residuals(testing, members, reference)
+    found = residuals(testing, members, reference, apart)
     curve = []
     if settings is not None and baseline is not None:
         for share in CURVE[:-1]:
@@ -116,7 +118,7 @@ def validate(
                 progress(f"learning curve: {len(part)} of {len(dataset.training)} frames")
                 few = replace(settings, held_out=0.0)
                 paths = train_committee(part, baseline, Path(folder) / "committee", few, None, progress)
-                curve.append((len(part), residuals(testing, paths, references(paths[0]))))
+                curve.append((len(part), residuals(testing, paths, references(paths[0]), apart)))
         curve.append((len(dataset.training), found))
     return Validation(committee, dataset, found, calibrate(found), tuple(curve))
 
