@@ -51,8 +51,9 @@ def configuration() -> str:
         "# Configuration",
         "",
         "Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their TOML file. What is typed wins",
-        "over the file; paths in the file count from its own folder. There `delta`, `devices`, `weights` and the bands",
-        'are lists, and `at` is a table: `delta = ["current"]`. `periodic = false` is `--not-periodic` when typed.',
+        "over the file; paths in the file count from its own folder. There `weights` and the bands are lists, `delta`",
+        "and `devices` a text or a list of them, `at` is a table; names may have underscores for dashes. `periodic =",
+        "false` is `--not-periodic` when typed.",
         "",
         *_table(config.ServeConfig, "option"),
     ]

@@ -45,6 +45,13 @@ def test_toml_and_command_line_join(tmp_path: Path) -> None:
         ('simulation = "a"\ndelta = ["b"]\nweights = 1.0', "it wants a list"),
         ('simulation = "a"\nbaseline = "b"\ndevice = "gpu"', "it wants cpu or cuda"),
         ('simulation = "a"\nbaseline = "b"\nqueue = 3', "queue is 3; it wants a text"),
+        ('simulation = "a"\ndelta = 5', "delta is 5; it wants a list"),
+        (
+            'simulation = "a"\nnot-periodic = true',
+            "sets not-periodic, as it is typed; in a file it is periodic = false$",
+        ),
+        ('simulation = "a"\nkeep-force = [1.0]\nkeep_force = [2.0]', "keep_force in both spellings"),
+        ('simulation = "a"\nkeep_forces = [1.0]', "'keep-forces', which is no option; known are .*keep-force, "),
         ('simulation = "a"', "no model named"),
         ('baseline = "a"', "no simulation named"),
         ('simulation = "a"\nbaseline = "b"\nengine = "jax"', "choose from auto, native, torchscript"),
@@ -65,6 +72,20 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, text: str, sentence: str)
     file.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
         resolve({"simulation": str(file)})
+
+
+def test_spellings_of_a_file(tmp_path: Path) -> None:
+    """Names with dashes or underscores, and one committee, or the devices as they are typed, without a list."""
+    file = tmp_path / "run.toml"
+    found = []
+    for text in (
+        'keep-force = [0.2]\nmember-forces = true\ndelta = "committee"\ndevices = "cpu,cuda:1"',
+        'keep_force = [0.2]\nmember_forces = true\ndelta = ["committee"]\ndevices = ["cpu", "cuda:1"]',
+    ):
+        file.write_text(f'simulation = "in.xml"\n{text}\n')
+        found.append(resolve({"simulation": str(file)}))
+    assert found[0] == found[1]
+    assert found[0].delta == [str(tmp_path / "committee")]
 
 
 def test_a_file_is_utf_8_in_any_locale(tmp_path: Path) -> None:

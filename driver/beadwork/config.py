@@ -1,16 +1,18 @@
 """What a user may set, from a TOML file, the command line, or both (the command line wins).
 
-The TOML keys are the names of the fields below, and of the options with dashes.
+The TOML keys are the names of the fields below, with dashes as the options have them or with underscores.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from beadwork.errors import ConfigError
+from beadwork.toml import names
 from beadwork.toml import read as read_toml
 
 ROLES = ("sum", "baseline", "delta")
@@ -122,20 +124,26 @@ def _one_of(name: str, got: str, choices: tuple[str, ...]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Read a TOML file; relative paths in it count from its own folder, the queue's too. Raises ConfigError."""
     known = {f.name: f for f in fields(ServeConfig)}
-    data = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
+    data = names(read_toml(path), str(path))
     for key, value in data.items():
+        name = key.replace("_", "-")
+        if key == "not_periodic":
+            raise ConfigError(f"{path} sets {name}, as it is typed; in a file it is periodic = false")
         if key not in known:
-            raise ConfigError(f"{path} sets {key!r}, which is no option; known are {', '.join(sorted(known))}")
+            listed = ", ".join(sorted(known)).replace("_", "-")
+            raise ConfigError(f"{path} sets {name!r}, which is no option; known are {listed}")
+        if key in _ALONE and isinstance(value, str):
+            data[key] = value = _ALONE[key](value)
         default = getattr(ServeConfig(), key)
         kind = type(default) if default is not None else None
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             data[key] = float(value)
         elif kind is not None and type(value) is not kind:
-            raise ConfigError(f"{path}: {key} is {value!r}; it wants {_KINDS[kind]}")
-        listed, lists = isinstance(value, list), "list" in str(known[key].type)
-        if (inner := _INSIDE.get(key)) and not (listed == lists and _holds(value, inner)):
-            wanted = "a list" if lists and not listed else _KINDS[inner] + ", or several in a list" * lists
-            raise ConfigError(f"{path}: {key} is {value!r}; it wants {wanted}")
+            raise ConfigError(f"{path}: {name} is {value!r}; it wants {_KINDS[kind]}")
+        several, lists = isinstance(value, list), "list" in str(known[key].type)
+        if (inner := _INSIDE.get(key)) and not (several == lists and _holds(value, inner)):
+            wanted = "a list" if lists and not several else _KINDS[inner] + ", or several in a list" * lists
+            raise ConfigError(f"{path}: {name} is {value!r}; it wants {wanted}")
     here = path.parent
     for key in ("simulation", "baseline", "queue", "out"):
         if not isinstance(data.get(key, ""), str):
@@ -147,6 +155,8 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
+#: lists of which one text stands for the whole, as it is typed
+_ALONE: dict[str, Callable[[str], list[str]]] = {"delta": lambda text: [text], "devices": lambda text: text.split(",")}
 #: what options without a default of their own kind hold, or lists and tables have in them
 _INSIDE: dict[str, type] = {
     **dict.fromkeys(("delta", "devices", "at", "host", "sockets_prefix"), str),

@@ -64,8 +64,8 @@ def test_ase_reads_it_without_us(queue: Queue, path: Path, kept: Make) -> None:
 
 
 def test_committees_that_differ_in_weights_alone(queue: Queue, kept: Make) -> None:
-    """They answer otherwise, so they have other hashes, in a row that is read again too; the scale of weights is no part
-    of it, and equal ones are as none."""
+    """They answer otherwise, so they have other hashes, in a row that is read again too; the scale of weights is no
+    part of it, and equal ones are as none."""
     plain, equal, one, two = (
         replace(kept(seed), weights=weights)
         for seed, weights in enumerate([(), (0.5, 0.5), (0.25, 0.75), (0.75, 0.25)])

@@ -4,9 +4,10 @@ Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the struc
 (sha256 of the simulation's file, and of the models' hashes and unequal weights taken together), `evaluation`, `step`
 and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time, s),
 `beadwork` (version), and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å),
-`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), `weights` (of the members, where they are not
-equal), and, as they come, `worker`, `label`, `reason`. A frame that the user has brought (`beadwork queue add`) has NaN
-as its spreads, no models, and its place in the file and the file's hash for `evaluation` and `simulation`.
+`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), `weights` (of the members, where they
+are not equal), and, as they come, `worker`, `label`, `reason`. A frame that the user has brought (`beadwork queue
+add`) has NaN as its spreads, no models, and its place in the file and the file's hash for `evaluation` and
+`simulation`.
 """
 
 from __future__ import annotations
