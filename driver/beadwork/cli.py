@@ -427,7 +427,7 @@ def _queue(parser: argparse.ArgumentParser) -> None:
     table.set_defaults(call=_queue_list)
     show = commands.add_parser("show", help="all that is known of one frame")
     show.set_defaults(call=_queue_show)
-    export = commands.add_parser("export", help="write extended XYZ")
+    export = commands.add_parser("export", help="write extended XYZ, with labels where there are")
     export.set_defaults(call=_queue_export)
     add = commands.add_parser(
         "add", help="put frames of your own into it, to be labelled; makes it where there is none"
@@ -466,7 +466,8 @@ def _queue_export(args: argparse.Namespace) -> int:
 
     rows = Queue(args.queue).rows(status=args.status)
     export(rows, args.file)
-    print(f"{len(rows)} frames in {args.file}")
+    labels = sum(row.label is not None for row in rows)
+    print(f"{len(rows)} frames in {args.file}, {labels} with their label")
     return 0
 
 
@@ -476,12 +477,7 @@ def _queue_add(args: argparse.Namespace) -> int:
 
     queue = Queue(args.queue, create=True)
     for path in args.files:
-        added = add(queue, path, args.every, False if args.not_periodic else None)
-        print(
-            f"{path}: {added.stored} frames wait for labels in {queue.name}"
-            + f", {added.known} were there already" * bool(added.known)
-            + "; the last one of the file may not be whole, and was left out" * added.torn
-        )
+        print(f"{path}: {add(queue, path, args.every, False if args.not_periodic else None)}")
     return 0
 
 

@@ -9,7 +9,7 @@ import ase.io
 import numpy as np
 import pytest
 
-from beadwork.errors import QueueError
+from beadwork.errors import ConfigError, QueueError
 from beadwork.harvest.listing import describe, export, table
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
@@ -70,4 +70,8 @@ def test_export_where_nothing_can_be_written(queue: Queue, kept: Make, tmp_path:
         export(queue.rows(), tmp_path / "nowhere" / "frames.xyz")
     with pytest.raises(QueueError, match="no frames"):
         export([], tmp_path / "frames.xyz")
+    for name in ("frames.pdb", "frames", "frames.db"):
+        with pytest.raises(ConfigError, match=rf"{name}: frames are written as extended XYZ; .* ends in \.xyz or"):
+            export(queue.rows(), tmp_path / name)
+    assert [entry.name for entry in tmp_path.iterdir() if "frames" in entry.name] == []
     assert not (tmp_path / "frames.xyz").exists()

@@ -30,6 +30,7 @@ from beadwork.learn import labelling
 from beadwork.learn.choose import from_queue
 from beadwork.learn.clusters import Cut, units
 from beadwork.learn.label import Label
+from beadwork.learn.label_file import read_examples
 from beadwork.learn.labellers import Spec
 
 Fill = Callable[[int], Queue]
@@ -192,6 +193,42 @@ def test_clusters_are_labelled_as_themselves(tmp_path: Path, springs: Springs) -
     assert sorted(part["numbers"]) == [1] * 7 + [8] * 3
     away = (part["positions"] - row.kept.frame.positions[part["atoms"]]) / 9.86
     np.testing.assert_allclose(away, np.rint(away), atol=1e-9)
+
+
+def test_what_is_exported_can_be_learned(
+    fill: Fill, springs: Springs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of labelled rows gives the same examples as the queue: the structures that were computed, whole frames
+    or clusters, with energies, forces, charge, spin and method; the charge of an ion too."""
+    queue = fill(2)
+    labelling.label(queue, springs())
+    queue.add(liquid("zundel-water"))
+    labelling.label(queue, springs(cut=Cut(molecules=2), charge=0, same_theory=True))
+    queue.add(alone(8))
+    errors = {"charge": 1, "spin": 1, "energy_error": 0.25, "forces_error": np.full((3, 3), 0.125)}
+    for id, changes in ((1, errors), (2, errors | {"forces": None, "forces_error": None})):
+        with queue._change() as db:
+            db.update(id, data={"label": {**db.get(id=id).data["label"], **changes}})
+    file = tmp_path / "labels.extxyz"
+    assert main(["queue", "export", queue.name, str(file), "--status", "labelled"]) == 0
+    assert capsys.readouterr().out == f"3 frames in {file}, 3 with their label\n"
+    for one, other in zip(read_examples(str(file), None), read_examples(queue.name, None), strict=True):
+        np.testing.assert_array_equal(one.frame.numbers, other.frame.numbers)
+        np.testing.assert_allclose(one.frame.positions, other.frame.positions, atol=1e-8)
+        assert (one.frame.pbc, one.composition) == (other.frame.pbc, other.composition)
+        assert (one.simulation, one.step) == (other.simulation, other.step)
+        for name in ("charge", "spin", "method", "code", "version"):
+            assert getattr(one.label, name) == getattr(other.label, name)
+        assert one.label.energy == pytest.approx(other.label.energy, abs=1e-12)
+        assert one.label.energy_error == other.label.energy_error
+        for name in ("forces", "forces_error"):
+            written, stored = getattr(one.label, name), getattr(other.label, name)
+            assert (written is None) == (stored is None), name
+            if stored is not None:
+                np.testing.assert_allclose(written, stored, atol=1e-8)
+    assert 6 <= len(read_examples(str(file), None)[2].frame.numbers) <= 7
+    assert main(["queue", "export", queue.name, str(file)]) == 0
+    assert capsys.readouterr().out == f"4 frames in {file}, 3 with their label\n"
 
 
 def test_charge_is_told_from_the_cluster(tmp_path: Path, springs: Springs) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from beadwork.errors import QueueError
+from beadwork.errors import ConfigError, QueueError
 from beadwork.harvest.row import Row
 
+#: of the files that `export` writes
+SUFFIXES = (".xyz", ".extxyz")
 _HEADER = ("id", "status", "formula", "bead", "step", "force spread", "energy spread", "kept at")
 _UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "")
 
@@ -73,14 +75,21 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Write the frames as extended XYZ, whole or not at all.
 
     Per atom: force_spread (eV/Å). Per frame: what the table shows, and the members' energies in eV as
-    member_energy_0, member_energy_1, ... Raises QueueError where the file cannot be written, or there are no rows.
+    member_energy_0, member_energy_1, ... A row with a label has it as `beadwork train` reads it (`put`), on the
+    structure that was computed, which may be a cluster of the frame. Raises ConfigError for a name that is not of this
+    format, and QueueError where the file cannot be written, or there are no rows.
     """
     import ase.io
 
+    target = Path(path).absolute()
+    if target.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{path}: frames are written as extended XYZ; give a name that ends in {' or '.join(SUFFIXES)} "
+            "(`ase convert` makes other formats of it)"
+        )
     if not rows:
         raise QueueError(f"no frames to write to {path}; `beadwork queue list` shows what the queue holds")
 
-    target = Path(path).absolute()
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         try:
@@ -94,17 +103,39 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         ) from error
 
 
+def put(label: Mapping[str, Any], atoms: Any) -> None:
+    """Give an `ase.Atoms` its label, as `Label.to_dict` has it, under the names that `beadwork train` reads.
+
+    Of the structure: REF_energy and REF_energy_error (eV), charge, spin, method, code and version. Of each atom, where
+    the label has them: REF_forces and REF_forces_error (eV/Å).
+    """
+    atoms.info.update(REF_energy=label["energy"], REF_energy_error=label["energy_error"])
+    atoms.info.update({name: label[name] for name in ("charge", "spin", "method", "code")})
+    if label["version"]:  # the format reads an empty one back as something else
+        atoms.info["version"] = label["version"]
+    for name in ("forces", "forces_error"):
+        if label[name] is not None:
+            atoms.arrays[f"REF_{name}"] = label[name]
+
+
 def _atoms(row: Row) -> Any:
+    import ase
+
     kept = row.kept
-    atoms = kept.frame.to_atoms()
-    atoms.arrays["force_spread"] = kept.force_spread
+    label = row.label or {}
+    atoms, spread = kept.frame.to_atoms(), kept.force_spread
+    if cut := label.get("structure"):
+        atoms = ase.Atoms(cut["numbers"], cut["positions"], cell=cut["cell"], pbc=cut["pbc"])
+        spread = spread[list(cut["atoms"])]
+    if label:
+        put(label, atoms)
+    atoms.arrays["force_spread"] = spread
     atoms.info.update(
         queue_id=row.id,
         status=row.status,
         evaluation=kept.evaluation,
         force_spread_max=kept.max_force_spread,
         energy_spread=kept.energy_spread,
-        simulation=kept.simulation,
         committee=kept.committee,
         fingerprint=row.fingerprint,
         time=kept.time,
@@ -115,6 +146,8 @@ def _atoms(row: Row) -> Any:
         atoms.info["bead"] = kept.frame.bead
     if kept.step is not None:
         atoms.info["step"] = kept.step
+    if kept.models or kept.step is not None:  # of a frame that the user brought it is a file
+        atoms.info["simulation"] = kept.simulation
     return atoms
 
 

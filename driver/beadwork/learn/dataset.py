@@ -20,6 +20,7 @@ import numpy as np
 from beadwork.disk import write_whole
 from beadwork.errors import GeometryError, LabelError, ModelError
 from beadwork.frame import FloatArray, Frame
+from beadwork.harvest.listing import put
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
 from beadwork.learn.label import Label, as_json, frame_of, plain, structure
@@ -376,32 +377,14 @@ def reference_energies(examples: Sequence[Example], energies: FloatArray, floor:
 def to_atoms(example: Example) -> Any:
     """An `ase.Atoms` with the label as REF_* and what is to be learned as DELTA_* (eV, eV/Å)."""
     atoms = example.frame.to_atoms()
-    label = example.label
-    atoms.info.update(
-        REF_energy=label.energy,
-        DELTA_energy=example.energy,
-        REF_energy_error=label.energy_error,
-        charge=label.charge,
-        spin=label.spin,
-        method=label.method,
-        code=label.code,
-        label=label.hash,
-        source=example.source,
-        row=example.row,
-    )
-    if label.version:
-        atoms.info["version"] = label.version
+    put(example.label.to_dict(), atoms)
+    atoms.info.update(DELTA_energy=example.energy, label=example.label.hash, source=example.source, row=example.row)
     if example.simulation:
         atoms.info["simulation"] = example.simulation
     if example.step is not None:
         atoms.info["step"] = example.step
-    for name, values in (
-        ("REF_forces", label.forces),
-        ("DELTA_forces", example.forces),
-        ("REF_forces_error", label.forces_error),
-    ):
-        if values is not None:
-            atoms.arrays[name] = values
+    if example.forces is not None:
+        atoms.arrays["DELTA_forces"] = example.forces
     return atoms
 
 

@@ -190,7 +190,9 @@ def _other_names(frames: Sequence[Mapping[str, Any]], part: str) -> str:
         name
         for frame in frames
         for name in frame
-        if part in name.lower() and not name.startswith("DELTA_") and not name.lower().endswith(("_error", "_weight"))
+        if part in name.lower()
+        and not name.startswith("DELTA_")
+        and not name.lower().endswith(("_error", "_weight", "_spread"))
     )
     return ", ".join(f"`{name}` ({count} frames)" for name, count in counts.most_common())
 

@@ -30,6 +30,8 @@ _STEP = re.compile(r"Step:\s*(\d+)")
 _POTENTIALS = re.compile(r"#EXTRAS\(committee_pot\)#\s*Step:\s*(\d+)")
 #: lines of a frame in i-PI's formats besides one an atom
 _FRAMING = {".xyz": 2, ".pdb": 3}
+#: names of isotopes that are no symbols of elements, as i-PI knows them
+ISOTOPES = {"D": 1, "T": 1, "Z": 1}
 #: atoms of a trajectory that are read at most, all beads together; of longer ones every n-th frame is taken
 MOST_ATOMS = 2_000_000
 
@@ -224,9 +226,8 @@ def _begins(lines: Sequence[str], atoms: int) -> bool:
 
 def _numbers(names: Any) -> IntArray:
     """Atomic numbers; isotopes and labels that carry digits count as their element."""
-    isotopes = {"D": 1, "T": 1, "Z": 1}
     symbols = [re.sub(r"\d+$", "", str(name)) for name in names]
-    return np.array([isotopes.get(symbol, atomic_numbers.get(symbol, 0)) for symbol in symbols], dtype=np.int_)
+    return np.array([ISOTOPES.get(symbol, atomic_numbers.get(symbol, 0)) for symbol in symbols], dtype=np.int_)
 
 
 @dataclass(frozen=True, slots=True)
