@@ -30,10 +30,12 @@ def random_mace(
     zbl: bool = False,
     dtype: str = "float64",
     heads: Sequence[str] | None = None,
+    **options: Any,
 ) -> Any:
     """An eager MACE of the architecture that the native engine takes: max_ell 3, correlation 3, two interactions.
 
     order: the largest L of the hidden features. zbl: repulsion of close atoms. energies: of the atoms alone, eV.
+    options: MACE's own, in place of what is chosen here; an interaction block by its name.
     """
     import torch
 
@@ -46,30 +48,36 @@ def random_mace(
         before = torch.get_default_dtype()
         torch.set_default_dtype(getattr(torch, dtype))
         torch.manual_seed(seed)
-        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        chosen = {
+            "interaction_cls": "RealAgnosticResidualInteractionBlock",
+            "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
+            "hidden_irreps": f"{channels}x0e" + (f"+{channels}x1o" if order else ""),
+            "max_ell": 3,
+            "correlation": 3,
+            "num_polynomial_cutoff": 5,
+            "gate": torch.nn.functional.silu,
+            **options,
+        }
+        for key in ("interaction_cls", "interaction_cls_first"):
+            chosen[key] = modules.interaction_classes[chosen[key]]
+        chosen["hidden_irreps"] = o3.Irreps(chosen["hidden_irreps"])
         reference = np.resize(energies, len(elements))
         model = modules.ScaleShiftMACE(
             r_max=cutoff,
             num_bessel=6,
-            num_polynomial_cutoff=5,
-            max_ell=3,
-            interaction_cls=block,
-            interaction_cls_first=block,
             num_interactions=2,
             num_elements=len(elements),
-            hidden_irreps=o3.Irreps(f"{channels}x0e" + (f"+{channels}x1o" if order else "")),
             MLP_irreps=o3.Irreps("8x0e"),
             atomic_energies=reference if heads is None else np.stack([reference] * len(heads)),
             avg_num_neighbors=neighbors,
             atomic_numbers=list(elements),
-            correlation=3,
-            gate=torch.nn.functional.silu,
             pair_repulsion=zbl,
             radial_MLP=[16, 16],
             radial_type="bessel",
             heads=heads,
             atomic_inter_scale=scale if heads is None else [scale] * len(heads),
             atomic_inter_shift=shift if heads is None else [shift] * len(heads),
+            **chosen,
         )
         torch.set_default_dtype(before)
     return model

@@ -484,12 +484,17 @@ def test_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = replace(bare, sha256={"model.pt": bare.sha256["model.pt"]}, about={"native": "max_ell is 2"})
     finding = only(models.engines([bare], frame, asked["auto"]))
     assert (finding.colour, "max_ell is 2" in finding.text) == (AMBER, True)
+    # what the architecture rules out no import mends; what the importing machine lacked one does, as the card says
+    assert finding.remedy == "nothing to mend: torchscript serves every model"
+    mendable = replace(bare, about={"native": "symmetrix-xl was not installed", "native_remedy": "import it again"})
+    assert only(models.engines([mendable], frame, asked["auto"])).remedy == "import it again"
     real = models.NativeEngine
     monkeypatch.setattr(models, "NativeEngine", lambda *a: Broken(real(*a), lambda f: f + 1e-4))
     assert only(models.engines([card], frame, asked["auto"])).colour == AMBER
     finding = only(models.engines([card], frame, asked["native"]))
     assert (finding.colour, finding.code) == (RED, ModelError.exit_code)
-    assert "1.0e-04 eV/Å from torchscript" in finding.text
+    assert "does NOT agree with torchscript on the first structure" in finding.text
+    assert "1.0e-04 eV/Å; allowed 1e-06 and 1e-05" in finding.text
     monkeypatch.setattr(models, "available", lambda: False)
     finding = only(models.engines([card], frame, asked["auto"]))
     assert (finding.colour, "pip install" in finding.remedy) == (AMBER, True)

@@ -346,10 +346,12 @@ def _models(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from beadwork.potential.importer import import_model
+    from beadwork.potential.importer import WITHOUT, import_model
 
     card = import_model(args.file, args.out, head=args.head, trust_pickle=args.trust_pickle)
     print(f"{card.path}: {'TorchScript and native' if card.native else 'TorchScript'}, {card.hash}")
+    if not card.native:
+        print(f"no native model: {'; '.join(str(card.about[key]) for key in WITHOUT if key in card.about)}")
     return 0
 
 

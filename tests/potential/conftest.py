@@ -33,9 +33,9 @@ contract = _beside("contract")
 
 
 def make_mace(
-    channels: int, order: int, zbl: bool, seed: int, dtype: str, cutoff: float = 4.5, scale: float = 8.0, heads=None
+    channels: int, order: int, zbl: bool, seed: int, dtype: str, cutoff: float = 4.5, scale: float = 8.0, **options: Any
 ) -> Any:
-    """An eager MACE with random weights for H and O, with forces of some eV/Å."""
+    """An eager MACE with random weights for H and O, with forces of some eV/Å. options: heads, and MACE's own."""
     return random_mace(
         seed=seed,
         cutoff=cutoff,
@@ -47,7 +47,7 @@ def make_mace(
         order=order,
         zbl=zbl,
         dtype=dtype,
-        heads=heads,
+        **options,
     )
 
 

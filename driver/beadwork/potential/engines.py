@@ -173,8 +173,8 @@ def compare_dense(native: Engine, torchscript: Engine, elements: Iterable[int], 
 def trial(elements: Iterable[int], cutoff: float) -> Graph:
     """A dense periodic box of these elements in no order, and each beside itself and the next, closer than a bond.
 
-    Every atom of the box has some ninety neighbours within the cutoff (Å), of every element. The pairs reach what
-    repels atoms that come close. Always the same.
+    Every atom of the box has some ninety neighbours within the cutoff (Å). The pairs reach what repels atoms that come
+    close. Always the same.
     """
     known = sorted(elements)
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -25,13 +26,16 @@ from beadwork.potential.bundle import CARD, MODEL, NATIVE, Card, load_card, writ
 from beadwork.potential.engine import Energies
 from beadwork.potential.engines import compare_dense, trial
 from beadwork.potential.graph import Graph
+from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine, load_module
 
-#: why a bundle has no native model, and what to do, where anything can be done; both None where it has one
+#: entries of a card without a native model: why there is none, and what to do, where anything can be done
+WITHOUT = ("native", "native_remedy")
+#: what stands there; both None where there is one
 Why = tuple[str | None, str | None]
-#: with --return_model it returns nothing and writes the file
-BACK = "mace_cueq_to_e3nn MODEL --output_model NEW"
+#: of mace-torch 0.3.16, which writes nothing without --return_model, and puts MODEL's name before the new one
+BACK = "mace_cueq_to_e3nn MODEL --return_model writes MODEL.e3nn_model.pt"
 #: the default of 256 costs 1e-4 eV/Å on a trained model; these leave 3e-8 and cost no time
 SPLINE_POINTS = 4096
 
@@ -86,9 +90,9 @@ def import_model(
             why: Why = ("made from TorchScript, and a native model needs the eager one", "import the eager model")
         else:
             _compile(source, eager, part / MODEL)
-            _check_compiled(eager, part / MODEL, head, trial(elements, cutoff))
+            _check_compiled(source, eager, part / MODEL, head, trial(elements, cutoff))
             why = _make_native(source, eager, part, entries)
-        write_card(part, entries | {"native": why[0], "native_remedy": why[1]})
+        write_card(part, entries | dict(zip(WITHOUT, why, strict=True)))
         bundle.mkdir(parents=True, exist_ok=True)
         for made in (MODEL, NATIVE, CARD):
             if (part / made).exists():
@@ -149,13 +153,14 @@ def _load_eager(file: Path) -> Any:
     with mace_imported():
         try:
             model = torch.load(file, map_location="cpu", weights_only=False)
-        except ModuleNotFoundError as error:
-            module = str(error.name).partition(".")[0]
-            remedy = f"install {module} here"
-            if module.startswith("cuequivariance"):
-                remedy = f"convert it back, where {module} is installed, and import that: {BACK}"
-            raise ModelError(f"{file} needs the Python module {module}, which is not installed: {remedy}") from error
         except Exception as error:
+            module = str(getattr(error, "name", None)).partition(".")[0]
+            if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec(module) is None:
+                back = module.startswith("cuequivariance")
+                remedy = f"convert it back where {module} is ({BACK}) and import that" if back else "install it here"
+                raise ModelError(
+                    f"{file} needs the Python module {module}, which is not installed; {remedy}"
+                ) from error
             raise ModelError(
                 f"{file} cannot be unpickled ({_said(error)}); is it truncated, or from another MACE?"
             ) from error
@@ -164,8 +169,8 @@ def _load_eager(file: Path) -> Any:
             raise ModelError(f"{file} holds a {type(model).__name__}, not a MACE energy model (no {attribute!r})")
     if any(type(module).__module__.startswith("cuequivariance") for module in model.modules()):
         raise ModelError(
-            f"{file} was converted for cuequivariance, whose layers TorchScript does not know: convert it back, and "
-            f"import that: {BACK}"
+            f"{file} was converted for cuequivariance, whose layers TorchScript does not take; convert it back "
+            f"({BACK}) and import that"
         )
     return model
 
@@ -204,12 +209,18 @@ def _compile(source: Path, eager: Any, file: Path) -> None:
             ) from error
 
 
-def _check_compiled(eager: Any, file: Path, head: str | None, graph: Graph) -> None:
+def _check_compiled(source: Path, eager: Any, file: Path, head: str | None, graph: Graph) -> None:
     """Hold the compiled model to the eager one."""
     answers: list[Energies] = []
-    for module in (copy.deepcopy(eager), load_module(file)):
+    for module, when in ((copy.deepcopy(eager), ""), (load_module(file), " once it is compiled")):
         with mace_imported(), _default_dtype(torch.float64):
-            answers.append(ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph))
+            try:
+                answers.append(ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph))
+            except Exception as error:
+                raise ModelError(
+                    f"{source} holds a {type(eager).__name__} that cannot be evaluated{when}: {_said(error)}; beadwork "
+                    "gives it atoms and a cell, nothing else"
+                ) from error
     one, two = answers
     energy = float((np.abs(one.energies - two.energies) / np.diff(graph.ptr)).max())
     force = float(np.abs(one.forces - two.forces).max())
@@ -253,9 +264,7 @@ def _make_native(source: Path, eager: Any, bundle: Path, card: dict[str, Any]) -
 
 
 def _said(error: Exception) -> str:
-    """The first line of an error that says something, and the line of code that it names: TorchScript's begin empty."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
+    """What an error says in a line, and the line of code that it names."""
+    said = reason(error).rstrip(":.")
     place = re.search(r'File "[^"]*?([^"/]+)", line (\d+)', str(error))
-    return lines[0].rstrip(":") + (f" ({place[1]}, line {place[2]})" if place and place[0] not in lines[0] else "")
+    return f"{said} ({place[1]}, line {place[2]})" if place and place[0] not in said else said

@@ -42,9 +42,9 @@ def evaluate(engine: Engine, graph: Graph, max_edges: int | None = None) -> tupl
         try:
             return join([engine.evaluate(graph.part(a, b)) for a, b in pieces]), max_edges
         except (MemoryError, RuntimeError) as error:
-            reason = _reason(error)
+            said = reason(error)[:200]
             if not _refused(error):
-                raise ModelError(f"the model {engine.name} failed ({reason}); is it made for this machine?") from error
+                raise ModelError(f"the model {engine.name} failed ({said}); is it made for this machine?") from error
         # only here, without the error, is that freed which it kept alive
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -53,7 +53,7 @@ def evaluate(engine: Engine, graph: Graph, max_edges: int | None = None) -> tupl
         if len(pieces) == len(graph) or largest == 0:
             raise ResourceError(
                 f"the model {engine.name} does not get the memory for one structure of {graph.ptr[1]} atoms and "
-                f"{edges[1]} edges ({reason}); take --dtype float32, the native engine, a smaller system or more memory"
+                f"{edges[1]} edges ({said}); take --dtype float32, the native engine, a smaller system or more memory"
             )
         max_edges = largest // 2
 
@@ -130,7 +130,7 @@ def _refused(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error).lower() for sign in SIGNS)
 
 
-def _reason(error: BaseException) -> str:
-    """What an error says in a line; TorchScript puts a trace of its own before it."""
+def reason(error: BaseException) -> str:
+    """What an error says in a line; TorchScript puts an empty line, or a trace of its own, before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in reversed(lines) if "Error:" in line), lines[0])[:200]
+    return next((line for line in reversed(lines) if "Error:" in line), lines[0])
