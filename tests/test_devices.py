@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,7 +107,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., i
     monkeypatch.setattr(devices, "PULSE", 0.01)
     popen = subprocess.Popen
 
-    def call(*scripts: list[str]) -> int:
+    def call(*scripts: list[str], start_ipi: bool = False) -> int:
         done = str(tmp_path / "done")
         left = {f"dev-{number}": list(script) for number, script in enumerate(scripts)}
 
@@ -119,7 +121,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., i
 
         monkeypatch.setattr(subprocess, "Popen", start)
         config = replace(CONFIG, devices=["cpu"] * len(scripts), out=str(tmp_path))
-        code = Devices(config, 2).run()
+        code = Devices(config, 2, start_ipi).run()
         assert not any(left.values()), "not every server was started as often as it should have been"
         return code
 
@@ -174,3 +176,59 @@ def test_ends(scripted: Callable[..., int], capfd: pytest.CaptureFixture[str], t
     assert [len(device["exit_codes"]) for device in summary["devices"]] == [len(one), len(two)]
     assert [len(device["folders"]) for device in summary["devices"]] == [len(one), len(two)]
     assert summary["structures_evaluated"] == 3 * sum("ANSWER" in script for script in (*one, *two))
+
+
+class Ipi:
+    """In place of an i-PI of ours: it ends with this code soon after it was started, or when it is told to."""
+
+    def __init__(self, code: int | None) -> None:
+        self.code = code
+        self.told: list[bool] = []
+        self.began = float("inf")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody else is there."""
+        return nullcontext()
+
+    def start(self, folder: Path, tell: Callable[[str], None]) -> int:
+        """Begin."""
+        self.told.append(folder.is_dir())
+        self.began = time.monotonic()
+        return 1
+
+    def poll(self) -> int | None:
+        """The code, where it has one of its own."""
+        return self.code if time.monotonic() > self.began + 0.3 else None
+
+    def end(self, now: Callable[[], bool]) -> int:
+        """Whether it was waited for is what counts."""
+        self.told.append(now())
+        return 143 if self.code is None else self.code
+
+
+@pytest.mark.parametrize(
+    ("servers", "ipi", "code", "hurried"),
+    [
+        (["sys.exit(0)", "sys.exit(0)"], 0, 0, False),
+        (["time.sleep(60)", "time.sleep(60)"], 3, 3, False),
+        (["sys.exit(4)", "sys.exit(4)"], None, 4, True),
+        (["ANSWER sys.exit(11)", "time.sleep(0.5); sys.exit(0)"], 0, 11, False),
+    ],
+)
+def test_an_ipi_of_ours(
+    scripted: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    servers: list[str],
+    ipi: int | None,
+    code: int,
+    hurried: bool,
+) -> None:
+    """`run --devices` ends as i-PI does where no server has failed; servers that came too late for it are ended, and an
+    i-PI without any server is not waited for."""
+    ours = Ipi(ipi)
+    monkeypatch.setattr(devices, "OwnIpi", lambda *_: ours)
+    monkeypatch.setattr(devices, "read", lambda *_: None)
+    assert scripted(*([server] for server in servers), start_ipi=True) == code
+    assert ours.told == [True, hurried]
+    assert json.loads((tmp_path / "summary.json").read_text())["exit_code"] == code

@@ -25,6 +25,7 @@ FLOORS = {
     "server": 3,
     "pes": 3,
     "services": 3,
+    "own_ipi": 3,
     "swap": 3,
     "session": 4,
     "devices": 4,

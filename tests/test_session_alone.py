@@ -12,7 +12,7 @@ import pytest
 from beadwork.cli import main
 from beadwork.disk import alone
 from beadwork.observe.status import claimed
-from beadwork.session import LOCK
+from beadwork.own_ipi import LOCK
 
 WATER = Path(__file__).parents[1] / "inputs" / "water"
 OURS = ("beadwork.out", "summary.json", "status.json", "i-pi.log", "last-frames.extxyz")
@@ -34,11 +34,12 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not list(tmp_path.glob("*.1"))
 
 
-@pytest.mark.parametrize("command", [["run"], ["serve", "--patience", "5"], ["serve", "--devices", "cpu,cpu"]])
-def test_a_folder_in_use(live: Path, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["run", "run --devices cpu,cpu", "serve --patience 5", "serve --devices cpu,cpu"])
+def test_a_folder_in_use(live: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever serves, and at whatever address: the live run keeps its record, its summary and its status."""
     with claimed(Path()):
-        assert main([command[0], "input.xml", "--baseline", "nowhere", *command[1:]]) == 2
+        verb, *options = command.split()
+        assert main([verb, "input.xml", "--baseline", "nowhere", *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"beadwork: a run is under way in {live} (process ")
     assert said.endswith("; end it, or choose another folder with --out\n")
@@ -47,8 +48,9 @@ def test_a_folder_in_use(live: Path, command: list[str], capsys: pytest.CaptureF
 def test_two_ipis_of_ours_in_one_folder(live: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With outputs of its own a second run would still share i-PI's EXIT and RESTART with the first; a server may."""
     with alone(live / LOCK, "", ""):
-        assert main(["run", "input.xml", "--baseline", "nowhere", "--out", "ours"]) == 2
-        assert f"started an i-PI in {live} already" in capsys.readouterr().err
+        for devices in ([], ["--devices", "cpu,cpu"]):
+            assert main(["run", "input.xml", "--baseline", "nowhere", "--out", "ours", *devices]) == 2
+            assert f"started an i-PI in {live} already" in capsys.readouterr().err
         assert main(["serve", "input.xml", "--baseline", "nowhere", "--out", "ours"]) == 4  # which it asks for later
     assert main(["run", "input.xml", "--baseline", "nowhere", "--out", "ours"]) == 4
 

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(call=_doctor)
     for command in (serve, run, bench, doctor):
         command.epilog = "Name the simulation first: an option with several values takes what follows it."
-        _serve_options(command, several=command in (serve, doctor))
+        _serve_options(command, several=command is not bench)
     status = commands.add_parser("status", help="how a run is doing; exit code 0 where it runs")
     status.add_argument("out", type=Path, nargs="?", default=Path(), help="the run's --out (default: this folder)")
     status.set_defaults(call=_status)
@@ -233,7 +233,7 @@ def _configured(args: argparse.Namespace, config: ServeConfig | None = None) -> 
     config = config or _resolved(args)
     if config.devices:
         raise ConfigError(
-            f"devices {','.join(config.devices)} are for `beadwork serve`; this is one server: --device cuda is a GPU"
+            f"devices {','.join(config.devices)} are a server each, and this times one: --device cuda is a GPU"
         )
     from beadwork.potential.threads import set_threads
 
@@ -248,10 +248,10 @@ def _cores() -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     config = _resolved(args)
-    if config.devices and not args.start:
+    if config.devices:
         from beadwork.devices import Devices
 
-        return Devices(config, _cores()).run()
+        return Devices(config, _cores(), args.start).run()
     config, threads = _configured(args, config)
     from beadwork.session import Session
 

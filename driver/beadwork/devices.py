@@ -1,7 +1,8 @@
-"""`beadwork serve --devices`: a server on each device, as a process of its own; i-PI shares its beads among them.
+"""`--devices`: a server on each device, as a process of its own; i-PI shares its beads among them.
 
-This process computes nothing. It starts the servers, passes on what they say and which signals come, and starts one
-that died again. What each leaves behind is in a folder of its own, `dev-0`, `dev-1`, …
+This process computes nothing. It starts the servers, and i-PI where it is `beadwork run`, passes on what they say and
+which signals come, and starts a server that died again. What each leaves behind is in a folder of its own, `dev-0`,
+`dev-1`, …
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -22,8 +24,10 @@ import tomli_w
 from beadwork.config import ServeConfig, listen_at
 from beadwork.disk import put_aside, telling, writing
 from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceError
+from beadwork.ipi.simulation import read
 from beadwork.observe import status
 from beadwork.observe.outputs import read_record
+from beadwork.own_ipi import LISTEN, OwnIpi
 from beadwork.signals import handled
 
 #: seconds before a server that died is started again, the first time, the second time, …; then never
@@ -176,10 +180,14 @@ def _visible(device: str) -> dict[str, str]:
 
 
 class Devices:
-    """The servers of one i-PI on this machine. cores: to be shared by them."""
+    """The servers of one i-PI on this machine. cores: to be shared by them. start_ipi: whether i-PI is ours, too."""
 
-    def __init__(self, config: ServeConfig, cores: int) -> None:
+    def __init__(self, config: ServeConfig, cores: int, start_ipi: bool = False) -> None:
         self._out = Path(config.out)
+        self._ipi = None
+        if start_ipi:
+            self._ipi = OwnIpi(read(Path(config.simulation), config.sockets_prefix), config.sockets_prefix)
+            config = replace(config, patience=max(config.patience, LISTEN))
         self._children = [Child(one) for one in plan(config, cores)]
         self._signal = 0
 
@@ -187,18 +195,23 @@ class Devices:
         """Serve until i-PI has said EXIT, or no server is left, and return the worst exit code.
 
         A server that died and came back, or that i-PI has ended without, counts as 0; a signal as 128 and its number.
+        Where no server has failed it is the code of our own i-PI. Raises what keeps it from being started.
         """
-        with status.claimed(self._out):
+        with status.claimed(self._out), self._ipi.alone() if self._ipi else nullcontext():
             self._tidy()
-            self._watch_over()
-            code = 128 + self._signal if self._signal else max(child.verdict for child in self._children)
+            left = self._watch_over()
+            code = 128 + self._signal if self._signal else max(child.verdict for child in self._children) or left
             self._sum_up(code)
         return code
 
-    def _watch_over(self) -> None:
+    def _watch_over(self) -> int:
+        """Until all have ended; return the exit code of our own i-PI, 0 where there is none."""
         end, reload = self._on_signal, self._on_reload
+        left = 0
         with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
             try:
+                if self._ipi:
+                    self._ipi.start(self._out, self._say)
                 while any(child.process or child.again_at is not None for child in self._children):
                     self._look()
                     time.sleep(PULSE)
@@ -207,6 +220,11 @@ class Devices:
                 for child in self._children:
                     if child.process:
                         child.process.wait()
+                if self._ipi:
+                    left = self._ipi.end(lambda: bool(self._signal) or not self._finished())
+                    if left and not self._signal:
+                        self._say(f"i-PI ended with exit code {left}; what it said is in {self._out / 'i-pi.log'}")
+        return left
 
     def _tidy(self) -> None:
         """Put aside what `tell` would take for servers of this run: those of an earlier one, of other devices.
@@ -243,8 +261,9 @@ class Devices:
                     self._send(self._signal)
 
     def _finished(self) -> bool:
-        """Whether i-PI has said EXIT to one of them."""
-        return any(0 in child.codes for child in self._children)
+        """Whether i-PI has said EXIT to one of them, or is ours and has ended."""
+        gone = self._ipi is not None and self._ipi.poll() is not None
+        return gone or any(0 in child.codes for child in self._children)
 
     def _ended(self, child: Child, code: int) -> None:
         late = self._finished() and (child.dismissed or code == ConnectionLost.exit_code)

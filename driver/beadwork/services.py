@@ -11,7 +11,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, SimulationError
 from beadwork.frame import FloatArray
 from beadwork.ipi.simulation import Simulation, Socket, System
-from beadwork.ipi.transport import Address, Line
+from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.delta import Potential, load_for
 from beadwork.potential.device import idle
 from beadwork.server import MEMBER_FORCES, Service, extra_keys
@@ -93,16 +93,6 @@ def _sent(system: System, socket: Socket) -> FloatArray:
     if socket.pbc:
         positions = positions - np.round(positions @ np.linalg.inv(system.cell)) @ system.cell
     return positions
-
-
-def address_of(simulation: Simulation, socket: Socket, host: str | None = None) -> Address:
-    """Where i-PI will listen. host: of an inet address that cannot be dialled as it stands."""
-    if socket.path is not None:
-        return Address(path=simulation.directory / socket.path)  # i-PI binds it in its own folder
-    # i-PI binds the address: one that means 'every interface' is dialled here
-    return Address(
-        host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
-    )
 
 
 def _check_gathered(socket: Socket, service: Service) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +15,12 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
-from beadwork.disk import alone, put_aside, telling, writing
+from beadwork.disk import telling, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
 from beadwork.harvest.keeper import Keeper
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, read
-from beadwork.ipi.transport import held, stale
 from beadwork.observe.last import save
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
@@ -30,18 +28,12 @@ from beadwork.observe.picture import draw
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record, tell
 from beadwork.observe.status import Status, claimed
+from beadwork.own_ipi import LISTEN, OwnIpi
 from beadwork.potential.marks import Marks
 from beadwork.server import Server, Service
-from beadwork.services import address_of, join
+from beadwork.services import join
 from beadwork.signals import handled, interrupt
 from beadwork.swap import Swap, committee
-
-#: the sign of an i-PI of ours in the folder where it works
-LOCK = ".i-pi.lock"
-#: seconds that i-PI gets to end by itself after the server has ended
-FAREWELL = 20.0
-#: seconds that an i-PI which we have started ourselves gets to listen, at least
-LISTEN = 60.0
 
 
 class Session:
@@ -51,8 +43,7 @@ class Session:
         self._config = config
         self._signal = 0  # the one that ended us
         self._answering = False  # whether a signal waits for the answer under way, or ends us where we are
-        self._ipi: subprocess.Popen[bytes] | None = None
-        self._exit = Path("EXIT")  # the file that stops it, by its full name once it is started
+        self._ipi: OwnIpi | None = None
         self._started = time.time()
         self._restart: int | None = None  # when the RESTART that we found was written
         self._notes = [threads]
@@ -74,16 +65,11 @@ class Session:
         with ExitStack() as ours:
             ours.enter_context(claimed(folder))
             if start_ipi:
-                home = simulation.directory
-                busy = (
-                    f"beadwork has started an i-PI in {home} already, with which this one would share EXIT and RESTART"
-                )
-                ours.enter_context(alone(home / LOCK, busy, "end it, or start this one from another folder"))
-                simulation.check_outputs()
-                _check_addresses(simulation)
-            return self._go(simulation, folder, start_ipi)
+                self._ipi = OwnIpi(simulation, self._config.sockets_prefix)
+                ours.enter_context(self._ipi.alone())
+            return self._go(simulation, folder)
 
-    def _go(self, simulation: Simulation, folder: Path, start_ipi: bool) -> int:
+    def _go(self, simulation: Simulation, folder: Path) -> int:
         config = self._config
         self._restart = _written(simulation.directory / "RESTART")
         self._notes += advice(simulation, config.servers or 1)
@@ -138,20 +124,20 @@ class Session:
                 if service.potential.members:
                     self._swap.serve(str(service.line.address), service.potential, service.numbers, service.ring)
             self._answering = True
-            if start_ipi:
-                self._start_ipi(simulation, services, folder, watch)
+            if self._ipi is not None:
+                self._start_ipi(self._ipi, services, folder, watch)
             else:
                 where = ", ".join(str(service.line.address) for service in services)
                 watch(Note(f"i-PI is looked for at {where}, for {config.patience:g} s (--patience)"))
             server = Server(
                 services,
-                patience=max(config.patience, LISTEN) if start_ipi else config.patience,
+                patience=max(config.patience, LISTEN) if self._ipi else config.patience,
                 silence=config.silence,
                 harvest=harvest,
                 watch=watch,
                 stopped=self._stopped,
                 marks=Marks(config.mark_distance, config.mark_force, config.mark_spread, config.on_mark == "stop"),
-                directory=simulation.directory if start_ipi else None,
+                directory=simulation.directory if self._ipi else None,
                 swap=self._swap,
             )
             try:
@@ -164,7 +150,7 @@ class Session:
             raise
         finally:
             self._answering = True  # from here on all is put in order, whatever comes
-            code = self._end_ipi()
+            code = self._ipi.end(lambda: bool(self._signal)) if self._ipi else 0
             try:
                 with ExitStack() as farewell:  # every part of it, from the last to the first, whatever the others do
                     if self._swap is not None:  # last, for a check that is under way takes its time
@@ -226,39 +212,11 @@ class Session:
             "started": time.time(),
         }
 
-    def _start_ipi(
-        self, simulation: Simulation, services: list[Service], folder: Path, watch: Callable[[Event], None]
-    ) -> None:
-        for address in _check_addresses(simulation):
-            address.unlink()
-            watch(Note(f"removed {address}, which an i-PI that was killed had left"))
-        home = simulation.directory  # where i-PI finds its files, and leaves its outputs
-        self._exit = home / "EXIT"
-        self._exit.unlink(missing_ok=True)  # i-PI would stop before its first step
-        program = Path(sys.executable).with_name("i-pi")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        if not program.exists():
-            raise ConfigError(
-                f"there is no {program}: install i-PI beside beadwork (pip install ipi), or start it "
-                "yourself and use beadwork serve"
-            )
-        prefix = self._config.sockets_prefix
-        options = [] if prefix is None else ["-S", prefix]
-        put_aside(folder / "i-pi.log")
-        # a terminal that goes away ends neither us nor it
-        hang_up = handled({signal.SIGHUP: signal.SIG_IGN})
-        with hang_up, writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
-            self._ipi = subprocess.Popen(
-                [str(program), *options, str(simulation.path.resolve())],
-                cwd=home,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
+    @staticmethod
+    def _start_ipi(ipi: OwnIpi, services: list[Service], folder: Path, watch: Callable[[Event], None]) -> None:
+        pid = ipi.start(folder, lambda text: watch(Note(text)))
         for service in services:
-            service.line.pid = self._ipi.pid
-        if home.resolve() != Path.cwd():
-            watch(Note(f"i-PI runs in {home}, where the files are that its input names, and writes there"))
+            service.line.pid = pid
 
     def _last_words(self, server: Server, folder: Path) -> None:
         """Leave the last frames on disk; what goes wrong with that is said, and is not what ended the run."""
@@ -283,28 +241,6 @@ class Session:
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         if self._swap is not None:
             self._swap.ask()
-
-    def _end_ipi(self) -> int:
-        """Wait for i-PI to end, and return its exit code, as a shell has it; 0 where we have started none.
-
-        After a signal, and where it does not end by itself, it is asked to (it writes its RESTART then), and killed if
-        that does not help.
-        """
-        if self._ipi is None:
-            return 0
-        until = time.monotonic() + FAREWELL
-        while self._ipi.poll() is None and not self._signal and time.monotonic() < until:
-            time.sleep(0.02)
-        if self._ipi.poll() is None:
-            self._ipi.terminate()
-        try:
-            code = self._ipi.wait(FAREWELL)
-        except subprocess.TimeoutExpired:
-            self._ipi.kill()
-            code = self._ipi.wait()
-        with suppress(OSError):  # it has done its work, and would end the next i-PI
-            self._exit.unlink(missing_ok=True)
-        return code if code >= 0 else 128 - code
 
     def _finish(
         self,
@@ -343,23 +279,6 @@ class Session:
         except SimulationError as error:
             print(f"beadwork: i-PI's steps cannot be counted: {error}", file=sys.stderr)
             return None
-
-
-def _check_addresses(simulation: Simulation) -> list[Path]:
-    """Socket files in the way of an i-PI that is to be started, on which nobody listens any more.
-
-    Raises SimulationError where another i-PI has one of its addresses.
-    """
-    found = []
-    for socket in simulation.sockets:  # i-PI takes them all, whoever serves them
-        address = address_of(simulation, socket)
-        if address.path is not None and stale(address.path):
-            found.append(address.path)
-        elif held(address):
-            raise SimulationError(
-                f"{address} is held by another i-PI that is running; end it, or give the forcefield another address"
-            )
-    return found
 
 
 def _elements(services: Sequence[Service]) -> list[str]:

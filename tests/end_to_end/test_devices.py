@@ -100,6 +100,21 @@ def test_one_is_killed(ipi, models, start, serve, fault, tmp_path) -> None:
     )
 
 
+@pytest.mark.slow
+def test_run_starts_ipi_and_a_server_each(ipi, models, start, serve, tmp_path) -> None:
+    """`run --devices`: i-PI's code is ours, and every bead of every step was answered once, as by one server."""
+    options = ["--baseline", models.baseline, "--engine", "native"]
+    run = ports(ipi, tmp_path / "run", BEADS // 2, 6)
+    process = start.beadwork("run", run, *options, "--devices", "cpu,cpu")
+    assert process.wait(ipi.PATIENCE) == 0, start.log(process)
+    assert (run.folder / "i-pi.log").exists()
+    assert not (run.folder / ".i-pi.lock").exists()
+    check_same(run, undisturbed(ipi, start, serve, tmp_path / "calm", 6, options))
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert [device["exit_codes"] for device in summary["devices"]] == [[0], [0]]
+    assert BEADS * 6 <= summary["structures_evaluated"] <= BEADS * 7
+
+
 CASES = [(2, 4), (2, 1), (3, 3), (3, 1)]
 
 

@@ -78,7 +78,7 @@ PHASES = [
     ("a reply is sent", "run", "beadwork.ipi.transport:Peer.send", 20),
     ("i-PI moves the beads", "run", "beadwork.server:Server._after", 8),
     ("a frame is written to the queue", "run", "beadwork.harvest.queue:Queue.add_all", 3),
-    ("i-PI's end is waited for", "run", "beadwork.session:Session._end_ipi", 1),
+    ("i-PI's end is waited for", "run", "beadwork.own_ipi:OwnIpi.end", 1),
     ("the queue is closed", "run", "beadwork.harvest.keeper:Keeper.close", 1),
 ]
 

@@ -21,6 +21,7 @@ from beadwork.ipi.messages import Exit, HangUp, Incoming
 from beadwork.ipi.owner import check_port, check_unix, folder
 from beadwork.ipi.protocol import Machine
 from beadwork.ipi.shm import SegmentGone
+from beadwork.ipi.simulation import Simulation, Socket
 
 RECEIVE = 1 << 20
 #: bytes of a reply that wait in the kernel, so that sending it does not wait for i-PI to read
@@ -51,6 +52,16 @@ class Address:
     def local(self) -> bool:
         """Whether it is a port of this machine by its name."""
         return self.path is None and self.host in ("localhost", "127.0.0.1", "::1")
+
+
+def address_of(simulation: Simulation, socket: Socket, host: str | None = None) -> Address:
+    """Where i-PI will listen. host: of an inet address that cannot be dialled as it stands."""
+    if socket.path is not None:
+        return Address(path=simulation.directory / socket.path)  # i-PI binds it in its own folder
+    # i-PI binds the address: one that means 'every interface' is dialled here
+    return Address(
+        host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
+    )
 
 
 @dataclass(eq=False)

@@ -1,7 +1,8 @@
-"""What becomes of the i-PI that a session has started: waited for, asked, killed. Real i-PI is in end_to_end/."""
+"""What becomes of the i-PI that we have started: waited for, asked, killed. Real i-PI is in end_to_end/."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from beadwork import session
-from beadwork.config import ServeConfig
-from beadwork.session import Session
+from beadwork import own_ipi
+from beadwork.ipi.simulation import read
+from beadwork.own_ipi import OwnIpi
+
+WATER = Path(__file__).parents[1] / "inputs" / "water"
 
 #: seconds that the program gets, twice: until it is asked, and until it is killed
 FAREWELL = 0.5
@@ -31,19 +34,19 @@ def test_ipi_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
     """Whatever i-PI does, it has ended when we have, after the time that it was given; its code is as in a shell, and
     no file EXIT is left for the next one."""
     text, number, code, least = ENDS[how]
-    monkeypatch.setattr(session, "FAREWELL", FAREWELL)
-    ours = Session(ServeConfig(simulation="input.xml"), "")
+    monkeypatch.setattr(own_ipi, "FAREWELL", FAREWELL)
+    shutil.copy(WATER / "input.xml", tmp_path)
+    shutil.copy(WATER / "init.xyz", tmp_path)
+    ours = OwnIpi(read(tmp_path / "input.xml", directory=tmp_path), None)
     program = [sys.executable, "-c", f"import os, signal, sys, time; {text}"]
-    ours._exit = tmp_path / "EXIT"
-    ours._exit.touch()
-    ours._signal = number
+    (tmp_path / "EXIT").touch()
     with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()  # it is deaf now, if it is to be
-        ours._ipi = process
+        ours._process = process
         begin = time.monotonic()
         try:
-            assert ours._end_ipi() == code
+            assert ours.end(lambda: bool(number)) == code
             assert time.monotonic() - begin >= least
             assert process.poll() is not None
         finally:

@@ -1,0 +1,120 @@
+"""The i-PI that `beadwork run` starts: alone in its folder, at addresses that are free, and ended with the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from beadwork.disk import alone, put_aside, writing
+from beadwork.errors import ConfigError, SimulationError
+from beadwork.ipi.simulation import Simulation
+from beadwork.ipi.transport import address_of, held, stale
+from beadwork.signals import handled
+
+#: the sign of an i-PI of ours in the folder where it works
+LOCK = ".i-pi.lock"
+#: seconds that it gets to end by itself after its servers have ended
+FAREWELL = 20.0
+#: seconds that it gets to listen, at least
+LISTEN = 60.0
+
+
+class OwnIpi:
+    """One run of the i-PI of this environment. sockets_prefix: what it gets as -S; None takes the XML's."""
+
+    def __init__(self, simulation: Simulation, sockets_prefix: str | None) -> None:
+        self._simulation = simulation
+        self._prefix = sockets_prefix
+        self._exit = simulation.directory / "EXIT"  # the file that stops it
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have its folder alone, before anything there is touched.
+
+        Raises ConfigError where another one of ours is at work, and SimulationError where i-PI could not begin.
+        """
+        home = self._simulation.directory
+        busy = f"beadwork has started an i-PI in {home} already, with which this one would share EXIT and RESTART"
+        with alone(home / LOCK, busy, "end it, or start this one from another folder"):
+            self._simulation.check_outputs()
+            self._left_behind()
+            yield
+
+    def _left_behind(self) -> list[Path]:
+        """Socket files in its way on which nobody listens. Raises SimulationError where an address is another's."""
+        found = []
+        for socket in self._simulation.sockets:  # i-PI takes them all, whoever serves them
+            address = address_of(self._simulation, socket)
+            if address.path is not None and stale(address.path):
+                found.append(address.path)
+            elif held(address):
+                raise SimulationError(
+                    f"{address} is held by another i-PI that is running; end it, or give the forcefield another address"
+                )
+        return found
+
+    def start(self, folder: Path, tell: Callable[[str], None]) -> int:
+        """Start it, with its words in a file of this folder, and return its process's number.
+
+        Raises ConfigError where there is no i-PI in this environment, else what `alone` and `writing` raise.
+        """
+        for address in self._left_behind():
+            address.unlink()
+            tell(f"removed {address}, which an i-PI that was killed had left")
+        home = self._simulation.directory  # where it finds its files, and leaves its outputs
+        self._exit.unlink(missing_ok=True)  # it would stop before its first step
+        program = Path(sys.executable).with_name("i-pi")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if not program.exists():
+            raise ConfigError(
+                f"there is no {program}: install i-PI beside beadwork (pip install ipi), or start it "
+                "yourself and use beadwork serve"
+            )
+        options = [] if self._prefix is None else ["-S", self._prefix]
+        put_aside(folder / "i-pi.log")
+        # a terminal that goes away ends neither us nor it
+        hang_up = handled({signal.SIGHUP: signal.SIG_IGN})
+        with hang_up, writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
+            self._process = subprocess.Popen(
+                [str(program), *options, str(self._simulation.path.resolve())],
+                cwd=home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        if home.resolve() != Path.cwd():
+            tell(f"i-PI runs in {home}, where the files are that its input names, and writes there")
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs, or before it was started."""
+        return None if self._process is None else self._process.poll()
+
+    def end(self, now: Callable[[], bool]) -> int:
+        """Wait for it to end, and return its exit code, as a shell has it; 0 where it was not started.
+
+        now: asked whether it is not to be waited for. Then, and where it does not end by itself, it is asked to (it
+        writes its RESTART then), and killed if that does not help.
+        """
+        if self._process is None:
+            return 0
+        until = time.monotonic() + FAREWELL
+        while self._process.poll() is None and not now() and time.monotonic() < until:
+            time.sleep(0.02)
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            code = self._process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        with suppress(OSError):  # it has done its work, and would end the next i-PI
+            self._exit.unlink(missing_ok=True)
+        return code if code >= 0 else 128 - code
