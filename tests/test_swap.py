@@ -107,6 +107,28 @@ def test_what_else_changes_is_said(known: bool, monkeypatch: pytest.MonkeyPatch)
     swap.close()
 
 
+@pytest.mark.parametrize("on_mark", ["stop", "count"])
+def test_a_committee_that_would_end_the_run_is_refused(on_mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its spread on the last structures is past the mark that ends a run; where marks are counted it is taken up."""
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    far = Potential(None, [Harmonic(1.0), Harmonic(2.0)], alpha=1e4)
+    monkeypatch.setattr("beadwork.swap.load_for", lambda config: far)
+    monkeypatch.setattr("beadwork.swap._admitted", lambda potential: "both agree")
+    swap = Swap(ServeConfig(delta=["a", "b"], on_mark=on_mark), lambda event: None)
+    frame = Frame(np.array([8]), np.full((1, 3), 0.1), 10 * np.eye(3))
+    swap.serve("here", old, np.array([8]), 1)
+    swap.answered("here", [frame], old.evaluate([frame]))
+    last = [list(served.last) for served in swap._served]
+    if on_mark == "stop":
+        with pytest.raises(
+            ModelError, match=r"its force spread on the last structures is up to 707\.1 eV/Å, above the"
+        ):
+            swap._check(last)
+    else:
+        assert swap._check(last)[0] is not None
+    swap.close()
+
+
 def test_what_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
     """SIGHUP with nothing at the place that --delta names: a sentence, and the old committee is there as before."""
     told: list[Event] = []

@@ -84,9 +84,28 @@ class ServeConfig:
         for name in ("patience", "silence", "cooldown", "keep_most", "threads", "connections", "servers", *marks):
             if not getattr(self, name) >= 0:  # NaN is no number either
                 raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
+        for name in ("alpha", "energy_alpha", "baseline_uncertainty"):
+            if getattr(self, name) is not None and not sensible(getattr(self, name)):
+                raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it wants a number {SENSE}")
+        if not all(map(weighs, self.weights or [])):
+            raise ConfigError(f"weights is {self.weights}; it wants numbers {SENSE}, or 0")
         if self.metrics is not None:
             listen_at(self.metrics)
         return self
+
+
+#: of what scales a spread or an energy, and weighs members: with more, squares and sums leave nothing of the rest
+SENSE = "from 1e-6 to 1e6"
+
+
+def sensible(number: float) -> bool:
+    """Whether a scale is one that can be meant; False for NaN."""
+    return 1e-6 <= number <= 1e6
+
+
+def weighs(weight: float) -> bool:
+    """The same of a member's weight, which may be 0."""
+    return weight == 0 or sensible(weight)
 
 
 def _check_devices(config: ServeConfig) -> None:

@@ -174,7 +174,7 @@ class Swap:
         for served, known in zip(self._served, last, strict=True):
             fresh.check_species(served.numbers)
             frames = [frame for frame, _ in known]
-            energies = _energies(fresh, frames, served.potential.baseline_uncertainty)
+            energies = _energies(fresh, frames, served.potential.baseline_uncertainty, config)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
         engines = _admitted(fresh)
         checked = f"checked in {time.perf_counter() - begin:.1f} s"
@@ -211,9 +211,16 @@ def _same(old: Potential, new: Potential) -> bool:
     )
 
 
-def _energies(potential: Potential, frames: Sequence[Frame], uncertainty: float | None) -> FloatArray:
-    """Δ of the frames, eV, as it is summed to the baseline."""
+def _energies(
+    potential: Potential, frames: Sequence[Frame], uncertainty: float | None, config: ServeConfig
+) -> FloatArray:
+    """Δ of the frames, eV, as it is summed to the baseline. Raises ModelError where the run would end with it."""
     answer = potential.evaluate(frames)
+    if config.on_mark == "stop" and answer.spread and (most := answer.spread.largest.max()) > config.mark_spread:
+        raise ModelError(
+            f"its force spread on the last structures is up to {most:.4g} eV/Å, above the mark of "
+            f"{config.mark_spread:g} eV/Å (--mark-spread) that ends the run; train it further, or see to its alpha"
+        )
     if uncertainty is None or answer.spread is None:
         return answer.energies
     factor = uncertainty**2 / (uncertainty**2 + answer.spread.energy**2)

@@ -111,7 +111,7 @@ def test_end_of_file_says_how_much_was_lost() -> None:
 
 
 def test_our_own_mistakes_are_ours() -> None:
-    """A result without a request, or of another shape, is LocalProtocolError: never blamed on the peer."""
+    """A result without a request, of another shape or with NaN is LocalProtocolError: not sent, not the peer's."""
     result = ForceReady(np.zeros(1), np.zeros((1, 2, 3)), np.zeros((1, 3, 3)), [b""])
     with pytest.raises(LocalProtocolError, match="without a PosData"):
         Machine().answer(result)
@@ -122,3 +122,14 @@ def test_our_own_mistakes_are_ours() -> None:
         machine.next_event()
     with pytest.raises(LocalProtocolError, match="shapes"):
         machine.answer(result)
+    structures, atoms = machine._pending
+    for field in ("potentials", "forces", "virials"):
+        right = {
+            "potentials": np.zeros(structures),
+            "forces": np.zeros((structures, atoms, 3)),
+            "virials": np.zeros((structures, 3, 3)),
+        }
+        right[field].flat[-1] = np.nan
+        with pytest.raises(LocalProtocolError, match="NaN or infinity was to be sent"):
+            machine.answer(ForceReady(**right, extras=[b""] * structures))
+    assert machine.state is State.COMPUTING

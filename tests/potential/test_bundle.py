@@ -262,6 +262,13 @@ def test_committee_card(tmp_path):
         (tmp_path / "committee.toml").write_text(f"alpha = 1.5\n{spread}{values}\n")
         with pytest.raises(ModelError, match=r"\[spread_held_out\]"):
             load_committee(members)
+    nonsense = ("alpha = inf\n", "energy_alpha = nan\n", "alpha = 1e-200\n", "weights = [1e308, 1e308, 1e308]\n")
+    for wrong in (*nonsense, "weights = [0, 0, 0]\n", "weights = [nan, 1, 1]\n"):
+        (tmp_path / "committee.toml").write_text(wrong)
+        with pytest.raises(
+            ModelError, match=r"committee\.toml has alpha .* must be from 1e-6 to 1e6, weights too, or 0"
+        ):
+            load_committee(members)
     for wrong in (
         "alpha = -1\n",
         "energy_alpha = 0\n",

@@ -13,6 +13,7 @@ from beadwork.errors import GeometryError, ModelError, NonFiniteError
 from beadwork.frame import Frame
 from beadwork.potential.bundle import amend_card, load_card, members_of
 from beadwork.potential.delta import Potential, load
+from beadwork.potential.engine import Energies
 from beadwork.potential.graph import build
 
 KINDS = ("triclinic", "tiny", "cluster", "liquid", "lone", "h2")
@@ -205,6 +206,34 @@ def test_nan_is_never_passed_on(frames, committee, pair, where, value):
         Potential(baseline, [*members, Broken(0.77)]).evaluate(frames)
 
 
+@pytest.mark.parametrize("uncertainty", [np.inf, 1e-200, 1e200, np.nan])
+def test_an_uncertainty_that_makes_no_sense(frames, committee, uncertainty):
+    """Its square would be infinity or zero, and the weighted baseline's factor NaN, which i-PI would integrate."""
+    baseline, members = committee
+    with pytest.raises(ModelError, match=r"uncertainty"):
+        Potential(baseline, members, baseline_uncertainty=uncertainty)
+    assert np.isfinite(Potential(baseline, members, baseline_uncertainty=1e-6).evaluate(frames).forces).all()
+
+
+def test_a_sum_that_is_not_finite_is_found(frames, committee):
+    """Models that are finite each and whose sum is none, by whatever of ours: it is looked at last, as a whole."""
+
+    class Huge:
+        name, cutoff, elements = "huge", 3.5, ()
+
+        def evaluate(self, graph):
+            atoms, systems = len(graph.numbers), len(graph)
+            return Energies(np.full(systems, 1.5e308), np.zeros((atoms, 3)), np.zeros((systems, 3, 3)))
+
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(
+            NonFiniteError, match=r"the sum of the models answered NaN or infinity for bead 0 \(energy or vi"
+        ),
+    ):
+        Potential(Huge(), [Huge()]).evaluate(frames)
+
+
 def test_species_are_checked(frames, pair):
     """An element that some model lacks is named together with that model."""
 
@@ -232,6 +261,12 @@ def test_species_are_checked(frames, pair):
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"energy_alpha": -1.0}, "energy_alpha is -1.0"),
         ({"baseline_uncertainty": 0.1}, "needs a baseline"),
+        ({"alpha": np.inf}, "alpha is inf; it must be from 1e-6 to 1e6"),
+        ({"energy_alpha": np.nan}, "energy_alpha is nan; it must be from 1e-6 to 1e6"),
+        ({"weights": [1e308, 1e308]}, r"weights \[1e\+308, 1e\+308\] do not fit 2 Δ models; .*from 1e-6 to 1e6, or 0"),
+        ({"weights": [1e-200, 1e-200]}, "do not fit 2 Δ models"),
+        ({"weights": [np.nan, 1.0]}, "do not fit 2 Δ models"),
+        ({"weights": [0.0, 0.0]}, "do not fit 2 Δ models"),
     ],
 )
 def test_wrong_settings(pair, kwargs, sentence):

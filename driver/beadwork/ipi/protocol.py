@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+import numpy as np
+
 from beadwork.errors import LocalProtocolError, RemoteProtocolError
 from beadwork.ipi import wire
 from beadwork.ipi.messages import Exit, ForceReady, GetForce, HangUp, Incoming, Init, PosData, Status
@@ -129,6 +131,8 @@ class Machine:
         shapes = (result.potentials.shape, result.forces.shape, result.virials.shape, len(result.extras))
         if shapes != ((structures,), (structures, atoms, 3), (structures, 3, 3), structures):
             raise LocalProtocolError(f"a result of shapes {shapes} for {structures} structures of {atoms} atoms")
+        if not all(np.isfinite(values).all() for values in (result.potentials, result.forces, result.virials)):
+            raise LocalProtocolError("a result with NaN or infinity was to be sent, which i-PI would integrate")
         self._result = result
         self._pending = None
         self.state = State.HAS_DATA

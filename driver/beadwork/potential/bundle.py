@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tomli_w
 
-from beadwork.config import DTYPES
+from beadwork.config import DTYPES, SENSE, sensible, weighs
 from beadwork.disk import write_whole
 from beadwork.errors import ModelError
 from beadwork.toml import tomllib
@@ -173,7 +173,7 @@ def amend_card(bundle: Path, **about: Any) -> Card:
 def load_committee(members: Sequence[Path]) -> Committee | None:
     """The committee.toml beside these bundles, where there is one and it is about exactly these.
 
-    Raises ModelError for one that cannot be read, or with weights that are negative or all zero.
+    Raises ModelError for one that cannot be read, or with numbers that make no sense.
     """
     folders = {m.resolve().parent for m in members}
     if len(folders) != 1:
@@ -197,10 +197,10 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
         ) from error
     if sorted(listed) != sorted(names):
         return None
-    if not (alpha > 0 and energy_alpha > 0) or min(weights) < 0 or not sum(weights) > 0:
+    if not (sensible(alpha) and sensible(energy_alpha)) or not any(weights) or not all(map(weighs, weights)):
         raise ModelError(
             f"{file} has alpha {alpha}, energy_alpha {energy_alpha} and weights {weights}; both alphas must be "
-            "positive, weights not negative"
+            f"{SENSE}, weights too, or 0, but not all 0"
         )
     if usual is not None and not (math.isfinite(usual) and usual >= 0):
         raise ModelError(f"{file} has {usual} in [{SPREAD}]; quantiles of a spread are numbers that are not negative")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beadwork.config import ServeConfig
+from beadwork.config import SENSE, ServeConfig, sensible, weighs
 from beadwork.errors import ModelError, NonFiniteError, ResourceError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
@@ -150,15 +150,14 @@ class Potential:
                 "and a positive uncertainty"
             )
         raw = np.ones(len(members)) if weights is None else np.array(weights, dtype=np.float64)
-        if raw.shape != (len(members),) or (
-            len(raw) and not (raw.min() >= 0 and np.isfinite(raw).all() and raw.sum() > 0)
-        ):
+        if raw.shape != (len(members),) or not all(map(weighs, raw)) or not (raw.any() or not members):
             raise ModelError(
-                f"weights {list(weights or ())} do not fit {len(members)} Δ models; give a number >= 0 for each"
+                f"weights {list(weights or ())} do not fit {len(members)} Δ models; give each a number {SENSE}, or 0"
             )
-        for name, scale in (("alpha", alpha), ("energy_alpha", self.energy_alpha)):
-            if not scale > 0:
-                raise ModelError(f"{name} is {scale}; it scales deviations from the mean and must be positive")
+        scales = {"alpha": alpha, "energy_alpha": self.energy_alpha, "baseline_uncertainty": baseline_uncertainty}
+        for name, scale in scales.items():
+            if scale is not None and not sensible(scale):
+                raise ModelError(f"{name} is {scale}; it must be {SENSE}")
         self.weights = raw / raw.sum() if len(raw) else raw
         if len(members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
             raise ModelError(f"weights {raw.tolist()} leave one Δ model alone, so there is no spread; drop the others")
@@ -277,6 +276,7 @@ class Potential:
         answers = [self._run(member, graphs, seconds) for member in self.members]
         started = time.perf_counter()
         evaluation = self._combine(graph, baseline, answers, member_forces)
+        _check_finite("the sum of the models", graph, evaluation)
         seconds["reduce"] = time.perf_counter() - started
         models = tuple(card.hash for card in self.cards)
         notes: tuple[str, ...] = ()
@@ -310,7 +310,7 @@ class Potential:
         started = time.perf_counter()
         graph = graphs[engine.cutoff]
         answer, self.max_edges = memory.evaluate(engine, graph, self.max_edges)
-        _check_finite(engine, graph, answer)
+        _check_finite(f"the model {engine.name}", graph, answer)
         seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
         return answer
 
@@ -507,7 +507,7 @@ def _first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntAr
     return at[first] - graph.ptr[systems]
 
 
-def _check_finite(engine: Engine, graph: Graph, answer: Energies) -> None:
+def _check_finite(model: str, graph: Graph, answer: Energies | Evaluation) -> None:
     if np.isfinite(answer.energies).all() and np.isfinite(answer.forces).all() and np.isfinite(answer.virials).all():
         return
     good = np.isfinite(answer.forces).all(axis=1)
@@ -520,7 +520,7 @@ def _check_finite(engine: Engine, graph: Graph, answer: Energies) -> None:
         system = int(graph.system[atom])
         what = f"force on atom {atom - int(graph.ptr[system])}"
     raise NonFiniteError(
-        f"the model {engine.name} answered NaN or infinity for {graph.where(system)} ({what}); nothing was sent. "
+        f"{model} answered NaN or infinity for {graph.where(system)} ({what}); nothing was sent. "
         "The structure is far from what the model knows, or the model is broken"
     )
 
