@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import Simulation, as_xml, read
+from beadwork.ipi.simulation import SOCKETS, Simulation, as_xml, read
 from beadwork.observe.pace import PARTS
 
 #: a part that takes more of the step than this is worth a word
@@ -80,7 +80,7 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     total.text = str(simulation.step + steps)
     for output in root.iter("output"):  # a prefix may be a path, and lead to the outputs of the run itself
         output.set("prefix", "bench")
-    for k, entry in enumerate(root.iter("ffsocket")):
+    for k, entry in enumerate(entry for tag in SOCKETS for entry in root.iter(tag)):
         address = entry.find("address")
         if address is None:
             address = ElementTree.SubElement(entry, "address")

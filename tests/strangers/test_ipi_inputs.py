@@ -14,6 +14,7 @@ import pytest
 from ipi.utils.units import unit_to_internal
 
 from beadwork import doctor, services
+from beadwork.bench import shorten
 from beadwork.checks.finding import AMBER, Finding
 from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
@@ -220,8 +221,10 @@ def test_extras_of_an_ffcommittee(
             joined(monkeypatch, simulation, {"physical": "sum", **at})
 
 
-def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An `<ffcavphsocket>` sends the atoms without its photons, bead after bead: one connection, no word of batches."""
+def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An `<ffcavphsocket>` sends the atoms without its photons, bead after bead: one connection, no word of batches. A
+    benchmark of it has an address of its own.
+    """
     simulation = read(HERE / "cavity.xml")
     (socket,) = simulation.sockets
     assert (socket.photons, socket.active) == (2, (0, 1, 2))
@@ -230,6 +233,9 @@ def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch) 
     assert advice(simulation) == []
     (service,), _ = joined(monkeypatch, simulation, {"cavity": "sum"})
     assert (service.line.wanted, service.ring, service.numbers.tolist()) == (1, 2, [8, 1, 1])
+    (tmp_path / "water-in-a-cavity.xyz").write_text((HERE / "water-in-a-cavity.xyz").read_text())
+    shorten(simulation, 7, tmp_path / "bench.xml")
+    assert read(tmp_path / "bench.xml").socket().path != socket.path
 
 
 @pytest.mark.slow

@@ -40,6 +40,9 @@ _ISOTOPES = {"D": 1, "T": 1, "Z": 1, "C13": 6, "C14": 6, "O17": 8, "O18": 8, "Cl
 # the prefix that a socket inside another forcefield keeps: i-PI 3.3.1 gives `sockets_prefix` only to the outer ones
 _INNER_PREFIX = "/tmp/ipi_"
 
+#: the forcefields that ask over a socket of their own
+SOCKETS = ("ffsocket", "ffcavphsocket")
+
 # the parts of <initialize> that make the structure
 _STRUCTURE = ("positions", "masses", "labels", "cell")
 
@@ -473,7 +476,7 @@ def _parse(path: Path, root: Any) -> Any:
 
 def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
     for tag, entry in source.extra:
-        if tag in ("ffsocket", "ffcavphsocket"):
+        if tag in SOCKETS:
             yield _socket(entry, prefix, None, False)
         elif tag == "ffcommittee":
             baseline = str(entry.baseline_name.fetch())
