@@ -80,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             row = queue.add(kept(step, spread, "f" * 64))
             record(Kept(row or 0, step, 0, spread))
     queue.add(kept(99, 0.9, "e" * 64))  # of another run
-    record.close(record.summary(asked=STEPS * BEADS))
+    record.close(record.summary(done=STEPS, each=BEADS))
     lines = [f"# column {k:3d}     --> {name} : words" for k, name in enumerate(COLUMNS, 1)]
     lines += [f"{k} {0.5 * k} {-9 + 0.001 * k} {290 + k} {-10 + 0.1 * k}" for k in range(STEPS + 1)]
     (folder / "simulation.out").write_text("\n".join(lines) + "\n")

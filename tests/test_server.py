@@ -1,13 +1,11 @@
-"""The hall between the wings: counting steps, and what is told besides forces. Sockets are in end_to_end/."""
+"""The hall between the wings: what is told besides forces. Sockets are in end_to_end/."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,11 +37,6 @@ def frames(count: int = 2) -> list[Frame]:
 def service(ring: int | None, start: np.ndarray | None = None) -> Service:
     """A service that no socket reaches."""
     return Service(Line(Address(Path("nowhere"))), committee(), np.array([8, 1, 1]), ring, start=start)
-
-
-def count(one: Service, positions: np.ndarray, peers: Sequence[Any] = ()) -> int:
-    """Let it count these structures."""
-    return one.count([where.tobytes() for where in positions], positions, peers)[0]
 
 
 def test_extras_are_in_atomic_units_and_total() -> None:
@@ -128,75 +121,10 @@ def test_keys_are_constant_and_allowed(member_forces: bool) -> None:
     assert extra_keys(alone, member_forces) == ()
 
 
-def test_steps_are_counted_from_a_collapsed_ring() -> None:
-    """All beads start in one place, which is one structure however often it comes; then a step is a whole ring."""
-    ring = np.random.default_rng(0).normal(size=(4, 3, 3))
-    one = service(4, ring[:1])
-    assert [count(one, ring[:1]), count(one, ring[:1] + 1e-12)] == [0, 0]  # a contraction rounds
-    assert count(one, ring[:3] + 1) == 1
-    assert count(one, ring[3:] + 1) == 1
-    assert count(one, ring + 2) == 2
-
-
-def test_steps_are_counted_from_a_restart() -> None:
-    """A ring that starts spread out is step 0, in two batches, and bead by bead as connections come."""
-    ring = np.random.default_rng(0).normal(size=(4, 3, 3))
-    one = service(4, ring)
-    assert [count(one, ring[:2]), count(one, ring[2:]), count(one, ring + 1)] == [0, 0, 1]
-    begun = one
-    one = service(4, ring)
-    assert [count(one, ring[:1]), count(one, ring[1:]), count(one, ring + 1)] == [0, 0, 1]
-    # a server that is started again in the middle, with the file that i-PI began with
-    one = service(4, ring[:1])
-    assert [count(one, ring[:1] + 1), count(one, ring[1:] + 1), count(one, ring + 2)] == [0, 0, 1]
-    assert one.joined
-    assert not begun.joined
-    ours = service(4, ring[:1])
-    ours.line.pid = 1
-    count(ours, ring + 1)
-    assert not ours.joined, "an i-PI that we have started begins where it likes"
-    cell = np.array([[6.0, 0, 0], [1, 7, 0], [0, 0.5, 8]])
-    folded = service(4, ring)
-    folded.folded = cell
-    count(folded, ring + cell[0] - cell[2])
-    assert not folded.joined, "an atom on the border comes through the other one"
-
-
-def test_what_is_sent_again_belongs_to_its_step() -> None:
-    """A connection that is lost has its structures sent anew: they are of the same step, and the next one is whole."""
-    ring = np.random.default_rng(0).normal(size=(4, 3, 3))
-    one = service(4, ring)
-    pieces = [ring[:2], ring[:2], ring[2:], ring[2:], ring[:2] + 1, ring[:2] + 1, ring[2:] + 1, ring + 2]
-    assert [count(one, piece) for piece in pieces] == [0, 0, 0, 0, 1, 1, 1, 2]
-
-
-def test_steps_without_a_fixed_ring_are_evaluations() -> None:
-    """Where steps differ (a forcefield used twice), evaluations are counted."""
-    one, ring = service(None), np.random.default_rng(0).normal(size=(4, 3, 3))
-    assert [count(one, ring), count(one, ring[:1]), count(one, ring)] == [0, 1, 2]
-
-
 def several(ring: int, servers: int, start: np.ndarray | None = None) -> Service:
     """One of several servers."""
     line = Line(Address(Path("nowhere")))
     return Service(line, committee(), np.array([8, 1, 1]), ring, start=start, servers=servers)
-
-
-def test_one_of_several_counts_a_step_when_a_connection_asks_again() -> None:
-    """However unevenly i-PI shares the beads, and in however many pieces, a connection gets a bead once a step."""
-    ring = np.random.default_rng(0).normal(size=(8, 3, 3))
-    one = several(8, 3, ring[:1])
-    peers: list[Any] = [object() for _ in range(3)]
-    steps = [
-        count(one, ring[:1], peers),  # all beads in one place
-        count(one, ring[:1], peers[:1]),
-        count(one, ring[:3] + 1, peers),
-        count(one, ring[:2] + 2, peers[:2]),  # i-PI's polling thread woke early
-        count(one, ring[2:3] + 2, peers[2:]),
-        count(one, ring[:2] + 3, peers[:2]),  # and now this one gets less
-        count(one, ring[:2] + 4, peers[:2]),
-    ]
-    assert steps == [0, 0, 1, 2, 2, 3, 4]
 
 
 def test_one_of_several_claims_no_bead_and_waits_for_no_ring() -> None:

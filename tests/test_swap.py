@@ -9,40 +9,12 @@ import pytest
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
-from beadwork.events import Event, Note, TakenUp
+from beadwork.events import Event, Moment, Note, TakenUp
 from beadwork.frame import Frame
-from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import members_of, point
 from beadwork.potential.delta import Potential
-from beadwork.server import Service
 from beadwork.swap import Swap
-
-
-def service(ring: int | None, start: np.ndarray | None = None) -> Service:
-    """A service that no socket reaches."""
-    potential = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
-    return Service(Line(Address(Path("nowhere"))), potential, np.array([8, 1, 1]), ring, start=start)
-
-
-def begins(one: Service, positions: np.ndarray) -> int | None:
-    """The step that begins with these; None where one goes on."""
-    step, new = one.count([where.tobytes() for where in positions], positions)
-    return step if new else None
-
-
-def test_between_steps() -> None:
-    """A ring in pieces has one boundary, at its end; a collapsed start, and what is sent again, goes on with a step."""
-    ring = np.random.default_rng(0).normal(size=(4, 3, 3))
-    one = service(4, ring[:1])
-    pieces = [ring[:1], ring[:1], ring[:3] + 1, ring[3:] + 1, ring[3:] + 1, ring + 2, ring[:2] + 3]
-    assert [begins(one, piece) for piece in pieces] == [0, None, 1, None, None, 2, 3]
-
-
-def test_without_a_ring_every_answer_is_a_boundary() -> None:
-    """Where steps differ nothing better is known."""
-    one, ring = service(None), np.random.default_rng(0).normal(size=(4, 3, 3))
-    assert [begins(one, ring), begins(one, ring)] == [0, 1]
 
 
 def test_taken_once_and_only_by_its_forcefield() -> None:
@@ -53,13 +25,34 @@ def test_taken_once_and_only_by_its_forcefield() -> None:
     new = Potential(None, [Harmonic(1.5), Harmonic(2.5)])
     swap.serve("here", old, np.array([8]), 2)
     swap.serve("there", other, np.array([8]), 2)
-    assert swap.take("here", old, 5) is old
+    assert swap.take("here", old, Moment(5), 9, begins=True) is old
     swap._served[0].next = new, "checked"
-    assert swap.take("there", other, 5) is other
-    assert swap.take("here", old, 6) is new
-    assert swap.take("here", new, 7) is new
+    assert swap.take("there", other, Moment(5), 10, begins=True) is other
+    assert swap.take("here", old, Moment(5), 11, begins=False) is old
+    assert swap.take("here", old, Moment(6), 12, begins=True) is new
+    assert swap.take("here", new, Moment(7), 13, begins=True) is new
     taken = [(event.address, event.step) for event in told if isinstance(event, TakenUp)]
     assert taken == [("here", 0), ("there", 0), ("here", 6)]
+    swap.close()
+
+
+def test_where_nobody_can_tell_a_step_it_waits_and_says_so_once() -> None:
+    """No evaluation is known to begin a step: the old committee answers, one Note says what to do, and the next i-PI,
+    whose first evaluation begins one, is answered by the new committee. Its step may be unknown then."""
+    told: list[Event] = []
+    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    old, new = (Potential(None, [Harmonic(k), Harmonic(2 * k)]) for k in (1.0, 1.5))
+    swap.serve("here", old, np.array([8]), None)
+    swap._served[0].next = new, "checked"
+    for evaluation in (5, 6):
+        assert swap.take("here", old, Moment(None), evaluation, begins=None) is old
+    assert swap.take("here", old, Moment(None), 7, begins=True) is new
+    (note,) = [event.text for event in told if isinstance(event, Note)]
+    assert "cannot be told where i-PI's steps begin" in note
+    assert "with a file EXIT" in note
+    taken = told[-1]
+    assert isinstance(taken, TakenUp)
+    assert (taken.step, taken.evaluation) == (None, 7)
     swap.close()
 
 
@@ -77,8 +70,8 @@ def test_two_forcefields_of_one_potential(tmp_path: Path) -> None:
     assert [len(served.last) for served in swap._served] == [0, 1]
     for served in swap._served:
         served.next = new, "checked"
-    assert swap.take("there", old, 6) is new
-    assert swap.take("here", old, 9) is new
+    assert swap.take("there", old, Moment(6), 12, begins=True) is new
+    assert swap.take("here", old, Moment(9), 15, begins=True) is new
     taken = [(event.address, event.step) for event in told if isinstance(event, TakenUp)]
     assert taken[2:] == [("there", 6), ("here", 9)]
     swap.close()
@@ -147,7 +140,7 @@ def test_what_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
     (note,) = [event.text for event in told if isinstance(event, Note)]
     assert "was refused" in note
     assert "missing" in note
-    assert swap.take("here", old, 1) is old
+    assert swap.take("here", old, Moment(1), 2, begins=True) is old
     swap.close()
 
 
@@ -207,5 +200,5 @@ def test_a_pointer_of_nuls_is_a_note(tmp_path: Path) -> None:
     swap._checking.exception(timeout=60)
     swap.look()
     assert any("was refused" in event.text for event in told if isinstance(event, Note))
-    assert swap.take("here", old, 1) is old
+    assert swap.take("here", old, Moment(1), 2, begins=True) is old
     swap.close()

@@ -10,6 +10,24 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """Where in i-PI's run something belongs.
+
+    step: counted from the one that the simulation's file begins with, that start being step 0 (by a server that came to
+    an i-PI under way, and cannot know that, from its own first); None where it is not known. blur: the step is this one
+    or one of so many after it, as i-PI's outputs are written with a stride.
+    """
+
+    step: int | None
+    blur: int = 0
+
+    @property
+    def exact(self) -> int | None:
+        """The step where it is known, and None where it is blurred."""
+        return None if self.blur else self.step
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something a person should read once: which engine was chosen, a connection lost, a frame set aside."""
 
@@ -20,20 +38,21 @@ class Note:
 class Evaluated:
     """One evaluation has been answered.
 
-    step: complete rings answered before this one, the start structure being step 0. evaluated: distinct structures in
+    step, blur: see `Moment`. evaluated: distinct structures in
     it. energy: mean potential energy a structure. energy_spread: mean over the structures, None without a committee.
     force_spread: the largest of any atom. seconds: where the time went, by name ("idle" is i-PI's). element_spread:
     root mean square of the force spread over the atoms of an element in all structures, by its symbol.
     """
 
     address: str
-    step: int
+    step: int | None
     evaluated: int
     energy: float
     energy_spread: float | None
     force_spread: float | None
     seconds: Mapping[str, float] = field(default_factory=dict)
     element_spread: Mapping[str, float] = field(default_factory=dict)
+    blur: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +60,7 @@ class Kept:
     """A frame is in the queue, committed."""
 
     row: int
-    step: int
+    step: int | None
     bead: int | None
     force_spread: float
 
@@ -50,7 +69,7 @@ class Kept:
 class Dropped:
     """A frame worth keeping could not be: the queue does not keep up, or cannot be written."""
 
-    step: int
+    step: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +80,7 @@ class PassedOver:
     largest of any of them.
     """
 
-    step: int
+    step: int | None
     why: str
     frames: int
     force_spread: float
@@ -87,15 +106,17 @@ class Joined:
 class TakenUp:
     """From this step on, this committee answers at this address.
 
-    committee: the first digits of its hash, as the extras have it; None where the models came from no bundles. folder:
-    where its bundles lie. found: what was found out before, in words.
+    step: None where it is not known. evaluation: the first that it answers, counted from 1. committee: the first digits
+    of its hash, as the extras have it; None where the models came from no bundles. folder: where its bundles lie.
+    found: what was found out before, in words.
     """
 
     address: str
-    step: int
+    step: int | None
     committee: str | None
     folder: str
     found: str
+    evaluation: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +127,7 @@ class MarkPassed:
     """
 
     kind: str
-    step: int
+    step: int | None
     bead: int | None
     value: float
 

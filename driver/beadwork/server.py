@@ -17,12 +17,14 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
-from beadwork.events import Evaluated, Event, Joined, Lost, MarkPassed, Note
+from beadwork.events import Evaluated, Event, Joined, Lost, MarkPassed, Moment, Note
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.ipi.beads import SAME, Beads
+from beadwork.ipi.beads import Beads
 from beadwork.ipi.gather import Gather
 from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, Init, PosData
+from beadwork.ipi.steps import Pattern, Steps
 from beadwork.ipi.transport import Line, Peer, Transport
+from beadwork.ipi.written import Written
 from beadwork.observe.last import Last
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.marks import Breach, Marks, describe, refusal
@@ -43,11 +45,11 @@ REMOVE = "remove that file before you start i-PI again, which would end after it
 class Service:
     """One forcefield of the simulation and the potential that answers it.
 
-    numbers: (N,) atomic numbers of the atoms that travel. ring: structures a step, None where steps differ.
-    ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the file's
-    start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many share
-    them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead is
-    which, nor wait for a whole ring.
+    numbers: (N,) atomic numbers of the atoms that travel. ring: structures that are asked for at once, None where that
+    differs. ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the
+    file's start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many
+    share them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead
+    is which, nor wait for a whole ring. pattern: what every step asks for, where it is known.
     """
 
     line: Line
@@ -60,15 +62,14 @@ class Service:
     member_forces: bool = False
     servers: int = 1
     folded: FloatArray | None = None
+    pattern: Pattern | None = None
+    steps: Steps = field(init=False)
     gather: Gather[Peer] = field(init=False)
     beads: Beads | None = field(init=False)
     waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
-    joined: bool = field(init=False, default=False)  # i-PI had begun before we came
-    left: bool = field(init=False, default=False)  # i-PI has hung up everywhere, and has not asked since
-    _step: int = 0
-    _seen: set[bytes] = field(default_factory=set)  # fingerprints of the structures answered in this step
-    _collapsed: bool = False  # the first step had fewer distinct structures than beads, as the file says
-    _asked: set[Peer] = field(default_factory=set)  # the connections that were answered in this step
+    left: bool = field(init=False, default=True)  # i-PI has hung up everywhere, or not come yet
+    process: int | None = field(init=False, default=None)  # i-PI's, where it can be told
+    told_joined: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         alone = self.servers == 1
@@ -78,58 +79,16 @@ class Service:
             self.beads = Beads(self.ring, self.start if whole else None)
         else:
             self.beads = None
+        self.steps = Steps(self.pattern, self.start, folded=self.folded, servers=self.servers)
 
-    def count(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer] = ()) -> tuple[int, bool]:
-        """Count these structures of these connections; return their step, and whether it begins with them.
-
-        names: their fingerprints, by which is known what i-PI sends again, as its connection was lost. positions:
-        (S, N, 3) Å. A ring polymer usually starts with all beads in one place: then the first step lasts until one
-        moves. One of several servers takes it for the next step when a connection asks again, which is so while all
-        others live.
-        """
-        first = not self._seen
-        begins = first or self._ends(names, positions, peers)
-        if begins:
-            self._step += not first
-            self._seen.clear()
-            self._asked.clear()
-        if first:
-            fewer = self.start is not None and len(self.start) < (self.ring or 1)
-            at_start = self._at_start(positions)
-            self._collapsed = fewer and at_start
-            whole = self.start is not None and self.ring_polymer and self.ring is not None
-            self.joined = whole and self.line.pid is None and not at_start  # one of our own has just begun
-        self._seen.update(names)
-        self._asked.update(peers)
-        return self._step, begins
-
-    def _ends(self, names: Sequence[bytes], positions: FloatArray, peers: Sequence[Peer]) -> bool:
-        """Whether the step that is being answered was over before these came."""
-        if self.ring is None:
-            return True
-        if self._seen.issuperset(names):
-            return False
-        if self._collapsed and self._step == 0:
-            return not self._at_start(positions)
-        if self.servers > 1:
-            return bool(self._asked & set(peers))
-        return len(self._seen) >= self.ring
-
-    def _at_start(self, positions: FloatArray) -> bool:
-        """Whether all of these are structures of the file's start, to the rounding of a file or a contraction."""
-        if self.start is None:
-            return False
-        for one in positions:
-            apart = self.start - one
-            if self.folded is not None:  # by a whole cell, where an atom lies on the border
-                apart = apart - np.round(apart @ np.linalg.inv(self.folded)) @ self.folded
-            if not (np.abs(apart).max(axis=(1, 2)) < SAME).any():
-                return False
-        return True
+    @property
+    def joined(self) -> bool:
+        """Whether i-PI had begun before we came."""
+        return self.steps.joined
 
 
-#: called after every answer with the service's address, the step, the frames and what was said of them
-Harvest = Callable[[str, int, Sequence[Frame], Evaluation], None]
+#: called after every answer with the service's address, the moment, the frames and what was said of them
+Harvest = Callable[[str, Moment, Sequence[Frame], Evaluation], None]
 
 
 class Server:
@@ -138,7 +97,7 @@ class Server:
     silence: seconds that an i-PI may keep its connections and say nothing, 0 for ever.
     harvest and watch run after the reply has left. marks: what no answer may pass, None for no guard.
     directory: i-PI's, where it is known; else it is asked for over a unix socket when i-PI has to be stopped.
-    swap: has the committee that answers from the next step on.
+    swap: has the committee that answers from the next step on. written: what i-PI writes, which says its step.
     """
 
     def __init__(
@@ -153,6 +112,7 @@ class Server:
         marks: Marks | None = None,
         directory: Path | None = None,
         swap: Swap | None = None,
+        written: Written | None = None,
     ) -> None:
         self.services = list(services)
         self.transport = Transport([service.line for service in services], patience)
@@ -167,6 +127,9 @@ class Server:
         self._answered: dict[str, list[Last]] = {}
         self._directory = directory
         self._swap = swap
+        self._written = written if written is not None and written.tells else None
+        self._written_here: Written | None = None  # once an i-PI of this machine is met
+        self._evaluations = 0
         self._idle_since = time.perf_counter()
         self._aside = 0.0  # what the last answer took after its reply had left
         self._silence = silence
@@ -257,14 +220,19 @@ class Server:
                 f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
                 f"{len(service.numbers)}; serve the file that i-PI was started with"
             )
+        self._evaluations += 1
         if service.left:
             service.left = False
-            self._compare(service, positions, lattices)
-        step, begins = service.count(list(place), positions, peers)
-        if begins and step == 0 and service.joined:
+            self._meet(service, peers[0], list(place), positions, lattices)
+        moment, begins = service.steps.count(
+            list(place), positions, peers, self._written_here, ours=service.line.pid is not None
+        )
+        if service.joined and not service.told_joined and self._written_here is None:
+            service.told_joined = True
             self._watch(Joined(str(service.line.address)))
-        if self._swap is not None and begins:
-            service.potential = self._swap.take(str(service.line.address), service.potential, step)
+        if self._swap is not None:
+            address = str(service.line.address)
+            service.potential = self._swap.take(address, service.potential, moment, self._evaluations, begins)
         pbc = (service.periodic,) * 3
         frames = [
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
@@ -273,14 +241,14 @@ class Server:
             evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
         except BeadworkError:
             named = _named(service, positions, frames, in_order=len(peers) == 1)
-            self.refused = Last(str(service.line.address), step, named, None)
+            self.refused = Last(str(service.line.address), moment.exact, named, None)
             service.potential.evaluate(named)  # the same error again, which now names the bead
             raise
         passed = [] if self._marks is None else self._marks.breaches(evaluation)
         if passed and self._marks is not None and self._marks.stop:
             named = _named(service, positions, frames, in_order=len(peers) == 1)
-            self.refused = Last(str(service.line.address), step, named, evaluation)
-            raise refusal(passed[0], named[passed[0].system], step, service.potential)
+            self.refused = Last(str(service.line.address), moment.exact, named, evaluation)
+            raise refusal(passed[0], named[passed[0].system], self._when(moment), service.potential)
         packing = time.perf_counter()
         replies = _replies(evaluation, inverse, service.potential)
         sending = time.perf_counter()
@@ -294,7 +262,7 @@ class Server:
         self._heard = time.monotonic()
         frames = _named(service, positions, frames, in_order=len(peers) == 1)
         seconds = {"idle": idle, "aside": aside, "pack": sending - packing, "send": end - sending}
-        self._after(service, step, frames, evaluation, passed, seconds)
+        self._after(service, moment, frames, evaluation, passed, seconds)
         self._idle_since = time.perf_counter()
         self._aside = self._idle_since - end
         self._handle(events)
@@ -302,7 +270,7 @@ class Server:
     def _after(
         self,
         service: Service,
-        step: int,
+        moment: Moment,
         frames: list[Frame],
         evaluation: Evaluation,
         passed: Sequence[Breach],
@@ -312,22 +280,24 @@ class Server:
         service.potential.look_ahead()
         for note in evaluation.notes:
             self._watch(Note(note))
-        self._remember(Last(str(service.line.address), step, frames, evaluation))
+        self._remember(Last(str(service.line.address), moment.exact, frames, evaluation))
         for breach in passed:
             frame = frames[breach.system]
-            self._watch(MarkPassed(breach.kind, step, frame.bead, breach.value))
+            self._watch(MarkPassed(breach.kind, moment.exact, frame.bead, breach.value))
             if breach.kind not in self._noted:
                 self._noted.add(breach.kind)
-                self._watch(Note(f"{describe(breach, frame, step, service.potential)}; more of this is only counted"))
+                said = describe(breach, frame, self._when(moment), service.potential)
+                self._watch(Note(f"{said}; more of this is only counted"))
         if self._harvest is not None:
-            self._harvest(str(service.line.address), step, frames, evaluation)
+            self._harvest(str(service.line.address), moment, frames, evaluation)
         if self._swap is not None:
             self._swap.answered(str(service.line.address), frames, evaluation)
         spread = evaluation.spread
         self._watch(
             Evaluated(
                 address=str(service.line.address),
-                step=step,
+                step=moment.step,
+                blur=moment.blur,
                 evaluated=len(frames),
                 energy=float(evaluation.energies.mean()),
                 energy_spread=None if spread is None else float(spread.energy.mean()),
@@ -336,6 +306,28 @@ class Server:
                 element_spread={} if spread is None else _by_element(service.numbers, spread.force),
             )
         )
+
+    def _meet(
+        self, service: Service, peer: Peer, names: Sequence[bytes], positions: FloatArray, lattices: FloatArray
+    ) -> None:
+        """An i-PI that was not there has asked: the first one, the same again, or another."""
+        process, before = peer.process(), service.process
+        met = str(service.line.address) in self._answered
+        service.process = process
+        if met:
+            self._compare(service, positions, lattices)
+            if process is None or before is None:
+                service.steps.returned(names)
+            elif process != before:
+                service.steps.restarted()
+        directory = peer.directory()
+        if self._written is not None and process is not None and directory is not None:
+            self._written.attach(process, directory)
+            self._written_here = self._written
+
+    def _when(self, moment: Moment) -> str:
+        """The step as a person reads it, or the evaluation where it is not known."""
+        return f"evaluation {self._evaluations}" if moment.exact is None else f"step {moment.exact}"
 
     def _compare(self, service: Service, positions: FloatArray, lattices: FloatArray) -> None:
         """An i-PI that comes back should bring the atoms that it left with, or those of a RESTART before."""
@@ -358,7 +350,10 @@ class Server:
     def _remember(self, last: Last) -> None:
         """Keep what was answered of this step and of the one before: references, no copies."""
         answered = self._answered.setdefault(last.address, [])
-        answered[:] = [one for one in answered if one.step >= last.step - 1] + [last]
+        if last.step is None:
+            answered[:] = [*answered[-1:], last]
+        else:
+            answered[:] = [one for one in answered if one.step is not None and one.step >= last.step - 1] + [last]
 
     def last(self) -> list[Last]:
         """The frames that could not be answered for; where all could, those answered last: a ring polymer at least."""
@@ -367,8 +362,8 @@ class Server:
         found: list[Last] = []
         for service in self.services:
             answered = self._answered.get(str(service.line.address), [])
-            newest = [one for one in answered if one.step == answered[-1].step]
-            whole = service.ring is None or sum(len(one.frames) for one in newest) >= service.ring
+            newest = [one for one in answered if one.step is not None and one.step == answered[-1].step]
+            whole = bool(newest) and service.ring is not None and sum(len(one.frames) for one in newest) >= service.ring
             found += newest if whole else answered
         return found
 

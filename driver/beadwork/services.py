@@ -11,6 +11,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, SimulationError
 from beadwork.frame import FloatArray
 from beadwork.ipi.simulation import Simulation, Socket, System
+from beadwork.ipi.steps import pattern
 from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.delta import Potential, load_for
 from beadwork.potential.device import idle
@@ -73,17 +74,23 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
     atoms = slice(None) if socket.active is None else list(socket.active)
     starts = np.concatenate([_sent(system, socket)[:, atoms] for system in served])
     first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
+    # a contraction begins with other structures, but for beads in one place; and one cell folds one system
+    told = len(first) <= len(served) or all(
+        part.nbeads == system.nbeads for system in served for part in system.parts(name)
+    )
+    told &= not socket.pbc or all(np.array_equal(system.cell, served[0].cell) for system in served)
     return Service(
         line,
         potential,
         numbers,
         structures if steady else None,
         len(served) == 1 and structures == served[0].nbeads,
-        starts[first],
+        starts[first] if told else None,
         config.periodic,
         config.member_forces,
         servers,
         served[0].cell if socket.pbc else None,
+        pattern(simulation, socket),
     )
 
 

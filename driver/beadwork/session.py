@@ -21,6 +21,7 @@ from beadwork.events import Event, Note
 from beadwork.harvest.keeper import Keeper
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, read
+from beadwork.ipi.written import Written
 from beadwork.observe.last import save
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
@@ -48,6 +49,7 @@ class Session:
         self._restart: int | None = None  # when the RESTART that we found was written
         self._notes = [threads]
         self._swap: Swap | None = None
+        self._outputs: Written | None = None  # i-PI's
 
     def run(self, *, start_ipi: bool) -> int:
         """Serve, with an i-PI of our own if `start_ipi`, and return the exit code.
@@ -120,6 +122,7 @@ class Session:
                     )
                 harvest = Keeper(config, simulation.sha256, watch)
             self._swap = Swap(config, watch)
+            self._outputs = Written(simulation.outputs, simulation.step)
             for service in services:
                 if service.potential.members:
                     self._swap.serve(str(service.line.address), service.potential, service.numbers, service.ring)
@@ -139,6 +142,7 @@ class Session:
                 marks=Marks(config.mark_distance, config.mark_force, config.mark_spread, config.on_mark == "stop"),
                 directory=simulation.directory if self._ipi else None,
                 swap=self._swap,
+                written=self._outputs,
             )
             try:
                 server.run()
@@ -251,8 +255,9 @@ class Session:
         end: tuple[int, str],
     ) -> None:
         steps = self._steps_done(simulation)
-        ring = services[0].ring if len(services) == 1 and services[0].servers == 1 else None
-        summary = record.summary(steps * ring if steps and ring else None)
+        come_to = None if self._ipi is not None or self._outputs is None else self._outputs.look().step
+        pattern = services[0].pattern if len(services) == 1 and services[0].servers == 1 else None
+        summary = record.summary(steps, pattern.step if pattern else None, come_to)
         summary["exit_code"], summary["why"] = end
         record.close(summary)
         if not record.answered:

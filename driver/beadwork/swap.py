@@ -1,4 +1,5 @@
 """A running server takes up a new Δ committee: loaded and checked beside it, taken up between two steps, or refused.
+Where nobody can tell where a step begins, it waits for i-PI's next start.
 
 `--delta` names what is watched (`potential.bundle.members_of`). A pointer file is looked at once a second; everything
 else, the same folder with new files in it too, is looked at when `ask` was called, which SIGHUP does.
@@ -17,7 +18,7 @@ import numpy as np
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
-from beadwork.events import Event, Note, TakenUp
+from beadwork.events import Event, Moment, Note, TakenUp
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.row import committee_hash
 from beadwork.potential.bundle import members_of
@@ -51,7 +52,7 @@ class Served:
     """One forcefield's potential with a committee, and what it last answered.
 
     last: the newest structures, a ring polymer at most, and their Δ energies in eV. next: the checked potential that
-    answers from the next step on, and what the check found.
+    answers from the next step on, and what the check found. told: that it waits for i-PI's next start.
     """
 
     address: str
@@ -59,6 +60,7 @@ class Served:
     numbers: IntArray
     last: deque[tuple[Frame, float]]
     next: tuple[Potential, str] | None = None
+    told: bool = False
 
 
 class Swap:
@@ -113,15 +115,32 @@ class Swap:
             if served.address == address and evaluation.delta is not None:
                 served.last.extend(zip(frames, evaluation.delta.energies.tolist(), strict=True))
 
-    def take(self, address: str, potential: Potential, step: int) -> Potential:
-        """The potential that answers at an address from this step on. Called between two steps only."""
+    def take(
+        self, address: str, potential: Potential, moment: Moment, evaluation: int, begins: bool | None
+    ) -> Potential:
+        """The potential that is to answer at an address now.
+
+        begins: whether a step begins with this evaluation, which is the only time to change; None where that cannot be
+        told.
+        """
         for served in self._served:
-            if served.address == address and served.next is not None:
+            if served.address != address or served.next is None:
+                continue
+            if begins is None and not served.told:
+                served.told = True
+                self._watch(
+                    Note(
+                        f"the committee in {folder(served.next[0])} is ready and waits: from here it cannot be told "
+                        f"where i-PI's steps begin at {address}, and none is to be of two committees; make i-PI pause "
+                        "with a file EXIT in its directory, and start it again from its RESTART"
+                    )
+                )
+            if begins:
                 served.potential, found = served.next
-                served.next = None
+                served.next, served.told = None, False
                 served.last.clear()  # the old one's energies
                 new = served.potential
-                self._watch(TakenUp(served.address, step, short(new), folder(new), found))
+                self._watch(TakenUp(served.address, moment.exact, short(new), folder(new), found, evaluation))
                 return new
         return potential
 

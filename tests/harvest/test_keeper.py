@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from beadwork.config import ServeConfig
+from beadwork.events import Moment
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import Queue
@@ -40,7 +41,7 @@ def test_labelled_frames_do_not_count_for_the_limit(tmp_path: Path, labelled: in
         queue.finish(n + 1, "me", {"energy": 0.0})
     keeper = Keeper(ServeConfig(queue=str(tmp_path / "q.db"), keep_most=4, cooldown=0), simulation, lambda event: None)
     frames = [water(n) for n in range(20)]
-    found = keeper.selector.consider(50, frames, np.full(20, 0.2), np.full(20, 0.01))
+    found = keeper.selector.consider(Moment(50), frames, np.full(20, 0.2), np.full(20, 0.01))
     keeper.close()
     kept = [index for index, _ in found.kept]
     assert len(kept) == 4 - (3 - labelled)
@@ -76,7 +77,7 @@ def test_no_spread_vanishes_between_band_and_guard(
     record = Record(tmp_path)
     keeper = Keeper(config, "c" * 64, record)
     frames = [water(n) for n in range(len(SPREADS))]
-    keeper("address", 3, frames, answered(SPREADS, usual))
+    keeper("address", Moment(3), frames, answered(SPREADS, usual))
     band = keeper.selector.band
     keeper.close()
     summary = record.summary()
@@ -116,6 +117,6 @@ def test_band_follows_the_committee_that_answers(tmp_path: Path) -> None:
         config = ServeConfig(queue=str(tmp_path / f"{keep_force}.db"), keep_force=keep_force)
         keeper = Keeper(config, "c" * 64, lambda event: None)
         for usual, marks in zip((0.0036, 0.35), bands, strict=True):
-            keeper("address", 0, [water(0)], answered([0.0], usual))
+            keeper("address", Moment(0), [water(0)], answered([0.0], usual))
             assert (keeper.selector.band.force_low, keeper.selector.band.force_high) == marks
         keeper.close()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
+from beadwork.events import Moment
 from beadwork.frame import Frame
 from beadwork.harvest import select
 from beadwork.harvest.distance import distance, signature
@@ -25,7 +26,7 @@ def dimer(length: float) -> Frame:
 def kept(selector: Selector, step: int, lengths: list[float], spreads: list[float]) -> list[int]:
     """Consider dimers by their force spread and return the places of those that are to be kept."""
     frames = [dimer(length) for length in lengths]
-    found = selector.consider(step, frames, np.array(spreads), np.zeros(len(spreads)))
+    found = selector.consider(Moment(step), frames, np.array(spreads), np.zeros(len(spreads)))
     assert all(distance(sign, signature(frames[index])) == 0 for index, sign in found.kept)
     below = np.array(spreads) < (selector.band.force_low or 0)
     told = [*(index for index, _ in found.kept), *(index for those in found.passed.values() for index in those)]
@@ -142,7 +143,7 @@ def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
 def test_forgotten_frame_is_welcome_again() -> None:
     """A frame that could not be stored gives its place back."""
     selector = Selector(Band(force_low=0.1), limit=1)
-    ((_, sign),) = selector.consider(0, [dimer(0.7)], np.array([0.2]), np.zeros(1)).kept
+    ((_, sign),) = selector.consider(Moment(0), [dimer(0.7)], np.array([0.2]), np.zeros(1)).kept
     selector.forget(sign)
     assert selector.kept == 0
     assert kept(selector, 1, [0.7], [0.2]) == [0]
@@ -154,7 +155,9 @@ def test_what_is_not_kept_has_its_reason() -> None:
 
     def passed(step: int, lengths: list[float], spreads: list[float]) -> dict[str, list[int]]:
         return dict(
-            selector.consider(step, [dimer(r) for r in lengths], np.array(spreads), np.zeros(len(spreads))).passed
+            selector.consider(
+                Moment(step), [dimer(r) for r in lengths], np.array(spreads), np.zeros(len(spreads))
+            ).passed
         )
 
     assert passed(0, [0.7, 0.8, 0.9, 1.0, 1.1], [0.2, 1.0, np.nan, 0.3, 0.0]) == {"above": [1, 2], "cooldown": [0]}

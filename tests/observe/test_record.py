@@ -33,7 +33,7 @@ def test_structures_are_counted_against_ipis_own_steps(tmp_path: Path) -> None:
     for step in (1, 2):
         record(event(step, 3))
         record(event(step, 1))
-    summary = record.summary(asked=2 * 2)
+    summary = record.summary(done=2, each=2)
     record.close(summary)
     assert summary["structures_per_bead_step"] == 2.0
     assert (summary["steps"], summary["evaluations"], summary["evaluations_per_step"]) == (2, 4, 2.0)

@@ -67,7 +67,7 @@ def test_sentence(pair, kind, words) -> None:
     potential = Potential(pair(40.0), [pair(1.0), pair(30.0, power=4)])
     answer = potential.evaluate([frame])
     breach = next(b for b in Marks(0.5, 0.5, 0.5).breaches(answer) if b.kind == kind)
-    error = refusal(breach, frame, 17, potential)
+    error = refusal(breach, frame, "step 17", potential)
     assert error.exit_code == 11
     said = str(error)
     for word in ["step 17, bead 5: ", *words, f"--mark-{kind}", "--on-mark count", "pair 40.0", "pair 30.0 4"]:
@@ -75,7 +75,7 @@ def test_sentence(pair, kind, words) -> None:
     atom = int(said.split("own forces on atom ")[1].split(",")[0])
     alone = np.linalg.norm(Potential(pair(40.0)).evaluate([frame]).forces[atom])
     assert f"pair 40.0 3 3.5 {alone:.3g}" in said
-    assert "unknown bead" in describe(breach, water(0.6), 0, potential)
+    assert "unknown bead" in describe(breach, water(0.6), "step 0", potential)
 
 
 @pytest.mark.slow  # a ratio of times, for a quiet machine
@@ -87,7 +87,7 @@ def test_a_device_that_fails_while_the_sentence_is_made(pair) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     breach = Marks(force=1.0).breaches(Potential(pair(40.0)).evaluate([water(0.5, bead=3)]))[0]
-    said = describe(breach, water(0.5, bead=3), 7, Potential(Failing(40.0)))
+    said = describe(breach, water(0.5, bead=3), "step 7", Potential(Failing(40.0)))
     assert said.startswith("step 7, bead 3: the ")
     assert "illegal memory access" in said
 

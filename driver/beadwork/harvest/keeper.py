@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from beadwork.config import ServeConfig
 from beadwork.errors import QueueError, ResourceError
-from beadwork.events import Dropped, Event, Note, PassedOver
+from beadwork.events import Dropped, Event, Moment, Note, PassedOver
 from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
 from beadwork.harvest.distance import Signature
@@ -56,8 +56,10 @@ class Keeper:
         )
         self.writer = QueueWriter(queue, on_kept=self._kept)
 
-    def __call__(self, address: str, step: int, frames: Sequence[Frame], evaluation: Evaluation) -> None:
-        """Look at one evaluation; called after its reply has left."""
+    def __call__(self, address: str, moment: Moment, frames: Sequence[Frame], evaluation: Evaluation) -> None:
+        """Look at one evaluation; called after its reply has left. Where its step is not known, the cool-down counts
+        evaluations.
+        """
         self._evaluations += 1
         self._look_at_the_queue()
         if evaluation.spread is None:
@@ -67,16 +69,18 @@ class Keeper:
         if spread.usual != self._usual:
             self._usual = spread.usual
             self.selector.band = Band.of(self._config, spread.usual)
-        choice = self.selector.consider(step, frames, spread.largest, spread.energy / atoms)
+        # where no step is known, evaluations are counted
+        count = Moment(self._evaluations) if moment.step is None else moment
+        choice = self.selector.consider(count, frames, spread.largest, spread.energy / atoms)
         for index, sign in choice.kept:
-            self._offer(index, sign, step, frames[index], evaluation, spread)
+            self._offer(index, sign, moment.exact, frames[index], evaluation, spread)
         for why, those in choice.passed.items():
-            self._watch(PassedOver(step, why, len(those), float(spread.largest[those].max())))
+            self._watch(PassedOver(moment.exact, why, len(those), float(spread.largest[those].max())))
         while self._news:
             self._watch(self._news.popleft())
 
     def _offer(
-        self, index: int, sign: Signature, step: int, frame: Frame, evaluation: Evaluation, spread: Spread
+        self, index: int, sign: Signature, step: int | None, frame: Frame, evaluation: Evaluation, spread: Spread
     ) -> None:
         atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
         kept = Kept(
@@ -92,9 +96,8 @@ class Keeper:
         )
         if not self.writer.offer(kept):
             self.selector.forget(sign)
-            self._watch(
-                Note(f"a frame of step {step} could not be kept: the queue does not keep up ({self.writer.error})")
-            )
+            which = f"evaluation {self._evaluations}" if step is None else f"step {step}"
+            self._watch(Note(f"a frame of {which} could not be kept: the queue does not keep up ({self.writer.error})"))
             self._watch(Dropped(step))
 
     def _look_at_the_queue(self) -> None:
@@ -107,7 +110,7 @@ class Keeper:
             raise ResourceError(f"for {FULL:g} s now: {error}; the run was stopped rather than lose frames")
 
     def _kept(self, row: int, kept: Kept) -> None:
-        self._news.append(KeptEvent(row, kept.step or 0, kept.frame.bead, kept.max_force_spread))
+        self._news.append(KeptEvent(row, kept.step, kept.frame.bead, kept.max_force_spread))
 
     def close(self) -> None:
         """Write what is pending. Raises QueueError when frames would be lost."""

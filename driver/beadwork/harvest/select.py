@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
+from beadwork.events import Moment
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import Signature, distance, signature
 
@@ -98,6 +99,7 @@ class Selector:
 
     band: see `Band`. cooldown: after a frame was kept, all others of its step and of the steps less than this many
     later are passed over, whatever their bead: neighbouring beads and steps teach the same. 0 keeps all there are.
+    Where a step is known within a blur only, it is as many after the last one as are sure.
     limit: frames a run at most, None for no limit. min_distance: Å, a frame closer than this to one already kept is
     the same frame (see `distance`).
 
@@ -110,7 +112,7 @@ class Selector:
     min_distance: float = 0.03
     _known: list[Signature] = field(default_factory=list)
     _elsewhere: list[Signature] = field(default_factory=list)
-    _last_step: int | None = None
+    _last: Moment | None = None
 
     def __post_init__(self) -> None:
         if self.cooldown < 0:
@@ -132,19 +134,19 @@ class Selector:
         self._elsewhere.extend(signature(frame) for frame in elsewhere)
 
     def consider(
-        self, step: int, frames: Sequence[Frame], max_force_spread: FloatArray, energy_spread: FloatArray
+        self, moment: Moment, frames: Sequence[Frame], max_force_spread: FloatArray, energy_spread: FloatArray
     ) -> Choice:
         """Decide about the S frames of one evaluation, the most uncertain first.
 
-        max_force_spread: (S,) eV/Å. energy_spread: (S,) eV an atom. step: any count that grows with the
-        simulation; one that goes backwards (a simulation restarted) ends the cool-down. Those to be kept count as kept
-        until `forget` is told otherwise.
+        max_force_spread: (S,) eV/Å. energy_spread: (S,) eV an atom. moment: its step is any count
+        that grows with the simulation; one that goes backwards (a simulation restarted) ends the cool-down. Those to be
+        kept count as kept until `forget` is told otherwise.
         """
         inside, above = map(np.flatnonzero, self.band.place(max_force_spread, energy_spread))
         found: list[tuple[int, Signature]] = []
         passed: dict[Why, list[int]] = {"above": above.tolist()} if len(above) else {}
         for index in map(int, inside[np.argsort(-max_force_spread[inside], kind="stable")]):
-            if self._last_step is not None and 0 <= step - self._last_step < self.cooldown:
+            if self._cools(moment):
                 passed.setdefault("cooldown", []).append(index)
                 continue
             if self.limit is not None and self.kept >= self.limit:
@@ -155,9 +157,16 @@ class Selector:
                 passed.setdefault("alike", []).append(index)
                 continue
             self._known.append(sign)
-            self._last_step = step
+            self._last = moment
             found.append((index, sign))
         return Choice(sorted(found, key=itemgetter(0)), passed)
+
+    def _cools(self, moment: Moment) -> bool:
+        last = self._last
+        if last is None or last.step is None or moment.step is None:
+            return False
+        # it may have been the last step of its blur, and this the first of its own
+        return 0 <= moment.step - last.step < self.cooldown + (last.blur if self.cooldown else 0)
 
     def forget(self, sign: Signature) -> None:
         """Take a frame back: it could not be stored, so a later one like it is welcome."""

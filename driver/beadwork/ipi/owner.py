@@ -30,10 +30,15 @@ def credentials(sock: socket.socket) -> tuple[int, int] | None:
     return pid, uid
 
 
-def folder(sock: socket.socket) -> Path | None:
-    """Where the i-PI at the other end of a connection works; None where that cannot be told, as on other machines."""
+def process(sock: socket.socket) -> int | None:
+    """The i-PI at the other end of a connection; None where that cannot be told, as on other machines."""
     found = credentials(sock)
-    pid = found[0] if found else _at_port(sock) if sock.family == socket.AF_INET else None
+    return found[0] if found else _at_port(sock) if sock.family == socket.AF_INET else None
+
+
+def folder(sock: socket.socket) -> Path | None:
+    """Where the i-PI at the other end of a connection works; None where that cannot be told."""
+    pid = process(sock)
     try:
         return None if pid is None else Path(os.readlink(f"/proc/{pid}/cwd"))
     except OSError:

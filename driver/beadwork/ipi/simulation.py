@@ -22,6 +22,8 @@ from xml.sax import SAXParseException
 
 import numpy as np
 from ase.data import atomic_numbers
+from ipi.engine.motion import AlchemyMC, Dynamics, PressureRamp, TemperatureRamp
+from ipi.engine.motion.driven_dynamics import DrivenDynamics
 from ipi.engine.outputs import CheckpointOutput, PropertyOutput, TrajectoryOutput
 from ipi.engine.properties import Properties, getall, getkey
 from ipi.inputs.simulation import InputSimulation
@@ -45,6 +47,24 @@ SOCKETS = ("ffsocket", "ffcavphsocket")
 
 # the parts of <initialize> that make the structure
 _STRUCTURE = ("positions", "masses", "labels", "cell")
+
+# outputs that send structures of their own: coordinates that are scaled or displaced, and Suzuki-Chin forces
+ASKING = {
+    "displacedpath",
+    "forces_sc",
+    "isotope_scfep",
+    "isotope_zetasc",
+    "isotope_zetasc_4th",
+    "kinetic_tdsc",
+    "pressure_tdsc",
+    "kstress_tdsc",
+    "sc_op_scaledcoords",
+    "sc_scaledcoords",
+    "scaledcoords",
+}
+
+# motions besides dynamics of which it is known what they ask for, by the mode of <motion>
+_MOTIONS = {AlchemyMC: "alchemy", TemperatureRamp: "t_ramp", PressureRamp: "p_ramp"}
 
 # trajectories with a file a bead
 _EACH_BEAD = ("positions", "velocities", "forces", "forces_spring", "momenta", "forces_sc", "Eforces")
@@ -154,7 +174,8 @@ class System:
     cell: (3, 3) Å, a lattice vector a row (i-PI starts no system without a cell). forces, bias: those of `<forces>`,
     and those of the ensemble's `<bias>` with their `<bias_weights>`; i-PI asks the forcefields of both. temperature: K,
     None where the ensemble has none. timestep: fs, None where nothing moves in time. nmts: for each level of multiple
-    time steps, outermost first, how many of its steps make one of the level around it.
+    time steps, outermost first, how many of its steps make one of the level around it. motions: what moves it in
+    each step, one after the other: dynamics by their ensemble, 'alchemy', 't_ramp' and 'p_ramp', 'other' for the rest.
     """
 
     prefix: str
@@ -169,6 +190,7 @@ class System:
     timestep: float | None
     nmts: tuple[int, ...] = (1,)
     bias: tuple[Component, ...] = ()
+    motions: tuple[str, ...] = ()
 
     def parts(self, forcefield: str) -> tuple[Component, ...]:
         """Return every `<force>`, of forces and of bias, that asks this forcefield."""
@@ -188,13 +210,23 @@ class Output:
 
     name: relative to i-PI's working directory, without a bead's number and a format. stride: steps from one writing to
     the next. columns: of properties, what stands in each as the input asks for it; empty for each column of a property
-    that has several.
+    that has several. every: a line, or a frame, that says its step is on the disk after so many steps; 0 where none is.
+    number: its place in the input, the same for each system's. asks: whatever it is written for, it sends structures of
+    its own to the forcefields.
     """
 
     name: str
     kind: Literal["properties", "trajectory", "checkpoint"]
     stride: int
     columns: tuple[str, ...] = ()
+    every: int = 0
+    number: int = 0
+    asks: bool = False
+
+    @property
+    def step(self) -> int | None:
+        """The column of the step, from 0; None where there is none."""
+        return next((k for k, column in enumerate(self.columns) if getkey(column) == "step"), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +430,11 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
         step=step,
         total_steps=total_steps,
         prefix=str(outputs.prefix),
-        outputs=tuple(dict.fromkeys(_output(outputs, output, system) for output in outputs for system in systems)),
+        outputs=tuple(
+            dict.fromkeys(
+                _output(outputs, number, output, system) for number, output in enumerate(outputs) for system in systems
+            )
+        ),
         extras=extras,
         sockets=sockets,
         systems=systems,
@@ -568,15 +604,22 @@ def _read(what: str, forces: tuple[Component, ...], bias: tuple[Component, ...])
     return forces[index : index + 1], True
 
 
-def _output(outputs: Any, output: Any, system: System) -> Output:
+def _output(outputs: Any, number: int, output: Any, system: System) -> Output:
     """Return what i-PI makes of an output for one system; a checkpoint is of all of them."""
     name = f"{outputs.prefix}.{output.filename}" if outputs.prefix else str(output.filename)
+    stride = int(output.stride)
     if isinstance(output, CheckpointOutput):
-        return Output(name, "checkpoint", int(output.stride))
+        return Output(name, "checkpoint", stride, every=stride if output.overwrite else 0, number=number)
     name = f"{system.prefix}_{name}" if system.prefix else name
+    every = stride * int(output.flush)
     if isinstance(output, PropertyOutput):
-        return Output(name, "properties", int(output.stride), tuple(_columns(output.outlist)))
-    return Output(name, "trajectory", int(output.stride))
+        asks = not ASKING.isdisjoint(map(getkey, output.outlist))
+        table = Output(name, "properties", stride, tuple(_columns(output.outlist)), number=number, asks=asks)
+        return table if table.step is None else replace(table, every=every)
+    says = output.format != "ase" or output.what.startswith("extras")
+    return Output(
+        name, "trajectory", stride, every=every if says else 0, number=number, asks=getkey(output.what) in ASKING
+    )
 
 
 def _columns(properties: Iterable[Any]) -> Iterator[str]:
@@ -667,7 +710,8 @@ def _system(path: Path, k: int, replica: Any) -> System:
         ),
         temperature=float(unit_to_user("temperature", "kelvin", temperature)) if temperature > 0 else None,
         timestep=timestep * FEMTOSECOND if timestep > 0 else None,
-        nmts=tuple(int(count) for count in dstrip(motion.nmts)) if hasattr(motion, "nmts") else (1,),
+        nmts=_nmts(motion)[0],
+        motions=_motions(motion),
         # i-PI takes bias in the outermost step, whatever its mts_weights are
         bias=tuple(_component(part, beads.nbeads, weight, ()) for part, weight in zip(bias, weights, strict=False)),
     )
@@ -679,6 +723,25 @@ def _component(part: Any, beads: int, weight: float, mts_weights: tuple[float, .
     count = count if 0 < count < beads else int(beads)
     interpolated = tuple(str(key) for key in part.interpolate_extras)
     return Component(str(part.ffield), count, float(weight), mts_weights, interpolated)
+
+
+def _movers(motion: Any) -> list[Any]:
+    return list(getattr(motion, "mlist", [motion]))
+
+
+def _nmts(motion: Any) -> list[tuple[int, ...]]:
+    """The levels of time steps of every motion that has them; one level where none has."""
+    found = [tuple(int(count) for count in dstrip(one.nmts)) for one in _movers(motion) if hasattr(one, "nmts")]
+    return list(dict.fromkeys(found)) or [(1,)]
+
+
+def _motions(motion: Any) -> tuple[str, ...]:
+    """What moves a system, one after the other; dynamics by their ensemble."""
+    names = [
+        getattr(one, "enstype", "") if type(one) in (Dynamics, DrivenDynamics) else _MOTIONS.get(type(one), "other")
+        for one in _movers(motion)
+    ]
+    return ("other",) if len(_nmts(motion)) > 1 else tuple(names)
 
 
 def _numbers(names: list[str]) -> IntArray:

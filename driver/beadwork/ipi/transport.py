@@ -18,7 +18,7 @@ from pathlib import Path
 from beadwork.errors import ConnectionLost
 from beadwork.ipi.guard import Guard, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
-from beadwork.ipi.owner import check_port, check_unix, folder
+from beadwork.ipi.owner import check_port, check_unix, folder, process
 from beadwork.ipi.protocol import Machine
 from beadwork.ipi.shm import SegmentGone
 from beadwork.ipi.simulation import Simulation, Socket
@@ -90,6 +90,10 @@ class Peer:
         except BlockingIOError:
             if time.monotonic() - self.taken_at > SEND_TIMEOUT:
                 raise TimeoutError(f"nothing for {SEND_TIMEOUT:g} s") from None
+
+    def process(self) -> int | None:
+        """i-PI's process; None where that cannot be told (on another machine)."""
+        return process(self.sock)
 
     def directory(self) -> Path | None:
         """i-PI's working directory, where it looks for EXIT; None where that cannot be told (on another machine)."""

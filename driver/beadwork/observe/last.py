@@ -19,10 +19,12 @@ NAME = "last-frames.extxyz"
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """What was evaluated last at one address. evaluation: None for frames that have no answer."""
+    """What was evaluated last at one address. step: None where it is not known. evaluation: None for frames that have
+    no answer.
+    """
 
     address: str
-    step: int
+    step: int | None
     frames: Sequence[Frame]
     evaluation: Evaluation | None
 
@@ -36,7 +38,8 @@ def save(last: Sequence[Last], folder: Path) -> Path:
     for one in last:
         for k, frame in enumerate(one.frames):
             atoms = frame.to_atoms()
-            atoms.info |= {"address": one.address, "step": one.step}
+            atoms.info["address"] = one.address
+            atoms.info["step"] = "unknown" if one.step is None else one.step
             atoms.info["bead"] = "unknown" if frame.bead is None else frame.bead
             if one.evaluation is not None:
                 a, b = one.evaluation.ptr[[k, k + 1]]

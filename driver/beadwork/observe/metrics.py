@@ -104,8 +104,10 @@ class Metrics:
             self._info()
 
     def _add(self, event: Evaluated) -> None:
-        self._steps.inc(self._pace.step - self._first)
-        self._first = self._pace.step
+        step = self._pace.step
+        if step is not None and self._first is not None:
+            self._steps.inc(max(0, step - self._first))  # less where i-PI was started again
+        self._first = step  # what was done while it was not known is not counted
         self._structures.inc(event.evaluated)
         for part, seconds in event.seconds.items():
             self._seconds.labels(part).observe(seconds)

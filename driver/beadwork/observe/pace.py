@@ -36,7 +36,8 @@ class Pace:
     """
 
     def __init__(self, time_step: float | None = None, forcefields: int = 1, first: int = 0) -> None:
-        self.step = first
+        self.step: int | None = first
+        self.evaluations = 0
         self.joined = False  #: `step` is this server's count, as i-PI had begun before
         self.kept = 0
         self.spread: float | None = None  #: eV/Å, the largest of the last evaluation that has one
@@ -44,7 +45,7 @@ class Pace:
         self._first = first
         self._time_step = time_step
         self._forcefields = forcefields
-        self._steps: dict[str, int] = {}
+        self._steps: dict[str, int | None] = {}
         self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
         self._spreads: deque[float] = deque(maxlen=WINDOW)
         self._seconds: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
@@ -66,6 +67,7 @@ class Pace:
 
     def _add(self, event: Evaluated) -> None:
         self.answered = time.monotonic()
+        self.evaluations += 1
         self._last = sum(seconds for name, seconds in event.seconds.items() if name != "idle")
         if event.force_spread is not None:
             self.spread = event.force_spread
@@ -74,11 +76,21 @@ class Pace:
             self._resumed = False
         else:
             self._seconds.append(event.seconds)
-        self._steps[event.address] = event.step
-        done = min(self._steps.values()) if len(self._steps) == self._forcefields else 0
-        if self._first + done > self.step:
-            self.step = self._first + done
-            self._marks.append((self.step, self.answered))
+        # of a blurred one it is known that all before it are done
+        step = None if event.step is None else event.step - bool(event.blur and event.step)
+        self._steps[event.address] = step
+        known = [step for step in self._steps.values() if step is not None]
+        if len(known) < len(self._steps):
+            self.step = None
+            self._marks.clear()
+            return
+        done = self._first + (min(known) if len(known) == self._forcefields else 0)
+        if self.step is None or done < self.step:  # known at last, or i-PI was started again
+            self.step = done
+            self._marks.clear()
+        if done > self.step:
+            self.step = done
+            self._marks.append((done, self.answered))
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -123,6 +135,7 @@ class Pace:
         """All of this as plain data: eV/Å, seconds, steps; None for what is not known yet."""
         return {
             "step": self.step,
+            "evaluations": self.evaluations,
             "joined": self.joined,
             "seconds_per_step": self.seconds_per_step,
             "seconds_of_the_last": self._last,
@@ -138,6 +151,8 @@ class Pace:
 def words(facts: Mapping[str, Any], total: int) -> list[str]:
     """All of `Pace.facts` as a person reads it; what is not known yet is left out."""
     far = f"step {facts['step']} of {total}"
+    if facts["step"] is None:
+        far = f"evaluation {facts['evaluations']}, i-PI's step of {total} is not known"
     joined = facts.get("joined")  # an older run says nothing of it
     if joined:
         far = f"{facts['step']} steps since this server came to an i-PI under way, whose step of {total} is not known"

@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, pace: Pace, total: int) -> None:
         self._pace = pace
         self._total = total
-        self._shown = pace.step
+        self._shown = pace.step or 0
         self._said = time.monotonic()
         self._bar: tqdm[None] | None = None
         if sys.stderr.isatty():
@@ -53,24 +53,27 @@ class Progress:
                 self._bar.total = None
         elif isinstance(event, TakenUp):
             self._write(
-                f"beadwork: committee {event.committee} in {event.folder} answers {event.address} from step "
-                f"{event.step} on: {event.found}"
+                f"beadwork: committee {event.committee} in {event.folder} answers {event.address} from "
+                f"{f'evaluation {event.evaluation}' if event.step is None else f'step {event.step}'} on: {event.found}"
             )
         elif isinstance(event, Lost):
             self._write(f"beadwork: {event.address}: {event.why}; dialling again")
-        elif isinstance(event, Evaluated) and self._pace.step > self._shown:
+        elif isinstance(event, Evaluated):
+            step = self._pace.step
+            if step is not None and step <= self._shown:
+                return
             if self._bar is not None:
                 with telling():
                     # words first: tqdm prints on update
                     self._bar.set_postfix_str(self._brief(), refresh=False)
-                    self._bar.update(self._pace.step - self._shown)
-            self._shown = self._pace.step
+                    self._bar.update(0 if step is None else step - self._shown)
+            self._shown = self._shown if step is None else step
             if self._bar is None and time.monotonic() - self._said >= QUIET:
                 self._say()
 
     def _brief(self) -> str:
         pace = self._pace
-        parts = []
+        parts = [] if pace.step is not None else [f"evaluation {pace.evaluations}, step not known"]
         if pace.ns_per_day:
             parts.append(f"{pace.ns_per_day:.3g} ns/day")
         if pace.spread is not None:

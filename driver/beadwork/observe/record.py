@@ -30,7 +30,8 @@ class Record:
     """Writes `beadwork.out` as events come, and sums them up. What an earlier run left there gets a number.
 
     elements: symbols of those whose spread gets a column of its own. about: plain data of the run for those who read
-    the file later; it stands in its second line.
+    the file later; it stands in its second line. A step that is not known is nan, and one that is blurred (see
+    `Moment`) the first that it may be.
     """
 
     def __init__(self, folder: Path, elements: Sequence[str] = (), about: Mapping[str, Any] | None = None) -> None:
@@ -56,7 +57,9 @@ class Record:
         self._begin = time.monotonic()
         self._seconds: Counter[str] = Counter()
         self._evaluations = 0
-        self._steps: dict[str, int] = {}  # counted without gaps, so the last one says how many there were
+        self._first = True  # nothing was answered yet
+        self._before: dict[str, int] = {}  # steps that were done before we came
+        self._steps: dict[str, int | None] = {}  # counted without gaps, so the last one says how many there were
         self._evaluated = 0
         self._spreads = 0  # evaluations that had one
         self._spread_sum = 0.0
@@ -81,9 +84,16 @@ class Record:
             self._write(JOINED)
         elif isinstance(event, TakenUp):
             self._committees.append(
-                {"address": event.address, "step": event.step, "committee": event.committee, "folder": event.folder}
+                {
+                    "address": event.address,
+                    "step": event.step,
+                    "evaluation": event.evaluation,
+                    "committee": event.committee,
+                    "folder": event.folder,
+                }
             )
-            self._write(f"# from step {event.step} on {event.address}: {event.committee} in {event.folder}")
+            since = f"evaluation {event.evaluation}" if event.step is None else f"step {event.step}"
+            self._write(f"# from {since} on {event.address}: {event.committee} in {event.folder}")
 
     def _write(self, line: str) -> None:
         with writing(self._path):
@@ -94,14 +104,20 @@ class Record:
         busy = sum(seconds for name, seconds in event.seconds.items() if name not in ("idle", "aside"))
         spread = "nan nan" if event.energy_spread is None else f"{event.energy_spread:.6e} {event.force_spread:.6e}"
         elements = (f"{event.element_spread.get(element, math.nan):.6e}" for element in self._elements)
-        self._write(
-            " ".join([f"{event.step:8d} {event.evaluated:4d} {event.energy:.8f} {spread} {busy:.6f}", *elements])
-        )
+        step = "nan" if event.step is None else str(event.step)
+        self._write(" ".join([f"{step:>8} {event.evaluated:4d} {event.energy:.8f} {spread} {busy:.6f}", *elements]))
+        first, self._first = self._first, False
         if event.step == 0:
+            self._before[event.address] = 0
+        if event.step == 0 or (event.step is None and first):
             return  # loading, compiling and the start structure would hide what a step costs
         self._seconds.update(event.seconds)
         self._evaluations += 1
-        self._steps[event.address] = max(self._steps.get(event.address, 0), event.step)
+        if event.step is None:
+            self._steps[event.address] = None
+        else:
+            self._before.setdefault(event.address, event.step - 1)
+            self._steps[event.address] = event.step - bool(event.blur)
         self._evaluated += event.evaluated
         if event.energy_spread is not None and event.force_spread is not None:
             self._spreads += 1
@@ -109,14 +125,20 @@ class Record:
             self._spread_sum += event.force_spread
             self._spread_most = max(self._spread_most, event.force_spread)
 
-    def summary(self, asked: int | None = None) -> dict[str, Any]:
-        """Sum up all but step 0. Where forcefields are asked unequally often, the rarest has the steps.
+    def summary(self, done: int | None = None, each: int | None = None, come_to: int | None = None) -> dict[str, Any]:
+        """Sum up all but step 0.
 
-        asked: bead-steps that i-PI itself counts after step 0, where its own record can be read; that makes
-        `structures_per_bead_step` independent of our counting. Without it the field is null, and so are the spreads
-        where no evaluation had one.
+        done: steps that i-PI itself counts after step 0, where its own record can be read. each: structures that it
+        asks for in a step, where that is known. come_to: the step that it has come to by its outputs, not done yet; those
+        before this server came are not counted. Without these `structures_per_bead_step` is null; so are the steps and
+        what is told of each where nobody knows them, and the spreads where no evaluation had one.
         """
-        steps = min(self._steps.values(), default=0)
+        known = {address: step for address, step in self._steps.items() if step is not None}
+        steps = min((step - self._before[address] for address, step in known.items()), default=0)
+        if come_to and known:
+            steps = max(0, come_to - 1 - max(self._before[address] for address in known))
+        steps = done or (steps if len(known) == len(self._steps) else None)
+        asked = done * each if done and each else None
         spreads = self._spreads
         return {
             "steps": steps,
@@ -124,6 +146,7 @@ class Record:
             "evaluations_per_step": self._evaluations / steps if steps else None,
             "structures_evaluated": self._evaluated,
             "structures_per_bead_step": self._evaluated / asked if asked else None,
+            "seconds_per_evaluation": sum(self._seconds.values()) / self._evaluations if self._evaluations else None,
             "seconds_total": time.monotonic() - self._begin,
             "seconds_per_step": sum(self._seconds.values()) / steps if steps else None,
             "seconds_per_step_by_part": {name: value / steps for name, value in self._seconds.items()} if steps else {},
@@ -157,6 +180,9 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
         f"{_figure(summary['structures_per_bead_step'], '.3f')} structures evaluated a bead-step, "
         f"{_figure(summary['seconds_per_step'], '.3f')} s a step:"
     ]
+    if summary["steps"] is None:
+        each = _figure(summary["seconds_per_evaluation"], ".3f")
+        lines = [f"{summary['evaluations']} evaluations, {each} s each; i-PI's steps are not known"]
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda item: -item[1])
     lines += [f"  {1e3 * seconds:9.2f} ms  {'i-PI and waiting' if name == 'idle' else name}" for name, seconds in parts]
     if summary["force_spread_max"] is not None:

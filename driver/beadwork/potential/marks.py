@@ -67,9 +67,12 @@ class Marks:
         return found
 
 
-def describe(breach: Breach, frame: Frame, step: int, potential: Potential) -> str:
-    """Say where and what in one sentence. Evaluates that one structure again, with every model by itself."""
-    where = f"step {step}, " + ("a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}")
+def describe(breach: Breach, frame: Frame, when: str, potential: Potential) -> str:
+    """Say where and what in one sentence. when: 'step 7', as a person reads it.
+
+    Evaluates that one structure again, with every model by itself.
+    """
+    where = f"{when}, " + ("a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}")
     try:
         graph = build([frame], potential.cutoff)
         alone = [(engine.name, evaluate(engine, graph)[0].forces) for engine in potential.engines]
@@ -95,10 +98,10 @@ def describe(breach: Breach, frame: Frame, step: int, potential: Potential) -> s
     return f"{where}: {what}; the models' own forces on atom {atom}, eV/Å: {models}"
 
 
-def refusal(breach: Breach, frame: Frame, step: int, potential: Potential) -> GuardError:
+def refusal(breach: Breach, frame: Frame, when: str, potential: Potential) -> GuardError:
     """What the run ends with."""
     return GuardError(
-        f"{describe(breach, frame, step, potential)}. Nothing was sent. Look at the last frames: a wrong start or too "
+        f"{describe(breach, frame, when, potential)}. Nothing was sent. Look at the last frames: a wrong start or too "
         f"long a time step shows there, and a model that does not know such structures; --mark-{breach.kind} sets the "
         "mark, and --on-mark count goes on"
     )

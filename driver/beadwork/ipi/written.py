@@ -1,0 +1,131 @@
+"""The step that i-PI has come to, as its own outputs have it, where it runs on this machine.
+
+i-PI writes the outputs of a step when it is done with it, and asks for nothing more before the next one; so what is
+asked for after a line has appeared belongs to a later step. An output that asks for structures itself (`Output.asks`)
+belongs to the step that it is written for, and with threads it is written beside the others: a step is done when the
+last of them is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from glob import escape
+from pathlib import Path
+
+from beadwork.events import Moment
+from beadwork.ipi.simulation import Output
+
+#: bytes at the end of a file that are read for its last step, and twice as many until one is found, up to the second
+TAIL, LONGEST = 4096, 1 << 22
+
+_TITLE = re.compile(rb"Step:\s*(\d+)\b[^\n]*\n")
+_COUNTER = re.compile(rb"<step[^>]*>\s*(\d+)\s*</step>")
+
+
+class Written:
+    """Follows those outputs of a simulation from which its step can be told.
+
+    outputs: as `Simulation.outputs` has them. first: the step that ours are counted from.
+    """
+
+    def __init__(self, outputs: Sequence[Output], first: int = 0) -> None:
+        self._first = first
+        self._every = min((output.every for output in outputs if output.every), default=0)
+        finest = next((output for output in outputs if output.every and output.every == self._every), None)
+        #: for every system the one that is written most often, and those that ask
+        self._followed = [o for o in outputs if o.asks or (finest and o.number == finest.number)]
+        #: whether the step can be told at all: where one that asks cannot be read, no step's end is known
+        self.tells = finest is not None and all(output.every for output in self._followed)
+        self._process: int | None = None
+        self._files: list[tuple[Output, Path]] = []
+        self._found: dict[Path, tuple[tuple[int, int], int | None]] = {}  # when it was read last, and what it said
+
+    def attach(self, process: int | None, directory: Path) -> None:
+        """Follow the i-PI of this process, which works there; again only where it is another one.
+
+        What is in its files already may be of an i-PI before it, and says nothing.
+        """
+        if self._files and process == self._process:
+            return
+        self._process = process
+        self._files = [(output, _file(directory, output)) for output in self._followed]
+        self._found = {}
+        for output, path in self._files:
+            stamp = _stamp(path)
+            # a header without a line is of an i-PI that has just begun, with step 0
+            new = stamp is not None and output.kind == "properties" and _last(output, path) == -1
+            self._found[path] = (stamp or (0, 0)), -1 if new else None
+
+    def look(self) -> Moment:
+        """The step that is under way, counted from `first`; None where nothing was written since i-PI came."""
+        steps = [(output, self._read(output, path)) for output, path in self._files]
+        known = [step for output, step in steps if output.every == self._every and step is not None]
+        if not known or len(known) < sum(output.every == self._every for output, _ in steps):
+            return Moment(None)
+        done = min(known)
+        if done < 0:
+            return Moment(0 if self._first == 0 else None)
+        for output, step in steps:  # those that ask, and are not through with that step
+            if output.every != self._every and (-1 if step is None else step) < done - done % output.every:
+                done -= self._every
+                break
+        step = done + 1 - self._first
+        return Moment(step if step >= 0 else None, self._every - 1)
+
+    def _read(self, output: Output, path: Path) -> int | None:
+        stamp = _stamp(path)
+        before, step = self._found[path]
+        if stamp is not None and stamp != before:
+            found = _last(output, path)
+            step = found if found is not None else step
+            self._found[path] = stamp, step
+        return step
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns
+
+
+def _file(directory: Path, output: Output) -> Path:
+    """Its file; that of the last bead where there is one a bead, which is written last."""
+    if output.kind != "trajectory":
+        return directory / output.name
+    found = sorted((directory / output.name).parent.glob(f"{escape(Path(output.name).name)}[._]*"))
+    return found[-1] if found else directory / output.name
+
+
+def _last(output: Output, path: Path) -> int | None:
+    """The last step that a file has whole; -1 where it has a header and no line, None where there is none at all."""
+    size = TAIL
+    while True:
+        try:
+            with open(path, "rb") as file:
+                end = file.seek(0, 2)
+                file.seek(max(0, end - size))
+                text = file.read()
+        except OSError:
+            return None
+        step = _step(output, text, size >= end)
+        if step is not None or size >= min(end, LONGEST):
+            return step
+        size *= 2
+
+
+def _step(output: Output, text: bytes, whole: bool) -> int | None:
+    if output.kind == "checkpoint":
+        counter = _COUNTER.search(text) if whole else None
+        return int(counter[1]) if counter else None
+    if output.kind == "trajectory":
+        titles = _TITLE.findall(text)
+        return int(titles[-1]) if titles else None
+    lines = text.split(b"\n")[0 if whole else 1 : -1]
+    for line in reversed(lines):
+        words = line.split()
+        if words and not line.startswith(b"#") and len(words) == len(output.columns):
+            return round(float(words[output.step or 0]))
+    return -1 if whole and lines and lines[0].startswith(b"#") else None
