@@ -324,6 +324,8 @@ class _Learning:
     def _follow(self, name: str, xml: Path, serving: str, done: Sequence[Generation]) -> Path:
         """Let one simulation run on until it has done its steps with this committee; return its folder."""
         folder = self.loop.folder / "live" / name
+        if name in self.live and not simulate.steps_are_told(xml):
+            self.live.pop(name).end()  # it would wait for i-PI's next start, which is this
         # what ran already goes on with the committee before until the server has loaded and checked this one
         before = done[-1].stages["begin"]["hash"][:SHORT] if name in self.live else None
         simulate.prepare(xml, folder, steps=ENDLESS)

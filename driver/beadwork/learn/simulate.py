@@ -32,13 +32,15 @@ from beadwork.config import ServeConfig
 from beadwork.disk import write_whole
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import as_xml, read
+from beadwork.ipi.steps import pattern
+from beadwork.ipi.written import Written
 from beadwork.learn.program import last_line
 
 #: seconds that a run gets to end by itself when the loop is interrupted
 FAREWELL = 30.0
 RECORD = "beadwork.out"
 #: the line of it that says whose answers follow
-TAKEN_UP = re.compile(r"# from step \d+ on .*?: (\S+) in ")
+TAKEN_UP = re.compile(r"# from (?:step|evaluation) \d+ on .*?: (\S+) in ")
 
 
 def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
@@ -187,6 +189,13 @@ class Run:
         )
 
 
+def steps_are_told(xml: Path) -> bool:
+    """Whether a server of this input can tell where i-PI's steps begin, which is where a committee is taken up."""
+    simulation = read(xml, directory=xml.parent)
+    told = Written(simulation.outputs).tells
+    return told or all(pattern(simulation, socket) for socket in simulation.sockets if simulation.served(socket))
+
+
 def simulations(folder: Path) -> set[str]:
     """Hashes of the input of each attempt, as the queue's rows name them."""
     return {f"sha256:{hashlib.sha256(part.read_bytes()).hexdigest()}" for part in folder.glob("part-*.xml")}
@@ -200,18 +209,19 @@ def serving(record: Path) -> list[str]:
 
 def answered(folder: Path, committee: str) -> list[float]:
     """The largest force spread of any bead (eV/Å) at each step that this committee (the first digits of its hash, as
-    beadwork.out has it) has answered, in all attempts."""
+    beadwork.out has it) has answered, in all attempts; at each evaluation where steps are not known."""
     found: list[float] = []
     for record in folder.glob(f"out-*/{RECORD}"):
-        largest: dict[int, float] = {}
+        largest: dict[str | int, float] = {}
         serves = False
-        for line in record.read_text().splitlines(keepends=True):
+        for row, line in enumerate(record.read_text().splitlines(keepends=True)):
             if taken_up := TAKEN_UP.match(line):
                 serves = taken_up[1] == committee
             elif serves and not line.startswith("#") and line.endswith("\n"):
-                step, spread = int(line.split()[0]), float(line.split()[4])
+                step, spread = line.split()[0], float(line.split()[4])
+                when = row if step == "nan" else step
                 if spread == spread:  # the baseline alone has none
-                    largest[step] = max(largest.get(step, 0.0), spread)
+                    largest[when] = max(largest.get(when, 0.0), spread)
         found += largest.values()
     return found
 

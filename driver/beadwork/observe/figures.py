@@ -65,7 +65,7 @@ def _svg(figure: Any, title: str) -> str:
 
 
 def _line(panel: Any, x: FloatArray, y: FloatArray, colour: str, label: str) -> None:
-    known = np.isfinite(y)
+    known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     if len(x) > _POINTS:
         size = -(-len(x) // (_POINTS // 3))

@@ -48,6 +48,10 @@ def draw(folder: Path) -> str:
         panels[1].legend(frameon=False)
     if run.joined:
         panels[2].set_title("over the time since the server came to an i-PI under way, from the left", fontsize="small")
+    if len(ours) and not np.isfinite(ours).any():
+        panels[2].set_title(
+            "the steps of its evaluations are not known: beadwork.out has them one by one", fontsize="small"
+        )
     panels[2].plot(ours, 1e3 * run.record[:, 4], lw=1, label="largest force spread (meV/Å)")
     panels[2].plot(ours, 1e3 * run.record[:, 3], lw=1, label="energy spread, mean over beads (meV)")
     panels[2].set_ylabel("committee spread")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
@@ -50,6 +51,13 @@ class Run:
         """Whether i-PI was under way when the server came, so that the two counts cannot be held together."""
         return bool(self.about.get("joined"))
 
+    def when(self, rows: NDArray[np.bool_] | slice = slice(None)) -> tuple[FloatArray, str]:
+        """The time of these rows of the record; NaN where it is not known, the evaluation where no row has a step."""
+        steps = self.record[rows, 0]
+        if len(steps) and not np.isfinite(steps).any():
+            return np.arange(1.0, len(self.record) + 1)[rows], "evaluation"
+        return self.clock(steps + self.first, own=True)
+
     def clock(self, steps: FloatArray, own: bool = False) -> tuple[FloatArray, str]:
         """i-PI's steps as a time with its unit; the steps themselves where the time step is not known.
 
@@ -57,9 +65,10 @@ class Run:
         """
         step = self.about.get("time_step_fs")
         since = " since the server came" if own and self.joined else ""
-        if not step or not len(steps):
+        known = steps[np.isfinite(steps)]
+        if not step or not len(known):
             return steps, f"step{since}" if since else "step of i-PI"
-        longest = float(np.max(steps)) * step
+        longest = float(known.max()) * step
         size, unit = (1.0, "fs") if longest < 1e3 else (1e3, "ps") if longest < 1e6 else (1e6, "ns")
         return steps * step / size, f"time{since} ({unit})"
 

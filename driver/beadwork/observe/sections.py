@@ -67,9 +67,10 @@ def subtitle(run: Run) -> str:
 def headline(run: Run) -> str:
     """Tiles of figures and the table of models."""
     summary, about = run.summary, run.about
-    steps = summary.get("steps", int(run.record[:, 0].max()) if len(run.record) else 0)
+    counted = run.record[np.isfinite(run.record[:, 0]), 0]
+    steps = summary.get("steps", int(counted.max()) if len(counted) else None)
     seconds, femtoseconds = summary.get("seconds_per_step"), about.get("time_step_fs")
-    tiles = [("steps", f"{steps}", "")]
+    tiles = [("steps", f"{steps}", "") if steps is not None else ("evaluations", f"{len(run.record)}", "")]
     if femtoseconds and steps:
         tiles.append(("simulated", f"{steps * femtoseconds / 1000:.4g}", "ps"))
     if seconds:
@@ -95,9 +96,9 @@ def headline(run: Run) -> str:
             for path, digest in about["models"].items()
         )
         lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
-    for swap in [swap for swap in summary.get("committees", []) if swap["step"]]:
-        step = swap["step"] + run.first
-        words = f"From step {step} on, the committee {swap['committee']} in {swap['folder']} answered."
+    for swap in [swap for swap in summary.get("committees", []) if swap["step"] != 0]:
+        since = f"evaluation {swap['evaluation']}" if swap["step"] is None else f"step {swap['step'] + run.first}"
+        words = f"From {since} on, the committee {swap['committee']} in {swap['folder']} answered."
         lines.append(f"<p>{escape(words)}</p>")
     return "\n".join([*lines, "</section>"])
 
@@ -162,14 +163,15 @@ def spread(run: Run) -> str:
     known = np.isfinite(run.record[:, 4])
     if not known.any():
         return "beadwork.out has no spread: the run had no committee of two Δ models at least."
-    first = run.first
     record = run.record[known]
-    x, label = run.clock(record[:, 0] + first, own=True)
+    x, label = run.when(known)
     marks = [(row.step, row.largest) for row in run.kept if row.step is not None]
     when, high = (np.array(values, dtype=np.float64) for values in zip(*marks, strict=True)) if marks else ([], [])
     # the unit of time is that of the whole run, not of its last kept frame
-    size = x[-1] / (record[-1, 0] + first) if record[-1, 0] + first else 1.0
-    points = ("frames kept", (np.asarray(when) + first) * size, 1e3 * np.asarray(high))
+    steps = record[:, 0] + run.first
+    last = int(np.nanargmax(steps)) if np.isfinite(steps).any() else None
+    size = x[last] / steps[last] if last is not None and steps[last] else 1.0
+    points = ("frames kept", (np.asarray(when) + run.first) * size, 1e3 * np.asarray(high))
     force = figures.series(
         x,
         label,
@@ -212,7 +214,7 @@ def elements(run: Run) -> str:
     if not curves:
         return "beadwork.out has no spread by element: there was no committee, or an older beadwork wrote it."
     known = np.isfinite(next(iter(curves.values())))
-    x, label = run.clock(run.record[known, 0] + run.first, own=True)
+    x, label = run.when(known)
     return _figure(
         figures.series(
             x,
@@ -351,7 +353,10 @@ def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArra
             "No error bar: i-PI was under way when this server came, so it is not known which steps its committee "
             "answered."
         )
-    since = max((swap["step"] for swap in run.summary.get("committees", [])), default=0) + run.first
+    taken_up = [swap["step"] for swap in run.summary.get("committees", [])]
+    if None in taken_up:
+        return {}, "No error bar: it is not known which steps the committee that answered last has answered."
+    since = max(taken_up, default=0) + run.first
     pair = matched(found, {step: values for step, values in potentials.by_step.items() if step >= since})
     if pair is None:
         return {}, (
@@ -405,22 +410,25 @@ def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bond
 def time(run: Run, drawing: bool) -> str:
     """The mean step by part, and each evaluation."""
     parts = run.summary.get("seconds_per_step_by_part")
-    if not parts:
+    after = ~(run.record[:, 0] <= 0)
+    after[:1] = False  # whatever its step, it also loads and compiles
+    if not parts and ("summary" in run.gaps or not after.any()):
         return run.gaps.get("summary", "The run ended before its first step, so there is nothing to time.")
     if not drawing:
         return NO_PLOTS
-    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    ordered = sorted((parts or {}).items(), key=lambda part: -part[1])
     bars = [(PARTS["idle"][0] if name == "idle" else name, 1e3 * value) for name, value in ordered]
-    after = [row for row in run.record if row[0] > 0]
-    pictures = _figure(
-        figures.bar(bars, "time of one step by part"),
-        "The mean of all steps after the start. Each model has its own piece; <i>graph</i> is the neighbour lists, "
-        "<i>reduce</i> the committee's mean and spread, <i>pack</i> and <i>send</i> the reply. A large piece of i-PI "
-        "says that it waits for something else (its latency, its own outputs) or has much to integrate.",
-    )
-    if len(after) > 1:
-        table = np.array(after)
-        x, label = run.clock(table[:, 0] + run.first, own=True)
+    pictures = "i-PI's steps are not known, so none is timed."
+    if parts:
+        pictures = _figure(
+            figures.bar(bars, "time of one step by part"),
+            "The mean of all steps after the start. Each model has its own piece; <i>graph</i> is the neighbour lists, "
+            "<i>reduce</i> the committee's mean and spread, <i>pack</i> and <i>send</i> the reply. A large piece of "
+            "i-PI says that it waits for something else (its latency, its own outputs) or has much to integrate.",
+        )
+    if after.sum() > 1:
+        table = run.record[after]
+        x, label = run.when(after)
         pictures += _figure(
             figures.series(
                 x, label, {"evaluation": 1e3 * table[:, 5]}, "evaluation (ms)", "time over the run", from_zero=True
