@@ -129,15 +129,15 @@ class Record:
         """Sum up all but step 0.
 
         done: steps that i-PI itself counts after step 0, where its own record can be read. each: structures that it
-        asks for in a step, where that is known. come_to: the step that it has come to by its outputs, not done yet; those
-        before this server came are not counted. Without these `structures_per_bead_step` is null; so are the steps and
+        asks for in a step, where that is known. come_to: the step that it has come to by its outputs, not done yet;
+        those before this server came are not counted. Without these `structures_per_bead_step` is null; so are the steps and
         what is told of each where nobody knows them, and the spreads where no evaluation had one.
         """
         known = {address: step for address, step in self._steps.items() if step is not None}
-        steps = min((step - self._before[address] for address, step in known.items()), default=0)
+        counted = min((step - self._before[address] for address, step in known.items()), default=0)
         if come_to and known:
-            steps = max(0, come_to - 1 - max(self._before[address] for address in known))
-        steps = done or (steps if len(known) == len(self._steps) else None)
+            counted = max(0, come_to - 1 - max(self._before[address] for address in known))
+        steps = done or (counted if len(known) == len(self._steps) else None)
         asked = done * each if done and each else None
         spreads = self._spreads
         return {
