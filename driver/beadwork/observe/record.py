@@ -130,8 +130,8 @@ class Record:
 
         done: steps that i-PI itself counts after step 0, where its own record can be read. each: structures that it
         asks for in a step, where that is known. come_to: the step that it has come to by its outputs, not done yet;
-        those before this server came are not counted. Without these `structures_per_bead_step` is null; so are the steps and
-        what is told of each where nobody knows them, and the spreads where no evaluation had one.
+        those before this server came are not counted. Without these `structures_per_bead_step` is null; so are the
+        steps and what is told of each where nobody knows them, and the spreads where no evaluation had one.
         """
         known = {address: step for address, step in self._steps.items() if step is not None}
         counted = min((step - self._before[address] for address, step in known.items()), default=0)
