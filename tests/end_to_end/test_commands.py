@@ -45,6 +45,7 @@ def test_run_ends_as_a_failing_ipi_does(ipi, models, start, tmp_path) -> None:
     assert time.time() - (run.folder / "i-pi.log").stat().st_mtime < 30
     assert "Traceback" not in start.log(process)
     assert "i-pi.log" in start.log(process)
+    assert json.loads((run.folder / "summary.json").read_text())["exit_code"] == alone.returncode
 
 
 def test_toml_is_the_same(ipi, models, start, tmp_path, monkeypatch) -> None:
@@ -89,6 +90,7 @@ def test_terminated(ipi, models, start, tmp_path, command) -> None:
     assert code == 128 + signal.SIGTERM
     assert "Traceback" not in start.log(server)
     summary = json.loads((run.folder / "summary.json").read_text())
+    assert (summary["exit_code"], summary["why"]) == (code, "ended by SIGTERM")
     with closing(sqlite3.connect(run.folder / "q.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         rows = connection.execute("SELECT COUNT(*) FROM systems").fetchone()[0]

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from beadwork.ipi import transport
+from beadwork.report import report
 
 #: making the models is part of the first test's time, and a busy machine takes its own
 pytestmark = pytest.mark.timeout(1200)
@@ -264,6 +265,11 @@ def test_mark_stops(ipi, models, start, strays, fault: Say, tmp_path: Path, kind
     frames = last_frames(run)
     assert np.isfinite(frames[0].get_forces()).all()
     assert strays() == []
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["exit_code"] == 11
+    assert summary["why"].startswith(said[:80])
+    report(run.folder)
+    assert f"It ended with exit code 11: step {step}, " in (run.folder / "report.html").read_text()
     fault(f"exit code 11: '{said[:260]}…'; {len(frames)} frames with forces on disk; i-PI has ended")
 
 
