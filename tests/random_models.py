@@ -60,7 +60,8 @@ def random_mace(
         }
         for key in ("interaction_cls", "interaction_cls_first"):
             chosen[key] = modules.interaction_classes[chosen[key]]
-        chosen["hidden_irreps"] = o3.Irreps(chosen["hidden_irreps"])
+        for key in {"hidden_irreps", "edge_irreps"} & chosen.keys():
+            chosen[key] = o3.Irreps(chosen[key])
         reference = np.resize(energies, len(elements))
         model = modules.ScaleShiftMACE(
             r_max=cutoff,
@@ -73,7 +74,6 @@ def random_mace(
             atomic_numbers=list(elements),
             pair_repulsion=zbl,
             radial_MLP=[16, 16],
-            radial_type="bessel",
             heads=heads,
             atomic_inter_scale=scale if heads is None else [scale] * len(heads),
             atomic_inter_shift=shift if heads is None else [shift] * len(heads),

@@ -19,6 +19,8 @@ from beadwork.potential.within import within
 
 #: Å; no two nuclei come this close (H2 at its turning point under 100 GPa is above 0.5 Å)
 CLOSEST = 0.2
+#: neighbours of an atom in no matter: at a cutoff of 6 Å they would be a hundred times as dense as water
+CROWD = 10_000
 #: Å; an atom may travel half of it, from where its structures had it when the list was made
 SKIN = 0.4
 #: Å; structures within this distance of each other, atom by atom, share a list
@@ -264,6 +266,7 @@ class _Candidates:
         # a micrometre's coordinates are rounded by far less than 1e-6 Å
         self.room = self._away(frames)[0].max(axis=0) + skin / 2 + 1e-6
         reach = cutoff + 2 * self.room.max()
+        _check_room(first, self.reference, self.full_cell, reach)
         search = NeighborList(cutoff=reach, full_list=True, sorted=True, n_threads=1)
         pairs, shifts, lengths = search.compute(self.reference, self.full_cell, np.array(self.pbc), "PSd", copy=True)
         center, neighbor = pairs.T.astype(np.int_)
@@ -401,6 +404,28 @@ def _check(frames: Sequence[Frame]) -> None:
         if suspicious or not same or len(frame.numbers) == 0:
             frame.check()
         seen = frame
+
+
+def _check_room(frame: Frame, positions: FloatArray, full_cell: FloatArray, reach: float) -> None:
+    """Refuse a cell that has collapsed before its pairs take the time and the memory: their number is told by it.
+
+    positions: (n, 3) Å. full_cell: with unit vectors where it is not periodic. Along its p periodic directions a ball
+    of the reach (Å) covers the length, area or volume of so many cells; across them it may not cover all atoms.
+    """
+    pbc = np.array(frame.pbc)
+    if not (periodic := int(pbc.sum())):
+        return
+    cell = abs(float(np.linalg.det(full_cell)))
+    ball = 4 / 3 * np.pi * reach**3
+    across = float(np.ptp(positions @ full_cell[~pbc].T, axis=0).prod())
+    part = min((2 * reach, np.pi * reach**2, ball)[periodic - 1], ball / max(across, 1e-9)) / cell
+    if (neighbors := len(positions) * part) > CROWD:
+        where = "the structure" if frame.bead is None else f"bead {frame.bead}"
+        raise GeometryError(
+            f"the cell of {where} has collapsed: {cell ** (1 / periodic):.2g} Å along each periodic direction for "
+            f"{len(positions)} atoms, some {neighbors:.0e} neighbours for each",
+            "lower the time step, or look at the barostat and the cell of the start structure",
+        )
 
 
 def _check_distances(graph: Graph) -> None:
