@@ -77,6 +77,24 @@ def test_two_forcefields_of_one_potential(tmp_path: Path) -> None:
     swap.close()
 
 
+def test_the_jump_is_that_of_what_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a weighted baseline the jump that is told is that of Δ as it is weighed, and what the run then sees."""
+    toys = [Harmonic(1.0), Harmonic(2.0)]
+    old = Potential(Harmonic(1.0), toys, baseline_uncertainty=0.5, reference={8: 0.3})
+    new = Potential(None, [Harmonic(1.5), Harmonic(3.5)], alpha=1.1, reference={8: 0.3})
+    monkeypatch.setattr("beadwork.swap.load_for", lambda config: new)
+    monkeypatch.setattr("beadwork.swap._admitted", lambda potential: "both agree")
+    swap = Swap(ServeConfig(delta=["a", "b"], baseline="c", baseline_uncertainty=0.5), lambda event: None)
+    frame = Frame(np.array([8]), np.array([[1.0, 0.5, 0.0]]), 10 * np.eye(3))
+    swap.serve("here", old, np.array([8]), 1)
+    swap.answered("here", [frame], old.evaluate([frame]))
+    ((ready, said),) = swap._check([list(served.last) for served in swap._served])
+    jump = ready.evaluate([frame]).energies[0] - old.evaluate([frame]).energies[0]
+    assert abs(jump) > 0.01
+    assert f"jumps by {jump:+.6f} eV a bead" in said
+    swap.close()
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_what_else_changes_is_said(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another alpha changes band, marks and error bars; a committee.toml that is about others takes the calibration

@@ -180,6 +180,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
     add("energy-alpha", "the same in energies (default: --alpha if given, else the card's)", type=float, metavar="A")
     add("weights", "one a member (default: the committee card's)", type=float, nargs="+", metavar="W")
     add("baseline-uncertainty", "eV of the whole system; turns the weighted baseline on", type=float, metavar="S")
+    add("baseline-uncertainty-atom", "eV an atom; the same for systems of any size", type=float, metavar="S")
     add("member-forces", "send every member's forces and virial in the extras", action="store_true")
     add("queue", "keep what the committee is unsure of: SQLite file or PostgreSQL URL", metavar="Q")
     add(

@@ -45,6 +45,7 @@ class ServeConfig:
     energy_alpha: float | None = None  #: the same of their energies; default: `alpha` if given, else the card
     weights: list[float] | None = None  #: one a member; default: the committee's card
     baseline_uncertainty: float | None = None  #: eV of the whole system; turns the weighted baseline on
+    baseline_uncertainty_atom: float | None = None  #: eV an atom; the same for systems of any size (docs/formulas.md)
     member_forces: bool = False  #: send every member's forces and virial in the extras
     queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
     keep_force: list[float] | None = None  #: band of the largest force spread, eV/Å; default: the committee's card
@@ -84,7 +85,7 @@ class ServeConfig:
         for name in ("patience", "silence", "cooldown", "keep_most", "threads", "connections", "servers", *marks):
             if not getattr(self, name) >= 0:  # NaN is no number either
                 raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
-        for name in ("alpha", "energy_alpha", "baseline_uncertainty"):
+        for name in ("alpha", "energy_alpha", "baseline_uncertainty", "baseline_uncertainty_atom"):
             if getattr(self, name) is not None and not sensible(getattr(self, name)):
                 raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it wants a number {SENSE}")
         if not all(map(weighs, self.weights or [])):
@@ -179,7 +180,18 @@ _ALONE: dict[str, Callable[[str], list[str]]] = {"delta": lambda text: [text], "
 #: what options without a default of their own kind hold, or lists and tables have in them
 _INSIDE: dict[str, type] = {
     **dict.fromkeys(("delta", "devices", "at", "host", "sockets_prefix"), str),
-    **dict.fromkeys(("keep_force", "keep_energy", "weights", "alpha", "energy_alpha", "baseline_uncertainty"), float),
+    **dict.fromkeys(
+        (
+            "keep_force",
+            "keep_energy",
+            "weights",
+            "alpha",
+            "energy_alpha",
+            "baseline_uncertainty",
+            "baseline_uncertainty_atom",
+        ),
+        float,
+    ),
 }
 
 

@@ -43,6 +43,7 @@ OPTIONS = (
     "alpha",
     "energy_alpha",
     "baseline_uncertainty",
+    "baseline_uncertainty_atom",
     "member_forces",
 )
 _ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")

@@ -9,13 +9,16 @@ from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, SimulationError
-from beadwork.frame import FloatArray
+from beadwork.frame import FloatArray, Frame
 from beadwork.ipi.simulation import Simulation, Socket, System
 from beadwork.ipi.steps import pattern
 from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.delta import Potential, load_for
 from beadwork.potential.device import idle
 from beadwork.server import MEMBER_FORCES, Service, extra_keys
+
+#: atoms from which a weighted baseline of the whole system is spoken of: more than in the clusters that it is for
+LARGE = 30
 
 
 def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], list[str]]:
@@ -24,7 +27,8 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     Raises SimulationError, ModelError, GeometryError or ConfigError for what does not go together.
     """
     roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
-    if config.baseline_uncertainty is not None and set(roles.values()) != {"sum"}:
+    given = [config.baseline_uncertainty, config.baseline_uncertainty_atom]
+    if given != [None, None] and set(roles.values()) != {"sum"}:
         raise ConfigError(
             f"baseline-uncertainty weighs baseline and Δ where their sum is served, but {roles} serves them apart; "
             "leave it out, or serve the sum"
@@ -53,10 +57,24 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
         notes += service.potential.settle(start)
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
+        notes += _of_the_whole(service.potential, start)
         services.append(service)
         answering.setdefault(socket.parent or name, []).append((socket, service))
     _check_extras(simulation, answering)
     return services, notes
+
+
+def _of_the_whole(potential: Potential, start: Frame) -> list[str]:
+    """A sentence where the weighted baseline is that of the whole of a large system."""
+    s, atoms = potential.baseline_uncertainty, len(start.numbers)
+    if s is None or atoms < LARGE:
+        return []
+    spread = potential.evaluate([start]).spread
+    factor = 1.0 if spread is None else s**2 / (s**2 + float(spread.energy[0]) ** 2)
+    return [
+        f"the baseline's uncertainty of {s:g} eV is that of all {atoms} atoms together: at the start Δ counts with "
+        f"{factor:.2g}, and for n times the system with less; --baseline-uncertainty-atom weighs alike at any size"
+    ]
 
 
 def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potential: Potential) -> Service:
@@ -110,11 +128,12 @@ def _check_gathered(socket: Socket, service: Service) -> None:
     if committee is None or not committee.parse_json or len(potential.members) < 2:
         return
     name = f"the <ffcommittee> {socket.parent!r}"
-    if np.ptp(potential.weights) or potential.baseline_uncertainty is not None:
+    if np.ptp(potential.weights) or potential.weighs:
+        weighed = "weighed" if potential.weighs else "not weighed"
         raise SimulationError(
             f"{name} reads the members (parse_json) and takes their plain mean, but they have weights "
-            f"{[round(w, 4) for w in potential.weights.tolist()]} and a baseline uncertainty of "
-            f"{potential.baseline_uncertainty}; set parse_json to False, or serve equal weights without it"
+            f"{[round(w, 4) for w in potential.weights.tolist()]}, and Δ is {weighed} against the baseline; "
+            "set parse_json to False, or serve equal weights without it"
         )
     if committee.alpha != 1.0:
         raise SimulationError(

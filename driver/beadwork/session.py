@@ -210,8 +210,10 @@ class Session:
             "beads": system.nbeads,
             "periodic": self._config.periodic,
             # whether what drove i-PI is the plain mean that its `committee_pot` has
-            "plain_mean": self._config.baseline_uncertainty is None
-            and all(len(set(service.potential.weights.tolist())) < 2 for service in services),
+            "plain_mean": all(
+                not service.potential.weighs and len(set(service.potential.weights.tolist())) < 2
+                for service in services
+            ),
             "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
             "started": time.time(),
         }

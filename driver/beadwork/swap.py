@@ -176,7 +176,7 @@ class Swap:
         begin = time.perf_counter()
         config = self._config
         # hashes, and members that go together
-        fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None))
+        fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None))
         old = self._served[0].potential
         fresh.share_room(old)
         for baseline in old.baseline_cards:
@@ -193,7 +193,7 @@ class Swap:
         for served, known in zip(self._served, last, strict=True):
             fresh.check_species(served.numbers)
             frames = [frame for frame, _ in known]
-            energies = _energies(fresh, frames, served.potential.baseline_uncertainty, config)
+            energies = _energies(served.potential.with_committee(fresh), frames, config)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
         engines = _admitted(fresh)
         checked = f"checked in {time.perf_counter() - begin:.1f} s"
@@ -230,22 +230,16 @@ def _same(old: Potential, new: Potential) -> bool:
     )
 
 
-def _energies(
-    potential: Potential, frames: Sequence[Frame], uncertainty: float | None, config: ServeConfig
-) -> FloatArray:
-    """Δ of the frames, eV, as it is summed to the baseline. Raises ModelError where the run would end with it."""
-    answer = potential.evaluate(frames)
+def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig) -> FloatArray:
+    """Δ of the frames, eV, as it is summed to the baseline, which is not evaluated. Raises ModelError where the run
+    would end with it."""
+    answer = potential.without_baseline().evaluate(frames)
     if config.on_mark == "stop" and answer.spread and (most := answer.spread.largest.max()) > config.mark_spread:
         raise ModelError(
             f"its force spread on the last structures is up to {most:.4g} eV/Å, above the mark of "
             f"{config.mark_spread:g} eV/Å (--mark-spread) that ends the run; train it further, or see to its alpha"
         )
-    if uncertainty is None or answer.spread is None:
-        return answer.energies
-    factor = uncertainty**2 / (uncertainty**2 + answer.spread.energy**2)
-    lone = np.array([sum(potential.reference.get(z, 0.0) for z in frame.numbers.tolist()) for frame in frames])
-    energies: FloatArray = lone + factor * (answer.energies - lone)
-    return energies
+    return answer.energies
 
 
 def _jump(new: FloatArray, old: FloatArray) -> str:

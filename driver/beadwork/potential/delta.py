@@ -14,9 +14,10 @@ from beadwork.errors import ModelError, NonFiniteError, ResourceError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
-from beadwork.potential.engine import Energies, Engine, together
+from beadwork.potential.engine import Energies, Engine, Weighted, together
 from beadwork.potential.engines import AutoEngine, open_engine
 from beadwork.potential.graph import Graph, GraphBuilder
+from beadwork.potential.weighting import RADIUS, Neighbourhoods, weigh
 
 #: evaluations after a refusal of memory until more is tried; twice as many after each further one
 AGAIN = 1000
@@ -107,6 +108,8 @@ class Potential:
 
     baseline_uncertainty: s in eV a system, or None. With it the sum is V_base + E_ref + s^2/(s^2 + var) (V_Δ - E_ref),
     and force and virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021, with E_ref = 0).
+    atom_uncertainty: s in eV an atom, or None: the same for the energy of each atom's neighbourhood
+    (`weighting.Neighbourhoods`), so that parts of a system which are far apart have the energies that they have alone.
     reference: atomic number -> eV, what an atom adds to V_Δ whatever its environment, and so to E_ref. A constant times
     a factor that falls where the committee disagrees would be a force.
 
@@ -126,6 +129,7 @@ class Potential:
         reference: Mapping[int, float] | None = None,
         usual: float | None = None,
         energy_alpha: float | None = None,
+        atom_uncertainty: float | None = None,
     ) -> None:
         self.reference = dict(reference or {})
         self.usual = usual
@@ -134,6 +138,7 @@ class Potential:
         self.alpha = alpha
         self.energy_alpha = alpha if energy_alpha is None else energy_alpha
         self.baseline_uncertainty = baseline_uncertainty
+        self.atom_uncertainty = atom_uncertainty
         self.max_edges = max_edges
         self._most = max_edges  # what memory was found to hold at the start
         self._wait = AGAIN  # evaluations from a refusal to the next trial
@@ -144,24 +149,39 @@ class Potential:
         self.cards: tuple[Card, ...] = ()
         if baseline is None and not members:
             raise ModelError("there is no model to evaluate: give a baseline, Δ models, or both")
-        if baseline_uncertainty is not None and (baseline is None or len(members) < 2 or not baseline_uncertainty > 0):
+        if baseline_uncertainty is not None and atom_uncertainty is not None:
             raise ModelError(
-                f"a weighted baseline (uncertainty {baseline_uncertainty} eV) needs a baseline, at least two Δ models "
-                "and a positive uncertainty"
+                "the baseline's uncertainty is given for the whole system and for an atom; give one of them"
             )
+        for s, unit in ((baseline_uncertainty, "eV"), (atom_uncertainty, "eV an atom")):
+            if s is not None and (baseline is None or len(members) < 2 or not s > 0):
+                raise ModelError(
+                    f"a weighted baseline (uncertainty {s} {unit}) needs a baseline, at least two Δ models and a "
+                    "positive uncertainty"
+                )
+        if atom_uncertainty is not None:
+            for member in members:
+                if not isinstance(member, Weighted):
+                    raise ModelError(f"{member.name} cannot weigh an atom's energy; give the uncertainty of the system")
         raw = np.ones(len(members)) if weights is None else np.array(weights, dtype=np.float64)
         if raw.shape != (len(members),) or not all(map(weighs, raw)) or not (raw.any() or not members):
             raise ModelError(
                 f"weights {list(weights or ())} do not fit {len(members)} Δ models; give each a number {SENSE}, or 0"
             )
-        scales = {"alpha": alpha, "energy_alpha": self.energy_alpha, "baseline_uncertainty": baseline_uncertainty}
+        scales = {
+            "alpha": alpha,
+            "energy_alpha": self.energy_alpha,
+            "baseline_uncertainty": baseline_uncertainty,
+            "baseline_uncertainty_atom": atom_uncertainty,
+        }
         for name, scale in scales.items():
             if scale is not None and not sensible(scale):
                 raise ModelError(f"{name} is {scale}; it must be {SENSE}")
         self.weights = raw / raw.sum() if len(raw) else raw
         if len(members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
             raise ModelError(f"weights {raw.tolist()} leave one Δ model alone, so there is no spread; drop the others")
-        self.builder = GraphBuilder(max(e.cutoff for e in self.engines))
+        farthest = max(e.cutoff for e in self.engines)
+        self.builder = GraphBuilder(farthest if atom_uncertainty is None else max(farthest, RADIUS))
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -179,8 +199,13 @@ class Potential:
         return self.cards[len(self.cards) - len(self.members) :]
 
     @property
+    def weighs(self) -> bool:
+        """Whether what drives is the weighted baseline, and not the plain sum."""
+        return self.baseline_uncertainty is not None or self.atom_uncertainty is not None
+
+    @property
     def cutoff(self) -> float:
-        """The largest cutoff of all models, Å."""
+        """The largest cutoff of all models, Å, and of what is weighed."""
         return self.builder.cutoff
 
     def check_species(self, numbers: Sequence[int] | IntArray) -> None:
@@ -205,14 +230,15 @@ class Potential:
             reference=other.reference,
             usual=other.usual,
             energy_alpha=other.energy_alpha,
+            atom_uncertainty=self.atom_uncertainty,
         )
         whole.share_room(self)
         whole.cards = (*self.baseline_cards, *other.cards)
         return whole
 
     def without_baseline(self) -> Potential:
-        """The committee alone, without cards."""
-        return Potential(
+        """The committee alone, without cards, weighed as it is beside the baseline."""
+        alone = Potential(
             None,
             self.members,
             self.weights.tolist(),
@@ -221,6 +247,10 @@ class Potential:
             usual=self.usual,
             energy_alpha=self.energy_alpha,
         )
+        alone.baseline_uncertainty, alone.atom_uncertainty = self.baseline_uncertainty, self.atom_uncertainty
+        alone.builder = GraphBuilder(self.cutoff)
+        alone.share_room(self)
+        return alone
 
     def share_room(self, other: Potential) -> None:
         """Take no more at once than another one does on the same device."""
@@ -275,9 +305,10 @@ class Potential:
         baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
         answers = [self._run(member, graphs, seconds) for member in self.members]
         started = time.perf_counter()
-        evaluation = self._combine(graph, baseline, answers, member_forces)
+        before = sum(seconds.values())
+        evaluation = self._combine(graph, graphs, baseline, answers, member_forces, seconds)
         _check_finite("the sum of the models", graph, evaluation)
-        seconds["reduce"] = time.perf_counter() - started
+        seconds["reduce"] = time.perf_counter() - started - (sum(seconds.values()) - before)
         models = tuple(card.hash for card in self.cards)
         notes: tuple[str, ...] = ()
         if self.max_edges != limit:
@@ -306,16 +337,28 @@ class Potential:
         self.check_species(np.flatnonzero(np.bincount(graph.numbers)))
         return graph
 
-    def _run(self, engine: Engine, graphs: Mapping[float, Graph], seconds: dict[str, float]) -> Energies:
+    def _run(
+        self,
+        engine: Engine,
+        graphs: Mapping[float, Graph],
+        seconds: dict[str, float],
+        weights: FloatArray | None = None,
+    ) -> Energies:
         started = time.perf_counter()
         graph = graphs[engine.cutoff]
-        answer, self.max_edges = memory.evaluate(engine, graph, self.max_edges)
+        answer, self.max_edges = memory.evaluate(engine, graph, self.max_edges, weights)
         _check_finite(f"the model {engine.name}", graph, answer)
         seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
         return answer
 
     def _combine(
-        self, graph: Graph, baseline: Energies | None, answers: Sequence[Energies], member_forces: bool
+        self,
+        graph: Graph,
+        graphs: Mapping[float, Graph],
+        baseline: Energies | None,
+        answers: Sequence[Energies],
+        member_forces: bool,
+        seconds: dict[str, float],
     ) -> Evaluation:
         if not answers:
             if baseline is None:
@@ -344,13 +387,11 @@ class Potential:
         force_spread *= self.alpha / self.energy_alpha
         largest = np.maximum.reduceat(force_spread, graph.ptr[:-1])
         delta = mean
-        if self.baseline_uncertainty is not None:
-            s2 = self.baseline_uncertainty**2
-            factor = s2 / (s2 + variance)
-            reference = np.add.reduceat([self.reference.get(z, 0.0) for z in graph.numbers.tolist()], graph.ptr[:-1])
-            # -d factor/dx (V_Δ - E_ref) = -factor^2/s^2 (V_Δ - E_ref) (2/norm) sum_m w_m dev(E_m) dev(F_m)
-            slope = -(factor**2) / s2 * (mean.energies - reference) * 2 / norm
-            pull = w[:, None] * energy * slope
+        if self.atom_uncertainty is not None:
+            delta = self._by_atom(graph, graphs, answers, self.atom_uncertainty, seconds)
+        elif self.baseline_uncertainty is not None:
+            reference = np.add.reduceat(self._lone(graph), graph.ptr[:-1])
+            factor, pull = weigh(mean.energies - reference, energy, w, self.baseline_uncertainty)
             delta = Energies(
                 reference + factor * (mean.energies - reference),
                 factor[graph.system, None] * mean.forces + np.einsum("ma,mai->ai", pull[:, graph.system], force),
@@ -372,6 +413,42 @@ class Potential:
             member_virials=mean.virials + virial if member_forces else None,
         )
 
+    def _lone(self, graph: Graph) -> FloatArray:
+        """(A,) eV: what each atom adds to Δ whatever its environment."""
+        return np.array([self.reference.get(z, 0.0) for z in graph.numbers.tolist()])
+
+    def _by_atom(
+        self,
+        graph: Graph,
+        graphs: Mapping[float, Graph],
+        answers: Sequence[Energies],
+        s: float,
+        seconds: dict[str, float],
+    ) -> Energies:
+        """Δ with the energy of each atom's neighbourhood weighed: a second pass of every member, with weights."""
+        missing = [e.name for e, a in zip(self.members, answers, strict=True) if a.of_atoms is None]
+        if missing:
+            raise ModelError(f"{missing[0]} does not say an atom's energy; give the uncertainty of the whole system")
+        w, lone = self.weights, self._lone(graph)
+        deviations = np.array([a.of_atoms for a in answers])
+        own = w @ deviations - lone
+        deviations -= own + lone
+        deviations *= self.energy_alpha
+        around = Neighbourhoods(graph)
+        mine, apart = around.gather(own[None])[0], around.gather(deviations)
+        factor, pull = weigh(mine, apart, w, s)
+        # Σ_i factor_i d(mine_i) + Σ_mi pull_mi d(apart_mi), the deviations' mean being 0 and so that of pull
+        weights = w[:, None] * around.spread(factor[None]) + self.energy_alpha * around.spread(pull)
+        parts = [self._run(m, graphs, seconds, c) for m, c in zip(self.members, weights, strict=True)]
+        forces, virials = around.pull(np.vstack((factor, pull)), np.vstack((own, deviations)))
+        of_atoms = lone + factor * mine
+        return Energies(
+            np.add.reduceat(of_atoms, graph.ptr[:-1]),
+            np.sum([part.forces for part in parts], axis=0) + forces,
+            np.sum([part.virials for part in parts], axis=0) + virials,
+            of_atoms,
+        )
+
 
 def load(
     baseline: str | Path | None = None,
@@ -383,6 +460,7 @@ def load(
     alpha: float | None = None,
     baseline_uncertainty: float | None = None,
     energy_alpha: float | None = None,
+    baseline_uncertainty_atom: float | None = None,
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
@@ -418,7 +496,16 @@ def load(
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     base = opened.pop(0) if baseline is not None else None
     alpha = 1.0 if alpha is None else alpha
-    potential = Potential(base, opened, weights, alpha, baseline_uncertainty, usual=usual, energy_alpha=energy_alpha)
+    potential = Potential(
+        base,
+        opened,
+        weights,
+        alpha,
+        baseline_uncertainty,
+        usual=usual,
+        energy_alpha=energy_alpha,
+        atom_uncertainty=baseline_uncertainty_atom,
+    )
     for weight, member in zip(potential.weights.tolist(), opened, strict=True):
         for z, energy in member.reference.items():
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
@@ -439,6 +526,7 @@ def load_for(config: ServeConfig) -> Potential:
         config.alpha,
         config.baseline_uncertainty,
         config.energy_alpha,
+        config.baseline_uncertainty_atom,
     )
 
 

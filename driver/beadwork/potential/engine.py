@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,15 @@ def together(parts: Sequence[FloatArray | None], put: Callable[[list[FloatArray]
     """Put parts into one; None where one of them is."""
     known = [part for part in parts if part is not None]
     return put(known) if len(known) == len(parts) else None
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """An engine that can weigh the atoms' energies one by one."""
+
+    def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
+        """What the energy Σ_i weights_i (energy of atom i) is, with its derivatives. weights: (A,)."""
+        ...
 
 
 class Engine(Protocol):

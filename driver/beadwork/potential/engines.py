@@ -11,7 +11,7 @@ from ase.data import covalent_radii
 
 from beadwork.config import DTYPES, ENGINES
 from beadwork.errors import ModelError
-from beadwork.frame import Frame
+from beadwork.frame import FloatArray, Frame
 from beadwork.potential import memory
 from beadwork.potential.bundle import check
 from beadwork.potential.engine import Energies, Engine
@@ -66,6 +66,7 @@ class AutoEngine:
         self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
         torchscript = TorchScriptEngine(bundle, dtype, device)
         self._engine: Engine = torchscript
+        self._torchscript = torchscript
         self.name, self.reference = torchscript.name, torchscript.reference
         if required:
             return
@@ -105,6 +106,10 @@ class AutoEngine:
         """Evaluate with the engine that was chosen, choosing first where that is still to be done."""
         self.settle(graph)
         return self._engine.evaluate(graph)
+
+    def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
+        """Evaluate with torchscript, whatever was chosen: the native one knows no derivative of an atom's energy."""
+        return self._torchscript.weighted(graph, weights)
 
 
 @dataclass(frozen=True, slots=True)

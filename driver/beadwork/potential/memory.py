@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from beadwork.errors import ModelError, ResourceError
-from beadwork.potential.engine import Energies, Engine, join
+from beadwork.frame import FloatArray
+from beadwork.potential.engine import Energies, Engine, Weighted, join
 from beadwork.potential.graph import Graph
 
 #: the part of free memory that an evaluation may take
@@ -31,16 +32,23 @@ PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def evaluate(engine: Engine, graph: Graph, max_edges: int | None = None) -> tuple[Energies, int | None]:
+def evaluate(
+    engine: Engine, graph: Graph, max_edges: int | None = None, weights: FloatArray | None = None
+) -> tuple[Energies, int | None]:
     """Evaluate in pieces of max_edges at most, and in smaller ones where memory does not suffice.
 
-    Returns the answer and the max_edges with which it was found, to begin with the next time. Raises ResourceError
-    where a single structure is too large, ModelError where the engine fails for any other reason.
+    weights: (A,), of the atoms' energies; None for 1. Returns the answer and the max_edges with which it was found, to
+    begin with the next time. Raises ResourceError where a single structure is too large, ModelError where the engine
+    fails for any other reason.
     """
     while True:
         pieces = graph.pieces(max_edges)
         try:
-            return join([engine.evaluate(graph.part(a, b)) for a, b in pieces]), max_edges
+            if isinstance(engine, Weighted) and weights is not None:
+                parts = [engine.weighted(graph.part(a, b), weights[graph.ptr[a] : graph.ptr[b]]) for a, b in pieces]
+            else:
+                parts = [engine.evaluate(graph.part(a, b)) for a, b in pieces]
+            return join(parts), max_edges
         except (MemoryError, RuntimeError) as error:
             said = reason(error)[:200]
             if not _refused(error):

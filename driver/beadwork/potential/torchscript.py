@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from beadwork.errors import ModelError
+from beadwork.frame import FloatArray
 from beadwork.potential.bundle import MODEL, check, open_again
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
@@ -49,6 +50,14 @@ class TorchScriptEngine:
         graph = graph.within(self.cutoff)
         return join([self._evaluator.evaluate(graph.part(a, b)) for a, b in graph.pieces(self._piece)])
 
+    def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
+        """The sum of the atoms' energies, each times its weight (A,), and its derivatives; as `evaluate` otherwise."""
+        graph = graph.within(self.cutoff)
+        pieces = graph.pieces(self._piece)
+        return join(
+            [self._evaluator.evaluate(graph.part(a, b), weights[graph.ptr[a] : graph.ptr[b]]) for a, b in pieces]
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled by opening the bundle again: TorchScript can be pickled by nobody."""
         return open_again, (type(self), *self._opened)
@@ -77,10 +86,14 @@ class ModuleEvaluator:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
 
-    def evaluate(self, graph: Graph) -> Energies:
-        """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device."""
+    def evaluate(self, graph: Graph, weights: FloatArray | None = None) -> Energies:
+        """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device.
+
+        weights: (A,), of the atoms' energies in all that is answered; None for 1.
+        """
         systems, atoms = len(graph), len(graph.numbers)
-        answer = to_host(self._reduce(self.answer(graph), bring(graph, self._dtype, self._device)))
+        out = self.answer(graph) if weights is None else self._weighted(graph, weights)
+        answer = to_host(self._reduce(out, bring(graph, self._dtype, self._device), weights))
         energies, forces, virials, of_atoms = np.split(answer, np.cumsum((systems, 3 * atoms, 9 * systems)))
         return Energies(energies, forces.reshape(atoms, 3), virials.reshape(systems, 3, 3), of_atoms)
 
@@ -89,13 +102,32 @@ class ModuleEvaluator:
 
         Its energies lack the atoms' reference energies.
         """
+        return self._call(self._data(graph), derive=True)
+
+    def _weighted(self, graph: Graph, weights: FloatArray) -> dict[str, Any]:
+        """The same with derivatives of the weighted sum of the atoms' energies; the energies are as they were."""
+        data = self._data(graph)
+        positions = data["positions"].requires_grad_(True)
+        out = self._call(data, derive=False)
+        node = out["node_energy"]
+        systems = len(graph)
+        total = (node * torch.as_tensor(weights, dtype=node.dtype, device=self._device)).sum()
+        by = (positions, out["displacement"])
+        found = torch.autograd.grad(total, by, allow_unused=True) if total.requires_grad else (None, None)
+        forces, virials = (
+            torch.zeros(shape, dtype=self._dtype, device=self._device) if slope is None else -slope
+            for slope, shape in zip(found, ((len(positions), 3), (systems, 3, 3)), strict=True)
+        )
+        return {**out, "forces": forces, "virials": virials}
+
+    def _data(self, graph: Graph) -> dict[str, torch.Tensor]:
         given = bring(graph, self._dtype, self._device)
         systems, atoms = len(given.ptr) - 1, len(given.numbers)
         # All positions are put at zero and the edges' vectors take the place of unit shifts in a cell of unit vectors:
         # differences of large (unwrapped) coordinates are then never formed in float32, and the model's own
         # derivatives by positions and strain are the forces and the virial as ever.
         # Edges run from the neighbor to the center, so that messages are summed in order.
-        data = {
+        return {
             "positions": torch.zeros((atoms, 3), dtype=self._dtype, device=self._device),
             "unit_shifts": given.vectors,
             "shifts": given.vectors,
@@ -106,18 +138,22 @@ class ModuleEvaluator:
             "ptr": given.ptr,
             "head": self._head.expand(systems),
         }
+
+    def _call(self, data: dict[str, torch.Tensor], *, derive: bool) -> dict[str, Any]:
         # TorchScript's profiler would make the first three calls three times slower, and gains nothing after
         with torch.jit.optimized_execution(False):
             out: dict[str, Any] = self._module(
-                data, training=False, compute_force=True, compute_virials=True, compute_displacement=True
+                data, training=False, compute_force=derive, compute_virials=derive, compute_displacement=True
             )
         return out
 
-    def _reduce(self, out: dict[str, Any], given: DeviceGraph) -> torch.Tensor:
+    def _reduce(self, out: dict[str, Any], given: DeviceGraph, weights: FloatArray | None) -> torch.Tensor:
         """Energies, forces, virials, atoms' energies one after the other in float64; nothing waits for the device."""
         systems = len(given.ptr) - 1
         with torch.no_grad():
             node = out["node_energy"].double() + self._reference[given.numbers]
+            if weights is not None:
+                node = node * torch.as_tensor(weights, dtype=torch.float64, device=self._device)
             energies = torch.zeros(systems, dtype=torch.float64, device=self._device).index_add_(0, given.batch, node)
             virials = out["virials"]
             if len(virials) != systems or virials.device != energies.device:
