@@ -412,7 +412,7 @@ def test_a_delta_worse_than_its_baseline_is_amber(tmp_path: Path) -> None:
     )
     fits, said = together(tmp_path, members, small)
     assert (fits.colour, said.colour) == (GREEN, AMBER)
-    assert said.text.startswith("this Δ is worse than its baseline alone: on 2 frames")
+    assert said.text.startswith("in energies this Δ is worse than its baseline alone: on 2 frames")
     assert said.remedy.startswith("label more frames")
     assert only(together(tmp_path, members[:1], small[:1])).colour == GREEN
 

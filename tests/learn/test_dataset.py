@@ -50,6 +50,33 @@ def test_difference_is_label_minus_the_baseline_that_serves(examples):
         assert np.allclose(e.forces + alone.forces, e.label.forces, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (23.0605, "23.1 times the baseline's, as forces in kcal/mol/angstrom would be"),
+        (0.019447, "0.0194 times the baseline's, as forces in hartree/bohr would be"),
+        (0.52918, "0.529 times the baseline's, as forces in ev/bohr would be"),
+        (-1.0, "-1 times the baseline's, as gradients would be"),
+        (1.0, None),
+        (0.8, None),
+        (1.5, None),
+    ],
+)
+def test_forces_in_another_unit_are_refused(examples, times, said):
+    """Labels that are the baseline's forces but for a unit or the sign: a file of kcal/mol reads as well as any. Labels
+    of another method are the baseline's but for some percent, and pass."""
+    engine = TorchScriptEngine(truth.BASELINE)
+    found = []
+    for e in examples[:8]:
+        forces = engine.evaluate(build([e.frame], engine.cutoff)).forces
+        found.append(with_label(e, forces=times * forces, forces_error=None))
+    if said is None:
+        assert len(difference(found, truth.BASELINE)) == 8
+        return
+    with pytest.raises(LabelError, match=f"{said}; give forces in eV/Å"):
+        difference(found, truth.BASELINE)
+
+
 def test_labels_learned_without_a_baseline_stay_as_they_are(examples):
     """A baseline model is trained on labels, not on differences."""
     for e in difference(examples, None):

@@ -133,6 +133,8 @@ def test_energies_under_another_name(tmp_path: Path):
         from_file(some, None)
     with pytest.raises(LabelError, match="frame 1 has not; take it out"):
         from_file(water(some, "REF_energy=-1", "nothing=1"), None)
+    with pytest.raises(LabelError, match=r"0 of 1 frames .* has not but the numbers U0, mu; name what holds eV"):
+        from_file(water(some, "U0=-40.4 mu=0 smiles=C"), None)
 
 
 def test_names_are_of_files(tmp_path: Path):

@@ -138,8 +138,8 @@ def test_a_delta_worse_than_its_baseline_is_said_by_train_and_by_point(committee
     shutil.copytree(committee[0], out)
     table = {"frames": 2, "energy_rmse_meV_per_atom": [351.2, 8.0], "baseline_energy_rmse_meV_per_atom": [91.4, 12.0]}
     sentence = (
-        "this Δ is worse than its baseline alone: on 2 frames that no member saw energies are wrong by 351 ± 8 meV an "
-        "atom with Δ, 91.4 ± 1e+01 without; label more frames or train longer before you serve it"
+        "in energies this Δ is worse than its baseline alone: on 2 frames that no member saw energies are wrong by 351 "
+        "± 8 meV an atom with Δ, 91.4 ± 1e+01 without; label more frames or train longer before you serve it"
     )
     said: list[str] = []
     for measured, last in ((table, sentence), (table | {"energy_rmse_meV_per_atom": [80.0, 8.0]}, "")):
@@ -148,7 +148,9 @@ def test_a_delta_worse_than_its_baseline_is_said_by_train_and_by_point(committee
         assert said[-1].endswith(last or str(measured))
         assert main(["models", "point", str(tmp_path / "current"), str(out)]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == [last] * bool(last)
-    assert no_better(table | {"energy_rmse_meV_per_atom": [95.0, 8.0]}).startswith("this Δ is no better than")
+    assert no_better(table | {"energy_rmse_meV_per_atom": [95.0, 8.0]}).startswith(
+        "in energies this Δ is no better than"
+    )
 
 
 def test_folder_of_a_call_killed_at_its_start_is_taken_again(tmp_path: Path):

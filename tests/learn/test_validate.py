@@ -211,7 +211,9 @@ def test_a_delta_worse_than_its_baseline_is_said(examples, found, tmp_path: Path
     v = Validation(tmp_path, dataset, residuals(none, MEMBERS, {1: 0.0, 8: 0.0}), None)
     with_, without = (1e3 * e.rmse[0] for e in (v.found.forces, v.found.baseline_forces))
     assert with_ > 50 * without
-    assert v.worse.startswith("this Δ is worse than its baseline alone: on 40 frames that no member saw energies are")
+    assert v.worse.startswith(
+        "in energies and forces this Δ is worse than its baseline alone: on 40 frames that no member saw"
+    )
     assert f"forces are wrong by {with_:.3g} ± " in v.worse
     assert f" meV/Å with Δ, {without:.3g} ± " in v.worse
     assert v.worse in str(v).splitlines()

@@ -23,6 +23,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.listing import put
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
+from beadwork.learn.command import ENERGIES, LENGTHS
 from beadwork.learn.label import Label, as_json, frame_of, plain, structure
 from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import load
@@ -35,6 +36,10 @@ FORMAT = 1
 BATCH = 256
 #: how names of files with labels end; every other source is a queue
 FILES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
+#: cosine between forces of labels and baseline from which on they are the same but for their size
+ALONG = 0.9
+#: how far (in logarithms) their sizes may be from a ratio of units
+SAME_SIZE = 0.1
 #: Å; an atom without another within is an isolated one
 ALONE = 6.0
 
@@ -295,13 +300,37 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
     potential.settle(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
     name = load_card(baseline).hash
     examples = []
+    pairs = []
     for start in range(0, len(labelled), BATCH):
         batch = labelled[start : start + BATCH]
         answer = potential.evaluate([e.frame for e in batch])
         for e, energy, a, b in zip(batch, answer.energies, answer.ptr[:-1], answer.ptr[1:], strict=True):
-            forces = None if e.label.forces is None else e.label.forces - answer.forces[a:b]
+            forces = None
+            if e.label.forces is not None:
+                forces = e.label.forces - answer.forces[a:b]
+                pairs.append((e.label.forces, answer.forces[a:b]))
             examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name))
+    if pairs:
+        _check_unit(np.concatenate([label for label, _ in pairs]), np.concatenate([own for _, own in pairs]), where)
     return examples
+
+
+def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
+    """Refuse forces that are the baseline's but for a unit or the sign: they are no eV/Å, whatever was said."""
+    size = float(np.linalg.norm(label)) * float(np.linalg.norm(baseline))
+    along = float((label * baseline).sum()) / max(size, 1e-12)
+    times = float(np.linalg.norm(label)) / max(float(np.linalg.norm(baseline)), 1e-12)
+    if abs(along) < ALONG:
+        return
+    units = {f"{e}/{x}": LENGTHS[x] / ENERGIES[e] for e in ENERGIES for x in LENGTHS}
+    near = min(units, key=lambda unit: abs(np.log(times / units[unit])))
+    if along > 0 and (near == "ev/angstrom" or abs(np.log(times / units[near])) > SAME_SIZE):
+        return
+    raise LabelError(
+        f"{where}: the labels' forces are {np.copysign(times, along):.3g} times the baseline's, as "
+        + ("gradients" if along < 0 else f"forces in {near}")
+        + " would be; give forces in eV/Å"
+    )
 
 
 def _check_structures(examples: Sequence[Example]) -> None:

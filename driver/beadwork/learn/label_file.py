@@ -165,7 +165,10 @@ def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> N
     """Refuse a file that has energies or forces under other names than those that would be read."""
     have = [energy in _info(one) for one in read]
     if not all(have):
-        others = _other_names([info for info in map(_info, read) if energy not in info], "energ")
+        without = [info for info in map(_info, read) if energy not in info]
+        others = _other_names(without, "energ")
+        if not others and not any(have):
+            others = f"the numbers {', '.join(sorted(_numbers(without[0]))) or 'none'}"
         raise LabelError(
             f"{sum(have)} of {len(read)} frames of {path} have {energy}, frame {have.index(False)} has not"
             + (f" but {others}; name what holds eV in all frames (--energy-key NAME)" if others else "; take it out")
@@ -195,6 +198,10 @@ def _other_names(frames: Sequence[Mapping[str, Any]], part: str) -> str:
         and not name.lower().endswith(("_error", "_weight", "_spread"))
     )
     return ", ".join(f"`{name}` ({count} frames)" for name, count in counts.most_common())
+
+
+def _numbers(info: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in info.items() if np.size(value) == 1 and np.asarray(value).dtype.kind in "iuf"]
 
 
 def _number(info: Mapping[str, Any], name: str, where: str, wanted: str, default: float | None = None) -> float:

@@ -255,7 +255,7 @@ def no_better(held_out: Mapping[str, Any]) -> str:
     held_out: the table of that name in committee.toml: of `energy` and `force` the root mean square error and its
     error bar, and the same of the baseline.
     """
-    found, worse = [], False
+    names, found, worse = [], [], False
     for what, kind, unit, key in (
         ("energies", "energy", "meV an atom", "rmse_meV_per_atom"),
         ("forces", "force", "meV/Å", "rmse_meV_per_angstrom"),
@@ -263,13 +263,15 @@ def no_better(held_out: Mapping[str, Any]) -> str:
         own, base = held_out.get(f"{kind}_{key}"), held_out.get(f"baseline_{kind}_{key}")
         if isinstance(own, list) and isinstance(base, list) and own[0] > base[0]:
             worse = worse or own[0] - own[1] > base[0] + base[1]
+            names.append(what)
             found.append(
                 f"{what} are wrong by {own[0]:.3g} ± {own[1]:.1g} {unit} with Δ, {base[0]:.3g} ± {base[1]:.1g} without"
             )
     if not found:
         return ""
     return (
-        f"this Δ is {'worse' if worse else 'no better'} than its baseline alone: on {held_out.get('frames')} frames "
+        f"in {' and '.join(names)} this Δ is {'worse' if worse else 'no better'} than its baseline alone: on "
+        f"{held_out.get('frames')} frames "
         f"that no member saw {' and '.join(found)}; label more frames or train longer before you serve it"
     )
 
