@@ -79,6 +79,22 @@ BAD = {
         r"elements \(1, 7\) and .*, but the model has \(1, 8\) and .*: the card is another model's",
     ),
     "foreign": (lambda b: exchange(b, foreign), r"is TorchScript but no MACE energy model"),
+    "a card that names what is outside": (
+        lambda b: edit(b, '"model.pt" =', '"../../../../etc/passwd" = "0"\n"model.pt" ='),
+        r"card\.toml names '\.\./\.\./\.\./\.\./etc/passwd', which is no file of the bundle",
+    ),
+    "a card that names its folder's parent": (
+        lambda b: edit(b, '"model.pt" =', '".." = "0"\n"model.pt" ='),
+        r"card\.toml names '\.\.', which is no file of the bundle",
+    ),
+    "four terabytes of nothing": (
+        lambda b: os.truncate(b / "model.pt", 4 * 10**12),
+        r"model\.pt has 4000000000000 bytes, more than any model",
+    ),
+    "a card of four terabytes": (
+        lambda b: os.truncate(b / "card.toml", 4 * 10**12),
+        r"card\.toml has 4000000000000 bytes, more than any card",
+    ),
     "no zip": (lambda b: exchange(b, lambda f: f.write_bytes(b"no model")), r"is no readable TorchScript model"),
 }
 

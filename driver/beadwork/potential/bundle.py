@@ -25,6 +25,8 @@ COMMITTEE = "committee.toml"
 SPREAD, USUAL = "spread_held_out", 0.99
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "angstrom"}
+#: bytes; more has no file of a model, and no card, even with a line for each of 100,000 frames
+LARGEST, LONGEST = 2**34, 2**24
 Opened = TypeVar("Opened")
 
 
@@ -111,14 +113,23 @@ def load_card(bundle: str | Path) -> Card:
 
 
 def check(bundle: str | Path) -> Card:
-    """Read the card and verify every file's sha256. Raises ModelError for a missing, truncated or changed file."""
+    """Read the card and verify every file's sha256. Raises ModelError for a missing, truncated or changed file.
+
+    A card is read from anyone: what it names is looked at inside the bundle alone, and not if it is huge.
+    """
     card = load_card(bundle)
     for name, expected in card.sha256.items():
+        if Path(name).name != name or name == "..":
+            raise ModelError(
+                f"{card.path / CARD} names {name!r}, which is no file of the bundle; import the model again"
+            )
         file = card.path / name
         if not file.is_file():
             raise ModelError(
                 f"{file} is named in the card but missing; copy the whole bundle or import the model again"
             )
+        if file.stat().st_size > LARGEST:
+            raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any model; import the model again")
         got = sha256(file)
         if got != expected:
             raise ModelError(
@@ -305,6 +316,8 @@ _OWN = ("format", "name", "elements", "cutoff", "dtype", "head", "units", "sha25
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
+        if file.stat().st_size > LONGEST:
+            raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any card; import the model again")
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(

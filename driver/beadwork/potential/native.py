@@ -16,6 +16,8 @@ from beadwork.frame import FloatArray
 from beadwork.potential.bundle import NATIVE, check, open_again
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
+from beadwork.potential.memory import reason
+from beadwork.potential.native_file import check_native
 
 
 def available() -> bool:
@@ -130,6 +132,7 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
     """
     if not available():
         raise ModelError("the native engine needs symmetrix-xl: pip install 'beadwork[native]', or use 'torchscript'")
+    check_native(file)
     os.environ["SYMMETRIX_JIT_CACHE"] = str(kernel_cache())
     from symmetrix import load_backend, selected_backend
 
@@ -145,9 +148,11 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
                 "Symmetrix-XL for this GPU (symmetrix backend install), or use the engine 'torchscript'"
             )
         calculator = Symmetrix(str(file), dtype=dtype, streamed_edges="direct", execution_profile="speed", head=head)
-    except (RuntimeError, ValueError, OSError, ImportError) as error:  # ImportError: no backend for this machine
+    except ModelError:
+        raise
+    except Exception as error:  # ImportError: no backend for this machine; and whatever Symmetrix-XL stumbles over
         raise ModelError(
-            f"{file} cannot be run natively ({str(error).strip().splitlines()[0]}); "
+            f"{file} cannot be run natively ({reason(error)}); "
             "is there a C++ compiler? use the engine 'torchscript' meanwhile"
         ) from error
     evaluator = calculator.evaluator
