@@ -191,7 +191,8 @@ def test_what_ipi_writes_is_its_step(tmp_path: Path) -> None:
 
 def test_lines_that_were_there_before_ipi_came_say_nothing(tmp_path: Path) -> None:
     """An i-PI that was killed had come to 57, and the RESTART is of 50: the first line of the new one tells. Counted
-    from where the file begins. Again for the next process, and not for the same one."""
+    from where the file begins. Again for the next process, and not for the same one. An estimator that was not due
+    since is not waited for."""
     written = Written(outputs(1), first=50)
     file = tmp_path / "out0"
     file.write_text("# column   1     --> step\n" + line(56) + line(57))
@@ -204,6 +205,13 @@ def test_lines_that_were_there_before_ipi_came_say_nothing(tmp_path: Path) -> No
     assert written.look() == Moment(2)
     written.attach(2, tmp_path)
     assert written.look().step is None
+    (tmp_path / "out1").write_text("# column   1     --> step\n" + line(40) + line(60))
+    two = Written(outputs(1, 20, asks=[False, True]))
+    two.attach(3, tmp_path)
+    for step, name, found in ((51, "out0", 52), (59, "out0", 60), (60, "out0", 60), (60, "out1", 61)):
+        with open(tmp_path / name, "a") as out:
+            out.write(line(step))
+        assert two.look() == Moment(found)
 
 
 def test_a_stride_is_a_blur_and_an_estimator_is_waited_for(tmp_path: Path) -> None:
@@ -234,6 +242,8 @@ def test_an_estimator_that_cannot_be_read_hides_the_step() -> None:
     assert not Written([told, replace(silent, asks=True)]).tells
     assert not Written([]).tells
     assert not Written([silent]).tells
+    (buffered,) = outputs(10, asks=[True])
+    assert not Written([told, replace(buffered, stride=1, number=1)]).tells
     assert Written([silent, told]).tells
 
 
@@ -265,8 +275,9 @@ def test_outputs_and_count_together(tmp_path: Path) -> None:
     file = tmp_path / "out0"
     file.write_text("# column   1     --> step\n")
     written.attach(1, tmp_path)
-    one = Steps(None, RING[:1])
-    several = steps(4, RING[:1], servers=2)
+    one, unlike = Steps(None, RING[:2]), Steps(None, RING[:1])
+    several = steps(4, RING[:4], servers=2)
+    assert count(unlike, RING[2:4], written=written)[0] is None, "nothing is written, and this is not the file's start"
     found = []
     for step in range(3):
         found += [count(one, RING[:2] + step + k, written=written) for k in range(2)]

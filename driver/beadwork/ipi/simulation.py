@@ -695,6 +695,9 @@ def _system(path: Path, k: int, replica: Any) -> System:
     numbers = _numbers(names)
     if not numbers.any():
         raise _unknown(path, k, 0, names[0])
+    for mover in _movers(motion):  # a replay opens its trajectories, and leaves that to Python
+        for file in np.atleast_1d(getattr(mover, "rfile", [])):
+            file.close()
     temperature, timestep = float(replica.ensemble.temp), float(motion.dt)
     return System(
         prefix=str(replica.prefix),

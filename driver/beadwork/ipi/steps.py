@@ -19,7 +19,7 @@ from beadwork.ipi.simulation import Simulation, Socket
 from beadwork.ipi.written import Written
 
 #: motions, as `System.motions` has them, that ask for one ring in each of their time steps
-RING = {"nve", "nvt", "nvt-cc", "npt", "nst"}
+RING = {"nve", "nvt", "nvt-cc", "npt", "nst", "eda-nve", "eda-nvt"}
 #: and those that ask for nothing
 NOTHING = {"t_ramp", "p_ramp", "alchemy"}
 
@@ -90,6 +90,7 @@ class Steps:
         self._numbered = self._alone  # and has the number that the count of steps says
         self._new = True  # nothing was answered of this i-PI yet
         self._last: Moment | None = None  # what i-PI had written when we last looked
+        self._begun = False  # it begins with the file's start
 
     def restarted(self) -> None:
         """Another i-PI has come in place of the last one: it begins a step, which may be any."""
@@ -127,8 +128,12 @@ class Steps:
             return Moment(self._step), begins
         moment = Moment(self._step if self.pattern else None)
         if written is not None:
-            last, self._last = self._last, written.look()
-            moment = self._last
+            moment = written.look()
+            if new:
+                self._begun = ours or self._start is None or self._at_start(positions)
+            if moment.step == 0 and not self._begun:
+                moment = Moment(None)  # nothing is written, and it does not begin with the file's start
+            last, self._last = self._last, moment
             if not sure:
                 grown = last is not None and moment.step is not None and moment != last
                 begins = new or grown or (None if moment.step is None else False)

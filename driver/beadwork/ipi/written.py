@@ -36,10 +36,13 @@ class Written:
         #: for every system the one that is written most often, and those that ask
         self._followed = [o for o in outputs if o.asks or (finest and o.number == finest.number)]
         #: whether the step can be told at all: where one that asks cannot be read, no step's end is known
-        self.tells = finest is not None and all(output.every for output in self._followed)
+        # one that asks and waits in a buffer is as good as unread
+        self.tells = finest is not None and all(o.every and not (o.asks and o.every > o.stride) for o in self._followed)
         self._process: int | None = None
         self._files: list[tuple[Output, Path]] = []
-        self._found: dict[Path, tuple[tuple[int, int], int | None]] = {}  # when it was read last, and what it said
+        # when it was read last, and the last step there: -1 before any, None where those there may be another i-PI's
+        self._found: dict[Path, tuple[tuple[int, int] | None, int | None]] = {}
+        self._begin: int | None = None  # the first step that this i-PI has written
 
     def attach(self, process: int | None, directory: Path) -> None:
         """Follow the i-PI of this process, which works there; again only where it is another one.
@@ -51,11 +54,10 @@ class Written:
         self._process = process
         self._files = [(output, _file(directory, output)) for output in self._followed]
         self._found = {}
+        self._begin = None
         for output, path in self._files:
-            stamp = _stamp(path)
-            # a header without a line is of an i-PI that has just begun, with step 0
-            new = stamp is not None and output.kind == "properties" and _last(output, path) == -1
-            self._found[path] = (stamp or (0, 0)), -1 if new else None
+            # one without a line is of an i-PI that has just begun
+            self._found[path] = _stamp(path), -1 if _last(output, path) is None else None
 
     def look(self) -> Moment:
         """The step that is under way, counted from `first`; None where nothing was written since i-PI came."""
@@ -66,8 +68,11 @@ class Written:
         done = min(known)
         if done < 0:
             return Moment(0 if self._first == 0 else None)
+        if self._begin is None:
+            self._begin = done
         for output, step in steps:  # those that ask, and are not through with that step
-            if output.every != self._every and (-1 if step is None else step) < done - done % output.every:
+            due = done - done % output.every
+            if output.every != self._every and due >= self._begin and (step is None or step < due):
                 done -= self._every
                 break
         step = done + 1 - self._first
@@ -76,7 +81,7 @@ class Written:
     def _read(self, output: Output, path: Path) -> int | None:
         stamp = _stamp(path)
         before, step = self._found[path]
-        if stamp is not None and stamp != before:
+        if stamp != before:
             found = _last(output, path)
             step = found if found is not None else step
             self._found[path] = stamp, step
@@ -100,7 +105,7 @@ def _file(directory: Path, output: Output) -> Path:
 
 
 def _last(output: Output, path: Path) -> int | None:
-    """The last step that a file has whole; -1 where it has a header and no line, None where there is none at all."""
+    """The last step that a file has whole; None where it has none."""
     size = TAIL
     while True:
         try:
@@ -128,4 +133,4 @@ def _step(output: Output, text: bytes, whole: bool) -> int | None:
         words = line.split()
         if words and not line.startswith(b"#") and len(words) == len(output.columns):
             return round(float(words[output.step or 0]))
-    return -1 if whole and lines and lines[0].startswith(b"#") else None
+    return None
