@@ -33,7 +33,7 @@ BAROSTATS = {
 }
 SHIFTS = "<pos_shift>0.01</pos_shift><energy_shift>0.001</energy_shift><output_shift>0.001</output_shift>"
 HESSIAN = "<dynmat shape='(9, 9)'>[ " + ", ".join(str(4e-5 * (k % 10 == 0)) for k in range(81)) + " ]</dynmat>"
-BEC = "[ " + ", ".join(str(float(k % 4 == 0)) for k in range(27)) + " ]"
+BEC = "[ " + ", ".join(str(float(k % 9 % 4 == 0)) for k in range(108)) + " ]"
 RAMP = "<t_start units='kelvin'>300</t_start><t_end units='kelvin'>310</t_end><total_steps>10</total_steps>"
 SPLIT = (
     "<force forcefield='ff'><mts_weights>[1,0]</mts_weights></force>"
@@ -56,7 +56,7 @@ def driven(mode: str) -> str:
     """Dynamics in an electric field, with Born charges that are given."""
     field = "<efield><amp>[0, 0, 0.01]</amp><freq>0.01</freq></efield>"
     inside = TIMESTEP + (THERMOSTAT if mode == "eda-nvt" else "") + field
-    inside += f"<bec mode='manual' shape='(9, 3)'>{BEC}</bec>"
+    inside += f"<bec mode='manual' shape='(36, 3)'>{BEC}</bec>"
     return motion("driven_dynamics", f"<driven_dynamics mode='{mode}'>{inside}</driven_dynamics>")
 
 
@@ -325,8 +325,8 @@ def test_every_kind_of_step(name: str, ipi: Any, start: Any, tmp_path: Path, mon
         (
             motion(
                 "constrained_dynamics",
-                f"<constrained_dynamics mode='nve'>{TIMESTEP}<csolver/><constraint mode='distance'><atoms>[0, 1]</atoms>"
-                "</constraint></constrained_dynamics>",
+                f"<constrained_dynamics mode='nve'>{TIMESTEP}<csolver/><constraint mode='distance'>"
+                "<atoms>[0, 1]</atoms></constraint></constrained_dynamics>",
             ),
             "unexpected keyword argument 'fixatoms_dof'",
         ),
