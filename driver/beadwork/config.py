@@ -50,7 +50,7 @@ class ServeConfig:
     queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
     keep_force: list[float] | None = None  #: band of the largest force spread, eV/Å; default: the committee's card
     keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
-    cooldown: int = 10  #: steps between two kept frames, of whatever bead; 0 keeps all
+    cooldown: int = 10  #: steps (evaluations where no step is known) between two kept frames; 0 keeps all
     keep_most: int = 100  #: frames kept in one run, with those of this input that the queue holds without a label
     distance: float = 0.03  #: Å; structures closer than this are the same (docs/formulas.md says how it is measured)
     on_mark: str = "stop"  #: stop or count: what is done when one of the marks below is passed

@@ -204,6 +204,49 @@ def test_swap_in_mid_run(ipi, models, committees, start, serve, tmp_path, way, b
     assert abs(ours[changed] - other) > 1e-4  # the two committees can be told apart
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
+def test_no_estimator_is_of_two_committees(ipi, models, committees, start, tmp_path, told) -> None:
+    """Finite differences of the heat capacity, three rings a step: where a file says i-PI's step a new committee is
+    taken up between two of its lines, and no row is an outlier; else it waits for i-PI's next start, and says so."""
+    run = prepared(ipi, tmp_path / "run", BEADS, 100_000)
+    text = run.path.read_text()
+    text = text.replace("[ step,", "[ step, scaledcoords," if told else "[ scaledcoords,")
+    run.path.write_text(text)
+    pointer = run.folder / "current"
+    point(pointer, committees["old"])
+    server = start.beadwork("run", run, "--baseline", models.baseline, "--delta", pointer)
+    until(lambda: answered(run) > 24 or server.poll() is not None, ipi, "no step was answered")
+    point(pointer, committees["new"])
+    word = "the energy jumps by" if told else "is ready and waits"
+    until(lambda: word in start.log(server) or server.poll() is not None, ipi, "nothing came of the new committee")
+    lines = answered(run)
+    until(lambda: answered(run) > lines + 24, ipi, "the run stands still")
+    (run.folder / "EXIT").touch()
+    assert server.wait(ipi.PATIENCE) == 0
+    named = tags(run)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert (
+        summary["steps"] == len(named) - 1 == int(re.search(r"<step>\s*(\d+)", (run.folder / "RESTART").read_text())[1])
+    )
+    if not told:
+        assert len(set(named)) == 1
+        assert start.log(server).count("is ready and waits") == 1
+        assert all(
+            line.split()[0] == "nan"
+            for line in (run.folder / "beadwork.out").read_text().splitlines()
+            if line[0] != "#"
+        )
+        return
+    assert len(set(named)) == 2
+    changed = next(k for k, tag in enumerate(named) if tag != named[0])
+    assert [entry["step"] for entry in summary["committees"]] == [0, changed]
+    rows = [line.split() for line in (run.folder / "run.out").read_text().splitlines() if line[0] != "#"]
+    second = np.abs(np.array([float(row[2]) for row in rows]))  # the estimator's derivative
+    around = np.delete(second[max(1, changed - 4) : changed + 5], min(4, changed - 1))
+    assert second[changed] < 20 * around.max()
+
+
 @pytest.mark.fault(
     "a new committee is bad",
     "one after the other, in mid-run with real i-PI: truncated file, NaN weights, wrong elements, another number of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,30 @@ def test_no_spread_vanishes_between_band_and_guard(
         assert f"above the band: {len(above)} frames, up to {max(above):.4f} eV/Å" in tell(summary, tmp_path, None)
     else:
         assert summary["frames_passed_over"] == {}
+
+
+@pytest.mark.parametrize(
+    ("moment", "kept", "steps"),
+    [
+        (lambda k: Moment(k // 3), [0, 9, 18], [0, 3, 6]),  # three evaluations a step, cool-down of three steps
+        (lambda k: Moment(None), [0, 3, 6, 9, 12, 15, 18], [None] * 7),  # evaluations
+        # known within ten: it takes twelve steps to be sure of three
+        (lambda k: Moment(10 * (k // 5) + 1, 9), [0, 10], [None, None]),
+    ],
+)
+def test_cooldown_and_step_of_what_is_kept(
+    tmp_path: Path, moment: Callable[[int], Moment], kept: list[int], steps: list[int | None]
+) -> None:
+    """It counts steps, however many evaluations one has, and evaluations where none is known; a row has a step where it
+    is known, and where not it has none."""
+    config = ServeConfig(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=3, distance=1e-9)
+    keeper = Keeper(config, "c" * 64, lambda event: None)
+    for k in range(20):
+        keeper("address", moment(k), [water(k)], answered([0.3], None))
+    keeper.close()
+    rows = [row.kept for row in Queue(config.queue).rows()]
+    assert [row.evaluation - 1 for row in rows] == kept
+    assert [row.step for row in rows] == steps
 
 
 def test_default_band_is_worth_having() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -109,6 +110,29 @@ def test_the_step_of_an_ipi_under_way_is_not_made_up(clock: Clock, capsys: pytes
     assert said.startswith("3 steps since this server came to an i-PI under way, whose step of 1000 is not known")
     assert "left" not in said
     assert "i-PI was under way" in capsys.readouterr().err
+
+
+def test_no_pace_of_steps_that_are_not_known(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluations are shown, and no step, ns a day or time left; once i-PI has written its step, it is that."""
+    pace = Pace(0.5)
+    progress = Progress(pace, 100)
+    unknown = replace(event(1), step=None)
+    for _ in range(50):
+        clock.now += 2.0
+        pace(unknown)
+        progress(unknown)
+    facts = pace.facts()
+    assert (facts["step"], facts["ns_per_day"], facts["evaluations"]) == (None, None, 50)
+    said = capsys.readouterr().err
+    assert said.splitlines()[0].startswith("beadwork: evaluation 15, i-PI's step of 100 is not known; spread 0.01")
+    assert "left" not in said
+    for step in (7, 7, 8, 8, 9):  # two evaluations a step
+        clock.now += 2.0
+        pace(event(step))
+    assert pace.step == 9
+    assert pace.seconds_per_step == pytest.approx(4.0)
+    pace(replace(event(21), blur=9))
+    assert pace.step == 20
 
 
 def test_plain_lines_where_there_is_no_terminal(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

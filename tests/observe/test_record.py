@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,31 @@ def test_multiple_time_steps_are_counted_by_the_rarest(tmp_path: Path) -> None:
     assert pace.step == 2
     assert summary["steps"] == 2
     assert summary["seconds_per_step_by_part"]["model"] == pytest.approx(0.5)
+
+
+def test_steps_that_are_not_known_are_not_summed_up(tmp_path: Path) -> None:
+    """Evaluations are: the rows have nan for a step, the summary null, and its words say so. With i-PI's own count in
+    the end, the steps are those. A blurred step is done when the next one is under way."""
+    record = Record(tmp_path)
+    for _ in range(4):
+        record(replace(event(1, 2), step=None))
+    summary = record.summary()
+    assert (summary["steps"], summary["seconds_per_step"], summary["evaluations"]) == (None, None, 3)
+    assert tell(summary, tmp_path, None).startswith("3 evaluations, ")
+    assert "i-PI's steps are not known" in tell(summary, tmp_path, None)
+    assert record.summary(done=2)["steps"] == 2
+    record.close(summary)
+    rows, _ = read_record(tmp_path / "beadwork.out")
+    assert np.isnan(rows[:, 0]).all()
+    assert "no picture" not in draw(tmp_path)
+    blurred = Record(tmp_path / "two")
+    for step in (0, 1, 11, 21):
+        blurred(replace(event(step, 2), blur=9 * (step > 0)))
+    assert blurred.summary()["steps"] == 20
+    late = Record(tmp_path / "three")
+    for step in (None, 8, 8, 9, 10):
+        late(replace(event(1, 2), step=step))
+    assert late.summary()["steps"] == 3
+    assert late.summary(come_to=12)["steps"] == 4
+    for one in (blurred, late):
+        one.close({})
