@@ -124,7 +124,7 @@ def test_no_pace_of_steps_that_are_not_known(clock: Clock, capsys: pytest.Captur
     facts = pace.facts()
     assert (facts["step"], facts["ns_per_day"], facts["evaluations"]) == (None, None, 50)
     said = capsys.readouterr().err
-    assert said.splitlines()[0].startswith("beadwork: evaluation 15, i-PI's step of 100 is not known; spread 0.01")
+    assert said.splitlines()[0].startswith("evaluation 15, i-PI's step of 100 is not known; spread 0.01")
     assert "left" not in said
     for step in (7, 7, 8, 8, 9):  # two evaluations a step
         clock.now += 2.0
