@@ -32,11 +32,11 @@ def split(
 ) -> tuple[bool | None, ...]:
     """Choose what to hold out: for each example True, False where it may be learned from, None where it may not either.
 
-    Blocks, ordered by solute, composition and a seeded shuffle, are held out whenever that brings the share of frames
-    nearer to `fraction`: so each solute and each composition is held out in proportion, as far as blocks allow.
-    None: closer than `apart` steps to what is on the other side. before: what the generations before
-    have met (`Dataset.past`); it stays what it was, since what was once learned is no test, and a new frame beside it
-    goes where it went.
+    It is every k-th block, with the blocks ordered by size (in powers of two), solute, composition and a seeded
+    shuffle: so each of these is held out in proportion, as far as blocks allow. A block of more than twice the wanted
+    number of frames is left to learn from. None: closer than `apart` steps to what is on the other side. before: what
+    the generations before have met (`Dataset.past`); it stays what it was, since what was once learned is no test, and
+    a new frame beside it goes where it went.
     """
     met = [*before, *(e.met(False) for e in examples)]
     kind = firsts([m.frame for m in met])
@@ -59,17 +59,20 @@ def split(
             nearest = min(old[name], key=lambda m: (_distance(met[n], met[m]), fixed[kind[m]]))
             mark[kind[n]] = fixed[kind[nearest]]
     first = {name: examples[several[0] - len(before)] for name, several in members.items()}
-    order = sorted(
-        members,
-        key=lambda u: (first[u].solute, first[u].composition, _hash(f"{seed} {first[u].hash}")),
-    )
-    seen = held = 0
-    for name in order:
-        kinds = {kind[n] for n in members[name]}
-        seen += len(kinds)
-        out = held + len(kinds) / 2 < fraction * seen
-        held += len(kinds) * out
-        mark |= dict.fromkeys(kinds, out)
+    kinds = {name: {kind[n] for n in several} for name, several in members.items()}
+
+    def place(name: int) -> tuple[object, ...]:
+        e = first[name]
+        return len(kinds[name]).bit_length(), e.solute, e.composition, _hash(f"{seed} {e.hash}")
+
+    most, owed = max(1.0, 2 * fraction * sum(map(len, kinds.values()))), 0
+    # or every seed would take the same of few blocks; one is held out of however few
+    phase = max(int(_hash(str(seed))[:8], 16) / 2**32, 1 - fraction * len(members))
+    for number, name in enumerate(sorted(members, key=place)):
+        owed += int((number + 1) * fraction + phase) - int(number * fraction + phase)
+        out = owed > 0 and len(kinds[name]) <= most
+        owed -= out
+        mark |= dict.fromkeys(kinds[name], out)
     learned = [m for n, m in enumerate(met) if fixed.get(kind[n]) is False]
     lost = {kind[n] for n, near in enumerate(_near(met, learned, apart)) if near and mark[kind[n]]} - fixed.keys()
     tests = [m for n, m in enumerate(met) if mark[kind[n]] and kind[n] not in lost]
