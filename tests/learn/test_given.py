@@ -96,6 +96,8 @@ def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> st
     ("name", "text", "said"),
     [
         ("f.xyz", frame("Step: 0 Bead: 0 forces{ev/ang} cell{angstrom}"), "frame 1 .* no positions"),
+        # i-PI does not know the word, and would take Å
+        ("f.pdb", "TITLE cell{atomic_unit} position{atomic_unit}\nATOM\nEND\n", "frame 0 .* no positions"),
         ("f.xyz", frame(""), "frame 1 .* does not say its units"),
         ("f.xyz", frame("cell{angstrom}"), "frame 1 .* does not say its units"),
         ("f.xyz", GOOD[:-3] + GOOD, "is torn"),

@@ -29,7 +29,7 @@ def queue(tmp_path: Path) -> Queue:
     [
         ("forces-of-ipi.extxyz", "frame 0 of .* has no positions, but forces$"),
         ("x_centroid-of-ipi.extxyz", "frame 0 of .* has no positions, but x_centroid$"),
-        ("instanton_forces.xyz", r"has atoms 1 and 2 0\.0087 Å apart: these are no positions in Å; are they forces"),
+        ("instanton_forces.xyz", r"has atoms 1 and 2 0\.0087 Å apart: .* or are these no positions in Å, but"),
         ("types.lammpstrj", r"frame 0 of .* has types and no elements: .* \(dump_modify ID element O H\)"),
         ("names.xyz", r"has an atom that is called 'OW', which is no element: .* symbol \(perhaps O\)"),
     ],
@@ -41,17 +41,28 @@ def test_what_is_no_structure_is_refused(queue: Queue, name: str, said: str) -> 
     assert len(queue) == 0
 
 
-@pytest.mark.parametrize("name", ["deuterium.xyz", "numbers.xyz", "no-cell-pos-1.xyz"])
+def test_forces_of_an_instanton_of_one_atom(queue: Queue, tmp_path: Path) -> None:
+    """Its title says positions, and no distance tells otherwise: the name that i-PI gives the file does."""
+    lines = (HERE / "instanton_forces.xyz").read_text().splitlines(keepends=True)
+    file = tmp_path / "simulation.instanton_FINAL_forces_7.xyz"
+    file.write_text("".join(["1\n", *lines[1:3]]))
+    with pytest.raises(
+        ConfigError, match=r"FINAL_forces_7\.xyz has no positions: i-PI writes an instanton's forces so"
+    ):
+        add(queue, file)
+
+
+@pytest.mark.parametrize("name", ["deuterium.xyz", "deuterium.pdb", "numbers.xyz", "no-cell-pos-1.xyz"])
 def test_water_is_water(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Deuterium is hydrogen, which is said, 8 is oxygen, and a file without a cell is said to be not periodic."""
     assert main(["queue", "add", str(tmp_path / "q.db"), str(HERE / name)]) == 0
-    isotopes = "; D and T were taken as H, as no label depends on masses" * (name == "deuterium.xyz")
+    isotopes = "; D and T were taken as H, as no label depends on masses" * name.startswith("deuterium")
     assert capsys.readouterr().out == (
         f"{HERE / name}: 1 frame waits for its label{isotopes}\n  1 of H2O, not periodic (the file has no cell)\n"
     )
     (row,) = Queue(tmp_path / "q.db").rows()
     assert row.kept.frame.numbers.tolist() == [8, 1, 1]
-    np.testing.assert_array_equal(row.kept.frame.positions, WATER)
+    np.testing.assert_allclose(row.kept.frame.positions, WATER, atol=5.1e-4 if name.endswith("pdb") else 0)
 
 
 def test_a_dump_with_elements(queue: Queue) -> None:
@@ -114,8 +125,12 @@ def test_a_torn_file_loses_its_last_frame_and_no_other(tmp_path: Path, name: str
 
 
 def test_a_file_of_one_frame_that_ends_in_a_number(queue: Queue, tmp_path: Path) -> None:
-    """Whether the last number is whole cannot be told without a newline: refused, and said what to do."""
-    (tmp_path / "f.xyz").write_text((HERE / "numbers.xyz").read_text().rstrip("\n"))
+    """Without a newline the last number is whole where it has as many digits as the others; else it is refused."""
+    text = (HERE / "numbers.xyz").read_text().rstrip("\n")
+    (tmp_path / "f.xyz").write_text(text)
+    assert add(queue, tmp_path / "f.xyz").torn is False
+    np.testing.assert_array_equal(queue.get(1).kept.frame.positions, WATER)
+    (tmp_path / "f.xyz").write_text(text[:-1])
     with pytest.raises(ConfigError, match=r"no whole frame in .*; it ends within one, or without a newline"):
         add(queue, tmp_path / "f.xyz")
 

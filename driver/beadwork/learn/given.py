@@ -109,16 +109,22 @@ def _read(path: Path, text: bytes) -> _Read:
     if mode != "pdb":
         return _Read([Frame.from_atoms(atoms) for atoms in ase.io.read(path, ":")])
     blocks, torn = _pdb_blocks(lines)
+    plain = [[_protium(line) for line in block] for block in blocks]
+    isotopes = plain != blocks
     if any(map(_IPI.search, lines[:2])):
-        return _Read([_of_ipi(block, "pdb", f"frame {n} of {path}") for n, block in enumerate(blocks)], torn)
-    whole = io.StringIO("".join(line for block in blocks for line in block))
-    return _Read([Frame.from_atoms(atoms) for atoms in ase.io.read(whole, ":", format="proteindatabank")], torn)
+        frames = [_of_ipi(block, "pdb", f"frame {n} of {path}") for n, block in enumerate(plain)]
+        return _Read(frames, torn, isotopes)
+    whole = io.StringIO("".join(line for block in plain for line in block))
+    atoms = ase.io.read(whole, ":", format="proteindatabank")
+    return _Read([Frame.from_atoms(one) for one in atoms], torn, isotopes)
 
 
 def _xyz(path: Path, lines: Sequence[str]) -> _Read:
     """XYZ of all kinds: i-PI's, extended, and plain."""
     blocks, torn = _blocks(path, lines)
     ipi = any(map(_IPI.search, lines[:2])) and not _PROPERTIES.search("".join(lines[:2]))
+    if ipi and "_forces_" in path.name and "Traj: positions" in lines[1]:
+        raise ConfigError(f"{path} has no positions: i-PI writes an instanton's forces so, and calls them positions")
     read = _Read([], torn)
     for number, block in enumerate(blocks):
         where = f"frame {number} of {path}"
@@ -133,7 +139,11 @@ def _xyz(path: Path, lines: Sequence[str]) -> _Read:
                     f"{where} has {len(read.frames[-1].numbers)} atoms, the first {len(read.frames[0].numbers)}"
                 )
         else:
-            read.frames.append(Frame.from_atoms(ase.io.read(io.StringIO("".join(block)), format="extxyz")))
+            try:
+                atoms = ase.io.read(io.StringIO("".join(block)), format="extxyz")
+            except Exception as error:  # of all kinds too
+                raise ConfigError(f"{where} cannot be read as extended XYZ: {' '.join(str(error).split())}") from error
+            read.frames.append(Frame.from_atoms(atoms))
     return read
 
 
@@ -192,21 +202,28 @@ def _elements(block: Sequence[str], column: int, where: str) -> tuple[list[str],
     return lines, isotopes
 
 
+def _protium(line: str) -> str:
+    """A line of a pdb with H in place of an isotope's name, in the columns of the name and of the element."""
+    if not line.startswith(("ATOM", "HETATM")) or line[12:16].strip().rstrip("0123456789") not in ISOTOPES:
+        return line
+    return line[:12] + re.sub("[A-Z]", "H", line[12:16]) + line[16:76] + re.sub("[DTZ]", "H", line[76:78]) + line[78:]
+
+
 def _dump(path: Path, lines: Sequence[str]) -> _Read:
     """A LAMMPS dump. Raises ConfigError where it has types without elements, or units that are not Å."""
     starts = [row for row, line in enumerate(lines) if line.startswith("ITEM: TIMESTEP")]
     units = next((after.strip() for line, after in pairwise(lines) if line.startswith("ITEM: UNITS")), "")
     if units not in ("", "real", "metal"):
         raise ConfigError(f"{path} is in LAMMPS's units {units!r}; write it in Å (real, metal)")
-    read = _Read([], torn=not lines[-1].endswith("\n"))
+    read = _Read([], torn=lines[-1].startswith("I") and not lines[-1].endswith("\n"))  # of the next frame
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
         block = lines[start:end]
         head = next((row for row, line in enumerate(block) if line.startswith("ITEM: ATOMS")), None)
         count = next((row for row, line in enumerate(block) if line.startswith("ITEM: NUMBER OF ATOMS")), len(block))
         columns = block[head].split()[2:] if head is not None else []
-        atoms = [line for line in block[head + 1 :] if line.endswith("\n")] if head is not None else []
+        atoms = block[head + 1 :] if head is not None else []
         atoms = [line for line in atoms if not line.startswith("ITEM: ") and len(line.split()) == len(columns)]
-        if head is None or len(atoms) != int(block[count + 1]):
+        if head is None or len(atoms) != int(block[count + 1]) or not _ends(atoms):
             if end == len(lines):
                 read.torn = True
                 break
@@ -235,7 +252,7 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
             )
         block = list(lines[at : at + int(lines[at]) + 2])
         at += len(block)
-        if len(block) < int(block[0]) + 2 or not block[-1].endswith("\n"):
+        if len(block) < int(block[0]) + 2 or not _ends(block[2:]):
             return blocks, True
         if any(len(line.split()) < 4 for line in block[2:]):
             raise ConfigError(f"a frame of {path} that ends in line {at} is torn; take it out")
@@ -244,6 +261,15 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
             at += 1
         blocks.append(block)
     return blocks, False
+
+
+def _ends(rows: Sequence[str]) -> bool:
+    """Whether the last row is whole: it ends with a newline, or in as many digits as all other rows do."""
+    if not rows or rows[-1].endswith("\n"):
+        return True
+    words = [row.split() for row in rows]
+    digits = {len(row[-1].partition(".")[2]) for row in words if len(row) == len(words[-1])}
+    return len(rows) > 1 and digits != {0} and len(digits) == 1 and all(len(row) == len(words[0]) for row in words)
 
 
 def _pdb_blocks(lines: Sequence[str]) -> tuple[list[list[str]], bool]:
@@ -271,8 +297,8 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> Kept:
     if len(far):
         pair = int(far.argmin())
         raise ConfigError(
-            f"{where} has atoms {first[pair]} and {second[pair]} {far[pair]:.4f} Å apart: these are no positions in Å; "
-            "are they forces, velocities, or parts of the cell?"
+            f"{where} has atoms {first[pair]} and {second[pair]} {far[pair]:.4f} Å apart: take it out; or are these no "
+            "positions in Å, but forces, velocities, or parts of the cell?"
         )
     unknown = np.full(len(frame.numbers), np.nan)
     return Kept(frame, number, np.nan, unknown, np.empty(0), (), digest)
