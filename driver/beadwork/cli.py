@@ -190,6 +190,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
         nargs="+",
         metavar="MARK",
     )
+    add("keep-novelty", "frames with an atom of this novelty or more are kept; inf for none", type=float, metavar="X")
     add("keep-energy", "band of the energy spread, eV an atom", type=float, nargs="+", metavar="MARK")
     add("cooldown", "steps between two kept frames", type=int, metavar="N")
     add(
@@ -202,6 +203,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
     add("on-mark", "what is done when a mark is passed: stop i-PI, or count and go on", choices=ON_MARK)
     add("mark-distance", "no two atoms may be closer, Å; 0 for no mark", type=float, metavar="D")
     add("mark-force", "no atom's force may be larger, eV/Å; inf for no mark", type=float, metavar="F")
+    add("mark-novelty", "no atom's novelty may be larger; inf (the default) for no mark", type=float, metavar="X")
     add("mark-spread", "no atom's force spread may be larger, eV/Å; inf for no mark", type=float, metavar="S")
     add("out", "folder for beadwork.out, status.json and summary.json", metavar="DIR")
     add("metrics", "serve Prometheus metrics here; without a host only this machine can ask", metavar="[HOST:]PORT")
@@ -340,6 +342,19 @@ def _models(parser: argparse.ArgumentParser) -> None:
     show.add_argument("bundle", type=Path, help="a bundle, or a committee's folder")
     show.add_argument("--frames", action="store_true", help="a line for every frame that it learned from")
     show.set_defaults(call=_show_model)
+    novelty = commands.add_parser(
+        "novelty", help="let bundles know what they were trained on, so that they can say which atoms are new to them"
+    )
+    novelty.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles, or a committee's folder")
+    novelty.add_argument(
+        "--frames",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="structures that the models were trained on, of any kind that ASE reads; default: dataset.json of "
+        "`beadwork train`. Keys `simulation` and `step` in the frames' info keep neighbours in time together",
+    )
+    novelty.set_defaults(call=_novelty)
     point = commands.add_parser("point", help="let a file name this committee: servers that watch the file take it up")
     point.add_argument("file", type=Path)
     point.add_argument("committee", type=Path)
@@ -365,6 +380,17 @@ def _show_model(args: argparse.Namespace) -> int:
         print((args.bundle / COMMITTEE).read_text(encoding="utf-8").strip() if args.bundle.is_dir() else args.bundle)
     for member in members:
         print("\n".join(filter(None, (describe(member), chain(member, args.frames)))))
+    return 0
+
+
+def _novelty(args: argparse.Namespace) -> int:
+    from beadwork.learn.novelty import fit_bundle, learned, read_frames
+    from beadwork.potential.bundle import members_of
+
+    for named in args.bundles:
+        frames, block = read_frames(args.frames) if args.frames else learned(named)
+        for bundle in members_of([named]):
+            fit_bundle(bundle, frames, block, print)
     return 0
 
 

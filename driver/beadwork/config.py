@@ -5,6 +5,7 @@ The TOML keys are the names of the fields below, with dashes as the options have
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -50,6 +51,7 @@ class ServeConfig:
     queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
     keep_force: list[float] | None = None  #: band of the largest force spread, eV/Å; default: the committee's card
     keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
+    keep_novelty: float = 1.0  #: frames with an atom of more novelty are kept (1: the edge of training); inf: none
     cooldown: int = 10  #: steps (evaluations where no step is known) between two kept frames; 0 keeps all
     keep_most: int = 100  #: frames kept in one run, with those of this input that the queue holds without a label
     distance: float = 0.03  #: Å; structures closer than this are the same (docs/formulas.md says how it is measured)
@@ -57,6 +59,7 @@ class ServeConfig:
     mark_distance: float = 0.3  #: Å; no two atoms may be closer; 0: no mark (below 0.2 Å the run ends in any case)
     mark_force: float = 100.0  #: eV/Å; no atom's force may be larger; inf: no mark
     mark_spread: float = 5.0  #: eV/Å; no atom's force spread may be larger; inf: no mark
+    mark_novelty: float = math.inf  #: no atom's novelty may be larger; inf: no mark
     out: str = "."  #: folder for beadwork.out, status.json, summary.json and run.png
     metrics: str | int | None = None  #: PORT or HOST:PORT for Prometheus; without a host this machine alone can ask
 
@@ -81,7 +84,7 @@ class ServeConfig:
                 raise ConfigError(f"{name} is {band}; it wants LOW or LOW HIGH, not negative, low first")
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
-        marks = ("mark_distance", "mark_force", "mark_spread")
+        marks = ("keep_novelty", "mark_distance", "mark_force", "mark_spread", "mark_novelty")
         for name in ("patience", "silence", "cooldown", "keep_most", "threads", "connections", "servers", *marks):
             if not getattr(self, name) >= 0:  # NaN is no number either
                 raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")

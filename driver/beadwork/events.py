@@ -41,7 +41,9 @@ class Evaluated:
     step, blur: see `Moment`. evaluated: distinct structures in
     it. energy: mean potential energy a structure. energy_spread: mean over the structures, None without a committee.
     force_spread: the largest of any atom. seconds: where the time went, by name ("idle" is i-PI's). element_spread:
-    root mean square of the force spread over the atoms of an element in all structures, by its symbol.
+    root mean square of the force spread over the atoms of an element in all structures, by its symbol. novelty: the
+    largest of any atom, by the part that it is new to ('baseline', 'delta'); element_novelty: by the atom's symbol;
+    new_structures, new_atoms: how many are above `potential.novelty.NEW`.
     """
 
     address: str
@@ -53,16 +55,21 @@ class Evaluated:
     seconds: Mapping[str, float] = field(default_factory=dict)
     element_spread: Mapping[str, float] = field(default_factory=dict)
     blur: int = 0
+    novelty: Mapping[str, float] = field(default_factory=dict)
+    element_novelty: Mapping[str, float] = field(default_factory=dict)
+    new_structures: int = 0
+    new_atoms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A frame is in the queue, committed."""
+    """A frame is in the queue, committed. why: 'spread', 'novelty' or both."""
 
     row: int
     step: int | None
     bead: int | None
     force_spread: float
+    why: tuple[str, ...] = ("spread",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ class TakenUp:
 class MarkPassed:
     """One structure of an answer has passed one of the guard's marks, and the run goes on as the user chose.
 
-    kind: 'distance' (Å), 'force' or 'spread' (eV/Å). bead: None where it is not known.
+    kind: 'distance' (Å), 'force', 'spread' (eV/Å) or 'novelty'. bead: None where it is not known.
     """
 
     kind: str

@@ -26,8 +26,9 @@ from beadwork.ipi.steps import Pattern, Steps
 from beadwork.ipi.transport import Line, Peer, Transport
 from beadwork.ipi.written import Written
 from beadwork.observe.last import Last
-from beadwork.potential.delta import Evaluation, Potential
-from beadwork.potential.marks import Breach, Marks, describe, refusal
+from beadwork.potential.delta import Evaluation, Novelty, Potential
+from beadwork.potential.marks import Breach, Marks, describe, refusal, tell_new
+from beadwork.potential.novelty import NEW
 from beadwork.swap import Swap, short
 from beadwork.units import BOHR, FORCE, HARTREE
 
@@ -37,6 +38,14 @@ PULSE = 0.5
 ASTRAY = 3.0
 #: the keys of extras that are sent with --member-forces alone
 MEMBER_FORCES = ("committee_force", "committee_virial")
+#: the parts of a potential that may know what they were trained on, and the extras that tell of it
+PARTS = ("baseline", "delta")
+NOVELTY = ("novelty_max", "novelty_atom", *(f"novelty_max_{part}" for part in PARTS))
+#: what a new atom asks for, by the part that it is new to
+WANTED = {
+    "baseline": "the baseline learned from no atom like it, so nothing speaks for the sum; it wants labels of its own",
+    "delta": "Δ learned from no atom like it, so its spread says little there; such frames want labels",
+}
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
@@ -122,6 +131,7 @@ class Server:
         self._stopped = stopped
         self._marks = marks
         self._noted: set[str] = set()  # kinds of marks of which the first has been told
+        self._new: set[tuple[str, int]] = set()  # parts and elements to them of which a new atom has been told
         #: the frames that could not be answered for
         self.refused: Last | None = None
         self._answered: dict[str, list[Last]] = {}
@@ -292,7 +302,9 @@ class Server:
             self._harvest(str(service.line.address), moment, frames, evaluation)
         if self._swap is not None:
             self._swap.answered(str(service.line.address), frames, evaluation)
-        spread = evaluation.spread
+        spread, novelty = evaluation.spread, evaluation.novelty
+        if novelty is not None:
+            self._tell_new(service, self._when(moment), frames, evaluation, novelty)
         self._watch(
             Evaluated(
                 address=str(service.line.address),
@@ -304,6 +316,10 @@ class Server:
                 force_spread=None if spread is None else float(spread.largest.max()),
                 seconds={**evaluation.seconds, **seconds},
                 element_spread={} if spread is None else _by_element(service.numbers, spread.force),
+                novelty={} if novelty is None else {part: float(of.max()) for part, of in novelty.of.items()},
+                element_novelty={} if novelty is None else _most_by_element(service.numbers, novelty.atoms),
+                new_structures=0 if novelty is None else int((novelty.largest > NEW).sum()),
+                new_atoms=0 if novelty is None else int((novelty.atoms > NEW).sum()),
             )
         )
 
@@ -328,6 +344,25 @@ class Server:
     def _when(self, moment: Moment) -> str:
         """The step as a person reads it, or the evaluation where it is not known."""
         return f"evaluation {self._evaluations}" if moment.exact is None else f"step {moment.exact}"
+
+    def _tell_new(
+        self, service: Service, when: str, frames: list[Frame], evaluation: Evaluation, novelty: Novelty
+    ) -> None:
+        """Tell of the first atom of an element that is new to a part, with the newest of this evaluation."""
+        numbers = np.tile(service.numbers, len(frames))
+        for part, of in novelty.of.items():
+            for z in np.unique(numbers[of > NEW]).tolist():
+                if (part, z) not in self._new:
+                    self._new.add((part, z))
+                    atom = int(np.where(numbers == z, of, 0.0).argmax())
+                    frame = frames[atom // len(service.numbers)]
+                    where = "a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}"
+                    self._watch(
+                        Note(
+                            f"{when}, {where}: {tell_new(evaluation, frame, atom)}, where 1 is the edge of "
+                            f"training: {WANTED[part]}. More of {chemical_symbols[z]} is only counted"
+                        )
+                    )
 
     def _compare(self, service: Service, positions: FloatArray, lattices: FloatArray) -> None:
         """An i-PI that comes back should bring the atoms that it left with, or those of a RESTART before."""
@@ -422,10 +457,27 @@ def _by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]
     return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
 
 
+def _novelty_columns(evaluation: Evaluation) -> dict[str, list[Any]]:
+    """By the keys of `NOVELTY`, a value for each structure."""
+    novelty = evaluation.novelty
+    nothing = [None] * len(evaluation.energies)
+    if novelty is None:
+        return dict.fromkeys(NOVELTY, nothing)
+    parts = {part: np.maximum.reduceat(of, evaluation.ptr[:-1]).tolist() for part, of in novelty.of.items()}
+    largest = (novelty.largest.tolist(), novelty.atom.tolist(), *(parts.get(part, nothing) for part in PARTS))
+    return dict(zip(NOVELTY, largest, strict=True))
+
+
+def _most_by_element(numbers: IntArray, values: FloatArray) -> dict[str, float]:
+    """The largest over the atoms of each element, of structures of one composition, one after another."""
+    most = values.reshape(-1, len(numbers)).max(axis=0)
+    return {chemical_symbols[z]: float(most[numbers == z].max()) for z in np.unique(numbers)}
+
+
 def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
-    """The keys of every extras object of this potential; none without a committee of two at least."""
+    """The keys of every extras object of this potential; none without a committee of two at least, or novelty."""
     if len(potential.members) < 2:
-        return ()
+        return NOVELTY if potential.knows_novelty else ()
     forces = MEMBER_FORCES if member_forces else ()
     return (
         "committee_pot",
@@ -435,28 +487,34 @@ def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
         "alpha",
         "energy_alpha",
         "committee",
+        *NOVELTY,
         *forces,
     )
 
 
 def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
-    """One JSON object a structure, the same keys always; empty where there is no committee.
+    """One JSON object a structure, the same keys always; empty where there is neither committee nor novelty.
 
     committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by
     energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
     applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max.
     committee: the models that answered, as `swap.short` names them. committee_force and committee_virial (atomic units,
-    the derivatives of committee_pot) only when they were asked for.
+    the derivatives of committee_pot) only when they were asked for. novelty_max: the largest of any atom, which is
+    novelty_atom, and the largest for each part alone; null where a part does not know.
     """
     spread, totals = evaluation.spread, evaluation.member_totals
     if spread is None or totals is None:
-        return [b""] * len(evaluation.energies)
+        if not potential.knows_novelty:
+            return [b""] * len(evaluation.energies)
+        new = _novelty_columns(evaluation)
+        return [json.dumps(dict(zip(new, row, strict=True))).encode() for row in zip(*new.values(), strict=True)]
     atoms = len(evaluation.forces) // len(evaluation.energies)
     columns: dict[str, Any] = {
         "committee_pot": (totals.T / HARTREE).tolist(),
         "energy_spread": (spread.energy / HARTREE).tolist(),
         "force_spread_max": (spread.largest / FORCE).tolist(),
         "force_spread_atom": spread.atom.tolist(),
+        **_novelty_columns(evaluation),
     }
     if evaluation.member_forces is not None and evaluation.member_virials is not None:
         forces, virials = evaluation.member_forces, evaluation.member_virials

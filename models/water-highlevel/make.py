@@ -8,6 +8,9 @@
     python models/water-highlevel/simulations.py build/highlevel/start.xyz build/highlevel/simulations
     beadwork learn models/water-highlevel/loop.toml      # harvest, label, train, validate, run again
     beadwork label build/highlevel/loop/queue.db --with models/water-highlevel/labeller.toml     # the others that wait
+    beadwork models novelty models/water-highlevel       # what the members were trained on: dataset.json
+    beadwork models novelty models/water-highlevel/baseline --frames \\
+        models/water-highlevel/labels/pbe-start.extxyz CLUSTERS.extxyz.gz …
     python models/water-highlevel/make.py calibrate      # the spread in committee.toml, from the frames held out
 
 The loop labels 24 frames a generation; of the 242 behind the shipped committee 237 were labelled beside it (README.md).

@@ -2,6 +2,7 @@
 
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --calibrate
+    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --novelty
 
 The data are the 84 frames of Schran, Brezina and Marsalek, J. Chem. Phys. 153, 104105 (2020), with the
 D3(zero) part split off: info LO_energy / DELTA_energy (eV), arrays LO_forces / DELTA_forces (eV/Å). They are
@@ -11,7 +12,9 @@ Every fifth frame of a seeded shuffle is held out before anything else. The base
 left; member m of the committee learns DELTA_* on its own draw of 80 % of it, with seed m. Finished models are
 kept, so a killed run goes on where it stopped. At the end the bundles are made and the cards written, with the
 errors on the frames held out. --calibrate trains nothing: it measures the spread of the bundles that are there on the
-frames held out, and writes it into committee.toml.
+frames held out, and writes it into committee.toml. --novelty lets the bundles that are there know what they were
+trained on: the frames that are not held out. Nothing says of which simulation and step a frame is, so frames whose
+atoms are less than 2 Å (root mean square) from where another has them are one block.
 """
 
 from __future__ import annotations
@@ -27,9 +30,12 @@ from typing import Any
 import ase.io
 import numpy as np
 import tomli_w
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 import beadwork
 from beadwork.learn.label_file import from_file
+from beadwork.learn.novelty import fit_bundle
 from beadwork.learn.residual import calibrate, residuals, scale, told
 from beadwork.potential.bundle import COMMITTEE, amend_card, load_card
 from beadwork.potential.importer import import_model
@@ -38,6 +44,8 @@ from beadwork.toml import tomllib
 HELD_OUT = 0.2
 MEMBERS = 4
 SPLIT_SEED = 20
+#: Å
+SAME_SIMULATION = 2.0
 # No atom's energy is in the data: hydrogen gets its exact non-relativistic energy and oxygen takes the rest, so
 # that an added proton does not shift the energy by hundreds of eV.
 E_HYDROGEN = -13.6057
@@ -165,6 +173,23 @@ def calibrate_again(work: Path, out: Path) -> None:
     print(card, flush=True)
 
 
+def blocks(frames: list[ase.Atoms]) -> list[int]:
+    """A number for each frame, shared by those that follow each other in a simulation."""
+    positions = np.array([frame.positions for frame in frames])
+    length = frames[0].cell.lengths()
+    apart = positions[:, None] - positions
+    apart -= length * np.round(apart / length)
+    near = squareform(np.sqrt((apart**2).sum(axis=3).mean(axis=2)), checks=False)
+    return list(map(int, fcluster(linkage(near, "single"), SAME_SIMULATION, "distance")))
+
+
+def remember(work: Path, out: Path) -> None:
+    """Let every bundle know what it, or the committee that it is of, was trained on."""
+    frames = ase.io.read(work / "train.extxyz", ":")
+    for name in ["baseline", *(f"delta-{m}" for m in range(MEMBERS))]:
+        fit_bundle(out / name, [beadwork.Frame.from_atoms(frame) for frame in frames], blocks(frames), print)
+
+
 def bundles(work: Path, out: Path) -> None:
     """Make the bundles of all five models, measure them on the frames held out, and write the cards."""
     held = ase.io.read(work / "held-out.extxyz", ":")
@@ -185,6 +210,7 @@ def bundles(work: Path, out: Path) -> None:
         measured = errors(beadwork.load(out / name), held, key)
         amend_card(out / name, held_out={key: measured})
         print(name, measured, flush=True)
+    remember(work, out)
     members = [out / name for name in names]
     card = {
         **spread(work, members),
@@ -208,12 +234,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="models trained at the same time, one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the bundles")
     parser.add_argument("--calibrate", action="store_true", help="train nothing; write committee.toml's spread anew")
+    parser.add_argument("--novelty", action="store_true", help="train nothing; fit what the bundles were trained on")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "held-out.extxyz").exists():
         split(args.data, args.work)
     if args.calibrate:
         calibrate_again(args.work, args.out)
+    if args.novelty:
+        remember(args.work, args.out)
+    if args.calibrate or args.novelty:
         return
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(run, "baseline", 0, args.work, BASELINE, E_HYDROGEN)]

@@ -32,6 +32,8 @@ def make_kept(seed: int) -> Kept:
         models=("a" * 64, "sha256:" + "b" * 64, "1" * 64),
         simulation="1e5".ljust(64, "0"),  # reads as a number: what ASE would refuse
         step=None if seed % 3 == 0 else 10 * seed,
+        novelty={part: rng.uniform(0, 3, 6) for part in ("baseline", "delta")[: seed % 3]},
+        why=(("spread",), ("novelty",), ("spread", "novelty"))[seed % 3],
     )
 
 

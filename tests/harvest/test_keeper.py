@@ -17,7 +17,7 @@ from beadwork.harvest.row import Kept
 from beadwork.harvest.select import Band
 from beadwork.ipi.simulation import read
 from beadwork.observe.record import Record, tell
-from beadwork.potential.delta import Evaluation, Spread, load
+from beadwork.potential.delta import Evaluation, Novelty, Spread, load
 
 
 def water(seed: int) -> Frame:
@@ -119,6 +119,44 @@ def test_cooldown_and_step_of_what_is_kept(
     rows = [row.kept for row in Queue(config.queue).rows()]
     assert [row.evaluation - 1 for row in rows] == kept
     assert [row.step for row in rows] == steps
+
+
+def test_novelty_keeps_what_the_spread_does_not(tmp_path: Path) -> None:
+    """A frame that is new to a model is kept whatever the spread says, its row says so, of which atom and to whom; also
+    where there is no committee at all."""
+    ptr = 3 * np.arange(3)
+    of = {"baseline": np.array([0.5, 0.6, 0.4, 0.9, 4.0, 1.1]), "delta": np.array([0.5, 0.6, 0.4, 0.9, 1.9, 1.1])}
+    novelty = Novelty(of, np.maximum(*of.values()), np.array([0.6, 4.0]), np.array([1, 1]))
+    for name, spread in (("committee", answered([0.001, 0.002], 0.1).spread), ("baseline", None)):
+        evaluation = Evaluation(
+            np.zeros(2), np.zeros((6, 3)), np.zeros((2, 3, 3)), ptr, spread=spread, novelty=novelty, models=("a" * 64,)
+        )
+        config = ServeConfig(queue=str(tmp_path / f"{name}.db"), cooldown=0)
+        record = Record(tmp_path / name)
+        keeper = Keeper(config, "c" * 64, record)
+        keeper("address", Moment(3), [water(0), water(1)], evaluation)
+        keeper.close()
+        (row,) = Queue(config.queue).rows()
+        assert row.kept.why == ("novelty",)
+        assert row.kept.newest == (4.0, 1, "baseline")
+        assert np.array_equal(row.kept.novelty["delta"], of["delta"][3:])
+        assert np.isnan(row.kept.max_force_spread) == (spread is None)
+        summary = record.summary()
+        record.close(summary)
+        assert summary["frames_kept_for"] == {"novelty": 1}
+
+
+def test_novelty_and_spread_are_two_reasons() -> None:
+    """A frame is kept for what passes its low mark; first the one that passes it furthest."""
+    band = Band(0.1, 5.0, novelty_low=1.2)
+    assert band.reasons(0.2, 0.0, 1.0) == ("spread",)
+    assert band.reasons(0.01, 0.0, 1.2) == ("novelty",)
+    assert band.reasons(0.1, 0.0, 3.0) == ("spread", "novelty")
+    force, new = np.array([0.2, 0.0, 0.05, 6.0]), np.array([0.1, 3.6, 1.0, 9.0])
+    inside, above = band.place(force, np.zeros(4), new)
+    assert inside.tolist() == [True, True, False, False]
+    assert above.tolist() == [False, False, False, True]
+    assert band.excess(force, np.zeros(4), new).argsort().tolist() == [2, 0, 1, 3]
 
 
 def test_default_band_is_worth_having() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,14 +64,17 @@ def test_band(band: Band, force: float, energy: float, inside: bool) -> None:
 def test_band_of_a_configuration() -> None:
     """Two marks, the low one alone, or none of a kind; where none was given, what is usual for the committee, up to
     the guard's mark."""
-    assert Band.of(ServeConfig(keep_force=[0.1], keep_energy=[0.01, 0.2])) == Band(0.1, None, 0.01, 0.2)
-    assert Band.of(ServeConfig(keep_force=[], keep_energy=[0.01])) == Band(energy_low=0.01)
-    assert Band.of(ServeConfig()) == Band(0.05, 5.0)
-    assert Band.of(ServeConfig(), 0.0036) == Band(0.0036, 5.0)
-    assert Band.of(ServeConfig(mark_spread=0.02), 0.0036) == Band(0.0036, 0.02)
-    assert Band.of(ServeConfig(mark_spread=0.02)) == Band(0.05)
-    assert Band.of(ServeConfig(mark_spread=np.inf), 0.35) == Band(0.35)
-    assert Band.of(ServeConfig(keep_force=[0.1, 1.0]), 0.0036) == Band(0.1, 1.0)
+    asked = ServeConfig(keep_force=[0.1], keep_energy=[0.01, 0.2], keep_novelty=1.3)
+    assert Band.of(asked) == Band(0.1, None, 0.01, 0.2, 1.3)
+    assert Band.of(ServeConfig()) == Band(0.05, 5.0, novelty_low=1.0)
+    without: dict[str, Any] = {"keep_novelty": np.inf}
+    assert Band.of(ServeConfig(keep_force=[], keep_energy=[0.01], **without)) == Band(energy_low=0.01)
+    assert Band.of(ServeConfig(**without)) == Band(0.05, 5.0)
+    assert Band.of(ServeConfig(**without), 0.0036) == Band(0.0036, 5.0)
+    assert Band.of(ServeConfig(mark_spread=0.02, **without), 0.0036) == Band(0.0036, 0.02)
+    assert Band.of(ServeConfig(mark_spread=0.02, **without)) == Band(0.05)
+    assert Band.of(ServeConfig(mark_spread=np.inf, **without), 0.35) == Band(0.35)
+    assert Band.of(ServeConfig(keep_force=[0.1, 1.0], **without), 0.0036) == Band(0.1, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
     record(Evaluated("b", 1, 1, -1.0, None, None, seconds))
     record.close(record.summary())
     path = tmp_path / "beadwork.out"
-    table, spread = read_record(path)
+    table, spread, _ = read_record(path)
     assert table.shape == (2, 6)
     assert list(spread) == ["O", "H"]
     assert spread["O"][0] == 0.04
@@ -166,7 +166,7 @@ def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
     path.write_text(f"{path.read_text()}\n{JOINED}\n")  # another forcefield was answered first
     assert read_about(path)["joined"]
     path.write_text(f"{COLUMNS}\n 0 1 -1.0 0.1 0.2 0.3\n")
-    table, spread = read_record(path)
+    table, spread, _ = read_record(path)
     assert table.tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]
     assert spread == {}
     assert read_about(path) == {}

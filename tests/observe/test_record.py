@@ -51,7 +51,7 @@ def test_record_has_a_line_an_evaluation(tmp_path: Path) -> None:
     record(Kept(1, 1, None, 0.1))
     summary = record.summary()
     record.close(summary)
-    table, _ = read_record(tmp_path / "beadwork.out")
+    table, *_ = read_record(tmp_path / "beadwork.out")
     assert table.shape == (2, 6)
     assert np.isnan(table[1, 3])
     assert table[1, 1] == 4
@@ -165,7 +165,7 @@ def test_steps_that_are_not_known_are_not_summed_up(tmp_path: Path) -> None:
     assert "i-PI's steps are not known" in tell(summary, tmp_path, None)
     assert record.summary(done=2)["steps"] == 2
     record.close(summary)
-    rows, _ = read_record(tmp_path / "beadwork.out")
+    rows, *_ = read_record(tmp_path / "beadwork.out")
     assert np.isnan(rows[:, 0]).all()
     assert "no picture" not in draw(tmp_path)
     blurred = Record(tmp_path / "two")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from beadwork.config import ServeConfig
 from beadwork.errors import QueueError, ResourceError
@@ -16,7 +19,7 @@ from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Kept
 from beadwork.harvest.select import Band, Selector
 from beadwork.harvest.writer import QueueWriter
-from beadwork.potential.delta import Evaluation, Spread
+from beadwork.potential.delta import Evaluation
 
 #: seconds for which a disk may be full, or fail, before the run is stopped
 FULL = 10.0
@@ -62,37 +65,45 @@ class Keeper:
         """
         self._evaluations += 1
         self._look_at_the_queue()
-        if evaluation.spread is None:
+        spread, novelty = evaluation.spread, evaluation.novelty
+        if spread is None and novelty is None:
             return
-        spread = evaluation.spread
+        usual = None if spread is None else spread.usual
+        if usual != self._usual:
+            self._usual = usual
+            self.selector.band = Band.of(self._config, usual)
         atoms = len(frames[0].numbers)
-        if spread.usual != self._usual:
-            self._usual = spread.usual
-            self.selector.band = Band.of(self._config, spread.usual)
         # where no step is known, evaluations are counted
         count = Moment(self._evaluations) if moment.step is None else moment
-        choice = self.selector.consider(count, frames, spread.largest, spread.energy / atoms)
+        none = np.zeros(len(frames))  # where nothing is known, nothing is uncertain
+        force, energy = (none, none) if spread is None else (spread.largest, spread.energy / atoms)
+        new = none if novelty is None else novelty.largest
+        choice = self.selector.consider(count, frames, force, energy, new)
         for index, sign in choice.kept:
-            self._offer(index, sign, moment.exact, frames[index], evaluation, spread)
-        for why, those in choice.passed.items():
-            self._watch(PassedOver(moment.exact, why, len(those), float(spread.largest[those].max())))
+            why = self.selector.band.reasons(float(force[index]), float(energy[index]), float(new[index]))
+            self._offer(index, sign, moment.exact, frames[index], evaluation, why)
+        for reason, those in choice.passed.items():
+            self._watch(PassedOver(moment.exact, reason, len(those), float(force[those].max())))
         while self._news:
             self._watch(self._news.popleft())
 
     def _offer(
-        self, index: int, sign: Signature, step: int | None, frame: Frame, evaluation: Evaluation, spread: Spread
+        self, index: int, sign: Signature, step: int | None, frame: Frame, evaluation: Evaluation, why: tuple[str, ...]
     ) -> None:
         atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
+        n, spread, novelty = len(frame.numbers), evaluation.spread, evaluation.novelty
         kept = Kept(
             frame=frame,
             evaluation=self._evaluations,
-            energy_spread=float(spread.energy[index]) / len(frame.numbers),
-            force_spread=spread.force[atoms].copy(),
-            member_energies=spread.members[:, index].copy(),
+            energy_spread=math.nan if spread is None else float(spread.energy[index]) / n,
+            force_spread=np.full(n, np.nan) if spread is None else spread.force[atoms].copy(),
+            member_energies=np.empty(0) if spread is None else spread.members[:, index].copy(),
             models=evaluation.models,
             weights=evaluation.weights,
             simulation=self._simulation,
             step=step,
+            novelty={} if novelty is None else {part: of[atoms].copy() for part, of in novelty.of.items()},
+            why=why,
         )
         if not self.writer.offer(kept):
             self.selector.forget(sign)
@@ -110,7 +121,7 @@ class Keeper:
             raise ResourceError(f"for {FULL:g} s now: {error}; the run was stopped rather than lose frames")
 
     def _kept(self, row: int, kept: Kept) -> None:
-        self._news.append(KeptEvent(row, kept.step, kept.frame.bead, kept.max_force_spread))
+        self._news.append(KeptEvent(row, kept.step, kept.frame.bead, kept.max_force_spread, kept.why))
 
     def close(self) -> None:
         """Write what is pending. Raises QueueError when frames would be lost."""

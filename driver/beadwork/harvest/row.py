@@ -2,12 +2,13 @@
 
 Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure), `simulation` and `committee`
 (sha256 of the simulation's file, and of the models' hashes and unequal weights taken together), `evaluation`, `step`
-and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `time` (Unix time, s),
-`beadwork` (version), and, once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å),
-`member_energies` ((M,) eV), `models` (hashes, in the order of evaluation), `weights` (of the members, where they
-are not equal), and, as they come, `worker`, `label`, `reason`. A frame that the user has brought (`beadwork queue
-add`) has NaN as its spreads, no models, and its place in the file and the file's hash for `evaluation` and
-`simulation`.
+and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `novelty_max` (of any atom;
+absent where unknown), `kept_for` (spread, novelty or spread+novelty), `time` (Unix time, s), `beadwork` (version), and,
+once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å), `member_energies` ((M,) eV),
+`models` (hashes, in the order of evaluation), `weights` (of the members, where they are not equal), `novelty` ((n,) by
+the part that knows, 'baseline' or 'delta'), and, as they come, `worker`, `label`, `reason`. A frame that the user has
+brought (`beadwork queue add`) has NaN as its spreads, no models, and its place in the file and the file's hash for
+`evaluation` and `simulation`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Kept:
     force_spread: (n,) eV/Å of every atom. energy_spread: eV an atom. member_energies: (M,) eV. models: sha256 of each
     model that was evaluated, baseline first. simulation: sha256 of the simulation's file. evaluation: count of
     evaluations of the server. step: of i-PI, None where unknown (as the bead in `frame`). time: Unix time in s.
-    weights: one a member, none where they are equal.
+    weights: one a member, none where they are equal. novelty: (n,) of every atom, by the part to which it is new,
+    'baseline' or 'delta'. why: 'spread', 'novelty' or both.
     Raises ValueError for a force spread that does not fit the atoms.
     """
 
@@ -46,6 +48,8 @@ class Kept:
     step: int | None = None
     time: float = field(default_factory=time.time)
     weights: tuple[float, ...] = ()
+    novelty: Mapping[str, FloatArray] = field(default_factory=dict)
+    why: tuple[str, ...] = ("spread",)
 
     def __post_init__(self) -> None:
         if self.force_spread.shape != (len(self.frame.numbers),):
@@ -58,6 +62,12 @@ class Kept:
     def max_force_spread(self) -> float:
         """Largest force spread of any atom, eV/Å."""
         return float(self.force_spread.max())
+
+    @property
+    def newest(self) -> tuple[float, int, str] | None:
+        """The largest novelty of any atom, the atom, and the part to which it is new; None where it is not known."""
+        found = [(float(of.max()), int(of.argmax()), part) for part, of in self.novelty.items()]
+        return max(found, default=None)
 
     @property
     def committee(self) -> str:
@@ -105,6 +115,10 @@ def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]
         "time": float(kept.time),
         "beadwork": f"beadwork {_version()}",
     }
+    if kept.newest is not None:
+        keys["novelty_max"] = kept.newest[0]
+    if kept.models:
+        keys["kept_for"] = "+".join(kept.why)
     if kept.step is not None:
         keys["step"] = int(kept.step)
     if kept.frame.bead is not None:
@@ -113,6 +127,7 @@ def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]
         "force_spread": np.asarray(kept.force_spread, dtype=np.float64),
         "member_energies": np.asarray(kept.member_energies, dtype=np.float64),
         "models": list(kept.models),
+        "novelty": {part: np.asarray(of, dtype=np.float64) for part, of in kept.novelty.items()},
     }
     if kept.weights:
         data["weights"] = list(kept.weights)
@@ -134,6 +149,9 @@ def from_ase(row: Any) -> Row:
         step=keys.get("step"),
         time=keys["time"],
         weights=tuple(data.get("weights", ())),
+        # older rows say nothing of these
+        novelty={part: np.array(of, dtype=np.float64) for part, of in data.get("novelty", {}).items()},
+        why=tuple(keys.get("kept_for", "spread").split("+")),
     )
     return Row(
         id=int(row.id),

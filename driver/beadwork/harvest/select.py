@@ -28,15 +28,16 @@ class Band:
     """Between knowing and nonsense: the spreads for which a frame is worth a label.
 
     force_low, force_high: eV/Å, on the largest force spread of any atom. energy_low, energy_high: eV an atom, on the
-    energy spread. A frame is in the band when it is at or above the low mark of ANY criterion that has one, and below
-    EVERY high mark that is given: an exploded frame teaches nothing. Raises ConfigError where no low mark is given
-    or the marks contradict each other.
+    energy spread. novelty_low: on the largest novelty of any atom. A frame is in the band when it is at or above the
+    low mark of ANY criterion that has one, and below EVERY high mark that is given: an exploded frame teaches nothing.
+    Raises ConfigError where no low mark is given or the marks contradict each other.
     """
 
     force_low: float | None = None
     force_high: float | None = None
     energy_low: float | None = None
     energy_high: float | None = None
+    novelty_low: float | None = None
 
     @classmethod
     def of(cls, config: ServeConfig, usual: float | None = None) -> Band:
@@ -45,11 +46,16 @@ class Band:
         Where nothing is said of forces it is from `usual`, the force spread that the committee itself has on frames
         like those it learned from (`LOW` where that is not known), up to the guard's mark.
         """
-        return cls(*(*force_marks(config, usual), None, None)[:2], *(*config.keep_energy, None, None)[:2])
+        force_low, force_high = (*force_marks(config, usual), None, None)[:2]
+        energy_low, energy_high = (*config.keep_energy, None, None)[:2]
+        novelty_low = config.keep_novelty if math.isfinite(config.keep_novelty) else None
+        return cls(force_low, force_high, energy_low, energy_high, novelty_low)
 
     def __post_init__(self) -> None:
-        if self.force_low is None and self.energy_low is None:
-            raise ConfigError("the band has no low mark, so no frame would be kept; give force_low or energy_low")
+        if self.force_low is None and self.energy_low is None and self.novelty_low is None:
+            raise ConfigError(
+                "the band has no low mark, so no frame would be kept; give force_low, energy_low or novelty_low"
+            )
         for name, low, high in (
             ("force", self.force_low, self.force_high),
             ("energy", self.energy_low, self.energy_high),
@@ -60,15 +66,36 @@ class Band:
             if low is not None and high is not None and low >= high:
                 raise ConfigError(f"{name}_low of the band is {low}, {name}_high {high}; the low mark must be lower")
 
-    def place(self, force_spread: FloatArray, energy_spread: FloatArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def place(
+        self, force_spread: FloatArray, energy_spread: FloatArray, novelty: FloatArray | float = 0.0
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(S,) and (S,): which of S frames are in the band, and which above it, as one is whose spread is not finite.
         The others are below."""
-        marks = (self.force_low, self.energy_low, self.force_high, self.energy_high)
-        low, energy_low, high, energy_high = (np.inf if mark is None else mark for mark in marks)
-        enough = (force_spread >= low) | (energy_spread >= energy_low)
+        marks = (self.force_low, self.energy_low, self.novelty_low, self.force_high, self.energy_high)
+        low, energy_low, new, high, energy_high = (np.inf if mark is None else mark for mark in marks)
+        enough = (force_spread >= low) | (energy_spread >= energy_low) | (novelty >= new)
         too_much = (force_spread >= high) | (energy_spread >= energy_high)
         too_much |= ~(np.isfinite(force_spread) & np.isfinite(energy_spread))
         return enough & ~too_much, too_much
+
+    def excess(
+        self, force_spread: FloatArray, energy_spread: FloatArray, novelty: FloatArray | float = 0.0
+    ) -> FloatArray:
+        """(S,): by how many times each frame passes the low mark that it passes furthest."""
+        marks = ((self.force_low, force_spread), (self.energy_low, energy_spread), (self.novelty_low, novelty))
+        found = np.zeros(len(force_spread))
+        for mark, value in marks:
+            if mark is not None:
+                found = np.fmax(found, np.asarray(value) / max(mark, 1e-12))
+        return found
+
+    def reasons(self, force_spread: float, energy_spread: float, novelty: float = 0.0) -> tuple[str, ...]:
+        """What a frame in the band is kept for: 'spread', 'novelty' or both."""
+        spread = (self.force_low is not None and force_spread >= self.force_low) or (
+            self.energy_low is not None and energy_spread >= self.energy_low
+        )
+        new = self.novelty_low is not None and novelty >= self.novelty_low
+        return ("spread",) * spread + ("novelty",) * new
 
 
 def force_marks(config: ServeConfig, usual: float | None) -> list[float]:
@@ -134,18 +161,25 @@ class Selector:
         self._elsewhere.extend(signature(frame) for frame in elsewhere)
 
     def consider(
-        self, moment: Moment, frames: Sequence[Frame], max_force_spread: FloatArray, energy_spread: FloatArray
+        self,
+        moment: Moment,
+        frames: Sequence[Frame],
+        max_force_spread: FloatArray,
+        energy_spread: FloatArray,
+        novelty: FloatArray | float = 0.0,
     ) -> Choice:
-        """Decide about the S frames of one evaluation, the most uncertain first.
+        """Decide about the S frames of one evaluation, the one first that passes a low mark furthest.
 
-        max_force_spread: (S,) eV/Å. energy_spread: (S,) eV an atom. moment: its step is any count
-        that grows with the simulation; one that goes backwards (a simulation restarted) ends the cool-down. Those to be
-        kept count as kept until `forget` is told otherwise.
+        max_force_spread: (S,) eV/Å. energy_spread: (S,) eV an atom. novelty: (S,), the largest of any atom. moment: its
+        step is any count that grows with the simulation; one that goes backwards (a simulation restarted) ends the
+        cool-down. Those to be kept count as kept until `forget` is told otherwise.
         """
-        inside, above = map(np.flatnonzero, self.band.place(max_force_spread, energy_spread))
+        looks = (max_force_spread, energy_spread, novelty)
+        inside, above = map(np.flatnonzero, self.band.place(*looks))
+        excess = self.band.excess(*looks)
         found: list[tuple[int, Signature]] = []
         passed: dict[Why, list[int]] = {"above": above.tolist()} if len(above) else {}
-        for index in map(int, inside[np.argsort(-max_force_spread[inside], kind="stable")]):
+        for index in map(int, inside[np.argsort(-excess[inside], kind="stable")]):
             if self._cools(moment):
                 passed.setdefault("cooldown", []).append(index)
                 continue

@@ -1,18 +1,17 @@
 """Which of the waiting frames to label: farthest-point selection on a model's features, weighted by uncertainty.
 
-The features are MACE's own: the invariant node features of both layers, one vector an atom, each component scaled
-by its standard deviation. An atom is as new as its features are far from those of every atom of its element
-that is labelled already; a frame counts as its atom with the largest newness times force spread. The
-frame that counts most is taken, its atoms count as labelled from then on, and so on (Imbalzano et al., J. Chem. Phys.
-148, 241730, 2018, with atoms in place of structures).
+The features are MACE's own: the scalar node features of all layers, one vector an atom, whitened by the covariance of
+its element's atoms: what varies little among them counts as much as what varies a lot. An atom is as new as its
+features are far from those of every atom of its element that is labelled already; a frame counts as its atom with the
+largest newness times force spread. The frame that counts most is taken, its atoms count as labelled from then on, and
+so on (Imbalzano et al., J. Chem. Phys. 148, 241730, 2018, with atoms in place of structures).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +21,12 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.row import Row
 from beadwork.learn.dataset import computed
-from beadwork.potential.bundle import MODEL, check
+from beadwork.potential.bundle import check
+from beadwork.potential.engines import open_engine
 from beadwork.potential.graph import build
-from beadwork.potential.torchscript import CPU_PIECE, ModuleEvaluator, load_module
 
+#: of the mean variance of an element's features: what varies less counts as if it varied so much
+FLOOR = 3e-2
 #: random choices that the report compares with
 RANDOM = 10
 #: frames of one neighbour list
@@ -75,8 +76,8 @@ def choose(
     if not waiting or most < 1:
         return Choice((), 0.0, 0.0, 0.0, 0)
     vectors, element, owner = features([*waiting, *labelled], model)
-    vectors = vectors / np.maximum(vectors.std(axis=0), 1e-9)
     new = owner < len(waiting)
+    vectors = _whitened(vectors, element, ~new)
     held = _held(waiting, parts)
     pool, kind, frame = vectors[new][held], element[new][held], owner[new][held]
     weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)[held]
@@ -151,34 +152,24 @@ def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray
     card = check(model)
     if lacking := sorted({int(z) for f in frames for z in f.numbers} - set(card.elements)):
         raise ModelError(f"{model} does not know the atomic numbers {lacking}; take a model that was trained with them")
-    module = load_module(model / MODEL)
-    evaluator = ModuleEvaluator(module, card.head, "float64", "cpu")
-    heard = []
-    for start in range(0, len(frames), BATCH):
-        graph = build(frames[start : start + BATCH], card.cutoff)
-        for a, b in graph.pieces(CPU_PIECE):  # an edge takes some 27 kB
-            answer = evaluator.answer(graph.part(a, b))
-            if answer.get("node_feats") is None:
-                raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
-            heard.append(answer["node_feats"].detach().numpy())
-    columns = _invariant(module.state_dict())
-    vectors = np.concatenate(heard)
-    if vectors.shape[1] <= columns.max():
-        raise ModelError(f"{model} has node features of an order that is not known here; use a model of mace-torch 0.3")
+    engine = open_engine(model)
+    heard = [engine.features(build(frames[at : at + BATCH], card.cutoff)) for at in range(0, len(frames), BATCH)]
     sizes = [len(f.numbers) for f in frames]
-    return vectors[:, columns], np.concatenate([f.numbers for f in frames]), np.repeat(np.arange(len(frames)), sizes)
+    return np.concatenate(heard), np.concatenate([f.numbers for f in frames]), np.repeat(np.arange(len(frames)), sizes)
 
 
-def _invariant(state: Mapping[str, Any]) -> IntArray:
-    """Columns of the node features that are scalars: e3nn puts the scalars of a layer first."""
-    scalars = state["node_embedding.linear.output_mask"].numel()
-    columns, at = [], 0
-    layer = 0
-    while (mask := state.get(f"products.{layer}.linear.output_mask")) is not None:
-        columns.append(at + np.arange(scalars))
-        at += mask.numel()
-        layer += 1
-    return np.concatenate(columns)
+def _whitened(vectors: FloatArray, element: IntArray, labelled: NDArray[np.bool_]) -> FloatArray:
+    """Each element's vectors with unit covariance of its labelled atoms; of all, where few are labelled."""
+    found = np.empty_like(vectors)
+    for z in np.unique(element):
+        mine = element == z
+        known = mine & labelled
+        base = vectors[known if known.sum() >= 2 * vectors.shape[1] else mine]
+        away = base - base.mean(axis=0)
+        values, axes = np.linalg.eigh(away.T @ away / len(base))
+        # what hardly varies is noise of so few atoms, and would be made the loudest
+        found[mine] = vectors[mine] @ (axes / np.sqrt(np.maximum(values, max(FLOOR * values.mean(), 1e-18))))
+    return found
 
 
 def _cover(distance: FloatArray, pool: FloatArray, kind: IntArray, by: FloatArray, by_kind: IntArray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +45,16 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
 def among(frames: Sequence[Frame], known: Sequence[Frame]) -> list[bool]:
     """Whether each frame is one of those that are known."""
     return [first < len(known) for first in firsts([*known, *frames])[len(known) :]]
+
+
+def frames_hash(frames: Sequence[Frame]) -> str:
+    """`sha256:` and the hash of these structures in this order: atomic numbers, positions, cells and periodicity."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(bytes(map(bool, frame.pbc)))
+        for values, kind in ((frame.numbers, "<i8"), (frame.positions, "<f8"), (frame.cell, "<f8")):
+            digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _point(frame: Frame) -> np.ndarray:

@@ -27,6 +27,7 @@ from beadwork.errors import LabelError, ModelError
 from beadwork.learn.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
 from beadwork.learn.jobs import Jobs, lost
 from beadwork.learn.member import TRAINING, train_member, workers
+from beadwork.learn.novelty import fit_bundle
 from beadwork.learn.residual import calibrate, residuals, scale, told
 from beadwork.learn.same import among
 from beadwork.learn.split import APART, blocks, split
@@ -82,6 +83,7 @@ def train_committee(
         _train(missing, out, settings, plan, start, about, progress)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
+    _remember(dataset, paths, settings.apart, progress)
     spread, measured = held_out(dataset, paths)
     card = {
         **spread,
@@ -205,6 +207,7 @@ def train_model(
     if not _finished(work / out.name, dataset, plan):
         about = {"trained_on": "REF_energy, REF_forces", "command": command}
         progress(train_member(0, work, settings, plan, start, about, out.name))
+    _remember(dataset, [work / out.name], settings.apart, progress)
     _, measured = held_out(dataset, [work / out.name])
     amend_card(work / out.name, held_out=measured)
     progress(f"{out}: {measured}")
@@ -212,6 +215,18 @@ def train_model(
     os.replace(work / out.name, out)
     shutil.rmtree(work)
     return out
+
+
+def _remember(dataset: Dataset, bundles: Sequence[Path], apart: int, progress: Callable[[str], None]) -> None:
+    """Let each bundle that does not know it yet know what it was trained on, and those before it."""
+    known = [met for met in dataset.past if not met.held_out]
+    block = blocks(known, apart).tolist()
+    for bundle in bundles:
+        if load_card(bundle).novelty is None:
+            try:
+                fit_bundle(bundle, [met.frame for met in known], block, progress)
+            except ModelError as error:  # the model is as good as before
+                progress(f"{bundle}: it will not know what is new to it: {error}")
 
 
 def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Path | None) -> Dataset:

@@ -94,16 +94,19 @@ def read_properties(
     return {name: Series(steps, values, unit) for name, (values, unit) in columns.items()}
 
 
-def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray]]:
+def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray]]:
     """Read beadwork.out: step, structures, energy, energy spread, force spread, seconds; (evaluations, 6).
 
-    And the columns after the sixth: an element's root-mean-square force spread by its symbol, (evaluations,) eV/Å.
+    And the columns after the sixth, (evaluations,) each: an element's root-mean-square force spread, eV/Å, by its
+    symbol; the largest novelty by the part that it is of ('baseline', 'delta') and by the symbol of its element.
     """
     comments, table = _scan(path)
     names = comments[0].lstrip("#").split()[6:] if comments else []
-    symbols = [name.removeprefix("spread_").partition("/")[0] for name in names]
-    elements = dict(zip(symbols, table.T[6:], strict=False))
-    return table[:, :6] if table.size else table.reshape(-1, 6), elements
+    columns: dict[str, dict[str, FloatArray]] = {"spread": {}, "novelty": {}}
+    for name, values in zip(names, table.T[6:], strict=False):
+        kind, _, of = name.partition("_")
+        columns[kind][of.partition("/")[0]] = values
+    return table[:, :6] if table.size else table.reshape(-1, 6), columns["spread"], columns["novelty"]
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from beadwork.disk import put_aside, writing
 from beadwork.events import Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, TakenUp
+from beadwork.potential.novelty import NEW
 
 #: what stands in beadwork.out where i-PI's step is not known
 JOINED = "# joined an i-PI under way: its step is not known, and steps are counted from 0"
@@ -23,7 +25,10 @@ PASSED = {
     "limit": "--keep-most are kept",
     "alike": "they are like one kept before",
 }
+_WHOSE = {"baseline": "the baseline", "delta": "Δ"}
 COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
+#: the last columns, before those of the elements' novelty
+NOVELTY = ("novelty_baseline", "novelty_delta")
 
 
 class Record:
@@ -47,7 +52,8 @@ class Record:
             self._file = open(self._path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open for the run's length
         self._elements = tuple(elements)
         try:
-            self._write("  ".join([COLUMNS, *(f"spread_{element}/(eV/A)" for element in elements)]))
+            spreads, news = (f"spread_{e}/(eV/A)" for e in elements), (f"novelty_{e}" for e in elements)
+            self._write("  ".join([COLUMNS, *spreads, *NOVELTY, *news]))
             if about:
                 self._write(f"# run: {json.dumps(about)}")
         except BaseException:
@@ -67,12 +73,15 @@ class Record:
         self._energy_spread_sum = 0.0
         self._committees: list[dict[str, Any]] = []
         self._marks: Counter[str] = Counter()
+        self._kept_for: Counter[str] = Counter()  # a frame may be kept for two reasons
+        self._new = _New()
         self._passed: dict[str, tuple[int, float]] = {}  # why: how many frames, and the largest force spread of any
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
         if isinstance(event, Kept):
             self.kept += 1
+            self._kept_for.update(event.why)
         elif isinstance(event, Evaluated):
             self._add(event)
         elif isinstance(event, MarkPassed):
@@ -103,9 +112,13 @@ class Record:
         self.answered = True
         busy = sum(seconds for name, seconds in event.seconds.items() if name not in ("idle", "aside"))
         spread = "nan nan" if event.energy_spread is None else f"{event.energy_spread:.6e} {event.force_spread:.6e}"
-        elements = (f"{event.element_spread.get(element, math.nan):.6e}" for element in self._elements)
+        elements = [f"{event.element_spread.get(element, math.nan):.6e}" for element in self._elements]
+        parts = (event.novelty.get(column.removeprefix("novelty_")) for column in NOVELTY)
+        new = [*parts, *(event.element_novelty.get(element) for element in self._elements)]
+        elements += ["nan" if value is None else f"{value:.4f}" for value in new]
         step = "nan" if event.step is None else str(event.step)
         self._write(" ".join([f"{step:>8} {event.evaluated:4d} {event.energy:.8f} {spread} {busy:.6f}", *elements]))
+        self._new.add(event)
         first, self._first = self._first, False
         if event.step == 0:
             self._before[event.address] = 0
@@ -154,6 +167,8 @@ class Record:
             "force_spread_max": self._spread_most if spreads else None,
             "energy_spread_mean": self._energy_spread_sum / spreads if spreads else None,
             "frames_kept": self.kept,
+            "frames_kept_for": dict(self._kept_for),
+            "novelty": self._new.summary(),
             "frames_dropped": self.dropped,
             "frames_passed_over": {
                 why: {"frames": frames, "force_spread_max": most} for why, (frames, most) in self._passed.items()
@@ -173,6 +188,28 @@ class Record:
                 path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
+@dataclass
+class _New:
+    """Structures and atoms above `potential.novelty.NEW`, of those of which novelty is known; step 0 included."""
+
+    structures: int = 0
+    new_structures: int = 0
+    new_atoms: int = 0
+    largest: dict[str, float] = field(default_factory=dict)  # by the part that they are new to
+
+    def add(self, event: Evaluated) -> None:
+        if event.novelty:
+            self.structures += event.evaluated
+            self.new_structures += event.new_structures
+            self.new_atoms += event.new_atoms
+            for part, value in event.novelty.items():
+                self.largest[part] = max(value, self.largest.get(part, 0.0))
+
+    def summary(self) -> dict[str, Any] | None:
+        """None where no model knew what it was trained on."""
+        return asdict(self) if self.structures else None
+
+
 def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     """The summary in words, with where to look next."""
     lines = [
@@ -189,6 +226,12 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
         lines.append(
             f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
             f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
+        )
+    if (new := summary["novelty"]) is not None:
+        largest = ", ".join(f"{value:.2f} for {_WHOSE[part]}" for part, value in new["largest"].items())
+        lines.append(
+            f"novelty (1: the edge of training): at most {largest}; above {NEW:g} in {new['new_structures']} of "
+            f"{new['structures']} structures, {new['new_atoms']} atoms"
         )
     lines += [
         f"not kept, for {PASSED[why]}: {about['frames']} frames, up to {about['force_spread_max']:.4f} eV/Å"

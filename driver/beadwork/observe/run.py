@@ -23,8 +23,9 @@ class Run:
     """What was found in a run's folder; empty or None where there is nothing.
 
     about: the second line of beadwork.out. record: (evaluations, 6), as `read_record` has it. elements: symbol ->
-    (evaluations,) eV/Å. properties: i-PI's, of the first system; each from the first file that has it. kept: this run's
-    frames in the queue. gaps: sentences about what is missing.
+    (evaluations,) eV/Å. novelty: 'baseline', 'delta' or symbol -> (evaluations,), the largest. properties: i-PI's, of
+    the first system; each from the first file that has it. kept: this run's frames in the queue. gaps: sentences about
+    what is missing.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Run:
     summary: dict[str, Any]
     record: FloatArray
     elements: dict[str, FloatArray]
+    novelty: dict[str, FloatArray]
     properties: dict[str, Series]
     kept: list[Shown]
     gaps: dict[str, str]

@@ -20,6 +20,7 @@ from beadwork.toml import tomllib
 CARD = "card.toml"
 MODEL = "model.pt"
 NATIVE = "native.json"
+NOVELTY = "novelty.npz"
 COMMITTEE = "committee.toml"
 #: in committee.toml: quantiles of the largest force spread of a frame, on frames held out; and the one that counts
 SPREAD, USUAL = "spread_held_out", 0.99
@@ -52,6 +53,11 @@ class Card:
     def native(self) -> bool:
         """Whether the bundle has a native model."""
         return NATIVE in self.sha256
+
+    @property
+    def novelty(self) -> Path | None:
+        """The file that says what the model was trained on, where the bundle has one."""
+        return self.path / NOVELTY if NOVELTY in self.sha256 else None
 
     @property
     def hash(self) -> str:
@@ -164,20 +170,27 @@ def describe(bundle: str | Path) -> str:
 
 def write_card(bundle: Path, card: Mapping[str, Any]) -> Card:
     """Write card.toml for the files that are in the folder now; format, units and hashes are added."""
-    hashes = {name: sha256(bundle / name) for name in (MODEL, NATIVE) if (bundle / name).is_file()}
+    hashes = {name: sha256(bundle / name) for name in (MODEL, NATIVE, NOVELTY) if (bundle / name).is_file()}
     about = {k: v for k, v in card.items() if v is not None}
     data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}
     write_whole(bundle / CARD, tomli_w.dumps(data))
     return load_card(bundle)
 
 
-def amend_card(bundle: Path, **about: Any) -> Card:
+def amend_card(
+    bundle: Path, file: str | None = None, write: Callable[[Path], None] = lambda path: None, **about: Any
+) -> Card:
     """Add entries to a bundle's card: what was found out about the model after it was made.
 
-    Raises ModelError for a bundle whose files are not those that its card describes.
+    file: NOVELTY, where that is written, or written anew, by `write`. Raises ModelError for a bundle whose files are
+    not those that its card describes.
     """
     check(bundle)
     data = _read_toml(bundle / CARD)
+    if file is not None:
+        part = bundle / f".{os.getpid()}.{file}"  # with its ending, which some writers add
+        write(part)
+        os.replace(part, bundle / file)
     return write_card(bundle, {k: v for k, v in data.items() if k not in ("format", "units", "sha256")} | about)
 
 

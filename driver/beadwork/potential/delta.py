@@ -42,6 +42,24 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Novelty:
+    """How far the A atoms of S systems are from what the models were trained on; 1 at the edge (`potential.novelty`).
+
+    of: (A,) by part, 'baseline' or 'delta', for the parts that know; of several members the largest. atoms: (A,) the
+    largest of the parts. largest: (S,) of a system, of its atom `atom` (S,), counted within the system.
+    """
+
+    of: Mapping[str, FloatArray]
+    atoms: FloatArray
+    largest: FloatArray
+    atom: IntArray
+
+    def whose(self, atom: int) -> str:
+        """The part to which an atom, counted through all systems, is newest: its labels are wanted."""
+        return max(self.of, key=lambda part: float(self.of[part][atom]))
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """S systems of A atoms in all, evaluated by a baseline and M members. eV and Å; virials as in `Energies`.
 
@@ -49,7 +67,7 @@ class Evaluation:
     such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
     spread: None with fewer than two members; so are the properties that read it. of_atoms: as in `Energies`.
     member_forces (M, A, 3), member_virials (M, S, 3, 3): the exact derivatives of spread.members, deviations scaled by
-    the alpha of energies as those are; only when asked for.
+    the alpha of energies as those are; only when asked for. novelty: None where no model knows what it was trained on.
     models: hashes of the models that answered, baseline first; empty where they came from no bundles. weights: of the
     members, where they are not equal.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
@@ -67,6 +85,7 @@ class Evaluation:
     of_atoms: FloatArray | None = None
     member_forces: FloatArray | None = None
     member_virials: FloatArray | None = None
+    novelty: Novelty | None = None
     models: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     closest: FloatArray = field(default_factory=lambda: np.empty(0))
@@ -204,6 +223,11 @@ class Potential:
         return self.baseline_uncertainty is not None or self.atom_uncertainty is not None
 
     @property
+    def knows_novelty(self) -> bool:
+        """Whether any of the models knows what it was trained on."""
+        return any(getattr(engine, "training_set", None) is not None for engine in self.engines)
+
+    @property
     def cutoff(self) -> float:
         """The largest cutoff of all models, Å, and of what is weighed."""
         return self.builder.cutoff
@@ -307,6 +331,7 @@ class Potential:
         started = time.perf_counter()
         before = sum(seconds.values())
         evaluation = self._combine(graph, graphs, baseline, answers, member_forces, seconds)
+        novelty = _novelty(graph, baseline, answers)
         _check_finite("the sum of the models", graph, evaluation)
         seconds["reduce"] = time.perf_counter() - started - (sum(seconds.values()) - before)
         models = tuple(card.hash for card in self.cards)
@@ -318,8 +343,8 @@ class Potential:
                 f"{self.max_edges} edges at once of their {len(graph.neighbor)}, with the same result",
             )
         weights = tuple(self.weights.tolist()) if len(set(self.weights.tolist())) > 1 else ()
-        closest = graph.closest
-        return replace(evaluation, models=models, weights=weights, closest=closest, notes=notes, seconds=seconds)
+        found = replace(evaluation, novelty=novelty, models=models, weights=weights)
+        return replace(found, closest=graph.closest, notes=notes, seconds=seconds)
 
     def _limit(self, graph: Graph) -> int | None:
         """max_edges of this evaluation: twice as many when a refusal is long enough ago."""
@@ -586,6 +611,17 @@ def _sum(graph: Graph, baseline: Energies | None, delta: Energies, **rest: objec
         of_atoms=total.of_atoms,
         **rest,  # type: ignore[arg-type]
     )
+
+
+def _novelty(graph: Graph, baseline: Energies | None, answers: Sequence[Energies]) -> Novelty | None:
+    of = {} if baseline is None or baseline.novelty is None else {"baseline": baseline.novelty}
+    if members := [answer.novelty for answer in answers if answer.novelty is not None]:
+        of["delta"] = np.maximum.reduce(members)
+    if not of:
+        return None
+    atoms = np.maximum.reduce(list(of.values()))
+    largest = np.maximum.reduceat(atoms, graph.ptr[:-1])
+    return Novelty(of, atoms, largest, _first_index(atoms, largest, graph))
 
 
 def _first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntArray:

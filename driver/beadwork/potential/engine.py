@@ -10,6 +10,7 @@ import numpy as np
 
 from beadwork.frame import FloatArray
 from beadwork.potential.graph import Graph
+from beadwork.potential.novelty import TrainingSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,15 @@ class Energies:
 
     energies: (S,) eV. forces: (A, 3) eV/Å, systems one after the other. virials: (S, 3, 3) eV, symmetric, minus
     stress times volume (positive under compression), the sign that i-PI's wire has. of_atoms: (A,) eV, each atom's part
-    of the energy, its reference energy included; None where the engine does not say.
+    of the energy, its reference energy included; None where the engine does not say. novelty: (A,) how far each atom is
+    from those that the model was trained on, 1 at their edge (`potential.novelty`); None where the bundle does not say.
     """
 
     energies: FloatArray
     forces: FloatArray
     virials: FloatArray
     of_atoms: FloatArray | None = None
+    novelty: FloatArray | None = None
 
 
 def join(pieces: Sequence[Energies]) -> Energies:
@@ -36,6 +39,7 @@ def join(pieces: Sequence[Energies]) -> Energies:
         np.concatenate([p.forces for p in pieces]),
         np.concatenate([p.virials for p in pieces]),
         together([p.of_atoms for p in pieces], np.concatenate),
+        together([p.novelty for p in pieces], np.concatenate),
     )
 
 
@@ -70,4 +74,15 @@ class Engine(Protocol):
 
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate every system of the graph in one call."""
+        ...
+
+
+class FeatureEngine(Engine, Protocol):
+    """An engine that can say the features by which its model tells atoms apart."""
+
+    #: what the model was trained on, where its bundle says; `evaluate` answers novelty then
+    training_set: TrainingSet | None
+
+    def features(self, graph: Graph) -> FloatArray:
+        """(A, F): the node features' scalars of every atom, the same in every engine (`potential.novelty`)."""
         ...

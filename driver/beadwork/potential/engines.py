@@ -14,7 +14,7 @@ from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.potential import memory
 from beadwork.potential.bundle import check
-from beadwork.potential.engine import Energies, Engine
+from beadwork.potential.engine import Energies, Engine, FeatureEngine
 from beadwork.potential.graph import Graph, build
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.torchscript import TorchScriptEngine
@@ -23,6 +23,8 @@ from beadwork.potential.torchscript import TorchScriptEngine
 TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
 #: Å: the virial an atom must agree within this times the tolerance of forces; a sum over some fifty neighbours
 VIRIAL = 10.0
+#: by how much of itself an atom's novelty may differ: far less than decides whether it is new
+NOVELTY = 1e-2
 #: eV/Å: the tolerances are for forces up to this, as atoms have them that move; a trial has larger ones
 USUAL = 10.0
 
@@ -65,9 +67,10 @@ class AutoEngine:
         self._required = required
         self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
         torchscript = TorchScriptEngine(bundle, dtype, device)
-        self._engine: Engine = torchscript
+        self._engine: FeatureEngine = torchscript
         self._torchscript = torchscript
         self.name, self.reference = torchscript.name, torchscript.reference
+        self.training_set = torchscript.training_set
         if required:
             return
         if not card.native:
@@ -111,14 +114,23 @@ class AutoEngine:
         """Evaluate with torchscript, whatever was chosen: the native one knows no derivative of an atom's energy."""
         return self._torchscript.weighted(graph, weights)
 
+    def features(self, graph: Graph) -> FloatArray:
+        """(A, F): the model's features, by the engine that was chosen."""
+        self.settle(graph)
+        return self._engine.features(graph)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far native is from torchscript: eV an atom, eV/Å, eV an atom; allowed: (eV an atom, eV/Å); on: what."""
+    """How far native is from torchscript: eV an atom, eV/Å, eV an atom; allowed: (eV an atom, eV/Å); on: what.
+
+    novelty: the largest relative difference of an atom's, 0 where there is none.
+    """
 
     energy: float
     force: float
     virial: float
+    novelty: float
     allowed: tuple[float, float]
     on: str
 
@@ -126,13 +138,15 @@ class Comparison:
     def agreed(self) -> bool:
         """Whether all is within what is allowed; False for NaN."""
         energy, force = self.allowed
-        return self.energy <= energy and self.force <= force and self.virial <= VIRIAL * force
+        close = self.energy <= energy and self.force <= force and self.virial <= VIRIAL * force
+        return close and self.novelty <= NOVELTY
 
     def __str__(self) -> str:
         return (
             f"native {'agrees' if self.agreed else 'does NOT agree'} with torchscript on {self.on} "
             f"({self.energy:.1e} eV an atom, {self.force:.1e} eV/Å; allowed {self.allowed[0]:.0e} and "
-            f"{self.allowed[1]:.0e}; virial an atom {self.virial:.1e} eV, allowed {VIRIAL * self.allowed[1]:.0e})"
+            f"{self.allowed[1]:.0e}; virial an atom {self.virial:.1e} eV, allowed {VIRIAL * self.allowed[1]:.0e}"
+            + (f"; novelty {self.novelty:.0e} of itself, allowed {NOVELTY:.0e})" if self.novelty else ")")
         )
 
 
@@ -156,6 +170,9 @@ def compare(
     # a virial sums the forces on the pairs times their lengths, of which an atom has many
     virials = np.abs(one.virials - two.virials).max(axis=(1, 2)) / atoms
     rough = np.fmax(1.0, np.maximum.reduceat(np.abs(two.forces).max(axis=1), first) / usual)
+    strange = 0.0
+    if one.novelty is not None and two.novelty is not None:
+        strange = float(np.max(np.abs(one.novelty - two.novelty) / np.maximum(two.novelty, 1.0)))
     energy, force = TOLERANCE[dtype]
     worst = int(
         np.argmax(np.stack((energies / energy, forces / force, virials / (VIRIAL * force))).max(axis=0) / rough)
@@ -164,6 +181,7 @@ def compare(
         float(energies[worst]),
         float(forces[worst]),
         float(virials[worst]),
+        strange,
         (float(rough[worst]) * energy, float(rough[worst]) * force),
         on,
     )

@@ -12,6 +12,7 @@ a frame becomes worth a label (that is the harvest's band). The defaults are wha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,8 @@ from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.graph import build
 from beadwork.potential.memory import evaluate
 
-Kind = Literal["distance", "force", "spread"]
-UNITS: dict[Kind, str] = {"distance": "Å", "force": "eV/Å", "spread": "eV/Å"}
+Kind = Literal["distance", "force", "spread", "novelty"]
+UNITS: dict[Kind, str] = {"distance": "Å", "force": "eV/Å", "spread": "eV/Å", "novelty": "of the edge of training"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Breach:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """distance: Å, the least between two atoms. force, spread: eV/Å, the most of any atom. inf, or 0 Å: no mark.
+    """distance: Å, the least between two atoms. force, spread: eV/Å, and novelty: the most of any atom. inf, or 0 Å:
+    no mark.
 
     stop: end the run at the first breach; False: count, and go on.
     """
@@ -48,6 +50,7 @@ class Marks:
     distance: float = 0.3
     force: float = 100.0
     spread: float = 5.0
+    novelty: float = math.inf
     stop: bool = True
 
     def breaches(self, evaluation: Evaluation) -> list[Breach]:
@@ -64,6 +67,11 @@ class Marks:
         if evaluation.spread is not None:
             far = evaluation.spread.largest
             found += [Breach("spread", int(s), float(far[s]), self.spread) for s in np.flatnonzero(far > self.spread)]
+        if evaluation.novelty is not None:
+            new = evaluation.novelty.largest
+            found += [
+                Breach("novelty", int(s), float(new[s]), self.novelty) for s in np.flatnonzero(new > self.novelty)
+            ]
         return found
 
 
@@ -90,12 +98,26 @@ def describe(breach: Breach, frame: Frame, when: str, potential: Potential) -> s
         what = f"{pair} are {breach.value:.3g} Å apart, closer than the mark of {breach.mark:g} Å"
     else:
         atom = int(np.einsum("ai,ai->a", answer.forces, answer.forces).argmax())
-        word = "force"
+        what = "force"
         if breach.kind == "spread" and answer.spread is not None:
-            atom, word = int(answer.spread.atom[0]), "force spread"
-        what = f"the {word} on {names[atom]} is {breach.value:.4g} eV/Å, above the mark of {breach.mark:g} eV/Å"
+            atom, what = int(answer.spread.atom[0]), "force spread"
+        what = f"the {what} on {names[atom]} is {breach.value:.4g} eV/Å, above the mark of {breach.mark:g} eV/Å"
+        if breach.kind == "novelty" and answer.novelty is not None:
+            atom = int(answer.novelty.atom[0])
+            what = f"{tell_new(answer, frame, atom)}, above the mark of {breach.mark:g}"
     models = ", ".join(f"{name} {np.linalg.norm(forces[atom]):.3g}" for name, forces in alone)
     return f"{where}: {what}; the models' own forces on atom {atom}, eV/Å: {models}"
+
+
+def tell_new(evaluation: Evaluation, frame: Frame, atom: int) -> str:
+    """Say of an atom, counted through all systems of an evaluation with novelty, to whom it is how new."""
+    if evaluation.novelty is None:
+        return "novelty is not known"
+    first = int(evaluation.ptr[np.searchsorted(evaluation.ptr, atom, side="right") - 1])
+    parts = {"baseline": "the baseline", "delta": "Δ"}
+    values = sorted(((float(of[atom]), parts[part]) for part, of in evaluation.novelty.of.items()), reverse=True)
+    told = " and ".join(f"{value:.2f} for {whose}" for value, whose in values)
+    return f"the novelty of atom {atom - first} ({chemical_symbols[frame.numbers[atom - first]]}) is {told}"
 
 
 def refusal(breach: Breach, frame: Frame, when: str, potential: Potential) -> GuardError:

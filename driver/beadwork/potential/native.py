@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
@@ -18,6 +21,7 @@ from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.potential.memory import reason
 from beadwork.potential.native_file import check_native
+from beadwork.potential.novelty import load_training_set
 
 
 def available() -> bool:
@@ -47,10 +51,31 @@ class NativeEngine:
         numbers = np.array(self._evaluator.atomic_numbers)
         self._type_of = np.full(int(numbers.max()) + 1, -1, dtype=np.int32)
         self._type_of[numbers] = np.arange(len(numbers), dtype=np.int32)
+        self.training_set = load_training_set(card.novelty) if card.novelty else None
+        self._retaining = False
+        model = json.loads((card.path / NATIVE).read_text(encoding="utf-8"))
+        self._channels, self._layers = int(model["num_channels"]), int(model["num_interactions"])
+
+    def features(self, graph: Graph) -> FloatArray:
+        """(A, F): the scalars of both layers, as `potential.novelty` has them. Raises ModelError for other than two."""
+        self._compute(graph.within(self.cutoff))
+        return self._features(len(graph.numbers))
 
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate every system of the graph in one call."""
         graph = graph.within(self.cutoff)
+        self._compute(graph, retaining=self.training_set is not None)
+        answer = self._reduce(graph)
+        if self.training_set is None:
+            return answer
+        features = torch.from_numpy(self._features(len(graph.numbers)))
+        return replace(answer, novelty=self.training_set.novelty(features, graph).numpy())
+
+    def _compute(self, graph: Graph, retaining: bool = True) -> None:
+        """One call of the kernels. retaining: the features are kept, which the evaluator else writes gradients over."""
+        if retaining and not self._retaining:
+            self._evaluator._set_mh0_state_policy("full-retention-v1")
+            self._retaining = True
         types = self._type_of[graph.numbers]
         neighbor = graph.neighbor
         self._evaluator.compute_node_energies_forces(
@@ -62,9 +87,21 @@ class NativeEngine:
             graph.vectors.reshape(-1),
             graph.lengths,
         )
+
+    def _features(self, atoms: int) -> FloatArray:
+        if self._layers != 2:
+            raise ModelError(f"{self.name} has {self._layers} layers, and features are read of two; use 'torchscript'")
+        # H1, as the second layer receives it, has (L + 1)^2 components an atom and channel, the scalars first; H2 has
+        # scalars alone. Both buffers stay as large as they once were.
+        c, components = self._channels, (self._evaluator.L_max + 1) ** 2
+        first = np.array(self._evaluator.H1[: atoms * components * c], dtype=np.float64).reshape(atoms, components * c)
+        second = np.array(self._evaluator.H2[: atoms * c], dtype=np.float64).reshape(atoms, c)
+        return np.concatenate((first[:, :c], second), axis=1)
+
+    def _reduce(self, graph: Graph) -> Energies:
+        types, center, neighbor = graph.numbers, graph.center, graph.neighbor
         # Summed by the evaluator, on its device: the edges' own forces would come as a list of Python's numbers.
         images = len(graph.images)
-        center = graph.center
         forces = self._sum(len(types), center, neighbor)
         on_images = self._sum(images + len(types), center + np.int32(images), graph.image)[:images]
         of_atoms = np.array(self._evaluator.node_energies, dtype=np.float64)[: len(types)]

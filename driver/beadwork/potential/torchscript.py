@@ -14,6 +14,7 @@ from beadwork.potential.bundle import MODEL, check, open_again
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.graph import Graph
+from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
 
 #: edges evaluated at once on the CPU: larger pieces leave its caches and take up to twice as long an atom
 CPU_PIECE = 12_000
@@ -42,7 +43,8 @@ class TorchScriptEngine:
         self.cutoff = card.cutoff
         self.elements = card.elements
         self.reference = _reference(module, card.head)
-        self._evaluator = ModuleEvaluator(module, card.head, dtype, device)
+        self.training_set = load_training_set(card.novelty) if card.novelty else None
+        self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set)
         self._piece = CPU_PIECE if device == "cpu" else None
 
     def evaluate(self, graph: Graph) -> Energies:
@@ -62,11 +64,18 @@ class TorchScriptEngine:
         """Copied and pickled by opening the bundle again: TorchScript can be pickled by nobody."""
         return open_again, (type(self), *self._opened)
 
+    def features(self, graph: Graph) -> FloatArray:
+        """(A, F): what tells atoms apart for this model, and what its novelty is measured in (`potential.novelty`)."""
+        graph = graph.within(self.cutoff)
+        return np.concatenate([self._evaluator.features(graph.part(a, b)) for a, b in graph.pieces(self._piece)])
+
 
 class ModuleEvaluator:
-    """Runs any MACE module, scripted or eager, on a graph."""
+    """Runs any MACE module, scripted or eager, on a graph; with its training set it answers novelty too."""
 
-    def __init__(self, module: Any, head: str | None, dtype: str, device: str) -> None:
+    def __init__(
+        self, module: Any, head: str | None, dtype: str, device: str, training_set: TrainingSet | None = None
+    ) -> None:
         index = _head(module, head)
         self._dtype = getattr(torch, dtype)
         self._device = torch.device(device)
@@ -85,6 +94,24 @@ class ModuleEvaluator:
             module.atomic_energies_fn.atomic_energies.zero_()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
+        self._training_set = training_set
+        self._layers = [] if training_set is None else self._find_features()
+
+    def _find_features(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        found = read_features(self._module.state_dict())
+        return [(torch.from_numpy(columns).to(self._device), matrix) for columns, matrix in found]
+
+    def features(self, graph: Graph) -> FloatArray:
+        """(A, F): the scalars of all layers, as `read_features` has them. Raises ModelError where there are none."""
+        self._layers = self._layers or self._find_features()
+        return to_host(self._read(self.answer(graph)))
+
+    def _read(self, out: dict[str, Any]) -> torch.Tensor:
+        if out.get("node_feats") is None:
+            raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
+        feats = out["node_feats"].detach().double()
+        layers = [feats[:, columns] for columns, _ in self._layers]
+        return torch.cat([x if up is None else x @ up for x, (_, up) in zip(layers, self._layers, strict=True)], dim=1)
 
     def evaluate(self, graph: Graph, weights: FloatArray | None = None) -> Energies:
         """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device.
@@ -93,9 +120,19 @@ class ModuleEvaluator:
         """
         systems, atoms = len(graph), len(graph.numbers)
         out = self.answer(graph) if weights is None else self._weighted(graph, weights)
-        answer = to_host(self._reduce(out, bring(graph, self._dtype, self._device), weights))
-        energies, forces, virials, of_atoms = np.split(answer, np.cumsum((systems, 3 * atoms, 9 * systems)))
-        return Energies(energies, forces.reshape(atoms, 3), virials.reshape(systems, 3, 3), of_atoms)
+        answer = self._reduce(out, bring(graph, self._dtype, self._device), weights)
+        known = self._training_set if weights is None else None
+        if known is not None:
+            answer = torch.cat((answer, known.novelty(self._read(out), graph)))
+        ends = np.cumsum((systems, 3 * atoms, 9 * systems, atoms))
+        energies, forces, virials, of_atoms, novelty = np.split(to_host(answer), ends)
+        return Energies(
+            energies,
+            forces.reshape(atoms, 3),
+            virials.reshape(systems, 3, 3),
+            of_atoms,
+            None if known is None else novelty,
+        )
 
     def answer(self, graph: Graph) -> dict[str, Any]:
         """All that the module says of a graph, under MACE's names, on the device, which is not waited for.

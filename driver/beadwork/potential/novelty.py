@@ -1,0 +1,204 @@
+"""How far an atom is from those that a model was trained on: novelty, 1 at the edge of training.
+
+The committee's spread says how far its members disagree, and members that learned from the same frames can agree where
+none of them knows. Novelty asks something else: did the training frames have an atom like this one? Two answers, and
+the larger one counts:
+
+- **Features.** Of each element a Gaussian mixture p was fitted to the model's own node features x in training (the
+  scalars of every layer). d = sqrt(2 (ln p_top - ln p(x))), where p_top is the density at the heart of the narrowest
+  component; with one component d is the Mahalanobis distance. Novelty is d over its edge, the value that 0.01 % of the
+  training atoms exceed when the mixture is fitted without their own block of frames.
+- **Contacts**, which need no model: the distance to the nearest atom of each element, against the range that it had in
+  training. 0 in the middle of the range, 1 at its ends.
+
+Novelty is no error: a model may do well on what it never saw, and its error there is known to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from beadwork.errors import ModelError
+from beadwork.frame import FloatArray, IntArray
+from beadwork.potential.graph import Graph
+
+#: above this an atom is called new: beyond the edge of training
+NEW = 1.0
+#: what is answered where there is no end to it
+ENDLESS = 1000.0
+#: Å; by so much a range of contacts is longer at either end than what was seen, which of finitely many atoms is less
+#: than what there is
+MARGIN = 0.01
+#: a range of contacts is taken to be at least this part of the cutoff wide to either side of its middle
+LEAST_RANGE = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixture:
+    """The features of one element's atoms in training: K Gaussians of F features.
+
+    projection (F, K F), shift (K, F): x -> the whitened deviation x @ projection - shift from each component.
+    height (K,): the logarithm of each component's weight times its density's factor, the largest being 0.
+    edge: the distance that counts as 1.
+    """
+
+    projection: FloatArray
+    shift: FloatArray
+    height: FloatArray
+    edge: float
+
+    def distance(self, features: torch.Tensor) -> torch.Tensor:
+        """(A,): d over the edge, of features (A, F) in float64; on their device."""
+        projection, shift, height = (
+            torch.from_numpy(array).to(features.device, non_blocking=True)
+            for array in (self.projection, self.shift, self.height)
+        )
+        away = (features @ projection).view(-1, *shift.shape) - shift
+        log = torch.logsumexp(height - 0.5 * (away**2).sum(-1), dim=1)
+        # a sum of components can be a little higher than the highest of them
+        return torch.sqrt(torch.clamp(-2 * log, min=0.0)) / self.edge
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingSet:
+    """What one model's training frames looked like, atom by atom.
+
+    elements: (n,) atomic numbers, ascending. mixtures: by atomic number. contacts: (n, n, 2) Å, the range of the
+    distance from an atom of one element (first index) to the nearest of another; the cutoff where there was none.
+    cutoff: Å, of the model. frames: the hash of the frames, prefixed. atoms: how many of each element there were.
+    """
+
+    elements: tuple[int, ...]
+    mixtures: Mapping[int, Mixture]
+    contacts: FloatArray
+    cutoff: float
+    frames: str
+    atoms: Mapping[int, int]
+
+    def novelty(self, features: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """(A,) in float64, on the features' device, which is not waited for.
+
+        ENDLESS at most, and for an element that was not trained on.
+
+        features: (A, F), the node features' scalars. graph: with this model's cutoff.
+        """
+        device = features.device
+        found = torch.full((len(graph.numbers),), ENDLESS, dtype=torch.float64, device=device)
+        for z, mixture in self.mixtures.items():
+            mine = torch.from_numpy(np.flatnonzero(graph.numbers == z)).to(device, non_blocking=True)
+            found[mine] = mixture.distance(features[mine].double())
+        contacts = torch.from_numpy(self.strangeness(graph)).to(device, non_blocking=True)
+        return torch.maximum(found, contacts).clamp(max=ENDLESS)
+
+    def strangeness(self, graph: Graph) -> FloatArray:
+        """(A,): how far the contacts of each atom are from the middle of their ranges; 1 at the ends."""
+        low, high = self.contacts[..., 0], self.contacts[..., 1]
+        half = np.maximum((high - low) / 2 + MARGIN, LEAST_RANGE * self.cutoff)
+        index = np.searchsorted(self.elements, graph.numbers).clip(max=len(self.elements) - 1)
+        away = np.abs(nearest(graph, self.elements) - ((low + high) / 2)[index]) / half[index]
+        return np.asarray(away.max(axis=1))
+
+    def save(self, file: Path) -> None:
+        """Write to a .npz file."""
+        arrays: dict[str, Any] = {
+            "elements": np.array(self.elements),
+            "contacts": self.contacts,
+            "cutoff": np.array(self.cutoff),
+            "frames": np.array(self.frames),
+            "atoms": np.array([self.atoms[z] for z in self.elements]),
+        }
+        for z, mixture in self.mixtures.items():
+            arrays |= {
+                f"projection-{z}": mixture.projection.astype(
+                    np.float32
+                ),  # single precision is plenty, and half as large
+                f"shift-{z}": mixture.shift,
+                f"height-{z}": mixture.height,
+                f"edge-{z}": np.array(mixture.edge),
+            }
+        np.savez_compressed(file, **arrays)
+
+
+def load_training_set(file: Path) -> TrainingSet:
+    """Read what `TrainingSet.save` wrote. Raises ModelError for anything else."""
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            elements = tuple(int(z) for z in data["elements"])
+            mixtures = {
+                z: Mixture(
+                    np.ascontiguousarray(data[f"projection-{z}"], dtype=np.float64),
+                    np.asarray(data[f"shift-{z}"], dtype=np.float64),
+                    np.asarray(data[f"height-{z}"], dtype=np.float64),
+                    float(data[f"edge-{z}"]),
+                )
+                for z in elements
+            }
+            found = TrainingSet(
+                elements,
+                mixtures,
+                np.asarray(data["contacts"], dtype=np.float64),
+                float(data["cutoff"]),
+                str(data["frames"]),
+                dict(zip(elements, data["atoms"].tolist(), strict=True)),
+            )
+    except (OSError, KeyError, ValueError, EOFError, TypeError) as error:
+        raise ModelError(
+            f"{file} does not hold a model's training atoms ({type(error).__name__}: {error}); "
+            "make it again: beadwork models novelty"
+        ) from error
+    n = len(elements)
+    sane = found.contacts.shape == (n, n, 2) and all(
+        m.projection.ndim == 2
+        and m.shift.ndim == 2
+        and m.projection.shape[1] == m.shift.size
+        and m.height.shape == (len(m.shift),)
+        and m.edge > 0
+        and all(np.isfinite(array).all() for array in (m.projection, m.shift, m.height))
+        for m in mixtures.values()
+    )
+    if not n or not sane:
+        raise ModelError(
+            f"{file} has arrays of shapes or values that make no sense; make it again: beadwork models novelty"
+        )
+    return found
+
+
+def nearest(graph: Graph, elements: tuple[int, ...]) -> FloatArray:
+    """(A, n) Å: the distance from each atom to the nearest of each of n elements, the cutoff where there is none."""
+    found = np.full((len(graph.numbers), len(elements)), graph.cutoff)
+    some = np.flatnonzero(graph.degree)
+    if len(some):
+        starts = np.concatenate(([0], np.cumsum(graph.degree)))[some]
+        kind = graph.numbers[graph.neighbor]
+        for k, z in enumerate(elements):
+            found[some, k] = np.minimum.reduceat(np.where(kind == z, graph.lengths, graph.cutoff), starts)
+    return found
+
+
+def read_features(state: Mapping[str, torch.Tensor]) -> list[tuple[IntArray, torch.Tensor | None]]:
+    """Where a MACE module's features are in its `node_feats`: of each layer the columns, and a matrix to apply or None.
+
+    The features are the scalars of every layer (e3nn puts them first), and those of a layer that another one follows
+    are taken as that one receives them, through its `linear_up`: so compiled kernels have them at hand.
+    state: the module's, as mace-torch 0.3 names its parts. Raises ModelError for any other.
+    """
+    embedding = state.get("node_embedding.linear.output_mask")
+    found: list[tuple[IntArray, torch.Tensor | None]] = []
+    at = layer = 0
+    while embedding is not None and (mask := state.get(f"products.{layer}.linear.output_mask")) is not None:
+        n = embedding.numel()
+        up = state.get(f"interactions.{layer + 1}.linear_up.weight")
+        # e3nn keeps the weights of scalars to scalars first, and scales by the number of inputs
+        matrix = None if up is None or up.numel() < n * n else up[: n * n].view(n, n).double() / n**0.5
+        found.append((at + np.arange(n), matrix))
+        at += mask.numel()
+        layer += 1
+    if not found:
+        raise ModelError("the model's parts are not named as in mace-torch 0.3, so its features cannot be read")
+    return found
