@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ipi.utils.units import unit_to_internal
 
-from beadwork.events import Event, Note
+from beadwork.events import Evaluated, Event, Moment, Note
 from beadwork.frame import Frame
 from beadwork.ipi.transport import Address, Line
 from beadwork.observe.last import Last
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.delta import Potential
+from beadwork.potential.engine import Energies
+from beadwork.potential.graph import Graph
 from beadwork.server import Server, Service, extra_keys, extras
 
 # i-PI 3.3.1 cannot bear these: `raw` is its own, the others crash ffcommittee's thread
@@ -61,6 +64,51 @@ def test_extras_are_in_atomic_units_and_total() -> None:
         largest = np.linalg.norm(frame.positions, axis=1).max() * 1.5 * np.std([0.1, 0.2, 0.3], ddof=1) / np.sqrt(3)
         assert notes[k]["force_spread_max"] == pytest.approx(largest * hartree / bohr, rel=1e-12)
         assert (notes[k]["alpha"], notes[k]["energy_alpha"]) == (1.5, 2.0)
+
+
+def knowing(members: bool) -> Potential:
+    """The same, each saying of two structures of three atoms how new they are to it."""
+
+    class Knowing(Harmonic):
+        training_set = "known"
+
+        def __init__(self, strength: float, novelty: list[float]) -> None:
+            super().__init__(strength)
+            self.novelty = np.array(novelty)
+
+        def evaluate(self, graph: Graph) -> Energies:
+            return replace(super().evaluate(graph), novelty=self.novelty)
+
+    delta = [Knowing(0.1, [0.1, 0.2, 0.3, 0.4, 0.5, 1.5]), Knowing(0.2, [0.2, 0.1, 0.3, 0.4, 0.5, 0.9])]
+    return Potential(Knowing(1.0, [0.9, 1.2, 0.3, 0.4, 0.5, 7.0]), delta if members else ())
+
+
+@pytest.mark.parametrize("members", [True, False])
+def test_novelty_travels_and_is_told_once(members: bool) -> None:
+    """Each structure's largest, its atom and each part's go to i-PI, also without a committee; the first new atom of an
+    element is told with its bead and whose it is, and later ones are counted only."""
+    told: list[Event] = []
+    potential = knowing(members)
+    answer = potential.evaluate([replace(frame, bead=n) for n, frame in enumerate(frames())])
+    notes = [json.loads(note) for note in extras(answer, potential)]
+    assert [note["novelty_max"] for note in notes] == [1.2, 7.0]
+    assert [note["novelty_atom"] for note in notes] == [1, 2]
+    assert [note["novelty_max_delta"] for note in notes] == ([0.3, 1.5] if members else [None, None])
+    assert set(notes[0]) == set(extra_keys(potential, False))
+    one = Service(Line(Address(Path("nowhere"))), potential, np.array([8, 1, 1]), 2)
+    server = Server([one], watch=told.append)
+    for step in range(3):
+        beads = [replace(frame, bead=n) for n, frame in enumerate(frames())]
+        server._after(one, Moment(step), beads, answer, [], {})
+    server.transport.close()
+    (note,) = [event for event in told if isinstance(event, Note)]
+    parts = "7.00 for the baseline" + " and 1.50 for Δ" * members
+    assert f"step 0, bead 1: the novelty of atom 2 (H) is {parts}" in note.text
+    assert ("Δ learned from no atom like it" in note.text) == members
+    seen = [event for event in told if isinstance(event, Evaluated)]
+    assert [(event.new_structures, event.new_atoms) for event in seen] == [(2, 2)] * 3
+    assert seen[0].element_novelty == {"H": 7.0, "O": 0.9}
+    assert seen[0].novelty["baseline"] == 7.0
 
 
 def test_an_ipi_that_comes_back_with_other_atoms() -> None:

@@ -348,21 +348,24 @@ class Server:
     def _tell_new(
         self, service: Service, when: str, frames: list[Frame], evaluation: Evaluation, novelty: Novelty
     ) -> None:
-        """Tell of the first atom of an element that is new to a part, with the newest of this evaluation."""
+        """Tell of the first atom of an element that is new to a part: the newest of this evaluation."""
         numbers = np.tile(service.numbers, len(frames))
-        for part, of in novelty.of.items():
-            for z in np.unique(numbers[of > NEW]).tolist():
-                if (part, z) not in self._new:
-                    self._new.add((part, z))
-                    atom = int(np.where(numbers == z, of, 0.0).argmax())
-                    frame = frames[atom // len(service.numbers)]
-                    where = "a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}"
-                    self._watch(
-                        Note(
-                            f"{when}, {where}: {tell_new(evaluation, frame, atom)}, where 1 is the edge of "
-                            f"training: {WANTED[part]}. More of {chemical_symbols[z]} is only counted"
-                        )
+        for z in np.unique(numbers[novelty.atoms > NEW]).tolist():
+            new = {
+                part for part, of in novelty.of.items() if (of[numbers == z] > NEW).any() and (part, z) not in self._new
+            }
+            if new:
+                self._new |= {(part, z) for part in new}
+                atom = int(np.where(numbers == z, novelty.atoms, 0.0).argmax())
+                frame = frames[atom // len(service.numbers)]
+                where = "a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}"
+                wanted = "; ".join(WANTED[part] for part in PARTS if part in new)
+                self._watch(
+                    Note(
+                        f"{when}, {where}: {tell_new(evaluation, frame, atom)}, where 1 is the edge of training: "
+                        f"{wanted}. More of {chemical_symbols[z]} is only counted"
                     )
+                )
 
     def _compare(self, service: Service, positions: FloatArray, lattices: FloatArray) -> None:
         """An i-PI that comes back should bring the atoms that it left with, or those of a RESTART before."""
