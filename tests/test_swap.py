@@ -12,7 +12,7 @@ from beadwork.errors import ModelError
 from beadwork.events import Event, Moment, Note, TakenUp
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.bundle import members_of, point
+from beadwork.potential.bundle import MODEL, NOVELTY, Card, members_of, point
 from beadwork.potential.delta import Potential
 from beadwork.swap import Swap
 
@@ -115,6 +115,65 @@ def test_what_else_changes_is_said(known: bool, monkeypatch: pytest.MonkeyPatch)
     assert there is not None
     assert "the spread is not calibrated" in there[1]
     assert "alpha 2.3 -> 1; energy_alpha 2.3 -> 1; weights [0.5, 0.5] -> [0.25, 0.75]" in there[1]
+    swap.close()
+
+
+def carded(*novelty: str | None) -> Potential:
+    """As many members as there are words, of the same models always, with cards that have this hash of what they were
+    trained on."""
+    potential = Potential(None, [Harmonic(float(k)) for k, _ in enumerate(novelty, 1)])
+    potential.cards = tuple(
+        Card(Path(f"m/{k}"), f"{k}", (8,), 1.0, "float64", None, {MODEL: f"{k}"} | ({NOVELTY: of} if of else {}))
+        for k, of in enumerate(novelty)
+    )
+    return potential
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (("a", "b"), ("a", "b"), None),
+        (("a", "b"), ("a", "c"), ""),
+        ((None, None), ("a", "b"), "members that know what they were trained on 0 -> 2"),
+        (("a", "b"), ("a", None), "members that know what they were trained on 2 -> 1"),
+        (("a", "b"), (None, None), "nothing is known of what is new to Δ"),
+    ],
+)
+def test_what_a_committee_was_trained_on_belongs_to_it(
+    before: tuple[str | None, ...],
+    after: tuple[str | None, ...],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same models that know something else of their training are another committee, which is taken up; one that
+    knows nothing where the old one did says so, or a run would see nothing new from then on and no one would know."""
+    old, new = carded(*before), carded(*after)
+    monkeypatch.setattr("beadwork.swap.load_for", lambda config: new)
+    monkeypatch.setattr("beadwork.swap._admitted", lambda potential: "both agree")
+    swap = Swap(ServeConfig(delta=["a", "b"]), lambda event: None)
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap.serve("here", old, np.array([8]), 1)
+    swap.answered("here", [frame], old.evaluate([frame]))
+    (found,) = swap._check([list(served.last) for served in swap._served])
+    swap.close()
+    assert (found is None) == (said is None)
+    if found is not None:
+        assert said in found[1]
+        assert ("trained on" in found[1]) == bool(said)
+
+
+def test_extras_of_one_model_keep_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extras of one model hold its novelty alone: without it they would be empty, and i-PI ends over a column that is
+    gone. Such a model is refused with the command that mends it."""
+    old, new = carded("a"), carded(None)
+    monkeypatch.setattr(old.members[0], "training_set", object(), raising=False)
+    monkeypatch.setattr("beadwork.swap.load_for", lambda config: new)
+    swap = Swap(ServeConfig(delta=["a"]), lambda event: None)
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap.serve("here", old, np.array([8]), 1)
+    swap.answered("here", [frame], old.evaluate([frame]))
+    with pytest.raises(ModelError, match=r"does not know what it was trained on.*\(beadwork models novelty\)"):
+        swap._check([list(served.last) for served in swap._served])
     swap.close()
 
 

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from beadwork.config import DTYPES, ENGINES, ON_MARK, ROLES, ServeConfig, resolve
+from beadwork.config import DTYPES, ENGINES, NOVELTY_OF, ON_MARK, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError, ConfigError
 from beadwork.signals import Interrupted, handled, interrupt
 
@@ -191,6 +191,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
         metavar="MARK",
     )
     add("keep-novelty", "frames with an atom of this novelty or more are kept; inf for none", type=float, metavar="X")
+    add("keep-novelty-of", "whose novelty that is", choices=NOVELTY_OF)
     add("keep-energy", "band of the energy spread, eV an atom", type=float, nargs="+", metavar="MARK")
     add("cooldown", "steps between two kept frames", type=int, metavar="N")
     add(

@@ -20,6 +20,7 @@ ROLES = ("sum", "baseline", "delta")
 ENGINES = ("auto", "native", "torchscript")
 DTYPES = ("float64", "float32")
 ON_MARK = ("stop", "count")
+NOVELTY_OF = ("both", "baseline", "delta")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class ServeConfig:
     keep_force: list[float] | None = None  #: band of the largest force spread, eV/Å; default: the committee's card
     keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
     keep_novelty: float = 1.0  #: frames with an atom of more novelty are kept (1: the edge of training); inf: none
+    keep_novelty_of: str = "both"  #: whose novelty that is: both, baseline or delta (docs/novelty.md)
     cooldown: int = 10  #: steps (evaluations where no step is known) between two kept frames; 0 keeps all
     keep_most: int = 100  #: frames kept in one run, with those of this input that the queue holds without a label
     distance: float = 0.03  #: Å; structures closer than this are the same (docs/formulas.md says how it is measured)
@@ -72,6 +74,7 @@ class ServeConfig:
         _one_of("engine", self.engine, ENGINES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("on-mark", self.on_mark, ON_MARK)
+        _one_of("keep-novelty-of", self.keep_novelty_of, NOVELTY_OF)
         _check_devices(self)
         for name, role in self.at.items():
             _one_of(f"the role of forcefield {name!r}", role, ROLES)

@@ -21,7 +21,7 @@ from beadwork.errors import ModelError
 from beadwork.events import Event, Moment, Note, TakenUp
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.row import committee_hash
-from beadwork.potential.bundle import members_of
+from beadwork.potential.bundle import NOVELTY, Card, members_of
 from beadwork.potential.delta import Evaluation, Potential, check_baseline, load_for
 from beadwork.potential.engines import AutoEngine
 
@@ -193,7 +193,13 @@ class Swap:
         for served, known in zip(self._served, last, strict=True):
             fresh.check_species(served.numbers)
             frames = [frame for frame, _ in known]
-            energies = _energies(served.potential.with_committee(fresh), frames, config)
+            whole = served.potential.with_committee(fresh)
+            if len(fresh.members) == 1 and served.potential.knows_novelty and not whole.knows_novelty:
+                raise ModelError(
+                    f"{folder(fresh)} does not know what it was trained on, and the model that serves does: i-PI's "
+                    "outputs of extras have its novelty; give it one (beadwork models novelty)"
+                )
+            energies = _energies(whole, frames, config)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
         engines = _admitted(fresh)
         checked = f"checked in {time.perf_counter() - begin:.1f} s"
@@ -217,17 +223,30 @@ def _scaled(old: Potential, new: Potential) -> list[str]:
     ):
         if was != now:
             changes.append(f"{what} {was:g} -> {now:g}")
+    was, now = (sum(card.novelty is not None for card in potential.member_cards) for potential in (old, new))
+    if was and not now:
+        changes.append(
+            "none of its members knows what it was trained on, so from here on nothing is known of what is new to Δ "
+            "(beadwork models novelty fits it)"
+        )
+    elif was != now:
+        changes.append(f"members that know what they were trained on {was} -> {now}")
     if not np.array_equal(old.weights, new.weights):
         changes.append(f"weights {old.weights.round(4).tolist()} -> {new.weights.round(4).tolist()}")
     return changes
 
 
 def _same(old: Potential, new: Potential) -> bool:
+    """Whether it is the same models, calibrated alike, that know the same of what they were trained on."""
     return (
-        [card.hash for card in old.member_cards] == [card.hash for card in new.cards]
+        [_told(card) for card in old.member_cards] == [_told(card) for card in new.cards]
         and (old.alpha, old.energy_alpha, old.usual) == (new.alpha, new.energy_alpha, new.usual)
         and np.array_equal(old.weights, new.weights)
     )
+
+
+def _told(card: Card) -> tuple[str, str | None]:
+    return card.hash, card.sha256.get(NOVELTY)
 
 
 def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig) -> FloatArray:

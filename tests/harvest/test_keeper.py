@@ -146,6 +146,35 @@ def test_novelty_keeps_what_the_spread_does_not(tmp_path: Path) -> None:
         assert summary["frames_kept_for"] == {"novelty": 1}
 
 
+@pytest.mark.parametrize(
+    ("whose", "kept"), [("both", [0, 1]), ("baseline", [0]), ("delta", [1]), ("delta of a model that is silent", [])]
+)
+def test_whose_novelty_keeps_a_frame(tmp_path: Path, whose: str, kept: list[int]) -> None:
+    """One frame is new to the baseline alone, one to Δ alone: `keep-novelty-of` says which of them asks for a label.
+    The row has both parts all the same; a part that does not know what it was trained on asks for nothing."""
+    of = {"baseline": np.array([0.5, 4.0, 0.4, 0.9, 0.2, 0.1]), "delta": np.array([0.5, 0.6, 0.4, 0.9, 1.9, 1.1])}
+    whose, _, silent = whose.partition(" of ")
+    if silent:
+        del of["delta"]
+    atoms = np.maximum.reduce(list(of.values()))
+    novelty = Novelty(of, atoms, atoms.reshape(2, 3).max(axis=1), np.array([1, 1]))
+    evaluation = Evaluation(
+        np.zeros(2), np.zeros((6, 3)), np.zeros((2, 3, 3)), 3 * np.arange(3), novelty=novelty, models=("a" * 64,)
+    )
+    config = ServeConfig(queue=str(tmp_path / "q.db"), cooldown=0, keep_novelty_of=whose)
+    keeper = Keeper(config, "c" * 64, lambda event: None)
+    frames = [water(0), water(1)]
+    keeper("address", Moment(3), frames, evaluation)
+    keeper.close()
+    rows = [row.kept for row in Queue(config.queue).rows()]
+    assert [np.array_equal(row.frame.positions, frames[k].positions) for row, k in zip(rows, kept, strict=True)] == [
+        True
+    ] * len(kept)
+    for row, k in zip(rows, kept, strict=True):
+        assert set(row.novelty) == {"baseline", "delta"}
+        assert np.array_equal(row.novelty["baseline"], of["baseline"].reshape(2, 3)[k])
+
+
 def test_novelty_and_spread_are_two_reasons() -> None:
     """A frame is kept for what passes its low mark; first the one that passes it furthest."""
     band = Band(0.1, 5.0, novelty_low=1.2)

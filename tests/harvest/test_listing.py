@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import ase.db
 import ase.io
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from beadwork.errors import ConfigError, QueueError
 from beadwork.harvest.listing import describe, export, table
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import Kept, to_ase
 
 Make = Callable[[int], Kept]
 
@@ -40,6 +42,69 @@ def test_describe(queue: Queue, kept: Make) -> None:
     assert f"atom {worst} ({'OHHOHH'[worst]})" in text
     for part in ("failed", "no convergence", "sha256:" + "b" * 64, "6 atoms", "6.0000 0.0000 0.0000"):
         assert part in text
+
+
+def test_novelty_is_told_by_part(queue: Queue, kept: Make) -> None:
+    """The table has the largest novelty, its atom, to whom it is new and what the frame was kept for; one frame alone
+    has it for each part that knows. Where nobody knows, or the row is of an earlier release, it is a question mark."""
+    queue.add_all([kept(0), kept(1), kept(2)])
+    atoms, keys, data = to_ase(kept(3), "waiting")
+    for name in ("kept_for", "novelty_max"):
+        keys.pop(name, None)
+    del data["novelty"]  # as 0.1.0's first rows
+    with ase.db.connect(queue.url, use_lock_file=False) as old:
+        old.write(atoms, keys, data)
+    lines = [line.split() for line in table(queue.rows()).splitlines()]
+    assert lines[0][9:] == ["novelty", "of", "atom", "new", "to", "kept", "for", "kept", "at"]
+    told = [line[7:-2] for line in lines[2:-1]]
+    names = "OHHOHH"
+    expected = []
+    for seed in (1, 2):
+        part, of = max(kept(seed).novelty.items(), key=lambda item: item[1].max())
+        atom = int(of.argmax())
+        whose = {"baseline": ["the", "baseline"], "delta": ["Δ"]}[part]
+        expected.append([f"{of.max():.2f}", f"{atom}", f"({names[atom]})", *whose])
+    nobody = ["?", "?", "?", "spread"]
+    assert told == [nobody, [*expected[0], "novelty"], [*expected[1], "spread+novelty"], nobody]
+    text = describe(queue.get(3))
+    for part, name in (("baseline", "the baseline"), ("delta", "Δ")):
+        of = kept(2).novelty[part]
+        assert f"novelty for {name}" in text
+        assert f"{of.max():.2f}, atom {of.argmax()} ({names[of.argmax()]})" in text
+    assert "spread and novelty" in text
+    for id in (1, 4):
+        assert "unknown: no model says what it was trained on" in describe(queue.get(id))
+
+
+def test_one_model_has_no_spread(queue: Queue, kept: Make) -> None:
+    """A frame that one Δ model by itself kept for its novelty: no atom is named as the one of a spread that is nan."""
+    queue.add(replace(kept(1), force_spread=np.full(6, np.nan), energy_spread=np.nan, member_energies=np.empty(0)))
+    assert "nan" not in table(queue.rows()) + describe(queue.get(1))
+
+
+def test_novelty_is_exported(queue: Queue, kept: Make, tmp_path: Path) -> None:
+    """Each part an array, and the largest with its atom; of a cluster that was cut out its own atoms, and the atom that
+    is newest only where it is one of them."""
+    queue.add_all([kept(0), kept(2), replace(kept(5), frame=kept(5).frame)])
+    frame, of = kept(5).frame, kept(5).novelty
+    value, newest, part = max((float(v.max()), int(v.argmax()), p) for p, v in of.items())
+    for held in ([(newest + 1) % 6, newest], [(newest + 1) % 6, (newest + 2) % 6]):
+        cut = {"numbers": frame.numbers[held], "positions": frame.positions[held], "cell": np.zeros((3, 3))}
+        label = {"energy": 0.0, "energy_error": 0.0, "forces": None, "forces_error": None, "charge": 0, "spin": 0}
+        label |= {"method": "m", "code": "c", "version": "", "structure": cut | {"pbc": False, "atoms": held}}
+        row = replace(queue.get(3), status="labelled", label=label)
+        export([queue.get(1), queue.get(2), row], tmp_path / "frames.xyz")
+        nobody, whole, cluster = ase.io.read(tmp_path / "frames.xyz", index=":")
+        assert not any("novelty" in name for name in (*nobody.arrays, *nobody.info))
+        assert nobody.info["kept_for"] == "spread"
+        for name, values in kept(2).novelty.items():
+            np.testing.assert_allclose(whole.arrays[f"novelty_{name}"], values, atol=1e-8)
+        assert whole.info["kept_for"] == "spread+novelty"
+        assert whole.arrays[f"novelty_{whole.info['novelty_of']}"].argmax() == whole.info["novelty_atom"]
+        for name, values in of.items():
+            np.testing.assert_allclose(cluster.arrays[f"novelty_{name}"], values[held], atol=1e-8)
+        assert (cluster.info["novelty_max"], cluster.info["novelty_of"]) == (pytest.approx(value), part)
+        assert cluster.info.get("novelty_atom") == (1 if newest in held else None)
 
 
 def test_export_reads_back(queue: Queue, kept: Make, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
 from beadwork.harvest.distance import Signature
 from beadwork.harvest.queue import LABELLED, Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import Kept, novelty_of
 from beadwork.harvest.select import Band, Selector
 from beadwork.harvest.writer import QueueWriter
 from beadwork.potential.delta import Evaluation
@@ -77,7 +77,8 @@ class Keeper:
         count = Moment(self._evaluations) if moment.step is None else moment
         none = np.zeros(len(frames))  # where nothing is known, nothing is uncertain
         force, energy = (none, none) if spread is None else (spread.largest, spread.energy / atoms)
-        new = none if novelty is None else novelty.largest
+        asks = None if novelty is None else novelty_of(novelty.of, self._config.keep_novelty_of)
+        new = none if asks is None else np.maximum.reduceat(asks, evaluation.ptr[:-1])
         choice = self.selector.consider(count, frames, force, energy, new)
         for index, sign in choice.kept:
             why = self.selector.band.reasons(float(force[index]), float(energy[index]), float(new[index]))

@@ -15,8 +15,13 @@ from beadwork.harvest.row import Row
 
 #: of the files that `export` writes
 SUFFIXES = (".xyz", ".extxyz")
-_HEADER = ("id", "status", "formula", "bead", "step", "force spread", "energy spread", "kept at")
-_UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "")
+_HEADER = (
+    *("id", "status", "formula", "bead", "step", "force spread", "energy spread"),
+    *("novelty", "of atom", "new to", "kept for", "kept at"),
+)
+_UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "", "", "", "", "")
+#: to whom an atom is new, in words
+_WHOSE = {"baseline": "the baseline", "delta": "Δ"}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -34,7 +39,6 @@ def table(rows: Sequence[Row]) -> str:
 def describe(row: Row) -> str:
     """Return all that is known of one row, a line each."""
     kept = row.kept
-    worst = int(kept.force_spread.argmax())
     atoms = kept.frame.to_atoms()
     facts: list[tuple[str, Any]] = [
         ("id", row.id),
@@ -47,8 +51,9 @@ def describe(row: Row) -> str:
     ]
     if kept.models:
         facts += [
-            ("force spread", f"{kept.max_force_spread:.4f} eV/Å, atom {worst} ({atoms.symbols[worst]})"),
-            ("energy spread", f"{kept.energy_spread:.6f} eV/atom"),
+            *_spreads(row),
+            *_novelty(row),
+            ("kept for", " and ".join(kept.why)),
             ("members (eV)", " ".join(f"{energy:.4f}" for energy in kept.member_energies)),
             ("models", "\n".join(kept.models)),
         ]
@@ -74,10 +79,11 @@ def describe(row: Row) -> str:
 def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Write the frames as extended XYZ, whole or not at all.
 
-    Per atom: force_spread (eV/Å). Per frame: what the table shows, and the members' energies in eV as
-    member_energy_0, member_energy_1, ... A row with a label has it as `beadwork train` reads it (`put`), on the
-    structure that was computed, which may be a cluster of the frame. Raises ConfigError for a name that is not of this
-    format, and QueueError where the file cannot be written, or there are no rows.
+    Per atom: force_spread (eV/Å), and novelty_baseline and novelty_delta where these are known. Per frame: what the
+    table shows (novelty_atom counted in the structure that is written, absent where the atom is not in it), and the
+    members' energies in eV as member_energy_0, member_energy_1, ... A row with a label has it as `beadwork train` reads
+    it (`put`), on the structure that was computed, which may be a cluster of the frame. Raises ConfigError for a name
+    that is not of this format, and QueueError where the file cannot be written, or there are no rows.
     """
     import ase.io
 
@@ -123,13 +129,22 @@ def _atoms(row: Row) -> Any:
 
     kept = row.kept
     label = row.label or {}
-    atoms, spread = kept.frame.to_atoms(), kept.force_spread
+    atoms, held = kept.frame.to_atoms(), list(range(len(kept.frame.numbers)))
     if cut := label.get("structure"):
         atoms = ase.Atoms(cut["numbers"], cut["positions"], cell=cut["cell"], pbc=cut["pbc"])
-        spread = spread[list(cut["atoms"])]
+        held = list(cut["atoms"])
     if label:
         put(label, atoms)
-    atoms.arrays["force_spread"] = spread
+    atoms.arrays["force_spread"] = kept.force_spread[held]
+    for part, of in kept.novelty.items():
+        atoms.arrays[f"novelty_{part}"] = of[held]
+    if kept.newest is not None:
+        value, atom, part = kept.newest
+        atoms.info.update(novelty_max=value, novelty_of=part)
+        if atom in held:
+            atoms.info["novelty_atom"] = held.index(atom)
+    if kept.models:
+        atoms.info["kept_for"] = "+".join(kept.why)
     atoms.info.update(
         queue_id=row.id,
         status=row.status,
@@ -161,8 +176,43 @@ def _cells(row: Row) -> tuple[str, ...]:
         _known(kept.step, "?"),
         "?" if math.isnan(kept.max_force_spread) else f"{kept.max_force_spread:.4f}",
         "?" if math.isnan(kept.energy_spread) else f"{kept.energy_spread:.6f}",
+        *_newest(row),
+        "+".join(kept.why) if kept.models else "?",
         _clock(kept.time),
     )
+
+
+def _spreads(row: Row) -> list[tuple[str, str]]:
+    """The largest force spread with its atom, and the energy spread."""
+    kept = row.kept
+    if math.isnan(kept.max_force_spread):
+        return [("spread", "unknown: one Δ model by itself has none")]
+    worst = int(kept.force_spread.argmax())
+    return [
+        ("force spread", f"{kept.max_force_spread:.4f} eV/Å, atom {_named(row, worst)}"),
+        ("energy spread", f"{kept.energy_spread:.6f} eV/atom"),
+    ]
+
+
+def _newest(row: Row) -> tuple[str, str, str]:
+    """The largest novelty, the atom that has it, and to whom it is new."""
+    if row.kept.newest is None:
+        return "?", "?", "?"
+    value, atom, part = row.kept.newest
+    return f"{value:.2f}", _named(row, atom), _WHOSE[part]
+
+
+def _novelty(row: Row) -> list[tuple[str, str]]:
+    """The largest novelty for each part that knows, with its atom."""
+    found = [
+        (f"novelty for {_WHOSE[part]}", f"{of.max():.2f}, atom {_named(row, int(of.argmax()))}")
+        for part, of in sorted(row.kept.novelty.items())
+    ]
+    return found or [("novelty", "unknown: no model says what it was trained on")]
+
+
+def _named(row: Row, atom: int) -> str:
+    return f"{atom} ({row.kept.frame.to_atoms().symbols[atom]})"
 
 
 def _cell(row: Row) -> str:

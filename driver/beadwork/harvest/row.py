@@ -69,6 +69,10 @@ class Kept:
         found = [(float(of.max()), int(of.argmax()), part) for part, of in self.novelty.items()]
         return max(found, default=None)
 
+    def novelty_of(self, whose: str) -> FloatArray | None:
+        """(n,), the largest of the parts that `whose` names; see `novelty_of`."""
+        return novelty_of(self.novelty, whose)
+
     @property
     def committee(self) -> str:
         """One hash for all models in their order, and their weights."""
@@ -89,6 +93,15 @@ class Row:
     expires: float | None = None
     label: Mapping[str, Any] | None = None
     reason: str | None = None
+
+
+def novelty_of(novelty: Mapping[str, FloatArray], whose: str) -> FloatArray | None:
+    """(A,) the novelty of atoms for a part, 'baseline' or 'delta', or the larger of 'both'; None where it is not known.
+
+    novelty: (A,) by part.
+    """
+    parts = [of for part, of in novelty.items() if whose in (part, "both")]
+    return np.maximum.reduce(parts) if parts else None
 
 
 def committee_hash(models: Sequence[str], weights: Sequence[float] = ()) -> str:

@@ -5,6 +5,10 @@ its element's atoms: what varies little among them counts as much as what varies
 features are far from those of every atom of its element that is labelled already; a frame counts as its atom with the
 largest newness times force spread. The frame that counts most is taken, its atoms count as labelled from then on, and
 so on (Imbalzano et al., J. Chem. Phys. 148, 241730, 2018, with atoms in place of structures).
+
+Where the spread is not known, as in frames that the user has brought, it is taken to be the median of the others. Of an
+atom whose novelty is above 1 (`potential.novelty`) it says nothing, since members agree where none of them knows: it is
+taken to be the largest of all waiting atoms, and among such atoms the newness alone decides.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from beadwork.learn.dataset import computed
 from beadwork.potential.bundle import check
 from beadwork.potential.engines import open_engine
 from beadwork.potential.graph import build
+from beadwork.potential.novelty import NEW
 
 #: of the mean variance of an element's features: what varies less counts as if it varied so much
 FLOOR = 3e-2
@@ -64,14 +69,16 @@ def choose(
     model: Path,
     most: int,
     parts: Sequence[Sequence[int] | None] | None = None,
+    novelty: Sequence[FloatArray | None] | None = None,
 ) -> Choice:
     """Choose at most `most` of the waiting frames.
 
     spreads: force spread of each atom of each waiting frame, eV/Å; None counts all alike, and where it is NaN (frames
-    that the user has brought) the median of the others counts. labelled: structures that
-    have labels. model: the bundle whose features tell environments apart. parts: the atoms of each waiting frame that a
-    label would hold, where a cluster is cut out of it: only these count, and are covered by it; None for all. Raises
-    ModelError for a bundle that cannot say its features, or does not know an element.
+    that the user has brought) the median of the others counts. labelled: structures that have labels. model: the bundle
+    whose features tell environments apart. parts: the atoms of each waiting frame that a label would hold, where a
+    cluster is cut out of it: only these count, and are covered by it; None for all. novelty: of each atom of each
+    waiting frame, None where it is not known; above NEW the largest spread of all counts. Raises ModelError for a
+    bundle that cannot say its features, or does not know an element.
     """
     if not waiting or most < 1:
         return Choice((), 0.0, 0.0, 0.0, 0)
@@ -83,6 +90,9 @@ def choose(
     weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)[held]
     known = np.isfinite(weight)
     weight = np.where(known, weight, np.median(weight[known]) if known.any() else 1.0)
+    if novelty is not None:
+        of_frames = [np.zeros(len(f.numbers)) if of is None else of for f, of in zip(waiting, novelty, strict=True)]
+        weight[np.concatenate(of_frames)[held] > NEW] = weight.max()
     start = np.full(len(pool), np.inf)
     _cover(start, pool, kind, vectors[~new], element[~new])
     # where nothing of an element is labelled, every atom of it is as new as the two most different ones are
@@ -117,19 +127,21 @@ def from_queue(
     most: int,
     part: Callable[[Row], Sequence[int] | None] = lambda row: None,
     again: bool = False,
+    whose: str = "both",
 ) -> tuple[list[int], Choice | None]:
     """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
 
     part: the atoms of a row that its label would hold, None for all. again: those that were set aside count as waiting.
-    Where no more than `most` wait, all, the oldest first, and no choice. Raises LabelError for a row without a good
-    label, and otherwise as `choose`.
+    whose: the novelty that counts, that of 'baseline', 'delta' or 'both'. Where no more than `most` wait, all, the
+    oldest first, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
     """
     waiting = [row for row in queue.rows() if row.status == WAITING or (again and row.status == FAILED)]
     if len(waiting) <= most:
         return [row.id for row in waiting], None
     known = [computed(row)[0] for row in queue.rows(status=LABELLED)]
     frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
-    choice = choose(frames, spreads, known, model, most, [part(row) for row in waiting])
+    novelty = [row.kept.novelty_of(whose) for row in waiting]
+    choice = choose(frames, spreads, known, model, most, [part(row) for row in waiting], novelty)
     return [waiting[k].id for k in choice.order], choice
 
 

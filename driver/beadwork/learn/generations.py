@@ -11,7 +11,7 @@ from typing import Any
 from beadwork.errors import LabelError
 from beadwork.learn import page
 from beadwork.learn.dataset import DATASET, Dataset
-from beadwork.learn.loop import Generation, Loop, committee_of, errors_of, generations, unseen
+from beadwork.learn.loop import BASELINE_NEW, Generation, Loop, committee_of, errors_of, generations, unseen
 from beadwork.learn.validate import PAGE as VALIDATION
 
 PAGE = "generations.html"
@@ -33,12 +33,15 @@ def write_page(loop: Loop) -> Path:
     end = done[-1].stages.get("end", {}).get("reason", "it goes on: give the command again")
     sections = [
         _table(loop, done, errors),
-        f"<p>Flagged: share of the steps at which the largest force spread of some bead reached {loop.low:g} eV/Å. "
-        f"Errors: root mean square over {len(testing)} frames that no committee here has learned from, with standard "
-        "errors; before the first training they include what the old committee's reference energies are off by.</p>",
+        f"<p>Flagged: share of the steps at which the largest force spread of some bead reached {loop.low:g} eV/Å, or "
+        f"an atom's novelty for Δ reached {loop.new:g}. Errors: root mean square over {len(testing)} frames that no "
+        "committee here has learned from, with standard errors; before the first training they include what the old "
+        "committee's reference energies are off by.</p>",
         _picture(done, errors),
         "<h2>The simulations</h2>",
         _runs(done),
+        "<h3>The largest novelty (1: the edge of training)</h3>",
+        _novelty(done),
         "<h2>Where it all comes from</h2>",
         _origin(done),
     ]
@@ -94,6 +97,24 @@ def _runs(done: Sequence[Generation]) -> str:
         ]
         rows.append((generation.folder.name, *cells))
     return _rows(("generation", *map(escape, names)), rows)
+
+
+def _novelty(done: Sequence[Generation]) -> str:
+    """Of each simulation, for Δ and for the baseline, and what the baseline's asks for."""
+    names = list(done[0].stages["simulate"]["runs"])
+    parts = {"delta": "Δ", "baseline": "the baseline"}
+    rows, wanted = [], False
+    for generation in done:
+        runs = generation.stages["simulate"]["runs"]
+        cells = []
+        for run in map(runs.__getitem__, names):
+            for part in parts:
+                about = (run.get("novelty") or {}).get(part)  # of an earlier release: none
+                wanted |= bool(part == "baseline" and about and about["new"])
+                cells.append(f"{about['largest']:.2f}, {about['new']} steps above 1" if about else "unknown")
+        rows.append((generation.folder.name, *cells))
+    header = [f"{escape(name)}, for {part}" for name in names for part in parts.values()]
+    return _rows(("generation", *header), rows) + (f"<p>{BASELINE_NEW}.</p>" if wanted else "")
 
 
 def _origin(done: Sequence[Generation]) -> str:

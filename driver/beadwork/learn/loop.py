@@ -23,7 +23,9 @@ gone on with, when the command is given again. All frames are in one queue, queu
 
 It ends when neither the flagged rate nor the error on frames held out falls any more, when no frame is asked for, or
 after the generations that were allowed; one more simulation then tells what the last committee is worth. The flagged
-rate is the share of the steps at which the largest force spread of some bead reaches the low mark of `keep-force`.
+rate is the share of the steps at which the largest force spread of some bead reaches the low mark of `keep-force`, or
+an atom's novelty for Δ that of `keep-novelty`. What is new to the baseline is told, and neither counted nor asked for:
+labels for Δ do not change what the baseline knows.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ from beadwork.learn.train_settings import TrainSettings
 from beadwork.learn.validate import PAGE as VALIDATION
 from beadwork.learn.validate import validate, write_page
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, point
+from beadwork.potential.novelty import NEW
 from beadwork.swap import SHORT
 from beadwork.toml import build, names
 from beadwork.toml import read as read_toml
@@ -64,7 +67,14 @@ ENDLESS = 10**9
 RECORD = "generation.json"
 CURRENT = "current"
 #: options of `beadwork run` that the loop sets itself
-OWN = ("simulation", "baseline", "delta", "queue", "out", "metrics")
+OWN = ("simulation", "baseline", "delta", "queue", "out", "metrics", "keep_novelty_of")
+#: whose novelty is asked for: labels for Δ cannot mend the baseline's
+WHOSE = "delta"
+#: what is said where something is new to the baseline
+BASELINE_NEW = (
+    "What is new to the baseline wants labels of the baseline's own level and a new baseline; labels for Δ do not mend "
+    "it, and it is not counted as flagged"
+)
 
 Told = Callable[[str], None]
 
@@ -111,6 +121,15 @@ class Loop:
     def low(self) -> float:
         """The low mark of the force spread, eV/Å: at or above it a frame is asked for."""
         return float(self.band[0]) if self.band else float("inf")
+
+    @property
+    def new(self) -> float:
+        """The mark of Δ's novelty: at or above it a frame is asked for."""
+        return float(self.run.get("keep-novelty", ServeConfig().keep_novelty))
+
+    def asks(self, step: simulate.Answered) -> bool:
+        """Whether Δ's spread or Δ's novelty asks for labels of this step."""
+        return step.spread >= self.low or (step.delta is not None and step.delta >= self.new)
 
     @property
     def band(self) -> list[float]:
@@ -217,6 +236,7 @@ class _Learning:
         self.options = {
             **loop.run,
             "keep-force": loop.band,
+            "keep-novelty-of": WHOSE,
             "baseline": str(loop.baseline),
             "queue": str((loop.folder / "queue.db").absolute()),
         }
@@ -305,20 +325,26 @@ class _Learning:
                 run = simulate.start(folder, {**self.options, "delta": members}, len(self._kept(now, folder)))
                 if run is not None:
                     run.finish()
-            spreads = simulate.answered(folder, serving)
-            if not spreads:
+            steps = simulate.answered(folder, serving)
+            if not steps:
                 raise SimulationError(
                     f"no step in {folder} was answered by {serving}, the models that {now.folder.name} began with; "
                     f"remove {folder} and give the command again"
                 )
-            flagged, kept = sum(spread >= self.loop.low for spread in spreads), self._kept(now, folder)
+            flagged, kept = sum(map(self.loop.asks, steps)), self._kept(now, folder)
+            novelty = {
+                "baseline": _summed([step.baseline for step in steps]),
+                "delta": _summed([step.delta for step in steps]),
+            }
             runs[name] = {
-                "steps": len(spreads),
+                "steps": len(steps),
                 "flagged": flagged,
                 "kept": kept,
+                "novelty": novelty,
                 "simulations": sorted(simulate.simulations(folder)),
             }
-            self.tell(f"{now.folder.name}: {name}: {flagged} of {len(spreads)} steps flagged, {len(kept)} frames kept")
+            said = f"{now.folder.name}: {name}: {flagged} of {len(steps)} steps flagged, {len(kept)} frames kept"
+            self.tell(f"{said}{_tell_new(novelty, len(steps))}")
         return {"runs": runs}
 
     def _follow(self, name: str, xml: Path, serving: str, done: Sequence[Generation]) -> Path:
@@ -348,7 +374,9 @@ class _Learning:
     def _choose(self) -> dict[str, Any]:
         """Rows to label, the most wanted first."""
         waiting = len(self.queue.rows(status=WAITING))
-        rows, choice = choose(self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec))
+        rows, choice = choose(
+            self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=WHOSE
+        )
         if choice is None:
             return {"rows": rows, "waiting": waiting}
         self.tell(str(choice))
@@ -409,6 +437,24 @@ class _Learning:
     def _swap(self, now: Generation) -> dict[str, Any]:
         point(self.loop.folder / CURRENT, now.folder / "committee")
         return {"current": str((now.folder / "committee").relative_to(self.loop.folder))}
+
+
+def _summed(novelty: Sequence[float | None]) -> dict[str, float | int] | None:
+    """The largest novelty of these steps and at how many it was above the edge of training; None where unknown."""
+    known = [value for value in novelty if value is not None]
+    return {"largest": max(known), "new": sum(value > NEW for value in known)} if known else None
+
+
+def _tell_new(novelty: Mapping[str, Mapping[str, float] | None], steps: int) -> str:
+    """Whose novelty a simulation has met, and what the baseline's asks for."""
+    parts = {"delta": "Δ", "baseline": "the baseline"}
+    known = [(name, about) for part, name in parts.items() if (about := novelty.get(part)) is not None]
+    said = "".join(
+        f"; new to {name} at {about['new']} of {steps} steps (novelty up to {about['largest']:.2f})"
+        for name, about in known
+    )
+    baseline = novelty.get("baseline")
+    return said + (f". {BASELINE_NEW}" if baseline is not None and baseline["new"] else "")
 
 
 def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -41,6 +42,26 @@ FAREWELL = 30.0
 RECORD = "beadwork.out"
 #: the line of it that says whose answers follow
 TAKEN_UP = re.compile(r"# from (?:step|evaluation) \d+ on .*?: (\S+) in ")
+
+
+@dataclass(slots=True)
+class Answered:
+    """A step as beadwork.out has it. spread: the largest force spread of any bead, eV/Å. baseline, delta: the largest
+    novelty of any atom for these; None where they do not know what they were trained on."""
+
+    spread: float = 0.0
+    baseline: float | None = None
+    delta: float | None = None
+
+    def add(self, spread: float, baseline: float, delta: float) -> None:
+        """Take one evaluation in; NaN is unknown."""
+        self.spread = max(self.spread, spread)
+        self.baseline = _larger(self.baseline, baseline)
+        self.delta = _larger(self.delta, delta)
+
+
+def _larger(known: float | None, value: float) -> float | None:
+    return known if math.isnan(value) else max(value, known or 0.0)
 
 
 def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
@@ -207,22 +228,26 @@ def serving(record: Path) -> list[str]:
     return [found[1] for line in lines if line.endswith("\n") and (found := TAKEN_UP.match(line))]
 
 
-def answered(folder: Path, committee: str) -> list[float]:
-    """The largest force spread of any bead (eV/Å) at each step that this committee (the first digits of its hash, as
-    beadwork.out has it) has answered, in all attempts; at each evaluation where steps are not known."""
-    found: list[float] = []
+def answered(folder: Path, committee: str) -> list[Answered]:
+    """Each step that this committee (the first digits of its hash, as beadwork.out has it) has answered, in all
+    attempts; each evaluation where steps are not known."""
+    found: list[Answered] = []
     for record in folder.glob(f"out-*/{RECORD}"):
-        largest: dict[str | int, float] = {}
-        serves = False
+        steps: dict[str | int, Answered] = {}
+        serves, names = False, list[str]()
         for row, line in enumerate(record.read_text().splitlines(keepends=True)):
-            if taken_up := TAKEN_UP.match(line):
+            if line.startswith("# step "):
+                names = line.removeprefix("#").split()
+            elif taken_up := TAKEN_UP.match(line):
                 serves = taken_up[1] == committee
             elif serves and not line.startswith("#") and line.endswith("\n"):
-                step, spread = line.split()[0], float(line.split()[4])
-                when = row if step == "nan" else step
-                if spread == spread:  # the baseline alone has none
-                    largest[when] = max(largest.get(when, 0.0), spread)
-        found += largest.values()
+                words = line.split()
+                columns = dict(zip(names, words, strict=False))  # a server of an earlier release has no novelty
+                looks = (words[4], *(columns.get(f"novelty_{part}", "nan") for part in ("baseline", "delta")))
+                if words[4] != "nan":  # the baseline alone has no spread
+                    step = steps.setdefault(row if words[0] == "nan" else words[0], Answered())
+                    step.add(*map(float, looks))
+        found += steps.values()
     return found
 
 
