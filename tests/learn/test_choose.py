@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from beadwork.errors import ModelError
-from beadwork.learn.choose import choose, features
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
+from beadwork.learn.choose import choose, features, from_queue
 from beadwork.potential.importer import mace_imported
 
 
@@ -73,6 +75,38 @@ def test_uncertainty_weighs(pool):
     choice = choose(pool, spreads, truth.clusters(6, 8, most=2), truth.BASELINE, 3)
     assert choice.order[0] == 7
     assert not any(n >= 36 for n in choice.order)
+
+
+def test_of_a_new_atom_the_spread_says_nothing(pool):
+    """The members agree on protonated clusters, for none of them knows any: by spread alone these come last, and as new
+    as they are they come first. What is within the edge of training stays with its spread; unknown is not new."""
+    spreads = [np.full(len(f.numbers), 1e-4 if n >= 36 else 0.1) for n, f in enumerate(pool)]
+    known = truth.clusters(6, 8, most=2)
+    novelty = [np.full(len(f.numbers), 3.0 if n >= 36 else 0.9) for n, f in enumerate(pool)]
+    last = choose(pool, spreads, known, truth.BASELINE, 36).order
+    assert not any(n >= 36 for n in last)
+    first = choose(pool, spreads, known, truth.BASELINE, 8, novelty=novelty).order
+    assert sum(n >= 36 for n in first) >= 3
+    for within in ([None] * len(pool), [np.ones(len(f.numbers)) for f in pool]):
+        assert choose(pool, spreads, known, truth.BASELINE, 36, novelty=within).order == last
+
+
+@pytest.mark.parametrize(("whose", "wanted"), [("both", True), ("baseline", True), ("delta", False)])
+def test_whose_novelty_weighs(pool, tmp_path, whose, wanted):
+    """From the queue: where labels for Δ are chosen, what is new to the baseline alone keeps the weight of its spread;
+    and a frame that the user has brought, of which nothing is known, is neither first nor last for that."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    for n, frame in enumerate(pool):
+        new = n >= 36
+        size = len(frame.numbers)
+        spread = np.full(size, np.nan if n == 0 else 1e-4 if new else 0.1)
+        of = {} if n == 0 else {"baseline": np.full(size, 3.0 if new else 0.5), "delta": np.full(size, 0.5)}
+        models = () if n == 0 else ("a" * 64,)
+        queue.add(Kept(frame, n, 0.01, spread, np.ones(2), models, "c" * 64, step=n, novelty=of))
+    rows, choice = from_queue(queue, truth.BASELINE, 8, whose=whose)
+    assert choice is not None
+    assert len(rows) == 8
+    assert any(row > 36 for row in rows) == wanted
 
 
 def test_only_what_a_label_would_hold_counts(pool):

@@ -21,6 +21,7 @@ from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.learn import loop as loops
 from beadwork.learn import simulate, train
 from beadwork.learn.dataset import Dataset
+from beadwork.learn.generations import write_page
 from beadwork.learn.loop import Generation, generations, learn, read, served, why_stop
 from beadwork.potential.bundle import load_card, members_of
 from beadwork.potential.delta import load
@@ -175,6 +176,7 @@ def written(folder: Path, **loop: Any) -> Path:
         ({"labels": 0}, "1 or more"),
         ({"start": "over"}, "choose from again, continue"),
         ({"run": {"queue": "q.db"}}, "sets itself"),
+        ({"run": {"keep-novelty-of": "both"}}, "sets itself"),
         ({"run": {"devices": ["cuda:0", "cuda:1"]}}, "a server each"),
         ({"run": {"keep-most": 3, "keep_most": 4}}, "both spellings"),
         ({"train": {"epoch": 3}}, "sets epoch, which is no option"),
@@ -227,6 +229,13 @@ class Stopped:
         raise SimulationError("stopped")
 
     def end(self) -> None:
+        pass
+
+
+class Done(Stopped):
+    """The same of one that has come to its end."""
+
+    def finish(self) -> None:
         pass
 
 
@@ -289,6 +298,47 @@ def test_no_step_of_these_models(ipi, tmp_path, monkeypatch) -> None:
     with pytest.raises(SimulationError, match=r"no step in .*gen-000/water was answered by sha256:"):
         learn(loop, print)
     assert "simulate" not in generations(tmp_path / "loop")[0].stages
+
+
+@pytest.mark.parametrize(("mark", "flagged"), [(None, 3), (2.5, 2), (np.inf, 1)])
+def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, monkeypatch, mark, flagged) -> None:
+    """Steps are flagged by the spread and by Δ's novelty. What is new to the baseline alone is no reason for a label of
+    the high level, so it is not counted and the server is told not to keep it; log and page say so, and what it wants.
+    """
+    loop = project(ipi, tmp_path, run={"keep-force": [0.1], **({} if mark is None else {"keep-novelty": mark})})
+    asked = []
+
+    def start(folder: Path, options: Any, kept: int) -> Stopped:
+        asked.append(options)
+        (folder / "out-0").mkdir()
+        hash = served(read(loop).baseline, read(loop).delta)[:19]
+        lines = ["# step structures energy energy_spread force_spread evaluation/s novelty_baseline novelty_delta"]
+        lines += [f"# from step 0 on a: {hash} in m"]
+        for step, looks in enumerate(("0.01 0.1 7.25 0.99", "0.01 0.1 7.0 1.0", "0.2 0.1 6.0 3.0", "0.01 0.1 0.9 2.5")):
+            lines += [f"{step} 2 -1 1 {looks}"]
+        (folder / "out-0" / "beadwork.out").write_text("\n".join(lines) + "\n")
+        return Done()
+
+    monkeypatch.setattr(simulate, "start", start)
+    told: list[str] = []
+    (generation,) = learn(loop, told.append)
+    assert asked[0]["keep-novelty-of"] == "delta"
+    assert generation.stages["end"]["reason"] == "no frame is asked for any more"
+    assert generation.flagged == flagged / 4
+    run = generation.stages["simulate"]["runs"]["water"]
+    assert run["novelty"] == {"baseline": {"largest": 7.25, "new": 3}, "delta": {"largest": 3.0, "new": 2}}
+    said = next(line for line in told if "steps flagged" in line)
+    assert (
+        "new to Δ at 2 of 4 steps (novelty up to 3.00); new to the baseline at 3 of 4 steps (novelty up to 7.25)"
+        in said
+    )
+    assert "labels of the baseline's own level and a new baseline" in said
+    page = write_page(read(loop)).read_text()
+    assert "7.25, 3 steps above 1" in page
+    assert "labels of the baseline's own level and a new baseline" in page
+    generation.stages["simulate"]["runs"]["water"].pop("novelty")  # of an earlier release
+    (generation.folder / "generation.json").write_text(json.dumps(generation.stages))
+    assert "unknown" in write_page(read(loop)).read_text()
 
 
 def test_a_label_that_comes_while_training_waits(ipi, tmp_path, monkeypatch) -> None:

@@ -115,3 +115,32 @@ def test_the_old_committee_answers_until_the_new_one_is_taken_up(run: simulate.R
     run.until(NEW, 2, OLD)
     assert time.monotonic() - begin >= 1.2
     thread.join()
+
+
+def test_steps_are_read_with_whose_novelty_it_is(tmp_path: Path) -> None:
+    """Of each step that this committee answered the largest spread and novelty of all its evaluations, those of Δ and
+    of the baseline apart; nan is unknown, and so is what a beadwork.out of an earlier release has no column for."""
+    for number, header in enumerate(
+        (
+            "spread_O/(eV/A) novelty_baseline novelty_delta novelty_O",
+            "spread_O/(eV/A)",
+            "novelty_delta novelty_baseline",
+        )
+    ):
+        (tmp_path / f"out-{number}").mkdir()
+        with (tmp_path / f"out-{number}" / "beadwork.out").open("w") as record:
+            record.write(
+                f"# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s  {header}\n"
+            )
+            for committee in (OLD, NEW):
+                record.write(f"# from step 0 on unix:/tmp/ipi_a: {committee} in models/mine\n")
+                for step, spread, last in ((0, 0.1, "nan 0.5"), (1, 0.2, "3.0 nan"), (1, 0.05, "2.0 1.5")):
+                    element = "0.1 " * header.startswith("spread")
+                    record.write(f"{step:8d}    2 -1.0 1e-3 {spread} 0.1 {element}{last}\n")
+            record.write("       2    2 -1.0 1e-3 9.0 0.1 0.1 9.0 9")  # torn
+    found = {(step.spread, step.baseline, step.delta) for step in simulate.answered(tmp_path, NEW)}
+    assert found == {
+        *((0.1, None, 0.5), (0.2, 3.0, 1.5)),
+        *((0.1, None, None), (0.2, None, None)),
+        *((0.1, 0.5, None), (0.2, 1.5, 3.0)),  # columns are told by their names
+    }
