@@ -124,7 +124,7 @@ class Server:
         written: Written | None = None,
     ) -> None:
         self.services = list(services)
-        self.transport = Transport([service.line for service in services], patience)
+        self.transport = Transport([service.line for service in services], patience, lambda text: watch(Note(text)))
         self._of = {id(service.line): service for service in services}
         self._harvest = harvest
         self._watch = watch

@@ -12,6 +12,7 @@ import selectors
 import socket
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,8 @@ GRACE = 1.0
 #: seconds that an i-PI which has taken a connection always gets for its first word
 HANDSHAKE = 5.0
 NEVER = float("inf")
+#: seconds between two guards that are started, the second time, and at most
+GUARD, GUARD_MOST = 1.0, 600.0
 RETRY = 0.05
 RETRY_MOST = 1.0
 
@@ -179,17 +182,24 @@ def _connect(address: Address, pid: int | None) -> socket.socket:
 
 
 class Transport:
-    """Every line of one server. patience: seconds without an i-PI that speaks before a line is given up."""
+    """Every line of one server.
 
-    def __init__(self, lines: list[Line], patience: float = 60.0) -> None:
+    patience: seconds without an i-PI that speaks before a line is given up. tell: called with what a user should know.
+    """
+
+    def __init__(
+        self, lines: list[Line], patience: float = 60.0, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.lines = lines
         self._patience = patience
+        self._tell = tell
         now = time.monotonic()  # loading the models may have taken longer than the patience
         for line in lines:
             line.lost_at = now
         self._selector = selectors.DefaultSelector()
         self._closed: list[Peer] = []
         self._guard: Guard | None = None
+        self._guard_at, self._guard_pause = 0.0, GUARD  # when the next one may be started
 
     def poll(self, timeout: float | None) -> list[tuple[Peer, Incoming]]:
         """Wait for at most `timeout` seconds (None: until something comes) and return what has come.
@@ -205,6 +215,8 @@ class Transport:
             wait = max(0.0, line.dial_at - now) if line.dials else self._silence(line, now)
             if wait is not None:
                 timeout = wait if timeout is None else min(timeout, wait)
+        if any(line.peers for line in self.lines):
+            self._keep_guard(now)
         if self.sending:
             timeout = SEND_TIMEOUT if timeout is None else min(timeout, SEND_TIMEOUT)
         for key, mask in self._selector.select(timeout):
@@ -290,9 +302,34 @@ class Transport:
             return
         peer = Peer(line, sock, Machine(shared=line.shared, atoms=line.atoms))
         line.peers.append(peer)
-        self._guard = self._guard or Guard()
-        self._guard.hold(sock)
+        if self._guard is not None:
+            self._guard.hold(sock)
         self._selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _keep_guard(self, now: float) -> None:
+        """Have a guard that can hang up for every connection there is; one that cannot any more is replaced."""
+        if now < self._guard_at:
+            return
+        why = None
+        if self._guard is not None:
+            if (why := self._guard.lost()) is None:
+                return
+            self._guard.kill()
+            self._guard = None
+        self._guard_at, self._guard_pause = now + self._guard_pause, min(2 * self._guard_pause, GUARD_MOST)
+        try:
+            self._guard = Guard()
+        except OSError as error:
+            self._tell(
+                f"the process that hangs up for a killed server cannot be started ({error}): should this server be "
+                "killed now, i-PI would wait for ever; it is tried again"
+            )
+            return
+        for line in self.lines:
+            for peer in line.peers:
+                self._guard.hold(peer.sock)
+        if why:
+            self._tell(f"the process that hangs up for a killed server {why}; another one has taken its place")
 
     def _silence(self, line: Line, now: float) -> float | None:
         """How much longer a connection that i-PI has taken may wait for its first word; None where none does."""
