@@ -58,7 +58,8 @@ class Service:
     differs. ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the
     file's start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many
     share them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead
-    is which, nor wait for a whole ring. pattern: what every step asks for, where it is known.
+    is which, nor wait for a whole ring. pattern: what every step asks for, where it is known. one_result: see
+    `ipi.steps`.
     """
 
     line: Line
@@ -72,6 +73,7 @@ class Service:
     servers: int = 1
     folded: FloatArray | None = None
     pattern: Pattern | None = None
+    one_result: bool = False
     steps: Steps = field(init=False)
     gather: Gather[Peer] = field(init=False)
     beads: Beads | None = field(init=False)
@@ -88,7 +90,9 @@ class Service:
             self.beads = Beads(self.ring, self.start if whole else None)
         else:
             self.beads = None
-        self.steps = Steps(self.pattern, self.start, folded=self.folded, servers=self.servers)
+        self.steps = Steps(
+            self.pattern, self.start, folded=self.folded, servers=self.servers, one_result=self.one_result
+        )
 
     @property
     def joined(self) -> bool:

@@ -11,7 +11,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, SimulationError
 from beadwork.frame import FloatArray, Frame
 from beadwork.ipi.simulation import Simulation, Socket, System
-from beadwork.ipi.steps import pattern
+from beadwork.ipi.steps import one_result, pattern
 from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.delta import Potential, load_for
 from beadwork.potential.device import idle
@@ -109,6 +109,7 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
         servers,
         served[0].cell if socket.pbc else None,
         pattern(simulation, socket),
+        one_result(simulation),
     )
 
 

@@ -130,9 +130,10 @@ class Swap:
                 served.told = True
                 self._watch(
                     Note(
-                        f"the committee in {folder(served.next[0])} is ready and waits: from here it cannot be told "
-                        f"where i-PI's steps begin at {address}, and none is to be of two committees; make i-PI pause "
-                        "with a file EXIT in its directory, and start it again from its RESTART"
+                        f"the committee in {folder(served.next[0])} is ready and waits for i-PI's next start at "
+                        f"{address}: no step is to be of two committees, and from here it "
+                        "cannot be told where i-PI's steps begin, or all of them make one result; make i-PI pause with "
+                        "a file EXIT in its directory, and start it again from its RESTART"
                     )
                 )
             if begins:

@@ -16,7 +16,7 @@ import pytest
 
 from beadwork.events import Moment
 from beadwork.ipi.simulation import ASKING, Output, read
-from beadwork.ipi.steps import Pattern, Steps, pattern
+from beadwork.ipi.steps import Pattern, Steps, one_result, pattern
 from beadwork.ipi.written import Written
 
 RING = np.random.default_rng(0).normal(size=(8, 3, 3))
@@ -313,6 +313,19 @@ def test_patterns_of_the_inputs_that_ship() -> None:
         calls = simulation.calls(socket)
         assert found[socket.name] == Pattern(asked[socket.name], calls * asked[socket.name])
     assert sorted(simulation.calls(socket) for socket in simulation.sockets) == [1, nmts]
+
+
+def test_steps_of_one_result_are_of_one_committee() -> None:
+    """A Hessian takes many steps, each told by what i-PI writes: none but the first of an i-PI begins anything."""
+    simulation = read(next((WATER / "water").glob("*.xml")))
+    assert not one_result(simulation)
+    for name in ("vibrations", "scp", "normalmodes"):
+        assert one_result(replace(simulation, systems=(replace(simulation.systems[0], motions=(name,)),)))
+    ring = RING[:4]
+    one = steps(4, ring, one_result=True)
+    assert [count(one, ring + k) for k in (0, 1, 2)] == [(0, True), (1, None), (2, None)]
+    one.restarted()
+    assert count(one, ring + 3)[1] is True
 
 
 @pytest.mark.parametrize("motions", [("sc",), ("scnpt",), ("nvt", "other"), ("other",), ("t_ramp",), ()])

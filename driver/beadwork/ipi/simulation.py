@@ -22,7 +22,15 @@ from xml.sax import SAXParseException
 
 import numpy as np
 from ase.data import atomic_numbers
-from ipi.engine.motion import AlchemyMC, Dynamics, PressureRamp, TemperatureRamp
+from ipi.engine.motion import (
+    AlchemyMC,
+    Dynamics,
+    DynMatrixMover,
+    NormalModeMover,
+    PressureRamp,
+    SCPhononsMover,
+    TemperatureRamp,
+)
 from ipi.engine.motion.driven_dynamics import DrivenDynamics
 from ipi.engine.outputs import CheckpointOutput, PropertyOutput, TrajectoryOutput
 from ipi.engine.properties import Properties, getall, getkey
@@ -63,8 +71,15 @@ ASKING = {
     "scaledcoords",
 }
 
-# motions besides dynamics of which it is known what they ask for, by the mode of <motion>
-_MOTIONS = {AlchemyMC: "alchemy", TemperatureRamp: "t_ramp", PressureRamp: "p_ramp"}
+# motions besides dynamics of which something is known, by the mode of <motion>
+_MOTIONS = {
+    AlchemyMC: "alchemy",
+    TemperatureRamp: "t_ramp",
+    PressureRamp: "p_ramp",
+    DynMatrixMover: "vibrations",
+    SCPhononsMover: "scp",
+    NormalModeMover: "normalmodes",
+}
 
 # trajectories with a file a bead
 _EACH_BEAD = ("positions", "velocities", "forces", "forces_spring", "momenta", "forces_sc", "Eforces")

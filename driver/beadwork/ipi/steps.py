@@ -22,6 +22,8 @@ from beadwork.ipi.written import Written
 RING = {"nve", "nvt", "nvt-cc", "npt", "nst", "eda-nve", "eda-nvt"}
 #: and those that ask for nothing
 NOTHING = {"t_ramp", "p_ramp", "alchemy"}
+#: those whose steps are parts of one result: a Hessian of two committees would be nobody's
+RESULT = {"vibrations", "scp", "normalmodes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,17 @@ def pattern(simulation: Simulation, socket: Socket) -> Pattern | None:
     return Pattern(start, step) if step else None
 
 
+def one_result(simulation: Simulation) -> bool:
+    """Whether all steps together make one result, which is to be of one potential."""
+    return any(RESULT.intersection(system.motions) for system in simulation.systems)
+
+
 class Steps:
     """Counts the steps of one forcefield.
 
     start: (K, N, 3) Å, the distinct ones of all structures that i-PI begins with, None where they are not known.
     folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many share the
-    beads; one of several sees a part of each step.
+    beads; one of several sees a part of each step. one_result: no step but an i-PI's first begins anything.
     """
 
     def __init__(
@@ -74,8 +81,10 @@ class Steps:
         *,
         folded: FloatArray | None = None,
         servers: int = 1,
+        one_result: bool = False,
     ) -> None:
         self.pattern = pattern
+        self._one_result = one_result
         self.joined = False  #: i-PI had begun before we came
         self._start = start
         self._folded = folded
@@ -121,6 +130,19 @@ class Steps:
         (S, N, 3) Å. written: what i-PI writes, where that can be read. ours: i-PI was started by us. The second is None
         where nobody can tell.
         """
+        new = self._new
+        moment, begins = self._place(names, positions, peers, written, ours)
+        return moment, None if begins and self._one_result and not new else begins
+
+    def _place(
+        self,
+        names: Sequence[bytes],
+        positions: FloatArray,
+        peers: Sequence[Any],
+        written: Written | None,
+        ours: bool,
+    ) -> tuple[Moment, bool | None]:
+        """What `count` says where each step may be of another potential."""
         new, self._new = self._new, False
         begins: bool | None = self._count(new, names, positions, peers, ours)
         sure = self._sure and self.pattern is not None
