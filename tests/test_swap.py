@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import beadwork.swap
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
 from beadwork.events import Event, Moment, Note, TakenUp
@@ -279,3 +286,60 @@ def test_a_pointer_of_nuls_is_a_note(tmp_path: Path) -> None:
     assert any("was refused" in event.text for event in told if isinstance(event, Note))
     assert swap.take("here", old, Moment(1), 2, begins=True) is old
     swap.close()
+
+
+def test_a_check_that_never_returns_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hangs under the new committee: one Note, the old one answers, and the end waits some seconds only."""
+    told: list[Event] = []
+    forever = threading.Event()
+    monkeypatch.setattr(beadwork.swap, "load_for", lambda config: forever.wait())
+    monkeypatch.setattr(beadwork.swap, "HANGS", 0.2)
+    monkeypatch.setattr(beadwork.swap, "FAREWELL", 0.5)
+    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    swap.serve("here", old, np.array([8]), 1)
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap.answered("here", [frame], old.evaluate([frame]))
+    swap.ask()
+    until = time.monotonic() + 20
+    while not any(isinstance(event, Note) for event in told):
+        assert time.monotonic() < until
+        swap.look()
+        time.sleep(0.05)
+    swap.look()
+    (note,) = [event.text for event in told if isinstance(event, Note)]
+    assert "see whether the disk of a, b answers" in note
+    assert swap.take("here", old, Moment(1), 2, begins=True) is old
+    begin = time.monotonic()
+    swap.close()
+    assert 0.4 < time.monotonic() - begin < 10
+    forever.set()
+
+
+def test_python_ends_though_a_check_never_does(tmp_path: Path) -> None:
+    """The new committee's card is a FIFO that nobody writes to: the process ends all the same."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "card.toml")
+    program = """
+        import sys
+        import numpy as np
+        import beadwork.swap
+        from beadwork.config import ServeConfig
+        from beadwork.frame import Frame
+        from beadwork.potential.analytic import Harmonic
+        from beadwork.potential.delta import Potential
+        beadwork.swap.FAREWELL = 0.5
+        swap = beadwork.swap.Swap(ServeConfig(delta=sys.argv[1:]), lambda event: None)
+        old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+        swap.serve("here", old, np.array([8]), 1)
+        frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+        swap.answered("here", [frame], old.evaluate([frame]))
+        swap.ask()
+        swap.look()
+        swap.close()
+        print(swap._checking.done())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "a"), str(tmp_path / "b")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "False\n", "")

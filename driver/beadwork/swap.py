@@ -7,10 +7,11 @@ else, the same folder with new files in it too, is looked at when `ask` was call
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from beadwork.potential.engines import AutoEngine
 
 #: seconds between two looks at a pointer file
 INTERVAL = 1.0
+#: seconds after which a check is said to hang, and seconds that one gets when the run has ended
+HANGS, FAREWELL = 300.0, 20.0
 #: characters of a committee's hash that tell it apart: `sha256:` and twelve digits
 SHORT = 19
 
@@ -78,8 +81,9 @@ class Swap:
         self._pointer = Path(config.delta[0]) if len(config.delta) == 1 and Path(config.delta[0]).is_file() else None
         self._seen = self._stamp()
         self._looked = 0.0
-        self._worker = ThreadPoolExecutor(1, "beadwork-swap")
         self._checking: Future[list[tuple[Potential, str] | None]] | None = None
+        self._since = 0.0  # of the check under way
+        self._told = False  # that it hangs
 
     def serve(self, address: str, potential: Potential, numbers: IntArray, ring: int | None) -> None:
         """Take this forcefield into care. ring: structures a step, None where that is not known."""
@@ -104,10 +108,23 @@ class Swap:
         if self._checking is None and self._asked and self._served and all(served.last for served in self._served):
             self._asked = False
             last = [list(served.last) for served in self._served]
-            self._checking = self._worker.submit(self._check, last)
+            self._checking, self._since, self._told = Future(), now, False
+            # no thread of a pool, which Python would wait for at its end: what a check reads may never come
+            threading.Thread(
+                target=_fill, args=(self._checking, self._check, last), name="beadwork-swap", daemon=True
+            ).start()
         elif self._checking is not None and self._checking.done():
             done, self._checking = self._checking, None
             self._hear(done)
+        elif self._checking is not None and not self._told and now - self._since >= HANGS:
+            self._told = True
+            self._watch(
+                Note(
+                    f"the check of the new committee goes on since {now - self._since:.0f} s: see whether the disk of "
+                    f"{', '.join(self._config.delta)} answers (ls); {folder(self._served[0].potential)} goes on, and "
+                    "no other committee is looked at before"
+                )
+            )
 
     def answered(self, address: str, frames: Sequence[Frame], evaluation: Evaluation) -> None:
         """Remember what was answered last."""
@@ -146,8 +163,9 @@ class Swap:
         return potential
 
     def close(self) -> None:
-        """Wait for a check that is under way, and forget it."""
-        self._worker.shutdown(cancel_futures=True)
+        """Wait for a check that is under way, but not for ever, and forget it."""
+        if self._checking is not None:
+            wait([self._checking], FAREWELL)
 
     def _stamp(self) -> tuple[int, int, int] | None:
         """What changes when the pointer is replaced or written to; None where there is no pointer at this instant."""
@@ -213,6 +231,18 @@ class Swap:
             )
             for served, jump, known in zip(self._served, found, same, strict=True)
         ]
+
+
+def _fill(
+    future: Future[list[tuple[Potential, str] | None]],
+    check: Callable[[list[list[tuple[Frame, float]]]], list[tuple[Potential, str] | None]],
+    last: list[list[tuple[Frame, float]]],
+) -> None:
+    """Give the future what comes of the check."""
+    try:
+        future.set_result(check(last))
+    except BaseException as error:  # noqa: BLE001 - `Swap.look` says it, whatever it is
+        future.set_exception(error)
 
 
 def _scaled(old: Potential, new: Potential) -> list[str]:
