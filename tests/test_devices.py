@@ -17,6 +17,7 @@ from beadwork import devices
 from beadwork.config import ServeConfig, resolve
 from beadwork.devices import Child, Devices, plan
 from beadwork.errors import ConfigError
+from beadwork.python import module
 
 CONFIG = ServeConfig(simulation="in.xml", baseline="b", delta=["d"], devices=["cpu", "cpu"])
 
@@ -86,10 +87,10 @@ def test_what_a_server_is_told_is_what_was_said(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: started.append([command, kwargs["env"]]))
     child.start()
     command, environment = started[0]
-    assert command[:4] == [sys.executable, "-m", "beadwork.cli", "serve"]
-    assert resolve({"simulation": command[4]}) == replace(child.config, device="cuda")
+    assert command[:-1] == [*module("beadwork.cli"), "serve"]
+    assert resolve({"simulation": command[-1]}) == replace(child.config, device="cuda")
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
-    assert Path(command[4]).stat().st_mode & 0o777 == 0o600  # a queue's address may hold a password
+    assert Path(command[-1]).stat().st_mode & 0o777 == 0o600  # a queue's address may hold a password
 
 
 def answer(folder: Path) -> str:
@@ -112,7 +113,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., i
         left = {f"dev-{number}": list(script) for number, script in enumerate(scripts)}
 
         def start(command: list[str], **kwargs: object) -> subprocess.Popen[bytes]:
-            folder = Path(command[4]).parent
+            folder = Path(command[-1]).parent
             text = left[folder.name].pop(0).replace("ANSWER", answer(folder))
             text = text.replace("DONE", f"open({done!r}, 'w').close();")
             text = text.replace("WAIT", f"[time.sleep(0.01) for _ in iter(lambda: os.path.exists({done!r}), True)];")

@@ -18,6 +18,7 @@ FLOORS = {
     "events": 0,
     "disk": 0,
     "signals": 0,
+    "python": 0,
     "ipi": 1,
     "potential": 1,
     "harvest": 2,

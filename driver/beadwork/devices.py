@@ -28,6 +28,7 @@ from beadwork.ipi.simulation import read
 from beadwork.observe import status
 from beadwork.observe.outputs import read_record
 from beadwork.own_ipi import LISTEN, OwnIpi
+from beadwork.python import module
 from beadwork.signals import handled
 
 #: seconds before a server that died is started again, the first time, the second time, …; then never
@@ -128,7 +129,7 @@ class Child:
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
             with open(self.folder / "beadwork.log", "wb") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "beadwork.cli", "serve", str(told)],
+                    [*module("beadwork.cli"), "serve", str(told)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -90,8 +90,8 @@ def at_commit_of_row() -> None:
         before = subprocess.Popen
 
         def started(command: list[str], **how: Any) -> Any:
-            place = command.index("-m")
-            return before([*command[:place], __file__, ORDER, *command[place + 2 :]], **how)
+            shell, words = command[: command.index(sys.executable) + 1], command[command.index("run") :]
+            return before([*shell, __file__, ORDER, *words], **how)
 
         simulate.subprocess.Popen = started  # type: ignore[misc,assignment]
         return

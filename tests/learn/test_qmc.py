@@ -24,6 +24,7 @@ from beadwork.frame import Frame
 from beadwork.learn import qmc, qmc_env
 from beadwork.learn.constants import BOHR, HARTREE
 from beadwork.learn.qmc import JQMC
+from beadwork.python import module
 
 #: what a driver that went well writes, of two atoms
 GOOD: dict[str, Any] = {
@@ -324,7 +325,7 @@ def test_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(qmc_env.subprocess, "run", run)
     assert qmc_env.install(tmp_path) == "jQMC 0.2.2"
-    assert asked[1][1:] == ["-m", "pip", "install", "-r", str(qmc_env.REQUIREMENTS)]
+    assert asked[1] == [*module("pip", asked[1][0]), "install", "-r", str(qmc_env.REQUIREMENTS)]
     for call, words in [(5, "pip could not"), (8, "libmpi")]:
         fail_at.append(call)
         with pytest.raises(ConfigError, match=words):

@@ -23,20 +23,23 @@ class SegmentGone(RemoteProtocolError):
 def _attach(name: str) -> shared_memory.SharedMemory:
     """Open a segment that i-PI owns.
 
-    Before Python 3.13 attaching registers the segment as ours and our exit would remove it under i-PI's feet.
+    Before Python 3.13 attaching registers the segment as ours: our exit would remove it under i-PI's feet, and the
+    process that keeps the register would be started for it, which looks for modules in the working folder.
     """
+    register = resource_tracker.register
     try:
         if sys.version_info >= (3, 13):
             return shared_memory.SharedMemory(name=name, track=False)
-        segment = shared_memory.SharedMemory(name=name)
+        resource_tracker.register = lambda name, rtype: None
+        return shared_memory.SharedMemory(name=name)
     except (OSError, ValueError) as error:
         kind = SegmentGone if isinstance(error, FileNotFoundError) else RemoteProtocolError
         raise kind(
             f"the shared-memory segment {name!r} that i-PI named cannot be opened ({error}); "
             "mode 'shm' needs i-PI on the same machine, as the same user"
         ) from error
-    resource_tracker.unregister(segment._name, "shared_memory")  # type: ignore[attr-defined]
-    return segment
+    finally:
+        resource_tracker.register = register
 
 
 class Shared:

@@ -18,8 +18,8 @@ wait for programs of their own; those that compute in Python (PySCF, most ASE ca
 
 from __future__ import annotations
 
+import shlex
 import shutil
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from beadwork.errors import ConfigError, ResourceError
+from beadwork.python import module
 
 EXECUTORS = ("threads", "processes", "slurm")
 #: s without a sign of life after which a node is given up, and the work on it is lost
@@ -159,14 +160,16 @@ def _executor(jobs: Jobs, folder: Path) -> Any:
     if jobs.executor == "threads":
         return _parsl("executors").ThreadPoolExecutor(label="beadwork", max_threads=jobs.workers)
     htex = _parsl("executors.high_throughput.executor")
-    module = f"{sys.executable} -m parsl.executors.high_throughput."
+    programs = "parsl.executors.high_throughput."
     return htex.HighThroughputExecutor(
         label="beadwork",
         max_workers_per_node=jobs.workers,
         cores_per_worker=jobs.cores,
         address=None if jobs.slurm else "127.0.0.1",
-        launch_cmd=htex.DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", module + "process_worker_pool"),
-        interchange_launch_cmd=(module + "interchange").split(),
+        launch_cmd=htex.DEFAULT_LAUNCH_CMD.replace(
+            "process_worker_pool.py", shlex.join(module(programs + "process_worker_pool"))
+        ),
+        interchange_launch_cmd=module(programs + "interchange"),
         heartbeat_period=2,  # s; as often is it seen that a worker died
         heartbeat_threshold=GIVEN_UP,
         block_error_handler=partial(_parsl("jobs.error_handlers").windowed_error_handler, threshold=FAILURES),

@@ -15,7 +15,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import MODEL, Card
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
+from beadwork.python import module
 
 TRAINING = "training"
 #: scripting a model patches modules of Python's for a while, so only one thread at a time may do it
@@ -212,7 +212,7 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
 
 def _run(work: Path, options: Sequence[str], start: Path | None, settings: TrainSettings) -> Path:
     """Run mace_run_train and return the eager model that it wrote. It hides failures, so that is looked at."""
-    command = [sys.executable, "-m", "beadwork.learn.mace_run"]
+    command = module("beadwork.learn.mace_run")
     if start is not None:
         command += ["--start", str(start / MODEL)]
     environment = os.environ | {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from beadwork.errors import ConfigError
+from beadwork.python import module
 
 #: names an environment made elsewhere
 VARIABLE = "BEADWORK_QMC_ENV"
@@ -52,8 +52,8 @@ def install(folder: Path) -> str:
     """
     python = folder / "bin" / "python"
     steps = (
-        ([sys.executable, "-m", "venv", str(folder)], "a virtual environment could not be made"),
-        ([str(python), "-m", "pip", "install", "-r", str(REQUIREMENTS)], "pip could not install jQMC"),
+        ([*module("venv"), str(folder)], "a virtual environment could not be made"),
+        ([*module("pip", str(python)), "install", "-r", str(REQUIREMENTS)], "pip could not install jQMC"),
     )
     for command, failure in steps:
         if subprocess.run(command).returncode:

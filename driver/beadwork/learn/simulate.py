@@ -19,7 +19,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from beadwork.ipi.simulation import as_xml, read
 from beadwork.ipi.steps import pattern
 from beadwork.ipi.written import Written
 from beadwork.learn.program import last_line
+from beadwork.python import module
 
 #: seconds that a run gets to end by itself when the loop is interrupted
 FAREWELL = 30.0
@@ -146,7 +146,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
         mine["keep-most"] = max(0, int(options.get("keep-most", ServeConfig.keep_most)) - kept)
     write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
     # the shell notes its number before it becomes the run, so there is no instant at which nobody knows of it
-    command = ["sh", "-c", 'echo $$ > group && exec "$@"', "sh", sys.executable, "-m", "beadwork.cli"]
+    command = ["sh", "-c", 'echo $$ > group && exec "$@"', "sh", *module("beadwork.cli")]
     command += ["run", f"run-{number}.toml"]
     log = folder / f"log-{number}.txt"
     with open(log, "wb") as said:
