@@ -1,4 +1,4 @@
-"""A lock that goes with its process, however that ends."""
+"""A lock that goes with its process, however that ends, and files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from beadwork.disk import alone
+from beadwork.disk import alone, write_whole
 from beadwork.errors import ConfigError
 
 HOLD = "from beadwork.disk import alone; from pathlib import Path; import sys, time\n"
@@ -80,3 +80,39 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fcntl, "flock", flock)
     with alone(tmp_path / "lock", "busy", "wait"), alone(tmp_path / "lock", "busy", "wait"):
         pass
+
+
+def test_a_whole_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure there is the old text or the new one: all of it is waited for, and renamed after that."""
+    seen: list[tuple[str, int, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def waited(descriptor: int) -> None:
+        fsync(descriptor)
+        seen.append(("fsync", os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    def renamed(part: Path, file: Path) -> None:
+        seen.append(("replace", part.stat().st_ino, part.stat().st_size))
+        replace(part, file)
+
+    monkeypatch.setattr(os, "fsync", waited)
+    monkeypatch.setattr(os, "replace", renamed)
+    file = tmp_path / "file"
+    write_whole(file, "new" * 5000)
+    inode = file.stat().st_ino
+    assert seen == [("fsync", inode, 15000), ("replace", inode, 15000)]
+
+
+def test_a_full_disk_leaves_the_old_text_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it is found to be full: no half text under the file's name, and no temporary file beside it."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ase.build
+import ase.io
 import numpy as np
 import pytest
 from ipi.utils.io.inputs.io_xml import read_dict
@@ -122,6 +124,13 @@ def test_force_is_minus_the_slope(pes: BeadworkPES) -> None:
     up, down = pes([s @ cell for s in strains], [where @ s.T for s in strains])
     assert virial[0, 1] == pytest.approx((down[0] - up[0]) / (2 * strain), abs=1e-6)
     assert HARTREE / BOHR == FORCE
+
+
+def test_the_template_is_the_file_of_this_name(tmp_path: Path) -> None:
+    """With an @ in it too, of which ASE would make another file's frame."""
+    ase.io.write(tmp_path / "w.xyz", ase.build.molecule("CH4"))
+    ase.io.write(tmp_path / "w.xyz@0.xyz", ase.build.molecule("H2O"), format="extxyz")
+    assert beadwork.pes._species(str(tmp_path / "w.xyz@0.xyz")).tolist() == [8, 1, 1]
 
 
 def test_what_it_refuses(pes: BeadworkPES, tmp_path: Path) -> None:

@@ -491,13 +491,16 @@ def _queue_show(args: argparse.Namespace) -> int:
 
 
 def _queue_export(args: argparse.Namespace) -> int:
+    from beadwork.disk import in_place
     from beadwork.harvest.listing import export
     from beadwork.harvest.queue import Queue
 
     rows = Queue(args.queue).rows(status=args.status)
     export(rows, args.file)
     labels = sum(row.label is not None for row in rows)
-    print(f"{len(rows)} frames in {args.file}, {labels} with their label")
+    # not among the frames, where they go to /dev/stdout
+    said = sys.stderr if in_place(args.file) else sys.stdout
+    print(f"{len(rows)} frames in {args.file}, {labels} with their label", file=said)
     return 0
 
 

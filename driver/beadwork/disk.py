@@ -8,11 +8,13 @@ import errno
 import fcntl
 import os
 import platform
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from beadwork.errors import ConfigError, ResourceError
 
@@ -21,6 +23,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: what flock says where somebody else has the lock, and where the file system has none
 _TAKEN, _NO_LOCKS = (errno.EAGAIN, errno.EACCES), (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+#: names of a process's own streams, which may be redirected into a regular file
+_STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
 
 
 @contextmanager
@@ -78,15 +83,44 @@ def put_aside(path: Path, mark: str = ".") -> Path:
     return aside
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file whole or not at all, whatever is killed, and whoever writes it at the same time. Raises OSError."""
+def in_place(file: Path) -> bool:
+    """Whether this is no file of its own that another could take the place of: a device, a pipe, /dev/stdout."""
+    try:
+        regular = stat.S_ISREG(file.stat().st_mode)
+    except FileNotFoundError:
+        return False
+    path = file.absolute()
+    return not regular or path in _STREAMS or str(path.parent) in ("/dev/fd", "/proc/self/fd")
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[TextIO]:
+    """Give a stream whose text is in the file when the block has ended: all of it, or nothing where the block raised.
+
+    That holds whatever is killed, and whoever writes the file at the same time. A link is followed; what is no regular
+    file is written in place. Raises OSError.
+    """
+    if in_place(file):
+        with file.open("a", encoding="utf-8") as stream:  # where it is redirected into a file, behind what is there
+            yield stream
+        return
+    file = Path(os.path.realpath(file))
     # who writes stands in the name: `learn.labelling` removes what its process left when it was killed
     part = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
-    with part.open("w", encoding="utf-8") as stream:
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file as `whole` does. Raises OSError."""
+    with whole(file) as stream:
         stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def _species(template: str) -> Any:
     import ase.io
 
     try:
-        atoms = ase.io.read(template)
+        atoms = ase.io.read(template, do_not_split_by_at_sign=True)
     except (OSError, ValueError, KeyError, IndexError, ase.io.formats.UnknownFileTypeError) as error:
         raise SimulationError(
             f"the template {template} cannot be read ({error}); give the simulation's start structure"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,3 +145,49 @@ def test_export_where_nothing_can_be_written(queue: Queue, kept: Make, tmp_path:
             export(queue.rows(), tmp_path / name)
     assert [entry.name for entry in tmp_path.iterdir() if "frames" in entry.name] == []
     assert not (tmp_path / "frames.xyz").exists()
+
+
+def test_export_into_what_is_no_file_of_its_own(queue: Queue, kept: Make, tmp_path: Path) -> None:
+    """A pipe and a device stay what they are and get the frames; a link stays a link, and its file is replaced.
+
+    /dev/stdout of a shell that appends to a file adds to it, with nothing but frames in it.
+    """
+    queue.add_all([kept(seed) for seed in range(2)])
+    pipe, link, file, null = (tmp_path / name for name in ("pipe", "link.xyz", "file.xyz", "null"))
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        export(queue.rows(), pipe)
+        piped, _ = reader.communicate(timeout=30)
+    assert pipe.is_fifo()
+    assert len(ase.io.read(io.StringIO(piped), ":", format="extxyz")) == 2
+
+    null.symlink_to("/dev/null")
+    export(queue.rows(), null)
+    assert null.is_symlink()
+    assert Path("/dev/null").is_char_device()
+
+    file.write_text("old")
+    link.symlink_to(file.name)
+    export(queue.rows(), link)
+    assert link.is_symlink()
+    assert not file.is_symlink()
+    assert len(ase.io.read(file, ":")) == 2
+
+    with file.open("a") as out:
+        command = [sys.executable, "-m", "beadwork.cli", "queue", "export", queue.name, "/dev/stdout"]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "2 frames in /dev/stdout, 0 with their label\n")
+    assert len(ase.io.read(file, ":")) == 4
+
+
+def test_a_device_in_a_folder_stays_one(queue: Queue, kept: Make, tmp_path: Path) -> None:
+    """Root can make one anywhere: it is written to, not replaced by a file."""
+    device = tmp_path / "frames.xyz"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        device.open("a").close()
+    except OSError as error:
+        pytest.skip(f"this user makes no devices: {error}")
+    queue.add(kept(0))
+    export(queue.rows(), device)
+    assert device.is_char_device()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import ase.build
@@ -85,6 +86,20 @@ def test_whatever_ase_reads(queue: Queue, tmp_path: Path) -> None:
 
 FRAME = "2\n# CELL(abcABC): 9 9 9 90 90 90 {title}\nO 1 1 {x}\nH 2 1 1\n"
 GOOD = FRAME.format(title="positions{angstrom} cell{angstrom}", x="1")
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "vasp", "cif"])
+def test_a_name_with_an_at_sign_is_a_name(queue: Queue, tmp_path: Path, suffix: str) -> None:
+    """ASE would read of `w@1` frame 1 of the file `w`: another file than the one that was named and hashed."""
+    other, named = (ase.build.molecule(name, vacuum=4.0) for name in ("CH4", "H2O"))
+    ase.io.write(tmp_path / f"w.{suffix}", other)
+    for name in (f"w.{suffix}@0", f"w.{suffix}@0.{suffix}", f"a@1.{suffix}"):
+        ase.io.write(tmp_path / name, named, format={"xyz": "extxyz"}.get(suffix, suffix))
+    assert str(add(queue, tmp_path / f"a@1.{suffix}").kinds[0]).startswith("1 of H2O")
+    assert add(queue, tmp_path / f"w.{suffix}@0.{suffix}").known == 1
+    with suppress(ConfigError):  # a name that no format has may be refused, but is never another file
+        add(queue, tmp_path / f"w.{suffix}@0")
+    assert {row.kept.frame.to_atoms().get_chemical_formula() for row in queue.rows()} == {"H2O"}
 
 
 def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> str:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from beadwork.disk import in_place, whole
 from beadwork.errors import ConfigError, QueueError
 from beadwork.harvest.row import Row
 
@@ -77,7 +78,7 @@ def describe(row: Row) -> str:
 
 
 def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Write the frames as extended XYZ, whole or not at all.
+    """Write the frames as extended XYZ, whole or not at all; into a device or pipe (/dev/stdout) as it comes.
 
     Per atom: force_spread (eV/Å), and novelty_baseline and novelty_delta where these are known. Per frame: what the
     table shows (novelty_atom counted in the structure that is written, absent where the atom is not in it), and the
@@ -87,22 +88,17 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """
     import ase.io
 
-    target = Path(path).absolute()
-    if target.suffix not in SUFFIXES:
-        raise ConfigError(
-            f"{path}: frames are written as extended XYZ; give a name that ends in {' or '.join(SUFFIXES)} "
-            "(`ase convert` makes other formats of it)"
-        )
-    if not rows:
-        raise QueueError(f"no frames to write to {path}; `beadwork queue list` shows what the queue holds")
-
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    target = Path(path)
     try:
-        try:
-            ase.io.write(part, [_atoms(row) for row in rows], format="extxyz")
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        if target.suffix not in SUFFIXES and not in_place(target):
+            raise ConfigError(
+                f"{path}: frames are written as extended XYZ; give a name that ends in {' or '.join(SUFFIXES)} "
+                "(`ase convert` makes other formats of it)"
+            )
+        if not rows:
+            raise QueueError(f"no frames to write to {path}; `beadwork queue list` shows what the queue holds")
+        with whole(target) as out:
+            ase.io.write(out, [_atoms(row) for row in rows], format="extxyz")
     except OSError as error:
         raise QueueError(
             f"cannot write {path}: {error.strerror}; give a path in a directory that you may write to"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from beadwork.disk import write_whole
+from beadwork.disk import whole, write_whole
 from beadwork.errors import GeometryError, LabelError, ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.listing import put
@@ -211,12 +211,11 @@ class Dataset:
         folder.mkdir(parents=True, exist_ok=True)
         import ase.io
 
-        part = folder / f".{FRAMES}.{os.getpid()}.part"
         atoms = [to_atoms(e) for e in self.examples]
         for one, out in zip(atoms, self.held_out, strict=True):
             one.info["held_out"] = out
-        ase.io.write(part, atoms, format="extxyz")
-        os.replace(part, folder / FRAMES)
+        with whole(folder / FRAMES) as file:
+            ase.io.write(file, atoms, format="extxyz")
         # last, because it says that all is there
         write_whole(folder / DATASET, json.dumps(data, separators=(",", ":"), default=plain))
 

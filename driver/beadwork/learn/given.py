@@ -107,7 +107,7 @@ def _read(path: Path, text: bytes) -> _Read:
     if mode in ("xyz", "extxyz"):
         return _xyz(path, lines)
     if mode != "pdb":
-        return _Read([Frame.from_atoms(atoms) for atoms in ase.io.read(path, ":")])
+        return _Read([Frame.from_atoms(atoms) for atoms in ase.io.read(path, ":", do_not_split_by_at_sign=True)])
     blocks, torn = _pdb_blocks(lines)
     plain = [[_protium(line) for line in block] for block in blocks]
     isotopes = plain != blocks
