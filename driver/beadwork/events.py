@@ -73,6 +73,14 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """So many frames wait in memory, because the queue cannot be written, and why; none of them: it can be again."""
+
+    frames: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """A frame worth keeping could not be: the queue does not keep up, or cannot be written."""
 
@@ -139,4 +147,4 @@ class MarkPassed:
     value: float
 
 
-Event = Note | Joined | MarkPassed | Evaluated | Kept | PassedOver | TakenUp | Dropped | Lost
+Event = Note | Joined | MarkPassed | Evaluated | Kept | PassedOver | TakenUp | Waiting | Dropped | Lost

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import numpy as np
 import pytest
 
 from beadwork.config import ServeConfig
-from beadwork.events import Moment
+from beadwork.events import Event, Moment, Note, Waiting
+from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import Queue
@@ -212,3 +216,36 @@ def test_band_follows_the_committee_that_answers(tmp_path: Path) -> None:
             keeper("address", Moment(0), [water(0)], answered([0.0], usual))
             assert (keeper.selector.band.force_low, keeper.selector.band.force_high) == marks
         keeper.close()
+
+
+def test_everybody_hears_of_a_queue_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in words when it begins and when it ends, and as an event with how many frames wait; none of them is lost."""
+    config = ServeConfig(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=0)
+    seen: list[Event] = []
+    keeper = Keeper(config, "c" * 64, seen.append)
+    broken = [True]
+    add_all = Queue.add_all
+
+    def store(queue: Queue, frames: list[Kept]) -> list[int | None]:
+        if broken[0]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return add_all(queue, frames)
+
+    monkeypatch.setattr(Queue, "add_all", store)
+    for step in range(3):
+        keeper("address", Moment(step), [water(step)], answered([0.2], None))
+        deadline = time.monotonic() + 30
+        while keeper.writer.error is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+    broken[0] = False
+    assert keeper.writer.flush(30)
+    keeper("address", Moment(3), [water(3)], answered([0.0], None))
+    keeper.close()
+    why = f"the queue cannot be written (OSError: [Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)})"
+    assert [one for one in seen if isinstance(one, Waiting)] == [Waiting(1, why), Waiting(2, why), Waiting(0, "")]
+    assert [one.text for one in seen if isinstance(one, Note)] == [
+        f"{why}; 1 frames wait in memory to be kept",
+        "the queue can be written again, and the frames that waited are kept",
+    ]
+    assert sorted(one.step or 0 for one in seen if isinstance(one, KeptEvent)) == [0, 1, 2]
+    assert len(Queue(config.queue)) == 3

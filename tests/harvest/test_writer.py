@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from beadwork.errors import QueueError
+from beadwork.harvest import row
 from beadwork.harvest import writer as module
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
@@ -128,18 +133,85 @@ def test_close_saves_what_a_lock_delayed(path: Path, kept: Make) -> None:
     assert (writer.pending, len(queue)) == (0, 1)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_bug_in_the_thread_is_not_silent(kept: Make) -> None:
-    """An exception that nobody foresaw ends the thread loudly: error set, later frames counted as dropped."""
+def test_bug_in_the_thread_is_not_silent(kept: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception that nobody foresaw: its traceback once, error set, and the frames wait until it does not come."""
 
     class Broken:
-        def add_all(self, frames: list[Kept]) -> list[int | None]:
-            raise ZeroDivisionError("a bug")
+        calls = 0
 
-    writer = QueueWriter(Broken())
-    assert writer.offer(kept(0))
-    assert not writer.flush(30)
+        def add_all(self, frames: list[Kept]) -> list[int | None]:
+            self.calls += 1
+            if self.calls < 4:
+                raise ZeroDivisionError("a bug")
+            return [kept.evaluation for kept in frames]
+
+    broken = Broken()
+    seen: list[int] = []
+    writer = QueueWriter(broken, on_kept=lambda id, kept: seen.append(id))
+    assert writer.offer(kept(7))
+    while writer.error is None:
+        time.sleep(0.001)
     assert isinstance(writer.error, ZeroDivisionError)
-    writer.close(30)
-    assert not writer.offer(kept(1))
-    assert (writer.pending, writer.dropped) == (1, 1)
+    assert writer.flush(30)
+    assert (seen, writer.error, writer.dropped) == ([7], None, 0)
+    assert writer.close(30)
+    assert capsys.readouterr().err.count("ZeroDivisionError: a bug") == 1
+
+
+#: keeps 50 frames of a fresh process, for which there is no descriptor for a second
+NO_DESCRIPTORS = """
+import os, resource, sys, time
+from conftest import make_kept
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.writer import QueueWriter
+
+seen = []
+writer = QueueWriter(Queue(sys.argv[1], create=True), on_kept=lambda id, kept: seen.append(id))
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+assert all(writer.offer(make_kept(seed)) for seed in range(50))
+time.sleep(1)
+assert writer.pending == 50 and writer.error is not None
+for one in held:
+    os.close(one)
+assert writer.flush(30), writer.error
+assert writer.close(30) and writer.error is None and writer.dropped == 0
+assert sorted(seen) == list(range(1, 51)), seen
+"""
+
+
+def test_no_descriptor_for_a_second(path: Path) -> None:
+    """All 50 frames are kept, and reported, although nothing could be opened when they came: neither the queue nor the
+    description of the package, whose version every row has."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_DESCRIPTORS, str(path)],
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(Queue(path)) == 50
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_whatever_the_machine_says_the_frames_wait(
+    queue: Queue, kept: Make, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """An error of the system at any place of the writing, the making of a row too, ends no writer."""
+    failing = [OSError(number, os.strerror(number))] * 3
+
+    def version(*ignored: object) -> tuple[object, dict[str, object], dict[str, object]]:
+        if failing:
+            raise failing.pop()
+        return to_ase(*ignored)
+
+    to_ase = row.to_ase
+    monkeypatch.setattr("beadwork.harvest.queue.to_ase", version)
+    writer = QueueWriter(queue)
+    assert all(writer.offer(kept(seed)) for seed in range(5))
+    assert writer.flush(30)
+    assert writer.close(30)
+    assert (failing, len(queue), writer.dropped) == ([], 5, 0)

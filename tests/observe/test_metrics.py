@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beadwork.config import listen_at, resolve
 from beadwork.errors import ConfigError
-from beadwork.events import Dropped, Evaluated, Joined, Kept, Lost, Note
+from beadwork.events import Dropped, Evaluated, Joined, Kept, Lost, Note, Waiting
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
 
@@ -170,3 +170,10 @@ def test_no_address(where: object) -> None:
     """Refused with the option's name before anything is loaded."""
     with pytest.raises(ConfigError, match="metrics is"):
         resolve({"simulation": "x.xml", "baseline": "b", "metrics": where})
+
+
+def test_frames_that_wait(metrics: Metrics) -> None:
+    """As many as the last event says; 0 again when the queue can be written."""
+    for frames, why in ((3, "locked"), (5, "locked"), (0, "")):
+        metrics(Waiting(frames, why))
+        assert scrape(metrics.address)["beadwork_frames_waiting"] == frames

@@ -18,7 +18,7 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.errors import ConfigError
-from beadwork.events import Evaluated, Event, Lost, Note
+from beadwork.events import Evaluated, Event, Lost, Note, Waiting
 from beadwork.observe import status as module
 from beadwork.observe.pace import Pace
 from beadwork.observe.status import ENDED, HANGS, RUNNING, Status, birth, read, tell
@@ -200,3 +200,11 @@ def test_what_is_written_is_plain_json(status: Status) -> None:
     """Other programs may read it: no NaN, and every key of the pace."""
     data = json.loads(status.path.read_text(), parse_constant=pytest.fail)
     assert set(Pace().facts()) <= set(data)
+
+
+def test_frames_that_wait_are_told_from_another_shell(status: Status) -> None:
+    """As long as the queue cannot be written, with how many and why; not longer."""
+    status(Waiting(3, "the queue q.db: database is locked"))
+    assert "3 frames wait in memory to be kept: the queue q.db: database is locked" in tell(changed(status))[0]
+    status(Waiting(0, ""))
+    assert "wait" not in tell(changed(status))[0]

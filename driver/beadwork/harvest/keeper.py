@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from beadwork.config import ServeConfig
-from beadwork.errors import QueueError, ResourceError
-from beadwork.events import Dropped, Event, Moment, Note, PassedOver
+from beadwork.errors import BeadworkError, QueueError, ResourceError
+from beadwork.events import Dropped, Event, Moment, Note, PassedOver, Waiting
 from beadwork.events import Kept as KeptEvent
 from beadwork.frame import Frame
 from beadwork.harvest.distance import Signature
@@ -42,7 +42,7 @@ class Keeper:
         self._evaluations = 0
         self._config = config
         self._usual: float | None = None  # of the committee that answered last
-        self._told = False  # that the queue cannot be written
+        self._waiting = Waiting(0, "")  # as it was told
         self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
         self.selector = Selector(Band.of(config), config.cooldown, config.keep_most, config.distance)
         queue = Queue(str(config.queue), create=True)
@@ -109,14 +109,21 @@ class Keeper:
         if not self.writer.offer(kept):
             self.selector.forget(sign)
             which = f"evaluation {self._evaluations}" if step is None else f"step {step}"
-            self._watch(Note(f"a frame of {which} could not be kept: the queue does not keep up ({self.writer.error})"))
+            self._watch(
+                Note(f"a frame of {which} could not be kept: the queue does not keep up ({_said(self.writer.error)})")
+            )
             self._watch(Dropped(step))
 
     def _look_at_the_queue(self) -> None:
         error = self.writer.error
-        if error is not None and not self._told:
-            self._watch(Note(f"{error}; {self.writer.pending} frames wait in memory to be kept"))
-        self._told = error is not None
+        now = Waiting(0, "") if error is None else Waiting(self.writer.pending, _said(error))
+        if now.why and not self._waiting.why:
+            self._watch(Note(f"{now.why}; {now.frames} frames wait in memory to be kept"))
+        elif self._waiting.why and not now.why:
+            self._watch(Note("the queue can be written again, and the frames that waited are kept"))
+        if now != self._waiting:
+            self._watch(now)
+        self._waiting = now
         full = error is not None and any(sign in str(error) for sign in FULL_SIGNS)
         if full and time.monotonic() - self.writer.failing_since >= FULL:
             raise ResourceError(f"for {FULL:g} s now: {error}; the run was stopped rather than lose frames")
@@ -130,5 +137,12 @@ class Keeper:
         while self._news:
             self._watch(self._news.popleft())
         if not stored:
-            said = f"{self.writer.pending} frames could not be written to the queue: {self.writer.error}"
+            said = f"{self.writer.pending} frames could not be written to the queue: {_said(self.writer.error)}"
             raise ResourceError(said) if any(sign in said for sign in FULL_SIGNS) else QueueError(said)
+
+
+def _said(error: Exception | None) -> str:
+    """What went wrong, in words; of what is no sentence of ours its kind too."""
+    if error is None or isinstance(error, BeadworkError):
+        return str(error or "it is written too slowly")
+    return f"the queue cannot be written ({type(error).__name__}: {error})"

@@ -17,6 +17,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -184,6 +185,7 @@ def _prefixed(digest: str) -> str:
     return digest if digest.startswith("sha256:") else f"sha256:{digest}"
 
 
+@cache  # a file is read for it, which in the midst of a run may fail
 def _version() -> str:
     try:
         return metadata.version("beadwork")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -30,9 +31,9 @@ class QueueWriter:
     and its id, after the commit that holds it, and not with those that the queue had already; it must be quick and must
     not raise.
 
-    An error of the queue (locked, disk full) is kept in `error`, and the same frames are tried again with growing
-    pauses until they are stored or the writer is closed; `error` is None again when they are. The
-    queue is used in the writer's thread only.
+    Whatever goes wrong (the queue is locked, the disk full, no descriptor left) is kept in `error`, and the same frames
+    are tried again with growing pauses until they are stored or the writer is closed; `error` is None again when they
+    are. What is a fault of ours has its traceback on stderr too. The queue is used in the writer's thread only.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class QueueWriter:
         self._changed = threading.Condition()
         self._deadline: float | None = None  # of closing, on the monotonic clock
         self._ended = False
-        #: frames refused because the buffer was full or the writer closed or dead
+        #: frames refused because the buffer was full or the writer closed
         self.dropped = 0
         #: what went wrong with the last attempt, None after one that went well
         self.error: Exception | None = None
@@ -91,20 +92,18 @@ class QueueWriter:
             pause = _FIRST_PAUSE
             while (batch := self._next()) is not None:
                 try:
-                    ids = self._queue.add_all(batch)
-                except QueueError as error:
+                    self._settle(batch, self._queue.add_all(batch))
+                except Exception as error:  # noqa: BLE001 - it is kept, told, and the frames wait for what is mended
                     if self.error is None:
                         self.failing_since = time.monotonic()
+                    if not isinstance(error, (QueueError, OSError)) and type(error) is not type(self.error):
+                        traceback.print_exception(error)
                     self.error = error
                     if not self._sleep(pause):
                         return
                     pause = min(2 * pause, _LONGEST_PAUSE)
                 else:
                     pause = _FIRST_PAUSE
-                    self._settle(batch, ids)
-        except Exception as error:
-            self.error = error
-            raise
         finally:
             with self._changed:
                 self._ended = True

@@ -8,7 +8,7 @@ from typing import Any
 
 from beadwork.config import listen_at
 from beadwork.errors import ConfigError
-from beadwork.events import Dropped, Evaluated, Event, Joined, Kept, Lost
+from beadwork.events import Dropped, Evaluated, Event, Joined, Kept, Lost, Waiting
 from beadwork.observe.pace import Pace
 
 #: seconds; evaluations take a millisecond to minutes
@@ -64,6 +64,9 @@ class Metrics:
         )
         self._kept = Counter("beadwork_frames_kept", "Frames committed to the queue", registry=registry)
         self._dropped = Counter("beadwork_frames_dropped", "Frames that the queue could not take", registry=registry)
+        self._waiting = Gauge(
+            "beadwork_frames_waiting", "Frames in memory because the queue cannot be written", registry=registry
+        )
         self._reconnects = Counter("beadwork_reconnects", "Connections to i-PI that ended unasked", registry=registry)
         self._answered = Gauge(
             "beadwork_last_answer_timestamp_seconds", "Unix time of the last answer", registry=registry
@@ -94,6 +97,8 @@ class Metrics:
             self._add(event)
         elif isinstance(event, Kept):
             self._kept.inc()
+        elif isinstance(event, Waiting):
+            self._waiting.set(event.frames)
         elif isinstance(event, Dropped):
             self._dropped.inc()
         elif isinstance(event, Lost):

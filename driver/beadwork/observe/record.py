@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beadwork.disk import put_aside, writing
+from beadwork.disk import put_aside, write_whole, writing
 from beadwork.events import Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, TakenUp
 from beadwork.potential.novelty import NEW
 
@@ -185,7 +185,7 @@ class Record:
                 self._file.close()  # what could not be written before is tried once more
         finally:
             with writing(path):
-                path.write_text(json.dumps(summary, indent=2) + "\n")
+                write_whole(path, json.dumps(summary, indent=2) + "\n")
 
 
 @dataclass

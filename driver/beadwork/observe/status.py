@@ -14,7 +14,7 @@ from typing import Any
 
 from beadwork.disk import alone
 from beadwork.errors import ConfigError, ConnectionLost
-from beadwork.events import Evaluated, Event, Lost, Note
+from beadwork.events import Evaluated, Event, Lost, Note, Waiting
 from beadwork.observe.pace import Pace, span, words
 
 NAME = "status.json"
@@ -59,6 +59,7 @@ class Status:
             "since": time.time(),
             "total_steps": total,
         }
+        self._queue = {"frames_waiting": 0, "frames_wait_because": ""}
         self._state: dict[str, Any] = {"state": "waiting", "why": "for its models to load, and for i-PI to ask"}
         self._write()
 
@@ -67,6 +68,11 @@ class Status:
         if isinstance(event, Evaluated):
             self._state = {"state": "serving", "why": ""}
             if time.monotonic() - self._written >= OFTEN:
+                self._write()
+        elif isinstance(event, Waiting):
+            began_or_ended = bool(event.why) != bool(self._queue["frames_wait_because"])
+            self._queue = {"frames_waiting": event.frames, "frames_wait_because": event.why}
+            if began_or_ended:
                 self._write()
         elif isinstance(event, Lost) and not event.left:
             self._state = {"state": "waiting", "why": f"for i-PI at {event.address} ({event.why})"}
@@ -83,6 +89,7 @@ class Status:
         data = {
             **self._fixed,
             **self._state,
+            **self._queue,
             **self._pace.facts(),
             **self._facts(),
             "updated": time.time(),
@@ -100,6 +107,8 @@ class Status:
             os.replace(beside, self.path)
             self._broken = False
         except OSError as error:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             if not self._broken:
                 self._watch(Note(f"{self.path} cannot be written ({error}); `beadwork status` will know less"))
             self._broken = True
@@ -161,6 +170,8 @@ def tell(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
             lines += words(data, data["total_steps"])
             if data["state"] != "ended":
                 lines.append(f"last answer {span(_age(data) + data['answered_before_update'])} ago")
+        if data.get("frames_waiting") and data["state"] != "ended":
+            lines.append(f"{data['frames_waiting']} frames wait in memory to be kept: {data['frames_wait_because']}")
         if data["engines"]:
             lines += [f"engines: {', '.join(data['engines'])}", f"committee: {data['committee'] or 'none'}"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
