@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import json
 import re
@@ -187,6 +189,41 @@ def test_names_are_text(text: str, run: Path) -> None:
     out = run / "beadwork.out"
     out.write_text(out.read_text().replace('"input.xml"', '"<img src=x>.xml"'))
     assert "<img" not in re.sub(r"<script>.*?</script>", "", page(run), flags=re.DOTALL)
+
+
+EVIL = "\"'><img id=evil src=x onerror=alert(1)>"
+
+
+def test_no_string_of_the_folder_becomes_markup(run: Path) -> None:
+    """Every string that a run's files may bring, and counts of which somebody made one: in the page they are text."""
+
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"frames_kept": EVIL, "exit_code": EVIL, "why": EVIL, "marks_passed": {EVIL: EVIL}}
+    summary["committees"] = [{"step": 3, "evaluation": 3, "committee": EVIL, "folder": EVIL}]
+    summary["seconds_per_step_by_part"] = {EVIL: 0.1}
+    (run / "summary.json").write_text(json.dumps(summary))
+    lines = (run / "beadwork.out").read_text().splitlines(keepends=True)
+    told = json.loads(lines[1].partition("# run: ")[2])
+    told |= {"models": {EVIL: EVIL}, "simulation": EVIL}
+    (run / "beadwork.out").write_text("".join([lines[0], f"# run: {json.dumps(told)}\n", *lines[2:]]))
+    for bead in run.glob("simulation.positions_?.xyz"):
+        bead.write_text(bead.read_text().replace("H ", "<b>H "))
+    text = page(run)
+    assert "&lt;img id=evil" in text
+    assert "&lt;b&gt;H" in text
+    for raw in ("<img", "<b>", "onerror=alert(1)>"):
+        assert raw not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_the_policy_names_the_scripts_by_hash(text: str) -> None:
+    """A script that a string of the run would smuggle in is refused by the browser: none runs but the two whose SHA-256
+    stands in the policy, byte for byte, and no handler within an element does."""
+    (policy,) = re.findall(r"script-src ([^;]*);", text)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert len(hashes) == 2
+    assert policy.split() == [*(f"'sha256-{digest}'" for digest in hashes), "'unsafe-eval'", "blob:"]
+    assert "\r" not in text  # a browser reads it as \n, and hashes that
 
 
 def remove(*names: str) -> Callable[[Path], None]:

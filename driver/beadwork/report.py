@@ -10,12 +10,11 @@ import time
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from string import Template
 
 from beadwork.disk import writing
 from beadwork.errors import QueueError
 from beadwork.harvest.queue import Queue
-from beadwork.observe import sections
+from beadwork.observe import html, sections
 from beadwork.observe.run import Run, load
 from beadwork.observe.viewer import Shown
 
@@ -76,11 +75,10 @@ def write(run: Run) -> str:
         sections.section("Where the time goes", sections.time(run, drawing)),
     ]
     name = str(run.about.get("simulation", run.folder.resolve().name))
-    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
+    return html.fill(
         title=f"beadwork: {escape(name)}",
         subtitle=sections.subtitle(run),
-        sections="\n".join(parts),
+        sections=parts,
         footer=f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} from the files of {escape(run.folder.resolve().name)}. "
         "The definitions are in docs/formulas.md of beadwork.",
         scripts=scripts,

@@ -121,13 +121,13 @@ def _origin(done: Sequence[Generation]) -> str:
     rows = []
     for generation in done:
         begin = generation.stages["begin"]
-        link = f"{generation.folder.name}/{VALIDATION}"
+        link = escape(f"{generation.folder.name}/{VALIDATION}")
         there = (generation.folder / VALIDATION).exists()
         rows.append(
             (
                 generation.folder.name,
-                f"<code>{begin['hash'][:19]}</code>",
-                f"<code>{escape(str(begin['dataset'] or 'unknown'))[:19]}</code>",
+                f"<code>{escape(begin['hash'][:19])}</code>",
+                f"<code>{escape(str(begin['dataset'] or 'unknown')[:19])}</code>",
                 f'<a href="{link}">of what it trained</a>' if there else "",
                 escape(str(generation.stages.get("validate", {}).get("calibration") or "")),
             )

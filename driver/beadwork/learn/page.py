@@ -6,17 +6,15 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from beadwork.disk import write_whole
+from beadwork.observe import html
 
 
 def write(file: Path, title: str, subtitle: str, sections: Sequence[str], footer: str) -> None:
     """Write a page whole or not at all. All of it is HTML already."""
-    template = Template((Path(__file__).parents[1] / "report.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=title, subtitle=subtitle, sections="\n".join(sections), footer=footer, scripts="")
-    write_whole(file, page)
+    write_whole(file, html.fill(title, subtitle, sections, footer))
 
 
 def panels(count: int, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -157,7 +157,7 @@ def write_page(validation: Validation, file: Path) -> None:
         f"Validation of {html.escape(v.committee.resolve().name)}",
         f"{len(v.found.examples)} frames that no member saw; labels of {html.escape(v.dataset.method)}",
         sections,
-        f"dataset <code>{v.dataset.hash}</code>",
+        f"dataset <code>{html.escape(v.dataset.hash)}</code>",
     )
 
 

@@ -82,17 +82,21 @@ def headline(run: Run) -> str:
     if (spreads := run.record[:, 4][np.isfinite(run.record[:, 4])]).size:
         tiles.append(("largest force spread", f"{1e3 * spreads.max():.3g}", "meV/Å"))
     tiles.append(("frames kept", f"{summary.get('frames_kept', len(run.kept))}", ""))
-    cells = "".join(f"<div><dt>{name}</dt><dd>{value} <small>{unit}</small></dd></div>" for name, value, unit in tiles)
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd>{escape(value)} <small>{unit}</small></dd></div>" for name, value, unit in tiles
+    )
     lines = [f'<section id="headline"><dl class="tiles">{cells}</dl>']
     lines += [f"<p>{run.gaps['summary']}</p>"] if "summary" in run.gaps else []
     if code := summary.get("exit_code"):
-        lines.append(f"<p><strong>It ended with exit code {code}: {escape(summary['why'])}</strong></p>")
+        lines.append(
+            f"<p><strong>It ended with exit code {escape(str(code))}: {escape(str(summary['why']))}</strong></p>"
+        )
     if passed := summary.get("marks_passed"):
         told = ", ".join(f"{kind} {times}" for kind, times in passed.items())
         lines.append(f"<p>Marks that structures have passed, and how many did: {escape(told)}.</p>")
     if about.get("models"):
         rows = "".join(
-            f"<tr><td>{escape(Path(path).name)}</td><td><code>{escape(digest)}</code></td></tr>"
+            f"<tr><td>{escape(Path(path).name)}</td><td><code>{escape(str(digest))}</code></td></tr>"
             for path, digest in about["models"].items()
         )
         lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
@@ -230,10 +234,10 @@ def elements(run: Run) -> str:
     )
 
 
-def kept(run: Run) -> tuple[str, str]:
+def kept(run: Run) -> tuple[str, list[str]]:
     """The section with the viewer, and the scripts that fill it."""
     if "queue" in run.gaps:
-        return run.gaps["queue"], ""
+        return run.gaps["queue"], []
     program = viewer.program()
     rows = sorted(run.kept, key=lambda row: -row.largest)[:MOST_FRAMES]
     rows.sort(key=lambda row: row.row)
@@ -247,7 +251,7 @@ def kept(run: Run) -> tuple[str, str]:
     if len(rows) < len(run.kept):
         words += f" The {len(rows)} most uncertain are shown."
     if program is None:
-        return f"{words} The viewer needs chemiscope: <code>pip install 'beadwork[report]'</code>.", ""
+        return f"{words} The viewer needs chemiscope: <code>pip install 'beadwork[report]'</code>.", []
     content = f"""<p>{words}</p>
 <div id="viewer"><div id="viewer-meta"></div><div class="pair"><div id="viewer-map"></div>
 <div id="viewer-structure"></div></div><div id="viewer-info"></div>
@@ -257,8 +261,7 @@ def kept(run: Run) -> tuple[str, str]:
 was clicked, to be turned with the mouse: bright atoms are those on whose force the committee disagrees, dark ones are
 sure; large balls are heavy atoms. One bright molecule among dark ones is a rare geometry, and a label of this frame
 teaches it. If all atoms glow, the committee does not know this phase at all.</p>"""
-    scripts = f"""<script>{viewer.inlined(program.read_text(encoding="utf-8"))}</script>
-<script>
+    start = f"""
 addEventListener("load", () => setTimeout(async () => {{
   const says = document.getElementById("viewer-says");
   try {{
@@ -273,8 +276,8 @@ addEventListener("load", () => setTimeout(async () => {{
     document.documentElement.dataset.viewer = "failed";
   }}
 }}, 100));
-</script>"""
-    return content, scripts
+"""
+    return content, [viewer.inlined(program.read_text(encoding="utf-8")), start]
 
 
 def distributions(run: Run, drawing: bool) -> str:
@@ -397,7 +400,7 @@ def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bond
         at = int(beyond[mean[beyond].argmax()])
         error = f"± {errors[name][1][at]:.2g}" if name in errors else "not known"
         lines.append(
-            f'<tr><td>{name}</td><td class="number">{found.distances[at]:.2f}</td>'
+            f'<tr><td>{escape(name)}</td><td class="number">{found.distances[at]:.2f}</td>'
             f'<td class="number">{mean[at]:.3f}</td><td class="number">{error}</td></tr>'
         )
     head = (
