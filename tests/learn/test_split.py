@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,55 @@ def test_later_frames_of_a_simulation_go_with_the_earlier_ones(harvested):
     assert [m for m, e in zip(now[len(second) :], first, strict=True) if m is not None] == [
         m.held_out for m in before
     ], "what was met stays what it was, and what was lost is lost again"
+
+
+def test_a_committee_that_wrote_no_steps_is_gone_on_with(harvested):
+    """Of the first committees' frames only the simulation is known, and some of each are on both sides: given again
+    they have their steps back, and keep their distance; where they are not, new frames are learned from and tested all
+    the same, and none is lost for them."""
+    first, second = harvested[::2], harvested[1::2]
+    marks = split(first, 0.2, 3)
+    pairs = [(e, mark) for e, mark in zip(first, marks, strict=True) if mark is not None]
+    for lost in ({"step": None}, {"simulation": None, "step": None}):
+        before = [replace(e.met(mark), **lost) for e, mark in pairs]
+        again = [*second, *first]
+        assert split(again, 0.2, 5, before) == split(again, 0.2, 5, [e.met(mark) for e, mark in pairs])
+    old = [replace(e.met(n % 5 == 0), step=None) for n, e in enumerate(first)]
+    tests, lessons = sides(second, split(second, 0.2, 5, old))
+    assert gap(tests, lessons) >= APART
+    assert len(tests) + len(lessons) > 0.85 * len(second)
+    assert 0.1 < len(tests) / len(second) < 0.3
+    for unknown in ([replace(e, step=None) for e in second], second):  # with other steps known, and with none
+        tests, lessons = sides(unknown, split(unknown, 0.2, 5, old))
+        assert len(tests) + len(lessons) > 0.85 * len(second)
+        one_side = [replace(m, held_out=False) for m in old]
+        now = sides(unknown, split(unknown, 0.2, 5, one_side))
+        assert bool(now[0]) is (unknown is second), "unknown steps of a simulation that was learned are no test"
+
+
+def test_frames_without_steps_are_said(harvested, tmp_path: Path):
+    """Where a committee before wrote no steps of a simulation that goes on, `train` says that new frames may be near
+    to what it learned; not where its labels are given again, or its simulations are others."""
+    pairs = [(replace(e, step=None), n % 5 == 0) for n, e in enumerate(harvested[:60])]
+    Dataset(*map(tuple, zip(*pairs, strict=True))).write(tmp_path)
+    for given, said in (
+        (harvested[60:200], "; 60 frames of these simulations .* have no step, and new ones may be near"),
+        (harvested[:200], None),
+        ([replace(e, simulation="another") for e in harvested[60:200]], None),
+    ):
+        told = _counted(Path("new"), given, _dataset(given, TrainSettings(), tmp_path), TrainSettings())
+        assert re.search(said, told) if said else "no step" not in told
+
+
+def test_labels_beside_frames_without_steps_are_no_test(harvested):
+    """`validate --labels` of a committee that wrote no steps: they come from the equal labels; what may be near, for
+    want of them, is no test."""
+    dataset = _dataset(harvested, TrainSettings(), None)
+    old = replace(dataset, examples=tuple(replace(e, step=None) for e in dataset.examples))
+    assert unseen(harvested, old) == unseen(harvested, dataset) == dataset.testing
+    others = [replace(e, frame=replace(e.frame, positions=2 * e.frame.positions)) for e in harvested]
+    learned = {e.simulation for e in old.training}
+    assert unseen(others, old) == [e for e in others if e.simulation not in learned]
 
 
 def test_dataset_holds_what_is_left(harvested, tmp_path: Path):

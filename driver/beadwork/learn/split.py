@@ -14,12 +14,13 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from beadwork.frame import IntArray
 from beadwork.learn.dataset import Dataset, Example, Met
-from beadwork.learn.same import among, firsts
+from beadwork.learn.same import firsts
 
 #: steps of a simulation: 50 fs where a step is 0.5 fs, as long as molecules turn to and fro
 APART = 100
@@ -38,8 +39,9 @@ def split(
     the generations before have met (`Dataset.past`); it stays what it was, since what was once learned is no test, and
     a new frame beside it goes where it went.
     """
+    kind = firsts([*(m.frame for m in before), *(e.frame for e in examples)])
+    before = _loose(_placed(before, examples, kind), examples)
     met = [*before, *(e.met(False) for e in examples)]
-    kind = firsts([m.frame for m in met])
     unit = _joined(kind, blocks(met, apart, least=2 / fraction if fraction else 1))
     fixed: dict[int, bool] = {}
     for n, one in enumerate(before):
@@ -101,9 +103,40 @@ def blocks(met: Sequence[Met | Example], apart: int, least: float = 1) -> IntArr
 def unseen(examples: Sequence[Example], dataset: Dataset, apart: int = APART) -> list[Example]:
     """Those that a committee has not learned from, nor from a frame closer than `apart` steps."""
     learned = [m for m in dataset.past if not m.held_out]
-    same = among([e.frame for e in examples], [m.frame for m in learned])
-    near = _near(examples, learned, apart)
-    return [e for e, one, other in zip(examples, same, near, strict=True) if not (one or other)]
+    kind = firsts([*(m.frame for m in learned), *(e.frame for e in examples)])
+    near = _near(examples, _placed(learned, examples, kind), apart)
+    here = kind[len(learned) :]
+    return [e for e, first, close in zip(examples, here, near, strict=True) if first >= len(learned) and not close]
+
+
+def _placed(met: Sequence[Met], examples: Sequence[Example], kind: Sequence[int]) -> list[Met]:
+    """What was met, with simulation and step of the equal example where it lacks them. kind: `firsts` of both.
+
+    Steps were not always written: a dataset.json of the first committees has none.
+    """
+    known: dict[int, list[Example]] = {}
+    for e, k in zip(examples, kind[len(met) :], strict=True):
+        if e.step is not None:
+            known.setdefault(k, []).append(e)
+    found = []
+    for one, k in zip(met, kind, strict=False):
+        same = [e for e in known.get(k, ()) if one.simulation in (None, e.simulation)] if one.step is None else []
+        found.append(replace(one, simulation=same[0].simulation, step=same[0].step) if same else one)
+    return found
+
+
+def _loose(before: Sequence[Met], examples: Sequence[Example]) -> list[Met]:
+    """What was met, without its simulation where that would lay every frame of it beside one of unknown step.
+
+    That is one whose other frames have steps, or lie on both sides already, as they did before there were blocks:
+    nothing tells which of the new ones are near, and to leave them all out would be to learn nothing.
+    """
+    steps = {m.simulation for m in before if m.step is not None} | {
+        e.simulation for e in examples if e.step is not None
+    }
+    sides = {held: {one.simulation for one in before if one.held_out is held} for held in (True, False)}
+    loose = steps | (sides[True] & sides[False])
+    return [replace(one, simulation=None) if one.step is None and one.simulation in loose else one for one in before]
 
 
 def _pieces(steps: Sequence[int | None], apart: int, length: int) -> IntArray:

@@ -249,6 +249,8 @@ def _counted(out: Path, examples: Sequence[Example], dataset: Dataset, settings:
     forces = sum(e.forces is not None for e in dataset.examples)
     lost = sum(not e.isolated for e in examples) - count
     alone = sum(e.simulation is None for e in dataset.examples)
+    simulations = {e.simulation for e in dataset.examples} - {None}
+    undated = sum(met.step is None and met.simulation in simulations for met in dataset.before)
     return (
         f"{out}: {count} labels, {forces} with forces and {count - forces} with energies alone; "
         + (
@@ -259,6 +261,12 @@ def _counted(out: Path, examples: Sequence[Example], dataset: Dataset, settings:
         )
         + (f"; {lost} closer than {settings.apart} steps to one of those are left out" if lost else "")
         + (f"; {alone} of no known simulation are blocks by themselves" if alone else "")
+        + (
+            f"; {undated} frames of these simulations that the committee before has met have no step, and new ones may "
+            "be near to them (give their labels too)"
+            if undated
+            else ""
+        )
     )
 
 
