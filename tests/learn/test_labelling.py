@@ -298,6 +298,48 @@ def test_settings_that_fail_with_every_frame_are_refused_before_the_first(
     assert [(row.status, row.attempts) for row in queue.rows()] == [("waiting", 0)] * 3
 
 
+def radicals_first(tmp_path: Path) -> tuple[Queue, Spec]:
+    """Two atoms with an odd number of electrons, which no closed shell holds, and then neon."""
+    queue = Queue(tmp_path / "queue.db", create=True)
+    queue.add_all([alone(3), alone(5), alone(10)])
+    return queue, Spec("pyscf", {"theory": "HF", "basis": "sto-3g"}, charge=0)
+
+
+def test_frames_that_cannot_be_labelled_never_block_the_queue(tmp_path: Path) -> None:
+    """The oldest rows are radicals, so many and no more are asked for: they are set aside by name, in one line, and
+    the next call reaches the row behind them. A queue that is nothing else is refused, and waits."""
+    pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
+    queue, spec = radicals_first(tmp_path)
+    assert str(labelling.estimate(queue, spec, most=1)).count("\nset aside  row 1: ") == 1
+    assert str(labelling.label(queue, spec, most=1)) == "0 labelled, 1 failed"
+    reason = str(queue.get(1).reason)
+    assert "PySCF cannot set up the frame: RuntimeError: Electron number 3 and spin 0 are not consistent" in reason
+    assert "\n" not in reason
+    assert str(labelling.label(queue, spec, most=1)) == "0 labelled, 1 failed"
+    assert str(labelling.label(queue, spec, most=1)) == "1 labelled"
+    queue.add(alone(7))  # what was labelled shows, too, that the settings can be run
+    assert str(labelling.label(queue, spec)) == "0 labelled, 1 failed"
+    radicals = Queue(tmp_path / "radicals.db", create=True)
+    radicals.add_all([alone(3), alone(5)])
+    for act in (labelling.estimate, labelling.label, labelling.set_aside):
+        with pytest.raises(ConfigError, match="none of 2 frames can be labelled, and none was begun; row 1: PySCF"):
+            act(radicals, spec)
+    assert [row.status for row in radicals.rows()] == ["waiting"] * 2
+
+
+def test_what_cannot_be_labelled_is_set_aside_before_a_choice(tmp_path: Path) -> None:
+    """Or those that a model wants most, generation after generation, would be those that no labeller can do."""
+    pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
+    queue, spec = radicals_first(tmp_path)
+    queue.add(liquid("water"))
+    told: list[tuple[int, str | None]] = []
+    labelling.set_aside(queue, spec, lambda one, of: told.append((one.id, one.reason)))
+    assert [row.status for row in queue.rows()] == ["failed", "failed", "waiting", "failed"]
+    assert [id for id, _ in told] == [1, 2, 4]
+    assert told[2][1] == "the frame is periodic, and pyscf computes clusters: add a table [cut] to the TOML"
+    assert str(labelling.label(queue, spec)) == "1 labelled"
+
+
 def test_forces_of_nothing_physical_are_no_label(fill: Fill, springs: Springs) -> None:
     """A force of 173 eV/Å on a lone atom is refused by whomever it comes; where atoms overlap it is what it is."""
     queue = fill(0)

@@ -119,8 +119,8 @@ def label(
     labeller = spec.labeller()
     _one_method(queue, labeller.method, spec, mix)
     _give_back_of_the_dead(queue)
-    rows = _plan(queue, spec, ids, most)
-    _some(rows, spec, labeller)
+    rows = _plan(queue, ids, most)
+    _some(queue, rows, spec, labeller)
     folder = folder_of(queue)
     _make(folder)
     run = secrets.token_hex(4)
@@ -174,25 +174,33 @@ def command(
             raise ConfigError(f"how many frames {by} is to choose is not said; give --most as well")
         from beadwork.learn.choose import from_queue
 
+        if not dry:
+            set_aside(queue, spec, _said)
         ids, choice = from_queue(queue, by, most, lambda row: atoms_of(row, spec), again)
         chosen = f"{choice}\n" if choice else ""
     if dry:
         return f"{chosen}{estimate(queue, spec, ids=ids, most=most, mix=mix, again=again)}"
     from tqdm import tqdm
 
-    # without a terminal there is no bar, but what was set aside is said
     with tqdm(disable=None, unit="label", dynamic_ncols=True) as bar:
 
         def watch(told: Told, of: int) -> None:
             bar.total = of
             bar.update()
-            if told.status == SET_ASIDE:
-                tqdm.write(f"beadwork: row {told.id} is set aside: {told.reason}", file=sys.stderr)
+            _said(told, of)
 
         report = label(queue, spec, ids=ids, most=most, mix=mix, watch=watch)
     if report.count(SET_ASIDE) and not report.count(DONE):
         raise LabelError(f"no frame was labelled, {report}; the first reason: {report.told[0].reason}")
     return f"{chosen}{report}"
+
+
+def _said(told: Told, of: int) -> None:
+    """Say on stderr what was set aside, above the bar where there is one."""
+    if told.status == SET_ASIDE:
+        from tqdm import tqdm
+
+        tqdm.write(f"beadwork: row {told.id} is set aside: {told.reason}", file=sys.stderr)
 
 
 def estimate(
@@ -210,15 +218,14 @@ def estimate(
     folder = folder_of(queue)
     formulas: Counter[str] = Counter()
     seconds, refused, computed = [], {}, 0
-    rows = _plan(queue, spec, ids, most, again)
-    _some(rows, spec, labeller)
+    rows = _plan(queue, ids, most, again)
+    _some(queue, rows, spec, labeller)
     for row in rows:
-        try:
-            part = _part(row, spec)
-            labeller.check(part.frame, part.charge, spec.spin)
-        except LabelError as error:
-            refused[row.id] = str(error)
+        reason = _refusal(row, spec, labeller)
+        if reason is not None:
+            refused[row.id] = reason
             continue
+        part = _part(row, spec)
         known = _file(folder, row, spec, labeller, part).exists()
         computed += known
         seconds.append(0.0 if known else labeller.seconds(part.frame))
@@ -279,8 +286,10 @@ class _Part:
 
 
 def _part(row: Row, spec: Spec) -> _Part:
-    """Cut where that is asked for, and tell the charge. Raises LabelError where it cannot be told."""
+    """Cut where that is asked for, and tell the charge. Raises LabelError where a cut is lacking, or no charge told."""
     frame = row.kept.frame
+    if any(frame.pbc) and spec.cut is None and not spec.periodic:
+        raise LabelError(f"the frame is periodic, and {spec.kind} computes clusters: add a table [cut] to the TOML")
     if spec.cut is not None:
         cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
         return _Part(cluster.frame, cluster.charge if spec.charge is None else spec.charge, cluster.atoms)
@@ -292,6 +301,23 @@ def _part(row: Row, spec: Spec) -> _Part:
         if not spec.ignores_charge:
             raise
         return _Part(frame, 0, None)
+
+
+def set_aside(queue: Queue, spec: Spec, watch: Callable[[Told, int], None] = lambda told, of: None) -> None:
+    """Set aside the waiting frames of which it is known that they cannot be labelled, before some are chosen to be.
+
+    watch: told of each that is. Raises ConfigError as `label` does where no frame of the queue can be, and QueueError.
+    """
+    labeller = spec.labeller()
+    rows = _plan(queue, None, None)
+    _some(queue, rows, spec, labeller)
+    worker = f"{secrets.token_hex(4)}/{platform.node()}:{os.getpid()}"
+    for row in rows:
+        reason = _refusal(row, spec, labeller)
+        if reason is None or queue.claim(worker, spec.lease, row.id) is None:
+            continue
+        queue.fail(row.id, worker, reason, again=False)
+        watch(Told(row.id, SET_ASIDE, reason=reason), len(rows))
 
 
 def atoms_of(row: Row, spec: Spec) -> tuple[int, ...] | None:
@@ -365,28 +391,37 @@ def _physical(label: Label, frame: Frame) -> None:
         )
 
 
-def _some(rows: Sequence[Row], spec: Spec, labeller: Labeller) -> None:
-    """Refuse settings with which every frame whose charge can be told would fail. Raises ConfigError."""
-    refused = []
-    for row in rows:
-        try:
-            part = _part(row, spec)
-        except LabelError:
-            continue  # the frame's fault, for which it is set aside
-        try:
-            labeller.check(part.frame, part.charge, spec.spin)
-        except LabelError as error:
-            refused.append((row.id, str(error)))
-        else:
+def _some(queue: Queue, rows: Sequence[Row], spec: Spec, labeller: Labeller) -> None:
+    """Refuse settings with which no frame of the queue can be labelled. Raises ConfigError.
+
+    Where the rows to be labelled all fail, the queue's others are asked too: one that passes shows that it is these
+    frames' fault, for which they are set aside.
+    """
+    asked = [row.id for row in rows]
+    refused = {}
+    for row in (*rows, *(row for row in queue.rows() if rows and row.id not in asked)):
+        reason = _refusal(row, spec, labeller)
+        if reason is None:
             return
+        refused[row.id] = reason
     if refused:
-        id, reason = refused[0]
         raise ConfigError(
-            f"with these settings none of {len(refused)} frames can be labelled, and none was begun; row {id}: {reason}"
+            f"with these settings none of {len(refused)} frames can be labelled, and none was begun; row {asked[0]}: "
+            f"{refused[asked[0]]}"
         )
 
 
-def _plan(queue: Queue, spec: Spec, ids: Sequence[int] | None, most: int | None, again: bool = False) -> list[Row]:
+def _refusal(row: Row, spec: Spec, labeller: Labeller) -> str | None:
+    """Why a row cannot be labelled, as far as that is known before it is begun."""
+    try:
+        part = _part(row, spec)
+        labeller.check(part.frame, part.charge, spec.spin)
+    except LabelError as error:
+        return str(error)
+    return None
+
+
+def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None, again: bool = False) -> list[Row]:
     """Rows to be labelled: waiting, or claimed by someone whose time is up; again: those that were set aside, too."""
     if most is not None and most < 1:
         raise ConfigError(f"most is {most}; give 1 or more, or leave it out")
@@ -401,13 +436,6 @@ def _plan(queue: Queue, spec: Spec, ids: Sequence[int] | None, most: int | None,
     if ids is not None:
         order = {id: rank for rank, id in enumerate(ids)}
         free = sorted((row for row in free if row.id in order), key=lambda row: order[row.id])
-    if spec.cut is None and not spec.periodic:
-        for row in free[:most]:
-            if any(row.kept.frame.pbc):
-                raise ConfigError(
-                    f"row {row.id} of the queue {queue.name} is periodic, and {spec.kind} computes clusters: add a "
-                    "table [cut] to the TOML"
-                )
     return free[:most]
 
 

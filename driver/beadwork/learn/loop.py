@@ -48,7 +48,7 @@ from beadwork.ipi.simulation import read as read_simulation
 from beadwork.learn import labellers, simulate
 from beadwork.learn.choose import from_queue as choose
 from beadwork.learn.dataset import DATASET, Dataset, Example, from_queue
-from beadwork.learn.labelling import atoms_of, label
+from beadwork.learn.labelling import atoms_of, label, set_aside
 from beadwork.learn.residual import Errors, residuals, told
 from beadwork.learn.same import among
 from beadwork.learn.train import references, train_committee
@@ -372,7 +372,8 @@ class _Learning:
         return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
 
     def _choose(self) -> dict[str, Any]:
-        """Rows to label, the most wanted first."""
+        """Rows to label, the most wanted first; none that cannot be labelled."""
+        set_aside(self.queue, self.spec, self._told)
         waiting = len(self.queue.rows(status=WAITING))
         rows, choice = choose(
             self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=WHOSE
@@ -382,11 +383,11 @@ class _Learning:
         self.tell(str(choice))
         return {"rows": rows, "waiting": waiting, "choice": str(choice)}
 
-    def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
-        def watch(told: Any, of: int) -> None:
-            self.tell(f"row {told.id}: {told.status}{f': {told.reason}' if told.reason else ''}")
+    def _told(self, told: Any, of: int) -> None:
+        self.tell(f"row {told.id}: {told.status}{f': {told.reason}' if told.reason else ''}")
 
-        label(self.queue, self.spec, ids=chosen, watch=watch)
+    def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
+        label(self.queue, self.spec, ids=chosen, watch=self._told)
         rows = [self.queue.get(id) for id in chosen]
         labelled = [row.id for row in rows if row.status == LABELLED]
         if not labelled:

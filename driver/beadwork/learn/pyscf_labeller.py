@@ -116,7 +116,9 @@ class PySCF:
         except LabelError:
             raise
         except Exception as error:  # PySCF raises all kinds; each becomes the reason that the queue stores
-            raise LabelError(f"PySCF could not label the frame: {type(error).__name__}: {error}") from error
+            raise LabelError(
+                f"PySCF could not label the frame: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         if said := [" ".join(line.split()) for line in mol.stdout.getvalue().splitlines() if line.strip()]:
             extra = {**extra, "warnings": said}
         return Label(
@@ -165,7 +167,9 @@ class PySCF:
                 **told,
             )
         except Exception as error:  # of all kinds too
-            raise LabelError(f"PySCF cannot set up the frame: {type(error).__name__}: {error}") from error
+            raise LabelError(
+                f"PySCF cannot set up the frame: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
 
     def _compute(self, mol: Any) -> tuple[float, FloatArray | None, dict[str, Any]]:
         """Return the energy in Hartree, the gradient in Hartree/Bohr or None, and what else is worth keeping."""
