@@ -206,12 +206,9 @@ def test_no_string_of_the_folder_becomes_markup(run: Path) -> None:
     told = json.loads(lines[1].partition("# run: ")[2])
     told |= {"models": {EVIL: EVIL}, "simulation": EVIL}
     (run / "beadwork.out").write_text("".join([lines[0], f"# run: {json.dumps(told)}\n", *lines[2:]]))
-    for bead in run.glob("simulation.positions_?.xyz"):
-        bead.write_text(bead.read_text().replace("H ", "<b>H "))
     text = page(run)
     assert "&lt;img id=evil" in text
-    assert "&lt;b&gt;H" in text
-    for raw in ("<img", "<b>", "onerror=alert(1)>"):
+    for raw in ("<img", "onerror=alert(1)>"):
         assert raw not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
 
 
