@@ -116,6 +116,41 @@ def test_after_all_connections_were_lost() -> None:
     assert [count(unknown, ring)[1], count(unknown, ring + 1)[1]] == [True, None]
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("known", [True, False])
+def test_no_step_is_claimed_of_an_ipi_that_may_be_another_one(known: bool, servers: int) -> None:
+    """It may have come from an earlier RESTART, so the count of the one before says nothing; what was sent again is of
+    the same. One that was joined under way is counted from our first on, before and after."""
+    ring = RING[:4]
+    names = [where.tobytes() for where in ring + 5]
+
+    def counted(start: np.ndarray) -> tuple[Steps, list[int | None]]:
+        one = steps(4, start, servers=servers)
+        found = [count(one, ring + k, "a")[0] for k in range(6)]
+        one.returned(names)
+        found.append(count(one, ring + 5, "b")[0])
+        one.restarted() if known else one.returned([where.tobytes() for where in ring + 2])
+        return one, [*found, count(one, ring + 2, "c")[0], count(one, ring + 3, "c")[0]]
+
+    one, found = counted(ring)
+    assert found == [0, 1, 2, 3, 4, 5, 5, None, None]
+    assert not one.joined
+    late, found = counted(ring - 1)
+    assert None not in found
+    assert late.joined
+
+
+def test_one_of_several_says_that_it_joined() -> None:
+    """Its first structures are far from the file's start: i-PI was under way, and steps are counted from there. An
+    i-PI of our own begins where it likes."""
+    late = steps(8, RING, servers=2)
+    assert [count(late, RING[:4] + k, "a") for k in (7, 8)] == [(0, None), (1, None)]
+    assert late.joined
+    ours = steps(8, RING, servers=2)
+    assert [count(ours, RING[:4] + k, "a", ours=True) for k in (7, 8)] == [(0, None), (1, None)]
+    assert not ours.joined
+
+
 def test_without_a_pattern_there_is_no_step() -> None:
     """Where steps differ nothing is said of them, and nothing can be taken up, unless i-PI's outputs tell."""
     one = Steps(None)

@@ -96,7 +96,7 @@ class Steps:
         self._at_first = False  # this step is the file's start
         self._collapsed = False  # which has fewer distinct structures than are asked for
         self._sure = self._alone  # a step begins where the count of structures says so
-        self._numbered = self._alone  # and has the number that the count of steps says
+        self._numbered = True  # it has the number that the count of steps says
         self._new = True  # nothing was answered of this i-PI yet
         self._last: Moment | None = None  # what i-PI had written when we last looked
         self._begun = False  # it begins with the file's start
@@ -148,7 +148,9 @@ class Steps:
         sure = self._sure and self.pattern is not None
         if sure and self._numbered:
             return Moment(self._step), begins
-        moment = Moment(self._step if self.pattern else None)
+        # once it may be another i-PI the count says nothing; a count of what we have answered goes on
+        counted = self.pattern is not None and (self._numbered or self.joined)
+        moment = Moment(self._step if counted else None)
         if written is not None:
             moment = written.look()
             if new:
