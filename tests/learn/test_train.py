@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import ase.io
@@ -23,7 +23,7 @@ from beadwork.learn.dataset import Dataset
 from beadwork.learn.jobs import Jobs
 from beadwork.learn.member import _draw, _write, train_member, weights
 from beadwork.learn.split import split
-from beadwork.learn.train import _open, _plan, held_out, references, train_committee, train_model
+from beadwork.learn.train import _dataset, _open, _plan, held_out, references, train_committee, train_model
 from beadwork.learn.train_settings import TrainSettings
 from beadwork.potential.bundle import check, load_card, load_committee, no_better, worse_than_baseline
 from beadwork.potential.delta import load
@@ -166,6 +166,34 @@ def test_folder_of_a_call_killed_at_its_start_is_taken_again(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ModelError, match="no committee's folder"):
         _open(tmp_path, dataset)
+
+
+def test_a_folder_of_before_apart_is_gone_on_with(tmp_path: Path, monkeypatch):
+    """The shipped committee's cards have no `apart`, and today's split of its simulations is another one: the same call
+    keeps its marks and its members all the same; other labels or settings are still refused."""
+    ours = truth.ROOT / "models" / "water-highlevel"
+    out, said = tmp_path / "c", []
+    shutil.copytree(ours, out)
+    dataset, about = Dataset.read(ours), load_card(ours / "delta-0").about
+    assert "apart" not in about["plan"]["settings"]
+    settings = TrainSettings(**about["plan"]["settings"])
+    assert _dataset(dataset.examples, settings, None).hash != dataset.hash, "or there is nothing to protect"
+    monkeypatch.setattr("beadwork.learn.train._plan", lambda d, s, *_: about["plan"] | {"settings": whole(s)})
+    monkeypatch.setattr("beadwork.learn.train._remember", lambda *_: None)
+    monkeypatch.setattr("beadwork.learn.train.held_out", lambda found, *_: ({}, {"frames": len(found.testing)}))
+
+    def whole(s: TrainSettings) -> dict[str, object]:
+        return {k: v for k, v in asdict(s).items() if k not in ("threads", "jobs")}
+
+    examples = dataset.examples[::-1]
+    paths = train_committee(examples, ours / "baseline", out, settings, None, said.append)
+    assert f"{settings.members} of {settings.members} members" in said[1]
+    assert said[-1].endswith(f"{{'frames': {len(dataset.testing)}}}")
+    assert [load_card(p).about["dataset"] for p in paths] == [dataset.hash] * settings.members
+    with pytest.raises(ModelError, match="other labels"):
+        train_committee(examples[1:], ours / "baseline", out, settings)
+    with pytest.raises(ModelError, match="other labels or settings"):
+        train_committee(examples, ours / "baseline", out, replace(settings, epochs=settings.epochs + 1))
 
 
 def test_settings_on_the_page_are_the_defaults():

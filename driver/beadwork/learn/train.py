@@ -62,7 +62,8 @@ def train_committee(
     """
     settings = settings or TrainSettings()
     name = load_card(baseline).hash
-    dataset = _dataset(examples, settings, previous)
+    members = [f"delta-{m}" for m in range(settings.members)]
+    dataset = _framewise(out, [out / member for member in members], examples) or _dataset(examples, settings, previous)
     progress(_counted(out, examples, dataset, settings))
     if atoms := [e for e in examples if e.isolated]:
         progress(
@@ -74,7 +75,6 @@ def train_committee(
     start = [] if previous is None else members_of([previous])
     plan = _plan(dataset, settings, start)
     _open(out, dataset)
-    members = [f"delta-{m}" for m in range(settings.members)]
     about = {"trained_on": "DELTA_energy, DELTA_forces", "baseline": name, "command": command}
     missing = [m for m, member in enumerate(members) if not _finished(out / member, dataset, plan)]
     if len(missing) < len(members):
@@ -166,7 +166,7 @@ def references(bundle: Path) -> dict[int, float]:
 
 def apart_of(bundle: Path) -> int:
     """Steps between what was learned from and what was held out, by a bundle's card; the default where it says none."""
-    return int(load_card(bundle).about.get("plan", {}).get("settings", {}).get("apart", APART))
+    return int(_settings_of(bundle).get("apart", APART))
 
 
 def train_model(
@@ -185,7 +185,7 @@ def train_model(
     previous: a bundle that was trained here, from whose weights to go on; its frames held out stay held out.
     Returns the bundle `out`, which holds dataset.json too. Otherwise as `train_committee`.
     """
-    dataset = _dataset(examples, settings, previous)
+    dataset = _framewise(out, [out], examples) or _dataset(examples, settings, previous)
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
     progress(_counted(out, examples, dataset, settings))
@@ -241,6 +241,27 @@ def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Pat
         tuple(mark for _, mark in chosen),
         tuple(met for met, here in zip(before, again, strict=True) if not here),
     )
+
+
+def _framewise(out: Path, bundles: Sequence[Path], examples: Sequence[Example]) -> Dataset | None:
+    """The dataset that is in `out`, where it was split before there was `apart` and has these examples; else None.
+
+    The split of today is another one, and what these bundles learned from does not change.
+    """
+    if not (out / DATASET).exists() or all("apart" in _settings_of(bundle) for bundle in bundles if bundle.exists()):
+        return None
+    then = Dataset.read(out)
+    marks = {e.hash: mark for e, mark in zip(then.examples, then.held_out, strict=True)}
+    now = [e for e in examples if not e.isolated]
+    if {e.hash for e in now} != set(marks):
+        return None
+    return Dataset(tuple(now), tuple(marks[e.hash] for e in now), then.before)
+
+
+def _settings_of(bundle: Path) -> Mapping[str, Any]:
+    """The settings that its card says it was trained with."""
+    settings: Mapping[str, Any] = load_card(bundle).about.get("plan", {}).get("settings", {})
+    return settings
 
 
 def _counted(out: Path, examples: Sequence[Example], dataset: Dataset, settings: TrainSettings) -> str:
@@ -338,8 +359,7 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
     """Check that the old members can be gone on with, and return the mean of their reference energies (eV)."""
     totals = dict.fromkeys(elements, 0.0)
     for path in start:
-        card = check(path)
-        then = card.about.get("plan", {}).get("settings", {})
+        card, then = check(path), _settings_of(path)
         if list(card.elements) != list(elements):
             raise ModelError(
                 f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}; its weights cannot "
@@ -376,6 +396,8 @@ def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
         return False
     about = check(bundle).about
     then = about.get("plan", {})
+    # one of before there was `apart` says none
+    then = then | {"settings": {"apart": plan["settings"]["apart"]} | then.get("settings", {})}
     # the rest of the plan follows from these, but for rounding
     if about.get("dataset") != dataset.hash or any(then.get(k) != plan.get(k) for k in ("settings", "start", GIVEN)):
         raise ModelError(
