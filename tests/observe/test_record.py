@@ -179,3 +179,20 @@ def test_steps_that_are_not_known_are_not_summed_up(tmp_path: Path) -> None:
     assert late.summary(come_to=12)["steps"] == 4
     for one in (blurred, late):
         one.close({})
+
+
+@pytest.mark.parametrize("come_to", [None, 1, 201, 251])
+def test_outputs_with_a_stride_take_no_step_from_the_count(tmp_path: Path, come_to: int | None) -> None:
+    """250 answered steps are 250 whenever i-PI last wrote a line, and so is what is told of each. Of blurred ones the
+    outputs tell what was done after the last answer, and no fewer than were known by it."""
+    record, blurred = Record(tmp_path / "exact"), Record(tmp_path / "blurred")
+    for step in range(251):
+        record(event(step, 2))
+    for step in (0, 1, 101):
+        blurred(replace(event(step, 2), blur=99 * (step > 0)))
+    summary = record.summary(come_to=come_to)
+    assert (summary["steps"], summary["evaluations_per_step"]) == (250, 1.0)
+    assert summary["seconds_per_step"] == pytest.approx(0.02)
+    assert blurred.summary(come_to=come_to)["steps"] == {None: 100, 1: 100, 201: 200, 251: 250}[come_to]
+    for one in (record, blurred):
+        one.close({})

@@ -147,9 +147,8 @@ class Record:
         steps and what is told of each where nobody knows them, and the spreads where no evaluation had one.
         """
         known = {address: step for address, step in self._steps.items() if step is not None}
-        counted = min((step - self._before[address] for address, step in known.items()), default=0)
-        if come_to and known:
-            counted = max(0, come_to - 1 - max(self._before[address] for address in known))
+        written = come_to - 1 if come_to else 0  # at least, as outputs have strides
+        counted = min((max(step, written) - self._before[address] for address, step in known.items()), default=0)
         steps = done or (counted if len(known) == len(self._steps) else None)
         asked = done * each if done and each else None
         spreads = self._spreads
