@@ -98,10 +98,8 @@ def test_the_shipped_models_are_well(
     said = capsys.readouterr().out
     lines = said.splitlines()
     seen = {line.split()[1]: line.split()[0] for line in lines[:-1]}
-    topics = (
-        "input cell distances periodicity cutoff elements time memory models spread forces virial engines precision"
-    )
-    assert seen == dict.fromkeys([*topics.split(), "i-PI", "address", "disk"], GREEN)
+    topics = "input cell distances periodicity cutoff elements time memory models spread novelty forces virial engines"
+    assert seen == dict.fromkeys([*topics.split(), "precision", "i-PI", "address", "disk"], GREEN)
     assert lines[-1] == f"{len(lines) - 1} green, 0 amber, 0 red: it can be started"
     assert code == 0
     assert "\033" not in said
@@ -109,6 +107,7 @@ def test_the_shipped_models_are_well(
     # 9.86 Å and 32 waters of 18.015 dalton
     assert float(re.search(r"([\d.]+) g/cm3", said)[1]) == pytest.approx(0.998, abs=0.003)  # type: ignore[index]
     assert "native agrees with torchscript for 3 models" in said
+    assert "the spread speaks of Δ alone: what the baseline misses of its own reference is not in it" in said
 
 
 def test_a_refusal_of_the_server_is_the_doctors_too(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -197,7 +197,11 @@ EVIL = "\"'><img id=evil src=x onerror=alert(1)>"
 def test_no_string_of_the_folder_becomes_markup(run: Path) -> None:
     """Every string that a run's files may bring, and counts of which somebody made one: in the page they are text."""
 
+    novel(run)
+    row = replace(kept(21, 0.01, "f" * 64), novelty={EVIL: np.ones(len(NUMBERS))}, why=(EVIL,))
+    Queue(run / "queue.db").add(row)
     summary = json.loads((run / "summary.json").read_text())
+    summary["novelty"] = {"structures": EVIL, "new_structures": EVIL, "new_atoms": EVIL, "largest": {EVIL: EVIL}}
     summary |= {"frames_kept": EVIL, "exit_code": EVIL, "why": EVIL, "marks_passed": {EVIL: EVIL}}
     summary["committees"] = [{"step": 3, "evaluation": 3, "committee": EVIL, "folder": EVIL}]
     summary["seconds_per_step_by_part"] = {EVIL: 0.1}
@@ -261,6 +265,66 @@ def no_spread(text: str) -> str:
 
 
 RADIAL = "radial-distribution-functions"
+
+
+def novel(folder: Path, committee: bool = True) -> None:
+    """Make it a run with novelty: Δ is new from step 3 on; three frames more, two of them kept for it alone."""
+    facts = json.loads((folder / "beadwork.out").read_text().splitlines()[1].removeprefix("# run: "))
+    record = Record(folder, ["O", "H"], facts | {"spread_of_delta_alone": committee})
+    queue = Queue(folder / "queue.db", create=True)
+    for step in range(STEPS + 1):
+        spread = 0.01 if committee else None
+        new = {"baseline": 0.5} | ({"delta": 0.5 * step} if committee else {})
+        by = {"O": 0.5, "H": max(new.values())}
+        told = Evaluated("s", step, BEADS, -1.0, spread, spread, {"idle": 0.1}, novelty=new, element_novelty=by)
+        record(replace(told, new_structures=int(step > 2), new_atoms=2 * int(step > 2)))
+    for step, why in ((11, ("novelty",)), (12, ("novelty",)), (13, ("spread", "novelty"))):
+        row = kept(step, 0.001 * step, "f" * 64)
+        of = np.full(len(NUMBERS), 0.1)
+        of[5] = 0.3 * step
+        gone = {} if committee else {"force_spread": np.full(len(NUMBERS), np.nan), "energy_spread": np.nan}
+        queue.add(replace(row, novelty={"delta" if committee else "baseline": of}, why=why, **gone))
+    record.close(record.summary(done=STEPS, each=BEADS))
+
+
+def test_novelty_stands_beside_the_spread(run: Path) -> None:
+    """Over time and by element, with the edge of training; what it asks for; and which frames were kept for what."""
+    novel(run)
+    text = page(run)
+    assert re.findall(r'<section id="([^"]*)">', text) == [*SECTIONS[:5], "novelty", *SECTIONS[5:]]
+    assert "largest novelty 3.00 for Δ" in words(text, "headline")
+    said = words(text, "novelty")
+    assert "4 of 14 structures have an atom above 1, which is the edge of training; 8 of their atoms are." in said
+    assert "What is new to Δ wants labels of the high level" in said
+    assert "new to the baseline" not in said  # it is not
+    section = re.search(r'<section id="novelty">(.*?)</section>', text, re.DOTALL)
+    assert section is not None
+    drawn = re.findall(r"<!-- (.*?) -->", section[1])
+    assert drawn.count("1: the edge of training") == 2
+    assert {"for the baseline", "for Δ", "frames kept for it", "O", "H"} <= set(drawn)
+    said = words(text, "frames-kept")
+    assert "6 frames: 3 for spread, 2 for novelty, 1 for spread and novelty." in said
+    assert "The most uncertain is row 3 of the queue, 60 meV/Å on atom 4 (H)." in said
+    assert "The newest is row 7, of novelty 3.90 for Δ on atom 5 (H)." in said
+    assert "what the baseline misses of its own reference is not in it" in words(text, "spread-of-the-committee")
+
+
+def test_novelty_without_a_committee(run: Path) -> None:
+    """Frames that a baseline alone has kept have no spread: nothing is said of one, and nothing is NaN."""
+    remove("queue.db")(run)
+    novel(run, committee=False)
+    text = page(run)
+    assert "had no committee" in words(text, "spread-of-the-committee")
+    said = words(text, "frames-kept")
+    assert "3 frames: 2 for novelty, 1 for spread and novelty. The newest is row 3, of novelty 3.90 for the" in said
+    assert "uncertain" not in said
+    assert "nan" not in said
+
+
+def test_without_novelty_the_page_is_as_before(text: str) -> None:
+    """Models that do not know what they were trained on: no section, no tile and no word of it."""
+    assert "novelty" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL).lower()
+    assert "the spread speaks of" not in text.lower()
 
 
 @pytest.mark.parametrize(

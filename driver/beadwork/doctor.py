@@ -17,6 +17,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read
+from beadwork.observe.pace import OF_DELTA_ALONE
 from beadwork.potential.delta import load_for
 from beadwork.potential.device import idle
 from beadwork.services import join
@@ -120,7 +121,10 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     potential = load_for(replace(config, engine=asked, dtype="float64"))
     exact = potential.evaluate(distinct)
     yield from models.together(cards, config, potential, exact)
-    yield from models.spread(exact, config)
+    for finding in models.spread(exact, config):
+        alone = potential.spread_of_delta_alone
+        yield replace(finding, text=f"{finding.text}; {OF_DELTA_ALONE}") if alone else finding
+    yield from models.novelty(exact, potential, distinct, config)
     yield from models.derivatives(potential, distinct[0], len(parts[0]))
     yield from models.engines(cards, distinct[0], config)
     try:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+#: the parts of a potential that may know what they were trained on, as a person calls them
+WHOSE = {"baseline": "the baseline", "delta": "Δ"}
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from beadwork.disk import writing
 from beadwork.errors import QueueError
+from beadwork.events import WHOSE
 from beadwork.harvest.queue import Queue
 from beadwork.observe import html, sections
 from beadwork.observe.run import Run, load
@@ -52,7 +53,15 @@ def _kept(run: Run, queue: str | None) -> tuple[list[Shown], str]:
         except QueueError as error:
             return [], f"The frames kept cannot be shown: {escape(str(error))}."
     mine = [
-        Shown(row.kept.frame, row.id, row.kept.step, row.kept.force_spread, row.kept.energy_spread)
+        Shown(
+            row.kept.frame,
+            row.id,
+            row.kept.step,
+            row.kept.force_spread,
+            row.kept.energy_spread,
+            {part: of for part, of in row.kept.novelty.items() if part in WHOSE},
+            row.kept.why,
+        )
         for row in rows
         if row.kept.simulation == f"sha256:{run.about.get('simulation_sha256')}"
         and row.kept.time >= run.about.get("started", 0.0)
@@ -70,6 +79,7 @@ def write(run: Run) -> str:
         sections.section("Temperature", sections.temperature(run) if drawing else sections.NO_PLOTS),
         sections.section("Spread of the committee", sections.spread(run) if drawing else sections.NO_PLOTS),
         sections.section("Spread by element", sections.elements(run) if drawing else sections.NO_PLOTS),
+        *([sections.section("Novelty", sections.novelty(run, drawing))] if run.novelty_of_parts else []),
         sections.section("Frames kept", kept),
         sections.section("Radial distribution functions", sections.distributions(run, drawing)),
         sections.section("Where the time goes", sections.time(run, drawing)),

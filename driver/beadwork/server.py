@@ -17,7 +17,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
-from beadwork.events import Evaluated, Event, Joined, Lost, MarkPassed, Moment, Note
+from beadwork.events import WHOSE, Evaluated, Event, Joined, Lost, MarkPassed, Moment, Note
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.beads import Beads
 from beadwork.ipi.gather import Gather
@@ -27,7 +27,7 @@ from beadwork.ipi.transport import Line, Peer, Transport
 from beadwork.ipi.written import Written
 from beadwork.observe.last import Last
 from beadwork.potential.delta import Evaluation, Novelty, Potential
-from beadwork.potential.marks import Breach, Marks, describe, refusal, tell_new
+from beadwork.potential.marks import WANTED, Breach, Marks, describe, refusal, tell_new
 from beadwork.potential.novelty import NEW
 from beadwork.swap import Swap, short
 from beadwork.units import BOHR, FORCE, HARTREE
@@ -38,14 +38,8 @@ PULSE = 0.5
 ASTRAY = 3.0
 #: the keys of extras that are sent with --member-forces alone
 MEMBER_FORCES = ("committee_force", "committee_virial")
-#: the parts of a potential that may know what they were trained on, and the extras that tell of it
-PARTS = ("baseline", "delta")
-NOVELTY = ("novelty_max", "novelty_atom", *(f"novelty_max_{part}" for part in PARTS))
-#: what a new atom asks for, by the part that it is new to
-WANTED = {
-    "baseline": "the baseline learned from no atom like it, so nothing speaks for the sum; it wants labels of its own",
-    "delta": "Δ learned from no atom like it, so its spread says little there; such frames want labels",
-}
+#: the extras that tell of novelty
+NOVELTY = ("novelty_max", "novelty_atom", *(f"novelty_max_{part}" for part in WHOSE))
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
@@ -363,7 +357,7 @@ class Server:
                 atom = int(np.where(numbers == z, novelty.atoms, 0.0).argmax())
                 frame = frames[atom // len(service.numbers)]
                 where = "a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}"
-                wanted = "; ".join(WANTED[part] for part in PARTS if part in new)
+                wanted = "; ".join(WANTED[part] for part in WHOSE if part in new)
                 self._watch(
                     Note(
                         f"{when}, {where}: {tell_new(evaluation, frame, atom)}, where 1 is the edge of training: "
@@ -471,7 +465,7 @@ def _novelty_columns(evaluation: Evaluation) -> dict[str, list[Any]]:
     if novelty is None:
         return dict.fromkeys(NOVELTY, nothing)
     parts = {part: np.maximum.reduceat(of, evaluation.ptr[:-1]).tolist() for part, of in novelty.of.items()}
-    largest = (novelty.largest.tolist(), novelty.atom.tolist(), *(parts.get(part, nothing) for part in PARTS))
+    largest = (novelty.largest.tolist(), novelty.atom.tolist(), *(parts.get(part, nothing) for part in WHOSE))
     return dict(zip(NOVELTY, largest, strict=True))
 
 

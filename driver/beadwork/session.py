@@ -220,6 +220,7 @@ class Session:
                 not service.potential.weighs and len(set(service.potential.weights.tolist())) < 2
                 for service in services
             ),
+            "spread_of_delta_alone": any(service.potential.spread_of_delta_alone for service in services),
             "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
             "started": time.time(),
         }
@@ -295,8 +296,10 @@ class Session:
 
 
 def _elements(services: Sequence[Service]) -> list[str]:
-    """Symbols of all that is served with a committee, heaviest first."""
-    served = [service.numbers for service in services if len(service.potential.members) > 1]
+    """Symbols of all that has a spread or a novelty, heaviest first."""
+    served = [
+        service.numbers for service in services if len(service.potential.members) > 1 or service.potential.knows_novelty
+    ]
     return [chemical_symbols[z] for z in sorted({int(z) for numbers in served for z in numbers}, reverse=True)]
 
 
@@ -304,11 +307,15 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
     """What answers at this moment: the engines, and the hash of all models as the queue has it."""
     potentials = [service.potential for service in services]
     if not potentials:  # they are being loaded
-        return {"engines": [], "committee": None}
+        return {"engines": [], "committee": None, "spread_of_delta_alone": False}
     engines = dict.fromkeys(engine.name for potential in potentials for engine in potential.engines)
     # the forcefields' potentials are parts of one, so each holds all its cards; only those with members are swapped
     answers = next((p for p in potentials if p.members), potentials[0])
-    return {"engines": list(engines), "committee": committee(answers)}
+    return {
+        "engines": list(engines),
+        "committee": committee(answers),
+        "spread_of_delta_alone": answers.spread_of_delta_alone,
+    }
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,8 @@ from beadwork.frame import Frame
 from beadwork.ipi.simulation import read
 from beadwork.potential import engines
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.bundle import load_card
-from beadwork.potential.delta import Potential
+from beadwork.potential.bundle import CARD, NOVELTY, load_card
+from beadwork.potential.delta import Evaluation, Potential, load
 from beadwork.potential.marks import Marks
 from beadwork.potential.native import NativeEngine
 
@@ -129,3 +131,114 @@ def test_the_mark_is_the_guards() -> None:
     for mark in (0.999 * answer.spread.largest[0], 1.001 * answer.spread.largest[0]):
         (found,) = models.spread(answer, asked(mark_spread=mark))
         assert (found.colour == RED) == bool(Marks(spread=mark).breaches(answer))
+
+
+def start(name: str) -> Frame:
+    """The start structure of a shipped input."""
+    return read(ROOT / "inputs" / name / "input.xml").systems[0].frame()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Potential:
+    """The shipped baseline and one Δ model, which know what they were trained on."""
+    return load(MODELS / "baseline", [MODELS / "delta-0"], "torchscript")
+
+
+@pytest.fixture(scope="module")
+def proton(shipped: Potential) -> Evaluation:
+    """The excess proton's start structure, evaluated."""
+    return shipped.evaluate([start("zundel-water")])
+
+
+def test_water_is_known_and_a_proton_is_not(shipped: Potential, proton: Evaluation) -> None:
+    """The shipped start of liquid water is green. The proton's is amber, and says of which atom, of which element and
+    for whom: the oxygen of the hydronium ion, which is atom 0, for both; and what is to be done for either.
+    """
+    (found,) = models.novelty(shipped.evaluate([start("water")]), shipped, [start("water")], asked())
+    assert (found.colour, found.remedy) == (GREEN, "")
+    (found,) = models.novelty(proton, shipped, [start("zundel-water")], asked(queue="q"))
+    assert (found.colour, found.topic, found.code) == (AMBER, "novelty", 0)
+    assert re.match(
+        r"the novelty of atom 0 \(O\) is 3\.\d\d for the baseline and [12]\.\d\d for Δ, the larg", found.text
+    )
+    assert "no model here has seen such an atom (new atoms: 1 O and 3 H)" in found.text
+    assert "frames will be kept from the first step on" in found.text
+    assert "labels of its own" in found.remedy
+    assert "such frames want labels" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "colour", "said"),
+    [
+        ({}, AMBER, "without --queue no frame is kept"),
+        ({"queue": "q", "keep_novelty": 4.0}, AMBER, "--keep-novelty 4 of both keeps no such frame"),
+        ({"queue": "q", "keep_novelty": 2.8}, AMBER, "frames will be kept from the first step on"),
+        ({"queue": "q", "keep_novelty": 2.8, "keep_novelty_of": "delta"}, AMBER, "2.8 of delta keeps no such frame"),
+        ({"mark_novelty": 4.0}, AMBER, "without --queue no frame is kept"),
+        ({"mark_novelty": 2.0}, RED, "above the mark of 2 (--mark-novelty): the run would end at its first step"),
+        ({"mark_novelty": 2.0, "on_mark": "count"}, AMBER, "the run goes on, as --on-mark says"),
+    ],
+)
+def test_novelty_is_looked_at_as_the_run_does(
+    shipped: Potential, proton: Evaluation, settings: dict[str, object], colour: str, said: str
+) -> None:
+    """Red where the guard would stop the run, and nowhere else; what the queue would do is said."""
+    (found,) = models.novelty(proton, shipped, [start("zundel-water")], asked(**settings))
+    assert (found.colour, found.code) == (colour, GuardError.exit_code if colour == RED else 0)
+    assert said in found.text
+    assert (colour == RED) == bool(
+        asked(**settings).on_mark == "stop"
+        and Marks(
+            novelty=float(settings.get("mark_novelty", np.inf))  # type: ignore[arg-type]
+        ).breaches(proton)
+    )
+
+
+def test_a_low_mark_keeps_what_is_known(shipped: Potential) -> None:
+    """--keep-novelty below 1 keeps frames of water from the first step on: amber, as the spread's band is."""
+    frame = start("water")
+    (found,) = models.novelty(shipped.evaluate([frame]), shipped, [frame], asked(keep_novelty=0.3, queue="q"))
+    assert (found.colour, "has seen" in found.text) == (AMBER, False)
+    assert "frames will be kept from the first step on" in found.text
+    assert "--keep-novelty 1" in found.remedy
+
+
+def test_new_to_one_part_alone(shipped: Potential, proton: Evaluation) -> None:
+    """Whose novelty it is decides what is to be done: the other part's remedy is not there."""
+    assert proton.novelty is not None
+    known = replace(proton.novelty, of={**proton.novelty.of, "delta": np.full(97, 0.5)})
+    (found,) = models.novelty(replace(proton, novelty=known), shipped, [start("zundel-water")], asked())
+    assert "the baseline has not seen such an atom" in found.text
+    assert "labels of its own" in found.remedy
+    assert "such frames" not in found.remedy
+
+
+def test_models_that_do_not_know_what_they_learned_from(tmp_path: Path, shipped: Potential) -> None:
+    """One amber line names them, with the command; a part that does know still speaks."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(MODELS / "delta-0", bundle)
+    (bundle / NOVELTY).unlink()
+    card = re.sub(r'(?m)^"novelty.npz" = .*\n', "", (bundle / CARD).read_text())
+    (bundle / CARD).write_text(card)
+    potential = load(MODELS / "baseline", [bundle], "torchscript")
+    assert "what delta-0 learned from is not known" in potential.notes[-1]
+    frame = start("water")
+    lacking, found = models.novelty(potential.evaluate([frame]), potential, [frame], asked())
+    assert (lacking.colour, found.colour) == (AMBER, GREEN)
+    assert lacking.text.startswith("what delta-0 learned from is not known")
+    assert lacking.remedy.startswith(f"beadwork models novelty {bundle} --frames FILE")
+    assert "Δ" not in found.text
+
+
+@pytest.mark.parametrize(("name", "alone"), [("water-revpbe0-d3", True), ("water-highlevel", False)])
+def test_of_what_the_spread_speaks(name: str, alone: bool) -> None:
+    """D3 was learned as the difference of two levels, so what the baseline misses of revPBE0 is in no spread; MP2 as
+    label minus the baseline's own answer, so it is.
+    """
+    cards = [load_card(ROOT / "models" / name / bundle) for bundle in ("baseline", "delta-0", "delta-1")]
+    potential = Potential(Harmonic(1.0), [Harmonic(1.0), Harmonic(2.0)])
+    potential.cards = tuple(cards)
+    assert potential.spread_of_delta_alone == alone
+    one = Potential(Harmonic(1.0), [Harmonic(1.0)])
+    one.cards = tuple(cards[:2])
+    assert not one.spread_of_delta_alone  # there is no spread

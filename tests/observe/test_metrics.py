@@ -7,6 +7,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,30 @@ def test_every_number_is_the_one_put_in(metrics: Metrics, pace: Pace) -> None:
     assert {name: after[name] for name in expected} == pytest.approx(expected)
     assert after["beadwork_last_answer_timestamp_seconds"] > 1.6e9
     assert after["beadwork_process_resident_memory_bytes"] > 1e7
+
+
+def test_novelty_is_there_once_a_model_knows(metrics: Metrics, pace: Pace) -> None:
+    """A gauge for each part and two counters; before, and without such models, no number at all, for 0 would say that
+    nothing was new. A new committee that does not know makes it NaN."""
+
+    def seen(**novelty: Any) -> dict[str, float]:
+        told = replace(event(1), **novelty)
+        pace(told)
+        metrics(told)
+        return {name: value for name, value in scrape(metrics.address).items() if "new_" in name or "novelty" in name}
+
+    assert seen() == {}
+    seen(novelty={"baseline": 3.5, "delta": 0.5}, new_structures=2, new_atoms=6)
+    after = seen(novelty={"baseline": 1.5, "delta": 0.25}, new_structures=1, new_atoms=1)
+    assert {name: value for name, value in after.items() if not name.endswith("created")} == {
+        "beadwork_novelty part=baseline": 1.5,
+        "beadwork_novelty part=delta": 0.25,
+        "beadwork_new_structures_total": 3,
+        "beadwork_new_atoms_total": 7,
+    }
+    after = seen(novelty={"baseline": 0.5})
+    assert math.isnan(after["beadwork_novelty part=delta"])
+    assert after["beadwork_new_atoms_total"] == 7
 
 
 def test_an_ipi_under_way(metrics: Metrics, pace: Pace) -> None:

@@ -91,6 +91,37 @@ def test_trend_is_against_the_running_mean(clock: Clock, newest: float, trend: s
     assert pace.mean_spread == pytest.approx((40 * 0.01 + 10 * newest) / 50)
 
 
+def new(address: str, step: int, novelty: dict[str, float], atoms: int = 0) -> Evaluated:
+    """An evaluation with novelty."""
+    return replace(event(step), address=address, novelty=novelty, new_structures=bool(atoms), new_atoms=atoms)
+
+
+def test_novelty_is_that_of_all_parts(clock: Clock) -> None:
+    """Baseline and Δ at addresses of their own have one each; the larger one is named, and atoms add up."""
+    pace = Pace()
+    assert pace.novelty == pace.facts()["novelty"] == {}
+    for told in (new("base", 0, {"baseline": 3.2}, 5), new("delta", 0, {"delta": 1.4}, 2), Kept(1, 0, 0, 0.1)):
+        pace(told)
+    pace(Kept(2, 0, 0, 0.1, ("spread", "novelty")))
+    facts = pace.facts()
+    assert facts["novelty"] == {"baseline": 3.2, "delta": 1.4}
+    assert (facts["new_structures"], facts["new_atoms"]) == (2, 7)
+    assert facts["frames_kept_for"] == {"spread": 2, "novelty": 1}
+    said = "; ".join(words(facts, 10))
+    assert "novelty 3.20 (baseline), spread 0.01 eV/Å; frames kept: 2, 1 of them for novelty" in said
+    pace(new("base", 1, {"baseline": 0.5}))
+    assert "novelty 1.40 (Δ)" in "; ".join(words(pace.facts(), 10))
+    pace(new("delta", 1, {}))  # a committee that does not know was taken up
+    assert pace.novelty == {"baseline": 0.5}
+
+
+def test_novelty_without_a_committee(clock: Clock) -> None:
+    """A baseline alone may know what it was trained on."""
+    pace = Pace()
+    pace(replace(new("a", 0, {"baseline": 0.5}), force_spread=None))
+    assert words(pace.facts(), 10)[1] == "novelty 0.50 (baseline); frames kept: 0"
+
+
 def test_step_is_that_of_ipi(clock: Clock) -> None:
     """Served from a RESTART at step 500, the count goes on from there."""
     pace = Pace(first=500)
@@ -186,21 +217,26 @@ def test_a_terminal_that_is_gone_ends_no_run(clock: Clock, monkeypatch: pytest.M
 
 
 def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step, days' worth, spread with its arrow, frames kept and shares stand in one line that is written over."""
+    """Step, pace, novelty, spread with its arrow, frames kept and shares stand in one line that is written over."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(progress_module, "tqdm", _eager(progress_module.tqdm))
     pace = Pace(time_step=0.5)
     progress = Progress(pace, 30)
-    events: list[Event] = [event(step) for step in range(25)]
-    for told in [*events, Kept(1, 24, 0, 0.1), event(25)]:
+    events: list[Event] = [new("a", step, {"baseline": 1.2, "delta": 3.25}) for step in range(26)]
+    for told in [*events[:-1], Kept(1, 24, 0, 0.1), events[-1]]:
         pace(told)
         progress(told)
     progress.close()
     last = terminal.getvalue().split("\r")[-1]
     assert last.startswith("25/30 |")
-    for part in ("ns/day", "spread 0.01 eV/Å →", "kept 1", "i-PI 10 %, models 75 %, graph 10 %, rest 5 %"):
+    for part in (
+        "ns/day",
+        "novelty 3.25 (Δ), spread 0.01 eV/Å →",
+        "kept 1",
+        "i-PI 10 %, models 75 %, graph 10 %, rest 5 %",
+    ):
         assert part in last
     assert terminal.getvalue().count("\n") == 1  # the one that leaves the last line standing
 

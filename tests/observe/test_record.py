@@ -122,6 +122,18 @@ def test_picture_is_drawn_from_ipis_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert [line[0] for line in spread] == [[0.0, 0.5, 1.0, 1.5, 2.0]] * 2
 
 
+def test_novelty_has_a_panel_where_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Baseline and Δ, and the edge of training at 1; without such models the picture has three panels, as before."""
+    record = Record(tmp_path)
+    for step in range(3):
+        record(replace(event(step, 2), novelty={"baseline": 0.5 + step, "delta": 0.25}))
+    record.close(record.summary())
+    *_, novelty = drawn(tmp_path, monkeypatch)
+    assert [line[1] for line in novelty] == [[0.5, 1.5, 2.5], [0.25] * 3, [1, 1]]
+    recorded(tmp_path, 3, {})
+    assert len(drawn(tmp_path, monkeypatch)) == 3
+
+
 def test_a_picture_of_the_spread_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """i-PI may have written no properties, or run elsewhere: what beadwork knows is drawn."""
     (tmp_path / "a.out").write_text("# column   1     --> step : a\n")

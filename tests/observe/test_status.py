@@ -93,6 +93,27 @@ def test_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(writes) == 2  # at the start, and one second later
 
 
+def test_what_the_spread_speaks_of_stands_beside_it(status: Status) -> None:
+    """Of a spread of Δ alone it is said, once; of others, where there is none, and by older files it is not."""
+    sentence = "what the baseline misses of its own reference is not in it"
+    assert tell(changed(status, spread_of_delta_alone=True))[0].count(sentence) == 1
+    for values in ({}, {"spread_of_delta_alone": False}, {"spread_of_delta_alone": True, "force_spread": None}):
+        assert sentence not in tell(changed(status, **values))[0]
+
+
+def test_novelty_stands_beside_the_spread(status: Status) -> None:
+    """With the part that it is new to; a file of an older beadwork, which has no novelty, is still read."""
+    assert "novelty" not in tell(changed(status))[0]
+    said, _ = tell(changed(status, novelty={"baseline": 1.1, "delta": 2.5}))
+    assert "novelty 2.50 (Δ), spread 0.02 eV/Å" in said
+    older = {
+        key: value
+        for key, value in changed(status).items()
+        if key not in ("novelty", "new_structures", "new_atoms", "frames_kept_for", "spread_of_delta_alone")
+    }
+    assert tell(older) == tell(changed(status))
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_is_dead(status: Status, how: int) -> None:
     """No process of that number any more, or a zombie: said in plain words, and no success for a script."""

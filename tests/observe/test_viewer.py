@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,51 @@ def test_spreads_arrive_with_units_and_the_map_is_steps() -> None:
     assert made["settings"]["map"]["x"] == {"property": "step"}
     assert made["settings"]["map"]["y"] == {"property": "largest force spread"}
     assert made["settings"]["structure"][0]["color"]["property"] == "force spread (meV/Å)"
+
+
+def new(row: int, why: tuple[str, ...], **novelty: float) -> viewer.Shown:
+    """One frame whose first atom has this much novelty for these parts, and the others a tenth of it."""
+    of = {part: value * np.array([1, 0.1, 0.1]) for part, value in novelty.items()}
+    return replace(shown(row, row, WATER), novelty=of, why=why)
+
+
+def test_novelty_stands_beside_the_spread_of_every_atom() -> None:
+    """For baseline and Δ; where a frame was kept for it, it is what is seen first: the newest frame, coloured by the
+    part to which it is newest, and a sign for what each was kept for."""
+    rows = [new(1, ("spread",), baseline=0.5, delta=0.25), new(2, ("novelty",), baseline=2.0, delta=4.0)]
+    made = json.loads(viewer.data(rows, "frames kept"))
+    properties = made["properties"]
+    assert properties["novelty for the baseline"]["values"] == pytest.approx([0.5, 0.05, 0.05, 2, 0.2, 0.2])
+    assert properties["novelty for Δ"]["target"] == "atom"
+    assert properties["force spread (meV/Å)"]["target"] == "atom"
+    assert properties["largest novelty"]["values"] == [0.5, 4.0]
+    assert properties["kept for"]["values"] == ["spread", "novelty"]
+    settings = made["settings"]
+    assert settings["map"]["y"] == settings["map"]["color"] | {} == {"property": "largest novelty"}
+    assert settings["map"]["symbol"] == "kept for"
+    assert settings["structure"][0]["color"]["property"] == "novelty for Δ"
+    assert settings["pinned"] == [1]
+
+
+def test_the_spread_is_seen_first_where_none_was_kept_for_novelty() -> None:
+    """As before; and novelty that one frame lacks, which an older beadwork kept, is not shown for the others."""
+    rows = [new(1, ("spread",), baseline=0.5), new(2, ("spread",), baseline=0.25)]
+    made = json.loads(viewer.data(rows, "frames kept"))
+    assert made["settings"]["map"]["y"] == {"property": "largest force spread"}
+    assert "symbol" not in made["settings"]["map"]
+    assert "novelty for Δ" not in made["properties"]
+    made = json.loads(viewer.data([shown(3, 3, WATER), new(4, ("novelty",), baseline=3.0)], "frames kept"))
+    assert not [name for name in made["properties"] if "novelty" in name]
+    assert made["settings"]["map"]["y"] == {"property": "largest force spread"}
+
+
+def test_novelty_without_a_committee() -> None:
+    """A baseline that knows what it was trained on keeps frames without any spread, which is NaN: the page has them."""
+    row = replace(new(1, ("novelty",), baseline=3.0), force_spread=np.full(3, np.nan), energy_spread=np.nan)
+    made = json.loads(viewer.data([row, replace(row, row=2)], "frames kept"))
+    assert not [name for name in made["properties"] if "spread" in name]
+    assert made["settings"]["map"]["y"] == {"property": "largest novelty"}
+    assert made["settings"]["structure"][0]["color"]["property"] == "novelty for the baseline"
 
 
 def test_what_is_not_known_is_left_out() -> None:

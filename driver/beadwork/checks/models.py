@@ -1,24 +1,30 @@
-"""The models: made for each other, true to their own energies, the same in every engine, and sure of the start."""
+"""The models: made for each other, true to their own energies and in every engine, sure of the start and its kind."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from beadwork.checks.finding import AMBER, GREEN, RED, Finding, split
 from beadwork.checks.structure import name
 from beadwork.config import ServeConfig
 from beadwork.errors import GuardError, ModelError
+from beadwork.events import WHOSE
 from beadwork.frame import Frame
+from beadwork.harvest.row import novelty_of
 from beadwork.harvest.select import force_marks
 from beadwork.potential.bundle import Card, load_committee, worse_than_baseline
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.engines import TOLERANCE, compare, compare_dense
 from beadwork.potential.graph import build
+from beadwork.potential.marks import WANTED, tell_new
 from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.novelty import NEW
 from beadwork.potential.torchscript import TorchScriptEngine
 
 #: Å, and relative strain, for differences of the energy. With four points the error of the formula, h^4/30 times the
@@ -162,6 +168,62 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
         )
     else:
         yield Finding(GREEN, "spread", ", and ".join(f"{text}, below {band}" for text, band, _ in below) or where)
+
+
+def novelty(
+    answer: Evaluation, potential: Potential, frames: Sequence[Frame], config: ServeConfig
+) -> Iterator[Finding]:
+    """Whether the models learned from atoms like those of the start; frames: what was evaluated."""
+    if lacking := [card for card in potential.cards if card.novelty is None]:
+        yield Finding(
+            AMBER,
+            "novelty",
+            f"what {_and([card.name for card in lacking])} learned from is not known, so nobody says which atoms are "
+            "new to it",
+            f"beadwork models novelty {' '.join(str(card.path) for card in lacking)} --frames FILE, the frames that it "
+            "was trained on",
+        )
+    if answer.novelty is None:
+        return
+    found, numbers = answer.novelty, np.concatenate([frame.numbers for frame in frames])
+    atom = int(found.atoms.argmax())
+    worst, frame = float(found.atoms[atom]), frames[int(np.searchsorted(answer.ptr, atom, side="right")) - 1]
+    text = f"{tell_new(answer, frame, atom)}, the largest at the start, where 1 is the edge of training"
+    parts = [part for part, of in found.of.items() if of[atom] > NEW]
+    if parts:
+        everyone = len(parts) == bool(potential.baseline) + bool(potential.members)
+        whom = "no model here has" if everyone else f"{_and([WHOSE[part] for part in parts])} has not"
+        many = Counter(chemical_symbols[z] for z in numbers[found.atoms > NEW])
+        told = _and([f"{n} {symbol}" for symbol, n in many.items()])
+        where = f" in {len(frames)} structures" if len(frames) > 1 else ""
+        text += f": {whom} seen such an atom (new atoms: {told}{where})"
+    if worst > config.mark_novelty:
+        stops = config.on_mark == "stop"
+        yield Finding(
+            RED if stops else AMBER,
+            "novelty",
+            f"{text}; it is above the mark of {config.mark_novelty:g} (--mark-novelty): "
+            + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
+            "relax the start structure, or label frames like it and train; --mark-novelty moves the mark",
+            GuardError.exit_code if stops else 0,
+        )
+        return
+    asks = novelty_of(found.of, config.keep_novelty_of)
+    keeps = asks is not None and float(asks.max()) >= config.keep_novelty
+    if parts or keeps:
+        kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
+        if not keeps:
+            kept = f"--keep-novelty {config.keep_novelty:g} of {config.keep_novelty_of} keeps no such frame"
+        wanted = (WANTED[part] for part, of in found.of.items() if (of > NEW).any())
+        remedy = "; ".join(wanted) or f"--keep-novelty {NEW:g} keeps what is new and no more"
+        yield Finding(AMBER, "novelty", f"{text}; {kept}", remedy)
+    else:
+        yield Finding(GREEN, "novelty", text)
+
+
+def _and(names: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Iterator[Finding]:

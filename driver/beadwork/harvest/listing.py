@@ -12,6 +12,7 @@ from typing import Any
 
 from beadwork.disk import in_place, whole
 from beadwork.errors import ConfigError, QueueError
+from beadwork.events import WHOSE
 from beadwork.harvest.row import Row
 
 #: of the files that `export` writes
@@ -21,8 +22,6 @@ _HEADER = (
     *("novelty", "of atom", "new to", "kept for", "kept at"),
 )
 _UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "", "", "", "", "")
-#: to whom an atom is new, in words
-_WHOSE = {"baseline": "the baseline", "delta": "Δ"}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -195,13 +194,13 @@ def _newest(row: Row) -> tuple[str, str, str]:
     if row.kept.newest is None:
         return "?", "?", "?"
     value, atom, part = row.kept.newest
-    return f"{value:.2f}", _named(row, atom), _WHOSE[part]
+    return f"{value:.2f}", _named(row, atom), WHOSE[part]
 
 
 def _novelty(row: Row) -> list[tuple[str, str]]:
     """The largest novelty for each part that knows, with its atom."""
     found = [
-        (f"novelty for {_WHOSE[part]}", f"{of.max():.2f}, atom {_named(row, int(of.argmax()))}")
+        (f"novelty for {WHOSE[part]}", f"{of.max():.2f}, atom {_named(row, int(of.argmax()))}")
         for part, of in sorted(row.kept.novelty.items())
     ]
     return found or [("novelty", "unknown: no model says what it was trained on")]

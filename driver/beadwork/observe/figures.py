@@ -21,6 +21,8 @@ COLOURS = ("#3b82c4", "#c96f1a", "#2a9d6f", "#c0508c", "#8a6fd1", "#8f8420", "#7
 _INK = "#010203"
 #: points of a line; more are drawn as stretches
 _POINTS = 1500
+#: above so much novelty an axis goes by decades, or what is below 1 could not be seen
+TALL = 10.0
 _STYLE = {
     "svg.fonttype": "path",  # drawn, so that no font that is missing can shift or cut a label
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -87,18 +89,21 @@ def series(
     level: tuple[str, float] | None = None,
     points: tuple[str, FloatArray, FloatArray] | None = None,
     from_zero: bool = False,
+    decades: bool = False,
 ) -> str:
-    """Curves over one axis of time; level: a line with a name; points: (name, x, y)."""
+    """Curves over one axis of time; level: a line with a name; points: (name, x, y); decades: a logarithmic axis."""
     figure, panel = _start()
     for colour, (name, y) in zip(COLOURS, curves.items(), strict=False):
         _line(panel, x, y, colour, name)
     if points is not None and len(points[1]):
-        panel.plot(points[1], points[2], "o", ms=5, mfc="none", mec=COLOURS[1], mew=1.4, label=points[0])
+        panel.plot(points[1], points[2], "o", ms=5, mfc="none", mec=COLOURS[len(curves)], mew=1.4, label=points[0])
     if level is not None:
         panel.axhline(level[1], color="#7a7a7a", ls="--", lw=1.2, label=level[0])
     panel.set_xlabel(x_label)
     panel.set_ylabel(y_label)
-    if from_zero:
+    if decades:
+        panel.set_yscale("log")
+    elif from_zero:
         panel.set_ylim(bottom=0)
     _legend(figure, panel)
     return _svg(figure, title)

@@ -77,6 +77,19 @@ class Metrics:
             "Largest of any atom in the last evaluation",
             lambda: pace.spread,
         )
+        self._novelty = Gauge(
+            "beadwork_novelty",
+            "Largest of any atom in the last evaluation, by the part that it is new to; 1 is the edge of training",
+            ["part"],
+            registry=registry,
+        )
+        # registered once a model is known to know what it was trained on: a 0 would say that nothing was new
+        self._registry = registry
+        self._parts: set[str] = set()
+        self._new_structures = Counter(
+            "beadwork_new_structures", "Structures with an atom of a novelty above 1", registry=None
+        )
+        self._new_atoms = Counter("beadwork_new_atoms", "Atoms of a novelty above 1", registry=None)
         gauge("beadwork_step", "i-PI's step", lambda: None if pace.joined else pace.step)
         gauge("beadwork_total_steps", "The step at which i-PI ends", lambda: total)
         gauge("beadwork_nanoseconds_per_day", "Pace of the last hundred steps", lambda: pace.ns_per_day)
@@ -120,6 +133,18 @@ class Metrics:
         if event.energy_spread is not None:
             self._energy_spread.set(event.energy_spread)
         self._answered.set_to_current_time()
+        self._add_novelty(event)
+
+    def _add_novelty(self, event: Evaluated) -> None:
+        novelty = self._pace.novelty
+        if novelty and not self._parts:
+            self._registry.register(self._new_structures)
+            self._registry.register(self._new_atoms)
+        self._parts |= novelty.keys()
+        for part in self._parts:  # NaN where a new committee knows less
+            self._novelty.labels(part).set(novelty.get(part, float("nan")))
+        self._new_structures.inc(event.new_structures)
+        self._new_atoms.inc(event.new_atoms)
 
     def _info(self) -> None:
         """The models change only where something is said of it, so a change is there with the next event."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from beadwork.events import Evaluated, Event, Joined, Kept, Lost
+from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, Lost
 
 #: steps and evaluations that "now" is a mean over
 WINDOW = 100
@@ -28,6 +28,10 @@ PARTS = {
 }
 
 
+#: of a spread with which that is so (`Potential.spread_of_delta_alone`)
+OF_DELTA_ALONE = "the spread speaks of Δ alone: what the baseline misses of its own reference is not in it"
+
+
 class Pace:
     """Counts and times what it is told; give it every event before those who look at it.
 
@@ -40,8 +44,12 @@ class Pace:
         self.evaluations = 0
         self.joined = False  #: `step` is this server's count, as i-PI had begun before
         self.kept = 0
+        self.kept_for: Counter[str] = Counter()  #: a frame may be kept for two reasons
+        self.new_structures = 0  #: with an atom above `potential.novelty.NEW`, since the start
+        self.new_atoms = 0
         self.spread: float | None = None  #: eV/Å, the largest of the last evaluation that has one
         self.answered: float | None = None  #: when the last answer had left, on the monotonic clock
+        self._novelty: dict[str, Mapping[str, float]] = {}  # by address, for the parts may have one each
         self._first = first
         self._time_step = time_step
         self._forcefields = forcefields
@@ -56,6 +64,7 @@ class Pace:
         """Take one event in."""
         if isinstance(event, Kept):
             self.kept += 1
+            self.kept_for.update(event.why)
         elif isinstance(event, Joined):
             self.joined = True
             self.step = self._first = 0
@@ -72,6 +81,9 @@ class Pace:
         if event.force_spread is not None:
             self.spread = event.force_spread
             self._spreads.append(event.force_spread)
+        self._novelty[event.address] = event.novelty
+        self.new_structures += event.new_structures
+        self.new_atoms += event.new_atoms
         if self._resumed or event.step == 0:  # the first also loads and compiles
             self._resumed = False
         else:
@@ -122,6 +134,15 @@ class Pace:
         return "rising" if newest > mean else "falling"
 
     @property
+    def novelty(self) -> dict[str, float]:
+        """The largest of any atom, by the part that it is new to; of the last evaluations, empty where none knows."""
+        found: dict[str, float] = {}
+        for of in self._novelty.values():
+            for part, value in of.items():
+                found[part] = max(value, found.get(part, 0.0))
+        return found
+
+    @property
     def shares(self) -> dict[str, float]:
         """Of the time of the last hundred evaluations: i-PI's, the models', the graph's and the rest; they sum to 1."""
         sums: dict[str, float] = defaultdict(float)
@@ -143,7 +164,11 @@ class Pace:
             "force_spread": self.spread,
             "force_spread_mean": self.mean_spread,
             "trend": self.trend,
+            "novelty": self.novelty,
+            "new_structures": self.new_structures,
+            "new_atoms": self.new_atoms,
             "frames_kept": self.kept,
+            "frames_kept_for": dict(self.kept_for),
             "shares": self.shares,
         }
 
@@ -161,10 +186,20 @@ def words(facts: Mapping[str, Any], total: int) -> list[str]:
         far += f", {facts['ns_per_day']:.3g} ns a day" if facts["ns_per_day"] else ""
         far += "" if joined else f", {span((total - facts['step']) * seconds)} left"
     sure = f"frames kept: {facts['frames_kept']}"
+    if new := facts.get("frames_kept_for", {}).get("novelty"):
+        sure += f", {new} of them for novelty"
     if facts["force_spread"] is not None:
         trend = f", {facts['trend']}" if facts["trend"] else ""
         sure = f"spread {facts['force_spread']:.3g} eV/Å{trend}; {sure}"
+    if novelty := facts.get("novelty"):
+        sure = f"{novelty_words(novelty)}{'; ' if facts['force_spread'] is None else ', '}{sure}"
     return [far, sure] + ([share_words(facts["shares"])] if facts["shares"] else [])
+
+
+def novelty_words(novelty: Mapping[str, float]) -> str:
+    """'novelty 3.20 (baseline)': the largest, and the part that it is new to."""
+    part = max(novelty, key=lambda part: novelty[part])
+    return f"novelty {novelty[part]:.2f} ({WHOSE[part].removeprefix('the ')})"
 
 
 def share_words(shares: Mapping[str, float]) -> str:

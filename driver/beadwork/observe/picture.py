@@ -1,4 +1,4 @@
-"""run.png: temperature, energy and spread against time, from what i-PI and beadwork wrote."""
+"""run.png: temperature, energy, spread and novelty against time, from what i-PI and beadwork wrote."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from beadwork.events import WHOSE
+from beadwork.observe.figures import TALL
 from beadwork.observe.run import load
 
 
 def draw(folder: Path) -> str:
-    """Draw what there is of the three panels, and return a sentence that says where it is or why it is not.
+    """Draw what there is of the panels, and return a sentence that says where it is or why it is not.
 
     folder: of the run. Needs matplotlib (extra `plots`) and one evaluation. Raises what `load` raises.
     """
@@ -31,7 +33,9 @@ def draw(folder: Path) -> str:
     steps = [series.steps for series in shown.values()] + [run.record[:, 0] + first]
     together, label = run.clock(np.concatenate(steps))
     *clocks, ours = np.split(together, np.cumsum([len(part) for part in steps])[:-1])
-    figure, panels = pyplot.subplots(3, 1, sharex=True, figsize=(7, 7), constrained_layout=True)
+    new = run.novelty_of_parts
+    rows = 4 if new else 3
+    figure, panels = pyplot.subplots(rows, 1, sharex=True, figsize=(7, 7 * rows / 3), constrained_layout=True)
     # units as the XML asked for them
     units = {"temperature": "not written", "energy": "not written"}
     for (name, series), where in zip(shown.items(), clocks, strict=True):
@@ -55,9 +59,19 @@ def draw(folder: Path) -> str:
     panels[2].plot(ours, 1e3 * run.record[:, 4], lw=1, label="largest force spread (meV/Å)")
     panels[2].plot(ours, 1e3 * run.record[:, 3], lw=1, label="energy spread, mean over beads (meV)")
     panels[2].set_ylabel("committee spread")
-    panels[2].set_xlabel(label)
     panels[2].set_ylim(bottom=0)
     panels[2].legend(frameon=False)
+    if new:
+        for part, values in new.items():
+            panels[3].plot(ours, values, lw=1, label=f"largest novelty for {WHOSE[part]}")
+        panels[3].axhline(1, color="0.4", ls=":", lw=1, label="1: the edge of training")
+        panels[3].set_ylabel("novelty")
+        if max(float(np.nanmax(values)) for values in new.values()) > TALL:
+            panels[3].set_yscale("log")
+        else:
+            panels[3].set_ylim(bottom=0)
+        panels[3].legend(frameon=False)
+    panels[-1].set_xlabel(label)
     picture = folder / "run.png"
     figure.savefig(picture, dpi=130)
     pyplot.close(figure)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from beadwork.disk import telling
 from beadwork.events import Evaluated, Event, Joined, Lost, Note, TakenUp
-from beadwork.observe.pace import Pace, share_words, words
+from beadwork.observe.pace import Pace, novelty_words, share_words, words
 
 #: seconds between two lines where there is no terminal
 QUIET = 30.0
@@ -17,7 +17,7 @@ ARROWS = {"rising": "↗", "steady": "→", "falling": "↘", "": ""}
 
 
 class Progress:
-    """Shows steps, pace, spread and its trend, frames kept and where the time goes; on stderr.
+    """Shows steps, pace, novelty, spread and its trend, frames kept and where the time goes; on stderr.
 
     pace: told of every event before this is. total: the step at which i-PI ends.
     """
@@ -76,6 +76,8 @@ class Progress:
         parts = [] if pace.step is not None else [f"evaluation {pace.evaluations}, step not known"]
         if pace.ns_per_day:
             parts.append(f"{pace.ns_per_day:.3g} ns/day")
+        if novelty := pace.novelty:
+            parts.append(novelty_words(novelty))
         if pace.spread is not None:
             parts.append(f"spread {pace.spread:.3g} eV/Å {ARROWS[pace.trend]}".rstrip())
         parts.append(f"kept {pace.kept}")

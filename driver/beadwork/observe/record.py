@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.disk import put_aside, write_whole, writing
-from beadwork.events import Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, TakenUp
+from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, TakenUp
 from beadwork.potential.novelty import NEW
 
 #: what stands in beadwork.out where i-PI's step is not known
@@ -25,7 +25,6 @@ PASSED = {
     "limit": "--keep-most are kept",
     "alike": "they are like one kept before",
 }
-_WHOSE = {"baseline": "the baseline", "delta": "Δ"}
 COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
 #: the last columns, before those of the elements' novelty
 NOVELTY = ("novelty_baseline", "novelty_delta")
@@ -227,7 +226,7 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
             f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
         )
     if (new := summary["novelty"]) is not None:
-        largest = ", ".join(f"{value:.2f} for {_WHOSE[part]}" for part, value in new["largest"].items())
+        largest = ", ".join(f"{value:.2f} for {WHOSE[part]}" for part, value in new["largest"].items())
         lines.append(
             f"novelty (1: the edge of training): at most {largest}; above {NEW:g} in {new['new_structures']} of "
             f"{new['structures']} structures, {new['new_atoms']} atoms"

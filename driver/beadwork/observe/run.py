@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beadwork.errors import ConfigError
+from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
 from beadwork.observe import outputs
 from beadwork.observe.outputs import Series
@@ -37,6 +38,11 @@ class Run:
     properties: dict[str, Series]
     kept: list[Shown]
     gaps: dict[str, str]
+
+    @property
+    def novelty_of_parts(self) -> dict[str, FloatArray]:
+        """(evaluations,) the largest novelty, for each part that knew what it was trained on."""
+        return {part: self.novelty[part] for part in WHOSE if np.isfinite(self.novelty.get(part, np.nan)).any()}
 
     @property
     def directory(self) -> Path:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time as clock
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from ase.data import atomic_numbers, covalent_radii
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ipi.utils.units import unit_to_internal
+from numpy.typing import NDArray
 
+from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
 from beadwork.observe import figures, outputs, viewer
-from beadwork.observe.pace import PARTS
+from beadwork.observe.pace import OF_DELTA_ALONE, PARTS
 from beadwork.observe.radial import FARTHEST, Radial, deviations, matched, offsets, radial, reweight
 from beadwork.observe.run import Run
 from beadwork.observe.viewer import Shown
+from beadwork.potential.novelty import NEW
 
-#: frames that the viewer is given, the most uncertain ones; each is some ten kB of the page
+#: frames that the viewer is given, the most uncertain and the newest; each is some ten kB of the page
 MOST_FRAMES = 300
 #: how bead positions are had from i-PI
 POSITIONS = (
@@ -33,6 +39,27 @@ ENERGIES = {
     "thermostat, and should go nowhere but for a jump at the start. If it climbs or falls steadily, the time step is "
     "too long, or the forces are not those of the energy.",
 }
+#: what is to be done about novelty above the edge, by the part
+ASKS = {
+    "baseline": "What is new to the baseline wants labels of the baseline's own level and a new baseline: labels for Δ "
+    "leave it as new as it is.",
+    "delta": "What is new to Δ wants labels of the high level, and Δ will know it.",
+}
+#: how the viewer is read
+UNCERTAIN_FIRST = (
+    "Left, a point a frame: when it was kept, and its largest force spread. Right, the frame whose point was clicked, "
+    "to be turned with the mouse: bright atoms are those on whose force the committee disagrees, dark ones are sure; "
+    "large balls are heavy atoms. One bright molecule among dark ones is a rare geometry, and a label of this frame "
+    "teaches it. If all atoms glow, the committee does not know this phase at all."
+)
+NEWEST_FIRST = (
+    "Left, a point a frame: when it was kept, and its largest novelty; its sign, where there are two, says what it "
+    "was kept for. Right, the frame whose point was clicked, to be turned with the mouse: bright atoms are the "
+    "newest, and above 1 at the bar beside them the models have learned from no such atom; large balls are heavy "
+    "atoms. The settings (the three lines above the frame) colour by novelty for the baseline, by novelty for Δ or by "
+    "the force spread. An atom that is bright in novelty and dark in the spread is one on which the members agree "
+    "without having seen its like. If all atoms are above 1, the models know no such phase at all."
+)
 NO_PLOTS = "Pictures need matplotlib, which is not installed: <code>pip install 'beadwork[report]'</code>."
 
 
@@ -81,6 +108,9 @@ def headline(run: Run) -> str:
         tiles.append(("structures a bead-step", f"{summary['structures_per_bead_step']:.3f}", ""))
     if (spreads := run.record[:, 4][np.isfinite(run.record[:, 4])]).size:
         tiles.append(("largest force spread", f"{1e3 * spreads.max():.3g}", "meV/Å"))
+    if largest := {part: float(np.nanmax(values)) for part, values in run.novelty_of_parts.items()}:
+        part = max(largest, key=lambda part: largest[part])
+        tiles.append(("largest novelty", f"{largest[part]:.2f}", f"for {WHOSE[part]}"))
     tiles.append(("frames kept", f"{summary.get('frames_kept', len(run.kept))}", ""))
     cells = "".join(
         f"<div><dt>{name}</dt><dd>{escape(value)} <small>{unit}</small></dd></div>" for name, value, unit in tiles
@@ -169,13 +199,9 @@ def spread(run: Run) -> str:
         return "beadwork.out has no spread: the run had no committee of two Δ models at least."
     record = run.record[known]
     x, label = run.when(known)
-    marks = [(row.step, row.largest) for row in run.kept if row.step is not None]
-    when, high = (np.array(values, dtype=np.float64) for values in zip(*marks, strict=True)) if marks else ([], [])
-    # the unit of time is that of the whole run, not of its last kept frame
-    steps = record[:, 0] + run.first
-    last = int(np.nanargmax(steps)) if np.isfinite(steps).any() else None
-    size = x[last] / steps[last] if last is not None and steps[last] else 1.0
-    points = ("frames kept", (np.asarray(when) + run.first) * size, 1e3 * np.asarray(high))
+    kept_for = [row for row in run.kept if "spread" in row.why]
+    name = "frames kept" if len(kept_for) == len(run.kept) else "frames kept for it"
+    points = (name, *_when_kept(run, x, known, kept_for, [1e3 * row.largest for row in kept_for]))
     force = figures.series(
         x,
         label,
@@ -193,18 +219,84 @@ def spread(run: Run) -> str:
         "energy spread over time",
         from_zero=True,
     )
+    alone = f" {OF_DELTA_ALONE[0].upper()}{OF_DELTA_ALONE[1:]}." if run.about.get("spread_of_delta_alone") else ""
     return _figure(
         force,
         "How far the Δ models disagree about the force on the atom where they disagree most, in any bead. A level that "
         "stays is the committee's everyday uncertainty. A climb says that the run goes where the models have not been "
         "trained. Single peaks are rare events, and these are what the queue keeps (circles; one lies below the curve "
-        "where another bead of its step was higher).",
+        f"where another bead of its step was higher).{alone}",
     ) + _figure(
         energy,
         "How far they disagree about the energy of the whole system, the mean over the beads. What counts for averages "
         f"is how much of it changes from step to step, held against kT{_thermal_words(run)}: a disagreement that never "
         "changes shifts all energies alike and does no harm.",
     )
+
+
+def _when_kept(
+    run: Run, x: FloatArray, rows: NDArray[np.bool_], kept: Sequence[Shown], values: Sequence[float]
+) -> tuple[FloatArray, FloatArray]:
+    """Where frames stand in a picture over the times x of these rows of the record; those of unknown step nowhere."""
+    # the unit of time is that of the whole run, not of its last kept frame
+    steps = run.record[rows, 0] + run.first
+    last = int(np.nanargmax(steps)) if np.isfinite(steps).any() else None
+    size = x[last] / steps[last] if last is not None and steps[last] else 1.0
+    when = np.array([np.nan if row.step is None else row.step for row in kept], dtype=np.float64)
+    at = np.isfinite(when)
+    return (when[at] + run.first) * size, np.asarray(values, dtype=np.float64)[at]
+
+
+def novelty(run: Run, drawing: bool) -> str:
+    """The largest novelty over time, for baseline and Δ and by element, and how much of it was above the edge."""
+    parts = run.novelty_of_parts
+    words = ""
+    if new := run.summary.get("novelty"):
+        asked = " ".join(ASKS[part] for part, values in parts.items() if float(np.nanmax(values)) > NEW)
+        told = (
+            f"{new['new_structures']} of {new['structures']} structures have an atom above {NEW:g}, which is the edge "
+            f"of training; {new['new_atoms']} of their atoms are. {asked}"
+        )
+        words = f"<p>{escape(told)}</p>"
+    if not drawing:
+        return f"{words}<p>{NO_PLOTS}</p>"
+    x, label = run.when()
+    kept = [row for row in run.kept if "novelty" in row.why]
+    everything = np.ones(len(run.record), dtype=np.bool_)
+    look: dict[str, Any] = {
+        "level": ("1: the edge of training", NEW),
+        "decades": max(float(np.nanmax(values)) for values in parts.values()) > figures.TALL,
+        "from_zero": True,
+    }
+    over_time = figures.series(
+        x,
+        label,
+        {f"for {WHOSE[part]}": values for part, values in parts.items()},
+        "largest novelty (no unit)",
+        "novelty over time",
+        points=("frames kept for it", *_when_kept(run, x, everything, kept, [row.newest for row in kept])),
+        **look,
+    )
+    elements = {name: values for name, values in run.novelty.items() if name not in WHOSE}
+    elements = {name: values for name, values in elements.items() if np.isfinite(values).any()}
+    said = _figure(
+        over_time,
+        "How far the atom that is farthest from all training frames is from them, in any bead. Below 1 (dashed) the "
+        "models have learned from atoms like all of these. Above it they have not, and no spread, however small, says "
+        "what they are wrong by there; nor does novelty, which is no error. A level above 1 from the first step on: "
+        "the simulation is of another kind than the training frames. A climb: it goes there. Circles are frames that "
+        "the queue keeps for it.",
+    )
+    if elements:
+        by_element = figures.series(
+            x, label, elements, "largest novelty (no unit)", "novelty by element over time", **look
+        )
+        said += _figure(
+            by_element,
+            "The same by the element of the atom, the larger one of baseline and Δ. If one element alone is above 1, "
+            "look at its bonds in the frames kept.",
+        )
+    return words + said
 
 
 def _thermal_words(run: Run) -> str:
@@ -239,17 +331,35 @@ def kept(run: Run) -> tuple[str, list[str]]:
     if "queue" in run.gaps:
         return run.gaps["queue"], []
     program = viewer.program()
-    rows = sorted(run.kept, key=lambda row: -row.largest)[:MOST_FRAMES]
+    sure = [row for row in run.kept if not np.isnan(row.largest)]
+    known = [row for row in run.kept if not np.isnan(row.newest)]
+    uncertain = sorted(sure, key=lambda row: -row.largest)
+    newest = sorted(known, key=lambda row: -row.newest)
+    # in turn the most uncertain and the newest
+    ranked = [row for pair in zip_longest(uncertain, newest) for row in pair if row is not None]
+    rows = list({row.row: row for row in ranked or run.kept}.values())[:MOST_FRAMES]
     rows.sort(key=lambda row: row.row)
-    worst = max(rows, key=lambda row: row.largest)
-    atom = int(worst.force_spread.argmax())
-    symbol = worst.frame.to_atoms().symbols[atom]
-    words = (
-        f"{len(run.kept)} frames. The most uncertain is row {worst.row} of the queue, "
-        f"{1e3 * worst.largest:.3g} meV/Å on atom {atom} ({symbol})."
-    )
+    words = f"{len(run.kept)} frames"
+    if known:
+        counts = Counter(" and ".join(row.why) for row in run.kept)
+        words += ": " + ", ".join(f"{count} for {escape(why)}" for why, count in counts.items())
+    words += "."
+    if uncertain:
+        atom = int(uncertain[0].force_spread.argmax())
+        words += (
+            f" The most uncertain is row {uncertain[0].row} of the queue, "
+            f"{1e3 * uncertain[0].largest:.3g} meV/Å on atom {_atom(uncertain[0], atom)}."
+        )
+    if newest:
+        part = max(newest[0].novelty, key=lambda part: float(newest[0].novelty[part].max()))
+        atom = int(newest[0].novelty[part].argmax())
+        words += (
+            f" The newest is row {newest[0].row}, of novelty {newest[0].newest:.2f} for {WHOSE[part]} on atom "
+            f"{_atom(newest[0], atom)}."
+        )
     if len(rows) < len(run.kept):
-        words += f" The {len(rows)} most uncertain are shown."
+        which = "most uncertain and newest" if uncertain and newest else "newest" if newest else "most uncertain"
+        words += f" The {len(rows)} {which} are shown."
     if program is None:
         return f"{words} The viewer needs chemiscope: <code>pip install 'beadwork[report]'</code>.", []
     content = f"""<p>{words}</p>
@@ -257,10 +367,7 @@ def kept(run: Run) -> tuple[str, list[str]]:
 <div id="viewer-structure"></div></div><div id="viewer-info"></div>
 <p id="viewer-says">The viewer is starting …</p></div>
 <p class="on-paper">The viewer is on the screen only.</p>
-<p class="quiet">Left, a point a frame: when it was kept, and its largest force spread. Right, the frame whose point
-was clicked, to be turned with the mouse: bright atoms are those on whose force the committee disagrees, dark ones are
-sure; large balls are heavy atoms. One bright molecule among dark ones is a rare geometry, and a label of this frame
-teaches it. If all atoms glow, the committee does not know this phase at all.</p>"""
+<p class="quiet">{NEWEST_FIRST if viewer.by_novelty(rows) else UNCERTAIN_FIRST}</p>"""
     start = f"""
 addEventListener("load", () => setTimeout(async () => {{
   const says = document.getElementById("viewer-says");
@@ -278,6 +385,11 @@ addEventListener("load", () => setTimeout(async () => {{
 }}, 100));
 """
     return content, [viewer.inlined(program.read_text(encoding="utf-8")), start]
+
+
+def _atom(row: Shown, atom: int) -> str:
+    """'4 (H)'."""
+    return f"{atom} ({chemical_symbols[row.frame.numbers[atom]]})"
 
 
 def distributions(run: Run, drawing: bool) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from beadwork.disk import alone
 from beadwork.errors import ConfigError, ConnectionLost
 from beadwork.events import Evaluated, Event, Lost, Note, Waiting
-from beadwork.observe.pace import Pace, span, words
+from beadwork.observe.pace import OF_DELTA_ALONE, Pace, span, words
 
 NAME = "status.json"
 #: the sign of a run in the folder of its outputs
@@ -168,6 +168,8 @@ def tell(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
         lines = [f"{name}: {head}" if name else head]
         if data["answered_before_update"] is not None:
             lines += words(data, data["total_steps"])
+            if data["force_spread"] is not None and data.get("spread_of_delta_alone"):  # older runs say nothing of it
+                lines.append(OF_DELTA_ALONE)
             if data["state"] != "ended":
                 lines.append(f"last answer {span(_age(data) + data['answered_before_update'])} ago")
         if data.get("frames_waiting") and data["state"] != "ended":

@@ -6,38 +6,52 @@ import importlib.util
 import json
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase.neighborlist import natural_cutoffs, neighbor_list
 
+from beadwork.events import WHOSE
 from beadwork.frame import FloatArray, Frame
 
 #: where chemiscope's Python package has its program, for Sphinx and for itself
 _PROGRAM = "sphinx/static/chemiscope.min.js"
-#: dark blue where the committee is sure, yellow where it is not
+#: dark blue where the committee is sure or the atom known, yellow where not
 PALETTE = "plasma"
 #: of the atoms; chemiscope shows no units at the colours' bar but those in the name
 COLOUR = "force spread (meV/Å)"
+#: the largest of a frame, by which the map begins
+SPREAD, NOVELTY = "largest force spread", "largest novelty"
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A frame to be looked at. row: its number in the queue. force_spread: (n,) eV/Å. energy_spread: eV an atom."""
+    """A frame to be looked at.
+
+    row: its number in the queue. force_spread: (n,) eV/Å. energy_spread: eV an atom. Both NaN where there was no
+    committee. novelty: (n,) by the part that knows. why: what it was kept for, 'spread', 'novelty' or both.
+    """
 
     frame: Frame
     row: int
     step: int | None
     force_spread: FloatArray
     energy_spread: float
+    novelty: Mapping[str, FloatArray] = field(default_factory=dict)
+    why: tuple[str, ...] = ("spread",)
 
     @property
     def largest(self) -> float:
         """Force spread of the atom that has most of it, eV/Å."""
         return float(self.force_spread.max())
+
+    @property
+    def newest(self) -> float:
+        """Novelty of the atom that has most of it; NaN where it is not known."""
+        return max((float(of.max()) for of in self.novelty.values()), default=math.nan)
 
 
 def program() -> Path | None:
@@ -57,7 +71,11 @@ def inlined(script: str) -> str:
 
 
 def data(rows: Sequence[Shown], name: str) -> str:
-    """What chemiscope shows, as JSON that may stand inside <script>: structures, their spreads, where to begin."""
+    """What chemiscope shows, as JSON that may stand inside <script>: structures, their spreads and novelty, where to
+    begin.
+
+    It begins with novelty where that is known of all frames and one was kept for it, and with the spread elsewhere.
+    """
     import chemiscope
 
     structures = [_whole(row.frame) for row in rows]
@@ -65,24 +83,36 @@ def data(rows: Sequence[Shown], name: str) -> str:
         "step": _property("structure", [_number(row.step) for row in rows], ""),
         "bead": _property("structure", [_number(row.frame.bead) for row in rows], ""),
         "queue row": _property("structure", [row.row for row in rows], ""),
-        "largest force spread": _property("structure", [1e3 * row.largest for row in rows], "meV/Å"),
+        SPREAD: _property("structure", [1e3 * row.largest for row in rows], "meV/Å"),
         "energy spread": _property("structure", [1e3 * row.energy_spread for row in rows], "meV an atom"),
         COLOUR: _property("atom", 1e3 * np.concatenate([row.force_spread for row in rows]), ""),
+        NOVELTY: _property("structure", [row.newest for row in rows], ""),
     }
-    shown = {"color": {"property": COLOUR, "palette": PALETTE}, "spaceFilling": False}
+    for part in WHOSE:
+        of = [row.novelty.get(part, np.full(len(row.frame.numbers), math.nan)) for row in rows]
+        properties[novelty_name(part)] = _property("atom", np.concatenate(of), "")
+    # a name for what is missing, and not NaN, which is no JSON
+    whole = {key: value for key, value in properties.items() if not _missing(value["values"])}
+    axis, colour = SPREAD, COLOUR
+    first = max(range(len(rows)), key=lambda k: -math.inf if math.isnan(rows[k].largest) else rows[k].largest)
+    if by_novelty(rows):
+        axis, first = NOVELTY, max(range(len(rows)), key=lambda k: rows[k].newest)
+        known = [part for part in WHOSE if novelty_name(part) in whole]
+        if known:
+            colour = novelty_name(max(known, key=lambda part: float(rows[first].novelty[part].max())))
+    if NOVELTY in whole:
+        whole["kept for"] = _property("structure", [" and ".join(row.why) for row in rows], "")
+    shown = {"color": {"property": colour, "palette": PALETTE}, "spaceFilling": False}
     settings = chemiscope.quick_settings(
-        x="step",
-        y="largest force spread",
-        map_color="largest force spread",
+        x="step" if "step" in whole else "queue row",
+        y=axis,
+        map_color=axis,
+        symbol="kept for" if len({row.why for row in rows}) > 1 and "kept for" in whole else None,
         periodic=all(row.frame.pbc[0] for row in rows),
         map_settings={"palette": PALETTE},
         structure_settings=shown,
     )
-    settings["pinned"] = [max(range(len(rows)), key=lambda k: rows[k].largest)]  # the one to begin with
-    # a name for what is missing, and not NaN, which is no JSON
-    whole = {key: value for key, value in properties.items() if not _missing(value["values"])}
-    if "step" not in whole:
-        settings["map"]["x"] = {"property": "queue row"}
+    settings["pinned"] = [first]  # the one to begin with
     made = chemiscope.create_input(
         structures=structures,
         properties=whole,
@@ -91,6 +121,16 @@ def data(rows: Sequence[Shown], name: str) -> str:
         metadata={"name": name},
     )
     return json.dumps(made, allow_nan=False).replace("<", "\\u003c")
+
+
+def by_novelty(rows: Sequence[Shown]) -> bool:
+    """Whether the viewer begins with novelty."""
+    return any("novelty" in row.why for row in rows) and not any(math.isnan(row.newest) for row in rows)
+
+
+def novelty_name(part: str) -> str:
+    """What the viewer calls the novelty of every atom for a part."""
+    return f"novelty for {WHOSE[part]}"
 
 
 def _property(target: str, values: Any, unit: str) -> dict[str, Any]:

@@ -223,6 +223,16 @@ class Potential:
         return self.baseline_uncertainty is not None or self.atom_uncertainty is not None
 
     @property
+    def spread_of_delta_alone(self) -> bool:
+        """Whether what the baseline misses of its own reference is not in the spread.
+
+        It is in it where every member learned label minus the answer of this baseline, which is what `beadwork train`
+        lets them learn; its cards name their data set. Of others that is not known, so it is not claimed.
+        """
+        known = all("dataset" in card.about for card in self.member_cards)
+        return bool(self.baseline_cards) and len(self.member_cards) > 1 and not known
+
+    @property
     def knows_novelty(self) -> bool:
         """Whether any of the models knows what it was trained on."""
         return any(getattr(engine, "training_set", None) is not None for engine in self.engines)
@@ -536,6 +546,11 @@ def load(
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
     potential.cards = tuple(cards)
     potential.notes = notes
+    if unknown := [card.name for card in cards if card.novelty is None]:
+        notes.append(
+            f"what {', '.join(unknown)} learned from is not known, so nothing is said of which atoms are new to it "
+            "(beadwork models novelty)"
+        )
     return potential
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, GuardError
+from beadwork.events import WHOSE
 from beadwork.frame import Frame
 from beadwork.potential.delta import Evaluation, Potential
 from beadwork.potential.graph import build
@@ -27,6 +28,12 @@ from beadwork.potential.memory import evaluate
 
 Kind = Literal["distance", "force", "spread", "novelty"]
 UNITS: dict[Kind, str] = {"distance": "Å", "force": "eV/Å", "spread": "eV/Å", "novelty": "of the edge of training"}
+
+#: what a new atom asks for, by the part that it is new to
+WANTED = {
+    "baseline": "the baseline learned from no atom like it, so nothing speaks for the sum; it wants labels of its own",
+    "delta": "Δ learned from no atom like it, so its spread says little there; such frames want labels",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +121,7 @@ def tell_new(evaluation: Evaluation, frame: Frame, atom: int) -> str:
     if evaluation.novelty is None:
         return "novelty is not known"
     first = int(evaluation.ptr[np.searchsorted(evaluation.ptr, atom, side="right") - 1])
-    parts = {"baseline": "the baseline", "delta": "Δ"}
-    values = sorted(((float(of[atom]), parts[part]) for part, of in evaluation.novelty.of.items()), reverse=True)
+    values = sorted(((float(of[atom]), WHOSE[part]) for part, of in evaluation.novelty.of.items()), reverse=True)
     told = " and ".join(f"{value:.2f} for {whose}" for value, whose in values)
     return f"the novelty of atom {atom - first} ({chemical_symbols[frame.numbers[atom - first]]}) is {told}"
 
