@@ -31,6 +31,10 @@ def queue(tmp_path: Path) -> Queue:
         ("x_centroid-of-ipi.extxyz", "frame 0 of .* has no positions, but x_centroid$"),
         ("instanton_forces.xyz", r"has atoms 1 and 2 0\.0087 Å apart: .* or are these no positions in Å, but"),
         ("types.lammpstrj", r"frame 0 of .* has types and no elements: .* \(dump_modify ID element O H\)"),
+        (
+            "types.xyz",
+            r"frame 0 of .* has types and no elements, as LAMMPS's dump xyz .* \(dump_modify ID element O H\)",
+        ),
         ("names.xyz", r"has an atom that is called 'OW', which is no element: .* symbol \(perhaps O\)"),
     ],
 )
@@ -39,6 +43,53 @@ def test_what_is_no_structure_is_refused(queue: Queue, name: str, said: str) -> 
     with pytest.raises(ConfigError, match=said):
         add(queue, HERE / name)
     assert len(queue) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("CD1", "HE2", "ND1"), "is called 'CD1', which may be C or Cd: write the element's symbol"),
+        (("OS", "HO", "HO"), "is called 'OS', which may be O or Os"),
+        (("O", "ho", "ho"), "is called 'ho', which may be H or Ho"),
+        (("CA", "H", "H"), "is called 'CA', which may be C or Ca"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["xyz", "extxyz", "pdb", "gro"])
+def test_names_of_a_force_field_are_no_other_elements(
+    queue: Queue, tmp_path: Path, names: tuple[str, ...], said: str, suffix: str
+) -> None:
+    """A δ carbon is no cadmium, and the oxygen of an ether no osmium: what may be two elements is refused."""
+    with pytest.raises(ConfigError, match=f"frame 0 of .* has an atom that {said}"):
+        add(queue, named(tmp_path / f"f.{suffix}", names))
+    assert len(queue) == 0
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "extxyz", "pdb", "gro"])
+def test_symbols_are_elements(queue: Queue, tmp_path: Path, suffix: str) -> None:
+    """Written as an element's symbol, with digits or without, cadmium is cadmium, and zinc may be in capitals: no
+    element is called Z."""
+    add(queue, named(tmp_path / f"f.{suffix}", ("Cd1", "ZN", "Os")))
+    assert queue.get(1).kept.frame.numbers.tolist() == [48, 30, 76]
+
+
+def named(file: Path, names: tuple[str, ...]) -> Path:
+    """A file of three atoms with these names, and with no other word on their elements."""
+    lines = {
+        ".xyz": ["3", "a piece"],
+        ".extxyz": ["3", 'Properties=species:S:1:pos:R:3 pbc="F F F"'],
+        ".pdb": [],
+        ".gro": ["a piece", "3"],
+    }[file.suffix]
+    for row, (name, x) in enumerate(zip(names, (0.0, 1.5, 3.0), strict=True), start=1):
+        lines.append(
+            {
+                ".pdb": f"ATOM  {row:5d} {name:<4s} LIG A   1    {x:8.3f}{0:8.3f}{0:8.3f}  1.00  0.00",
+                ".gro": f"{1:5d}LIG  {name:>5s}{row:5d}{x / 10:8.3f}{0:8.3f}{0:8.3f}",
+            }.get(file.suffix, f"{name} {x} 0.0 0.0")
+        )
+    lines += {".pdb": ["END"], ".gro": ["2.0 2.0 2.0"]}.get(file.suffix, [])
+    file.write_text("\n".join(lines) + "\n")
+    return file
 
 
 def test_forces_of_an_instanton_of_one_atom(queue: Queue, tmp_path: Path) -> None:

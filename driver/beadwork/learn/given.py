@@ -31,6 +31,8 @@ _UNITS = re.compile(r"positions\{\w+\}.*cell\{\w+\}|cell\{\w+\}.*positions\{\w+\
 _PROPERTIES = re.compile(r"\bProperties=\"?([^\s\"]+)")
 #: Å; atoms of one structure are never nearer to each other, forces and velocities taken for positions often are
 _NEAR = 0.2
+#: what LAMMPS's dump xyz writes above its atoms, which have types there unless it is told their elements
+_TYPES = re.compile(r"\s*Atoms(\. Timestep|\s*$)")
 #: kinds of frames that are named
 _KINDS = 8
 
@@ -107,13 +109,25 @@ def _read(path: Path, text: bytes) -> _Read:
     if mode in ("xyz", "extxyz"):
         return _xyz(path, lines)
     if mode != "pdb":
-        return _Read([Frame.from_atoms(atoms) for atoms in ase.io.read(path, ":", do_not_split_by_at_sign=True)])
+        read = _Read([])
+        for number, atoms in enumerate(ase.io.read(path, ":", do_not_split_by_at_sign=True)):
+            if mode == "gro":  # has names alone, of which ASE guesses: tungsten of the MW of a water
+                elements = [_element(str(name), f"frame {number} of {path}") for name in atoms.arrays["atomtypes"]]
+                atoms.symbols = [symbol for symbol, _ in elements]
+                read.isotopes |= any(isotope for _, isotope in elements)
+            read.frames.append(Frame.from_atoms(atoms))
+        return read
     blocks, torn = _pdb_blocks(lines)
     plain = [[_protium(line) for line in block] for block in blocks]
     isotopes = plain != blocks
     if any(map(_IPI.search, lines[:2])):
         frames = [_of_ipi(block, "pdb", f"frame {n} of {path}") for n, block in enumerate(plain)]
         return _Read(frames, torn, isotopes)
+    for number, block in enumerate(plain):
+        for line in block:  # without an element ASE guesses of the name
+            if line.startswith(("ATOM", "HETATM")) and not line[76:78].strip():
+                name = line[12:16].strip()
+                _unlike(name, name, f"frame {number} of {path}")
     whole = io.StringIO("".join(line for block in plain for line in block))
     atoms = ase.io.read(whole, ":", format="proteindatabank")
     return _Read([Frame.from_atoms(one) for one in atoms], torn, isotopes)
@@ -179,27 +193,56 @@ def _columns(title: str, where: str) -> list[str]:
 def _elements(block: Sequence[str], column: int, where: str) -> tuple[list[str], bool]:
     """The block with symbols of elements where it has isotopes or atomic numbers, or digits behind a symbol.
 
-    Also whether there are isotopes. Raises ConfigError for what is no element.
+    Also whether there are isotopes. Raises ConfigError for what is no element, or may be another.
     """
     lines, isotopes = list(block), False
+    types = _TYPES.match(block[1])
     for row in range(2, 2 + int(block[0])):
         words = lines[row].split()
         name = words[column]
-        plain = re.sub(r"(?<=[A-Za-z])\d+$", "", name)
-        symbol = plain.capitalize()
-        if plain.isdigit() and 0 < int(plain) < len(chemical_symbols):
-            symbol = chemical_symbols[int(plain)]
-        elif symbol in ISOTOPES:
-            symbol, isotopes = chemical_symbols[ISOTOPES[symbol]], True
-        elif symbol not in atomic_numbers:
-            guess = f" (perhaps {symbol[0]})" if symbol[0] in atomic_numbers else ""
+        if types and name.isdigit():
             raise ConfigError(
-                f"{where} has an atom that is called {name!r}, which is no element: write the element's symbol{guess}"
+                f"{where} has types and no elements, as LAMMPS's dump xyz writes them: let LAMMPS write elements "
+                "(dump_modify ID element O H)"
             )
+        symbol, isotope = _element(name, where)
+        isotopes |= isotope
         if symbol != name:
             words[column] = symbol
             lines[row] = " ".join(words) + "\n"
     return lines, isotopes
+
+
+def _element(name: str, where: str) -> tuple[str, bool]:
+    """Symbol of the element of an atom's name, and whether that is of an isotope.
+
+    Raises ConfigError for what is no element, or may be another.
+    """
+    plain = re.sub(r"(?<=[A-Za-z])\d+$", "", name)
+    symbol = plain.capitalize()
+    if plain.isdigit() and 0 < int(plain) < len(chemical_symbols):
+        return chemical_symbols[int(plain)], False
+    if symbol in ISOTOPES:
+        return chemical_symbols[ISOTOPES[symbol]], True
+    if symbol not in atomic_numbers:
+        guess = f" (perhaps {symbol[0]})" if symbol[0] in atomic_numbers else ""
+        raise ConfigError(
+            f"{where} has an atom that is called {name!r}, which is no element: write the element's symbol{guess}"
+        )
+    _unlike(name, plain, where)
+    return symbol, False
+
+
+def _unlike(name: str, letters: str, where: str) -> None:
+    """Refuse a name whose first letter is an element and whose first two are another, unless written as a symbol.
+
+    CA is calcium to some programs, and to others the α carbon. Raises ConfigError.
+    """
+    one, two = letters[:1].upper(), letters[:2].capitalize()
+    if len(two) == 2 and not letters.startswith(two) and one in atomic_numbers and two in atomic_numbers:
+        raise ConfigError(
+            f"{where} has an atom that is called {name!r}, which may be {one} or {two}: write the element's symbol"
+        )
 
 
 def _protium(line: str) -> str:
