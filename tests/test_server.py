@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from ipi.utils.units import unit_to_internal
 
+from beadwork.errors import ConnectionLost
 from beadwork.events import Evaluated, Event, Moment, Note
 from beadwork.frame import Frame
 from beadwork.ipi.transport import Address, Line
@@ -154,6 +158,69 @@ def test_an_end_is_no_lost_connection(tmp_path: Path) -> None:
         thread.join(5)
         assert not thread.is_alive()
     assert told == []
+
+
+def chatter(listener: socket.socket, ended: threading.Event) -> None:
+    """Ask how we are, again and again, and never for anything."""
+    client, _ = listener.accept()
+    with client, suppress(OSError):
+        while not ended.is_set():
+            client.sendall(b"STATUS".ljust(12))
+            client.recv(12)
+            time.sleep(0.02)
+
+
+def revolving(listener: socket.socket, ended: threading.Event) -> None:
+    """Shake hands, hang up, and be there again soon."""
+    listener.settimeout(0.1)
+    while not ended.is_set():
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        with client:
+            client.sendall(b"STATUS".ljust(12))
+            client.recv(12)
+        time.sleep(0.1)
+
+
+def late(listener: socket.socket, ended: threading.Event) -> None:
+    """Shake hands, be gone for longer than anybody may be silent, and come back to end."""
+    for word, seconds in ((b"STATUS", 1.5), (b"EXIT", 0.0)):
+        client, _ = listener.accept()
+        with client:
+            client.sendall(word.ljust(12))
+            client.recv(12)
+        time.sleep(seconds)
+    listener.close()
+
+
+@pytest.mark.parametrize("peer", [chatter, revolving, late])
+def test_silence_is_to_ask_for_nothing(
+    peer: Callable[[socket.socket, threading.Event], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that speaks without asking, or whose connections come and go, has the time that --silence gives, no more;
+    one that was away for longer than that is not ended when it comes back, for this was the patience's."""
+    monkeypatch.setattr("beadwork.server.AWAY", 0.3)
+    path, ended = tmp_path / "socket", threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=peer, args=(listener, ended))
+        thread.start()
+        server = Server([Service(Line(Address(path)), committee(), np.array([8, 1, 1]), 2)], patience=5.0, silence=0.8)
+        begin = time.monotonic()
+        try:
+            if peer is late:
+                server.run()
+            else:
+                with pytest.raises(ConnectionLost, match=r"and asked for nothing: see whether it still runs"):
+                    server.run()
+                assert 0.8 <= time.monotonic() - begin < 20
+        finally:
+            ended.set()
+            thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("member_forces", [False, True])

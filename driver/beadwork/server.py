@@ -34,6 +34,8 @@ from beadwork.units import BOHR, FORCE, HARTREE
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
 PULSE = 0.5
+#: seconds without a connection that still count as silence; the others are the patience's
+AWAY = 1.0
 #: Å; half of the atoms are no further from where they were after some picoseconds, in the same simulation
 ASTRAY = 3.0
 #: the keys of extras that are sent with --member-forces alone
@@ -141,7 +143,8 @@ class Server:
         self._idle_since = time.perf_counter()
         self._aside = 0.0  # what the last answer took after its reply had left
         self._silence = silence
-        self._heard = time.monotonic()
+        self._silent = 0.0  # seconds for which i-PI was there and asked for nothing
+        self._listened = self._there = time.monotonic()  # when that was last looked at, and when i-PI was last there
 
     def run(self) -> None:
         """Serve until every i-PI has said EXIT, or `stopped()`.
@@ -155,7 +158,7 @@ class Server:
             while not self.transport.finished and not self._stopped():
                 events = self.transport.poll(self._timeout())
                 self._handle(events)
-                self._listen(bool(events))
+                self._listen(events)
                 if self._swap is not None:
                     self._swap.look()
                 for service in self.services:
@@ -181,16 +184,19 @@ class Server:
         waits = [wait for service in self.services if (wait := service.gather.wait(now)) is not None]
         return min([PULSE, *waits])
 
-    def _listen(self, spoken: bool) -> None:
-        """An i-PI that keeps its connections and asks for nothing is busy elsewhere, or hangs."""
+    def _listen(self, events: list[tuple[Peer, Incoming]]) -> None:
+        """An i-PI that is there and asks for nothing is busy elsewhere, or hangs, whatever else it says meanwhile."""
         now = time.monotonic()
-        if spoken or not any(
-            line.met for line in self.transport.lines
-        ):  # without connections it is patience that counts
-            self._heard = now
-        elif self._silence and now - self._heard >= self._silence:
+        before, self._listened = self._listened, now
+        if any(peer.met for peer, _ in events) or any(line.met for line in self.transport.lines):
+            self._there = now
+        if any(isinstance(event, PosData) for _, event in events):
+            self._silent = 0.0
+        elif now - self._there < AWAY:  # connections that come and go ask for nothing either
+            self._silent += now - before
+        if self._silence and self._silent >= self._silence:
             raise ConnectionLost(
-                f"i-PI has kept its connections for {now - self._heard:.0f} s and asked for nothing: see whether it "
+                f"i-PI has kept its connections for {self._silent:.0f} s and asked for nothing: see whether it "
                 "still runs (its log, top), start it again from its RESTART, or allow it longer with --silence"
             )
 
@@ -267,7 +273,7 @@ class Server:
         while self.transport.sending:
             events += self.transport.poll(None)
         end = time.perf_counter()
-        self._heard = time.monotonic()
+        self._silent, self._listened = 0.0, time.monotonic()
         frames = _named(service, positions, frames, in_order=len(peers) == 1)
         seconds = {"idle": idle, "aside": aside, "pack": sending - packing, "send": end - sending}
         self._after(service, moment, frames, evaluation, passed, seconds)
