@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -12,6 +13,7 @@ import time
 import typing
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,6 +300,37 @@ def test_settings_that_fail_with_every_frame_are_refused_before_the_first(
     assert [(row.status, row.attempts) for row in queue.rows()] == [("waiting", 0)] * 3
 
 
+@pytest.mark.parametrize(
+    ("number", "basis", "told", "refused"),
+    [
+        (53, "def2-svp", {}, True),  # -8,088.1 eV of HI with its potential, -54,338.3 eV without
+        (53, "def2-svp", {"ecp": None, "pseudo": None}, False),
+        (53, "sto-3g", {}, False),
+        (10, "def2-svp", {}, False),
+        (10, "ccecp-cc-pvdz", {}, True),
+    ],
+)
+def test_labels_without_the_potential_of_their_basis_are_not_mixed_in(
+    tmp_path: Path, number: int, basis: str, told: dict[str, None], refused: bool
+) -> None:
+    """The first labels of heavy elements in def2 were made with the bare nucleus, under the name that those with the
+    potential have: neither labelling nor training goes on with them. Others of that time are as good as ever."""
+    pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
+    queue = Queue(tmp_path / "queue.db", create=True)
+    queue.add(alone(number))
+    said = json.dumps({"method": "HF", "basis": basis, **told, "numbers": [number]})
+    made = Label(-8088.1, None, 0.0, None, f"HF/{basis}", "PySCF", "2.14", 0, 0, said, 1.0, {})
+    assert queue.claim("me", 60.0) is not None
+    queue.finish(1, "me", made.to_dict())
+    again = partial(labelling.label, queue, Spec("pyscf", {"theory": "HF", "basis": basis}, charge=0))
+    for act in (again, partial(read_examples, queue.name, None)):
+        if refused:
+            with pytest.raises(LabelError, match=r"row 1 of .*queue\.db: its label was computed with the bare nucleus"):
+                act()
+        else:
+            act()
+
+
 def radicals_first(tmp_path: Path) -> tuple[Queue, Spec]:
     """Two atoms with an odd number of electrons, which no closed shell holds, and then neon."""
     queue = Queue(tmp_path / "queue.db", create=True)
@@ -428,6 +461,7 @@ def test_labels_on_their_way_are_those_of_one_queue(
             killed.setattr(platform, "node", lambda node=node: node)
             killed.setattr(os, "getpid", lambda: 999999999)
             killed.delattr(os, "replace")
+            killed.setattr(Path, "unlink", lambda *told, **how: None)  # who is killed removes nothing
             with pytest.raises(AttributeError):
                 write_whole(folder / "7-ab.json", "{}")
     assert len(list(folder.iterdir())) == 2

@@ -10,11 +10,13 @@ pseudopotential its own set lacks 37 % at most (CRENBS of copper), one that was 
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -101,6 +103,31 @@ class Basis:
             return ("pseudo", self.pseudo) if _pseudo(self.pseudo, number) else (None, None)
         ecp = self.ecp or (self.name if self.own else None)
         return ("ecp", ecp) if ecp and _ecp(ecp, number) else (None, None)
+
+
+def check_stored(code: str, said: str, numbers: Iterable[int], where: str) -> None:
+    """Refuse a stored label that was computed without the pseudopotential that its basis was made for.
+
+    code, said: the label's code and input. The first labels of `pyscf` were all made with bare nuclei, do not name an
+    `ecp` in their input, and have the same method as those made since. Raises LabelError; asks nothing where PySCF is
+    not installed.
+    """
+    if code != "PySCF" or find_spec("pyscf") is None:
+        return
+    try:
+        told = json.loads(said)
+    except ValueError:  # in a file of somebody else's, who words it as he likes
+        return
+    if not isinstance(told, dict) or "ecp" in told or not isinstance(told.get("basis"), str):
+        return
+    bare = Basis(told["basis"], own=False)
+    for number in sorted({int(number) for number in numbers}):
+        if lacking(bare, number) > LACKING[0]:
+            raise LabelError(
+                f"{where}: its label was computed with the bare nucleus of {_symbol(number)}, whose core the basis "
+                f"{bare.name} has no functions for, and is of nothing physical: label again in a new queue the frames "
+                "of this one (beadwork queue export, beadwork queue add)"
+            )
 
 
 @cache

@@ -23,6 +23,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.listing import put
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
+from beadwork.learn.basis import check_stored
 from beadwork.learn.command import ENERGIES, LENGTHS
 from beadwork.learn.label import Label, as_json, frame_of, plain, structure
 from beadwork.potential.bundle import load_card
@@ -346,7 +347,7 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
     """Refuse what must not be learned together.
 
     Raises LabelError for no examples, more than one method or baseline, one label twice, forces that do not fit their
-    frame, and two charges or spins of one composition.
+    frame, two charges or spins of one composition, and labels that lack their basis's pseudopotential.
     """
     if not examples:
         raise LabelError(f"{where}: no labels; label frames first (beadwork label)")
@@ -377,6 +378,7 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
         if e.hash in seen:
             raise LabelError(f"{where}: the label of {e.place} is there twice; give each label once")
         seen.add(e.hash)
+        check_stored(e.label.code, e.label.input, e.frame.numbers, f"{where}: {e.place}")
 
 
 def reference_energies(examples: Sequence[Example], energies: FloatArray, floor: float) -> tuple[dict[int, float], str]:

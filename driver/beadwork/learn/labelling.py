@@ -30,6 +30,7 @@ from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, ClaimLost, Queue
 from beadwork.harvest.row import Row
+from beadwork.learn.basis import check_stored
 from beadwork.learn.clusters import charge, cut, most_uncertain
 from beadwork.learn.jobs import Pool, lost
 from beadwork.learn.label import Label, Labeller, as_json, structure
@@ -440,7 +441,15 @@ def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None, again: bool
 
 
 def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
-    labels = [row.label or {} for row in queue.rows(status=LABELLED)]
+    """Refuse a queue whose labels are not comparable with those to come. Raises LabelError."""
+    rows = queue.rows(status=LABELLED)
+    labels = [row.label or {} for row in rows]
+    for row, stored in zip(rows, labels, strict=True):
+        if stored.get("method") == method:
+            numbers = stored.get("structure", {}).get("numbers", row.kept.frame.numbers)
+            check_stored(
+                str(stored.get("code")), str(stored.get("input")), numbers, f"row {row.id} of the queue {queue.name}"
+            )
     others = Counter(str(label.get("method")) for label in labels)
     del others[method]
     mine = [label for label in labels if label.get("method") == method and SETTINGS in label.get("extra", {})]
