@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from beadwork.learn.dataset import Dataset
 from beadwork.learn.residual import Errors, calibrate, residuals, scale, told
 from beadwork.learn.split import split
 from beadwork.learn.train import references
-from beadwork.learn.validate import Validation, validate, write_page
+from beadwork.learn.validate import CURVE, Validation, _part, validate, write_page
 from beadwork.potential.delta import load
 
 MEMBERS = [truth.BASELINE.parent / f"delta-{m}" for m in range(4)]
@@ -194,6 +195,7 @@ def test_page_stands_alone(examples, found, tmp_path: Path):
     assert "http" not in page.replace("http-equiv", "")
     assert set(v.calibration) == {"forces", "energy"}
     assert told(v.calibration) in page
+    assert "standard errors from a bootstrap over blocks" in page
     assert dataset.hash in page
     for row in v.rows():
         for cell in row:
@@ -222,6 +224,21 @@ def test_a_delta_worse_than_its_baseline_is_said(examples, found, tmp_path: Path
     assert Validation(tmp_path, dataset, found, None).worse == ""
     own = Dataset(tuple(replace(e, baseline=None) for e in none), (True,) * len(none))
     assert replace(v, dataset=own).worse == ""
+
+
+@pytest.mark.parametrize(("simulations", "gap"), [(1, 10), (1, None), (3, None), (40, 10)])
+def test_points_of_a_learning_curve_have_their_share(examples, simulations, gap):
+    """A quarter and half of the training frames, of whichever few blocks they are, each composition in proportion."""
+    training = [
+        replace(e, simulation=f"run {n % simulations}", step=None if gap is None else gap * n)
+        for n, e in enumerate(examples)
+    ]
+    dataset = Dataset(tuple(training), (False,) * len(training))
+    for share in CURVE[:-1]:
+        part = _part(dataset, share)
+        assert abs(len(part) - share * len(training)) < 1
+        for name, count in Counter(e.composition for e in training).items():
+            assert abs(sum(e.composition == name for e in part) - share * count) < 1.01, name
 
 
 def test_members_are_those_of_the_committee_s_card(tmp_path: Path):

@@ -134,7 +134,7 @@ def write_page(validation: Validation, file: Path) -> None:
         for tag, part in (("th", rows[:2]), ("td", rows[2:]))
     )
     sections = [
-        "<p>Root mean square errors, with their standard errors from a bootstrap over frames. Energies of the baseline "
+        "<p>Root mean square errors, with their standard errors from a bootstrap over blocks. Energies of the baseline "
         "alone are shifted by the committee's reference energies.</p>",
         f'<div class="wide"><table>{head}{body}</table></div>',
         *([f"<p><b>{html.escape(v.worse)}.</b></p>"] if v.worse else []),
@@ -162,8 +162,8 @@ def write_page(validation: Validation, file: Path) -> None:
 
 
 def _part(dataset: Dataset, share: float) -> list[Example]:
-    """A share of the training frames, of each composition its part."""
-    kept = split(dataset.training, share, 0)
+    """A share of the training frames, of each composition its part: frame by frame, for nothing is tested on these."""
+    kept = split(dataset.training, share, 0, apart=0)
     return [e for e, take in zip(dataset.training, kept, strict=True) if take]
 
 
