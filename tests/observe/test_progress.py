@@ -241,6 +241,28 @@ def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue().count("\n") == 1  # the one that leaves the last line standing
 
 
+def test_an_ipi_that_starts_again_from_an_earlier_restart_is_followed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log and the live line go back to its step and on from there; neither is silent until it is caught up."""
+    pace = Pace()
+    progress = Progress(pace, 900)
+    feed(clock, pace, progress, steps=range(500))
+    capsys.readouterr()
+    feed(clock, pace, progress, steps=range(200, 240))
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == [f"step {step} of 900" for step in (209, 224, 239)]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress_module, "tqdm", _eager(progress_module.tqdm))
+    pace = Pace()
+    live = Progress(pace, 900)
+    feed(clock, pace, live, steps=range(50))
+    feed(clock, pace, live, steps=range(20, 31))
+    live.close()
+    assert terminal.getvalue().split("\r")[-1].startswith("30/900 |")
+
+
 def _eager(real: type) -> object:
     """tqdm that draws at every update."""
     return lambda **options: real(**{**options, "mininterval": 0.0, "ncols": 200, "dynamic_ncols": False})

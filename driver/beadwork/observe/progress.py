@@ -60,12 +60,13 @@ class Progress:
             self._write(f"beadwork: {event.address}: {event.why}; dialling again")
         elif isinstance(event, Evaluated):
             step = self._pace.step
-            if step is not None and step <= self._shown:
+            if step == self._shown:
                 return
             if self._bar is not None:
                 with telling():
                     # words first: tqdm prints on update
                     self._bar.set_postfix_str(self._brief(), refresh=False)
+                    # less than nothing where i-PI was started again from an earlier RESTART
                     self._bar.update(0 if step is None else step - self._shown)
             self._shown = self._shown if step is None else step
             if self._bar is None and time.monotonic() - self._said >= QUIET:
