@@ -11,11 +11,14 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase.data
 import ase.io
 import numpy as np
 import pytest
+from ipi.engine.outputs import TrajectoryOutput
+from ipi.engine.properties import Trajectories
 from ipi.engine.simulation import Simulation as TheirSimulation
 from ipi.utils.io.inputs.io_json import xmlnode_to_json
 from ipi.utils.io.inputs.io_xml import xml_parse_string
@@ -23,7 +26,7 @@ from ipi.utils.messages import verbosity
 
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import Extra, Socket, as_xml, read
+from beadwork.ipi.simulation import Extra, Socket, _output, as_xml, read
 from beadwork.units import BOHR, FEMTOSECOND
 
 INPUTS = Path(__file__).parents[2] / "inputs"
@@ -279,6 +282,7 @@ PATHS = [
     ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.x_0.xyz", "a/b.x_0.xyz is"),
     ("<output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk is there"),
     ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.y_0.xyz", ""),
+    ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.x_centroid.xyz", ""),
     ("<step>1</step><output prefix='a/b'><properties filename='out'>[step]</properties></output>", "a/b.out", ""),
     ("<step>1</step><output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk is there"),
     ("<output prefix='b'><properties filename='out'>[step]</properties></output>", "b.out", ""),
@@ -310,6 +314,29 @@ def test_outputs_are_what_ipi_says(write, monkeypatch):
     table, checkpoint = read(path).outputs
     assert (table.name, table.kind, table.stride, checkpoint.name) == ("s_p.a", "properties", 3, "p.c")
     assert table.columns == ("step", *[""] * 6, "temperature(O){kelvin}", *[""] * 6)
+
+
+def test_files_of_a_trajectory_are_those_that_ipi_opens(write, monkeypatch, tmp_path):
+    """One a bead or one in all, for every trajectory that i-PI has; for each form, each choice of beads and two digits,
+    in i-PI's order, so that the last one is written last."""
+    words = list(Trajectories().traj_dict)
+    kinds = [(what, "xyz", -1, 4) for what in words]
+    kinds += [("positions", form, -1, 4) for form in ("pdb", "ase", "binary")]
+    kinds += [("positions", "xyz", bead, beads) for bead, beads in ((-1, 1), (-1, 9), (-1, 10), (-3, 12), (2, 12))]
+    assert {"positions", "extras", "x_centroid"} <= set(words)
+    for number, (what, form, bead, beads) in enumerate(kinds):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        theirs = TrajectoryOutput("sim.x", what=what, format=form, ibead=bead)
+        theirs.system = SimpleNamespace(beads=SimpleNamespace(nbeads=beads))
+        theirs.open_stream("w")
+        streams = [s for s in (theirs.out if isinstance(theirs.out, list) else [theirs.out]) if s is not None]
+        theirs.close_stream()
+        given = TrajectoryOutput("x", what=what, format=form, ibead=bead)
+        ours = _output(SimpleNamespace(prefix="sim"), 0, given, SimpleNamespace(prefix="", nbeads=beads))
+        assert list(ours.files) == [stream.name for stream in streams], (what, form, bead, beads)
+        assert bool(ours.every) == (form in ("xyz", "pdb")), "only a text with i-PI's title tells of its step"
 
 
 def test_json_is_read_as_xml_is(write, tmp_path):

@@ -286,7 +286,8 @@ def test_an_estimator_that_cannot_be_read_hides_the_step() -> None:
 def test_frames_and_checkpoints_say_it_too(tmp_path: Path, kind: str) -> None:
     """Where no property file has a column of steps; of a file a bead the last one counts."""
     name = "run.pos" if kind == "trajectory" else "run.chk"
-    output = Output(name, "trajectory" if kind == "trajectory" else "checkpoint", 2, every=2)
+    endings = ("_0.xyz", "_1.xyz") if kind == "trajectory" else ("",)
+    output = Output(name, "trajectory" if kind == "trajectory" else "checkpoint", 2, every=2, endings=endings)
     frame = "3\n# CELL(abcABC): 1 1 1 90 90 90  Step:  {}  Bead:  1 positions{{angstrom}}\n" + "H 0 0 0\n" * 3000
     for name in ("run.pos_0.xyz", "run.pos_1.xyz", "run.chk"):
         (tmp_path / name).write_text("")
@@ -301,6 +302,25 @@ def test_frames_and_checkpoints_say_it_too(tmp_path: Path, kind: str) -> None:
         else:
             (tmp_path / "run.chk").write_text(f"<simulation><output/><step>{step}</step>" + " " * step)
         assert written.look() == Moment(step + 1, 1)
+
+
+def test_another_outputs_file_is_not_followed(tmp_path: Path) -> None:
+    """With `pos` and `pos_centroid` the first is sim.pos_1.xyz, whatever else begins so; and where its file is missing,
+    as the folder is another machine's or container's, nothing is told."""
+    for name in ("sim.pos_0.xyz", "sim.pos_1.xyz", "sim.pos_centroid.xyz", "sim.pos_9.xyz"):
+        (tmp_path / name).write_text("")
+    every = Output("sim.pos", "trajectory", 1, every=1, endings=("_0.xyz", "_1.xyz"))
+    seldom = Output("sim.pos_centroid", "trajectory", 100, every=100, number=1, endings=(".xyz",))
+    written = Written([every, seldom])
+    written.attach(1, tmp_path)
+    assert written.look() == Moment(0)
+    frame = "3\n# CELL(abcABC): 1 1 1 90 90 90  Step:  {}  Bead:  1 positions{{angstrom}}\n"
+    for name, step in (("sim.pos_9.xyz", 700), ("sim.pos_centroid.xyz", 800), ("sim.pos_1.xyz", 6)):
+        (tmp_path / name).write_text(frame.format(step))
+        assert written.look() == Moment(7 if name == "sim.pos_1.xyz" else 0)
+    elsewhere = Written([every])
+    elsewhere.attach(2, tmp_path / "elsewhere")
+    assert elsewhere.look() == Moment(None)
 
 
 def test_outputs_and_count_together(tmp_path: Path) -> None:

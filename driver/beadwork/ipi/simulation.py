@@ -82,7 +82,8 @@ _MOTIONS = {
 }
 
 # trajectories with a file a bead
-_EACH_BEAD = ("positions", "velocities", "forces", "forces_spring", "momenta", "forces_sc", "Eforces")
+_FORCES = ("forces", "forces_spring", "forces_sc", "Eforces")
+_EACH_BEAD = ("positions", "velocities", "momenta", *_FORCES, "becx", "becy", "becz")
 
 # seconds since its last change in which a file that ends in the middle may still grow: i-PI writes RESTART in place
 _GROWING = 2.0
@@ -223,11 +224,11 @@ class System:
 class Output:
     """One file that i-PI will write, or one a bead.
 
-    name: relative to i-PI's working directory, without a bead's number and a format. stride: steps from one writing to
-    the next. columns: of properties, what stands in each as the input asks for it; empty for each column of a property
-    that has several. every: a line, or a frame, that says its step is on the disk after so many steps; 0 where none is.
-    number: its place in the input, the same for each system's. asks: whatever it is written for, it sends structures of
-    its own to the forcefields.
+    name: relative to i-PI's working directory, without a bead's number and a format. endings: these, a file each, in
+    the order in which i-PI writes. stride: steps from one writing to the next. columns: of properties, what stands in
+    each as the input asks for it; empty for each column of a property that has several. every: a line, or a frame, that
+    says its step is on the disk after so many steps; 0 where none is. number: its place in the input, the same for each
+    system's. asks: whatever it is written for, it sends structures of its own to the forcefields.
     """
 
     name: str
@@ -237,6 +238,12 @@ class Output:
     every: int = 0
     number: int = 0
     asks: bool = False
+    endings: tuple[str, ...] = ("",)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that it is written to."""
+        return tuple(self.name + ending for ending in self.endings)
 
     @property
     def step(self) -> int | None:
@@ -339,10 +346,8 @@ class Simulation:
                     "none; make it, or change the prefix of <output>"
                 )
             anew = self.step == 0 or output.kind == "checkpoint"  # to others a RESTART adds
-            ending = "[._]*" if output.kind == "trajectory" else ""
-            there = (
-                sorted(file.parent.glob(escape(file.name) + ending)) if Path(output.name).name != output.name else []
-            )
+            elsewhere = output.files if Path(output.name).name != output.name else ()
+            there = [path for name in elsewhere if (path := self.directory / name).exists()]
             if anew and there:
                 raise SimulationError(
                     f"{there[0]} is there already: i-PI cannot move it aside from a folder that is not its own, and "
@@ -631,10 +636,24 @@ def _output(outputs: Any, number: int, output: Any, system: System) -> Output:
         asks = not ASKING.isdisjoint(map(getkey, output.outlist))
         table = Output(name, "properties", stride, tuple(_columns(output.outlist)), number=number, asks=asks)
         return table if table.step is None else replace(table, every=every)
-    says = output.format != "ase" or output.what.startswith("extras")
-    return Output(
-        name, "trajectory", stride, every=every if says else 0, number=number, asks=getkey(output.what) in ASKING
-    )
+    what = getkey(output.what)
+    endings = tuple(_endings(output, what, system.nbeads))
+    # ASE rewords i-PI's title, and a binary file has it in four bytes a letter
+    says = endings and (what.startswith("extras") or output.format not in ("ase", "binary"))
+    asks = what in ASKING
+    return Output(name, "trajectory", stride, every=every if says else 0, number=number, asks=asks, endings=endings)
+
+
+def _endings(output: Any, what: str, beads: int) -> Iterator[str]:
+    """What i-PI appends to the name of a trajectory, as `TrajectoryOutput.open_stream` does."""
+    form = "" if what.startswith("extras") else ".extxyz" if output.format == "ase" else f".{output.format}"
+    if what not in (*_EACH_BEAD, "extras", "extras_bias"):
+        yield form
+        return
+    digits = int(1 + np.floor(np.log(beads) / np.log(10)))
+    for bead in range(beads):
+        if bead == output.ibead or (output.ibead < 0 and bead % -output.ibead == 0):
+            yield f"_{bead:0{digits}d}{form}"
 
 
 def _columns(properties: Iterable[Any]) -> Iterator[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from glob import escape
 from pathlib import Path
 
 from beadwork.events import Moment
@@ -52,12 +51,14 @@ class Written:
         if self._files and process == self._process:
             return
         self._process = process
-        self._files = [(output, _file(directory, output)) for output in self._followed]
+        self._files = [(output, directory / output.files[-1]) for output in self._followed]
         self._found = {}
         self._begin = None
         for output, path in self._files:
-            # one without a line is of an i-PI that has just begun
-            self._found[path] = _stamp(path), -1 if _last(output, path) is None else None
+            stamp = _stamp(path)
+            # one without a line is of an i-PI that has just begun, which opens all but checkpoints before it asks
+            fresh = _last(output, path) is None and (stamp is not None or output.kind == "checkpoint")
+            self._found[path] = stamp, -1 if fresh else None
 
     def look(self) -> Moment:
         """The step that is under way, counted from `first`; None where nothing was written since i-PI came."""
@@ -94,14 +95,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return about.st_size, about.st_mtime_ns
-
-
-def _file(directory: Path, output: Output) -> Path:
-    """Its file; that of the last bead where there is one a bead, which is written last."""
-    if output.kind != "trajectory":
-        return directory / output.name
-    found = sorted((directory / output.name).parent.glob(f"{escape(Path(output.name).name)}[._]*"))
-    return found[-1] if found else directory / output.name
 
 
 def _last(output: Output, path: Path) -> int | None:
