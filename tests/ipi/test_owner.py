@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from beadwork.errors import ConnectionLost
-from beadwork.ipi.owner import folder
+from beadwork.ipi.owner import check_unix, folder, process
 from beadwork.ipi.transport import Address, Line, Transport, held, stale
 
 KINDS = ["unix", "inet"]
@@ -81,6 +82,23 @@ def test_an_ipi_that_a_script_starts(kind: str, tmp_path: Path) -> None:
             transport.close()
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_process_of_another_container_has_no_number(tmp_path: Path) -> None:
+    """The kernel says 0 of each, by which one that was started again would pass for the same; and none of them is the
+    i-PI that we have started."""
+
+    class Foreign(socket.socket):
+        def getsockopt(self, *option: int) -> bytes:  # type: ignore[override]
+            assert option == (socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return struct.pack("3i", 0, os.geteuid(), os.getegid())
+
+    with Foreign(socket.AF_UNIX) as sock:
+        assert process(sock) is None
+        assert folder(sock) is None
+        check_unix(sock, tmp_path / "socket", None)
+        with pytest.raises(OSError, match="another process of a container listens at"):
+            check_unix(sock, tmp_path / "socket", os.getpid())
 
 
 @pytest.mark.parametrize("name", ["i-pi", "tunnel"])

@@ -22,12 +22,12 @@ LISTENS, CONNECTED = "0A", "01"
 PROGRAMS = {"i-pi", "i-pi.py", "ipi"}
 
 
-def credentials(sock: socket.socket) -> tuple[int, int] | None:
-    """Process and user at the other end of a unix socket; None where nobody can say."""
+def credentials(sock: socket.socket) -> tuple[int | None, int] | None:
+    """Process and user at the other end of a unix socket; None where nobody can say, as of a process in a container."""
     if sock.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
         return None
     pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
+    return pid or None, uid  # every process that has no number here is 0
 
 
 def process(sock: socket.socket) -> int | None:
@@ -82,7 +82,8 @@ def check_unix(sock: socket.socket, path: Path, pid: int | None) -> None:
             "else can take: sockets_prefix in <simulation>, a folder of your own"
         )
     if pid is not None and found[0] not in _family(pid):
-        raise OSError(errno.EADDRINUSE, f"another process ({found[0]}) listens at {path}")
+        which = "of a container" if found[0] is None else f"({found[0]})"
+        raise OSError(errno.EADDRINUSE, f"another process {which} listens at {path}")
 
 
 def check_port(port: int, pid: int | None) -> None:
