@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import resource
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from beadwork.disk import alone, write_whole
-from beadwork.errors import ConfigError
+from beadwork.errors import BeadworkError, ConfigError, ResourceError
 
 HOLD = "from beadwork.disk import alone; from pathlib import Path; import sys, time\n"
 HOLD += "with alone(Path(sys.argv[1]), 'busy', 'wait'):\n    print(flush=True); time.sleep(600)"
@@ -80,6 +82,42 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fcntl, "flock", flock)
     with alone(tmp_path / "lock", "busy", "wait"), alone(tmp_path / "lock", "busy", "wait"):
         pass
+
+
+FAILURES = [
+    ("flock", errno.EIO, ResourceError, "Input/output error: the disk or network file system failed; check it"),
+    ("flock", errno.EINVAL, ConfigError, "Invalid argument; check the path and your rights to it"),
+    ("fstat", errno.ESTALE, ConfigError, "Stale file handle; check the path and your rights to it"),
+]
+
+
+@pytest.mark.parametrize(("call", "number", "kind", "said"), FAILURES)
+def test_a_file_system_that_fails_at_a_lock_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, kind: type[BeadworkError], said: str
+) -> None:
+    """Network file systems fail in ways of their own: the file and the error are named, and nothing is locked."""
+
+    def fails(*ignored: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    lock = tmp_path / "lock"
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl if call == "flock" else os, call, fails)
+        with pytest.raises(kind, match=re.escape(f"cannot write {lock}: {said}")), alone(lock, "busy", "wait"):
+            pass
+    with alone(lock, "busy", "wait"):
+        pass
+
+
+def test_no_room_for_a_lock_is_a_sentence(tmp_path: Path) -> None:
+    """Who has it cannot be written: the stream that is closed after that does not raise once more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(ResourceError, match="File too large; make room there"), alone(tmp_path / "lock", "", ""):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_whole_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

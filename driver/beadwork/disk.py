@@ -33,7 +33,8 @@ def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
     """Hold a lock, of which this file is the sign; its folder is made.
 
     The kernel lets go of it when the process ends, however that comes. Where the file system has no locks, nobody is
-    kept out. busy, remedy: what is said to a second process, with who has the lock between them. Raises ConfigError.
+    kept out. busy, remedy: what is said to a second process, with who has the lock between them. Raises ConfigError, or
+    ResourceError where the disk fails.
     """
     with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -41,21 +42,22 @@ def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
         with writing(lock):
             file = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in _TAKEN:
-                    file.seek(0)
-                    who = file.read().strip() or "by a process that has just begun"
-                    raise ConfigError(f"{busy} ({who}); {remedy}") from error
-                if error.errno not in _NO_LOCKS:
-                    raise
-            if not _is_at(file.fileno(), lock):
-                continue  # whoever had it before has just removed it
             with writing(lock):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in _TAKEN:
+                        file.seek(0)
+                        who = file.read().strip() or "by a process that has just begun"
+                        raise ConfigError(f"{busy} ({who}); {remedy}") from error
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                if not _is_at(file.fileno(), lock):
+                    continue  # whoever had it before has just removed it
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
-                file.flush()
+                # not by the stream, which would fail again as it is closed
+                who = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}\n"
+                os.write(file.fileno(), who.encode())
             try:
                 yield
             finally:
