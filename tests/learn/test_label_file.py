@@ -14,7 +14,9 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
+from beadwork.harvest.queue import Queue
 from beadwork.learn.dataset import check, to_atoms
+from beadwork.learn.given import add
 from beadwork.learn.label_file import NONE, from_file, read_examples
 from beadwork.learn.train import GIVEN, _counted, _dataset, _plan, train_committee, train_model
 from beadwork.learn.train_settings import TrainSettings
@@ -222,6 +224,29 @@ def test_no_record_is_lost_without_a_word(tmp_path: Path):
             from_file(file, None)
     with pytest.raises(LabelError, match="cannot be read"):
         from_file(tmp_path / "nowhere.xyz", None)
+
+
+def test_a_last_line_without_end_is_whole_by_its_digits(tmp_path: Path):
+    """As of `queue add`: without a newline the last number counts where all rows have as many digits. A byte order mark
+    is no part of the first line, and empty lines at the end change nothing."""
+    file = tmp_path / "x.extxyz"
+    text = "".join(
+        f"3\nProperties=species:S:1:pos:R:3:REF_forces:R:3 method=m REF_energy={energy}\n"
+        "O 0.00 0.00 0.00 0.0 0.0 0.125\nH 0.96 0.00 0.00 0.0 0.0 0.250\nH -0.24 0.93 0.00 0.0 0.0 -0.375\n"
+        for energy in (-14.2, -14.3)
+    )
+    for kept in (text, text[:-1], text[:-1].replace("\n", "\r\n"), text + "\n \n", text + "\n ", "\ufeff" + text):
+        file.write_bytes(kept.encode())
+        found = from_file(file, None)
+        assert [e.energy for e in found] == [-14.2, -14.3]
+        assert found[1].forces[2].tolist() == [0.0, 0.0, -0.375]
+        atoms = Queue(tmp_path / f"{len(kept)}.db", create=True)
+        assert add(atoms, file).stored == 1, "the same file gives its one structure to a queue"
+    cell = "VEC1 9.0 0.0 0.0\nVEC2 0.0 9.0 0.0\nVEC3 0.0 0.0 9.0"
+    for cut in (text[:-2], text[:-3], text[: text.rindex("\n", 0, -1)] + "\nH 1 1 1 1 1 1", text + cell[:-1]):
+        file.write_text(cut)
+        with pytest.raises(LabelError, match=r"the last line of .* has no end"):
+            from_file(file, None)
 
 
 def test_charge_and_spin_by_any_name(tmp_path: Path):

@@ -21,6 +21,7 @@ from beadwork.errors import BeadworkError, ConfigError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
+from beadwork.learn.lines import decoded, ends
 from beadwork.observe.outputs import ISOTOPES, structure
 
 #: what only i-PI writes into the line before a frame's atoms; other programs' readers would miss its units and cell
@@ -103,7 +104,7 @@ class _Read:
 
 def _read(path: Path, text: bytes) -> _Read:
     mode = path.suffix.lower().lstrip(".")
-    lines = text.decode(errors="replace").splitlines(keepends=True)
+    lines = decoded(text, "replace").splitlines(keepends=True)
     if lines and lines[0].startswith("ITEM: "):
         return _dump(path, lines)
     if mode in ("xyz", "extxyz"):
@@ -266,7 +267,7 @@ def _dump(path: Path, lines: Sequence[str]) -> _Read:
         columns = block[head].split()[2:] if head is not None else []
         atoms = block[head + 1 :] if head is not None else []
         atoms = [line for line in atoms if not line.startswith("ITEM: ") and len(line.split()) == len(columns)]
-        if head is None or len(atoms) != int(block[count + 1]) or not _ends(atoms):
+        if head is None or len(atoms) != int(block[count + 1]) or not ends(atoms):
             if end == len(lines):
                 read.torn = True
                 break
@@ -295,7 +296,7 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
             )
         block = list(lines[at : at + int(lines[at]) + 2])
         at += len(block)
-        if len(block) < int(block[0]) + 2 or not _ends(block[2:]):
+        if len(block) < int(block[0]) + 2 or not ends(block[2:]):
             return blocks, True
         if any(len(line.split()) < 4 for line in block[2:]):
             raise ConfigError(f"a frame of {path} that ends in line {at} is torn; take it out")
@@ -304,15 +305,6 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
             at += 1
         blocks.append(block)
     return blocks, False
-
-
-def _ends(rows: Sequence[str]) -> bool:
-    """Whether the last row is whole: it ends with a newline, or in as many digits as all other rows do."""
-    if not rows or rows[-1].endswith("\n"):
-        return True
-    words = [row.split() for row in rows]
-    digits = {len(row[-1].partition(".")[2]) for row in words if len(row) == len(words[-1])}
-    return len(rows) > 1 and digits != {0} and len(digits) == 1 and all(len(row) == len(words[0]) for row in words)
 
 
 def _pdb_blocks(lines: Sequence[str]) -> tuple[list[list[str]], bool]:

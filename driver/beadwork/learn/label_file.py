@@ -16,6 +16,7 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.learn.dataset import FILES, Example, difference, from_queue
 from beadwork.learn.label import Label
+from beadwork.learn.lines import decoded, ends
 
 ENERGY, FORCES = "REF_energy", "REF_forces"
 #: for a name: that the file has none which are to be learned
@@ -99,7 +100,7 @@ def _read(path: Path) -> tuple[list[Any], str]:
     try:
         raw = path.read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
-        text = (gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw).decode()
+        text = decoded(gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw)
     except (OSError, EOFError, ValueError) as error:
         raise LabelError(f"{path} cannot be read as extended XYZ ({error}); give a file that is whole") from error
     _check_whole(path, text)
@@ -117,26 +118,29 @@ def _read(path: Path) -> tuple[list[Any], str]:
 
 def _check_whole(path: Path, text: str) -> None:
     """Refuse what a reader would end at, or take for whole, without a word: empty lines, and a file that was cut."""
-    lines = text.splitlines()
+    lines = text.splitlines(keepends=True)
     at = number = 0
+    last: list[str] = []
     while at < len(lines):
         if not lines[at].strip():
             rest = next((k for k in range(at, len(lines)) if lines[k].strip()), None)
             if rest is None:
-                return
+                break
             raise LabelError(f"line {at + 1} of {path} is empty, and frames follow in line {rest + 1}; take it out")
         if not lines[at].strip().isdigit():
             raise LabelError(
                 f"line {at + 1} of {path} is {lines[at].strip()[:60]!r}, where the number of atoms of frame {number} "
                 "belongs: it cannot be read as extended XYZ; mend that frame, or the one before it"
             )
-        at += 2 + int(lines[at])
+        first, at = at + 2, at + 2 + int(lines[at])
         if at > len(lines):
             raise LabelError(f"frame {number} of {path} ends before its last atom: the file was cut; copy it again")
+        last, rows = lines[first:at], at
         while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # the cell, as some programs write it
             at += 1
+        last = lines[rows:at] or last
         number += 1
-    if text and not text.endswith("\n"):
+    if not ends(last):
         raise LabelError(
             f"the last line of {path} has no end, so its last number may have been cut; add a line break where it is "
             "whole, or copy the file again"
