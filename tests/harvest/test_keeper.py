@@ -219,7 +219,7 @@ def test_band_follows_the_committee_that_answers(tmp_path: Path) -> None:
 
 
 def test_everybody_hears_of_a_queue_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once in words when it begins and when it ends, and as an event with how many frames wait; none of them is lost."""
+    """Once in words when it begins and when it ends, and as an event with how many frames wait; none is lost."""
     config = ServeConfig(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=0)
     seen: list[Event] = []
     keeper = Keeper(config, "c" * 64, seen.append)
