@@ -11,6 +11,7 @@ import pytest
 
 from beadwork import cli
 from beadwork.errors import ConfigError
+from beadwork.harvest.queue import Queue
 
 #: a command that prints so many lines, and ends with this code
 PRINTING = """
@@ -93,3 +94,51 @@ def test_a_locale_without_our_letters(code: str) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "5 \\xc5\n")
+
+
+NESTED = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status", "x" * 300], "cannot use " + "x" * 189),
+        (["report", "x" * 300], "File name too long"),
+        (["queue", "list", "x" * 300], "(3"),
+        (["models", "show", "x" * 300], "cannot use xxx"),
+        (["models", "import", "x" * 300, "--out", "y"], "check the path and your rights to it"),
+        (["queue", "show", "QUEUE", "1" + "0" * 23], "a number that was given is too large (Python int too large"),
+        (["serve", "deep.toml"], "nested too deeply"),
+        (["learn", "deep.toml"], "nested too deeply"),
+        (["status", "deep"], "nested too deeply"),
+        (["serve", "large.toml"], "a number that was given is too large (int too large to convert to float)"),
+    ],
+)
+def test_what_was_given_is_a_sentence(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path that the system refuses, a number that no machine's has room for, a file nested beyond reading: exit code
+    2 and one line, never a traceback."""
+    monkeypatch.chdir(tmp_path)
+    Path("deep.toml").write_text(f"a = {NESTED}")
+    Path("large.toml").write_text(f"simulation = 'x'\nbaseline = 'b'\npatience = {'9' * 400}\n")
+    Path("deep").mkdir()
+    Path("deep", "status.json").write_text(NESTED)
+    if "QUEUE" in words:
+        Queue(tmp_path / "q.db", create=True)
+    assert cli.main([word.replace("QUEUE", "q.db") for word in words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("beadwork: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_fault_of_ours_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system that names no file is nothing that a user has given: its traceback is kept."""
+
+    def fails(*arguments: object) -> int:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("beadwork.cli._status", fails)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main(["status"])

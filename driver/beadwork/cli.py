@@ -17,6 +17,9 @@ from beadwork.config import DTYPES, ENGINES, NOVELTY_OF, ON_MARK, ROLES, ServeCo
 from beadwork.errors import BeadworkError, ConfigError
 from beadwork.signals import Interrupted, handled, interrupt
 
+#: characters of a path that a message shows
+LONG = 200
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or that of the BeadworkError which ended it.
@@ -38,12 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not any(map(_unread, _streams())):
             raise  # of another pipe: a fault of ours
         return 128 + signal.SIGPIPE
+    except (OSError, RecursionError, OverflowError) as error:
+        if (said := _about_input(error)) is None:
+            raise  # a fault of ours
+        with suppress(OSError):
+            print(f"beadwork: {said}", file=sys.stderr)
+        return ConfigError.exit_code
     finally:
         for stream in _streams():
             with suppress(OSError, ValueError):  # of the disk that is full, and of a stream that is closed
                 stream.flush()
             if _unread(stream):  # or Python says so at its end, with an exit code of its own
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _about_input(error: Exception) -> str | None:
+    """What Python says of a path or a value that was given to us, as a sentence; None where it says it of our own."""
+    if isinstance(error, OSError):
+        if error.filename is None:
+            return None
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+        short = name if len(name) <= LONG else f"{name[:LONG]}… ({len(os.fsencode(name))} bytes)"
+        return f"cannot use {short}: {error.strerror}; check the path and your rights to it"
+    if isinstance(error, RecursionError):
+        return "a file that was given is nested too deeply to be read; see whether it is the one that you meant"
+    return f"a number that was given is too large ({error}); correct it, here or in the file that has it"
 
 
 def _streams() -> list[TextIOWrapper]:
