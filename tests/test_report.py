@@ -306,7 +306,11 @@ def test_novelty_stands_beside_the_spread(run: Path) -> None:
     assert "6 frames: 3 for spread, 2 for novelty, 1 for spread and novelty." in said
     assert "The most uncertain is row 3 of the queue, 60 meV/Å on atom 4 (H)." in said
     assert "The newest is row 7, of novelty 3.90 for Δ on atom 5 (H)." in said
-    assert "what the baseline misses of its own reference is not in it" in words(text, "spread-of-the-committee")
+    sentence = "he spread speaks of Δ alone: what the baseline misses of its own reference is not in it"
+    assert f"T{sentence}" in words(text, "spread-of-the-committee")
+    swap = {"step": 3, "evaluation": 3, "committee": "b", "folder": "c"}
+    rewrite("summary.json", lambda text: json.dumps({**json.loads(text), "committees": [swap]}))(run)
+    assert f"With the committee that the run began with, t{sentence}" in words(page(run), "spread-of-the-committee")
 
 
 def test_novelty_without_a_committee(run: Path) -> None:

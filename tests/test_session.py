@@ -20,9 +20,10 @@ from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import load_card
 from beadwork.potential.delta import Potential
+from beadwork.potential.novelty import load_training_set
 from beadwork.server import Service
 from beadwork.services import _check_gathered, join
-from beadwork.session import Session, _facts
+from beadwork.session import Session, _elements, _facts
 
 WATER = Path(__file__).parents[1] / "inputs" / "water"
 
@@ -61,6 +62,17 @@ def test_the_committee_that_is_named_is_the_one_that_is_swapped() -> None:
     weighted.cards = delta.cards
     services[1].potential = weighted
     assert _facts(services)["committee"] == committee_hash([card.hash for card in cards], [0.25, 0.75]) != before
+    assert _facts(services)["spread_of_delta_alone"]
+
+
+def test_columns_by_element_where_there_is_a_number_for_them() -> None:
+    """A baseline alone that knows what it was trained on has a novelty by element; one that does not has nothing."""
+    base = Potential(Harmonic(1.0))
+    services = [Service(Line(Address(Path("x"))), base, np.array([1, 8]), 1)]
+    assert _elements(services) == []
+    shipped = WATER.parents[1] / "models" / "water-revpbe0-d3"
+    base.baseline.training_set = load_training_set(shipped / "baseline" / "novelty.npz")  # type: ignore[union-attr]
+    assert _elements(services) == ["O", "H"]
 
 
 SOCKET = "<ffsocket name='{0}' mode='unix'><address>{0}</address></ffsocket>"

@@ -219,7 +219,11 @@ def spread(run: Run) -> str:
         "energy spread over time",
         from_zero=True,
     )
-    alone = f" {OF_DELTA_ALONE[0].upper()}{OF_DELTA_ALONE[1:]}." if run.about.get("spread_of_delta_alone") else ""
+    alone = ""
+    if run.about.get("spread_of_delta_alone"):
+        taken_up = any(swap["step"] != 0 for swap in run.summary.get("committees", []))
+        which = "With the committee that the run began with, t" if taken_up else "T"
+        alone = f" {which}{OF_DELTA_ALONE[1:]}."
     return _figure(
         force,
         "How far the Δ models disagree about the force on the atom where they disagree most, in any bead. A level that "
