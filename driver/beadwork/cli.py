@@ -531,9 +531,14 @@ def _queue_add(args: argparse.Namespace) -> int:
     from beadwork.learn.given import add
 
     queue = Queue(args.queue, create=True)
+    code = 0
     for path in args.files:
-        print(f"{path}: {add(queue, path, args.every, False if args.not_periodic else None)}")
-    return 0
+        try:
+            print(f"{path}: {add(queue, path, args.every, False if args.not_periodic else None)}")
+        except ConfigError as error:  # of this file, and no reason to leave out the others
+            print(f"beadwork: {error}", file=sys.stderr)
+            code = error.exit_code
+    return code
 
 
 def _report(parser: argparse.ArgumentParser) -> None:

@@ -370,6 +370,10 @@ def test_what_cannot_be_labelled_is_set_aside_before_a_choice(tmp_path: Path) ->
     assert [row.status for row in queue.rows()] == ["failed", "failed", "waiting", "failed"]
     assert [id for id, _ in told] == [1, 2, 4]
     assert told[2][1] == "the frame is periodic, and pyscf computes clusters: add a table [cut] to the TOML"
+    queue.add(alone(8))
+    labelling.set_aside(queue, spec, lambda one, of: told.append((one.id, one.reason)), BASELINE)
+    assert [row.status for row in queue.rows()][2:] == ["failed", "failed", "waiting"]
+    assert told[3] == (3, f"{BASELINE} does not know the atomic numbers [10]; take a model that was trained with them")
     assert str(labelling.label(queue, spec)) == "1 labelled"
 
 

@@ -116,6 +116,22 @@ def test_water_is_water(tmp_path: Path, name: str, capsys: pytest.CaptureFixture
     np.testing.assert_allclose(row.kept.frame.positions, WATER, atol=5.1e-4 if name.endswith("pdb") else 0)
 
 
+def test_a_file_that_is_refused_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Atoms on top of each other: the file is named, those behind it are added, and the exit code tells of it."""
+    water = ase.build.molecule("H2O")
+    ase.io.write(tmp_path / "good.xyz", water)
+    water.positions[2] = water.positions[1] + [0, 0, 0.01]
+    ase.io.write(tmp_path / "bad.xyz", water)
+    files = [str(tmp_path / name) for name in ("bad.xyz", "missing.xyz", "good.xyz")]
+    assert main(["queue", "add", str(tmp_path / "q.db"), *files]) == ConfigError.exit_code
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{files[2]}: 1 frame waits for its label\n")
+    first, second = said.err.splitlines()
+    assert first.startswith(f"beadwork: frame 0 of {files[0]} has atoms 1 and 2 0.0100 Å apart: take it out")
+    assert second.startswith(f"beadwork: cannot read frames from {files[1]}: ")
+    assert len(Queue(tmp_path / "q.db")) == 1
+
+
 def test_a_dump_with_elements(queue: Queue) -> None:
     """LAMMPS's scaled coordinates in a tilted box become Å, in the order of the ids."""
     (kind,) = add(queue, HERE / "elements.lammpstrj").kinds

@@ -36,6 +36,7 @@ from beadwork.learn.jobs import Pool, lost
 from beadwork.learn.label import Label, Labeller, as_json, structure
 from beadwork.learn.labellers import Spec
 from beadwork.observe.status import birth
+from beadwork.potential.bundle import load_card
 
 #: what became of a frame
 DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"
@@ -304,17 +305,26 @@ def _part(row: Row, spec: Spec) -> _Part:
         return _Part(frame, 0, None)
 
 
-def set_aside(queue: Queue, spec: Spec, watch: Callable[[Told, int], None] = lambda told, of: None) -> None:
+def set_aside(
+    queue: Queue,
+    spec: Spec,
+    watch: Callable[[Told, int], None] = lambda told, of: None,
+    model: Path | None = None,
+) -> None:
     """Set aside the waiting frames of which it is known that they cannot be labelled, before some are chosen to be.
 
-    watch: told of each that is. Raises ConfigError as `label` does where no frame of the queue can be, and QueueError.
+    model: a bundle whose elements alone can be learned; all where None. watch: told of each that is set aside. Raises
+    ConfigError as `label` does where no frame of the queue can be labelled, ModelError for the bundle, and QueueError.
     """
     labeller = spec.labeller()
     rows = _plan(queue, None, None)
     _some(queue, rows, spec, labeller)
+    known = None if model is None else load_card(model).elements
     worker = f"{secrets.token_hex(4)}/{platform.node()}:{os.getpid()}"
     for row in rows:
         reason = _refusal(row, spec, labeller)
+        if known is not None and (foreign := sorted({int(z) for z in row.kept.frame.numbers} - set(known))):
+            reason = f"{model} does not know the atomic numbers {foreign}; take a model that was trained with them"
         if reason is None or queue.claim(worker, spec.lease, row.id) is None:
             continue
         queue.fail(row.id, worker, reason, again=False)

@@ -372,8 +372,8 @@ class _Learning:
         return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
 
     def _choose(self) -> dict[str, Any]:
-        """Rows to label, the most wanted first; none that cannot be labelled."""
-        set_aside(self.queue, self.spec, self._told)
+        """Rows to label, the most wanted first; none that cannot be labelled, or learned with this baseline."""
+        set_aside(self.queue, self.spec, self._told, self.loop.baseline)
         waiting = len(self.queue.rows(status=WAITING))
         rows, choice = choose(
             self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=WHOSE
