@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ipi.engine.forcefields import ForceRequest
+from ipi.interfaces.sockets import Driver
 from ipi.utils.units import unit_to_internal
 
 from beadwork.errors import ConnectionLost
@@ -25,6 +27,7 @@ from beadwork.potential.delta import Potential
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.server import Server, Service, extra_keys, extras
+from beadwork.units import BOHR
 
 # i-PI 3.3.1 cannot bear these: `raw` is its own, the others crash ffcommittee's thread
 FORBIDDEN = {"raw", "pot", "force", "virial", "uncertainty"}
@@ -250,3 +253,54 @@ def test_one_of_several_claims_no_bead_and_waits_for_no_ring() -> None:
     one.gather.arrived("a", 3, now=0.0)  # type: ignore[arg-type]
     assert one.gather.take(0.0) == ["a"]
     assert several(8, 1).beads is not None
+
+
+def test_a_tilted_cell_arrives_as_it_is(tmp_path: Path) -> None:
+    """i-PI has the lattice vectors in columns and sends them so, and a Frame has them in rows: the model sees the
+    images of atoms where i-PI has them. i-PI's own Driver speaks; a tilted cell shows a transposition."""
+    columns = np.array([[18.0, 3.0, -2.0], [0.0, 20.0, 4.0], [0.0, 0.0, 22.0]])  # Bohr, as i-PI has them
+    positions = np.array([[0.5, 1.0, 2.0], [2.0, 1.0, 2.5], [0.0, 2.5, 1.0]])
+    path = tmp_path / "socket"
+    frames: list[Frame] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def ipi() -> None:
+            client, _ = listener.accept()
+            driver = Driver(client)
+            driver.get_status()
+            asked = ForceRequest(
+                {
+                    "id": 0,
+                    "pos": positions.ravel(),
+                    "active": np.arange(9),
+                    "cell": (columns, np.linalg.inv(columns)),
+                    "pars": " ",
+                    "result": None,
+                    "status": "Queued",
+                    "start": -1,
+                    "offset": 0.0,
+                    "t_queued": 0,
+                    "t_dispatched": 0,
+                    "t_finished": 0,
+                }
+            )
+            driver.dispatch_send(asked)
+            driver.dispatch_recv(asked)
+            listener.close()
+            path.unlink()
+            driver.shutdown()
+            driver.close()
+            client.close()
+
+        thread = threading.Thread(target=ipi)
+        thread.start()
+        one = Service(Line(Address(path)), committee(), np.array([8, 1, 1]), 1)
+        Server([one], patience=30.0, harvest=lambda address, moment, asked, evaluation: frames.extend(asked)).run()
+        thread.join(10)
+        assert not thread.is_alive()
+    (frame,) = frames
+    assert np.allclose(frame.cell[1], np.array([3.0, 20.0, 0.0]) * BOHR, rtol=1e-14)
+    assert np.allclose(frame.cell, columns.T * BOHR, rtol=1e-14)
+    assert np.allclose(frame.positions, positions * BOHR, rtol=1e-14)
