@@ -485,7 +485,10 @@ def _queue(parser: argparse.ArgumentParser) -> None:
         "add", help="put frames of your own into it, to be labelled; makes it where there is none"
     )
     add.set_defaults(call=_queue_add)
-    for command in (table, show, export, add):
+    check = commands.add_parser("check", help="read every frame; which of them a failing disk has damaged")
+    check.set_defaults(call=_queue_check)
+    check.add_argument("--save", type=Path, metavar="FILE", help="a new queue, with all that is whole")
+    for command in (table, show, export, add, check):
         command.add_argument("queue", help="SQLite file or PostgreSQL URL")
     for command in (table, export):
         command.add_argument("--status", choices=("waiting", "claimed", "labelled", "failed"), help="only these frames")
@@ -523,6 +526,23 @@ def _queue_export(args: argparse.Namespace) -> int:
     # not among the frames, where they go to /dev/stdout
     said = sys.stderr if in_place(args.file) else sys.stdout
     print(f"{len(rows)} frames in {args.file}, {labels} with their label", file=said)
+    return 0
+
+
+def _queue_check(args: argparse.Namespace) -> int:
+    from beadwork.errors import QueueError
+    from beadwork.harvest.queue import Queue
+
+    queue = Queue(args.queue, say=lambda text: None)  # all is said below
+    damaged = queue.damaged()
+    for said in damaged.values():
+        print(said)
+    if args.save:
+        print(f"{queue.save(args.save)} frames are whole, and copied to {args.save}")
+    elif damaged:
+        raise QueueError(f"the queue {queue.name} is damaged; --save FILE copies what is whole into a new one")
+    else:
+        print(f"{len(queue)} frames, all of them whole")
     return 0
 
 

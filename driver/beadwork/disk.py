@@ -9,6 +9,7 @@ import fcntl
 import os
 import platform
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -73,6 +74,16 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def locks(folder: Path) -> bool:
+    """Whether its file system has the locks of fcntl, which SQLite takes for others' where they are refused."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        try:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
+    return True
 
 
 def put_aside(path: Path, mark: str = ".") -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sqlite3
 import subprocess
@@ -19,6 +21,7 @@ import ase.db
 import numpy as np
 import pytest
 
+from beadwork.cli import main
 from beadwork.errors import QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.distance import signature
@@ -260,13 +263,16 @@ def test_damaged_queue_is_said_so(queue: Queue, path: Path, kept: Make) -> None:
         queue.rows()
 
 
-def test_row_of_a_stranger_is_named(queue: Queue, path: Path) -> None:
-    """A row that someone added with ASE alone is pointed out by its id."""
+def test_row_of_a_stranger_is_named(queue: Queue, path: Path, kept: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row that someone added with ASE alone is pointed out by its id, and hides no other."""
     db = ase.db.connect(path, use_lock_file=False)
     with db:
         db.write(ase.build.molecule("H2"))
+    queue.add(kept(0))
     with pytest.raises(QueueError, match=r"row 1 .* beadwork did not write it"):
-        queue.rows()
+        queue.get(1)
+    assert [row.id for row in queue.rows()] == [2]
+    assert capsys.readouterr().err.count("row 1 of the queue") == 1
 
 
 def test_locked_queue_is_said_so(path: Path, kept: Make) -> None:
@@ -444,3 +450,150 @@ def test_another_process_opens_the_same_queue(queue: Queue, kept: Make, monkeypa
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert len(Queue(queue.url)) == 1
+
+
+def damage(path: Path, old: bytes, new: bytes) -> None:
+    """Put other bytes in place of those that stand there once."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+
+
+def flipped(array: np.ndarray) -> tuple[bytes, bytes]:
+    """The bytes of an array, and the same with one bit of its first number turned."""
+    other = array.copy()
+    other.view(np.uint8).flat[6] ^= 1
+    return array.tobytes(), other.tobytes()
+
+
+def test_a_row_that_the_disk_has_changed_is_set_aside(queue: Queue, path: Path, kept: Make) -> None:
+    """One bit of a position, of a spread, of a label: that row is named, once, the others are read, nobody gets it to
+    label, and `get` says what does not fit."""
+    queue.add_all([kept(seed) for seed in range(6)])
+    forces = np.random.default_rng(0).normal(size=(6, 3))
+    assert queue.claim("w", 60) is not None
+    queue.finish(1, "w", {"energy": -1.0, "forces": forces})
+    assert [row.id for row in queue.rows()] == [1, 2, 3, 4, 5, 6]
+    damage(path, *flipped(forces))
+    damage(path, *flipped(kept(1).frame.positions))
+    damage(path, *flipped(kept(2).force_spread))
+    said: list[str] = []
+    damaged = Queue(path, say=said.append)
+    for _ in range(2):
+        assert [row.id for row in damaged.rows()] == [4, 5, 6]
+    assert len(said) == 3
+    for id, what in ((1, "its label does not fit its digest"), (2, "fit its digest"), (3, "fit its digest")):
+        with pytest.raises(QueueError, match=rf"row {id} of the queue .* is damaged \(.*{what}\)"):
+            damaged.get(id)
+    row = Queue(path, say=said.append).claim("w", 60)
+    assert row is not None
+    assert row.id == 4
+
+
+def test_a_row_of_an_older_beadwork_is_held_against_its_fingerprint(queue: Queue, path: Path, kept: Make) -> None:
+    """It has no digest: it is read as before, and set aside where its structure has another fingerprint."""
+    queue.add_all([kept(seed) for seed in range(2)])
+    with ase.db.connect(path, use_lock_file=False) as db:
+        for id in (1, 2):
+            db.update(id, data={"digest": None})
+    assert len(queue.rows()) == 2
+    damage(path, *flipped(kept(0).frame.positions))
+    said: list[str] = []
+    assert [row.id for row in Queue(path, say=said.append).rows()] == [2]
+    assert "its structure does not fit its fingerprint" in said[0]
+
+
+def test_check_and_save(
+    queue: Queue, path: Path, kept: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`queue check` names what is damaged and ends with the queue's exit code; what is whole is copied as it was, under
+    the ids it had, and can be labelled further."""
+    queue.add_all([kept(seed) for seed in range(6)])
+    assert queue.claim("w", 60) is not None
+    queue.finish(1, "w", {"energy": -1.0, "forces": np.ones((6, 3))})
+    assert main(["queue", "check", str(path)]) == 0
+    assert capsys.readouterr().out == "6 frames, all of them whole\n"
+    damage(path, *flipped(kept(2).frame.positions))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE text_key_values SET value = 'waitinh' WHERE key = 'status' AND id = 5")
+        connection.commit()
+    assert main(["queue", "check", str(path)]) == QueueError.exit_code
+    out, err = capsys.readouterr()
+    assert [line[:5] for line in out.splitlines()] == ["row 3", "row 5"]
+    assert "its status is not that of the index" in out
+    assert "--save FILE copies what is whole" in err
+    new = tmp_path / "new.db"
+    assert main(["queue", "check", str(path), "--save", str(new)]) == 0
+    before, after = Queue(path).rows(), Queue(new).rows()
+    assert [row.id for row in after] == [1, 2, 4, 5, 6] == [row.id for row in before]
+    for one, other in zip(before, after, strict=True):
+        assert (one.status, one.fingerprint, one.version, one.attempts, one.worker) == (
+            other.status, other.fingerprint, other.version, other.attempts, other.worker,
+        )  # fmt: skip
+        np.testing.assert_array_equal(one.kept.frame.positions, other.kept.frame.positions)
+        np.testing.assert_array_equal((one.label or {}).get("forces"), (other.label or {}).get("forces"))
+    assert [row.id for row in Queue(new).rows(status="waiting")] == [2, 4, 5, 6]  # its index is whole again
+    assert Queue(new).add(kept(2)) == 7
+    assert main(["queue", "check", str(path), "--save", str(new)]) == QueueError.exit_code  # nothing is written over
+
+
+def test_no_flipped_bits_are_read_as_something_else(queue: Queue, path: Path, kept: Make, tmp_path: Path) -> None:
+    """1 to 32 turned bits anywhere in 60 copies of a queue: each row comes back as it was or is said to be damaged, and
+    where nothing can be read it is a sentence; never a traceback, nor other numbers."""
+    queue.add_all([kept(seed) for seed in range(20)])
+    whole, good = path.read_bytes(), {row.id: row.kept for row in queue.rows()}
+    counts = {"all": 0, "some": 0, "none": 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        content = bytearray(whole)
+        for at in rng.integers(100, len(whole), rng.choice([1, 2, 4, 8, 32])):
+            content[at] ^= 1 << int(rng.integers(8))
+        copy = tmp_path / f"{seed}.db"
+        copy.write_bytes(content)
+        said: list[str] = []
+        try:
+            rows = Queue(copy, say=said.append).rows()
+        except QueueError:
+            counts["none"] += 1
+            continue
+        for row in rows:
+            np.testing.assert_array_equal(row.kept.frame.positions, good[row.id].frame.positions)
+            np.testing.assert_array_equal(row.kept.force_spread, good[row.id].force_spread)
+            assert row.status == "waiting"
+        assert len(rows) == 20 or said
+        counts["all" if len(rows) == 20 else "some"] += 1
+    assert min(counts.values()) > 0, counts
+
+
+def test_a_change_keeps_other_writers_out_from_its_first_reading_on(queue: Queue, path: Path) -> None:
+    """Else two that read first and write then would both be refused, at once, whatever their patience."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other:
+        with queue._change(), pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+
+
+def test_a_commit_waits_for_the_disk(queue: Queue) -> None:
+    """A frame that was reported kept is there after a power failure: SQLite's FULL (2), and a rollback journal."""
+    with queue._change() as db:
+        assert db.connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert db.connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_a_file_system_without_locks_is_said_so(path: Path, kept: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOLCK is for SQLite what another's lock is; nobody is looked for who has held it."""
+    queue = Queue(path, create=True, patience=0.1)
+
+    def lockf(*ignored: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(fcntl, "lockf", lockf)
+        with pytest.raises(QueueError, match="its file system refuses locks"):
+            queue.add(kept(0))
+        monkeypatch.undo()
+        with pytest.raises(QueueError, match="another process has held it"):
+            queue.add(kept(0))

@@ -45,7 +45,7 @@ class Keeper:
         self._waiting = Waiting(0, "")  # as it was told
         self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
         self.selector = Selector(Band.of(config), config.cooldown, config.keep_most, config.distance)
-        queue = Queue(str(config.queue), create=True)
+        queue = Queue(str(config.queue), create=True, say=lambda text: watch(Note(text)))
         queue.check()
         rows = queue.rows()
         # a run that was killed goes on counting; one that follows upon labels and training begins anew

@@ -16,23 +16,29 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from beadwork.disk import locks
 from beadwork.errors import QueueError
-from beadwork.harvest.row import Kept, Row, from_ase, to_ase
+from beadwork.harvest.row import Damaged, Kept, Row, from_ase, label_digest, to_ase
 
 WAITING, CLAIMED, LABELLED, FAILED = "waiting", "claimed", "labelled", "failed"
 
 #: what our databases say of themselves in ASE's metadata
 _MARK = {"beadwork_queue": 1}
 _UNIQUE = "CREATE UNIQUE INDEX IF NOT EXISTS beadwork_fingerprint ON text_key_values(value) WHERE key = 'fingerprint'"
+
+
+def _say(text: str) -> None:
+    print(f"beadwork: {text}", file=sys.stderr)
 
 
 class ClaimLost(QueueError):
@@ -43,17 +49,27 @@ class Queue:
     """A queue at a path (SQLite) or a `postgresql://` URL. Safe to use from several threads and processes.
 
     create: make it where there is none (the file readable by its user alone); otherwise that is a QueueError.
-    patience: s to wait for other writers. Every method raises QueueError when the queue cannot be read or
+    patience: s to wait for other writers. say: told once of every row that is damaged, and left out (stderr by
+    default). Every method raises QueueError when the queue cannot be read or
     written; a change that raises has not happened.
     """
 
-    def __init__(self, url: str | os.PathLike[str], *, create: bool = False, patience: float = 20.0) -> None:
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        patience: float = 20.0,
+        say: Callable[[str], None] = _say,
+    ) -> None:
         address = os.fspath(url)
         self._postgres = address.startswith(("postgresql://", "postgres://"))
         #: how messages call the queue; a password in the URL is left out
         self.name = _without_password(address) if self._postgres else address
         self._address = address if self._postgres else str(Path(address).expanduser().absolute())
         self._patience = patience
+        self._say = say
+        self._damaged: dict[int, str] = {}  # rows that were found so, and how
         self._one_at_a_time = threading.Lock()
         self._failures: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
         if self._postgres:
@@ -64,7 +80,10 @@ class Queue:
             )
         else:
             self._find_file(create)
-        self._prepare(create)
+        try:
+            self._prepare(create)
+        except (ValueError, TypeError, KeyError) as error:  # of what ASE and SQLite read there as text
+            raise QueueError(f"the queue {self.name} cannot be opened: malformed, {error}; {_MALFORMED}") from error
 
     def __len__(self) -> int:
         with self._open() as db:
@@ -100,10 +119,67 @@ class Queue:
         return ids
 
     def rows(self, *, status: str | None = None) -> list[Row]:
-        """Return the rows, oldest first; only those with this status where given."""
+        """Return the rows, oldest first; with this status where given. Damaged ones are said, and left out."""
         wanted = {} if status is None else {"status": status}
         with self._open() as db:
-            return [self._read(row) for row in db.select(sort="id", **wanted)]
+            try:
+                return [self._read(row) for row in db.select(sort="id", **wanted)]
+            except Exception as error:  # whatever damaged bytes lead to
+                if _passes(error):
+                    raise
+            return [row for _, row in self._whole(db) if status in (None, row.status)]
+
+    def damaged(self) -> dict[int, str]:
+        """Read everything, and return what is wrong with each damaged row, by id; 0 stands for the file itself.
+
+        A row's status and fingerprint stand in it and in an index; where these differ it is found or not as it comes.
+        """
+        with self._open() as db:
+            whole = dict(self._whole(db))
+            found = dict(self._damaged)
+            for id, row in whole.items():
+                for key, value in (("status", row.status), ("fingerprint", row.fingerprint)):
+                    try:
+                        unlike = db.count(**{key: value, "id": id}) != 1
+                    except sqlite3.DatabaseError as error:
+                        if _passes(error):
+                            raise
+                        unlike = True
+                    if unlike:
+                        found[id] = self._of(id, f"its {key} is not that of the index")
+            if not self._postgres:
+                said = [str(line) for (line,) in db.connection.execute("PRAGMA integrity_check(3)")]
+                if said != ["ok"]:
+                    found[0] = f"SQLite finds in the queue {self.name}: {' '.join(' '.join(said).split())}"
+            return found
+
+    def save(self, path: Path) -> int:
+        """Copy every row that is whole into a new queue, with its id, status and label, and return how many these are.
+
+        Raises QueueError where there is something already.
+        """
+        if path.exists():
+            raise QueueError(f"{path} is there already; name a new file for the rows that are whole")
+        new = Queue(path, create=True, patience=self._patience)
+        with self._open() as db, new._change() as other:
+            count = 0
+            for id, row in self._whole(db):
+                atoms, keys, data = to_ase(row.kept, row.status)
+                told: dict[str, Any] = {"attempts": row.attempts, "expires": row.expires, "beadwork": row.version}
+                more: dict[str, Any] = {"worker": row.worker, "reason": row.reason, "label": row.label}
+                keys |= {key: value for key, value in told.items() if value is not None}
+                data |= {key: value for key, value in more.items() if value is not None}
+                if row.label is not None:
+                    data["label_digest"] = label_digest(row.label)
+                other.change_count = 0
+                if other.count(fingerprint=row.fingerprint):
+                    continue  # its index was damaged, and it was kept twice
+                # the next id: a dataset names the rows that it was made of
+                other.connection.execute("DELETE FROM sqlite_sequence WHERE name = 'systems'")
+                other.connection.execute("INSERT INTO sqlite_sequence VALUES ('systems', ?)", (id - 1,))
+                other.write(atoms, keys, data)
+                count += 1
+        return count
 
     def get(self, id: int) -> Row:
         """Return one row."""
@@ -117,14 +193,12 @@ class Queue:
         """
         with self._change() as db:
             now = self._now(db)
-            named = [] if id is None else [("id", "=", id)]
-            free = [
-                int(row.id)
-                for state in ([("status", "=", WAITING)], [("status", "=", CLAIMED), ("expires", "<", now)])
-                for row in db.select(state + named, sort="id", limit=1, columns=["id"], include_data=False)
-            ]
-            for candidate in sorted(free):
-                row = self._row(db, candidate)
+            for candidate in self._free(db, now, id):
+                try:
+                    row = self._row(db, candidate)
+                except Damaged as error:
+                    self._set_aside(candidate, str(error))
+                    continue
                 if self._move(db, candidate, row.status, CLAIMED):
                     db.update(
                         candidate,
@@ -161,7 +235,7 @@ class Queue:
         """
         with self._change() as db:
             self._claimed(db, id, worker)
-            db.update(id, status=LABELLED, data={"label": dict(label)})
+            db.update(id, status=LABELLED, data={"label": dict(label), "label_digest": label_digest(label)})
 
     def fail(self, id: int, worker: str, reason: str, *, again: bool) -> None:
         """Note why a claimed frame got no label; it waits again, or is set aside for good."""
@@ -169,19 +243,89 @@ class Queue:
             self._claimed(db, id, worker)
             db.update(id, status=WAITING if again else FAILED, data={"reason": reason})
 
+    def _free(self, db: Any, now: float, id: int | None) -> Iterator[int]:
+        """Ids that can be claimed, oldest first."""
+        named = [] if id is None else [("id", "=", id)]
+        last = 0
+        while True:
+            free = [
+                int(row.id)
+                for state in ([("status", "=", WAITING)], [("status", "=", CLAIMED), ("expires", "<", now)])
+                for row in db.select(
+                    [*state, *named, ("id", ">", last)],
+                    sort="id",
+                    limit=1,
+                    columns=["id"],
+                    include_data=False,
+                )
+            ]
+            if not free:
+                return
+            last = min(free)
+            yield last
+
+    def _whole(self, db: Any) -> Iterator[tuple[int, Row]]:
+        """Every row that can be read, one by one, by id; the others are set aside, and said."""
+        for id in sorted(self._ids(db)):
+            try:
+                yield id, self._row(db, id)
+            except QueueError as error:
+                self._set_aside(id, str(error))
+
+    def _ids(self, db: Any) -> set[int]:
+        """As many as can be found: from the first on, and from the last on until the first page that is damaged."""
+        found: set[int] = set()
+        broken: Exception = QueueError(f"the queue {self.name} is damaged")
+        for order in ("ASC", "DESC"):
+            cursor = db.connection.cursor()
+            try:
+                cursor.execute(f"SELECT id FROM systems ORDER BY id {order}")
+                while (one := cursor.fetchone()) is not None:
+                    found.add(int(one[0]))
+            except Exception as error:
+                if _passes(error):
+                    raise
+                broken = error
+            else:
+                return found
+        if not found:
+            raise broken
+        self._set_aside(0, f"the list of rows of the queue {self.name} is damaged, and there may be more ({broken})")
+        return found
+
+    def _set_aside(self, id: int, said: str) -> None:
+        if id not in self._damaged:
+            self._damaged[id] = said
+            self._say(f"{said}; the others are read (`beadwork queue check` tells of all)")
+
     def _row(self, db: Any, id: int) -> Row:
-        for row in db.select(id=id):
-            return self._read(row)
+        try:
+            for row in db.select(id=id):
+                return self._read(row)
+        except QueueError:
+            raise
+        except Exception as error:
+            if _passes(error):
+                raise
+            raise Damaged(self._of(id, f"it cannot be read, {type(error).__name__}: {error}")) from error
         raise QueueError(f"the queue {self.name} has no row {id}; `beadwork queue list` shows those it has")
 
     def _read(self, row: Any) -> Row:
         try:
-            return from_ase(row)
+            read = from_ase(row)
+            if read.status not in (WAITING, CLAIMED, LABELLED, FAILED):
+                raise Damaged(f"it is {read.status!r}, which is no status")
+            return read
+        except Damaged as error:
+            raise Damaged(self._of(row.id, str(error))) from error
         except KeyError as error:
             raise QueueError(
                 f"row {row.id} of the queue {self.name} has no {error}: beadwork did not write it; "
                 "move it to a database of its own with `ase db`"
             ) from error
+
+    def _of(self, id: int, said: str) -> str:
+        return f"row {id} of the queue {self.name} is damaged ({said})"
 
     def _claimed(self, db: Any, id: int, worker: str) -> Row:
         row = self._row(db, id)
@@ -313,7 +457,25 @@ class Queue:
             yield
         except self._failures as error:
             said = " ".join(str(error).split()) or type(error).__name__
+            if "locked" in said and not self._postgres and not locks(Path(self._address).parent):
+                raise QueueError(
+                    f"the queue {self.name}: its file system refuses locks, by which writers keep out of each other's "
+                    "way; put it on a local disk, or use PostgreSQL"
+                ) from error
             raise QueueError(f"the queue {self.name}: {said}; {_remedy(said, self._patience)}") from error
+
+
+def _passes(error: Exception) -> bool:
+    """Whether this is none of damaged bytes: a lock, a disk that is full or fails, a database server that is gone."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "decode" not in str(error)
+    return isinstance(error, OSError) or (
+        not isinstance(error, sqlite3.DatabaseError) and type(error).__module__.startswith("psycopg2")
+    )
+
+
+#: remedy where not even the tables are found
+_MALFORMED = "the file is damaged: keep it, rescue what `sqlite3 FILE .recover` finds, and start a new one"
 
 
 def _remedy(said: str, patience: float) -> str:
@@ -324,7 +486,7 @@ def _remedy(said: str, patience: float) -> str:
         ("unable to open", "check that this user may read and write the file and its directory"),
         ("full", "make room on the disk; frames already in the queue are safe"),
         ("not a database", "it is something else or damaged: choose another path (structures: `beadwork queue add`)"),
-        ("malformed", "the file is damaged: keep it, rescue what `sqlite3 FILE .recover` finds, and start a new one"),
+        ("malformed", _MALFORMED),
         ("disk I/O", "the disk or network file system failed: check it, and prefer a local disk"),
         ("connect", "check that the server runs, and the URL's host, port, user and database"),
     ):

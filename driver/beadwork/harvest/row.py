@@ -6,14 +6,16 @@ and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (
 absent where unknown), `kept_for` (spread, novelty or spread+novelty), `time` (Unix time, s), `beadwork` (version), and,
 once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å), `member_energies` ((M,) eV),
 `models` (hashes, in the order of evaluation), `weights` (of the members, where they are not equal), `novelty` ((n,) by
-the part that knows, 'baseline' or 'delta'), and, as they come, `worker`, `label`, `reason`. A frame that the user has
-brought (`beadwork queue add`) has NaN as its spreads, no models, and its place in the file and the file's hash for
-`evaluation` and `simulation`.
+the part that knows, 'baseline' or 'delta'), `digest` and `label_digest` (of all that the row was made with, to the last
+bit, and of its label: they tell bytes that a disk has changed), and, as they come, `worker`, `label`, `reason`. A frame
+that the user has brought (`beadwork queue add`) has NaN as its spreads, no models, and its place in the file and the
+file's hash for `evaluation` and `simulation`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from beadwork.errors import QueueError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import fingerprint, signature
 
@@ -78,6 +81,10 @@ class Kept:
     def committee(self) -> str:
         """One hash for all models in their order, and their weights."""
         return committee_hash(self.models, self.weights)
+
+
+class Damaged(QueueError):
+    """A row that is not any more as it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +152,14 @@ def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]
     }
     if kept.weights:
         data["weights"] = list(kept.weights)
+    data["digest"] = _digest(kept, keys["fingerprint"])
     return kept.frame.to_atoms(), keys, data
 
 
 def from_ase(row: Any) -> Row:
-    """Read a row of ASE's. Raises KeyError where it has not what `to_ase` gives it."""
+    """Read a row of ASE's. Raises Damaged, with what does not fit in what, for one that is not as it was written, and
+    KeyError where it has not what `to_ase` gives it.
+    """
     atoms, keys, data = row.toatoms(), row.key_value_pairs, row.data
     frame = Frame.from_atoms(atoms)
     kept = Kept(
@@ -167,6 +177,15 @@ def from_ase(row: Any) -> Row:
         novelty={part: np.array(of, dtype=np.float64) for part, of in data.get("novelty", {}).items()},
         why=tuple(keys.get("kept_for", "spread").split("+")),
     )
+    # rows of an older beadwork have no digest, but the fingerprint of the structure
+    told = data.get("digest")
+    if told is None and fingerprint(signature(frame)) != keys["fingerprint"]:
+        raise Damaged("its structure does not fit its fingerprint")
+    if told is not None and told != _digest(kept, keys["fingerprint"]):
+        raise Damaged("what it says does not fit its digest")
+    label = data.get("label")
+    if label is not None and data.get("label_digest", label_digest(label)) != label_digest(label):
+        raise Damaged("its label does not fit its digest")
     return Row(
         id=int(row.id),
         status=keys["status"],
@@ -176,9 +195,37 @@ def from_ase(row: Any) -> Row:
         attempts=keys.get("attempts", 0),
         worker=data.get("worker"),
         expires=keys.get("expires"),
-        label=data.get("label"),
+        label=label,
         reason=data.get("reason"),
     )
+
+
+def _digest(kept: Kept, mark: str) -> str:
+    """Hash of all that is written of a frame once and for all. mark: its fingerprint."""
+    frame, digest = kept.frame, hashlib.sha256()
+    arrays = [frame.positions, frame.cell, kept.force_spread, kept.member_energies, kept.weights]
+    arrays += [[kept.energy_spread, kept.time], *(of for _, of in sorted(kept.novelty.items()))]
+    for array in arrays:
+        # + 0.0: not every database tells -0.0 from 0.0; NaN has one hash
+        numbers = np.asarray(array, dtype="<f8") + 0.0
+        digest.update(np.where(np.isnan(numbers), np.nan, numbers).tobytes() + b"|")
+    words = [frame.numbers.tolist(), [bool(p) for p in frame.pbc], _whole(frame.bead), _whole(kept.step)]
+    words += [int(kept.evaluation), kept.models, kept.simulation, sorted(kept.novelty), mark]
+    words += [kept.why if kept.models else ()]
+    digest.update(json.dumps(words).encode())
+    return _prefixed(digest.hexdigest())
+
+
+def label_digest(label: Mapping[str, Any]) -> str:
+    """Hash of a label, whatever order the database has brought its entries into."""
+    from ase.io.jsonio import encode
+
+    text = json.dumps(json.loads(encode(label)), sort_keys=True)
+    return _prefixed(hashlib.sha256(text.encode()).hexdigest())
+
+
+def _whole(number: int | None) -> int | None:
+    return None if number is None else int(number)
 
 
 def _prefixed(digest: str) -> str:
