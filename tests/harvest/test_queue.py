@@ -26,7 +26,7 @@ from beadwork.errors import QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.distance import signature
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept, committee_hash
+from beadwork.harvest.row import Kept, committee_hash, label_digest
 
 Make = Callable[[int], Kept]
 
@@ -597,3 +597,12 @@ def test_a_file_system_without_locks_is_said_so(path: Path, kept: Make, monkeypa
         monkeypatch.undo()
         with pytest.raises(QueueError, match="another process has held it"):
             queue.add(kept(0))
+
+
+def test_the_digest_of_a_label_is_that_of_its_numbers() -> None:
+    """Databases write numbers and order entries in ways of their own: equal labels have one digest, others another."""
+    label = {"energy": 1e22, "forces": np.array([[-0.0, 1.0, 2.5]]), "charge": 1, "extra": {"a": (1, 2), "b": None}}
+    same = {"extra": {"b": None, "a": [1.0, 2]}, "charge": 1, "forces": np.array([[0.0, 1.0, 2.5]]), "energy": 10**22}
+    assert label_digest(label) == label_digest(same)
+    assert label_digest(label) != label_digest({**label, "charge": 2})
+    assert label_digest(label) != label_digest({**label, "forces": np.array([[0.0, 1.0, 2.5000000000000004]])})

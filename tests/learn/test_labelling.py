@@ -27,7 +27,7 @@ from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept, Row
+from beadwork.harvest.row import Kept, Row, label_digest
 from beadwork.learn import labelling
 from beadwork.learn.choose import from_queue
 from beadwork.learn.clusters import Cut, units
@@ -210,7 +210,8 @@ def test_what_is_exported_can_be_learned(
     errors = {"charge": 1, "spin": 1, "energy_error": 0.25, "forces_error": np.full((3, 3), 0.125)}
     for id, changes in ((1, errors), (2, errors | {"forces": None, "forces_error": None})):
         with queue._change() as db:
-            db.update(id, data={"label": {**db.get(id=id).data["label"], **changes}})
+            label = {**db.get(id=id).data["label"], **changes}
+            db.update(id, data={"label": label, "label_digest": label_digest(label)})
     file = tmp_path / "labels.extxyz"
     assert main(["queue", "export", queue.name, str(file), "--status", "labelled"]) == 0
     assert capsys.readouterr().out == f"3 frames in {file}, 3 with their label\n"

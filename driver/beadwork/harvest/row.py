@@ -220,7 +220,10 @@ def label_digest(label: Mapping[str, Any]) -> str:
     """Hash of a label, whatever order the database has brought its entries into."""
     from ase.io.jsonio import encode
 
-    text = json.dumps(json.loads(encode(label)), sort_keys=True)
+    def number(text: str) -> float:
+        return float(text) + 0.0  # PostgreSQL writes 1e22 without its exponent, and -0.0 without its sign
+
+    text = json.dumps(json.loads(encode(label), parse_int=number, parse_float=number), sort_keys=True)
     return _prefixed(hashlib.sha256(text.encode()).hexdigest())
 
 
