@@ -17,7 +17,7 @@ Novelty is no error: a model may do well on what it never saw, and its error the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,15 @@ class Mixture:
     shift: FloatArray
     height: FloatArray
     edge: float
+    _there: dict[torch.device, list[torch.Tensor]] = field(default_factory=dict, repr=False)  # brought once
 
     def distance(self, features: torch.Tensor) -> torch.Tensor:
         """(A,): d over the edge, of features (A, F) in float64; on their device."""
-        projection, shift, height = (
-            torch.from_numpy(array).to(features.device, non_blocking=True)
-            for array in (self.projection, self.shift, self.height)
-        )
+        device = features.device
+        if device not in self._there:
+            arrays = (self.projection, self.shift, self.height)
+            self._there[device] = [torch.from_numpy(array).to(device) for array in arrays]
+        projection, shift, height = self._there[device]
         away = (features @ projection).view(-1, *shift.shape) - shift
         log = torch.logsumexp(height - 0.5 * (away**2).sum(-1), dim=1)
         # a sum of components can be a little higher than the highest of them
