@@ -128,7 +128,7 @@ def quantum(work: Path, say: Callable[[str], None]) -> None:
     protonated = add_proton(scrambled, np.random.default_rng(5))
     with_h2 = put_h2(scrambled, np.random.default_rng(6))
     own = {"water": scrambled, "zundel-water": protonated, "h2-water": with_h2}
-    for kind, steps in (("water", 600), ("zundel-water", 300), ("h2-water", 200)):
+    for kind, steps in (("water", 160), ("zundel-water", 100), ("h2-water", 100)):
         for name, seed in (("A", 7), ("B", 8)):
             folder = work / f"{kind}-{name}"
             if (folder / "summary.json").exists():
@@ -140,7 +140,7 @@ def quantum(work: Path, say: Callable[[str], None]) -> None:
             text = (source / "input.xml").read_text()
             text = re.sub(r"<trajectory.*?</trajectory>", "", text, flags=re.DOTALL)
             text = re.sub(r"<total_steps>\d+", f"<total_steps>{steps}", text).replace(">31415<", f">{seed}<")
-            beads = "<trajectory stride='20' filename='pos' format='xyz'> positions{angstrom} </trajectory>"
+            beads = "<trajectory stride='10' filename='pos' format='xyz'> positions{angstrom} </trajectory>"
             (folder / "input.xml").write_text(text.replace("<checkpoint", f"{beads}<checkpoint"))
             shutil.copy(source / "init.xyz", folder / "init.xyz")
             if name == "B":
@@ -410,7 +410,7 @@ def collect(work: Path) -> dict[str, dict[str, list[Atoms]]]:
         put("ice Ih, 250 K", name, ase.io.read(work / f"ice-{name}.xyz", ":"))
         put("excess proton, 16 beads", name, beads(work / f"zundel-water-{name}", 3))
         put("H2, 16 beads", name, beads(work / f"h2-water-{name}", 3))
-        put("water, 16 beads", name, beads(work / f"water-{name}", 10))
+        put("water, 16 beads", name, beads(work / f"water-{name}", 8))
     return found
 
 

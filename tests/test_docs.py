@@ -39,7 +39,7 @@ def test_page_is_up_to_date(name: str) -> None:
 
 def test_extras_are_all_described() -> None:
     """docs/extras.md has a row for each key that is sent, and no other."""
-    potential = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    potential = Potential(Harmonic(3.0), [Harmonic(1.0), Harmonic(2.0)])
     rows = [line.split("|")[1].strip() for line in (DOCS / "extras.md").read_text().splitlines() if line[:2] == "| "]
     assert sorted(rows[1:]) == sorted(extra_keys(potential, member_forces=True))
 

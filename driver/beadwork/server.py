@@ -40,8 +40,8 @@ AWAY = 1.0
 ASTRAY = 3.0
 #: the keys of extras that are sent with --member-forces alone
 MEMBER_FORCES = ("committee_force", "committee_virial")
-#: the extras that tell of novelty
-NOVELTY = ("novelty_max", "novelty_atom", *(f"novelty_max_{part}" for part in WHOSE))
+#: the extras that tell of novelty, where a committee answers
+NOVELTY = ("novelty_max", "novelty_atom")
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
 
@@ -464,15 +464,30 @@ def _by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]
     return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
 
 
-def _novelty_columns(evaluation: Evaluation) -> dict[str, list[Any]]:
-    """By the keys of `NOVELTY`, a value for each structure."""
+def _parts(potential: Potential) -> list[str]:
+    """The parts that this potential has: with two forcefields each tells of its own, and i-PI puts them together."""
+    return [part for part, has in zip(WHOSE, (potential.baseline, potential.members), strict=True) if has]
+
+
+def _novelty_keys(potential: Potential) -> tuple[str, ...]:
+    """The keys of novelty: of the parts that there are, and of the whole where a committee answers."""
+    if len(potential.members) < 2 and not potential.knows_novelty:
+        return ()
+    whole = NOVELTY if len(potential.members) > 1 else ()
+    return (*whole, *(f"novelty_max_{part}" for part in _parts(potential)))
+
+
+def _novelty_columns(evaluation: Evaluation, potential: Potential) -> dict[str, list[Any]]:
+    """By the same keys, a value for each structure."""
     novelty = evaluation.novelty
+    keys = _novelty_keys(potential)
     nothing = [None] * len(evaluation.energies)
     if novelty is None:
-        return dict.fromkeys(NOVELTY, nothing)
-    parts = {part: np.maximum.reduceat(of, evaluation.ptr[:-1]).tolist() for part, of in novelty.of.items()}
-    largest = (novelty.largest.tolist(), novelty.atom.tolist(), *(parts.get(part, nothing) for part in WHOSE))
-    return dict(zip(NOVELTY, largest, strict=True))
+        return dict.fromkeys(keys, nothing)
+    of = {part: np.maximum.reduceat(values, evaluation.ptr[:-1]).tolist() for part, values in novelty.of.items()}
+    found = dict(zip(NOVELTY, (novelty.largest.tolist(), novelty.atom.tolist()), strict=True))
+    found |= {f"novelty_max_{part}": of.get(part, nothing) for part in WHOSE}
+    return {key: found[key] for key in keys}
 
 
 def _most_by_element(numbers: IntArray, values: FloatArray) -> dict[str, float]:
@@ -484,7 +499,7 @@ def _most_by_element(numbers: IntArray, values: FloatArray) -> dict[str, float]:
 def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
     """The keys of every extras object of this potential; none without a committee of two at least, or novelty."""
     if len(potential.members) < 2:
-        return NOVELTY if potential.knows_novelty else ()
+        return _novelty_keys(potential)
     forces = MEMBER_FORCES if member_forces else ()
     return (
         "committee_pot",
@@ -494,7 +509,7 @@ def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
         "alpha",
         "energy_alpha",
         "committee",
-        *NOVELTY,
+        *_novelty_keys(potential),
         *forces,
     )
 
@@ -513,7 +528,7 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
     if spread is None or totals is None:
         if not potential.knows_novelty:
             return [b""] * len(evaluation.energies)
-        new = _novelty_columns(evaluation)
+        new = _novelty_columns(evaluation, potential)
         return [json.dumps(dict(zip(new, row, strict=True))).encode() for row in zip(*new.values(), strict=True)]
     atoms = len(evaluation.forces) // len(evaluation.energies)
     columns: dict[str, Any] = {
@@ -521,7 +536,7 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
         "energy_spread": (spread.energy / HARTREE).tolist(),
         "force_spread_max": (spread.largest / FORCE).tolist(),
         "force_spread_atom": spread.atom.tolist(),
-        **_novelty_columns(evaluation),
+        **_novelty_columns(evaluation, potential),
     }
     if evaluation.member_forces is not None and evaluation.member_virials is not None:
         forces, virials = evaluation.member_forces, evaluation.member_virials

@@ -149,8 +149,9 @@ class Swap:
                     Note(
                         f"the committee in {folder(served.next[0])} is ready and waits for i-PI's next start at "
                         f"{address}: no step is to be of two committees, and from here it "
-                        "cannot be told where i-PI's steps begin, or all of them make one result; make i-PI pause with "
-                        "a file EXIT in its directory, and start it again from its RESTART"
+                        "cannot be told where i-PI's steps begin, or all of them make one result, which is to be begun "
+                        "anew then; else make i-PI pause with a file EXIT in its directory, and start it again from "
+                        "its RESTART"
                     )
                 )
             if begins:
@@ -185,7 +186,7 @@ class Swap:
         if not any(ready):
             self._watch(Note(f"the committee in {folder(self._served[0].potential)} is the one that serves already"))
         for served, new in zip(self._served, ready, strict=True):
-            served.next = new
+            served.next, served.told = new, False
 
     def _check(self, last: list[list[tuple[Frame, float]]]) -> list[tuple[Potential, str] | None]:
         """Load the committee and check it; one potential for each forcefield, None where it is the one that serves.
@@ -284,6 +285,11 @@ def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig
     """Δ of the frames, eV, as it is summed to the baseline, which is not evaluated. Raises ModelError where the run
     would end with it."""
     answer = potential.without_baseline().evaluate(frames)
+    if config.on_mark == "stop" and answer.novelty and (new := answer.novelty.largest.max()) > config.mark_novelty:
+        raise ModelError(
+            f"the last structures are new to it, up to {new:.3g}, above the mark of {config.mark_novelty:g} "
+            "(--mark-novelty) that ends the run; train it on such frames"
+        )
     if config.on_mark == "stop" and answer.spread and (most := answer.spread.largest.max()) > config.mark_spread:
         raise ModelError(
             f"its force spread on the last structures is up to {most:.4g} eV/Å, above the mark of "

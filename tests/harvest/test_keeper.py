@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,28 +127,33 @@ def test_cooldown_and_step_of_what_is_kept(
 
 
 def test_novelty_keeps_what_the_spread_does_not(tmp_path: Path) -> None:
-    """A frame that is new to a model is kept whatever the spread says, its row says so, of which atom and to whom; also
-    where there is no committee at all."""
+    """A frame that is new to a model is kept whatever the spread says, and its row says so, of which atom and to whom;
+    where the baseline is served alone, its frames are the committee's, and are not kept twice."""
     ptr = 3 * np.arange(3)
     of = {"baseline": np.array([0.5, 0.6, 0.4, 0.9, 4.0, 1.1]), "delta": np.array([0.5, 0.6, 0.4, 0.9, 1.9, 1.1])}
     novelty = Novelty(of, np.maximum(*of.values()), np.array([0.6, 4.0]), np.array([1, 1]))
-    for name, spread in (("committee", answered([0.001, 0.002], 0.1).spread), ("baseline", None)):
-        evaluation = Evaluation(
-            np.zeros(2), np.zeros((6, 3)), np.zeros((2, 3, 3)), ptr, spread=spread, novelty=novelty, models=("a" * 64,)
-        )
-        config = ServeConfig(queue=str(tmp_path / f"{name}.db"), cooldown=0)
-        record = Record(tmp_path / name)
-        keeper = Keeper(config, "c" * 64, record)
-        keeper("address", Moment(3), [water(0), water(1)], evaluation)
-        keeper.close()
-        (row,) = Queue(config.queue).rows()
-        assert row.kept.why == ("novelty",)
-        assert row.kept.newest == (4.0, 1, "baseline")
-        assert np.array_equal(row.kept.novelty["delta"], of["delta"][3:])
-        assert np.isnan(row.kept.max_force_spread) == (spread is None)
-        summary = record.summary()
-        record.close(summary)
-        assert summary["frames_kept_for"] == {"novelty": 1}
+    evaluation = Evaluation(
+        np.zeros(2),
+        np.zeros((6, 3)),
+        np.zeros((2, 3, 3)),
+        ptr,
+        spread=answered([0.001, 0.002], 0.1).spread,
+        novelty=novelty,
+        models=("a" * 64,),
+    )
+    config = ServeConfig(queue=str(tmp_path / "q.db"), cooldown=0)
+    record = Record(tmp_path)
+    keeper = Keeper(config, "c" * 64, record)
+    keeper("baseline", Moment(3), [water(2), water(3)], replace(evaluation, spread=None))
+    keeper("address", Moment(3), [water(0), water(1)], evaluation)
+    keeper.close()
+    (row,) = Queue(config.queue).rows()
+    assert row.kept.why == ("novelty",)
+    assert row.kept.newest == (4.0, 1, "baseline")
+    assert np.array_equal(row.kept.novelty["delta"], of["delta"][3:])
+    summary = record.summary()
+    record.close(summary)
+    assert summary["frames_kept_for"] == {"novelty": 1}
 
 
 @pytest.mark.parametrize(
@@ -162,9 +168,7 @@ def test_whose_novelty_keeps_a_frame(tmp_path: Path, whose: str, kept: list[int]
         del of["delta"]
     atoms = np.maximum.reduce(list(of.values()))
     novelty = Novelty(of, atoms, atoms.reshape(2, 3).max(axis=1), np.array([1, 1]))
-    evaluation = Evaluation(
-        np.zeros(2), np.zeros((6, 3)), np.zeros((2, 3, 3)), 3 * np.arange(3), novelty=novelty, models=("a" * 64,)
-    )
+    evaluation = replace(answered([0.001, 0.002], 0.1), novelty=novelty, models=("a" * 64,))
     config = ServeConfig(queue=str(tmp_path / "q.db"), cooldown=0, keep_novelty_of=whose)
     keeper = Keeper(config, "c" * 64, lambda event: None)
     frames = [water(0), water(1)]

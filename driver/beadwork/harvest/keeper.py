@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Kept, novelty_of
 from beadwork.harvest.select import Band, Selector
 from beadwork.harvest.writer import QueueWriter
-from beadwork.potential.delta import Evaluation
+from beadwork.potential.delta import Evaluation, Spread
 
 #: seconds for which a disk may be full, or fail, before the run is stopped
 FULL = 10.0
@@ -66,39 +65,44 @@ class Keeper:
         self._evaluations += 1
         self._look_at_the_queue()
         spread, novelty = evaluation.spread, evaluation.novelty
-        if spread is None and novelty is None:
+        if spread is None:  # the baseline at an address of its own: its frames are the committee's, seen by half
             return
-        usual = None if spread is None else spread.usual
-        if usual != self._usual:
-            self._usual = usual
-            self.selector.band = Band.of(self._config, usual)
+        if spread.usual != self._usual:
+            self._usual = spread.usual
+            self.selector.band = Band.of(self._config, spread.usual)
         atoms = len(frames[0].numbers)
         # where no step is known, evaluations are counted
         count = Moment(self._evaluations) if moment.step is None else moment
-        none = np.zeros(len(frames))  # where nothing is known, nothing is uncertain
-        force, energy = (none, none) if spread is None else (spread.largest, spread.energy / atoms)
+        force, energy = spread.largest, spread.energy / atoms
         asks = None if novelty is None else novelty_of(novelty.of, self._config.keep_novelty_of)
-        new = none if asks is None else np.maximum.reduceat(asks, evaluation.ptr[:-1])
+        new = np.zeros(len(frames)) if asks is None else np.maximum.reduceat(asks, evaluation.ptr[:-1])
         choice = self.selector.consider(count, frames, force, energy, new)
         for index, sign in choice.kept:
             why = self.selector.band.reasons(float(force[index]), float(energy[index]), float(new[index]))
-            self._offer(index, sign, moment.exact, frames[index], evaluation, why)
+            self._offer(index, sign, moment.exact, frames[index], evaluation, spread, why)
         for reason, those in choice.passed.items():
             self._watch(PassedOver(moment.exact, reason, len(those), float(force[those].max())))
         while self._news:
             self._watch(self._news.popleft())
 
     def _offer(
-        self, index: int, sign: Signature, step: int | None, frame: Frame, evaluation: Evaluation, why: tuple[str, ...]
+        self,
+        index: int,
+        sign: Signature,
+        step: int | None,
+        frame: Frame,
+        evaluation: Evaluation,
+        spread: Spread,
+        why: tuple[str, ...],
     ) -> None:
         atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
-        n, spread, novelty = len(frame.numbers), evaluation.spread, evaluation.novelty
+        novelty = evaluation.novelty
         kept = Kept(
             frame=frame,
             evaluation=self._evaluations,
-            energy_spread=math.nan if spread is None else float(spread.energy[index]) / n,
-            force_spread=np.full(n, np.nan) if spread is None else spread.force[atoms].copy(),
-            member_energies=np.empty(0) if spread is None else spread.members[:, index].copy(),
+            energy_spread=float(spread.energy[index]) / len(frame.numbers),
+            force_spread=spread.force[atoms].copy(),
+            member_energies=spread.members[:, index].copy(),
             models=evaluation.models,
             weights=evaluation.weights,
             simulation=self._simulation,

@@ -71,7 +71,7 @@ class Steps:
 
     start: (K, N, 3) Å, the distinct ones of all structures that i-PI begins with, None where they are not known.
     folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many share the
-    beads; one of several sees a part of each step. one_result: no step but an i-PI's first begins anything.
+    beads; one of several sees a part of each step. one_result: nothing begins but with the file's start.
     """
 
     def __init__(
@@ -132,7 +132,9 @@ class Steps:
         """
         new = self._new
         moment, begins = self._place(names, positions, peers, written, ours)
-        return moment, None if begins and self._one_result and not new else begins
+        # a RESTART has what was done of the one result, so only the file's start begins another
+        kept = begins and self._one_result and not (new and self._at_start(positions))
+        return moment, None if kept else begins
 
     def _place(
         self,

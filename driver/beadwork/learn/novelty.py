@@ -23,7 +23,7 @@ from beadwork.learn.choose import features
 from beadwork.learn.dataset import DATASET, Dataset, Met
 from beadwork.learn.same import frames_hash
 from beadwork.learn.split import APART, blocks
-from beadwork.potential.bundle import NOVELTY, Card, amend_card, check
+from beadwork.potential.bundle import NOVELTY, Card, amend_card, check, load_card, members_of
 from beadwork.potential.graph import build
 from beadwork.potential.novelty import NEW, Mixture, TrainingSet, nearest
 
@@ -36,7 +36,7 @@ WORTH = 0.1
 FOLDS = 4
 #: atoms of an element that a mixture is fitted to, at most: enough for its shape, and seconds of work
 MOST = 6_000
-#: atoms of an element that say something about it, at least
+#: atoms of an element that a mixture is fitted to, at least; of fewer only the contacts are known
 FEWEST = 10
 #: the part of the training atoms that lie beyond the edge
 BEYOND = 1e-4
@@ -48,8 +48,8 @@ FLOOR = 1e-2
 class Fitted:
     """A training set, and for the card how it does on atoms whose block was left out.
 
-    components: by atomic number. new: by atomic number, the part of those atoms that would be called new.
-    frames_new: the part of frames with such an atom.
+    components: by atomic number. new: by atomic number, the part of those atoms that would be called new; NaN where all
+    atoms of an element are in one block. frames_new: the part of frames with such an atom.
     """
 
     training_set: TrainingSet
@@ -62,8 +62,8 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
     """Fit the training set of one model.
 
     block: a number for each frame; frames that know each other (of one stretch of one simulation) share it.
-    vectors: (A, F), the model's features of all atoms, frame by frame. cutoff: Å, the model's. Raises ModelError where
-    there are no frames, or too few blocks or atoms to leave some out.
+    vectors: (A, F), the model's features of all atoms, frame by frame. cutoff: Å, the model's. Raises ModelError for
+    frames of one block, and where no element has FEWEST atoms.
     """
     if len(set(block)) < 2:
         raise ModelError(
@@ -72,21 +72,18 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
         )
     numbers = np.concatenate([frame.numbers for frame in frames])
     owner = np.repeat(np.arange(len(frames)), [len(frame.numbers) for frame in frames])
-    fold = _folds(np.asarray(block), seed)[owner]
+    blocks_of_atoms = np.asarray(block)[owner]
     elements = tuple(int(z) for z in np.unique(numbers))
     mixtures: dict[int, Mixture] = {}
     components: dict[int, int] = {}
-    left_out = np.full(len(numbers), np.inf)
+    left_out = np.full(len(numbers), np.nan)
     for z in elements:
         mine = np.flatnonzero(numbers == z)
-        if len(mine) < FEWEST:
-            raise ModelError(
-                f"the frames have {len(mine)} atoms of {chemical_symbols[z]}, too few to say what is known of it; "
-                f"give {FEWEST} at least"
-            )
-        mixture, components[z], distances = _fit_element(vectors[mine], fold[mine], seed)
-        mixtures[z] = mixture
-        left_out[mine] = distances
+        if len(mine) >= FEWEST:
+            fold = _folds(blocks_of_atoms[mine], seed)  # of this element, which may be in few of the blocks
+            mixtures[z], components[z], left_out[mine] = _fit_element(vectors[mine], fold, seed)
+    if not mixtures:
+        raise ModelError(f"the frames have less than {FEWEST} atoms of each element, too few to say what is known")
     contacts = _contacts(frames, elements, cutoff)
     training_set = TrainingSet(
         elements,
@@ -100,7 +97,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
     return Fitted(
         training_set,
         components,
-        {z: float(new[numbers == z].mean()) for z in elements},
+        {z: float(new[numbers == z].mean()) if np.isfinite(left_out[numbers == z]).all() else np.nan for z in mixtures},
         float(np.mean([new[owner == k].any() for k in range(len(frames))])),
     )
 
@@ -132,7 +129,8 @@ def learned(folder: Path) -> tuple[list[Frame], list[int]]:
     above = folder.resolve().parent
     dataset = Dataset.read(above if (above / DATASET).exists() and not (folder / DATASET).exists() else folder)
     known = [met for met in dataset.past if not met.held_out]
-    return [met.frame for met in known], blocks(known, APART).tolist()
+    plan = load_card(members_of([folder])[0]).about.get("plan", {})  # of one that was made elsewhere there is none
+    return [met.frame for met in known], blocks(known, plan.get("settings", {}).get("apart", APART)).tolist()
 
 
 def fit_bundle(
@@ -158,7 +156,9 @@ def summary(fitted: Fitted, frames: int, blocks: int) -> dict[str, Any]:
         "blocks": blocks,
         "components": {chemical_symbols[z]: count for z, count in fitted.components.items()},
         "atoms": {chemical_symbols[z]: count for z, count in fitted.training_set.atoms.items()},
-        "left_out_atoms_called_new": {chemical_symbols[z]: round(part, 6) for z, part in fitted.new.items()},
+        "left_out_atoms_called_new": {
+            chemical_symbols[z]: round(part, 6) for z, part in fitted.new.items() if np.isfinite(part)
+        },
         "left_out_frames_called_new": round(fitted.frames_new, 4),
     }
 
@@ -175,7 +175,7 @@ def describe(about: dict[str, Any]) -> str:
 
 
 def _folds(block: IntArray, seed: int) -> IntArray:
-    """(frames,): which part each frame belongs to; a block is never divided, and the parts are about as large."""
+    """(A,): which part each atom belongs to; a block is never divided, and the parts are about as large."""
     names, index, sizes = np.unique(block, return_inverse=True, return_counts=True)
     fold = np.zeros(len(names), dtype=np.int_)
     filled = np.zeros(min(FOLDS, len(names)))
@@ -187,8 +187,11 @@ def _folds(block: IntArray, seed: int) -> IntArray:
 
 
 def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixture, int, FloatArray]:
-    """The mixture of one element's atoms, its components, and each atom's distance when its fold was left out."""
-    folds = [k for k in np.unique(fold) if (fold == k).any() and (fold != k).sum() >= FEWEST]
+    """The mixture of one element's atoms, its components, and each atom's novelty when its fold was left out.
+
+    The last is NaN where a fold cannot be left out, as too few atoms would remain.
+    """
+    folds = [k for k in np.unique(fold) if (fold != k).sum() >= FEWEST]
     tried = [k for k in COMPONENTS if k == 1 or len(vectors) >= k * ATOMS_A_FEATURE * vectors.shape[1]]
     best, found = 1, -np.inf
     if len(tried) > 1 and len(folds) > 1:
@@ -197,11 +200,14 @@ def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixtur
             likelihood = _Fit(vectors[~test], k, seed).likelihood(vectors[test])
             if likelihood > found + WORTH:
                 best, found = k, likelihood
-    left_out = np.zeros(len(vectors))
+    left_out = np.full(len(vectors), np.nan)
     for part in folds:
         left_out[fold == part] = _Fit(vectors[fold != part], best, seed).distance(vectors[fold == part])
-    edge = float(np.quantile(left_out, 1 - BEYOND, method="higher"))
     whole = _Fit(vectors, best, seed)
+    known = [left_out[fold == part] for part in folds] or [whole.distance(vectors)]
+    edges = sorted(float(np.quantile(one, 1 - BEYOND, method="higher")) for one in known)
+    # a part that is like no other must not set the edge: the whole fit knows it, and the others lie far within
+    edge = edges[-2] if len(edges) > 2 else edges[-1]
     mixture = whole.mixture(max(edge, 1e-6))
     return mixture, best, left_out / mixture.edge
 

@@ -168,9 +168,10 @@ def describe(bundle: str | Path) -> str:
     return "\n".join(lines)
 
 
-def write_card(bundle: Path, card: Mapping[str, Any]) -> Card:
-    """Write card.toml for the files that are in the folder now; format, units and hashes are added."""
-    hashes = {name: sha256(bundle / name) for name in (MODEL, NATIVE, NOVELTY) if (bundle / name).is_file()}
+def write_card(bundle: Path, card: Mapping[str, Any], without: str | None = None) -> Card:
+    """Write card.toml for the files that are in the folder now, but for one; format, units and hashes are added."""
+    files = [name for name in (MODEL, NATIVE, NOVELTY) if (bundle / name).is_file() and name != without]
+    hashes = {name: sha256(bundle / name) for name in files}
     about = {k: v for k, v in card.items() if v is not None}
     data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}
     write_whole(bundle / CARD, tomli_w.dumps(data))
@@ -186,12 +187,13 @@ def amend_card(
     not those that its card describes.
     """
     check(bundle)
-    data = _read_toml(bundle / CARD)
+    data = {k: v for k, v in _read_toml(bundle / CARD).items() if k not in ("format", "units", "sha256")}
     if file is not None:
         part = bundle / f".{os.getpid()}.{file}"  # with its ending, which some writers add
         write(part)
+        write_card(bundle, data, without=file)  # a kill from here on leaves a bundle without it, and no damaged one
         os.replace(part, bundle / file)
-    return write_card(bundle, {k: v for k, v in data.items() if k not in ("format", "units", "sha256")} | about)
+    return write_card(bundle, data | about)
 
 
 def load_committee(members: Sequence[Path]) -> Committee | None:

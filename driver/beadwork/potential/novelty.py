@@ -9,7 +9,7 @@ the larger one counts:
   component; with one component d is the Mahalanobis distance. Novelty is d over its edge, the value that 0.01 % of the
   training atoms exceed when the mixture is fitted without their own block of frames.
 - **Contacts**, which need no model: the distance to the nearest atom of each element, against the range that it had in
-  training. 0 in the middle of the range, 1 at its ends.
+  training. 0 in the middle of the range, 1 a hundredth of an Å beyond its ends.
 
 Novelty is no error: a model may do well on what it never saw, and its error there is known to nobody.
 """
@@ -35,8 +35,8 @@ ENDLESS = 1000.0
 #: Å; by so much a range of contacts is longer at either end than what was seen, which of finitely many atoms is less
 #: than what there is
 MARGIN = 0.01
-#: a range of contacts is taken to be at least this part of the cutoff wide to either side of its middle
-LEAST_RANGE = 0.05
+#: of the cutoff: by so much closer than it lies the edge of a contact that training never had
+NEVER = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +71,9 @@ class Mixture:
 class TrainingSet:
     """What one model's training frames looked like, atom by atom.
 
-    elements: (n,) atomic numbers, ascending. mixtures: by atomic number. contacts: (n, n, 2) Å, the range of the
-    distance from an atom of one element (first index) to the nearest of another; the cutoff where there was none.
+    elements: (n,) atomic numbers, ascending. mixtures: by atomic number, but for elements of a few atoms. contacts:
+    (n, n, 2) Å, the range of the distance from an atom of one element (first index) to the nearest of another; the
+    cutoff where there was none.
     cutoff: Å, of the model. frames: the hash of the frames, prefixed. atoms: how many of each element there were.
     """
 
@@ -86,12 +87,13 @@ class TrainingSet:
     def novelty(self, features: torch.Tensor, graph: Graph) -> torch.Tensor:
         """(A,) in float64, on the features' device, which is not waited for.
 
-        ENDLESS at most, and for an element that was not trained on.
+        ENDLESS at most, and for an element that was not trained on; of one without a mixture only the contacts count.
 
         features: (A, F), the node features' scalars. graph: with this model's cutoff.
         """
         device = features.device
-        found = torch.full((len(graph.numbers),), ENDLESS, dtype=torch.float64, device=device)
+        known = np.isin(graph.numbers, self.elements)
+        found = torch.from_numpy(np.where(known, 0.0, ENDLESS)).to(device, non_blocking=True)
         for z, mixture in self.mixtures.items():
             mine = torch.from_numpy(np.flatnonzero(graph.numbers == z)).to(device, non_blocking=True)
             found[mine] = mixture.distance(features[mine].double())
@@ -101,7 +103,7 @@ class TrainingSet:
     def strangeness(self, graph: Graph) -> FloatArray:
         """(A,): how far the contacts of each atom are from the middle of their ranges; 1 at the ends."""
         low, high = self.contacts[..., 0], self.contacts[..., 1]
-        half = np.maximum((high - low) / 2 + MARGIN, LEAST_RANGE * self.cutoff)
+        half = np.where(low < self.cutoff, (high - low) / 2 + MARGIN, NEVER * self.cutoff)
         index = np.searchsorted(self.elements, graph.numbers).clip(max=len(self.elements) - 1)
         away = np.abs(nearest(graph, self.elements) - ((low + high) / 2)[index]) / half[index]
         return np.asarray(away.max(axis=1))
@@ -140,6 +142,7 @@ def load_training_set(file: Path) -> TrainingSet:
                     float(data[f"edge-{z}"]),
                 )
                 for z in elements
+                if f"edge-{z}" in data
             }
             found = TrainingSet(
                 elements,
