@@ -477,3 +477,17 @@ def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(["report", str(run), "--queue", str(tmp_path / "none.db")]) == 9
     assert "there is no queue" in capsys.readouterr().err
     assert json.loads((run / "summary.json").read_text())["frames_kept"] == 3
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"evaluations": 1', "[1]", "null"])
+def test_a_summary_that_a_full_disk_has_cut(run: Path, left: str) -> None:
+    """The page is written without it, and says so."""
+    (run / "summary.json").write_text(left)
+    assert "summary.json is empty or cut" in page(run)
+
+
+def test_a_record_that_a_full_disk_has_cut(run: Path) -> None:
+    """Within what it says of its run, and after that: the page is written, and says so."""
+    lines = (run / "beadwork.out").read_text().splitlines(keepends=True)
+    (run / "beadwork.out").write_text(lines[0] + lines[1][: len(lines[1]) // 2])
+    assert "The line # run: of beadwork.out is cut" in words(page(run), "headline")

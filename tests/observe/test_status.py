@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -229,3 +230,24 @@ def test_frames_that_wait_are_told_from_another_shell(status: Status) -> None:
     assert "3 frames wait in memory to be kept: the queue q.db: database is locked" in tell(changed(status))[0]
     status(Waiting(0, ""))
     assert "wait" not in tell(changed(status))[0]
+
+
+def test_a_full_disk_leaves_the_last_word_and_no_temporary_file(
+    status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing new can be made there: that the run has ended is written where the file says that it serves."""
+    fsopen = os.open
+
+    def full(path: Any, flags: int, *more: Any) -> int:
+        if flags & os.O_EXCL:
+            os.close(fsopen(path, flags, *more))  # there is room for a name, as often, but not for what is in it
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return fsopen(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", full)
+    status.close(12, "the disk is full")
+    monkeypatch.undo()
+    assert [path.name for path in status.path.parent.iterdir()] == ["status.json"]
+    said, code = tell(changed(status))
+    assert code == ENDED
+    assert "with exit code 12: the disk is full" in said

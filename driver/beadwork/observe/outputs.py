@@ -110,12 +110,18 @@ def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray], dict[str
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What beadwork.out says of its run (`Record`), `joined` among it; empty where it says nothing."""
+    """What beadwork.out says of its run (`Record`), `joined` among it; empty where it says nothing.
+
+    cut: True in it, where that line is no JSON: a full disk or a kill has cut it.
+    """
     about: dict[str, Any] = {}
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if line.startswith("# run: "):
-                about |= json.loads(line.removeprefix("# run: "))
+                try:
+                    about |= dict(json.loads(line.removeprefix("# run: ")))
+                except (ValueError, TypeError):
+                    about["cut"] = True
             elif line.rstrip("\n") == JOINED:  # after the first rows, where another forcefield was asked first
                 about["joined"] = True
     return about

@@ -90,9 +90,15 @@ def load(folder: Path) -> Run:
     gaps: dict[str, str] = {}
     summary: dict[str, Any] = {}
     if (folder / "summary.json").exists():
-        summary = json.loads((folder / "summary.json").read_text())
+        try:
+            summary = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8", errors="replace")))
+        except (ValueError, TypeError):
+            gaps["summary"] = "summary.json is empty or cut, as a full disk leaves it. What it sums up is left out."
     else:
         gaps["summary"] = "There is no summary.json: the run goes on, or was killed. What it sums up is left out."
+    if about.get("cut"):
+        said = "The line <code># run:</code> of beadwork.out is cut: which input and queue it was of is not known."
+        gaps["summary"] = f"{gaps.get('summary', '')} {said}".strip()
     properties = _properties(folder / about.get("directory", "."), about)
     if not properties:
         gaps["properties"] = (

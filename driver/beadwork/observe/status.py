@@ -109,6 +109,10 @@ class Status:
         except OSError as error:
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
+            if self._state["state"] == "ended":  # its last word: a full disk has no room but that of the old file
+                with contextlib.suppress(OSError), open(self.path, "r+", encoding="utf-8") as file:
+                    file.write(json.dumps(data))
+                    file.truncate()
             if not self._broken:
                 self._watch(Note(f"{self.path} cannot be written ({error}); `beadwork status` will know less"))
             self._broken = True
