@@ -640,3 +640,10 @@ def test_active_atoms_that_do_not_exist(write):
     simulation = read(write(active + SYSTEM))
     with pytest.raises(SimulationError, match=r"<activelist> of ffsocket 'a' .* outside 0 to 2: \[0, 3\]"):
         simulation.numbers(simulation.socket())
+
+
+def test_an_output_without_a_stride(write):
+    """i-PI divides by it in its first step: the file is refused before that."""
+    outputs = "<output><properties stride='0' filename='out'> [ step ] </properties></output>"
+    with pytest.raises(SimulationError, match=r"the stride of out in .* is below 1"):
+        read(write(outputs + FORCEFIELD + SYSTEM))

@@ -440,6 +440,11 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
                     f"a <force> of {path} names the forcefield {part.forcefield!r}, which the input does not "
                     f"define; it has: {', '.join(forcefields)}"
                 )
+    if never := [str(output.filename) for output in outputs if output.stride < 1]:
+        raise SimulationError(
+            f"the stride of {', '.join(never)} in {path} is below 1; i-PI divides the step by it: "
+            "give it 1 or more, or take the output out"
+        )
     with _refusing(f"i-PI refuses {path}"):
         extras = _extras(outputs, replicas, systems)
     return Simulation(
