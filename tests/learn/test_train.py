@@ -66,7 +66,7 @@ def test_members_are_bundles_that_serve(committee):
     assert answer.spread.largest[0] > 0, "members are not the same"
     assert potential.alpha == card.alpha
     assert f"{out}: 30 labels, 20 with forces and 10 with energies alone; 6 are held out in 6 blocks" in said[0]
-    assert len(said) == 4 + bool(worse_than_baseline(out))
+    assert len(said) == 6 + bool(worse_than_baseline(out)), "labels, two members, their novelties, the errors"
     assert not (out / "training").exists()
 
 
