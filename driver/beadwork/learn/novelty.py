@@ -38,6 +38,8 @@ FOLDS = 4
 MOST = 6_000
 #: atoms of an element that a mixture is fitted to, at least; of fewer only the contacts are known
 FEWEST = 10
+#: a part is like no other when its edge is so many times the next largest
+ODD = 1.5
 #: the part of the training atoms that lie beyond the edge
 BEYOND = 1e-4
 #: added to the variances of a component's whitened features, so that none becomes a needle
@@ -207,7 +209,7 @@ def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixtur
     known = [left_out[fold == part] for part in folds] or [whole.distance(vectors)]
     edges = sorted(float(np.quantile(one, 1 - BEYOND, method="higher")) for one in known)
     # a part that is like no other must not set the edge: the whole fit knows it, and the others lie far within
-    edge = edges[-2] if len(edges) > 2 else edges[-1]
+    edge = edges[-2] if len(edges) > 2 and edges[-1] > ODD * edges[-2] else edges[-1]
     mixture = whole.mixture(max(edge, 1e-6))
     return mixture, best, left_out / mixture.edge
 
