@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from beadwork.errors import ModelError
+from beadwork.errors import LabelError, ModelError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.learn.choose import features
 from beadwork.learn.dataset import DATASET, Dataset, Met
@@ -126,12 +126,18 @@ def read_frames(files: Sequence[Path]) -> tuple[list[Frame], list[int]]:
 def learned(folder: Path) -> tuple[list[Frame], list[int]]:
     """The frames that a bundle or a committee of `beadwork train` has learned from, and their blocks.
 
-    Raises LabelError where there is no dataset.json, in the folder or the one above it.
+    Raises LabelError where there is no dataset.json of it, in the folder or the one above it.
     """
     above = folder.resolve().parent
     dataset = Dataset.read(above if (above / DATASET).exists() and not (folder / DATASET).exists() else folder)
     known = [met for met in dataset.past if not met.held_out]
-    plan = load_card(members_of([folder])[0]).about.get("plan", {})  # of one that was made elsewhere there is none
+    card = load_card(members_of([folder])[0])
+    if card.about.get("dataset", dataset.hash) != dataset.hash:
+        raise LabelError(
+            f"{card.path} learned from {card.about['dataset']}, and the {DATASET} there is {dataset.hash}; name the "
+            "frames that it learned from (--frames)"
+        )
+    plan = card.about.get("plan", {})  # of one that was made elsewhere there is none
     return [met.frame for met in known], blocks(known, plan.get("settings", {}).get("apart", APART)).tolist()
 
 
