@@ -40,7 +40,7 @@ def test_what_is_reported_is_what_was_kept(ipi: Any, models: Any, start: Any, tm
     assert f"beadwork report {folder.resolve()}" in start.log(process)
     rows = Queue(folder / "q.db").rows()
     assert len(rows) == 4
-    record, spread = read_record(folder / "beadwork.out")
+    record, spread, _ = read_record(folder / "beadwork.out")
     trajectory = find_positions(folder, "run")
     potentials = read_potentials(folder, "run", 1)
     assert trajectory is not None
