@@ -79,7 +79,7 @@ def test_a_lone_molecule_admits_no_native_model_that_is_wrong_elsewhere(mace_mod
     """
     pytest.importorskip("symmetrix")
     with monkeypatch.context() as patch:
-        agreed = engines.Comparison(0.0, 0.0, 0.0, (1e-6, 1e-5), "nothing")
+        agreed = engines.Comparison(0.0, 0.0, 0.0, 0.0, (1e-6, 1e-5), "nothing")
         patch.setattr(importer, "compare_dense", lambda *_: agreed)
         model = spoilt(mace_model, use_so3=True)
         assert import_model(saved(model, tmp_path), tmp_path / "old", trust_pickle=True).native

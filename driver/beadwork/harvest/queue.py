@@ -302,7 +302,7 @@ class Queue:
         try:
             for row in db.select(id=id):
                 return self._read(row)
-        except QueueError:
+        except (QueueError, OverflowError):  # the latter: no row has a number that large
             raise
         except Exception as error:
             if _passes(error):
