@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import ase.io
+from ase import Atoms
 
 BOX = 40.0
 KELVIN = {"H2O": 250, "H3O": 300, "H2": 100}
@@ -23,8 +24,8 @@ INPUT = """<!-- {system}, {kelvin} K, 16 beads -->
     <properties stride='1' filename='out'>
       [ step, time{{femtosecond}}, conserved{{electronvolt}}, temperature{{kelvin}}, potential{{electronvolt}} ]
     </properties>
-    <trajectory stride='20' filename='pos' format='xyz' cell_units='angstrom'> positions{{angstrom}} </trajectory>
-    <trajectory stride='20' filename='committee' extra_type='committee_pot'> extras </trajectory>
+    <trajectory stride='{stride}' filename='pos' format='xyz' cell_units='angstrom'> positions{{angstrom}} </trajectory>
+    <trajectory stride='{stride}' filename='committee' extra_type='committee_pot'> extras </trajectory>
   </output>
   <total_steps>{steps}</total_steps>
   <prng><seed>{seed}</seed></prng>
@@ -57,24 +58,27 @@ INPUT = """<!-- {system}, {kelvin} K, 16 beads -->
 """
 
 
+def write(folder: Path, atoms: Atoms, name: str, steps: int, stride: int, seed: int) -> None:
+    """One simulation: its start structure, in the middle of the box, and its input."""
+    system = atoms.info["system"]
+    folder.mkdir(parents=True, exist_ok=True)
+    atoms.positions += BOX / 2 - atoms.positions.mean(axis=0)
+    lines = [f"{len(atoms)}", f"# CELL(abcABC): {BOX} {BOX} {BOX} 90 90 90 cell{{angstrom}} positions{{angstrom}}"]
+    lines += [f"{a.symbol} {a.x:.8f} {a.y:.8f} {a.z:.8f}" for a in atoms]
+    (folder / "start.xyz").write_text("\n".join(lines) + "\n")
+    kelvin = KELVIN[system.split("+")[0]]
+    text = INPUT.format(system=system, name=name.lower(), kelvin=kelvin, steps=steps, stride=stride, seed=seed)
+    (folder / "input.xml").write_text(text)
+
+
 def main(start: Path, out: Path) -> None:
     """Take the first frame of every composition with one to four waters."""
     firsts = {atoms.info["system"]: atoms for atoms in reversed(ase.io.read(start, ":"))}
     for seed, (system, atoms) in enumerate(sorted(firsts.items())):
         kind, waters = system.split("+")
-        if waters == "0H2O":
-            continue
-        name = f"{kind}-{waters[0]}"
-        folder = out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        atoms.positions += BOX / 2 - atoms.positions.mean(axis=0)
-        lines = [f"{len(atoms)}", f"# CELL(abcABC): {BOX} {BOX} {BOX} 90 90 90 cell{{angstrom}} positions{{angstrom}}"]
-        lines += [f"{a.symbol} {a.x:.8f} {a.y:.8f} {a.z:.8f}" for a in atoms]
-        (folder / "start.xyz").write_text("\n".join(lines) + "\n")
-        text = INPUT.format(
-            system=system, name=name.lower(), kelvin=KELVIN[kind], steps=STEPS[int(waters[0])], seed=1000 + seed
-        )
-        (folder / "input.xml").write_text(text)
+        if waters != "0H2O":
+            name = f"{kind}-{waters[0]}"
+            write(out / name, atoms, name, STEPS[int(waters[0])], 20, 1000 + seed)
 
 
 if __name__ == "__main__":

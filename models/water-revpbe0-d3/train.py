@@ -1,8 +1,10 @@
 """Train the shipped water models: a revPBE0 baseline and four Δ models (D3).
 
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/
-    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --calibrate
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --novelty
+    python models/water-revpbe0-d3/frames.py scratch/
+    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ \\
+        --calibrate scratch/simulation-A.extxyz scratch/simulation-B.extxyz
 
 The data are the 84 frames of Schran, Brezina and Marsalek, J. Chem. Phys. 153, 104105 (2020), with the
 D3(zero) part split off: info LO_energy / DELTA_energy (eV), arrays LO_forces / DELTA_forces (eV/Å). They are
@@ -10,11 +12,14 @@ CC-BY-SA-4.0 and stay out of this repository.
 
 Every fifth frame of a seeded shuffle is held out before anything else. The baseline learns LO_* on all that is
 left; member m of the committee learns DELTA_* on its own draw of 80 % of it, with seed m. Finished models are
-kept, so a killed run goes on where it stopped. At the end the bundles are made and the cards written, with the
-errors on the frames held out. --calibrate trains nothing: it measures the spread of the bundles that are there on the
-frames held out, and writes it into committee.toml. --novelty lets the bundles that are there know what they were
-trained on: the frames that are not held out. Nothing says of which simulation and step a frame is, so frames whose
-atoms are less than 2 Å (root mean square) from where another has them are one block.
+kept, so a killed run goes on where it stopped. At the end the bundles are made. --novelty lets the bundles that are
+there know what they were trained on: the frames that are not held out.
+
+--calibrate measures the bundles that are there, and writes committee.toml and the cards. Nothing says of which
+simulation and step a frame of the data is, so frames whose atoms are less than 2 Å (root mean square) from where
+another has them are one block; errors against DFT are those of frames held out whose block has none that was learned
+from. D3 itself can be computed for any frame: alpha is fitted on the first simulation of frames.py and tested on the
+second, and both together tell the errors of Δ.
 """
 
 from __future__ import annotations
@@ -36,16 +41,17 @@ from scipy.spatial.distance import squareform
 import beadwork
 from beadwork.learn.label_file import from_file
 from beadwork.learn.novelty import fit_bundle
-from beadwork.learn.residual import calibrate, residuals, scale, told
+from beadwork.learn.residual import Errors, calibrate, residuals, scale, told
 from beadwork.potential.bundle import COMMITTEE, amend_card, load_card
 from beadwork.potential.importer import import_model
-from beadwork.toml import tomllib
 
 HELD_OUT = 0.2
 MEMBERS = 4
 SPLIT_SEED = 20
 #: Å
 SAME_SIMULATION = 2.0
+#: steps; the 100 between two frames of frames.py are less, so that its blocks are ten times this, a picosecond
+APART = 200
 # No atom's energy is in the data: hydrogen gets its exact non-relativistic energy and oxygen takes the rest, so
 # that an added proton does not shift the energy by hundreds of eV.
 E_HYDROGEN = -13.6057
@@ -140,35 +146,58 @@ def run(name: str, seed: int, work: Path, settings: dict[str, object], hydrogen:
     return done
 
 
-def rmse(difference: np.ndarray) -> float:
-    """Root mean square."""
-    return float(np.sqrt((difference**2).mean()))
+def errors(potential: Any, frames: list[ase.Atoms], key: str, block: list[int]) -> dict[str, Any]:
+    """Errors of the energy an atom (meV) and of the force components (meV/Å) against `key`_energy and `key`_forces.
 
-
-def errors(potential: Any, frames: list[ase.Atoms], key: str) -> dict[str, float]:
-    """Errors of the energy an atom (meV) and of the force components (meV/Å) against `key`_energy and `key`_forces."""
+    Each with its error bar, from the blocks that the frames are of.
+    """
     answer = potential.evaluate([beadwork.Frame.from_atoms(frame) for frame in frames])
     energy = (answer.energies - [f.info[f"{key}_energy"] for f in frames]) / [len(f) for f in frames]
-    forces = answer.forces - np.concatenate([f.arrays[f"{key}_forces"] for f in frames])
-    return {
-        "energy_rmse_meV_per_atom": round(1e3 * rmse(energy), 4),
-        "energy_mean_error_meV_per_atom": round(1e3 * float(energy.mean()), 4),
-        "force_rmse_meV_per_angstrom": round(1e3 * rmse(forces), 4),
+    forces = (answer.forces - np.concatenate([f.arrays[f"{key}_forces"] for f in frames])).ravel()
+    found: dict[str, Any] = {"frames": len(frames), "blocks": len(set(block))}
+    for name, error in (("energy_rmse_meV_per_atom", energy), ("force_rmse_meV_per_angstrom", forces)):
+        of = np.repeat(np.arange(len(frames)), len(error) // len(frames))
+        rmse = Errors(error, np.zeros(len(error)), None, of, 1, np.array(block)[of]).rmse
+        found[name] = [round(1e3 * value, 4) for value in rmse]
+    return found
+
+
+def far(work: Path) -> tuple[list[ase.Atoms], list[int]]:
+    """Frames held out whose block has none that was learned from, and their blocks."""
+    held, learned = (ase.io.read(work / f"{name}.extxyz", ":") for name in ("held-out", "train"))
+    block = blocks([*held, *learned])
+    mine, theirs = block[: len(held)], set(block[len(held) :])
+    found = [(frame, one) for frame, one in zip(held, mine, strict=True) if one not in theirs]
+    return [frame for frame, _ in found], [one for _, one in found]
+
+
+def measure(work: Path, out: Path, simulations: tuple[Path, Path]) -> None:
+    """Write into cards and committee.toml what errors and spread of the bundles that are there are."""
+    held, block = far(work)
+    names = [f"delta-{m}" for m in range(MEMBERS)]
+    members = [out / name for name in names]
+    examples = [e for file in simulations for e in from_file(file, None, "D3(zero)", "DELTA_energy", "DELTA_forces")]
+    first = [n for n, e in enumerate(examples) if e.source == simulations[0].name]
+    found = residuals(examples, members, {1: 0.0, 8: 0.0}, APART)
+    fitted = calibrate(found, first)
+    for name in ["baseline", *names]:
+        key = "LO" if name == "baseline" else "DELTA"
+        amend_card(out / name, held_out={key: errors(beadwork.load(out / name), held, key, block)})
+    card = {
+        **scale(found, fitted),
+        "alpha_from": told(fitted),
+        "members": names,
+        "weights": [1.0] * MEMBERS,
+        "limits": "trained for liquid water at 0.997 g/cm3 and about 300 K alone: not for H3O+, OH- or H2",
+        "held_out": {
+            "baseline_against_REF": errors(beadwork.load(out / "baseline"), held, "REF", block),
+            "baseline_and_delta_against_REF": errors(beadwork.load(out / "baseline", members), held, "REF", block),
+            "delta_against_DELTA": errors(beadwork.load(None, members), held, "DELTA", block),
+            "delta_against_DELTA_of_simulations": {
+                key: value for key, value in found.measured.items() if not key.startswith("baseline")
+            },
+        },
     }
-
-
-def spread(work: Path, members: list[Path]) -> dict[str, Any]:
-    """What committee.toml has of the spread, from the DELTA_* of the frames held out."""
-    examples = from_file(work / "held-out.extxyz", None, "D3(zero)", "DELTA_energy", "DELTA_forces")
-    found = residuals(examples, members, {1: 0.0, 8: 0.0})
-    fitted = calibrate(found)
-    return {**scale(found, fitted), "alpha_from": told(fitted)}
-
-
-def calibrate_again(work: Path, out: Path) -> None:
-    """Write the spread of the members that are there into their committee.toml."""
-    card = tomllib.loads((out / COMMITTEE).read_text(encoding="utf-8"))
-    card |= spread(work, [out / name for name in card["members"]])
     (out / COMMITTEE).write_bytes(tomli_w.dumps(card).encode())
     print(card, flush=True)
 
@@ -191,15 +220,13 @@ def remember(work: Path, out: Path) -> None:
 
 
 def bundles(work: Path, out: Path) -> None:
-    """Make the bundles of all five models, measure them on the frames held out, and write the cards."""
-    held = ase.io.read(work / "held-out.extxyz", ":")
+    """Make the bundles of all five models."""
     source = {
         "data": "revPBE0-D3 frames of 64 H2O, J. Chem. Phys. 153, 104105 (2020), CC-BY-SA-4.0, D3(zero) split off",
         "command": "python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/",
-        "frames_held_out": len(held),
+        "frames_held_out": len(ase.io.read(work / "held-out.extxyz", ":")),
     }
-    names = [f"delta-{m}" for m in range(MEMBERS)]
-    for name in ["baseline", *names]:
+    for name in ["baseline", *(f"delta-{m}" for m in range(MEMBERS))]:
         train_file = work / ("train.extxyz" if name == "baseline" else f"{name}.extxyz")
         settings, key = (BASELINE, "LO") if name == "baseline" else (DELTA, "DELTA")
         about = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": len(ase.io.read(train_file, ":"))}
@@ -207,24 +234,7 @@ def bundles(work: Path, out: Path) -> None:
             about["baseline"] = load_card(out / "baseline").hash
         finished = work / f"{name}_stagetwo.model"
         import_model(finished, out / name, trust_pickle=True, **about, settings={**COMMON, **settings})
-        measured = errors(beadwork.load(out / name), held, key)
-        amend_card(out / name, held_out={key: measured})
-        print(name, measured, flush=True)
     remember(work, out)
-    members = [out / name for name in names]
-    card = {
-        **spread(work, members),
-        "members": names,
-        "weights": [1.0] * MEMBERS,
-        "limits": "trained for liquid water at 0.997 g/cm3 and about 300 K alone: not for H3O+, OH- or H2",
-        "held_out": {
-            "baseline_against_REF": errors(beadwork.load(out / "baseline"), held, "REF"),
-            "baseline_and_delta_against_REF": errors(beadwork.load(out / "baseline", members), held, "REF"),
-            "delta_against_DELTA": errors(beadwork.load(None, members), held, "DELTA"),
-        },
-    }
-    (out / COMMITTEE).write_bytes(tomli_w.dumps(card).encode())
-    print(card, flush=True)
 
 
 def main() -> None:
@@ -233,14 +243,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for splits, logs and checkpoints")
     parser.add_argument("--jobs", type=int, default=2, help="models trained at the same time, one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the bundles")
-    parser.add_argument("--calibrate", action="store_true", help="train nothing; write committee.toml's spread anew")
+    parser.add_argument(
+        "--calibrate", type=Path, nargs=2, metavar="FILE", help="train nothing; measure on frames.py's two simulations"
+    )
     parser.add_argument("--novelty", action="store_true", help="train nothing; fit what the bundles were trained on")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "held-out.extxyz").exists():
         split(args.data, args.work)
     if args.calibrate:
-        calibrate_again(args.work, args.out)
+        measure(args.work, args.out, args.calibrate)
     if args.novelty:
         remember(args.work, args.out)
     if args.calibrate or args.novelty:

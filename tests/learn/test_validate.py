@@ -184,6 +184,18 @@ def test_forces_and_energies_have_an_alpha_each(found):
     assert np.allclose(card["spread_held_out"]["force_eV_per_angstrom"], wanted, rtol=1e-3)
 
 
+def test_alpha_is_fitted_on_the_frames_that_are_named_and_tested_on_the_others(found):
+    """Two simulations, one to fit and one to test, as models/water-revpbe0-d3/train.py has them: no frame of the second
+    moves alpha, none of the first is counted in the coverage; frames without forces count for energies alone."""
+    first = range(0, 40, 2)
+    fitted = calibrate(found, first)
+    assert {what: one.frames for what, one in fitted.items()} == {"forces": (20, 10), "energy": (20, 20)}
+    for what, errors in (("forces", found.forces), ("energy", found.energy)):
+        assert fitted[what].alpha == errors.take(first).fit_alpha()
+        others = errors.take(range(1, 40, 2))
+        assert fitted[what].after == tuple(others.inside(fitted[what].alpha, n) for n in (1, 2))
+
+
 def test_page_stands_alone(examples, found, tmp_path: Path):
     """The page holds the numbers that the command prints, its pictures, and asks for nothing from elsewhere."""
     dataset = Dataset(tuple(examples), split(examples, 0.2, 0))

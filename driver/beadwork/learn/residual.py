@@ -241,16 +241,17 @@ def residuals(
     )
 
 
-def calibrate(found: Residuals) -> dict[str, Calibration]:
+def calibrate(found: Residuals, fit_on: Sequence[int] | None = None) -> dict[str, Calibration]:
     """Fit alpha of the 'forces' and alpha of the 'energy', each on half of its frames, and test it on the other half.
 
-    A quantity is left out with one member, too few frames, or labels noisier than the errors.
+    fit_on: indices of the frames to fit on, where they are not to be chosen here; the others test. A quantity is left
+    out with one member, too few frames, or labels noisier than the errors.
     """
     fitted = {}
     for quantity, errors in (("forces", found.forces), ("energy", found.energy)):
         if errors is None or errors.spread is None:
             continue
-        fit, test = found.halves(errors)
+        fit, test = found.halves(errors) if fit_on is None else _sides(errors, fit_on)
         if len(fit) + len(test) < FEWEST or not fit or not test or (alpha := errors.take(fit).fit_alpha()) is None:
             continue
         rest = errors.take(test)
@@ -263,6 +264,13 @@ def calibrate(found: Residuals) -> dict[str, Calibration]:
             (len(fit), len(test)),
         )
     return fitted
+
+
+def _sides(errors: Errors, fit_on: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The frames that have such errors: those to fit on, and the others."""
+    have = np.unique(errors.frame)
+    chosen = np.isin(have, fit_on)
+    return have[chosen].tolist(), have[~chosen].tolist()
 
 
 def told(fitted: Mapping[str, Calibration]) -> str:
