@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 OUT = HERE / "labels" / "mp2-unseen.extxyz"
 STEPS, STRIDE = 400, 200
 #: simulations of a solute, by the waters beside it: a label of four molecules costs ten of two
-SIMULATIONS = {1: 3, 2: 3, 3: 1}
+SIMULATIONS = {1: 4, 2: 4, 3: 2}
 #: which bead of the frames of one simulation
 BEADS = (3, 11)
 
