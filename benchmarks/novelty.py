@@ -195,15 +195,21 @@ def bond(atoms: Atoms, o: int, h: int) -> np.ndarray:
 
 
 def add_proton(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """A third hydrogen on one oxygen, where a lone pair was."""
-    o, hs = list(molecules(atoms).items())[rng.integers((atoms.numbers == 8).sum())]
-    one, two = (bond(atoms, o, h) for h in hs)
-    away = -(one + two) / np.linalg.norm(one + two)
-    side = np.cross(one, two) / np.linalg.norm(np.cross(one, two))
-    new = atoms.copy()
-    new.append("H")
-    new.positions[-1] = atoms.positions[o] + 0.5 * away + 0.87 * side
-    return new
+    """A third hydrogen on one oxygen, where a lone pair was that nobody's hydrogen points to."""
+    waters = list(molecules(atoms).items())
+    for k in rng.permutation(len(waters)):
+        o, hs = waters[k]
+        one, two = (bond(atoms, o, h) for h in hs)
+        away = -(one + two) / np.linalg.norm(one + two)
+        side = np.cross(one, two) / np.linalg.norm(np.cross(one, two))
+        for sign in (1, -1):
+            new = atoms.copy()
+            new.append("H")
+            new.positions[-1] = atoms.positions[o] + 0.5 * away + sign * 0.87 * side
+            others = [n for n in range(len(atoms)) if n != o]
+            if new.get_distances(len(atoms), others, mic=True).min() > 1.2:
+                return new
+    raise ValueError("every lone pair has a hydrogen bond")
 
 
 def put_h2(atoms: Atoms, rng: np.random.Generator) -> Atoms:
