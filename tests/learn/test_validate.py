@@ -11,11 +11,13 @@ from scipy import stats
 
 from beadwork.errors import LabelError
 from beadwork.learn.dataset import Dataset
+from beadwork.learn.label_file import from_file
 from beadwork.learn.residual import Errors, calibrate, residuals, scale, told
-from beadwork.learn.split import split
+from beadwork.learn.split import split, unseen
 from beadwork.learn.train import references
 from beadwork.learn.validate import CURVE, Validation, _part, validate, write_page
 from beadwork.potential.delta import load
+from beadwork.toml import tomllib
 
 MEMBERS = [truth.BASELINE.parent / f"delta-{m}" for m in range(4)]
 
@@ -268,3 +270,23 @@ def test_members_are_those_of_the_committee_s_card(tmp_path: Path):
     assert found.energy.freedom == 1
     with pytest.raises(LabelError, match="not made by beadwork train"):
         validate(tmp_path / "nowhere")
+
+
+def test_the_card_of_the_clusters_is_of_simulations_that_no_model_learned_from():
+    """Errors and alphas in models/water-highlevel/committee.toml are what its labels of other simulations give: none of
+    these was learned from, alpha was fitted on simulations that do not test it, and covers those that do."""
+    shipped = truth.ROOT / "models" / "water-highlevel"
+    examples = from_file(shipped / "labels" / "mp2-unseen.extxyz", shipped / "baseline")
+    assert len(unseen(examples, Dataset.read(shipped))) == len(examples) == 56
+    members = [shipped / f"delta-{m}" for m in range(4)]
+    found = residuals(examples, members, references(members[0]))
+    card = tomllib.loads((shipped / "committee.toml").read_text())
+    for key, value in found.measured.items():
+        assert card["held_out"][key] == pytest.approx(value, rel=1e-3), key
+    fitted = calibrate(found)
+    assert (card["alpha"], card["energy_alpha"]) == pytest.approx([fitted[q].alpha for q in ("forces", "energy")], 1e-3)
+    fit, test = found.halves(found.forces)
+    assert not {examples[n].simulation for n in fit} & {examples[n].simulation for n in test}
+    for one in fitted.values():
+        for (share, bar), expected in zip(one.after, one.expected, strict=True):
+            assert abs(share - expected) < max(0.05, 3 * bar)
