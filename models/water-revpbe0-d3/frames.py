@@ -1,11 +1,11 @@
-"""Frames that tell what Δ's spread is worth: two simulations of water that nobody learned from, with D3's own labels.
+"""Frames that tell what Δ's spread is worth: four simulations of water that nobody learned from, with D3's own labels.
 
     pip install dftd3
     python models/water-revpbe0-d3/frames.py OUT
 
-Writes OUT/simulation-A.extxyz and OUT/simulation-B.extxyz: 32 H2O at 300 K, classical Langevin dynamics with the
-baseline, 60 frames each, 100 steps of 0.5 fs apart. A begins as inputs/water does, B where a picosecond at 450 K has
-left that (at 700 K the baseline lets protons go, which no model learned from); both forget their start for a
+Writes OUT/simulation-A.extxyz to OUT/simulation-D.extxyz: 32 H2O at 300 K, classical Langevin dynamics with the
+baseline, 60 frames each, 100 steps of 0.5 fs apart. A begins as inputs/water does, the others where 1 ps at 450 K
+has left that (at 700 K the baseline lets protons go, which no model learned from); all forget their start for a
 picosecond first. DELTA_energy (eV) and DELTA_forces (eV/Å) are D3(zero) for revPBE0 without three-body terms by
 simple-dftd3, which gives those of the training data to 6e-7 meV an atom and 3e-6 meV/Å. What is done is kept.
 """
@@ -28,11 +28,12 @@ import beadwork
 
 HERE = Path(__file__).parent
 START = HERE.parents[1] / "inputs" / "water" / "init.xyz"
+SEEDS = {"A": 101, "B": 202, "C": 303, "D": 404}
 FRAMES = 60
 #: steps between two frames; steps that a start is forgotten in
 EVERY, FORGET = 100, 2000
 KELVIN = 300
-#: K, and steps, that make B unlike A
+#: K, and steps, that make the others unlike A
 HOT, SCRAMBLED = 450, 2000
 
 
@@ -66,7 +67,7 @@ def simulate(name: str, seed: int) -> list[Atoms]:
     rows = [line.split() for line in lines[2:]]
     atoms = Atoms([r[0] for r in rows], [list(map(float, r[1:4])) for r in rows], cell=[length] * 3, pbc=True)
     atoms.calc = beadwork.BeadworkCalculator(beadwork.load(HERE / "baseline"))
-    if name == "B":
+    if name != "A":
         dynamics(atoms, HOT, seed + HOT).run(SCRAMBLED)
     run = dynamics(atoms, KELVIN, seed)
     run.run(FORGET)
@@ -86,10 +87,10 @@ def simulate(name: str, seed: int) -> list[Atoms]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", choices=("A", "B"), help="one of the two, for another process to do the other")
+    parser.add_argument("--only", choices=tuple(SEEDS), help="one of them, for other processes to do the others")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, seed in (("A", 101), ("B", 202)):
+    for name, seed in SEEDS.items():
         file = args.out / f"simulation-{name}.extxyz"
         if not file.exists() and args.only in (None, name):
             found = simulate(name, seed)

@@ -4,7 +4,7 @@
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --novelty
     python models/water-revpbe0-d3/frames.py scratch/
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ \\
-        --calibrate scratch/simulation-A.extxyz scratch/simulation-B.extxyz
+        --calibrate scratch/simulation-[A-D].extxyz
 
 The data are the 84 frames of Schran, Brezina and Marsalek, J. Chem. Phys. 153, 104105 (2020), with the
 D3(zero) part split off: info LO_energy / DELTA_energy (eV), arrays LO_forces / DELTA_forces (eV/Å). They are
@@ -18,8 +18,8 @@ there know what they were trained on: the frames that are not held out.
 --calibrate measures the bundles that are there, and writes committee.toml and the cards. Nothing says of which
 simulation and step a frame of the data is, so frames whose atoms are less than 2 Å (root mean square) from where
 another has them are one block; errors against DFT are those of frames held out whose block has none that was learned
-from. D3 itself can be computed for any frame: alpha is fitted on the first simulation of frames.py and tested on the
-second, and both together tell the errors of Δ.
+from. D3 itself can be computed for any frame: alpha is fitted on the first half of the simulations of frames.py and
+tested on the others, and all together tell the errors of Δ.
 """
 
 from __future__ import annotations
@@ -171,15 +171,15 @@ def far(work: Path) -> tuple[list[ase.Atoms], list[int]]:
     return [frame for frame, _ in found], [one for _, one in found]
 
 
-def measure(work: Path, out: Path, simulations: tuple[Path, Path]) -> None:
+def measure(work: Path, out: Path, simulations: list[Path]) -> None:
     """Write into cards and committee.toml what errors and spread of the bundles that are there are."""
     held, block = far(work)
     names = [f"delta-{m}" for m in range(MEMBERS)]
     members = [out / name for name in names]
     examples = [e for file in simulations for e in from_file(file, None, "D3(zero)", "DELTA_energy", "DELTA_forces")]
-    first = [n for n, e in enumerate(examples) if e.source == simulations[0].name]
+    first = {file.name for file in simulations[: len(simulations) // 2]}
     found = residuals(examples, members, {1: 0.0, 8: 0.0}, APART)
-    fitted = calibrate(found, first)
+    fitted = calibrate(found, [n for n, e in enumerate(examples) if e.source in first])
     for name in ["baseline", *names]:
         key = "LO" if name == "baseline" else "DELTA"
         amend_card(out / name, held_out={key: errors(beadwork.load(out / name), held, key, block)})
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="models trained at the same time, one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the bundles")
     parser.add_argument(
-        "--calibrate", type=Path, nargs=2, metavar="FILE", help="train nothing; measure on frames.py's two simulations"
+        "--calibrate", type=Path, nargs="+", metavar="FILE", help="train nothing; measure on frames.py's simulations"
     )
     parser.add_argument("--novelty", action="store_true", help="train nothing; fit what the bundles were trained on")
     args = parser.parse_args()
