@@ -98,7 +98,10 @@ def dynamics(atoms: Atoms, temperature: float, steps: int, seed: int, file: Path
 
 
 def classical(work: Path, say: Callable[[str], None]) -> None:
-    """Water of two histories: from the input's start, and from one that 700 K have scrambled; both at 1000 K; ice."""
+    """Water of two histories: from the input's start, and from one that 450 K have scrambled; both at 1000 K; ice.
+
+    At 700 K the shipped baseline lets protons go, and what has ions in it is no known water: it is looked for.
+    """
     for name, seed in (("A", 1), ("B", 2)):
         if (work / f"hot-{name}.xyz").exists():
             continue
@@ -106,9 +109,10 @@ def classical(work: Path, say: Callable[[str], None]) -> None:
         atoms.calc = beadwork.BeadworkCalculator(beadwork.load(MODELS / "baseline"))
         say(f"classical water {name}")
         if name == "B":
-            dynamics(atoms, 700, 2000, 10)
-            dynamics(atoms, 450, 500, 11)
+            dynamics(atoms, 450, 4000, 10)
         dynamics(atoms, 300, 1500, seed)
+        if ions(atoms):
+            raise ValueError(f"water {name} has ions in it; take another seed")
         if name == "B":
             write_start(work / "init-B.xyz", atoms)
         dynamics(atoms, 300, 100 * FRAMES, 20 + seed, work / f"water-{name}.xyz", 100)
@@ -187,6 +191,13 @@ def molecules(atoms: Atoms) -> dict[int, list[int]]:
         int(o): hydrogens[np.argsort(atoms.get_distances(o, hydrogens, mic=True))[:2]].tolist()
         for o in np.flatnonzero(atoms.numbers == 8)
     }
+
+
+def ions(atoms: Atoms) -> int:
+    """How many oxygens are nearest to other than two hydrogens."""
+    oxygens, hydrogens = np.flatnonzero(atoms.numbers == 8), np.flatnonzero(atoms.numbers == 1)
+    owner = [int(atoms.get_distances(h, oxygens, mic=True).argmin()) for h in hydrogens]
+    return int((np.bincount(owner, minlength=len(oxygens)) != 2).sum())
 
 
 def bond(atoms: Atoms, o: int, h: int) -> np.ndarray:
@@ -418,6 +429,8 @@ def collect(work: Path, with_beads: bool) -> dict[str, dict[str, list[Atoms]]]:
 
     for name in "AB":
         water = ase.io.read(work / f"water-{name}.xyz", ":")
+        if with_ions := sum(ions(atoms) > 0 for atoms in water):
+            raise ValueError(f"{with_ions} of {len(water)} frames of known water {name} have ions; take another seed")
         put("known water", name, water)
         for kind, frames in made(water[:FRAMES], ord(name)).items():
             put(kind, name, frames)
