@@ -22,7 +22,7 @@ test: install ## the test suite, under ten minutes on two cores
 test-full: install ## the same and what is slow or needs a browser or a database
 	$(BIN)/python -m pytest
 kill-loop: install ## kill -9 in each stage of beadwork learn, and between write and commit: twelve in all
-	$(BIN)/python -m pytest tests/learn/test_loop_kill.py -s
+	$(BIN)/python -m pytest tests/loop/test_loop_kill.py -s
 faults: install ## provoke every fault, and write what happened to docs/faults.md
 	$(BIN)/python -m pytest -m fault -n 3 --dist loadfile --timeout 1500 --continue-on-collection-errors --fault-table=docs/faults.md
 suites: install ## other people's tests with our client, to docs/suites.md; IPI=checkout, else it is cloned

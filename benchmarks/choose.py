@@ -2,7 +2,7 @@
 
     python benchmarks/choose.py clusters.extxyz [more.extxyz …] --key DELTA --model models/water-revpbe0-d3/baseline
 
-A fifth of the frames is held out, the others are the pool. So many are chosen by `beadwork.learn.choose`, and as many
+A fifth of the frames is held out, the others are the pool. So many are chosen by `beadwork.label.choose`, and as many
 at random, forty times. On each choice a kernel model of the energies is fitted: Gaussian kernels of the same atomic
 features, summed over pairs of like atoms, on top of energies of atoms. It stands for a MACE model, which would take
 hours for as many choices. Printed: coverage; error of all held-out frames, and of the worst composition (meV an atom).
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from beadwork.learn.choose import choose, features
-from beadwork.learn.label_file import NONE, from_file
+from beadwork.label.choose import choose, features
+from beadwork.train.label_file import NONE, from_file
 
 DRAWS = 40
 COUNTS = (10, 20, 40, 60)

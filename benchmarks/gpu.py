@@ -96,8 +96,8 @@ class Gpu:
 
     def potential(self, engine: str, dtype: str, members: int) -> Any:
         """Baseline and so many members in one engine."""
-        from beadwork.potential.delta import Potential
-        from beadwork.potential.engines import open_engine
+        from beadwork.potential.auto_engine import open_engine
+        from beadwork.potential.potential import Potential
 
         opened = [open_engine(b, engine, dtype, self.size.device) for b in self.bundles[: 1 + members]]
         return Potential(opened[0], opened[1:])

@@ -21,8 +21,8 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import FIRE
 
 import beadwork
-from beadwork.observe.radial import deviations, offsets
-from beadwork.potential.delta import Potential
+from beadwork.potential.potential import Potential
+from beadwork.report.radial import deviations, offsets
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models" / "water-revpbe0-d3"

@@ -87,8 +87,8 @@ def _vectors(batch: Any) -> Any:
 
 def scaling(plan: Plan, folder: Path) -> dict[str, Any]:
     """Seconds of one evaluation against beads and atoms, the median of the rounds in which the sizes take turns."""
-    from beadwork.potential.delta import Potential
-    from beadwork.potential.engines import open_engine
+    from beadwork.potential.auto_engine import open_engine
+    from beadwork.potential.potential import Potential
 
     size = plan.loop
     potential = Potential(open_engine(models(folder, size.channels, size.cutoff, 1)[0], "native", "float64", "cpu"))
@@ -105,8 +105,8 @@ def scaling(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def step(plan: Plan, folder: Path) -> dict[str, Any]:
     """Where an evaluation's time goes, with a committee: medians of each part, seconds."""
-    from beadwork.potential.delta import Potential
-    from beadwork.potential.engines import open_engine
+    from beadwork.potential.auto_engine import open_engine
+    from beadwork.potential.potential import Potential
 
     size = plan.loop
     bundles = models(folder, size.channels, size.cutoff, 1 + size.members)

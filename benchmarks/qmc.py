@@ -36,15 +36,15 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from beadwork.frame import Frame
-from beadwork.learn.constants import BOHR, HARTREE
-from beadwork.learn.dataset import Example, difference
-from beadwork.learn.jobs import Jobs
-from beadwork.learn.label import Label, Labeller
-from beadwork.learn.pyscf_labeller import PySCF
-from beadwork.learn.qmc import JQMC
-from beadwork.learn.train import train_committee, train_model
-from beadwork.learn.train_settings import TrainSettings
-from beadwork.potential.delta import load
+from beadwork.label.codes.pyscf_labeller import PySCF
+from beadwork.label.codes.qmc import JQMC
+from beadwork.label.constants import BOHR, HARTREE
+from beadwork.label.jobs import Jobs
+from beadwork.label.label import Label, Labeller
+from beadwork.potential.potential import load
+from beadwork.train.committee import train_committee, train_model
+from beadwork.train.dataset import Example, difference
+from beadwork.train.settings import TrainSettings
 
 RESULTS = Path(__file__).parent / "results"
 FILE = RESULTS / "qmc.json"

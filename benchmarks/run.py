@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import peers as p
 from peers import Builder, Peer, PeerError, Place, Setting
-from report import report
 from system import QUICK, Plan, Size, models
+
+from report import report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("beadwork", "ipi", "mace-torch", "torch", "symmetrix-xl", "ase", "numpy", "numba", "vesin", "e3nn")

@@ -7,8 +7,8 @@ import sys
 from beadwork.ipi.simulation import read
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import FreeParticle
-from beadwork.potential.delta import Potential
-from beadwork.server import Server, Service
+from beadwork.potential.potential import Potential
+from beadwork.serve.server import Server, Service
 
 simulation = read(sys.argv[1])
 socket = simulation.socket()

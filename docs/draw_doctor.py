@@ -16,7 +16,7 @@ from beadwork.potential.threads import set_threads
 set_threads(len(os.sched_getaffinity(0)))
 
 from beadwork.config import resolve  # noqa: E402 - threads are set before PyTorch is loaded
-from beadwork.doctor import MARGIN, examine, line, verdict  # noqa: E402
+from beadwork.doctor.report import MARGIN, examine, line, verdict  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = "--baseline $MODELS/baseline --delta $MODELS/delta-[0-3] --queue queue.db --keep-force 0.01 0.5"

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from beadwork.report import report
+from beadwork.report.write import report
 
 HERE = Path(__file__).parent
 WIDTH = 1040

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from beadwork import config, errors
-from beadwork.learn.command import Pattern
-from beadwork.learn.labellers import KINDS
+from beadwork.label.codes.command import Pattern
+from beadwork.label.spec import KINDS
 
 HERE = Path(__file__).parent
 

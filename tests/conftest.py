@@ -7,12 +7,10 @@ import platform
 import re
 import signal
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -26,18 +24,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # a shell ignores SIGINT for what it starts in the background, and every process from there on
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _for_all(name: str) -> None:
-    """Make a helper in this folder importable under its own name: pytest's importlib mode adds no paths."""
-    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-_for_all("random_models")
 
 
 @pytest.fixture

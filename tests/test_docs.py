@@ -15,8 +15,8 @@ from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.delta import Potential
-from beadwork.server import extra_keys
+from beadwork.potential.potential import Potential
+from beadwork.serve.server import extra_keys
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -275,18 +275,18 @@ def _cores() -> int:
 def _serve(args: argparse.Namespace) -> int:
     config = _resolved(args)
     if config.devices:
-        from beadwork.devices import Devices
+        from beadwork.serve.supervisor import Devices
 
         return Devices(config, _cores(), args.start).run()
     config, threads = _configured(args, config)
-    from beadwork.session import Session
+    from beadwork.serve.session import Session
 
     return Session(config, threads).run(start_ipi=args.start)
 
 
 def _bench(args: argparse.Namespace) -> int:
     config, threads = _configured(args)
-    from beadwork.bench import bench
+    from beadwork.doctor.bench import bench
 
     print(bench(config, args.steps, threads))
     return 0
@@ -295,17 +295,17 @@ def _bench(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     config = _resolved(args)
     if config.devices:
-        from beadwork.devices import plan
+        from beadwork.serve.supervisor import plan
 
         config = plan(config, _cores())[0]
     config, _ = _configured(args, config)
-    from beadwork.doctor import doctor
+    from beadwork.doctor.report import doctor
 
     return doctor(config)
 
 
 def _status(args: argparse.Namespace) -> int:
-    from beadwork.devices import tell
+    from beadwork.serve.supervisor import tell
 
     text, code = tell(args.out)
     print(text)
@@ -322,9 +322,9 @@ def _train(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
-    from beadwork.learn.label_file import read_examples
-    from beadwork.learn.train import train_committee
-    from beadwork.learn.train_settings import TrainSettings
+    from beadwork.train.committee import train_committee
+    from beadwork.train.label_file import read_examples
+    from beadwork.train.settings import TrainSettings
 
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
     examples = read_examples(args.labels, args.baseline, args.method, args.energy_key, args.forces_key)
@@ -337,9 +337,9 @@ def _validate(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
-    from beadwork.learn.label_file import read_examples
-    from beadwork.learn.train_settings import TrainSettings
-    from beadwork.learn.validate import PAGE, validate, write_page
+    from beadwork.train.label_file import read_examples
+    from beadwork.train.settings import TrainSettings
+    from beadwork.train.validate import PAGE, validate, write_page
 
     if (args.labels or args.curve) and args.baseline is None:
         raise ConfigError("--labels and --curve need the baseline that Δ is added to; give --baseline")
@@ -395,8 +395,8 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _show_model(args: argparse.Namespace) -> int:
-    from beadwork.learn.provenance import chain
     from beadwork.potential.bundle import COMMITTEE, describe, members_of
+    from beadwork.train.provenance import chain
 
     members = members_of([args.bundle])
     if members != [args.bundle]:
@@ -407,8 +407,8 @@ def _show_model(args: argparse.Namespace) -> int:
 
 
 def _novelty(args: argparse.Namespace) -> int:
-    from beadwork.learn.novelty import fit_bundle, learned, read_frames
     from beadwork.potential.bundle import members_of
+    from beadwork.train.fit_novelty import fit_bundle, learned, read_frames
 
     for named in args.bundles:
         frames, block = read_frames(args.frames) if args.frames else learned(named)
@@ -428,7 +428,7 @@ def _point(args: argparse.Namespace) -> int:
 
 
 def _qmc_env(args: argparse.Namespace) -> int:
-    from beadwork.learn.qmc_env import default, install
+    from beadwork.label.codes.qmc_env import default, install
 
     folder = args.folder or default()
     print(f"{folder}: {install(folder)}")
@@ -452,8 +452,8 @@ def _label_options(parser: argparse.ArgumentParser) -> None:
 
 def _label(args: argparse.Namespace) -> int:
     from beadwork.harvest.queue import Queue
-    from beadwork.learn.labellers import read
-    from beadwork.learn.labelling import command
+    from beadwork.label.run import command
+    from beadwork.label.spec import read
 
     spec, queue = read(args.labeller), Queue(args.queue)
     many = {"most": args.most, "by": args.choose}
@@ -465,8 +465,8 @@ def _learn(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(_cores())
-    from beadwork.learn.generations import write_page
-    from beadwork.learn.loop import learn, read
+    from beadwork.loop.generations import write_page
+    from beadwork.loop.loop import learn, read
 
     learn(args.loop, lambda text: print(f"beadwork: {text}", file=sys.stderr, flush=True))
     print(f"the generations side by side: {write_page(read(args.loop))}")
@@ -548,7 +548,7 @@ def _queue_check(args: argparse.Namespace) -> int:
 
 def _queue_add(args: argparse.Namespace) -> int:
     from beadwork.harvest.queue import Queue
-    from beadwork.learn.given import add
+    from beadwork.label.user_frames import add
 
     queue = Queue(args.queue, create=True)
     code = 0
@@ -569,7 +569,7 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 
 def _write_report(args: argparse.Namespace) -> int:
-    from beadwork.report import report
+    from beadwork.report.write import report
 
     print(report(args.run, args.page, args.queue))
     return 0

@@ -37,16 +37,16 @@ from tqdm import tqdm
 
 from beadwork.disk import write_whole
 from beadwork.frame import Frame
-from beadwork.learn.dataset import Dataset
-from beadwork.learn.label_file import from_file
-from beadwork.learn.pyscf_labeller import PySCF
-from beadwork.learn.residual import calibrate as calibrated
-from beadwork.learn.residual import residuals, scale, told
-from beadwork.learn.split import unseen
-from beadwork.learn.train import references, train_committee, train_model
-from beadwork.learn.train_settings import TrainSettings
+from beadwork.label.codes.pyscf_labeller import PySCF
 from beadwork.potential.bundle import COMMITTEE, members_of
 from beadwork.toml import tomllib
+from beadwork.train.calibration import calibrate as calibrated
+from beadwork.train.calibration import residuals, scale, told
+from beadwork.train.committee import references, train_committee, train_model
+from beadwork.train.dataset import Dataset
+from beadwork.train.label_file import from_file
+from beadwork.train.settings import TrainSettings
+from beadwork.train.split import unseen
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "highlevel"

@@ -26,8 +26,8 @@ from simulations import write
 from tqdm import tqdm
 
 from beadwork.frame import Frame
-from beadwork.learn.pyscf_labeller import PySCF
-from beadwork.observe.outputs import structure
+from beadwork.label.codes.pyscf_labeller import PySCF
+from beadwork.report.outputs import structure
 
 HERE = Path(__file__).parent
 OUT = HERE / "labels" / "mp2-unseen.extxyz"

@@ -39,11 +39,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 import beadwork
-from beadwork.learn.label_file import from_file
-from beadwork.learn.novelty import fit_bundle
-from beadwork.learn.residual import Errors, calibrate, residuals, scale, told
 from beadwork.potential.bundle import COMMITTEE, amend_card, load_card
 from beadwork.potential.importer import import_model
+from beadwork.train.calibration import Errors, calibrate, residuals, scale, told
+from beadwork.train.fit_novelty import fit_bundle
+from beadwork.train.label_file import from_file
 
 HELD_OUT = 0.2
 MEMBERS = 4

@@ -18,8 +18,8 @@ import pytest
 from beadwork.cli import main
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.delta import Potential
-from beadwork.server import Server, Service
+from beadwork.potential.potential import Potential
+from beadwork.serve.server import Server, Service
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.harvest.queue import Queue
-from beadwork.observe.outputs import find_positions, read_potentials, read_record
+from beadwork.report.outputs import find_positions, read_potentials, read_record
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models" / "water-revpbe0-d3"

@@ -12,13 +12,13 @@ import pytest
 
 from beadwork.events import Moment
 from beadwork.harvest.select import Band, Selector
+from beadwork.ipi.output_steps import Written
 from beadwork.ipi.simulation import read
 from beadwork.ipi.steps import Steps, pattern
 from beadwork.ipi.transport import Line, address_of
-from beadwork.ipi.written import Written
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.delta import Potential
-from beadwork.server import Server, Service
+from beadwork.potential.potential import Potential
+from beadwork.serve.server import Server, Service
 
 PAGE = Path(__file__).parents[2] / "docs" / "steps.md"
 COOLDOWN = 3

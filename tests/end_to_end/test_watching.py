@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beadwork.cli import main
 from beadwork.harvest.row import committee_hash
-from beadwork.observe.outputs import read_about
 from beadwork.potential.bundle import load_card
+from beadwork.report.outputs import read_about
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:

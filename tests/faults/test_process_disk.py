@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from beadwork.harvest import keeper, writer
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.writer import QueueWriter
 from beadwork.observe import last, record
+from support.kept_frames import make_kept
 
 #: making the models is part of the first test's time, and a busy machine takes its own
 pytestmark = pytest.mark.timeout(1200)
@@ -222,19 +222,8 @@ def test_queue_locked_in_mid_run(ipi, models, start, fault: Say, tmp_path: Path)
     fault(f"{during - before} steps were done meanwhile; exit code 0; {kept} frames reported, {kept} in the queue")
 
 
-@pytest.fixture
-def make_kept() -> Callable[[int], Any]:
-    """The maker of kept frames of tests/harvest."""
-    spec = spec_from_file_location("harvest_conftest", Path(__file__).parents[1] / "harvest" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_kept  # type: ignore[no-any-return]
-
-
 @pytest.mark.fault("a queue that may only be read", "mode 444, opened by a user who is not root")
-def test_read_only_queue(make_kept, fault: Say, tmp_path: Path) -> None:
+def test_read_only_queue(fault: Say, tmp_path: Path) -> None:
     """It is refused when the run begins, not found out weeks later; nothing changes in it."""
     path = tmp_path / "q.db"
     Queue(path, create=True).add(make_kept(0))
@@ -304,7 +293,7 @@ class Failing:
     "a queue write fails at its n-th operation",
     "SQLite's connection raises 'disk I/O error', for every n from the first statement to the last commit: {which}",
 )
-def test_every_operation_fails(make_kept, fault: Say, tmp_path: Path, monkeypatch, forever, which) -> None:
+def test_every_operation_fails(fault: Say, tmp_path: Path, monkeypatch, forever, which) -> None:
     """For every n: nothing is half written, what was reported is there, and once the disk works again all is there."""
     monkeypatch.setattr(writer, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(writer, "_LONGEST_PAUSE", 0.002)
@@ -407,7 +396,7 @@ def test_clock_goes_back(ipi, models, start, serve, fault: Say, tmp_path: Path, 
 @pytest.mark.fault(
     "the clock is set back while a frame is being labelled", "time.time goes back an hour between claims"
 )
-def test_lease_and_the_clock(make_kept, fault: Say, tmp_path: Path, monkeypatch) -> None:
+def test_lease_and_the_clock(fault: Say, tmp_path: Path, monkeypatch) -> None:
     """Leases are times of day, which several hosts share: set back, one lasts longer, and no frame is lost or twice."""
     queue = Queue(tmp_path / "q.db", create=True)
     queue.add_all([make_kept(0), make_kept(1)])

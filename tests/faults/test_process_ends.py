@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from beadwork.ipi import transport
-from beadwork.report import report
+from beadwork.report.write import report
 
 #: making the models is part of the first test's time, and a busy machine takes its own
 pytestmark = pytest.mark.timeout(1200)
@@ -73,13 +73,13 @@ PHASES = [
     ("arguments are read", "run", "beadwork.cli:_parser", 1),
     ("models are loaded", "run", "beadwork.potential.torchscript:load_module", 2),
     ("the queue is opened", "run", "beadwork.harvest.queue:Queue._prepare", 1),
-    ("i-PI has just been started", "run", "after-beadwork.session:Session._start_ipi", 1),
+    ("i-PI has just been started", "run", "after-beadwork.serve.session:Session._start_ipi", 1),
     ("i-PI is waited for", "serve", "beadwork.ipi.transport:_connect", 2),
-    ("a structure is evaluated", "run", "beadwork.potential.delta:Potential.evaluate", 12),
+    ("a structure is evaluated", "run", "beadwork.potential.potential:Potential.evaluate", 12),
     ("a reply is sent", "run", "beadwork.ipi.transport:Peer.send", 20),
-    ("i-PI moves the beads", "run", "beadwork.server:Server._after", 8),
+    ("i-PI moves the beads", "run", "beadwork.serve.server:Server._after", 8),
     ("a frame is written to the queue", "run", "beadwork.harvest.queue:Queue.add_all", 3),
-    ("i-PI's end is waited for", "run", "beadwork.own_ipi:OwnIpi.end", 1),
+    ("i-PI's end is waited for", "run", "beadwork.ipi.process:OwnIpi.end", 1),
     ("the queue is closed", "run", "beadwork.harvest.keeper:Keeper.close", 1),
 ]
 
@@ -115,7 +115,7 @@ def test_signal(ipi, models, start, strays, fault: Say, tmp_path: Path, when, co
         assert rows == summary["frames_kept"]
         kept = f"{rows} frames reported, {rows} in the queue"
     last = "last frames on disk" if (run.folder / "last-frames.extxyz").exists() else "no last frames"
-    if where.startswith(("beadwork.potential.delta", "beadwork.ipi.transport:Peer", "beadwork.server")):
+    if where.startswith(("beadwork.potential.potential", "beadwork.ipi.transport:Peer", "beadwork.serve.server")):
         frames = last_frames(run)
         assert len({atoms.info["bead"] for atoms in frames}) == 4
         assert all(np.isfinite(atoms.get_forces()).all() for atoms in frames)

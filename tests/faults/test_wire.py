@@ -24,8 +24,8 @@ from beadwork.events import Evaluated, Event
 from beadwork.ipi import wire
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.delta import Potential
-from beadwork.server import Server, Service
+from beadwork.potential.potential import Potential
+from beadwork.serve.server import Server, Service
 
 PROXY = Path(__file__).with_name("proxy.py")
 #: every message, in the direction in which it goes

@@ -22,7 +22,7 @@ from beadwork.harvest.row import Kept
 from beadwork.harvest.select import Band
 from beadwork.ipi.simulation import read
 from beadwork.observe.record import Record, tell
-from beadwork.potential.delta import Evaluation, Novelty, Spread, load
+from beadwork.potential.potential import Evaluation, Novelty, Spread, load
 
 
 def water(seed: int) -> Frame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sqlite3
@@ -11,7 +12,6 @@ import textwrap
 import time
 from collections.abc import Callable
 from contextlib import closing
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import ase.db
@@ -19,25 +19,22 @@ import numpy as np
 import pytest
 
 from beadwork.harvest.queue import Queue
-
-CONFTEST = Path(__file__).parent / "conftest.py"
+from support.kept_frames import make_kept
 
 #: says which frames are kept, each after its commit; offers each frame twice
 PROGRAM = textwrap.dedent(
     """
-    import importlib.util, itertools, os, sys
-    spec = importlib.util.spec_from_file_location("shared", sys.argv[2])
-    shared = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shared)
+    import itertools, os, sys
+    from support.kept_frames import make_kept
     from beadwork.harvest.queue import Queue
     from beadwork.harvest.writer import QueueWriter
     from beadwork.harvest.distance import signature
-    signature(shared.make_kept(0).frame)  # whatever is slow the first time
+    signature(make_kept(0).frame)  # whatever is slow the first time
     os.write(1, b"ready\\n")
     writer = QueueWriter(
         Queue(sys.argv[1], create=True), max_pending=4, on_kept=lambda id, kept: os.write(1, b"%d\\n" % kept.evaluation)
     )
-    for kept in map(shared.make_kept, itertools.count(int(sys.argv[3]))):
+    for kept in map(make_kept, itertools.count(int(sys.argv[2]))):
         while not (writer.offer(kept) and writer.offer(kept)):
             writer.flush(1.0)
     """
@@ -50,18 +47,14 @@ PROGRAM = textwrap.dedent(
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int, fault: Callable[[str], None]) -> None:
     """One kill soon after the start, often while the queue is being made, one amid writing; then all is counted."""
-    spec = spec_from_file_location("shared", CONFTEST)
-    assert spec is not None
-    assert spec.loader is not None
-    shared = module_from_spec(spec)
-    spec.loader.exec_module(shared)
     chance = random.Random(seed)
     reported: list[int] = []
     for round in range(2):
         child = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(path), str(CONFTEST), str(1000 * round)],
+            [sys.executable, "-c", PROGRAM, str(path), str(1000 * round)],
             stdout=subprocess.PIPE,
             bufsize=0,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )
         assert child.stdout is not None
         try:
@@ -77,7 +70,7 @@ def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int, fault:
         assert child.wait() == -signal.SIGKILL
 
     queue = Queue(path, create=True)
-    assert queue.add(shared.make_kept(99_999)) is not None  # it opens and takes writes
+    assert queue.add(make_kept(99_999)) is not None  # it opens and takes writes
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     with closing(sqlite3.connect(path)) as connection:
@@ -96,7 +89,7 @@ def test_killed_writer_leaves_every_reported_frame(path: Path, seed: int, fault:
     assert reported
     assert len(reported) == len(set(reported))
     for row in rows:
-        made = shared.make_kept(row.evaluation)
+        made = make_kept(row.evaluation)
         np.testing.assert_array_equal(row.positions, made.frame.positions)
         np.testing.assert_array_equal(row.data["force_spread"], made.force_spread)
     assert not list(path.parent.glob("*.lock"))

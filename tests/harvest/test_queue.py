@@ -185,23 +185,23 @@ def test_two_processes_share_a_queue(path: Path, kept: Make) -> None:
     """Two processes that make the queue, write the same frames and claim them: each frame once, each claim once."""
     program = textwrap.dedent(
         """
-        import importlib.util, sys
-        spec = importlib.util.spec_from_file_location("shared", sys.argv[2])
-        shared = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(shared)
+        import sys
+        from support.kept_frames import make_kept
         from beadwork.harvest.queue import Queue
         queue = Queue(sys.argv[1], create=True)
-        stored = sum(queue.add(shared.make_kept(seed)) is not None for seed in range(15))
+        stored = sum(queue.add(make_kept(seed)) is not None for seed in range(15))
         claimed = []
-        while (row := queue.claim(sys.argv[3], 60)) is not None:
+        while (row := queue.claim(sys.argv[2], 60)) is not None:
             claimed.append(row.id)
         print(stored, *claimed)
         """
     )
-    shared = Path(__file__).parent / "conftest.py"
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", program, str(path), str(shared), name], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", program, str(path), name],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )
         for name in ("ann", "bob")
     ]

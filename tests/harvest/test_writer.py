@@ -161,7 +161,7 @@ def test_bug_in_the_thread_is_not_silent(kept: Make, capsys: pytest.CaptureFixtu
 #: keeps 50 frames of a fresh process, for which there is no descriptor for a second
 NO_DESCRIPTORS = """
 import os, resource, sys, time
-from conftest import make_kept
+from support.kept_frames import make_kept
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.writer import QueueWriter
 
@@ -190,7 +190,8 @@ def test_no_descriptor_for_a_second(path: Path) -> None:
     description of the package, whose version every row has."""
     done = subprocess.run(
         [sys.executable, "-c", NO_DESCRIPTORS, str(path)],
-        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(Queue(path)) == 50

@@ -15,9 +15,8 @@ from beadwork.errors import RemoteProtocolError
 from beadwork.ipi import wire
 from beadwork.ipi.messages import ForceReady, GetForce, PosData, Status
 from beadwork.ipi.protocol import Machine, State
-
-from .conftest import ATOMS, converse
-from .transcripts import Transcript, mutate, segments
+from support.conversation import ATOMS, converse
+from support.transcripts import Transcript, mutate, segments
 
 #: seconds that no transcript may take
 LONGEST = 1.0

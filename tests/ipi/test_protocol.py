@@ -11,8 +11,7 @@ from beadwork.errors import LocalProtocolError, RemoteProtocolError
 from beadwork.ipi import wire
 from beadwork.ipi.messages import ForceReady, HangUp, Init, PosData
 from beadwork.ipi.protocol import Machine, State
-
-from .conftest import ATOMS, answer, converse
+from support.conversation import ATOMS, answer, converse
 
 
 def replay(data: bytes, pieces: list[int] | None = None, *, shared: bool = False) -> Machine:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from beadwork.events import Moment
+from beadwork.ipi.output_steps import Written
 from beadwork.ipi.simulation import ASKING, Output, read
 from beadwork.ipi.steps import Pattern, Steps, one_result, pattern
-from beadwork.ipi.written import Written
 
 RING = np.random.default_rng(0).normal(size=(8, 3, 3))
 

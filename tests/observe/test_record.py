@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from beadwork.events import Evaluated, Kept
-from beadwork.observe.outputs import read_record
 from beadwork.observe.pace import Pace
-from beadwork.observe.picture import draw
 from beadwork.observe.record import Record, tell
+from beadwork.report.outputs import read_record
+from beadwork.report.picture import draw
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +12,8 @@ import numpy as np
 import pytest
 
 from beadwork.potential.engine import Energies
-from random_models import once, random_mace, write_bundle
-
-
-def _beside(name: str) -> Any:
-    """Make a helper in this folder importable under its own name (pytest's importlib mode adds no paths)."""
-    full = f"potential_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[full] = module
-        spec.loader.exec_module(module)
-    return sys.modules[full]
-
-
-structures = _beside("structures")
-contract = _beside("contract")
+from support import contract, structures
+from support.random_models import once, random_mace, write_bundle
 
 
 def make_mace(

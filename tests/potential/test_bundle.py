@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from beadwork.errors import ModelError
+from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import amend_card, check, describe, load_card, load_committee, sha256
-from beadwork.potential.engines import open_engine
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model, mace_imported
 

@@ -12,8 +12,8 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 import beadwork
 from beadwork.errors import ModelError
-from beadwork.potential.delta import Potential, load
-from beadwork.potential.engines import open_engine
+from beadwork.potential.auto_engine import open_engine
+from beadwork.potential.potential import Potential, load
 
 ENGINES = ("torchscript", "native")
 

@@ -14,7 +14,7 @@ from matscipy.neighbours import neighbour_list
 
 from beadwork.errors import GeometryError
 from beadwork.frame import Frame
-from beadwork.potential import within
+from beadwork.potential import pair_kernel as within
 from beadwork.potential.graph import CLOSEST, GraphBuilder, build
 
 KINDS = ("triclinic", "tiny", "huge", "cluster", "slab", "wire", "unwrapped", "lone", "h2", "liquid")

@@ -15,9 +15,10 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.frame import Frame
-from beadwork.potential import engines, importer
+from beadwork.potential import auto_engine as engines
+from beadwork.potential import importer
+from beadwork.potential.auto_engine import compare, compare_dense, open_engine, trial
 from beadwork.potential.bundle import describe
-from beadwork.potential.engines import compare, compare_dense, open_engine, trial
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model, mace_imported
 from beadwork.potential.native import NativeEngine

@@ -12,8 +12,8 @@ import pytest
 
 from beadwork.errors import ModelError, ResourceError
 from beadwork.potential import memory
-from beadwork.potential.delta import Potential
 from beadwork.potential.graph import build
+from beadwork.potential.potential import Potential
 
 WORDS = {
     "numpy": MemoryError("Unable to allocate 1.00 GiB for an array"),
@@ -57,7 +57,7 @@ def frames(shapes):
 def test_more_is_tried_again(pair, frames, monkeypatch) -> None:
     """What refused memory for a while does not slow the run down for weeks: after some evaluations more is tried, later
     and later while that fails, and a new committee goes on from there."""
-    monkeypatch.setattr("beadwork.potential.delta.AGAIN", 3)
+    monkeypatch.setattr("beadwork.potential.potential.AGAIN", 3)
     engine = small(pair, 2, MemoryError("full"))
     potential = Potential(engine, [pair(1.0), pair(2.0)])
     exact = Potential(pair(5.0, 3.0), [pair(1.0), pair(2.0)]).evaluate(frames)
@@ -176,7 +176,7 @@ LIMITED = textwrap.dedent(
     import numpy as np
     import torch
     from beadwork.frame import Frame
-    from beadwork.potential.delta import Potential
+    from beadwork.potential.potential import Potential
     from beadwork.potential.torchscript import TorchScriptEngine
     torch.set_num_threads(1)
     engine = TorchScriptEngine(sys.argv[1])

@@ -10,15 +10,15 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.frame import Frame
-from beadwork.learn.choose import features
-from beadwork.learn.novelty import fit, fit_bundle
+from beadwork.label.choose import features
+from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import MODEL, NOVELTY, check
-from beadwork.potential.delta import load
-from beadwork.potential.engines import open_engine
 from beadwork.potential.graph import build
 from beadwork.potential.native import available
 from beadwork.potential.novelty import ENDLESS, NEW, load_training_set, nearest, read_features
+from beadwork.potential.potential import load
 from beadwork.potential.torchscript import load_module
+from beadwork.train.fit_novelty import fit, fit_bundle
 
 
 def liquid(seed: int, spacing: float = 1.7) -> Frame:

@@ -11,8 +11,8 @@ import pytest
 from beadwork.errors import ModelError
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.delta import Potential, load
 from beadwork.potential.graph import build
+from beadwork.potential.potential import Potential, load
 from beadwork.potential.torchscript import TorchScriptEngine
 from beadwork.potential.weighting import RADIUS, Neighbourhoods, weigh
 

@@ -12,7 +12,7 @@ import pytest
 from beadwork.cli import main
 from beadwork.errors import ConfigError
 from beadwork.harvest.queue import Queue
-from beadwork.learn.given import add
+from beadwork.label.user_frames import add
 
 HERE = Path(__file__).parent
 WATER = np.array([[0, 0, 0.1173], [0, 0.7572, -0.4692], [0, -0.7572, -0.4692]])

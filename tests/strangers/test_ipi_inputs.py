@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from ipi.utils.units import unit_to_internal
 
-from beadwork import doctor, services
-from beadwork.bench import shorten
-from beadwork.checks.finding import AMBER, Finding
 from beadwork.config import ServeConfig
+from beadwork.doctor import report as doctor
+from beadwork.doctor.bench import shorten
+from beadwork.doctor.finding import AMBER, Finding
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Component, Extra, Simulation, read
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.delta import Potential
-from beadwork.server import Server
-from beadwork.services import join
+from beadwork.potential.potential import Potential
+from beadwork.serve import assemble as services
+from beadwork.serve.assemble import join
+from beadwork.serve.server import Server
 from beadwork.units import BOHR, HARTREE
 
 HERE = Path(__file__).parent

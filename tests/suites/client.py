@@ -16,17 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-import beadwork.server
+import beadwork.serve.server
 from beadwork.errors import ConnectionLost
 from beadwork.events import Evaluated, Event
 from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.messages import HangUp, Incoming, PosData
 from beadwork.ipi.transport import Address, Line, Peer
 from beadwork.potential.analytic import FreeParticle, Harmonic
-from beadwork.potential.delta import Potential
 from beadwork.potential.engine import Energies, Engine
 from beadwork.potential.graph import Graph
-from beadwork.server import Server, Service
+from beadwork.potential.potential import Potential
+from beadwork.serve.server import Server, Service
 from beadwork.units import BOHR, HARTREE
 
 #: a file that gets a character for every structure we answer: the proof that it was our client that was tested
@@ -90,9 +90,9 @@ def ase_units() -> None:
     """Convert with ASE's constants, which differ from i-PI's in the ninth digit: its tests ask for eleven."""
     from ase import units
 
-    beadwork.server.BOHR = units.Bohr
-    beadwork.server.HARTREE = units.Hartree
-    beadwork.server.FORCE = units.Hartree / units.Bohr
+    beadwork.serve.server.BOHR = units.Bohr
+    beadwork.serve.server.HARTREE = units.Hartree
+    beadwork.serve.server.FORCE = units.Hartree / units.Bohr
 
 
 class Calculated:

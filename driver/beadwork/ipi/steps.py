@@ -15,8 +15,8 @@ import numpy as np
 from beadwork.events import Moment
 from beadwork.frame import FloatArray
 from beadwork.ipi.beads import SAME
+from beadwork.ipi.output_steps import Written
 from beadwork.ipi.simulation import Simulation, Socket
-from beadwork.ipi.written import Written
 
 #: motions, as `System.motions` has them, that ask for one ring in each of their time steps
 RING = {"nve", "nvt", "nvt-cc", "npt", "nst", "eda-nve", "eda-nvt"}

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beadwork.errors import ConnectionLost
-from beadwork.ipi.guard import Guard, hang_up
+from beadwork.ipi.fd_keeper import Guard, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
-from beadwork.ipi.owner import check_port, check_unix, folder, process
+from beadwork.ipi.peer_identity import check_port, check_unix, folder, process
 from beadwork.ipi.protocol import Machine
 from beadwork.ipi.shm import SegmentGone
 from beadwork.ipi.simulation import Simulation, Socket

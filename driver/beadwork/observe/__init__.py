@@ -1,1 +1,1 @@
-"""What a person looks at; reads what happened, changes nothing."""
+"""What a person sees while it runs, and what a run writes down; reads what happened, changes nothing."""

@@ -8,7 +8,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
 from beadwork.frame import Frame
-from beadwork.potential.delta import Potential
+from beadwork.potential.potential import Potential
 
 
 class BeadworkCalculator(Calculator):  # type: ignore[misc]

@@ -61,7 +61,7 @@ class Weighted(Protocol):
 class Engine(Protocol):
     """Anything that evaluates a graph: TorchScript MACE, compiled kernels, a harmonic toy.
 
-    Every engine passes the same contract check (tests/potential/contract.py). An engine keeps no state between
+    Every engine passes the same contract check (tests/support/contract.py). An engine keeps no state between
     calls that a caller can see; it need not be safe to call from two threads at once.
     """
 

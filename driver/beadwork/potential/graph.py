@@ -15,7 +15,7 @@ from vesin import NeighborList
 
 from beadwork.errors import GeometryError
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.potential.within import within
+from beadwork.potential.pair_kernel import within
 
 #: Å; no two nuclei come this close (H2 at its turning point under 100 GPa is above 0.5 Å)
 CLOSEST = 0.2

@@ -22,9 +22,9 @@ import torch
 
 from beadwork.disk import writing
 from beadwork.errors import ModelError
+from beadwork.potential.auto_engine import compare_dense, trial
 from beadwork.potential.bundle import CARD, MODEL, NATIVE, Card, load_card, write_card
 from beadwork.potential.engine import Energies
-from beadwork.potential.engines import compare_dense, trial
 from beadwork.potential.graph import Graph
 from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available

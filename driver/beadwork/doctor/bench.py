@@ -1,0 +1,168 @@
+"""Where the time of this user's step goes: a few steps of the real simulation, elsewhere, and what would help.
+
+    print(bench(config, steps=20, threads=set_threads(2)))
+
+i-PI runs in a temporary folder, at addresses of its own, so that a simulation under way is not disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from beadwork.config import ServeConfig
+from beadwork.errors import SimulationError
+from beadwork.ipi.advice import advice
+from beadwork.ipi.simulation import SOCKETS, Simulation, as_xml, read
+from beadwork.observe.pace import PARTS
+
+#: a part that takes more of the step than this is worth a word
+MUCH = 0.2
+
+
+def bench(config: ServeConfig, steps: int, threads: str) -> str:
+    """Run so many steps and return the report. threads: what `set_threads` said.
+
+    Raises SimulationError where i-PI does not get through them, or whatever BeadworkError the run ends with.
+    """
+    simulation = read(Path(config.simulation), config.sockets_prefix)
+    with tempfile.TemporaryDirectory(prefix="beadwork-bench-") as folder:
+        summary, notes = _run(_elsewhere(config), simulation, steps, threads, Path(folder))
+    return report(summary, simulation, config, notes)
+
+
+def _run(
+    config: ServeConfig, simulation: Simulation, steps: int, threads: str, folder: Path
+) -> tuple[dict[str, Any], str]:
+    """Run in a folder; return its summary, and what was said of engines and threads."""
+    from beadwork.serve.session import Session
+
+    files = [file for file in simulation.files if not file.is_absolute()]
+    # as deep as the files' names go up, so that their copies lie within the folder too
+    folder = folder.joinpath(*["in"] * max((file.parts.count("..") for file in files), default=0))
+    folder.mkdir(parents=True, exist_ok=True)
+    shorten(simulation, steps, folder / "bench.xml")
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(simulation.directory / file, folder / file)
+    for output in read(folder / "bench.xml", directory=folder).outputs:
+        (folder / output.name).parent.mkdir(parents=True, exist_ok=True)
+    words = io.StringIO()
+    with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(words):
+        code = Session(replace(config, simulation="bench.xml", queue=None, out="ours"), threads).run(start_ipi=True)
+        summary = json.loads(Path("ours", "summary.json").read_text())
+        if code or not summary["steps"]:
+            log = Path("ours", "i-pi.log").read_text(errors="replace").strip().splitlines()
+            raise SimulationError(
+                f"i-PI ended with code {code} after {summary['steps']} steps: {' | '.join(log[-2:])}; "
+                f"does i-pi {simulation.path.name} run by itself?"
+            )
+    notes = [line for line in words.getvalue().splitlines() if line.startswith("beadwork: ")]
+    return summary, "\n".join(line.removeprefix("beadwork: ") for line in notes)
+
+
+def shorten(simulation: Simulation, steps: int, file: Path) -> None:
+    """Write the input again as `file`: so many steps from its first one, and sockets that nobody else listens on."""
+    root = ElementTree.fromstring(as_xml(simulation.path))  # i-PI's own classes have read it before
+    total = root.find("total_steps")
+    if total is None:
+        total = ElementTree.SubElement(root, "total_steps")
+    total.text = str(simulation.step + steps)
+    for output in root.iter("output"):  # a prefix may be a path, and lead to the outputs of the run itself
+        output.set("prefix", "bench")
+    for k, entry in enumerate(entry for tag in SOCKETS for entry in root.iter(tag)):
+        address = entry.find("address")
+        if address is None:
+            address = ElementTree.SubElement(entry, "address")
+        if entry.get("mode", "inet") == "inet":
+            port = entry.find("port")
+            if port is None:
+                port = ElementTree.SubElement(entry, "port")
+            address.text, port.text = "localhost", str(_free_port())
+        else:
+            address.text = f"beadwork-bench-{os.getpid()}-{k}"
+    ElementTree.ElementTree(root).write(file, encoding="unicode")
+
+
+def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConfig, notes: str) -> str:
+    """The parts of a step, what that makes a day, and what would help."""
+    total = summary["seconds_per_step"]
+    parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda part: -part[1])
+    lines = [notes, f"{summary['steps']} steps, {total:.4g} s each:"]
+    for name, seconds in parts:
+        word = PARTS[name][0] if name in PARTS else name
+        lines.append(f"  {1e3 * seconds:9.2f} ms  {100 * seconds / total:5.1f} %  {word}")
+    each = summary["structures_evaluated"] / summary["steps"]
+    lines.append(f"{each / total:.4g} structures a second")
+    if timestep := simulation.systems[0].timestep:
+        lines.append(f"{1e-6 * timestep / total * 86400:.4g} ns a day at {timestep:g} fs a step")
+    hints = [*advice(simulation, config.servers or 1), *_hints(summary, simulation, config)]
+    lines += ["what would help:", *(f"  - {hint}" for hint in hints)]
+    return "\n".join(line for line in lines if line)
+
+
+def _hints(summary: Mapping[str, Any], simulation: Simulation, config: ServeConfig) -> Iterator[str]:
+    parts = summary["seconds_per_step_by_part"]
+    total = summary["seconds_per_step"]
+    share = {name: seconds / total for name, seconds in parts.items()}
+    models = {name: part for name, part in share.items() if name not in PARTS}
+    batched = any(entry.batch_size > 1 for entry in simulation.sockets)
+    evaluations = summary["evaluations_per_step"]
+    if batched and evaluations > 1.1:
+        slowest = max(entry.latency for entry in simulation.sockets)
+        yield (
+            f"i-PI sends a step in {evaluations:.2f} pieces on average: with a <latency> of {10 * slowest:g} (it is "
+            f"{slowest:g} s) more of its beads are queued when it looks; it then waits that long in every step"
+        )
+    if share.get("idle", 0) > MUCH:
+        yield (
+            f"{100 * share['idle']:.0f} % of the time is i-PI's: write less often (stride of <properties> and "
+            "<trajectory>), and see what else runs on this machine"
+        )
+    if any("(torchscript" in name for name in models) and config.device == "cpu":
+        yield "a model runs as TorchScript; as native it would be several times faster (see above why it does not)"
+    if sum(models.values()) > 0.5 and config.dtype == "float64":
+        yield "the models take most of the time; --dtype float32 is faster: hold its forces to float64 first"
+    if share.get("pack", 0) > MUCH and config.member_forces:
+        yield "the members' forces in the extras are costly; without --member-forces only their energies are sent"
+    if share.get("graph", 0) > MUCH:
+        yield "the graph takes much of the time: are other programs using these cores?"
+    if sum(models.values()) > 1 - MUCH:
+        yield "the rest is near its floor: only smaller models, fewer members or a faster machine would help"
+
+
+def _elsewhere(config: ServeConfig) -> ServeConfig:
+    """The same with paths that hold in any folder."""
+
+    def absolute(name: str) -> str:
+        return str(Path(name).absolute())
+
+    baseline = None if config.baseline is None else absolute(config.baseline)
+    delta = [absolute(name) for name in config.delta]
+    return replace(config, baseline=baseline, delta=delta, host=None, metrics=None)  # the run itself may have that port
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,264 @@
+"""The machine and i-PI: how long it will take, memory, disk, settings that cost speed or hang, and the address."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from beadwork.config import ServeConfig
+from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused, split
+from beadwork.errors import ResourceError, SimulationError
+from beadwork.frame import Frame
+from beadwork.ipi.advice import advice, finished
+from beadwork.ipi.simulation import Simulation, Socket
+from beadwork.ipi.transport import dialled
+from beadwork.observe.pace import span
+from beadwork.potential.memory import available
+from beadwork.potential.potential import Potential
+
+#: timed evaluations of what a step sends to this server, after one that is not
+TIMED = 3
+#: Å; the beads are set apart by so much for these, as they are in a run
+APART, MOVE = 0.05, 0.005
+#: seconds; a run that takes longer deserves a thought
+MONTH = 30 * 86400.0
+#: a single thread that gets less than this part of a core shares it
+BUSY = 0.7
+#: a latency of more than this part of an evaluation is felt
+LATE = 0.1
+#: bytes of a line of beadwork.out
+RECORD = 100
+#: longest path of a unix socket, bytes (sun_path, less its end)
+LONGEST = 107
+
+
+def timed(potential: Potential, frames: Sequence[Frame]) -> tuple[float, float]:
+    """Seconds of one evaluation of all frames, as they would be in a run: apart from each other, and moving.
+
+    Returns those on the wall's clock, and how much computing all our threads got done in them.
+    """
+    rng = np.random.default_rng(0)
+    where = [frame.positions + rng.normal(0, APART, frame.positions.shape) for frame in frames]
+    taken = []
+    for _ in range(1 + TIMED):
+        where = [x + rng.normal(0, MOVE, x.shape) for x in where]
+        moved = [replace(frame, positions=x) for frame, x in zip(frames, where, strict=True)]
+        begin, used = time.perf_counter(), time.process_time()
+        potential.evaluate(moved)
+        taken.append((time.perf_counter() - begin, time.process_time() - used))
+    walls, computing = zip(*taken[1:], strict=True)
+    return median(walls), median(computing)
+
+
+def duration(
+    simulation: Simulation, sockets: Sequence[Socket], taken: Sequence[tuple[float, float]], config: ServeConfig
+) -> Iterator[Finding]:
+    """How long all steps will take, from what `timed` found for this server's part of each socket's structures."""
+    step, computing = (
+        sum(seconds[k] * simulation.calls(socket) for socket, seconds in zip(sockets, taken, strict=True))
+        for k in (0, 1)
+    )
+    steps, timestep = simulation.total_steps - simulation.step, simulation.systems[0].timestep
+    speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns a day, " if timestep else ""
+    shared = f", with {config.servers} servers as fast as this one" if config.servers > 1 else ""
+    text = (
+        f"{step:.3g} s a step for the models{shared}: {speed}at least {span(steps * step)} for {steps} steps; "
+        "i-PI adds its own"
+    )
+    if steps * step > MONTH:
+        yield Finding(AMBER, "time", text, "`beadwork bench` says where a step's time goes and what would help")
+    else:
+        yield Finding(GREEN, "time", text)
+    if config.device == "cpu" and computing < BUSY * step:
+        yield Finding(
+            AMBER,
+            "time",
+            f"of those {step:.3g} s only {computing:.3g} s were our computing: other programs use these cores",
+            "look with top, and ask again on a quiet machine",
+        )
+
+
+def memory(config: ServeConfig) -> Iterator[Finding]:
+    """The largest so far, which an evaluation of all that this server gets in a step has been part of."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _room()
+    where = "" if config.device == "cpu" else " on the host; the GPU's memory is not looked at"
+    part = "this server's part of the" if config.servers > 1 else "the whole"
+    text = f"{peak / 1e9:.2f} GB with {part} ring polymer"
+    if room is None:
+        yield Finding(GREEN, "memory", f"{text}{where}")
+        return
+    text += f", of {room / 1e9:.3g} GB that can be had{where}"
+    colour = RED if peak > 0.9 * room else AMBER if peak > 0.5 * room else GREEN
+    remedy = "" if colour == GREEN else "a machine with more memory, fewer beads in a batch, or --dtype float32"
+    yield Finding(colour, "memory", text, remedy, ResourceError.exit_code)
+
+
+def _room() -> float | None:
+    """Bytes that this process may have in all: what it has, and what is free; None where that cannot be told."""
+    free = available("cpu")
+    if free is None:
+        return None
+    return free + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def settings(
+    simulation: Simulation, seconds: Mapping[str, float], servers: int = 1, served: Collection[str] = ()
+) -> Iterator[Finding]:
+    """What i-PI's settings do to this run. seconds: of one evaluation by socket, where that is known.
+
+    served: the forcefields that are, by name; empty where there is only one to serve.
+    """
+    found = [*_unserved(simulation, served), *_settings(simulation, seconds, servers)]
+    yield from found or [Finding(GREEN, "i-PI", "none of its settings costs speed, and none can hang")]
+
+
+def _unserved(simulation: Simulation, served: Collection[str]) -> Iterator[Finding]:
+    for name in simulation.unserved(served) if served else ():
+        yield Finding(
+            AMBER,
+            "i-PI",
+            f"{name}: a <force> uses it, and nobody answers it here: i-PI waits for a client there for ever",
+            f"serve it too (--at {name}=delta, or what it is), unless somebody else does",
+        )
+
+
+def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int) -> Iterator[Finding]:
+    ended = finished(simulation)
+    for line in ended:
+        yield split(RED, "i-PI", line, SimulationError.exit_code)
+    lines = [line for line in advice(simulation, servers) if line not in ended]
+    for socket in simulation.sockets:
+        taken = seconds.get(socket.name, 0.0)
+        if 0 < socket.timeout <= 2 * taken:
+            lines = [line for line in lines if not line.startswith(f"{socket.name}: timeout")]
+            yield Finding(
+                RED,
+                "i-PI",
+                f"{socket.name}: timeout {socket.timeout:g} s, but an evaluation takes {taken:.2g} s: i-PI would drop "
+                "us and send the same beads for ever",
+                "set <timeout> 0",
+                SimulationError.exit_code,
+            )
+        if taken and socket.latency > max(LATE * taken, 2e-3):
+            yield Finding(
+                AMBER,
+                "i-PI",
+                f"{socket.name}: i-PI waits {socket.latency:g} s (latency) in every step of {taken:.2g} s",
+                "set <latency> 1e-3",
+            )
+    for line in lines:
+        yield split(AMBER, "i-PI", line)
+    leftover = simulation.directory / "EXIT"
+    if leftover.exists():
+        yield Finding(AMBER, "i-PI", f"{leftover} would stop i-PI before its first step", f"rm {leftover}")
+
+
+def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
+    """Whether i-PI will get its address; nobody is dialled, so a run under way notices nothing.
+
+    directory: where i-PI is started, from which a relative path of a unix socket counts.
+    """
+    path = socket.path
+    if path is None:
+        if socket.port in _ports():
+            yield Finding(
+                AMBER,
+                "address",
+                f"something listens on port {socket.port} of this machine",
+                "right if it is the i-PI to be served; if not, give another <port>",
+            )
+        else:
+            yield Finding(GREEN, "address", f"port {socket.port} is free on this machine")
+        return
+    # the system knows a path as it was bound, which may be a relative one
+    names = {os.path.normpath(path), os.path.normpath(directory / path)}
+    longest = max(os.fsencode(path), os.fsencode(dialled(directory / path)), key=len)  # i-PI's word for it, and ours
+    path = directory / path
+    if len(longest) > LONGEST:
+        yield Finding(
+            RED,
+            "address",
+            f"{os.fsdecode(longest)} has {len(longest)} bytes; a unix socket's path holds {LONGEST}",
+            "a shorter <address> or sockets_prefix",
+            SimulationError.exit_code,
+        )
+    elif not path.parent.is_dir():
+        yield Finding(
+            RED,
+            "address",
+            f"{path.parent} is no folder",
+            "make it, or change sockets_prefix",
+            SimulationError.exit_code,
+        )
+    elif not path.exists():
+        yield Finding(GREEN, "address", f"{path} is free")
+    elif names & _listeners():
+        yield Finding(
+            AMBER,
+            "address",
+            f"somebody listens on {path}",
+            "right if it is the i-PI to be served; if not, give another <address>",
+        )
+    else:
+        yield Finding(
+            AMBER,
+            "address",
+            f"{path} is there and nobody listens on it: an i-PI that was killed left it",
+            f"rm {path} (`beadwork run` does it itself)",
+        )
+
+
+def outputs(simulation: Simulation) -> Iterator[Finding]:
+    """Whether i-PI can open what it is to write; nothing where it can."""
+    try:
+        simulation.check_outputs()
+    except SimulationError as error:
+        yield refused("outputs", error)
+
+
+def _listeners() -> set[str]:
+    """Unix sockets that somebody listens on, by the paths that they were bound with, as Linux has them; else none."""
+    table = Path("/proc/net/unix")
+    rows = [line.split(maxsplit=7) for line in table.read_text().splitlines()[1:]] if table.exists() else []
+    return {os.path.normpath(row[7]) for row in rows if len(row) == 8 and int(row[3], 16) & 0x10000}
+
+
+def _ports() -> set[int]:
+    """TCP ports that somebody listens on, as Linux has them; empty elsewhere."""
+    tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.exists()]
+    rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
+
+
+def disk(simulation: Simulation, config: ServeConfig) -> Iterator[Finding]:
+    """What i-PI and beadwork will write, against what is free where it goes."""
+    steps = max(0, simulation.total_steps - simulation.step)
+    calls = sum(simulation.calls(socket) for socket in simulation.sockets)
+    kept = config.keep_most * 100 * max(len(system.numbers) for system in simulation.systems) if config.queue else 0
+    need = steps * (simulation.bytes_per_step + RECORD * calls) + kept
+    out = Path(config.out)
+    while not out.exists():
+        out = out.parent
+    free = min(shutil.disk_usage(folder).free for folder in (out, simulation.directory))
+    text = f"about {_size(need)} will be written, {_size(free)} are free"
+    colour = RED if need > free else AMBER if need > free / 2 else GREEN
+    remedy = "" if colour == GREEN else "write less often (stride of <trajectory> and <properties>), or make room"
+    yield Finding(colour, "disk", text, remedy, ResourceError.exit_code)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

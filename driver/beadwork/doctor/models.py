@@ -1,0 +1,357 @@
+"""The models: made for each other, true to their own energies and in every engine, sure of the start and its kind."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from beadwork.config import ServeConfig
+from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, split
+from beadwork.doctor.structure import name
+from beadwork.errors import GuardError, ModelError
+from beadwork.events import WHOSE
+from beadwork.frame import Frame
+from beadwork.harvest.row import novelty_of
+from beadwork.harvest.select import force_marks
+from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
+from beadwork.potential.bundle import Card, load_committee, worse_than_baseline
+from beadwork.potential.graph import build
+from beadwork.potential.limits import WANTED, tell_new
+from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.novelty import NEW
+from beadwork.potential.potential import Evaluation, Potential
+from beadwork.potential.torchscript import TorchScriptEngine
+
+#: Å, and relative strain, for differences of the energy. With four points the error of the formula, h^4/30 times the
+#: fifth derivative, is 1e-8 eV/Å for the stiffest bond there is (O-H), and that of rounding 1e4 eV is the same; the
+#: splines of the native engine make it 3e-7
+STEP, STRAIN = 2e-3, 5e-4
+#: eV/Å, and eV an atom: what forces and virial may differ from those differences. Hundreds of times the errors above,
+#: and a hundredth of what a good model is wrong by
+FORCE_LIMIT, VIRIAL_LIMIT = 1e-4, 1e-4
+#: atoms whose force is compared component by component
+ATOMS = 3
+#: Δ forces along the baseline's, as a cosine: more is no difference but a whole model
+ALONG = 0.9
+#: eV an atom; members whose energies are further apart had different reference energies
+APART_ENERGY = 0.1
+#: where the energy is asked for, in steps, and with which weights
+_POINTS, _WEIGHTS = (-2, -1, 1, 2), (1 / 12, -8 / 12, 8 / 12, -1 / 12)
+
+
+def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, answer: Evaluation) -> Iterator[Finding]:
+    """Whether baseline and Δ were made for each other, by their cards and by what they answer."""
+    if answer.delta is None or answer.baseline is None:
+        yield Finding(GREEN, "models", f"{len(cards)} of one kind, so there is nothing to fit together")
+        return
+    members = cards[1:]
+    bad = False
+    hashes = [card.hash for card in cards]
+    for card in members:
+        if hashes.count(card.hash) > 1:
+            bad = True
+            other = next(c for c in cards if c.hash == card.hash and c is not card)
+            yield _model(
+                RED, f"{card.path} and {other.path} are the same model", "give each member once, and no baseline"
+            )
+    if bad:
+        return
+    unnamed = [card for card in members if "baseline" not in card.about]
+    atoms = len(answer.forces) / len(answer.energies)
+    own, delta = answer.baseline.forces.ravel(), answer.delta.forces.ravel()
+    length, change = float(np.linalg.norm(own)), float(np.linalg.norm(delta))
+    size, along = change / max(length, 1e-12), float(own @ delta) / max(length * change, 1e-12)
+    energy, offset = (float(x.energies.mean()) / atoms for x in (answer.baseline, answer.delta))
+    if along > ALONG and size > 0.5:
+        yield _model(
+            RED,
+            f"the Δ forces are {size:.2g} times the baseline's and point the same way: whole models, no differences",
+            "give models that were trained on differences (high level minus baseline)",
+        )
+        return
+    apart = 0.0
+    if answer.spread is not None:
+        apart = float(np.max(answer.spread.members.max(axis=0) - answer.spread.members.min(axis=0))) / atoms
+    if abs(offset) > abs(energy) / 2:
+        yield _model(
+            AMBER,
+            f"Δ is {offset:.4g} eV an atom where the baseline is {energy:.4g}: their reference energies are no pair",
+            "harmless for forces; where energies matter, train Δ on differences of one kind of total energy",
+        )
+    elif apart > APART_ENERGY:
+        yield _model(
+            AMBER,
+            f"the members' energies lie {apart:.2g} eV an atom apart: they had different reference energies",
+            "train them again with the same, or the energy spread means nothing",
+        )
+    else:
+        yield _model(
+            GREEN,
+            f"Δ is {offset:.3g} eV an atom and {100 * size:.2g} % of the baseline's forces"
+            + ("" if unnamed else ", and made for this baseline"),
+        )
+    if unnamed:
+        yield _model(
+            AMBER,
+            f"the card of {unnamed[0].path} does not say of which baseline it is the difference: nothing but its name "
+            "tells that it belongs to this one",
+            f'where it does, write baseline = "{cards[0].hash}" below the name in its card.toml (of {len(unnamed)} '
+            f"member{'s' if len(unnamed) > 1 else ''})",
+        )
+    paths = [card.path for card in members]
+    if load_committee(paths) is not None and (said := worse_than_baseline(paths[0].resolve().parent)):
+        yield split(AMBER, "models", said)
+    if potential.members[1:] and config.alpha is None and not any("alpha" in note for note in potential.notes):
+        yield _model(
+            AMBER, "no committee.toml gives alpha, so the spread is not calibrated", "--alpha, or a committee.toml"
+        )
+
+
+def _model(colour: str, text: str, remedy: str = "") -> Finding:
+    return Finding(colour, "models", text, remedy, ModelError.exit_code)
+
+
+def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
+    """Where the start lies: past the mark that ends a run, in or above the queue's bands, or below them."""
+    if answer.spread is None:
+        yield Finding(GREEN, "spread", "there is no committee of two, so nobody says how sure the models are")
+        return
+    worst = int(answer.spread.largest.argmax())
+    force = float(answer.spread.largest[worst])
+    energy = float(answer.spread.energy.max()) * len(answer.energies) / len(answer.forces)
+    where = f"{force:.3g} eV/Å at most at the start (atom {int(answer.spread.atom[worst])})"
+    known = "relax the start structure, or label frames like it and train"
+    if force > config.mark_spread:
+        stops = config.on_mark == "stop"
+        yield Finding(
+            RED if stops else AMBER,
+            "spread",
+            f"{where}, above the mark of {config.mark_spread:g} eV/Å (--mark-spread): "
+            + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
+            f"{known}; --mark-spread moves the mark",
+            GuardError.exit_code if stops else 0,
+        )
+        return
+    above: list[tuple[str, str, str]] = []
+    within, below = above[:], above[:]
+    for option, text, unit, value, marks in (
+        ("--keep-force", where, "eV/Å", force, force_marks(config, answer.spread.usual)),
+        ("--keep-energy", f"{energy:.3g} eV an atom at most at the start", "eV an atom", energy, config.keep_energy),
+    ):
+        if marks:
+            band = f"the band of {option}, {' to '.join(f'{mark:g}' for mark in marks)} {unit}"
+            low, high = (*marks, math.inf)[:2]
+            (above if value >= high else within if value >= low else below).append((text, band, option))
+    if above:
+        text, band, option = above[0]
+        kept = "so the queue keeps no such frame" if config.queue else "though without --queue the run does not look"
+        yield Finding(
+            AMBER,
+            "spread",
+            f"{text}, above {band}: the models do not know this structure, {kept}",
+            f"{known}; {option} moves the band",
+        )
+    elif within:
+        text, band, option = within[0]
+        kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
+        usual = f"label those first; or raise the low mark of {option}, if such a spread is usual for these models"
+        yield Finding(
+            AMBER,
+            "spread",
+            f"{text}, in {band}: {kept}",
+            usual if config.queue else "--queue keeps such frames for labels",
+        )
+    else:
+        yield Finding(GREEN, "spread", ", and ".join(f"{text}, below {band}" for text, band, _ in below) or where)
+
+
+def novelty(
+    answer: Evaluation, potential: Potential, frames: Sequence[Frame], config: ServeConfig
+) -> Iterator[Finding]:
+    """Whether the models learned from atoms like those of the start; frames: what was evaluated."""
+    if lacking := [card for card in potential.cards if card.novelty is None]:
+        yield Finding(
+            AMBER,
+            "novelty",
+            f"what {_and([card.name for card in lacking])} learned from is not known, so nobody says which atoms are "
+            "new to it",
+            f"beadwork models novelty {' '.join(str(card.path) for card in lacking)} --frames FILE, the frames that it "
+            "was trained on",
+        )
+    if answer.novelty is None:
+        return
+    found, numbers = answer.novelty, np.concatenate([frame.numbers for frame in frames])
+    atom = int(found.atoms.argmax())
+    worst, frame = float(found.atoms[atom]), frames[int(np.searchsorted(answer.ptr, atom, side="right")) - 1]
+    text = f"{tell_new(answer, frame, atom)}, the largest at the start, where 1 is the edge of training"
+    parts = [part for part, of in found.of.items() if of[atom] > NEW]
+    if parts:
+        everyone = len(parts) == bool(potential.baseline) + bool(potential.members)
+        whom = "no model here has" if everyone else f"{_and([WHOSE[part] for part in parts])} has not"
+        many = Counter(chemical_symbols[z] for z in numbers[found.atoms > NEW])
+        told = _and([f"{n} {symbol}" for symbol, n in many.items()])
+        where = f" in {len(frames)} structures" if len(frames) > 1 else ""
+        text += f": {whom} seen such an atom (new atoms: {told}{where})"
+    if worst > config.mark_novelty:
+        stops = config.on_mark == "stop"
+        yield Finding(
+            RED if stops else AMBER,
+            "novelty",
+            f"{text}; it is above the mark of {config.mark_novelty:g} (--mark-novelty): "
+            + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
+            "relax the start structure, or label frames like it and train; --mark-novelty moves the mark",
+            GuardError.exit_code if stops else 0,
+        )
+        return
+    asks = novelty_of(found.of, config.keep_novelty_of)
+    keeps = asks is not None and float(asks.max()) >= config.keep_novelty
+    if parts or keeps:
+        kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
+        if not keeps:
+            kept = f"--keep-novelty {config.keep_novelty:g} of {config.keep_novelty_of} keeps no such frame"
+        wanted = (WANTED[part] for part, of in found.of.items() if (of > NEW).any())
+        remedy = "; ".join(wanted) or f"--keep-novelty {NEW:g} keeps what is new and no more"
+        yield Finding(AMBER, "novelty", f"{text}; {kept}", remedy)
+    else:
+        yield Finding(GREEN, "novelty", text)
+
+
+def _and(names: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Iterator[Finding]:
+    """Hold forces and virial against differences of the energy: single atoms, all atoms at once, six strains.
+
+    dE/dx = (8 (E(h) - E(-h)) - (E(2h) - E(-2h))) / 12h. together: structures in one evaluation.
+    """
+    answer = potential.evaluate([frame])
+    forces, virial = answer.forces, answer.virials[0]
+    # the largest force of each element, then the largest of all
+    order = np.argsort(-np.linalg.norm(forces, axis=1))
+    first = [int(order[frame.numbers[order] == z][0]) for z in np.unique(frame.numbers)]
+    chosen = list(dict.fromkeys([*first, *map(int, order)]))[:ATOMS]
+    atoms, n = [(a, i) for a in chosen for i in range(3)], len(frame.numbers)
+    moves = []
+    for a, i in atoms:
+        move = np.zeros((n, 3))
+        move[a, i] = 1.0
+        moves.append(move)
+    every = np.random.default_rng(0).normal(size=(n, 3))
+    moves.append(every / np.abs(every).max())
+    pairs = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
+    frames = [replace(frame, positions=frame.positions + s * STEP * move) for move in moves for s in _POINTS]
+    for i, j in pairs:
+        strain = np.zeros((3, 3))
+        strain[i, j] += 0.5
+        strain[j, i] += 0.5
+        for s in _POINTS:
+            stretch = np.eye(3) + s * STRAIN * strain
+            frames.append(replace(frame, positions=frame.positions @ stretch, cell=frame.cell @ stretch))
+    energies = np.concatenate(
+        [potential.evaluate(frames[k : k + together]).energies for k in range(0, len(frames), together)]
+    )
+    slopes = energies.reshape(-1, 4) @ np.array(_WEIGHTS)
+    along = np.array([(forces * move).sum() / np.linalg.norm(move) for move in moves])
+    found = -slopes[: len(moves)] / STEP / [np.linalg.norm(move) for move in moves]
+    worst = int(np.argmax(np.abs(found - along)))
+    error = float(np.abs(found - along)[worst])
+    what = "all atoms together" if worst == len(atoms) else f"{name(frame, atoms[worst][0])}, {'xyz'[atoms[worst][1]]}"
+    yield _held(
+        "forces",
+        error,
+        FORCE_LIMIT,
+        f"eV/Å from the energy's differences ({what}: {along[worst]:.5g} against "
+        f"{found[worst]:.5g} eV/Å; float64, steps of {STEP:g} Å)",
+    )
+    told = np.array([virial[i, j] for i, j in pairs])
+    strained = -slopes[len(moves) :] / STRAIN
+    worst = int(np.argmax(np.abs(strained - told)))
+    yield _held(
+        "virial",
+        float(np.abs(strained - told)[worst]) / n,
+        VIRIAL_LIMIT,
+        f"eV an atom from the energy's differences (component {''.join('xyz'[k] for k in pairs[worst])}: "
+        f"{told[worst]:.6g} against {strained[worst]:.6g} eV; strains of {STRAIN:g})",
+    )
+
+
+def _held(topic: str, error: float, limit: float, text: str) -> Finding:
+    if error <= limit:
+        return Finding(GREEN, topic, f"{error:.1e} {text}")
+    return Finding(
+        RED,
+        topic,
+        f"{error:.1e} {text}: energy will not be conserved",
+        f"the model or engine is broken (allowed: {limit:g}): import it again, or try another --engine",
+        ModelError.exit_code,
+    )
+
+
+def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterator[Finding]:
+    """Native against torchscript, model by model, in float64.
+
+    Red where a run would refuse it; what a run can do without, or falls back from, is amber.
+    """
+    refused = RED if config.engine == "native" and config.dtype == "float64" else AMBER
+    slow = "; torchscript is taken, which is several times slower" if config.engine == "auto" else ""
+    if not available():
+        yield Finding(AMBER, "engines", f"symmetrix-xl is not installed{slow}", "pip install 'beadwork[native]'")
+        return
+    graph = build([frame], max(card.cutoff for card in cards))
+    energies, forces = [0.0], [0.0]
+    told: set[str] = set()
+    for card in cards:
+        if not card.native:
+            why = card.about.get("native", "it was not extracted")
+            remedy = str(card.about.get("native_remedy", "nothing to mend: torchscript serves every model"))
+            yield Finding(AMBER, "engines", f"{card.path} has no native model ({why}){slow}", remedy)
+            continue
+        try:
+            native = NativeEngine(card.path, "float64", config.device)
+        except ModelError as error:
+            if str(error) not in told:  # what is wrong with the machine is wrong for every model
+                told.add(str(error))
+                finding = split(refused, "engines", f"native cannot be run: {error}", error.exit_code)
+                yield replace(finding, text=finding.text + slow)
+            continue
+        exact = TorchScriptEngine(card.path, "float64", config.device)
+        found = compare(native, exact, graph, "float64")
+        dense = compare_dense(native, exact, np.unique(frame.numbers).tolist(), "float64")
+        if found.agreed and dense.agreed:
+            energies.append(found.energy)
+            forces.append(found.force)
+            continue
+        yield Finding(
+            refused,
+            "engines",
+            f"{card.path}: {dense if found.agreed else found}{slow}",
+            "import the model again; --engine torchscript meanwhile",
+            ModelError.exit_code,
+        )
+    if len(forces) > 1:
+        yield Finding(
+            GREEN,
+            "engines",
+            f"native agrees with torchscript for {len(forces) - 1} models: {max(energies):.1e} eV an atom and "
+            f"{max(forces):.1e} eV/Å at most",
+        )
+
+
+def precision(rough: Evaluation, exact: Evaluation, config: ServeConfig) -> Iterator[Finding]:
+    """What float32 (rough) costs against float64 (exact), whether it was asked for or not."""
+    energy = float(np.abs(rough.energies - exact.energies).max()) * len(rough.energies) / len(rough.forces)
+    force = float(np.abs(rough.forces - exact.forces).max())
+    text = f"{force:.1e} eV/Å and {energy:.1e} eV an atom at most from float64"
+    if config.dtype == "float64":
+        yield Finding(GREEN, "precision", f"float64; --dtype float32 would be {text}")
+    elif energy <= TOLERANCE["float32"][0] and force <= TOLERANCE["float32"][1]:
+        yield Finding(GREEN, "precision", f"float32, {text}")
+    else:
+        yield Finding(AMBER, "precision", f"float32, {text}, which is more than rounding", "--dtype float64")

@@ -1,0 +1,146 @@
+"""Before a long run: what is wrong, what is slow, how long it will take, and which line or option to change."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ase.data import chemical_symbols
+
+from beadwork.config import ServeConfig
+from beadwork.doctor import machine, models, structure
+from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused, split
+from beadwork.errors import BeadworkError, ModelError
+from beadwork.frame import Frame
+from beadwork.ipi.simulation import Simulation, Socket, read
+from beadwork.observe.pace import OF_DELTA_ALONE
+from beadwork.potential.device import idle
+from beadwork.potential.potential import load_for
+from beadwork.serve.assemble import join
+
+#: characters before the sentence
+MARGIN = 19
+_PAINT = {GREEN: "\033[32m", AMBER: "\033[33m", RED: "\033[1;31m"}
+
+
+def doctor(config: ServeConfig) -> int:
+    """Print every finding as it comes, and return 0, or the exit code of the first red one."""
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 0
+    found = []
+    for finding in examine(config):
+        found.append(finding)
+        print(line(finding, terminal, width), flush=True)
+    print(verdict(found))
+    return next((finding.code for finding in found if finding.colour == RED), 0)
+
+
+def line(finding: Finding, colours: bool = False, width: int = 0) -> str:
+    """A finding in words, its remedy below it; folded at `width` characters, 0 for never."""
+    told = _fold(finding.text, "", width) + (_fold(finding.remedy, "-> ", width) if finding.remedy else [])
+    word = finding.colour.ljust(6)
+    if colours:
+        word = f"{_PAINT[finding.colour]}{word}\033[0m"
+    return f"{word} {finding.topic:<11} " + f"\n{'':{MARGIN}}".join(told)
+
+
+def _fold(text: str, begin: str, width: int) -> list[str]:
+    if width <= 2 * MARGIN:
+        return [begin + text]
+    return textwrap.wrap(begin + text, width - MARGIN, subsequent_indent=" " * len(begin), break_long_words=False)
+
+
+def verdict(found: list[Finding]) -> str:
+    """How many of each colour, and what that means."""
+    counts = {colour: sum(finding.colour == colour for finding in found) for colour in _PAINT}
+    said = "do not start it like this" if counts[RED] else "it can be started"
+    return ", ".join(f"{count} {colour}" for colour, count in counts.items()) + f": {said}"
+
+
+def examine(config: ServeConfig) -> Iterator[Finding]:
+    """Yield every finding, the quick ones first.
+
+    What cannot be looked at, because something before is red, is left out; no BeadworkError leaves this.
+    """
+    try:
+        simulation = read(Path(config.simulation), config.sockets_prefix)
+    except BeadworkError as error:
+        yield refused("input", error)
+        return
+    yield from structure.summary(simulation)
+    tilts = list(structure.tilt(simulation))
+    yield from tilts
+    sound = not tilts
+    for system in simulation.systems:
+        for finding in (*structure.cell(system), *structure.contacts(system, config)):
+            yield finding
+            sound = sound and finding.colour != RED
+    seconds: dict[str, float] = {}
+    if sound:
+        try:
+            yield from _models(simulation, config, seconds)
+        except BeadworkError as error:
+            yield refused("models", error)
+    yield from machine.settings(simulation, seconds, config.servers or 1, config.at)
+    if config.host is None:
+        yield from machine.outputs(simulation)
+        for socket in simulation.sockets:
+            yield from machine.address(socket, simulation.directory)
+    yield from machine.disk(simulation, config)
+
+
+def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, float]) -> Iterator[Finding]:
+    """All that needs the models; `seconds` gets the time of one evaluation by socket. Raises BeadworkError."""
+    for text in idle(config.device):
+        yield Finding(AMBER, "device", text, 'device = "cuda"')
+    potentials = [service.potential for service in join(config, simulation)[0]]
+    sockets = [simulation.socket(name) for name in config.at or [simulation.socket().name]]
+    cards = potentials[0].cards
+    reach = max(card.cutoff for card in cards)
+    for system in simulation.systems:
+        yield from structure.periodicity(system, config, sockets, reach)
+        yield from structure.cutoff(system, config, reach)
+    shared = set.intersection(*(set(card.elements) for card in cards))
+    known = ", ".join(chemical_symbols[z] for z in sorted(shared))
+    yield Finding(GREEN, "elements", f"every model knows the elements of the system; all of them know {known}")
+    # memory is measured before other engines and precisions are loaded
+    starts = [_start(simulation, socket, config) for socket in sockets]
+    # i-PI hands out the structures of a step among the servers, at best evenly
+    parts = [frames[: -(-len(frames) // (config.servers or 1))] for frames in starts]
+    taken = [machine.timed(potential, frames) for potential, frames in zip(potentials, parts, strict=True)]
+    seconds.update({socket.name: wall for socket, (wall, _) in zip(sockets, taken, strict=True)})
+    yield from machine.duration(simulation, sockets, taken, config)
+    yield from machine.memory(config)
+    distinct = list({frame.positions.tobytes(): frame for frame in starts[0]}.values())
+    # a native model may be refused in one precision alone; a run in the other has no need of it
+    asked = config.engine if config.dtype == "float64" or config.engine != "native" else "auto"
+    potential = load_for(replace(config, engine=asked, dtype="float64"))
+    exact = potential.evaluate(distinct)
+    yield from models.together(cards, config, potential, exact)
+    for finding in models.spread(exact, config):
+        alone = potential.spread_of_delta_alone
+        yield replace(finding, text=f"{finding.text}; {OF_DELTA_ALONE}") if alone else finding
+    yield from models.novelty(exact, potential, distinct, config)
+    yield from models.derivatives(potential, distinct[0], len(parts[0]))
+    yield from models.engines(cards, distinct[0], config)
+    try:
+        rough = load_for(replace(config, dtype="float32")).evaluate(distinct)
+    except ModelError as error:
+        if config.dtype == "float32":
+            raise
+        yield split(AMBER, "precision", f"float32 is not there: {error}")
+    else:
+        yield from models.precision(rough, exact, config)
+
+
+def _start(simulation: Simulation, socket: Socket, config: ServeConfig) -> list[Frame]:
+    """The structures of one evaluation as the run begins; contracted beads are stood for by the first ones."""
+    return [
+        system.frame(k % system.nbeads, socket.active, periodic=config.periodic)
+        for system, count in simulation.served(socket)
+        for k in range(count)
+    ]

@@ -1,0 +1,195 @@
+"""Which of the waiting frames to label: farthest-point selection on a model's features, weighted by uncertainty.
+
+The features are MACE's own: the scalar node features of all layers, one vector an atom, whitened by the covariance of
+its element's atoms: what varies little among them counts as much as what varies a lot. An atom is as new as its
+features are far from those of every atom of its element that is labelled already; a frame counts as its atom with the
+largest newness times force spread. The frame that counts most is taken, its atoms count as labelled from then on, and
+so on (Imbalzano et al., J. Chem. Phys. 148, 241730, 2018, with atoms in place of structures).
+
+Where the spread is not known, as in frames that the user has brought, it is taken to be the median of the others. Of an
+atom whose novelty is above 1 (`potential.novelty`) it says nothing, since members agree where none of them knows: it is
+taken to be the largest of all waiting atoms, and among such atoms the newness alone decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beadwork.errors import ModelError
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
+from beadwork.harvest.row import Row
+from beadwork.label.label import computed
+from beadwork.potential.auto_engine import open_engine
+from beadwork.potential.bundle import check
+from beadwork.potential.graph import build
+from beadwork.potential.novelty import NEW
+
+#: of the mean variance of an element's features: what varies less counts as if it varied so much
+FLOOR = 3e-2
+#: random choices that the report compares with
+RANDOM = 10
+#: frames of one neighbour list
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """order: indices of the chosen frames, the most wanted first.
+
+    Coverage is the mean, over all atoms of the waiting frames, of the distance in features to the nearest labelled or
+    chosen atom of the same element. before, after: this choice's. random: that of random choices of the same number,
+    their mean. frames_random: how many frames a random choice needs, in the mean, for what this one reaches; None where
+    three times as many are not enough.
+    """
+
+    order: tuple[int, ...]
+    before: float
+    after: float
+    random: float
+    frames_random: int | None
+
+    def __str__(self) -> str:
+        needed = self.frames_random or f"more than {3 * len(self.order)}"
+        return (
+            f"{len(self.order)} frames chosen: coverage {self.before:.3g} -> {self.after:.3g}, a random choice reaches "
+            f"{self.random:.3g} and needs {needed} frames for as much"
+        )
+
+
+def choose(
+    waiting: Sequence[Frame],
+    spreads: Sequence[FloatArray] | None,
+    labelled: Sequence[Frame],
+    model: Path,
+    most: int,
+    parts: Sequence[Sequence[int] | None] | None = None,
+    novelty: Sequence[FloatArray | None] | None = None,
+) -> Choice:
+    """Choose at most `most` of the waiting frames.
+
+    spreads: force spread of each atom of each waiting frame, eV/Å; None counts all alike, and where it is NaN (frames
+    that the user has brought) the median of the others counts. labelled: structures that have labels. model: the bundle
+    whose features tell environments apart. parts: the atoms of each waiting frame that a label would hold, where a
+    cluster is cut out of it: only these count, and are covered by it; None for all. novelty: of each atom of each
+    waiting frame, None where it is not known; above NEW the largest spread of all counts. Raises ModelError for a
+    bundle that cannot say its features, or does not know an element.
+    """
+    if not waiting or most < 1:
+        return Choice((), 0.0, 0.0, 0.0, 0)
+    vectors, element, owner = features([*waiting, *labelled], model)
+    new = owner < len(waiting)
+    vectors = _whitened(vectors, element, ~new)
+    held = _held(waiting, parts)
+    pool, kind, frame = vectors[new][held], element[new][held], owner[new][held]
+    weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)[held]
+    known = np.isfinite(weight)
+    weight = np.where(known, weight, np.median(weight[known]) if known.any() else 1.0)
+    if novelty is not None:
+        of_frames = [np.zeros(len(f.numbers)) if of is None else of for f, of in zip(waiting, novelty, strict=True)]
+        weight[np.concatenate(of_frames)[held] > NEW] = weight.max()
+    start = np.full(len(pool), np.inf)
+    _cover(start, pool, kind, vectors[~new], element[~new])
+    # where nothing of an element is labelled, every atom of it is as new as the two most different ones are
+    far = ~np.isfinite(start)
+    start[far] = np.linalg.norm(pool - pool.mean(axis=0), axis=1).max() * 2
+    distance = start.copy()
+    order: list[int] = []
+    for _ in range(min(most, len(waiting))):
+        counts = np.maximum.reduceat(distance * weight, np.flatnonzero(np.diff(frame, prepend=-1)))
+        counts[order] = -1.0
+        best = int(counts.argmax())
+        order.append(best)
+        _cover(distance, pool, kind, pool[frame == best], kind[frame == best])
+    rng = np.random.default_rng(0)
+    length = min(len(waiting), 3 * len(order))
+    curves = np.empty((RANDOM, length))
+    for curve in curves:
+        random = start.copy()
+        for place, n in enumerate(rng.permutation(len(waiting))[:length]):
+            _cover(random, pool, kind, pool[frame == n], kind[frame == n])
+            curve[place] = random.mean()
+    mean = curves.mean(axis=0)
+    after = float(distance.mean())
+    enough = np.flatnonzero(mean <= after + 1e-12)
+    needed = int(enough[0]) + 1 if len(enough) else None
+    return Choice(tuple(order), float(start.mean()), after, float(mean[len(order) - 1]), needed)
+
+
+def from_queue(
+    queue: Queue,
+    model: Path,
+    most: int,
+    part: Callable[[Row], Sequence[int] | None] = lambda row: None,
+    again: bool = False,
+    whose: str = "both",
+) -> tuple[list[int], Choice | None]:
+    """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
+
+    part: the atoms of a row that its label would hold, None for all. again: those that were set aside count as waiting.
+    whose: the novelty that counts, that of 'baseline', 'delta' or 'both'. Where no more than `most` wait, all, the
+    oldest first, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
+    """
+    waiting = [row for row in queue.rows() if row.status == WAITING or (again and row.status == FAILED)]
+    if len(waiting) <= most:
+        return [row.id for row in waiting], None
+    known = [computed(row)[0] for row in queue.rows(status=LABELLED)]
+    frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
+    novelty = [row.kept.novelty_of(whose) for row in waiting]
+    choice = choose(frames, spreads, known, model, most, [part(row) for row in waiting], novelty)
+    return [waiting[k].id for k in choice.order], choice
+
+
+def _held(waiting: Sequence[Frame], parts: Sequence[Sequence[int] | None] | None) -> NDArray[np.bool_]:
+    """Which atoms of the waiting frames, one after another, their labels would hold."""
+    masks = []
+    for frame, part in zip(waiting, parts or [None] * len(waiting), strict=True):
+        mask = np.full(len(frame.numbers), part is None)
+        if part is not None:
+            mask[list(part)] = True
+        masks.append(mask)
+    return np.concatenate(masks)
+
+
+def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray, IntArray]:
+    """Invariant node features (A, F), atomic numbers (A,) and the index of the frame (A,) of every atom.
+
+    Raises ModelError for a model that does not give them.
+    """
+    card = check(model)
+    if lacking := sorted({int(z) for f in frames for z in f.numbers} - set(card.elements)):
+        raise ModelError(f"{model} does not know the atomic numbers {lacking}; take a model that was trained with them")
+    engine = open_engine(model)
+    heard = [engine.features(build(frames[at : at + BATCH], card.cutoff)) for at in range(0, len(frames), BATCH)]
+    sizes = [len(f.numbers) for f in frames]
+    return np.concatenate(heard), np.concatenate([f.numbers for f in frames]), np.repeat(np.arange(len(frames)), sizes)
+
+
+def _whitened(vectors: FloatArray, element: IntArray, labelled: NDArray[np.bool_]) -> FloatArray:
+    """Each element's vectors with unit covariance of its labelled atoms; of all, where few are labelled."""
+    found = np.empty_like(vectors)
+    for z in np.unique(element):
+        mine = element == z
+        known = mine & labelled
+        base = vectors[known if known.sum() >= 2 * vectors.shape[1] else mine]
+        away = base - base.mean(axis=0)
+        values, axes = np.linalg.eigh(away.T @ away / len(base))
+        # what hardly varies is noise of so few atoms, and would be made the loudest
+        found[mine] = vectors[mine] @ (axes / np.sqrt(np.maximum(values, max(FLOOR * values.mean(), 1e-18))))
+    return found
+
+
+def _cover(distance: FloatArray, pool: FloatArray, kind: IntArray, by: FloatArray, by_kind: IntArray) -> None:
+    """Lower each atom's distance to that from the nearest of the given atoms of its element."""
+    from scipy.spatial import cKDTree
+
+    for z in np.unique(by_kind):
+        mine = kind == z
+        if mine.any():
+            near, _ = cKDTree(by[by_kind == z]).query(pool[mine])
+            distance[mine] = np.minimum(distance[mine], near)

@@ -1,0 +1,1 @@
+"""The codes that compute labels, each behind the contract of `label.label`."""

@@ -1,0 +1,151 @@
+"""Labels by any ASE calculator, named by its import path."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.calculators.calculator import BaseCalculator
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import Frame
+from beadwork.label.label import Label, as_json, structure
+
+
+@dataclass(frozen=True)
+class AseCalculator:
+    """A labeller that asks an ASE calculator in this process.
+
+    Where the calculator has a free energy, it is the label's energy: its derivative are the forces. Every label has a
+    folder of its own, so that two at the same time do not read each other's files; paths in the arguments are to be
+    absolute. Raises ConfigError where there is no such class, charge and spin reach it nowhere, or its arguments name
+    the folder.
+    """
+
+    calculator: str  #: `module:Class`, or `module:function` that returns a calculator
+    theory: str  #: level of theory in full
+    #: its keyword arguments; a value `{charge}`, `{spin}` (unpaired electrons) or `{multiplicity}` is the frame's
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    forces: bool = True  #: compute them
+    ignores_charge: bool = False  #: it knows nothing of charge and spin, as a model that sees atoms only
+    directory: Path | None = None  #: where the folders are made; left out: the system's temporary one
+    estimate: float = 60.0  #: s a label, for --dry-run
+
+    def __post_init__(self) -> None:
+        made = self._made  # a wrong path ends here, not with the first frame
+        if "directory" in self.arguments:
+            raise ConfigError(
+                f"the arguments of {self.calculator} name a directory, in which two labels would overwrite each other; "
+                "set directory beside them: each label gets a folder of its own there"
+            )
+        if not self.ignores_charge and "{charge}" not in self.arguments.values():
+            raise ConfigError(
+                f"{self.calculator} is not told the charge: set an argument of it to '{{charge}}' (and one to "
+                "'{spin}' or '{multiplicity}'), or say ignores_charge = true"
+            )
+        known = getattr(made, "implemented_properties", None)
+        if self.forces and isinstance(known, (list, tuple)) and known and "forces" not in known:
+            raise ConfigError(f"{self.calculator} has no forces (it has {', '.join(known)}): set forces = false")
+        with contextlib.suppress(ValueError):  # of some that are no Python functions nobody can tell
+            signature = inspect.signature(made)
+            try:
+                signature.bind(**self.arguments)
+            except TypeError as error:
+                raise ConfigError(f"{self.calculator} does not take these arguments: {error}") from error
+
+    @cached_property
+    def _made(self) -> Any:
+        module, colon, name = self.calculator.partition(":")
+        if not colon:
+            raise ConfigError(
+                f"calculator is {self.calculator!r}; it wants module:Class, as in ase.calculators.emt:EMT"
+            )
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"there is no calculator {self.calculator}: {error}") from error
+
+    @property
+    def method(self) -> str:
+        """The level of theory that the user named."""
+        return self.theory
+
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse a charge or spin that the calculator would ignore. Raises LabelError."""
+        if self.ignores_charge and (charge or spin):
+            raise LabelError(
+                f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}; where its answer "
+                "holds all the same, set charge = 0 and spin = 0 in the TOML"
+            )
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError with what the calculator said."""
+        self.check(frame, charge, spin)
+        start = time.perf_counter()
+        given = {"{charge}": charge, "{spin}": spin, "{multiplicity}": spin + 1}
+        arguments = {
+            name: given.get(value, value) if isinstance(value, str) else value for name, value in self.arguments.items()
+        }
+        atoms = frame.to_atoms()
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="label-", dir=self.directory)).absolute()
+        try:
+            atoms.calc = self._made(**arguments)
+            _place(atoms.calc, folder)
+            forces = np.array(atoms.get_forces(), dtype=np.float64) if self.forces else None
+            energy = float(atoms.get_potential_energy())
+            energy = float(atoms.calc.results.get("free_energy", energy))
+        except Exception as error:  # calculators raise all kinds; each becomes the reason that the queue stores
+            where = f"; see {folder}" if any(folder.iterdir()) else ""
+            raise LabelError(f"{self.calculator} could not label: {type(error).__name__}: {error}{where}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # of a calculator that needs no files
+        shutil.rmtree(folder, ignore_errors=True)
+        return Label(
+            energy=energy,
+            forces=forces,
+            energy_error=0.0,
+            forces_error=None,
+            method=self.method,
+            code=self.calculator,
+            version=_version(self.calculator),
+            charge=charge,
+            spin=spin,
+            input=as_json({"arguments": arguments, "structure": structure(frame)}),
+            seconds=time.perf_counter() - start,
+            extra={},
+        )
+
+    def seconds(self, frame: Frame) -> float:
+        """What the user said."""
+        return self.estimate
+
+
+def _place(calculator: Any, folder: Path, depth: int = 3) -> None:
+    """Let a calculator, and those that it is put together from, work in this folder."""
+    if hasattr(calculator, "directory"):
+        calculator.directory = folder
+    for part in vars(calculator).values() if depth and hasattr(calculator, "__dict__") else ():
+        for one in part if isinstance(part, (list, tuple)) else (part,):
+            if isinstance(one, BaseCalculator) or type(one).__module__.startswith("ase.calculators."):
+                _place(one, folder, depth - 1)
+
+
+def _version(calculator: str) -> str:
+    package = calculator.partition(":")[0].partition(".")[0]
+    known = getattr(import_module(package), "__version__", None)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        known = known or metadata.version(package)
+    return f"{package} {known or 'of unknown version'}"

@@ -1,0 +1,320 @@
+"""Labels by quantum Monte Carlo with jQMC (VMC and LRDMC), of molecules and clusters, with their standard errors.
+
+    JQMC(sampler="lrdmc", basis="ccecp-ccpvtz", ecp="ccecp", lattice_spacing=0.2, target_error=0.05).label(frame, 0, 0)
+
+jQMC lives in an environment of its own (`qmc_env`); `qmc_driver` runs there, in a directory of its own for every label.
+A label's statistical error is only part of its error: `extra["leaves_out"]` names the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ase.data
+import numpy as np
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.label.codes import qmc_env
+from beadwork.label.codes.basis import Basis
+from beadwork.label.constants import BOHR, HARTREE
+from beadwork.label.label import Label
+from beadwork.label.program import last_line, run
+
+SAMPLERS = ("vmc", "lrdmc")
+DETERMINANTS = ("JSD", "JAGP")
+ORBITALS = ("none", "ao-small", "ao-medium", "ao-large", "ao-full", "mo")
+DRIVER = Path(__file__).with_name("qmc_driver.py")
+
+
+@dataclass(frozen=True)
+class JQMC:
+    """A labeller that runs jQMC in a process of its own.
+
+    Without any Jastrow term there is no optimisation. Raises ConfigError for settings that jQMC cannot run, or would
+    run and answer nonsense.
+    """
+
+    sampler: str  #: `vmc` (variational) or `lrdmc` (lattice-regularised diffusion: only nodes and lattice remain)
+    basis: str  #: as PySCF calls it
+    ecp: str | None = None  #: pseudopotential, as PySCF calls it
+    mean_field: str = "RHF"  #: whose orbitals make the determinant: `RHF` or a functional (`LDA_X,LDA_C_PZ`)
+    cartesian: bool = True  #: d functions by six
+    determinant: str = "JSD"  #: `JSD`, one Slater determinant, or `JAGP`, a geminal, optimised after the Jastrow
+    one_body: float = 0.0  #: start of this Jastrow term, 0 leaves it out; all electrons want 1, an `ecp` wants 0
+    two_body: float = 1.0  #: the same
+    three_body: str = "ao-small"  #: this term's orbitals: `ao-small`, `ao-medium`, `ao-large`, `ao-full`, `mo`, `none`
+    optimisation_steps: int = 40  #: of the trial function; 0: it stays as it starts
+    optimisation_samples: int = 60  #: a walker and step
+    optimisation_delta: float | None = None  #: jQMC's `delta`; left out, each step goes as far as the energy falls
+    lattice_spacing: float = 0.2  #: Bohr, of LRDMC
+    non_local_move: str = "dltmove"  #: how LRDMC takes a pseudopotential: `dltmove` or `tmove`
+    steps: int = 1000  #: measurements a walker
+    target_error: float | None = None  #: eV; goes on beyond `steps` until the error is as small
+    most_steps: int = 100_000  #: where it stops in any case
+    walkers: int = 64  #: side by side
+    moves: int = 30  #: between two measurements
+    forces: bool = False  #: compute them; those of LRDMC are hardly of use
+    step_length: float = 2.0  #: Bohr, of VMC's moves
+    epsilon_AS: float = 0.01  #: of the regularisation at the nodes, above 0
+    seed: int = 1  #: with the frame it makes the frame's own: two frames never share their noise
+    timeout: float = 86400.0  #: s a label; one that takes longer is lost
+    environment: Path | None = None  #: jQMC's, where it is not in the default place
+    directory: Path | None = None  #: keeps jQMC's files, a folder a label; left out, only those of labels that failed
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS or self.determinant not in DETERMINANTS:
+            raise ConfigError(
+                f"sampler {self.sampler!r} and determinant {self.determinant!r} must be of {', '.join(SAMPLERS)} and "
+                f"of {', '.join(DETERMINANTS)}"
+            )
+        if self.ecp and self.one_body:
+            raise ConfigError(
+                "with a pseudopotential a one-body Jastrow term starts far too low and can end in NaN: leave it out"
+            )
+        if self.determinant == "JAGP" and not self.optimises:
+            raise ConfigError("JAGP needs a Jastrow term and optimisation_steps: it starts as the plain determinant")
+        if self.three_body not in ORBITALS:
+            raise ConfigError(f"three_body is {self.three_body!r}; it wants one of {', '.join(ORBITALS)}")
+        least = {
+            "epsilon_AS": self.epsilon_AS,
+            "lattice_spacing": self.lattice_spacing,
+            "step_length": self.step_length,
+            "target_error": 1.0 if self.target_error is None else self.target_error,
+            "optimisation_delta": 1.0 if self.optimisation_delta is None else self.optimisation_delta,
+            "timeout": self.timeout,
+            "walkers": self.walkers,
+            "moves": self.moves,
+        }
+        for name, value in least.items():
+            if not value > 0:
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        if min(self.steps, self.most_steps) < 300 or self.optimisation_samples < 20:
+            raise ConfigError(
+                "steps of 300 at least, so that error bars mean something, and optimisation_samples of 20; got "
+                f"{min(self.steps, self.most_steps)} and {self.optimisation_samples}"
+            )
+        qmc_env.find(self.environment)
+
+    @property
+    def optimises(self) -> bool:
+        """Whether there is a Jastrow factor to optimise, and leave to do so."""
+        return self.optimisation_steps > 0 and bool(self.one_body or self.two_body or self.three_body != "none")
+
+    @property
+    def trial_function(self) -> str:
+        """For instance `JSD (RHF/ccecp-ccpvtz, ccecp; J2, J3 ao-small; optimised in 40 steps of 60x64)`.
+
+        Starts of Jastrow terms are named (`J2 0.7`) where nothing is optimised, and where they are not 1.0.
+        """
+        named = {"J1": self.one_body, "J2": self.two_body}
+        # stored labels do not name 1.0 where it was optimised: naming it now would make them another method
+        terms = [
+            name if start == 1.0 and self.optimises else f"{name} {start}" for name, start in named.items() if start
+        ]
+        terms += [f"J3 {self.three_body}"] if self.three_body != "none" else []
+        kind = self.determinant if terms else "SD"
+        level = f"{self.mean_field}/{self.basis}" + (", Cartesian" if self.cartesian else "")
+        parts = [level + (f", {self.ecp}" if self.ecp else ""), ", ".join(terms)]
+        steps = f"optimised in {self.optimisation_steps} steps of {self.optimisation_samples}x{self.walkers}"
+        steps += f", delta {self.optimisation_delta}" if self.optimisation_delta else ""
+        parts.append(steps if self.optimises else "")
+        return f"{kind} ({'; '.join(part for part in parts if part)})"
+
+    @property
+    def method(self) -> str:
+        """Sampler and trial function: what the label depends on beside its noise."""
+        if self.sampler == "vmc":
+            return f"VMC, {self.trial_function}"
+        move = f", {self.non_local_move}" if self.ecp else ""
+        # a finite population has a bias; what is said of an optimisation names the walkers already
+        walkers = "" if self.optimises else f", {self.walkers} walkers"
+        return f"LRDMC, a = {self.lattice_spacing} Bohr{move}{walkers}, {self.trial_function}"
+
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse a periodic frame, and a basis without the core where PySCF is here too. Raises LabelError."""
+        if any(frame.pbc):
+            raise LabelError(
+                "jQMC computes molecules and clusters: cut one from the periodic frame (`cut` in the TOML)"
+            )
+        if find_spec("pyscf") is not None:
+            Basis(self.basis, self.ecp, own=False).molecule(int(number) for number in frame.numbers)
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError for what jQMC cannot do, does not finish or answers nonsense to."""
+        self.check(frame, charge, spin)
+        python = qmc_env.find(self.environment)
+        job = self._job(frame, charge, spin)
+        if self.directory:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="qmc-", dir=self.directory))
+        start = time.perf_counter()
+        result = self._run(python, job, folder)
+        label = self._label(job, result, folder, time.perf_counter() - start)
+        if not self.directory:
+            shutil.rmtree(folder)
+        return label
+
+    def seconds(self, frame: Frame) -> float:
+        """Rough: measured with H2O on one core and grown with the electrons; what a target error adds is not known."""
+        electrons = max(int(frame.numbers.sum()) - (2 * int((frame.numbers > 2).sum()) if self.ecp else 0), 1)
+        growth: float = (electrons / 8) ** 1.7
+        optimisation = 1.7e-3 * growth * self.optimisation_steps * self.optimisation_samples * self.walkers
+        rate = 1.5e-5 if self.sampler == "vmc" else 2.2e-4  # a walker and move
+        measured = rate * growth * self.steps * self.walkers * self.moves * (3 if self.forces else 1)
+        return 30.0 + optimisation * self.optimises + measured
+
+    def _job(self, frame: Frame, charge: int, spin: int) -> dict[str, Any]:
+        """What the driver is told. Bohr and Hartree."""
+        symbols = [ase.data.chemical_symbols[number] for number in frame.numbers]
+        told = json.dumps([symbols, frame.positions.tolist(), charge, spin, self.seed])
+        return {
+            "symbols": symbols,
+            "positions": (frame.positions / BOHR).tolist(),
+            "charge": charge,
+            "spin": spin,
+            # jQMC hands it to NumPy and JAX, and the driver adds up to 2
+            "seed": int(hashlib.sha256(told.encode()).hexdigest()[:7], 16),
+            "basis": self.basis,
+            "ecp": self.ecp,
+            "cartesian": self.cartesian,
+            "mean_field": self.mean_field,
+            "determinant": self.determinant,
+            "jastrow": {
+                "one_body": self.one_body or None,
+                "two_body": self.two_body or None,
+                "three_body": self.three_body,
+            },
+            "optimisation": {
+                "steps": self.optimisation_steps if self.optimises else 0,
+                "samples": self.optimisation_samples,
+                "delta": self.optimisation_delta,
+            },
+            "method": self.sampler,
+            "lattice_spacing": self.lattice_spacing,
+            "non_local_move": self.non_local_move,
+            "walkers": self.walkers,
+            "moves": self.moves,
+            "steps": self.steps,
+            "most_steps": self.most_steps if self.target_error else self.steps,
+            "target_error": self.target_error / HARTREE if self.target_error else None,
+            "step_length": self.step_length,
+            "epsilon_AS": self.epsilon_AS,
+            "forces": self.forces,
+        }
+
+    def _run(self, python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Run the driver in its folder and read what it wrote."""
+        (folder / "job.json").write_text(json.dumps(job, indent=1))
+        # isolated: no PYTHONPATH, and no module of ours that stands beside the driver
+        command = [str(python), "-I", str(DRIVER), "job.json", "result.json"]
+        try:
+            code = run(command, folder, folder / "driver.log", self.timeout, _environment())
+        except OSError as error:
+            raise LabelError(f"jQMC could not be started: {error}; make its environment again") from error
+        except subprocess.TimeoutExpired:
+            raise LabelError(
+                f"jQMC was stopped after {self.timeout} s, see {folder}; raise timeout, or ask for less"
+            ) from None
+        if code:
+            raise LabelError(f"jQMC ended with code {code}: {last_line(folder / 'driver.log')[:400]}; see {folder}")
+        try:
+            result = json.loads((folder / "result.json").read_text())
+        except (OSError, ValueError) as error:
+            raise LabelError(f"jQMC ended well but left no result that can be read: {error}; see {folder}") from error
+        if not isinstance(result, dict):
+            raise LabelError(f"jQMC left a {type(result).__name__} for a result; see {folder}")
+        return result
+
+    def _label(self, job: dict[str, Any], result: dict[str, Any], folder: Path, seconds: float) -> Label:
+        """The driver's answer in eV and Å, its card with it."""
+        try:
+            forces, errors = (
+                None if result[name] is None else np.array(result[name], dtype=np.float64) * (HARTREE / BOHR)
+                for name in ("forces", "forces_error")
+            )
+            if not self._fits(forces, job) or result["energy_error"] == 0:
+                raise ValueError("no error bar, or forces that do not fit the atoms")
+            return Label(
+                energy=float(result["energy"]) * HARTREE,
+                forces=forces,
+                energy_error=float(result["energy_error"]) * HARTREE,
+                forces_error=errors,
+                method=self.method,
+                code="jQMC",
+                version=str(result["versions"]["jqmc"]),
+                charge=job["charge"],
+                spin=job["spin"],
+                input=json.dumps(job),
+                seconds=seconds,
+                extra=self._card(result),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise LabelError(f"jQMC's result lacks or garbles {error}; see {folder}") from error
+
+    def _fits(self, forces: FloatArray | None, job: dict[str, Any]) -> bool:
+        return forces.shape == (len(job["symbols"]), 3) if forces is not None else not self.forces
+
+    def _card(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What a reader of the label must know: the trial function, and what the error bar leaves out."""
+        optimisation = result["optimisation"]
+        return {
+            "trial_function": self.trial_function,
+            "error_bars": f"standard errors by jackknife over {result['blocks']} blocks",
+            "energy_error_half_the_blocks": result["energy_error_half_the_blocks"] * HARTREE,
+            "energy_by_window": {key: value * HARTREE for key, value in result["energy_by_window"].items()},
+            "leaves_out": self.leaves_out(),
+            "lattice_spacing": self.lattice_spacing if self.sampler == "lrdmc" else None,
+            "variance": result["variance"] * HARTREE**2,
+            "acceptance": result["acceptance"],
+            "measurements": result["measurements"],
+            "walkers": result["walkers"],
+            "seed": result["seed"],
+            "mean_field_energy": result["mean_field_energy"] * HARTREE,
+            "optimised_energy": optimisation["energy"] * HARTREE if optimisation else None,
+            "share_of_step": optimisation.get("share_of_step") if optimisation else None,
+            "versions": result["versions"],
+            "seconds": result["seconds"],
+            "cpu_seconds": result["cpu_seconds"],
+        }
+
+    def leaves_out(self) -> list[str]:
+        """The errors that no error bar of these labels holds."""
+        named = [f"basis and form of the trial function: {self.trial_function}"]
+        if self.sampler == "lrdmc":
+            named = [
+                "fixed nodes of the trial function's determinant (none where it has no nodes, as in H2)",
+                f"lattice spacing of {self.lattice_spacing} Bohr: of order a², and it depends on the Jastrow factor",
+                "error bars come from about twenty blocks, and are themselves uncertain by a sixth",
+                f"population of {self.walkers} walkers: of order variance / walkers, less what the weights mend "
+                "(`energy_by_window`: the energy with the weights of so many measurements)",
+            ]
+        if self.ecp:
+            named.append(f"pseudopotential {self.ecp}" + (", with locality error" if self.sampler == "lrdmc" else ""))
+        if self.forces and self.sampler == "vmc":
+            named.append(
+                "bias of the forces, as the trial function's parameters do not follow the atoms (8 % for H2 at 1.0 Å "
+                "with one determinant, 2 % with JAGP); errors of the atoms' forces are correlated (space warp)"
+            )
+        elif self.forces:
+            named.append("bias of the forces by Reynolds' approximation, with a noise that can have no finite variance")
+        return named
+
+
+def _environment() -> dict[str, str]:
+    """One thread, and JAX's compiled functions in the user's cache."""
+    cache = qmc_env.cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    defaults = {"JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    return defaults | dict(os.environ) | one

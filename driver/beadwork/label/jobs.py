@@ -1,0 +1,220 @@
+"""Where work is done: here, in threads, in processes of this machine, or on a cluster through Slurm. Parsl does it.
+
+    [jobs]
+    executor = "processes"      # threads (default), processes or slurm
+    workers = 4                 # at once; on a cluster, on each node
+    cores = 1                   # a worker
+    [jobs.slurm]                # for executor = "slurm"
+    partition = "long"
+    account = "water"
+    nodes = 2
+    walltime = "24:00:00"
+    options = "#SBATCH --constraint=milan"
+    init = "module load gcc"    # lines of shell before a worker starts
+
+One worker in threads, the default, needs no Parsl: the work is done in this very thread. Threads suit labellers that
+wait for programs of their own; those that compute in Python (PySCF, most ASE calculators) want processes.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from beadwork.errors import ConfigError, ResourceError
+from beadwork.processes import module
+
+EXECUTORS = ("threads", "processes", "slurm")
+#: s without a sign of life after which a node is given up, and the work on it is lost
+GIVEN_UP = 120
+#: blocks of workers that fail to start, one after the other, before it is left
+FAILURES = 3
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """One job of Slurm. partition, account, walltime, options and init as `sbatch` and the site want them.
+
+    When its walltime is over, or its node fails, another one follows as long as there is work.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    nodes: int = 1
+    walltime: str = "24:00:00"
+    options: str = ""
+    init: str = ""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The [jobs] of a TOML file. Raises ConfigError for what does not go together."""
+
+    executor: str = "threads"
+    workers: int = 1
+    cores: int = 1
+    slurm: Slurm | None = None
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise ConfigError(f"jobs: executor is {self.executor!r}; choose from {', '.join(EXECUTORS)}")
+        if self.workers < 1 or self.cores < 1 or (self.slurm is not None and self.slurm.nodes < 1):
+            raise ConfigError("jobs: workers, cores and nodes are 1 or more")
+        if (self.executor == "slurm") != (self.slurm is not None):
+            raise ConfigError('jobs: executor = "slurm" and a table [jobs.slurm] belong together')
+
+    @property
+    def here(self) -> bool:
+        """Whether all is done in the calling thread, one after the other."""
+        return self.executor == "threads" and self.workers == 1
+
+    @property
+    def at_once(self) -> int:
+        """Workers in all."""
+        return self.workers * (self.slurm.nodes if self.slurm else 1)
+
+
+class Pool:
+    """Workers, for as long as the `with` lasts.
+
+    folder: where Parsl keeps its files meanwhile; the workers must see it too. Nothing of them is left afterwards.
+    Raises ConfigError where Parsl is not there.
+    """
+
+    def __init__(self, jobs: Jobs, folder: Path) -> None:
+        self.jobs = jobs
+        self._kernel: Any = None
+        self._folder: Path | None = None
+        if not jobs.here:
+            self._folder = Path(tempfile.mkdtemp(prefix="jobs-", dir=folder)).absolute()
+            self._kernel = _parsl("dataflow.dflow").DataFlowKernel(config(jobs, self._folder))
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._kernel is not None and self._folder is not None:
+            self._kernel.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)  # a worker may be about to write its last line
+
+    def each(
+        self, function: Callable[..., Any], items: deque[Item], *arguments: Any
+    ) -> Iterator[tuple[Item, Future[Any]]]:
+        """Call `function(item, *arguments)` for each item; give item and result as they come.
+
+        function: one that can be imported by name, with arguments that can be pickled. What it raises stands in the
+        future. The caller may append items (again) while it goes on: `items` is emptied from the left. Raises
+        ResourceError where workers cannot be started.
+        """
+        app = None
+        if self._kernel is not None:
+            app = _parsl().python_app(function, data_flow_kernel=self._kernel)
+        running: dict[Future[Any], Item] = {}
+        while items or running:
+            while items and len(running) < self.jobs.at_once:
+                item = items.popleft()
+                running[_call(function, item, *arguments) if app is None else app(item, *arguments)] = item
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if _without_workers(future.exception()):
+                    said = " ".join(str(future.exception()).split())
+                    raise ResourceError(f"no worker could be started, {FAILURES} times over: {said}; look at [jobs]")
+                yield running.pop(future), future
+
+
+def lost(error: BaseException | None) -> bool:
+    """Whether this says that a worker died, rather than that the work failed."""
+    return type(error).__module__ == "parsl.executors.high_throughput.errors" and type(error).__name__ in (
+        "WorkerLost",
+        "ManagerLost",
+    )
+
+
+def _without_workers(error: BaseException | None) -> bool:
+    return type(error).__name__ == "BadStateException" and type(error).__module__ == "parsl.executors.errors"
+
+
+def config(jobs: Jobs, folder: Path) -> Any:
+    """Parsl's configuration. Its programs are named by path: they need not be on PATH."""
+    return _parsl("config").Config(
+        executors=[_executor(jobs, folder)],
+        run_dir=str(folder),
+        strategy="simple",  # a block that has ended is followed by another while there is work; "none" waits for ever
+        initialize_logging=False,
+    )
+
+
+def _executor(jobs: Jobs, folder: Path) -> Any:
+    if jobs.executor == "threads":
+        return _parsl("executors").ThreadPoolExecutor(label="beadwork", max_threads=jobs.workers)
+    htex = _parsl("executors.high_throughput.executor")
+    programs = "parsl.executors.high_throughput."
+    return htex.HighThroughputExecutor(
+        label="beadwork",
+        max_workers_per_node=jobs.workers,
+        cores_per_worker=jobs.cores,
+        address=None if jobs.slurm else "127.0.0.1",
+        launch_cmd=htex.DEFAULT_LAUNCH_CMD.replace(
+            "process_worker_pool.py", shlex.join(module(programs + "process_worker_pool"))
+        ),
+        interchange_launch_cmd=module(programs + "interchange"),
+        heartbeat_period=2,  # s; as often is it seen that a worker died
+        heartbeat_threshold=GIVEN_UP,
+        block_error_handler=partial(_parsl("jobs.error_handlers").windowed_error_handler, threshold=FAILURES),
+        worker_logdir_root=str(folder),
+        provider=_provider(jobs),
+    )
+
+
+def _provider(jobs: Jobs) -> Any:
+    providers = _parsl("providers")
+    # as many threads in NumPy as a worker has cores, or workers would take each other's time
+    threads = f"export OMP_NUM_THREADS={jobs.cores}"
+    blocks = {"init_blocks": 1, "min_blocks": 1, "max_blocks": 1}
+    if jobs.slurm is None:
+        return providers.LocalProvider(worker_init=threads, **blocks)
+    return providers.SlurmProvider(
+        partition=jobs.slurm.partition,
+        account=jobs.slurm.account,
+        nodes_per_block=jobs.slurm.nodes,
+        cores_per_node=jobs.workers * jobs.cores,
+        walltime=jobs.slurm.walltime,
+        scheduler_options=jobs.slurm.options,
+        worker_init="\n".join(line for line in (jobs.slurm.init, threads) if line),
+        launcher=_parsl("launchers").SrunLauncher(),
+        **blocks,
+    )
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Call here and now. An interruption of this process is no result: it is raised."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:  # noqa: BLE001  (handed to the caller, as from any worker)
+        future.set_exception(error)
+    return future
+
+
+def _parsl(part: str = "") -> Any:
+    """Import Parsl, or a part of it, by name: it is heavy and may be absent."""
+    try:
+        return import_module(f"parsl.{part}" if part else "parsl")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "parsl":
+            raise
+        raise ConfigError(
+            "more than one worker needs a package that is missing; pip install 'beadwork[learn]'"
+        ) from error

@@ -1,0 +1,144 @@
+"""What a label is, and what a labeller is: the one contract between codes that compute and everything that learns.
+
+Units are eV and Å. A label says by which method it was made: labels of two methods never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+from beadwork.errors import LabelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.harvest.row import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Energy, and forces where the method has them, of one structure.
+
+    energy: eV, on the method's own scale (total energies, not cohesive ones). forces: (N, 3) eV/Å, or None.
+    energy_error: standard error in eV, 0 for a deterministic method. forces_error: (N, 3) eV/Å, or None where there
+    are no forces or they are exact. method: level of theory in full, e.g. `CCSD/cc-pVDZ, all electrons`; labels
+    are comparable exactly when it is equal. code, version: what computed it. charge: e. spin: unpaired electrons.
+    input: what the code was told, enough to run it again. seconds: wall time.
+    extra: whatever else the method has to say (trial function, acceptance, seed, …): plain JSON values.
+    Raises LabelError for shapes that do not fit, NaN, infinity or a negative error.
+    """
+
+    energy: float
+    forces: FloatArray | None
+    energy_error: float
+    forces_error: FloatArray | None
+    method: str
+    code: str
+    version: str
+    charge: int
+    spin: int
+    input: str
+    seconds: float
+    extra: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.energy) and np.isfinite(self.energy_error) and self.energy_error >= 0):
+            raise LabelError(
+                f"{self.code} gave an energy of {self.energy} eV with an error of {self.energy_error}; "
+                "look at its output before you label again"
+            )
+        for name in ("forces", "forces_error"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if values.ndim != 2 or values.shape[1] != 3 or not np.isfinite(values).all():
+                raise LabelError(f"{self.code} gave {name} of shape {values.shape}, or not finite; (N, 3) are wanted")
+        if self.forces_error is not None and (
+            self.forces is None or self.forces_error.shape != self.forces.shape or (self.forces_error < 0).any()
+        ):
+            raise LabelError(f"{self.code} gave errors of forces that do not fit its forces, or negative ones")
+
+    @property
+    def hash(self) -> str:
+        """`sha256:` and the hash of everything but the wall time."""
+        told = {name: value for name, value in self.to_dict().items() if name != "seconds"}
+        return "sha256:" + hashlib.sha256(as_json(told).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the queue stores it; arrays stay arrays."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"extra": dict(self.extra)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Label:
+        """Read what `to_dict` wrote. Raises LabelError for keys missing or unknown."""
+        known = {f.name for f in fields(cls)}
+        if known != set(stored):
+            raise LabelError(
+                f"a label lacks {sorted(known - set(stored))} or has the unknown {sorted(set(stored) - known)}: "
+                "it was not written by this version of beadwork"
+            )
+        return cls(**stored)
+
+
+class Labeller(Protocol):
+    """Computes labels. Knows nothing of the queue; one object may be used by one thread at a time."""
+
+    @property
+    def method(self) -> str:
+        """Level of theory, as each of its labels will name it."""
+
+    def check(self, frame: Frame, charge: int, spin: int) -> None:
+        """Refuse what is known to fail, without computing anything. Raises LabelError as `label` would."""
+
+    def label(self, frame: Frame, charge: int, spin: int) -> Label:
+        """Compute one label. Raises LabelError with the code's reason where it cannot."""
+
+    def seconds(self, frame: Frame) -> float:
+        """A rough estimate of the wall time of one label, for `--dry-run`."""
+
+
+def structure(frame: Frame) -> dict[str, Any]:
+    """What was computed, as queue, cache and inputs hold it: Å, and arrays stay arrays."""
+    return {"numbers": frame.numbers, "positions": frame.positions, "cell": frame.cell, "pbc": list(frame.pbc)}
+
+
+def frame_of(stored: Mapping[str, Any]) -> Frame:
+    """The frame of which `structure` gave this, from arrays or from lists."""
+    pbc = stored["pbc"]
+    return Frame(
+        np.array(stored["numbers"], dtype=np.int_),
+        np.array(stored["positions"], dtype=np.float64),
+        np.array(stored["cell"], dtype=np.float64),
+        (bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
+    )
+
+
+def computed(row: Row) -> tuple[Frame, Label]:
+    """The structure that was really computed for a labelled row, and its label.
+
+    It is the row's frame, or the cluster that was cut out of it. Raises LabelError for a row without a good label.
+    """
+    stored = dict(row.label or {})
+    cut = stored.pop("structure", None)
+    frame = row.kept.frame if cut is None else frame_of(cut)
+    try:
+        return frame, Label.from_dict(stored)
+    except LabelError as error:
+        raise LabelError(f"row {row.id}: {error}") from error
+
+
+def as_json(values: Any) -> str:
+    """JSON with sorted keys, of which equal values always give the same; arrays become lists."""
+    return json.dumps(values, sort_keys=True, default=plain)
+
+
+def plain(value: Any) -> Any:
+    """Arrays and numbers of NumPy as JSON has them, for `json.dumps(default=plain)`. Raises TypeError for others."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

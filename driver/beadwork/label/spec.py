@@ -1,0 +1,120 @@
+"""LABELLER.toml: which code labels, with which settings, of which part of a frame, and where it runs.
+
+kind = "pyscf"        # one of KINDS
+charge = 0            # of every frame; told from the atoms where it is left out
+spin = 0              # unpaired electrons
+same_theory = false   # where labels of one name were made with other settings: whether that is one level of theory
+attempts = 2          # of a frame, before it is set aside
+[settings]            # those of the labeller: the fields of its class
+theory = "CCSD"
+basis = "cc-pVDZ"
+[cut]                 # a cluster round the most uncertain atom; left out: the whole frame
+molecules = 5
+[jobs]                # see `jobs`; left out: one after the other, here
+workers = 4
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from beadwork.errors import ConfigError
+from beadwork.label.clusters import Cut
+from beadwork.label.codes.ase_calculator import AseCalculator
+from beadwork.label.codes.command import Command
+from beadwork.label.codes.pyscf_labeller import PySCF
+from beadwork.label.codes.qmc import JQMC
+from beadwork.label.jobs import Jobs
+from beadwork.label.label import Labeller, as_json
+from beadwork.toml import build, names
+from beadwork.toml import read as read_toml
+
+#: every kind of labeller, and whether it may take periodic frames
+KINDS: dict[str, tuple[Callable[..., Labeller], bool]] = {
+    "pyscf": (PySCF, False),
+    "qmc": (JQMC, False),
+    "ase": (AseCalculator, True),
+    "command": (Command, True),
+}
+#: kinds whose method is in the user's words, and the settings of each that no number depends on
+WORDED = {
+    "ase": {"estimate", "directory", "theory"},
+    "command": {"estimate", "directory", "theory", "code", "version", "timeout", "keep"},
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A LABELLER.toml. settings: as they stand there, plain values, so that a worker elsewhere can be told.
+
+    here: folder that relative paths in the settings count from. lease: s that a claim lasts without a sign of life.
+    same_theory: labels that were made under the same name with other settings are of this level of theory as well.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    charge: int | None = None
+    spin: int = 0
+    attempts: int = 2
+    lease: float = 300.0
+    cut: Cut | None = None
+    jobs: Jobs = field(default_factory=Jobs)
+    same_theory: bool = False
+    here: str = "."
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"there is no kind of labeller {self.kind!r}; choose from {', '.join(KINDS)}")
+        if self.attempts < 1 or not self.lease >= 1 or self.spin < 0:
+            raise ConfigError(
+                "attempts and lease are 1 or more, and spin is 0 or more; got "
+                f"{self.attempts}, {self.lease} and {self.spin}"
+            )
+
+    def labeller(self) -> Labeller:
+        """Make the labeller. Raises ConfigError for settings that it does not know or cannot run."""
+        make, _ = KINDS[self.kind]
+        made = build(make, self.settings, Path(self.here), f"{self.kind}: [settings]")
+        if isinstance(made, Command) and self.jobs.slurm is None:  # its nodes may have what is not here
+            made.find()
+        return cast(Labeller, made)
+
+    @property
+    def ignores_charge(self) -> bool:
+        """Whether the labeller knows nothing of charges, so that none needs to be told."""
+        return bool(self.settings.get("ignores_charge", False))
+
+    @property
+    def periodic(self) -> bool:
+        """Whether whole periodic frames may reach the labeller."""
+        return KINDS[self.kind][1]
+
+    @property
+    def identity(self) -> str:
+        """All that a label depends on beside its frame, as text."""
+        return as_json({"kind": self.kind, "settings": self.settings, "charge": self.charge, "spin": self.spin})
+
+    @property
+    def unnamed(self) -> str | None:
+        """Hash of the settings that may change a label and that its method, where the user words it, need not name."""
+        if self.kind not in WORDED:
+            return None
+        told = {name: value for name, value in self.settings.items() if name not in WORDED[self.kind]}
+        return hashlib.sha256(as_json(told).encode()).hexdigest()[:16]
+
+
+def read(path: Path) -> Spec:
+    """Read a LABELLER.toml. Raises ConfigError with what is wrong in it."""
+    data = read_toml(path)
+    settings = data.pop("settings", None)
+    if not isinstance(settings, dict) or "kind" not in data:
+        raise ConfigError(f"{path} wants kind = one of {', '.join(KINDS)}, and its settings in a table [settings]")
+    settings = names(settings, f"{path}: [settings]")  # one text for one set of settings, whose hash labels carry
+    told = {"settings": settings, "here": str(path.parent.absolute())}
+    spec: Spec = build(Spec, data, path.parent, str(path), told)
+    spec.labeller()
+    return spec

@@ -1,0 +1,364 @@
+"""Frames that the user brings, put into a queue to be labelled: what a first committee learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from ase.neighborlist import neighbor_list
+from ipi.utils.io import read_file_raw
+
+from beadwork.errors import BeadworkError, ConfigError
+from beadwork.frame import Frame
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
+from beadwork.label.lines import decoded, ends
+from beadwork.report.outputs import ISOTOPES, structure
+
+#: what only i-PI writes into the line before a frame's atoms; other programs' readers would miss its units and cell
+_IPI = re.compile(r"CELL[\[({]|cell\{|positions\{|Bead:")
+#: without these words i-PI takes an xyz for Bohr
+_UNITS = re.compile(r"positions\{\w+\}.*cell\{\w+\}|cell\{\w+\}.*positions\{\w+\}")
+#: the columns of an extended XYZ, in the line before a frame's atoms
+_PROPERTIES = re.compile(r"\bProperties=\"?([^\s\"]+)")
+#: Å; atoms of one structure are never nearer to each other, forces and velocities taken for positions often are
+_NEAR = 0.2
+#: what LAMMPS's dump xyz writes above its atoms, which have types there unless it is told their elements
+_TYPES = re.compile(r"\s*Atoms(\. Timestep|\s*$)")
+#: kinds of frames that are named
+_KINDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """How many frames were stored, and how many the queue had already.
+
+    torn: whether the file's last one was left out, as it may not be whole. isotopes: whether D or T was taken as H.
+    kinds: what the frames are, a line for each formula and periodicity.
+    """
+
+    stored: int
+    known: int
+    torn: bool
+    isotopes: bool = False
+    kinds: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = "1 frame waits for its label" if self.stored == 1 else f"{self.stored} frames wait for labels"
+        said += f", {self.known} were there already" * bool(self.known)
+        said += "; the last one of the file may not be whole, and was left out" * self.torn
+        said += "; D and T were taken as H, as no label depends on masses" * self.isotopes
+        return "\n  ".join([said, *self.kinds])
+
+
+def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) -> Added:
+    """Put every `every`-th frame of a file into the queue.
+
+    path: whatever ASE reads, or i-PI's xyz and pdb, which must name their units; the last frame of an xyz, pdb or
+    LAMMPS dump that is being written is left out. periodic: as the file says if None. Nothing is known of the frames'
+    spread: it is NaN, they have no models, and the hash of the file stands for the simulation's. Raises ConfigError for
+    a file that cannot be read or a frame that cannot be computed, and QueueError; all frames are stored, or none.
+    """
+    if every < 1:
+        raise ConfigError(f"every is {every}; it wants 1 or more")
+    try:
+        text = path.read_bytes()
+        digest = hashlib.sha256(text).hexdigest()
+        read = _read(path, text)
+    except BeadworkError:
+        raise
+    except Exception as error:  # whatever the many readers raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, KeyError) and re.fullmatch(r"\w{1,4}", str(error.args[0])):
+            said = f"an atom is called {error.args[0]!r}, which is no element"
+        raise ConfigError(f"cannot read frames from {path}: {said}; give a file that ASE reads, or i-PI's") from error
+    kept = []
+    for number, frame in list(enumerate(read.frames))[::every]:
+        if periodic is not None:
+            frame = Frame(frame.numbers, frame.positions, frame.cell, (periodic,) * 3)
+        kept.append(_checked(frame, f"frame {number} of {path}", number, digest))
+    if not kept:
+        ends = "; it ends within one, or without a newline, so that the last number may be cut" * read.torn
+        raise ConfigError(f"there is no whole frame in {path}{ends}")
+    stored = sum(row is not None for row in queue.add_all(kept))
+    return Added(stored, len(kept) - stored, read.torn, read.isotopes, _kinds([one.frame for one in kept]))
+
+
+@dataclass(slots=True)
+class _Read:
+    """What a file holds."""
+
+    frames: list[Frame]
+    torn: bool = False
+    isotopes: bool = False
+
+
+def _read(path: Path, text: bytes) -> _Read:
+    mode = path.suffix.lower().lstrip(".")
+    lines = decoded(text, "replace").splitlines(keepends=True)
+    if lines and lines[0].startswith("ITEM: "):
+        return _dump(path, lines)
+    if mode in ("xyz", "extxyz"):
+        return _xyz(path, lines)
+    if mode != "pdb":
+        read = _Read([])
+        for number, atoms in enumerate(ase.io.read(path, ":", do_not_split_by_at_sign=True)):
+            if mode == "gro":  # has names alone, of which ASE guesses: tungsten of the MW of a water
+                elements = [_element(str(name), f"frame {number} of {path}") for name in atoms.arrays["atomtypes"]]
+                atoms.symbols = [symbol for symbol, _ in elements]
+                read.isotopes |= any(isotope for _, isotope in elements)
+            read.frames.append(Frame.from_atoms(atoms))
+        return read
+    blocks, torn = _pdb_blocks(lines)
+    plain = [[_protium(line) for line in block] for block in blocks]
+    isotopes = plain != blocks
+    if any(map(_IPI.search, lines[:2])):
+        frames = [_of_ipi(block, "pdb", f"frame {n} of {path}") for n, block in enumerate(plain)]
+        return _Read(frames, torn, isotopes)
+    for number, block in enumerate(plain):
+        for line in block:  # without an element ASE guesses of the name
+            if line.startswith(("ATOM", "HETATM")) and not line[76:78].strip():
+                name = line[12:16].strip()
+                _unlike(name, name, f"frame {number} of {path}")
+    whole = io.StringIO("".join(line for block in plain for line in block))
+    atoms = ase.io.read(whole, ":", format="proteindatabank")
+    return _Read([Frame.from_atoms(one) for one in atoms], torn, isotopes)
+
+
+def _xyz(path: Path, lines: Sequence[str]) -> _Read:
+    """XYZ of all kinds: i-PI's, extended, and plain."""
+    blocks, torn = _blocks(path, lines)
+    ipi = any(map(_IPI.search, lines[:2])) and not _PROPERTIES.search("".join(lines[:2]))
+    if ipi and "_forces_" in path.name and "Traj: positions" in lines[1]:
+        raise ConfigError(f"{path} has no positions: i-PI writes an instanton's forces so, and calls them positions")
+    read = _Read([], torn)
+    for number, block in enumerate(blocks):
+        where = f"frame {number} of {path}"
+        names = _columns(block[1], where)
+        if not names or "species" in names:  # else there are atomic numbers
+            block, isotopes = _elements(block, names.index("species") if names else 0, where)
+            read.isotopes |= isotopes
+        if ipi:
+            read.frames.append(_of_ipi(block, "xyz", where))
+            if len(read.frames[-1].numbers) != len(read.frames[0].numbers):
+                raise ConfigError(
+                    f"{where} has {len(read.frames[-1].numbers)} atoms, the first {len(read.frames[0].numbers)}"
+                )
+        else:
+            try:
+                atoms = ase.io.read(io.StringIO("".join(block)), format="extxyz")
+            except Exception as error:  # of all kinds too
+                raise ConfigError(f"{where} cannot be read as extended XYZ: {' '.join(str(error).split())}") from error
+            read.frames.append(Frame.from_atoms(atoms))
+    return read
+
+
+def _of_ipi(block: Sequence[str], mode: str, where: str) -> Frame:
+    """One frame of i-PI's. Raises ConfigError where it has no positions, or no units."""
+    title = block[1] if mode == "xyz" else block[0]
+    if "{" in re.sub(r"cell\{|CELL\{", "", title) and "positions{" not in title:
+        raise ConfigError(f"{where} has no positions, but this: {title.strip()}")
+    if mode == "xyz" and not _UNITS.search(title):
+        raise ConfigError(
+            f"{where} does not say its units, and i-PI would take Bohr: write, as it is, positions{{angstrom}} "
+            f"cell{{angstrom}} or atomic_unit into its second line, {title.strip()!r}"
+        )
+    return structure(read_file_raw(mode, io.StringIO("".join(block))), mode)
+
+
+def _columns(title: str, where: str) -> list[str]:
+    """Name of each column of an extended XYZ; of a plain one none. Raises ConfigError where there are no positions.
+
+    i-PI's extended XYZ of forces, say, has positions too, and they are all 0.
+    """
+    said = _PROPERTIES.search(title)
+    if said is None:
+        return []
+    parts = said[1].split(":")
+    names = [name for name, width in zip(parts[::3], parts[2::3], strict=False) for _ in range(int(width))]
+    others = [name for name in dict.fromkeys(names) if name not in ("species", "pos", "Z")]
+    if "pos" not in names or ("ipi_comment=" in title and "positions{" not in title):
+        raise ConfigError(f"{where} has no positions, but {', '.join(others) or 'species alone'}")
+    return names
+
+
+def _elements(block: Sequence[str], column: int, where: str) -> tuple[list[str], bool]:
+    """The block with symbols of elements where it has isotopes or atomic numbers, or digits behind a symbol.
+
+    Also whether there are isotopes. Raises ConfigError for what is no element, or may be another.
+    """
+    lines, isotopes = list(block), False
+    types = _TYPES.match(block[1])
+    for row in range(2, 2 + int(block[0])):
+        words = lines[row].split()
+        name = words[column]
+        if types and name.isdigit():
+            raise ConfigError(
+                f"{where} has types and no elements, as LAMMPS's dump xyz writes them: let LAMMPS write elements "
+                "(dump_modify ID element O H)"
+            )
+        symbol, isotope = _element(name, where)
+        isotopes |= isotope
+        if symbol != name:
+            words[column] = symbol
+            lines[row] = " ".join(words) + "\n"
+    return lines, isotopes
+
+
+def _element(name: str, where: str) -> tuple[str, bool]:
+    """Symbol of the element of an atom's name, and whether that is of an isotope.
+
+    Raises ConfigError for what is no element, or may be another.
+    """
+    plain = re.sub(r"(?<=[A-Za-z])\d+$", "", name)
+    symbol = plain.capitalize()
+    if plain.isdigit() and 0 < int(plain) < len(chemical_symbols):
+        return chemical_symbols[int(plain)], False
+    if symbol in ISOTOPES:
+        return chemical_symbols[ISOTOPES[symbol]], True
+    if symbol not in atomic_numbers:
+        guess = f" (perhaps {symbol[0]})" if symbol[0] in atomic_numbers else ""
+        raise ConfigError(
+            f"{where} has an atom that is called {name!r}, which is no element: write the element's symbol{guess}"
+        )
+    _unlike(name, plain, where)
+    return symbol, False
+
+
+def _unlike(name: str, letters: str, where: str) -> None:
+    """Refuse a name whose first letter is an element and whose first two are another, unless written as a symbol.
+
+    CA is calcium to some programs, and to others the α carbon. Raises ConfigError.
+    """
+    one, two = letters[:1].upper(), letters[:2].capitalize()
+    if len(two) == 2 and not letters.startswith(two) and one in atomic_numbers and two in atomic_numbers:
+        raise ConfigError(
+            f"{where} has an atom that is called {name!r}, which may be {one} or {two}: write the element's symbol"
+        )
+
+
+def _protium(line: str) -> str:
+    """A line of a pdb with H in place of an isotope's name, in the columns of the name and of the element."""
+    if not line.startswith(("ATOM", "HETATM")) or line[12:16].strip().rstrip("0123456789") not in ISOTOPES:
+        return line
+    return line[:12] + re.sub("[A-Z]", "H", line[12:16]) + line[16:76] + re.sub("[DTZ]", "H", line[76:78]) + line[78:]
+
+
+def _dump(path: Path, lines: Sequence[str]) -> _Read:
+    """A LAMMPS dump. Raises ConfigError where it has types without elements, or units that are not Å."""
+    starts = [row for row, line in enumerate(lines) if line.startswith("ITEM: TIMESTEP")]
+    units = next((after.strip() for line, after in pairwise(lines) if line.startswith("ITEM: UNITS")), "")
+    if units not in ("", "real", "metal"):
+        raise ConfigError(f"{path} is in LAMMPS's units {units!r}; write it in Å (real, metal)")
+    read = _Read([], torn=lines[-1].startswith("I") and not lines[-1].endswith("\n"))  # of the next frame
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
+        block = lines[start:end]
+        head = next((row for row, line in enumerate(block) if line.startswith("ITEM: ATOMS")), None)
+        count = next((row for row, line in enumerate(block) if line.startswith("ITEM: NUMBER OF ATOMS")), len(block))
+        columns = block[head].split()[2:] if head is not None else []
+        atoms = block[head + 1 :] if head is not None else []
+        atoms = [line for line in atoms if not line.startswith("ITEM: ") and len(line.split()) == len(columns)]
+        if head is None or len(atoms) != int(block[count + 1]) or not ends(atoms):
+            if end == len(lines):
+                read.torn = True
+                break
+            raise ConfigError(f"frame {number} of {path} is torn; take it out")
+        if not {"element", "mass"} & set(columns):
+            raise ConfigError(
+                f"frame {number} of {path} has types and no elements: let LAMMPS write the column element "
+                "(dump_modify ID element O H)"
+            )
+        whole = io.StringIO("".join(block))
+        read.frames.append(Frame.from_atoms(ase.io.read(whole, format="lammps-dump-text")))
+    return read
+
+
+def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
+    """The lines of each frame of an xyz, and whether the last one was torn."""
+    blocks: list[list[str]] = []
+    at = 0
+    while at < len(lines):
+        if not lines[at].strip():
+            at += 1
+            continue
+        if not lines[at].strip().isdigit():
+            raise ConfigError(
+                f"line {at + 1} of {path} is {lines[at].strip()[:60]!r}, where the number of atoms belongs"
+            )
+        block = list(lines[at : at + int(lines[at]) + 2])
+        at += len(block)
+        if len(block) < int(block[0]) + 2 or not ends(block[2:]):
+            return blocks, True
+        if any(len(line.split()) < 4 for line in block[2:]):
+            raise ConfigError(f"a frame of {path} that ends in line {at} is torn; take it out")
+        while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # a cell, as some programs write it
+            block.append(lines[at])
+            at += 1
+        blocks.append(block)
+    return blocks, False
+
+
+def _pdb_blocks(lines: Sequence[str]) -> tuple[list[list[str]], bool]:
+    """The lines of each frame of a pdb, and whether the last one was torn. One without any END is one frame."""
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        blocks[-1].append(line)
+        if line.startswith("END"):
+            blocks.append([])
+    rest = blocks.pop()
+    cut = any(line.startswith(("ATOM", "HETATM")) for line in rest)
+    if not blocks and cut and rest[-1].endswith("\n"):
+        return [rest], False
+    return blocks, cut
+
+
+def _checked(frame: Frame, where: str, number: int, digest: str) -> Kept:
+    try:
+        frame.check()
+    except BeadworkError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not frame.numbers.all():
+        raise ConfigError(f"{where} has atoms of no known element; take it out of the file")
+    first, second, far = neighbor_list("ijd", frame.to_atoms(), _NEAR)
+    if len(far):
+        pair = int(far.argmin())
+        raise ConfigError(
+            f"{where} has atoms {first[pair]} and {second[pair]} {far[pair]:.4f} Å apart: take it out; or are these no "
+            "positions in Å, but forces, velocities, or parts of the cell?"
+        )
+    unknown = np.full(len(frame.numbers), np.nan)
+    return Kept(frame, number, np.nan, unknown, np.empty(0), (), digest)
+
+
+def _kinds(frames: Iterable[Frame]) -> tuple[str, ...]:
+    """For instance `20 of H128O64, periodic, cell 12.42 12.42 12.42 Å, 90 90 90°`, the most frequent first."""
+    kinds: dict[tuple[str, tuple[bool, bool, bool]], list[Any]] = {}
+    for frame in frames:
+        atoms = frame.to_atoms()
+        kinds.setdefault((atoms.get_chemical_formula(), frame.pbc), []).append(atoms.cell.cellpar())
+    lines = []
+    for (formula, pbc), cells in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        line = f"{len(cells)} of {formula}, "
+        if any(pbc):
+            low, high = np.min(cells, axis=0), np.max(cells, axis=0)
+            along = " and ".join(axis for axis, whether in zip("abc", pbc, strict=True) if whether)
+            line += "periodic" + ("" if all(pbc) else f" along {along}")
+            line += f", cell {_six(low)}" + (f" to {_six(high)}" if (high - low).max() > 5e-3 else "")
+        else:
+            line += "not periodic" + " (the file has no cell)" * (not np.any(np.array(cells)[:, :3]))
+        lines.append(line)
+    more = len(lines) - _KINDS
+    return (*lines[:_KINDS], *([f"and {more} more formulas"] if more > 0 else []))
+
+
+def _six(cell: Any) -> str:
+    return f"{' '.join(f'{x:.2f}' for x in cell[:3])} Å, {' '.join(f'{x:g}' for x in np.round(cell[3:], 2))}°"

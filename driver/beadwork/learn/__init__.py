@@ -1,1 +1,0 @@
-"""Frames in, a better committee out: labels, differences, training, validation, and the loop round them."""

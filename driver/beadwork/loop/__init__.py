@@ -1,0 +1,1 @@
+"""Again and again: simulate, choose, label, train, validate, swap."""

@@ -1,0 +1,497 @@
+"""`beadwork learn LOOP.toml`: simulate, choose, label, train, validate, swap, and again.
+
+    baseline = "models/mine/baseline"
+    delta = "models/mine"            # the committee's folder to begin with
+    labeller = "labeller.toml"       # as for `beadwork label`
+    labels = 50                      # new ones a generation at most
+    generations = 5                  # at most
+    falling = 0.1                    # what falls by less than this part of itself has stopped falling
+    start = "again"                  # each generation from the inputs; "continue": from where the last one ended;
+                                     # "live": one simulation all along, that takes up each new committee as it runs
+    folder = "loop"                  # where all is kept (default: the name of this file without .toml)
+    [simulations]                    # i-PI inputs by name; each runs for its total_steps with every committee
+    zundel = "zundel/input.xml"
+    [run]                            # options of `beadwork run`
+    keep-force = [0.05, 0.5]         # default: the first committee's own, for all generations alike
+    [train]                          # settings of `beadwork train`
+    epochs = 60
+
+One folder a generation, gen-000, gen-001, …, with its simulations, its committee and what was found out about it.
+generation.json there says which stages are done, with their results and hashes; a stage that is not in it is done, or
+gone on with, when the command is given again. All frames are in one queue, queue.db, so that none is labelled twice.
+`current` names the newest committee: any server that was started with `--delta FOLDER/current` takes it up as it runs.
+
+It ends when neither the flagged rate nor the error on frames held out falls any more, when no frame is asked for, or
+after the generations that were allowed; one more simulation then tells what the last committee is worth. The flagged
+rate is the share of the steps at which the largest force spread of some bead reaches the low mark of `keep-force`, or
+an atom's novelty for Δ that of `keep-novelty`. What is new to the baseline is told, and neither counted nor asked for:
+labels for Δ do not change what the baseline knows.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from beadwork.config import ServeConfig
+from beadwork.disk import alone, write_whole
+from beadwork.errors import ConfigError, LabelError, SimulationError
+from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
+from beadwork.harvest.row import committee_hash
+from beadwork.harvest.select import usual_band
+from beadwork.ipi.simulation import read as read_simulation
+from beadwork.label import spec as labellers
+from beadwork.label.choose import from_queue as choose
+from beadwork.label.run import atoms_of, label, set_aside
+from beadwork.loop import simulate
+from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, point
+from beadwork.potential.novelty import NEW
+from beadwork.serve.hot_swap import SHORT
+from beadwork.toml import build, names
+from beadwork.toml import read as read_toml
+from beadwork.train.calibration import Errors, residuals, told
+from beadwork.train.committee import references, train_committee
+from beadwork.train.dataset import DATASET, Dataset, Example, from_queue
+from beadwork.train.duplicates import among
+from beadwork.train.settings import TrainSettings
+from beadwork.train.validate import PAGE as VALIDATION
+from beadwork.train.validate import validate, write_page
+
+STARTS = ("again", "continue", "live")
+#: steps of a simulation that is ended when the loop ends
+ENDLESS = 10**9
+RECORD = "generation.json"
+CURRENT = "current"
+#: options of `beadwork run` that the loop sets itself
+OWN = ("simulation", "baseline", "delta", "queue", "out", "metrics", "keep_novelty_of")
+#: whose novelty is asked for: labels for Δ cannot mend the baseline's
+WHOSE = "delta"
+#: what is said where something is new to the baseline
+BASELINE_NEW = (
+    "What is new to the baseline wants labels of the baseline's own level and a new baseline; labels for Δ do not mend "
+    "it, and it is not counted as flagged"
+)
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A LOOP.toml; paths are absolute. Raises ConfigError for what cannot be run."""
+
+    baseline: Path
+    delta: Path
+    labeller: Path
+    simulations: Mapping[str, Path]
+    folder: Path
+    labels: int = 50
+    generations: int = 5
+    falling: float = 0.1
+    start: str = "again"
+    run: Mapping[str, Any] = field(default_factory=dict)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        if not self.simulations:
+            raise ConfigError("a loop needs a table [simulations] with one i-PI input at least")
+        for name in self.simulations:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ConfigError(f"a simulation cannot be called {name!r}: it names a folder; use letters and digits")
+        if self.labels < 1 or self.generations < 1 or not 0 <= self.falling < 1:
+            raise ConfigError(
+                "labels and generations are 1 or more, and falling is a part of 1; got "
+                f"{self.labels}, {self.generations} and {self.falling}"
+            )
+        if self.start not in STARTS:
+            raise ConfigError(f"start is {self.start!r}; choose from {', '.join(STARTS)}")
+        for key in self.run:
+            if key == "devices":
+                raise ConfigError(
+                    "[run] sets 'devices', which start a server each, and a simulation of the loop has one; take "
+                    'device = "cuda" for a GPU'
+                )
+            if key.replace("-", "_") in OWN or key.replace("-", "_") not in {f.name for f in fields(ServeConfig)}:
+                raise ConfigError(f"[run] sets {key!r}, which the loop sets itself or `beadwork run` does not know")
+
+    @property
+    def low(self) -> float:
+        """The low mark of the force spread, eV/Å: at or above it a frame is asked for."""
+        return float(self.band[0]) if self.band else float("inf")
+
+    @property
+    def new(self) -> float:
+        """The mark of Δ's novelty: at or above it a frame is asked for."""
+        return float(self.run.get("keep-novelty", ServeConfig().keep_novelty))
+
+    def asks(self, step: simulate.Answered) -> bool:
+        """Whether Δ's spread or Δ's novelty asks for labels of this step."""
+        return step.spread >= self.low or (step.delta is not None and step.delta >= self.new)
+
+    @property
+    def band(self) -> list[float]:
+        """`keep-force` of all generations, eV/Å: one that followed each committee would not tell what was learned."""
+        if "keep-force" in self.run:
+            return list(self.run["keep-force"])
+        first = load_committee(members_of([self.delta]))
+        return usual_band(first.usual if first else None, self.run.get("mark-spread", ServeConfig().mark_spread))
+
+
+def read(path: Path) -> Loop:
+    """Read a LOOP.toml; paths in it count from its own folder. Raises ConfigError."""
+    data = read_toml(path)
+    here = path.parent.absolute()
+    inputs = data.pop("simulations", {})
+    train = TrainSettings.from_table(data.pop("train", {}), f"{path}: [train]")
+    if not isinstance(inputs, dict) or not all(isinstance(xml, str) for xml in inputs.values()):
+        raise ConfigError(f"{path}: [simulations] wants a path for each name")
+    data.setdefault("folder", path.stem)
+    simulations = {name: here / xml for name, xml in inputs.items()}
+    loop: Loop = build(Loop, data | {"simulations": simulations}, here, str(path))
+    run = {key.replace("_", "-"): value for key, value in names(loop.run, f"{path}: [run]").items()}
+    return replace(loop, train=train, run=run)
+
+
+class Generation:
+    """The record of one generation: what each stage found, written whole when the stage is done."""
+
+    def __init__(self, folder: Path, tell: Told = lambda text: None) -> None:
+        self.folder = folder
+        self._tell = tell
+        self._file = folder / RECORD
+        self.stages: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What this stage found, once it is done; it is done now where it was not."""
+        if stage not in self.stages:
+            self._tell(f"{self.folder.name}: {stage}")
+            begin = time.monotonic()
+            found = work()
+            self.stages[stage] = {**found, "seconds": round(time.monotonic() - begin, 3), "ended": time.time()}
+            write_whole(self._file, json.dumps(self.stages, indent=1) + "\n")
+        return dict(self.stages[stage])
+
+    @property
+    def flagged(self) -> float:
+        """Flagged rate of its simulations, all steps together."""
+        runs = self.stages["simulate"]["runs"].values()
+        return float(sum(run["flagged"] for run in runs) / max(1, sum(run["steps"] for run in runs)))
+
+
+def learn(path: Path, tell: Told) -> list[Generation]:
+    """Go on with a loop, or begin it, until it ends; return all its generations.
+
+    Safe to kill at any instant and to call again. Raises ConfigError where another process is at it or the models of a
+    generation have changed, and whatever a stage raises.
+    """
+    loop = read(path)
+    loop.folder.mkdir(parents=True, exist_ok=True)
+    busy = f"another beadwork learn is at work in {loop.folder}"
+    with alone(loop.folder / "lock", busy, "wait for it, or end it"):
+        learning = _Learning(loop, path.name, tell)
+        try:
+            return learning.run()
+        finally:
+            for run in learning.live.values():
+                run.end()
+
+
+def generations(folder: Path) -> list[Generation]:
+    """All generations that a loop has so far."""
+    return [Generation(file.parent) for file in sorted(folder.glob(f"gen-*/{RECORD}"))]
+
+
+def committee_of(loop: Loop, number: int) -> Path:
+    """The committee that serves generation `number`: the first is the user's, the others are trained before."""
+    return loop.delta if number == 0 else loop.folder / f"gen-{number - 1:03d}" / "committee"
+
+
+def why_stop(loop: Loop, before: Generation, now: Generation) -> str | None:
+    """The reason to stop after a generation's simulations, or None. This is the rule."""
+    errors = before.stages["validate"]
+    rates = before.flagged, now.flagged
+    pairs = [("the flagged rate", *rates)]
+    for name in ("force", "energy"):
+        if errors["old"].get(name) and errors["new"].get(name):
+            pairs.append((f"the {name} error on frames held out", errors["old"][name][0], errors["new"][name][0]))
+            break
+    if any(new < (1 - loop.falling) * old for _, old, new in pairs):
+        return None
+    return "; ".join(f"{name} went from {old:.4g} to {new:.4g}" for name, old, new in pairs) + (
+        f": nothing fell by {100 * loop.falling:g} % any more"
+    )
+
+
+class _Learning:
+    """One call of `learn`."""
+
+    def __init__(self, loop: Loop, name: str, tell: Told) -> None:
+        self.loop, self.name, self.tell = loop, name, tell
+        self.spec = labellers.read(loop.labeller)
+        self.queue = Queue(loop.folder / "queue.db", create=True)
+        self.live: dict[str, simulate.Run] = {}
+        self.options = {
+            **loop.run,
+            "keep-force": loop.band,
+            "keep-novelty-of": WHOSE,
+            "baseline": str(loop.baseline),
+            "queue": str((loop.folder / "queue.db").absolute()),
+        }
+
+    def run(self) -> list[Generation]:
+        loop = self.loop
+        for xml in loop.simulations.values():
+            read_simulation(xml, directory=xml.parent)  # what is wrong with it is better said now
+        members = members_of([loop.delta])
+        if not (loop.delta / COMMITTEE).exists() or len(members) < 2:
+            raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
+        if not (loop.folder / CURRENT).exists():
+            point(loop.folder / CURRENT, loop.delta)
+        done: list[Generation] = []
+        for number in range(loop.generations + 1):
+            now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
+            now.folder.mkdir(exist_ok=True)
+            committee = committee_of(loop, number)
+            if "begin" in now.stages:
+                self._same_models(now, committee)
+            now.do("begin", partial(self._begin, committee))
+            now.do("simulate", partial(self._simulate, now, done, committee))
+            reason = why_stop(loop, done[-1], now) if done else None
+            done.append(now)
+            if number == loop.generations:
+                reason = reason or f"{loop.generations} generations were allowed"
+            if reason is None:
+                chosen = now.do("choose", self._choose)["rows"]
+                if not chosen:
+                    reason = "no frame is asked for any more"
+            if reason is not None:
+                now.do("end", partial(dict, reason=reason))
+                self.tell(f"{now.folder.name}: the end, for {reason}")
+                break
+            now.do("label", partial(self._label, chosen))
+            now.do("train", partial(self._train, now, committee))
+            now.do("validate", partial(self._validate, now, committee))
+            now.do("swap", partial(self._swap, now))
+        return done
+
+    def _begin(self, committee: Path) -> dict[str, Any]:
+        """Which models serve this generation, and where the queue stands."""
+        cards = self._cards(committee)
+        return {
+            "committee": self._place(committee),
+            "hash": self._hash(committee),
+            "models": {self._place(card.path): card.hash for card in cards},
+            "dataset": cards[-1].about.get("dataset"),
+            "last_row": max((row.id for row in self.queue.rows()), default=0),
+        }
+
+    def _cards(self, committee: Path) -> list[Card]:
+        """Those of the models that serve, in the order that the server hashes them in."""
+        return [load_card(model) for model in (self.loop.baseline, *members_of([committee]))]
+
+    def _hash(self, committee: Path) -> str:
+        """As the server has it."""
+        return served(self.loop.baseline, committee, self.options.get("weights"))
+
+    def _same_models(self, now: Generation, committee: Path) -> None:
+        """Raise ConfigError where a generation was begun with other models: all that it found is about those."""
+        was, cards = now.stages["begin"], self._cards(committee)
+        if (found := self._hash(committee)) != was["hash"]:
+            changed = [str(card.path) for card in cards if card.hash not in was["models"].values()]
+            raise ConfigError(
+                f"{now.folder} was begun with the models {was['hash']}, and they are {found} now "
+                f"({', '.join(changed) or 'fewer, in another order, or with other weights'}); put back the models that "
+                "it began with, or begin a loop with these in another folder"
+            )
+
+    def _place(self, path: Path) -> str:
+        """A path as the records have it: from the loop's folder, where it is in there."""
+        return str(path.relative_to(self.loop.folder) if path.is_relative_to(self.loop.folder) else path)
+
+    def _simulate(self, now: Generation, done: Sequence[Generation], committee: Path) -> dict[str, Any]:
+        runs = {}
+        serving = now.stages["begin"]["hash"][:SHORT]
+        for name, xml in self.loop.simulations.items():
+            if self.loop.start == "live":
+                folder = self._follow(name, xml, serving, done)
+            else:
+                folder = now.folder / name
+                goes_on = self.loop.start == "continue" and done
+                simulate.prepare(xml, folder, simulate.come_to(done[-1].folder / name) if goes_on else None)
+                members = [str(member) for member in members_of([committee])]
+                run = simulate.start(folder, {**self.options, "delta": members}, len(self._kept(now, folder)))
+                if run is not None:
+                    run.finish()
+            steps = simulate.answered(folder, serving)
+            if not steps:
+                raise SimulationError(
+                    f"no step in {folder} was answered by {serving}, the models that {now.folder.name} began with; "
+                    f"remove {folder} and give the command again"
+                )
+            flagged, kept = sum(map(self.loop.asks, steps)), self._kept(now, folder)
+            novelty = {
+                "baseline": _summed([step.baseline for step in steps]),
+                "delta": _summed([step.delta for step in steps]),
+            }
+            runs[name] = {
+                "steps": len(steps),
+                "flagged": flagged,
+                "kept": kept,
+                "novelty": novelty,
+                "simulations": sorted(simulate.simulations(folder)),
+            }
+            said = f"{now.folder.name}: {name}: {flagged} of {len(steps)} steps flagged, {len(kept)} frames kept"
+            self.tell(f"{said}{_tell_new(novelty, len(steps))}")
+        return {"runs": runs}
+
+    def _follow(self, name: str, xml: Path, serving: str, done: Sequence[Generation]) -> Path:
+        """Let one simulation run on until it has done its steps with this committee; return its folder."""
+        folder = self.loop.folder / "live" / name
+        if name in self.live and not simulate.steps_are_told(xml):
+            self.live.pop(name).end()  # it would wait for i-PI's next start, which is this
+        # what ran already goes on with the committee before until the server has loaded and checked this one
+        before = done[-1].stages["begin"]["hash"][:SHORT] if name in self.live else None
+        simulate.prepare(xml, folder, steps=ENDLESS)
+        if name not in self.live:
+            most = self.loop.run.get("keep-most", ServeConfig().keep_most) * (self.loop.generations + 1)
+            options = {**self.options, "delta": [str(self.loop.folder / CURRENT)], "keep-most": most}
+            run = simulate.start(folder, options, 0)
+            if run is None:
+                raise ConfigError(f"{folder} has come to its end after {ENDLESS} steps; take another folder")
+            self.live[name] = run
+        steps = read_simulation(xml, directory=xml.parent).total_steps
+        self.live[name].until(serving, steps, before)
+        return folder
+
+    def _kept(self, now: Generation, folder: Path) -> list[int]:
+        """Rows that a simulation has put into the queue in this generation."""
+        mine, last = simulate.simulations(folder), now.stages["begin"]["last_row"]
+        return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
+
+    def _choose(self) -> dict[str, Any]:
+        """Rows to label, the most wanted first; none that cannot be labelled, or learned with this baseline."""
+        set_aside(self.queue, self.spec, self._told, self.loop.baseline)
+        waiting = len(self.queue.rows(status=WAITING))
+        rows, choice = choose(
+            self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=WHOSE
+        )
+        if choice is None:
+            return {"rows": rows, "waiting": waiting}
+        self.tell(str(choice))
+        return {"rows": rows, "waiting": waiting, "choice": str(choice)}
+
+    def _told(self, told: Any, of: int) -> None:
+        self.tell(f"row {told.id}: {told.status}{f': {told.reason}' if told.reason else ''}")
+
+    def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
+        label(self.queue, self.spec, ids=chosen, watch=self._told)
+        rows = [self.queue.get(id) for id in chosen]
+        labelled = [row.id for row in rows if row.status == LABELLED]
+        if not labelled:
+            reasons = {row.reason for row in rows if row.status == FAILED}
+            raise LabelError(
+                f"no frame of this generation was labelled ({'; '.join(map(str, reasons))}); mend "
+                f"{self.loop.labeller}, let them wait again (beadwork label --again), and give the command again"
+            )
+        return {"labelled": labelled, "set_aside": [row.id for row in rows if row.status == FAILED]}
+
+    def _train(self, now: Generation, committee: Path) -> dict[str, Any]:
+        out = now.folder / "committee"
+        previous = committee if (committee / DATASET).exists() else None
+        examples: dict[str, Example] = {}
+        if (out / DATASET).exists():  # the training was begun: a label that came since is the next generation's
+            examples.update((e.hash, e) for e in Dataset.read(out).examples)
+        else:
+            if previous is not None:
+                examples.update((e.hash, e) for e in Dataset.read(previous).examples)
+            method = self.spec.labeller().method
+            examples.update((e.hash, e) for e in from_queue(self.queue, self.loop.baseline, method))
+        command = f"beadwork learn {self.name} ({now.folder.name})"
+        train_committee(list(examples.values()), self.loop.baseline, out, self.loop.train, previous, self.tell, command)
+        dataset = Dataset.read(out)
+        return {
+            "dataset": dataset.hash,
+            "frames": len(dataset.training),
+            "held_out": len(dataset.testing),
+            "members": {member.name: load_card(member).hash for member in members_of([out])},
+        }
+
+    def _validate(self, now: Generation, committee: Path) -> dict[str, Any]:
+        out = now.folder / "committee"
+        testing = Dataset.read(out).testing
+        if not testing:
+            return {"frames": 0, "old": {}, "new": {}}
+        found = validate(out)
+        write_page(found, now.folder / VALIDATION)
+        common = unseen(testing, [committee])
+        calibration = told(found.calibration) if found.calibration else None
+        return {
+            "frames": len(common),
+            "old": errors_of(committee, common, out),
+            "new": errors_of(out, common, out),
+            "calibration": calibration,
+        }
+
+    def _swap(self, now: Generation) -> dict[str, Any]:
+        point(self.loop.folder / CURRENT, now.folder / "committee")
+        return {"current": str((now.folder / "committee").relative_to(self.loop.folder))}
+
+
+def _summed(novelty: Sequence[float | None]) -> dict[str, float | int] | None:
+    """The largest novelty of these steps and at how many it was above the edge of training; None where unknown."""
+    known = [value for value in novelty if value is not None]
+    return {"largest": max(known), "new": sum(value > NEW for value in known)} if known else None
+
+
+def _tell_new(novelty: Mapping[str, Mapping[str, float] | None], steps: int) -> str:
+    """Whose novelty a simulation has met, and what the baseline's asks for."""
+    parts = {"delta": "Δ", "baseline": "the baseline"}
+    known = [(name, about) for part, name in parts.items() if (about := novelty.get(part)) is not None]
+    said = "".join(
+        f"; new to {name} at {about['new']} of {steps} steps (novelty up to {about['largest']:.2f})"
+        for name, about in known
+    )
+    baseline = novelty.get("baseline")
+    return said + (f". {BASELINE_NEW}" if baseline is not None and baseline["new"] else "")
+
+
+def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> dict[str, Any]:
+    """Root mean square errors with error bars: energy in meV an atom, force in meV/Å; nothing without examples.
+
+    reference: a committee that was trained here, for its reference energies.
+    """
+    if not examples:
+        return {}
+    found = residuals(examples, members_of([committee]), references(members_of([reference])[0]))
+
+    def told(errors: Errors | None) -> list[float] | None:
+        return None if errors is None else [1e3 * value for value in errors.rmse]
+
+    return {
+        "energy": told(found.energy),
+        "force": told(found.forces),
+        "baseline_energy": told(found.baseline_energy),
+        "baseline_force": told(found.baseline_forces),
+    }
+
+
+def served(baseline: Path, committee: Path, weights: Sequence[float] | None = None) -> str:
+    """The hash that a server has of a committee on this baseline; with these weights, or those of its card."""
+    members = members_of([committee])
+    known = load_committee(members)
+    if weights is None and known is not None:
+        weights = [known.weights[member.resolve().name] for member in members]
+    return committee_hash([load_card(model).hash for model in (baseline, *members)], weights or ())
+
+
+def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Example]:
+    """Those that none of these committees has learned from."""
+    learned = [
+        frame for committee in committees if (committee / DATASET).exists() for frame in Dataset.read(committee).learned
+    ]
+    seen = among([e.frame for e in testing], learned)
+    return [e for e, one in zip(testing, seen, strict=True) if not one]

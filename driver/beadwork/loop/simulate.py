@@ -1,0 +1,278 @@
+"""One simulation of the loop: `beadwork run` in a folder of its own, which a killed loop finds again and goes on with.
+
+    FOLDER/input.xml, init.xyz, …   copies of the user's files
+    FOLDER/part-0.xml, part-1.xml   where each attempt began: the input, then i-PI's own RESTART or checkpoint
+    FOLDER/run-0.toml, out-0/, …    the options of each attempt, and what `beadwork run` left
+    FOLDER/RESTART, …               i-PI's outputs
+
+i-PI and its server get a process group of their own, whose number stands in FOLDER/group. What a killed loop left
+behind is found by it and ended before the next attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import tomli_w
+
+from beadwork.config import ServeConfig
+from beadwork.disk import write_whole
+from beadwork.errors import SimulationError
+from beadwork.ipi.output_steps import Written
+from beadwork.ipi.simulation import as_xml, read
+from beadwork.ipi.steps import pattern
+from beadwork.label.program import last_line
+from beadwork.processes import module
+
+#: seconds that a run gets to end by itself when the loop is interrupted
+FAREWELL = 30.0
+RECORD = "beadwork.out"
+#: the line of it that says whose answers follow
+TAKEN_UP = re.compile(r"# from (?:step|evaluation) \d+ on .*?: (\S+) in ")
+
+
+@dataclass(slots=True)
+class Answered:
+    """A step as beadwork.out has it. spread: the largest force spread of any bead, eV/Å. baseline, delta: the largest
+    novelty of any atom for these; None where they do not know what they were trained on."""
+
+    spread: float = 0.0
+    baseline: float | None = None
+    delta: float | None = None
+
+    def add(self, spread: float, baseline: float, delta: float) -> None:
+        """Take one evaluation in; NaN is unknown."""
+        self.spread = max(self.spread, spread)
+        self.baseline = _larger(self.baseline, baseline)
+        self.delta = _larger(self.delta, delta)
+
+
+def _larger(known: float | None, value: float) -> float | None:
+    return known if math.isnan(value) else max(value, known or 0.0)
+
+
+def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
+    """Make the folder of a simulation, whole or not at all, unless it is there.
+
+    xml: the user's input; the files that it names, which lie beside it, are copied too. steps_of: a RESTART of the
+    generation before, to go on from for as many steps as `xml` has in all. steps: so many instead of those in `xml`.
+    Raises SimulationError.
+    """
+    if folder.exists():
+        return
+    simulation = read(xml, directory=xml.parent)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    text = as_xml(xml).decode()
+    for output in simulation.outputs:
+        if not Path(output.name).is_absolute() and ".." not in Path(output.name).parts:
+            (part / output.name).parent.mkdir(parents=True, exist_ok=True)
+    for file in simulation.files:
+        if file.is_absolute():
+            continue
+        if ".." in file.parts:
+            raise SimulationError(f"{xml} names {file}, which cannot be copied along; put it beside the XML")
+        (part / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(simulation.directory / file, part / file)
+    (part / "input.xml").write_text(text, encoding="utf-8")
+    if steps_of is not None:
+        text = steps_of.read_text(encoding="utf-8")
+        steps = read(steps_of, directory=steps_of.parent).step + simulation.total_steps
+    if steps is not None:
+        text = re.sub(r"(<total_steps>)\s*\d+\s*(<)", rf"\g<1>{steps}\g<2>", text)
+    (part / "part-0.xml").write_text(_signed(text, folder, 0), encoding="utf-8")
+    part.rename(folder)
+
+
+def _signed(xml: str, folder: Path, number: int) -> str:
+    """The input with its place in the loop, so that hashes in the queue tell attempts and generations apart."""
+    return f"{xml.rstrip()}\n<!-- beadwork learn: {folder.parent.name}, {folder.name}, part {number} -->\n"
+
+
+def come_to(folder: Path) -> Path | None:
+    """i-PI's RESTART or checkpoint of this simulation that is furthest on; None where there is none that can be read.
+
+    i-PI writes RESTART only when it ends in order; after a kill there are the checkpoints that the input asks for.
+    """
+    output = ElementTree.parse(folder / "part-0.xml").getroot().find("output")
+    prefix = "i-pi" if output is None else output.get("prefix", "i-pi")
+    names = [] if output is None else [c.get("filename", "restart") for c in output.findall("checkpoint")]
+    found: list[tuple[int, Path]] = []
+    for file in [folder / "RESTART", *(f for name in names for f in folder.glob(f"{prefix}.{name}*"))]:
+        with contextlib.suppress(SimulationError):  # torn, or not there
+            found.append((read(file, directory=folder).step, file))
+    return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def finished(folder: Path) -> bool:
+    """Whether i-PI has done all its steps, as its own record says."""
+    end = come_to(folder)
+    if end is None:
+        return False
+    return read(end, directory=folder).step >= read(folder / "part-0.xml", directory=folder).total_steps
+
+
+def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
+    """Start a simulation from wherever an earlier attempt has come to; None where all its steps are done.
+
+    options: of `beadwork run`, with absolute paths. kept: frames that earlier attempts have kept already.
+    """
+    _end_what_is_left(folder)
+    if finished(folder):
+        return None
+    number = len(list(folder.glob("out-*")))
+    begin = folder / f"part-{number}.xml"
+    if number:
+        text = (come_to(folder) or folder / "part-0.xml").read_text(encoding="utf-8")
+        write_whole(begin, _signed(text, folder, number))
+    out = folder / f"out-{number}"
+    out.mkdir()
+    mine: dict[str, Any] = {"simulation": begin.name, "out": out.name}
+    if "queue" in options:
+        mine["keep-most"] = max(0, int(options.get("keep-most", ServeConfig.keep_most)) - kept)
+    write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
+    # the shell notes its number before it becomes the run, so there is no instant at which nobody knows of it
+    command = ["sh", "-c", 'echo $$ > group && exec "$@"', "sh", *module("beadwork.cli")]
+    command += ["run", f"run-{number}.toml"]
+    log = folder / f"log-{number}.txt"
+    with open(log, "wb") as said:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+        )
+    return Run(folder, process, log, out / RECORD)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A simulation that runs. record: the beadwork.out of this attempt."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+    record: Path
+
+    def finish(self) -> None:
+        """Wait until all steps are done. Raises SimulationError where the run fails; whatever happens, it is ended."""
+        try:
+            code = self.process.wait()
+        finally:
+            self.end()
+        if code:
+            raise self._failed(code)
+        if not finished(self.folder):
+            raise SimulationError(f"i-PI ended in {self.folder} before its last step; its words are in out-*/i-pi.log")
+
+    def until(self, committee: str, steps: int, before: str | None = None) -> None:
+        """Wait until this committee has answered so many steps. Raises SimulationError where it never will.
+
+        before: the committee that may answer until this one is taken up; None where the run began with this one.
+        """
+        while len(answered(self.folder, committee)) < steps:
+            if (code := self.process.poll()) is not None:
+                raise self._failed(code)
+            found = serving(self.record)
+            if found and found[-1] != committee and (committee in found or found[-1] != before):
+                raise SimulationError(
+                    f"{found[-1]} answers in {self.folder}, and {committee} was to; let the file that its --delta "
+                    "names point to that committee again (beadwork models point), and give the command again"
+                )
+            said = self.log.read_text(errors="replace").splitlines()
+            if refused := [line for line in said if "the new committee was refused" in line]:
+                raise SimulationError(f"{self.folder} does not take up the new committee: {refused[-1]}")
+            time.sleep(0.5)
+
+    def end(self) -> None:
+        """End it in order, if it runs, so that it can be gone on with."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(FAREWELL)
+        _end_what_is_left(self.folder)
+
+    def _failed(self, code: int) -> SimulationError:
+        return SimulationError(
+            f"beadwork run ended with exit code {code} in {self.folder}: {last_line(self.log)} ({self.log.name} has "
+            "the rest)"
+        )
+
+
+def steps_are_told(xml: Path) -> bool:
+    """Whether a server of this input can tell where i-PI's steps begin, which is where a committee is taken up."""
+    simulation = read(xml, directory=xml.parent)
+    told = Written(simulation.outputs).tells
+    return told or all(pattern(simulation, socket) for socket in simulation.sockets if simulation.served(socket))
+
+
+def simulations(folder: Path) -> set[str]:
+    """Hashes of the input of each attempt, as the queue's rows name them."""
+    return {f"sha256:{hashlib.sha256(part.read_bytes()).hexdigest()}" for part in folder.glob("part-*.xml")}
+
+
+def serving(record: Path) -> list[str]:
+    """The committees (the first digits of their hashes) that took up answering, the newest last; empty before any."""
+    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
+    return [found[1] for line in lines if line.endswith("\n") and (found := TAKEN_UP.match(line))]
+
+
+def answered(folder: Path, committee: str) -> list[Answered]:
+    """Each step that this committee (the first digits of its hash, as beadwork.out has it) has answered, in all
+    attempts; each evaluation where steps are not known."""
+    found: list[Answered] = []
+    for record in folder.glob(f"out-*/{RECORD}"):
+        steps: dict[str | int, Answered] = {}
+        serves, names = False, list[str]()
+        for row, line in enumerate(record.read_text().splitlines(keepends=True)):
+            if line.startswith("# step "):
+                names = line.removeprefix("#").split()
+            elif taken_up := TAKEN_UP.match(line):
+                serves = taken_up[1] == committee
+            elif serves and not line.startswith("#") and line.endswith("\n"):
+                words = line.split()
+                columns = dict(zip(names, words, strict=False))  # a server of an earlier release has no novelty
+                looks = (words[4], *(columns.get(f"novelty_{part}", "nan") for part in ("baseline", "delta")))
+                if words[4] != "nan":  # the baseline alone has no spread
+                    step = steps.setdefault(row if words[0] == "nan" else words[0], Answered())
+                    step.add(*map(float, looks))
+        found += steps.values()
+    return found
+
+
+def _end_what_is_left(folder: Path) -> None:
+    """End i-PI and the server that an earlier attempt left running here; in order if they can, so no step is lost."""
+    try:
+        group = int((folder / "group").read_text())
+    except (OSError, ValueError):
+        return
+    for number, seconds in ((signal.SIGTERM, FAREWELL), (signal.SIGKILL, FAREWELL)):
+        end = time.monotonic() + seconds
+        for process in _of(group, folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+        while _of(group, folder) and time.monotonic() < end:
+            time.sleep(0.05)
+    (folder / "group").unlink(missing_ok=True)
+
+
+def _of(group: int, folder: Path) -> list[int]:
+    """Processes of this group that work in this folder: the number of a group may have been given anew."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            alive = (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if alive and os.getpgid(int(process.name)) == group and (process / "cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+    return found

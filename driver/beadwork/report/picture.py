@@ -1,0 +1,78 @@
+"""run.png: temperature, energy, spread and novelty against time, from what i-PI and beadwork wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from beadwork.events import WHOSE
+from beadwork.report.figures import TALL
+from beadwork.report.run import load
+
+
+def draw(folder: Path) -> str:
+    """Draw what there is of the panels, and return a sentence that says where it is or why it is not.
+
+    folder: of the run. Needs matplotlib (extra `plots`) and one evaluation. Raises what `load` raises.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return "no picture: matplotlib is not installed (pip install 'beadwork[plots]')"
+    run = load(folder)
+    if not len(run.record):
+        return f"no picture: {folder / 'beadwork.out'} has no evaluations"
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = {name: run.properties[name] for name in ("temperature", "potential", "conserved") if name in run.properties}
+    # where i-PI was under way nobody knows at which of its steps; ours begin with 0, i-PI's with those of its RESTART
+    first = next((series.steps[0] for series in shown.values() if len(series.steps)), 0) if run.joined else run.first
+    steps = [series.steps for series in shown.values()] + [run.record[:, 0] + first]
+    together, label = run.clock(np.concatenate(steps))
+    *clocks, ours = np.split(together, np.cumsum([len(part) for part in steps])[:-1])
+    new = run.novelty_of_parts
+    rows = 4 if new else 3
+    figure, panels = pyplot.subplots(rows, 1, sharex=True, figsize=(7, 7 * rows / 3), constrained_layout=True)
+    # units as the XML asked for them
+    units = {"temperature": "not written", "energy": "not written"}
+    for (name, series), where in zip(shown.items(), clocks, strict=True):
+        if name == "temperature":
+            panels[0].plot(where, series.values, lw=1)
+            units["temperature"] = series.unit
+        else:
+            style = "-" if name == "potential" else "--"
+            panels[1].plot(where, series.values - series.values[:1], style, lw=1, label=f"{name} − start")
+            units["energy"] = series.unit
+    for panel, quantity in zip(panels, units, strict=False):
+        panel.set_ylabel(f"{quantity} ({units[quantity]})")
+    if panels[1].lines:
+        panels[1].legend(frameon=False)
+    if run.joined:
+        panels[2].set_title("over the time since the server came to an i-PI under way, from the left", fontsize="small")
+    if len(ours) and not np.isfinite(ours).any():
+        panels[2].set_title(
+            "the steps of its evaluations are not known: beadwork.out has them one by one", fontsize="small"
+        )
+    panels[2].plot(ours, 1e3 * run.record[:, 4], lw=1, label="largest force spread (meV/Å)")
+    panels[2].plot(ours, 1e3 * run.record[:, 3], lw=1, label="energy spread, mean over beads (meV)")
+    panels[2].set_ylabel("committee spread")
+    panels[2].set_ylim(bottom=0)
+    panels[2].legend(frameon=False)
+    if new:
+        for part, values in new.items():
+            panels[3].plot(ours, values, lw=1, label=f"largest novelty for {WHOSE[part]}")
+        panels[3].axhline(1, color="0.4", ls=":", lw=1, label="1: the edge of training")
+        panels[3].set_ylabel("novelty")
+        if max(float(np.nanmax(values)) for values in new.values()) > TALL:
+            panels[3].set_yscale("log")
+        else:
+            panels[3].set_ylim(bottom=0)
+        panels[3].legend(frameon=False)
+    panels[-1].set_xlabel(label)
+    picture = folder / "run.png"
+    figure.savefig(picture, dpi=130)
+    pyplot.close(figure)
+    return f"the run's picture is {picture}"

@@ -1,0 +1,120 @@
+"""A run as its folder tells of it: all that the report is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beadwork.errors import ConfigError
+from beadwork.events import WHOSE
+from beadwork.frame import FloatArray
+from beadwork.report import outputs
+from beadwork.report.outputs import Series
+from beadwork.report.viewer import Shown
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was found in a run's folder; empty or None where there is nothing.
+
+    about: the second line of beadwork.out. record: (evaluations, 6), as `read_record` has it. elements: symbol ->
+    (evaluations,) eV/Å. novelty: 'baseline', 'delta' or symbol -> (evaluations,), the largest. properties: i-PI's, of
+    the first system; each from the first file that has it. kept: this run's frames in the queue. gaps: sentences about
+    what is missing.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    summary: dict[str, Any]
+    record: FloatArray
+    elements: dict[str, FloatArray]
+    novelty: dict[str, FloatArray]
+    properties: dict[str, Series]
+    kept: list[Shown]
+    gaps: dict[str, str]
+
+    @property
+    def novelty_of_parts(self) -> dict[str, FloatArray]:
+        """(evaluations,) the largest novelty, for each part that knew what it was trained on."""
+        return {part: self.novelty[part] for part in WHOSE if np.isfinite(self.novelty.get(part, np.nan)).any()}
+
+    @property
+    def directory(self) -> Path:
+        """Where i-PI ran."""
+        return self.folder / str(self.about.get("directory", "."))
+
+    @property
+    def first(self) -> int:
+        """The step of i-PI's that our step 0 is; 0 where that is not known."""
+        return 0 if self.joined else int(self.about.get("first_step", 0))
+
+    @property
+    def joined(self) -> bool:
+        """Whether i-PI was under way when the server came, so that the two counts cannot be held together."""
+        return bool(self.about.get("joined"))
+
+    def when(self, rows: NDArray[np.bool_] | slice = slice(None)) -> tuple[FloatArray, str]:
+        """The time of these rows of the record; NaN where it is not known, the evaluation where no row has a step."""
+        steps = self.record[rows, 0]
+        if len(steps) and not np.isfinite(steps).any():
+            return np.arange(1.0, len(self.record) + 1)[rows], "evaluation"
+        return self.clock(steps + self.first, own=True)
+
+    def clock(self, steps: FloatArray, own: bool = False) -> tuple[FloatArray, str]:
+        """i-PI's steps as a time with its unit; the steps themselves where the time step is not known.
+
+        own: they are the server's, which are not i-PI's where it was under way when the server came.
+        """
+        step = self.about.get("time_step_fs")
+        since = " since the server came" if own and self.joined else ""
+        known = steps[np.isfinite(steps)]
+        if not step or not len(known):
+            return steps, f"step{since}" if since else "step of i-PI"
+        longest = float(known.max()) * step
+        size, unit = (1.0, "fs") if longest < 1e3 else (1e3, "ps") if longest < 1e6 else (1e6, "ns")
+        return steps * step / size, f"time{since} ({unit})"
+
+
+def load(folder: Path) -> Run:
+    """Read what a run left, but for the queue. Raises ConfigError where there is no beadwork.out."""
+    record = folder / "beadwork.out"
+    if not record.exists():
+        raise ConfigError(f"{folder} holds no run: there is no beadwork.out; name the folder that --out named")
+    about = outputs.read_about(record)
+    gaps: dict[str, str] = {}
+    summary: dict[str, Any] = {}
+    if (folder / "summary.json").exists():
+        try:
+            summary = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8", errors="replace")))
+        except (ValueError, TypeError):
+            gaps["summary"] = "summary.json is empty or cut, as a full disk leaves it. What it sums up is left out."
+    else:
+        gaps["summary"] = "There is no summary.json: the run goes on, or was killed. What it sums up is left out."
+    if about.get("cut"):
+        said = "The line <code># run:</code> of beadwork.out is cut: which input and queue it was of is not known."
+        gaps["summary"] = f"{gaps.get('summary', '')} {said}".strip()
+    properties = _properties(folder / about.get("directory", "."), about)
+    if not properties:
+        gaps["properties"] = (
+            "i-PI's property files are not there, or are empty: write one with <code>&lt;properties&gt; [ step, "
+            "temperature{kelvin}, potential{electronvolt}, conserved{electronvolt} ] &lt;/properties&gt;</code>."
+        )
+    return Run(folder, about, summary, *outputs.read_record(record), properties, [], gaps)
+
+
+def _properties(directory: Path, about: Mapping[str, Any]) -> dict[str, Series]:
+    found: dict[str, Series] = {}
+    clock = about.get("first_step", 0), about.get("time_step_fs")
+    named = about.get("properties", {})
+    for name in named:
+        told = named[name] if isinstance(named, dict) else {}  # an older beadwork wrote the names alone
+        if (directory / name).exists():
+            asked = told.get("columns", ()), told.get("stride", 1)
+            found = outputs.read_properties(directory / name, *asked, *clock) | found
+    return found

@@ -1,0 +1,95 @@
+"""`beadwork report RUN`: one page about a run, from what it left in its folder.
+
+What is missing is left out with a sentence. The page asks for nothing from anywhere when it is opened.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+from beadwork.disk import writing
+from beadwork.errors import QueueError
+from beadwork.events import WHOSE
+from beadwork.harvest.queue import Queue
+from beadwork.report import html, sections
+from beadwork.report.run import Run, load
+from beadwork.report.viewer import Shown
+
+
+def report(folder: Path, page: Path | None = None, queue: str | None = None) -> str:
+    """Write the page (report.html in the run's folder by default), and return a sentence that says where it is.
+
+    queue: where it is not the one that the run names. Raises ConfigError where there is no run, or no page can be
+    written, and QueueError where the queue that was named cannot be read.
+    """
+    run = load(folder)
+    kept, gap = _kept(run, queue)
+    if gap:
+        run.gaps["queue"] = gap
+    run = replace(run, kept=kept)
+    page = page or folder / "report.html"
+    text = write(run)
+    with writing(page):
+        page.write_text(text, encoding="utf-8")
+    return f"the run on one page: {page} ({len(text.encode()) / 1e6:.1f} MB, opens in any browser)"
+
+
+def _kept(run: Run, queue: str | None) -> tuple[list[Shown], str]:
+    """This run's frames, or a sentence. A queue that the user named must be readable; another one may be gone."""
+    named = run.about.get("queue")
+    if queue is not None:
+        rows = Queue(queue).rows()
+    elif named is None:
+        return [], "No frames were kept: the run had no <code>--queue</code>."
+    elif named == "elsewhere":
+        return [], "The frames kept are in a database: name it with <code>--queue URL</code> to see them here."
+    else:
+        try:
+            rows = Queue(run.folder / named).rows()
+        except QueueError as error:
+            return [], f"The frames kept cannot be shown: {escape(str(error))}."
+    mine = [
+        Shown(
+            row.kept.frame,
+            row.id,
+            row.kept.step,
+            row.kept.force_spread,
+            row.kept.energy_spread,
+            {part: of for part, of in row.kept.novelty.items() if part in WHOSE},
+            row.kept.why,
+        )
+        for row in rows
+        if row.kept.simulation == f"sha256:{run.about.get('simulation_sha256')}"
+        and row.kept.time >= run.about.get("started", 0.0)
+    ]
+    return mine, "" if mine else f"No frame was kept; the queue holds {len(rows)} of other runs."
+
+
+def write(run: Run) -> str:
+    """The page as text."""
+    drawing = importlib.util.find_spec("matplotlib") is not None
+    kept, scripts = sections.kept(run)
+    parts = [
+        sections.headline(run),
+        sections.section("Energies", sections.energies(run) if drawing else sections.NO_PLOTS),
+        sections.section("Temperature", sections.temperature(run) if drawing else sections.NO_PLOTS),
+        sections.section("Spread of the committee", sections.spread(run) if drawing else sections.NO_PLOTS),
+        sections.section("Spread by element", sections.elements(run) if drawing else sections.NO_PLOTS),
+        *([sections.section("Novelty", sections.novelty(run, drawing))] if run.novelty_of_parts else []),
+        sections.section("Frames kept", kept),
+        sections.section("Radial distribution functions", sections.distributions(run, drawing)),
+        sections.section("Where the time goes", sections.time(run, drawing)),
+    ]
+    name = str(run.about.get("simulation", run.folder.resolve().name))
+    return html.fill(
+        title=f"beadwork: {escape(name)}",
+        subtitle=sections.subtitle(run),
+        sections=parts,
+        footer=f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} from the files of {escape(run.folder.resolve().name)}. "
+        "The definitions are in docs/formulas.md of beadwork.",
+        scripts=scripts,
+    )

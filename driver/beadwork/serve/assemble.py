@@ -1,0 +1,203 @@
+"""The forcefields of i-PI's input joined with the models that answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from beadwork.config import ServeConfig
+from beadwork.errors import ConfigError, SimulationError
+from beadwork.frame import FloatArray, Frame
+from beadwork.ipi.simulation import Simulation, Socket, System
+from beadwork.ipi.steps import one_result, pattern
+from beadwork.ipi.transport import Line, address_of
+from beadwork.potential.device import idle
+from beadwork.potential.potential import Potential, load_for
+from beadwork.serve.server import MEMBER_FORCES, Service, extra_keys
+
+#: atoms from which a weighted baseline of the whole system is spoken of: more than in the clusters that it is for
+LARGE = 30
+
+
+def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], list[str]]:
+    """Load the models, and return what serves each forcefield, with sentences for the log.
+
+    Raises SimulationError, ModelError, GeometryError or ConfigError for what does not go together.
+    """
+    roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
+    given = [config.baseline_uncertainty, config.baseline_uncertainty_atom]
+    if given != [None, None] and set(roles.values()) != {"sum"}:
+        raise ConfigError(
+            f"baseline-uncertainty weighs baseline and Δ where their sum is served, but {roles} serves them apart; "
+            "leave it out, or serve the sum"
+        )
+    whole = load_for(config)
+    notes = [*whole.notes, *idle(config.device)]
+    parts = {"sum": whole}
+    if "baseline" in roles.values():
+        parts["baseline"] = Potential(whole.baseline)
+    if "delta" in roles.values():
+        parts["delta"] = whole.without_baseline()
+    for part in parts.values():
+        part.cards = whole.cards
+    notes += [
+        f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or what it "
+        "is), unless somebody else does"
+        for name in simulation.unserved(roles)
+    ]
+    services = []
+    answering: dict[str, list[tuple[Socket, Service]]] = {}  # by what systems name
+    for name, role in roles.items():
+        socket = simulation.socket(name)
+        service = _service(config, simulation, socket, parts[role])
+        _check_gathered(socket, service)
+        service.potential.check_species(service.numbers)
+        start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
+        notes += service.potential.settle(start)
+        notes += service.potential.fit(start, config.device, simulation.structures(socket))
+        notes += _of_the_whole(service.potential, start)
+        services.append(service)
+        answering.setdefault(socket.parent or name, []).append((socket, service))
+    _check_extras(simulation, answering)
+    return services, notes
+
+
+def _of_the_whole(potential: Potential, start: Frame) -> list[str]:
+    """A sentence where the weighted baseline is that of the whole of a large system."""
+    s, atoms = potential.baseline_uncertainty, len(start.numbers)
+    if s is None or atoms < LARGE:
+        return []
+    spread = potential.evaluate([start]).spread
+    factor = 1.0 if spread is None else s**2 / (s**2 + float(spread.energy[0]) ** 2)
+    return [
+        f"the baseline's uncertainty of {s:g} eV is that of all {atoms} atoms together: at the start Δ counts with "
+        f"{factor:.2g}, and for n times the system with less; --baseline-uncertainty-atom weighs alike at any size"
+    ]
+
+
+def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potential: Potential) -> Service:
+    numbers = simulation.numbers(socket)
+    structures = simulation.structures(socket)
+    servers = config.servers or 1
+    # more connections than the ring has batches would never be used, or by one server alone
+    at_once = structures if socket.photons is None else 1
+    wanted = config.connections or max(1, -(-at_once // (socket.batch_size * servers)))
+    line = Line(address_of(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
+    name = socket.parent or socket.name
+    parts = [part for system in simulation.systems for part in system.parts(name)]
+    steady = len(parts) == len(simulation.systems) and not socket.rotated
+    served = [system for system, _ in simulation.served(socket)]
+    atoms = slice(None) if socket.active is None else list(socket.active)
+    starts = np.concatenate([_sent(system, socket)[:, atoms] for system in served])
+    first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
+    # a contraction begins with other structures, but for beads in one place; and one cell folds one system
+    told = len(first) <= len(served) or all(
+        part.nbeads == system.nbeads for system in served for part in system.parts(name)
+    )
+    told &= not socket.pbc or all(np.array_equal(system.cell, served[0].cell) for system in served)
+    return Service(
+        line,
+        potential,
+        numbers,
+        structures if steady else None,
+        len(served) == 1 and structures == served[0].nbeads,
+        starts[first] if told else None,
+        config.periodic,
+        config.member_forces,
+        servers,
+        served[0].cell if socket.pbc else None,
+        pattern(simulation, socket),
+        one_result(simulation),
+    )
+
+
+def _sent(system: System, socket: Socket) -> FloatArray:
+    """The positions of a system's beads as its first request will have them, Å: folded into the cell if i-PI does."""
+    positions = system.positions
+    if socket.pbc:
+        positions = positions - np.round(positions @ np.linalg.inv(system.cell)) @ system.cell
+    return positions
+
+
+def _check_gathered(socket: Socket, service: Service) -> None:
+    """Refuse what an `<ffcommittee>` with parse_json would make something else of: it takes the plain mean of our
+    members, and dies in its polling thread where it lacks their forces.
+    """
+    committee, potential = socket.committee, service.potential
+    if committee is None or not committee.parse_json or len(potential.members) < 2:
+        return
+    name = f"the <ffcommittee> {socket.parent!r}"
+    if np.ptp(potential.weights) or potential.weighs:
+        weighed = "weighed" if potential.weighs else "not weighed"
+        raise SimulationError(
+            f"{name} reads the members (parse_json) and takes their plain mean, but they have weights "
+            f"{[round(w, 4) for w in potential.weights.tolist()]}, and Δ is {weighed} against the baseline; "
+            "set parse_json to False, or serve equal weights without it"
+        )
+    if committee.alpha != 1.0:
+        raise SimulationError(
+            f"{name} scales the members by its alpha {committee.alpha:g}, and beadwork by {potential.energy_alpha:g} "
+            "before; set its <alpha> to 1, and give ours with --energy-alpha"
+        )
+    if committee.baseline and max(map(abs, potential.reference.values()), default=0.0) > 1e-3:
+        told = ", ".join(f"{chemical_symbols[z]} {e:.3g} eV" for z, e in sorted(potential.reference.items()))
+        raise SimulationError(
+            f"{name} weighs Δ against its baseline with Δ's reference energies in it ({told}), which "
+            "drives the system to where the members disagree; serve the sum instead, with --baseline-uncertainty"
+        )
+    if not service.member_forces and (committee.baseline or committee.members > 1):
+        raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs; add --member-forces")
+
+
+def _lacking(wanted: set[str], answering: list[tuple[Socket, Service]], order: Sequence[Socket]) -> set[str]:
+    """Return which of the wanted keys will not be in the extras of a forcefield that we answer, alone or as one or more
+    of the sockets within it. order: theirs in the input.
+    """
+    socket = answering[0][0]
+    sent = {one.name: {"raw", *extra_keys(service.potential, service.member_forces)} for one, service in answering}
+    if socket.parent is None:
+        return wanted - sent[socket.name]
+    if socket.committee is None:  # an ffrotations
+        return wanted - sent[socket.name] - {"o3grid_pots"}
+    committee = socket.committee
+    members = [one.name for one in order if one.parent == socket.parent and one.name != committee.baseline]
+    # it has the members' forces of all or of none
+    torn = committee.parse_json and any(
+        "committee_pot" in sent[name] and not sent[name].issuperset(MEMBER_FORCES) for name in members if name in sent
+    )
+    without = set(MEMBER_FORCES) if torn else set()
+    if len(members) < committee.members or members[-1] not in sent:
+        return wanted & without  # the other keys are those of a member that others answer
+    own = {"committee_pot", "committee_uncertainty", *MEMBER_FORCES} - without
+    if committee.baseline:
+        own |= {"baseline_pot", "baseline_force", "baseline_virial", "baseline_extras", "wb_mixing"}
+    unpacked = set(MEMBER_FORCES) if committee.parse_json else set()
+    return wanted - own - {f"committee_{key}" for key in sent[members[-1]] - unpacked}
+
+
+def _check_extras(simulation: Simulation, answering: Mapping[str, list[tuple[Socket, Service]]]) -> None:
+    """Refuse extras that are looked for and that no reply will have: i-PI would die with a KeyError at the first.
+
+    answering: what we answer, by the names that systems have for it; of the rest nothing is known.
+    """
+    wanted = {extra.key for extra in simulation.extras}
+    lacking = {name: _lacking(wanted, ours, simulation.sockets) for name, ours in answering.items()}
+    missing = {
+        extra for extra in simulation.extras if all(extra.key in lacking.get(name, ()) for name in extra.forcefields)
+    }
+    if dropped := sorted({extra.key for extra in missing if not extra.forcefields}):
+        raise SimulationError(
+            f"{simulation.path} writes the extras {', '.join(dropped)} where there will be none: i-PI drops those of a "
+            "forcefield with weight 0 or fewer beads than the system; name them in the <interpolate_extras> of its "
+            "<force>, or take those outputs out"
+        )
+    if keys := sorted({extra.key for extra in missing}):
+        services = [service for ours in answering.values() for _, service in ours]
+        sent = sorted({key for service in services for key in extra_keys(service.potential, service.member_forces)})
+        remedy = "add --member-forces" if set(keys) <= set(MEMBER_FORCES) else "give a committee (--delta)"
+        raise SimulationError(
+            f"{simulation.path} writes the extras {', '.join(keys)}, which will not be sent: "
+            f"{', '.join(sent) or 'nothing'} will; take those outputs out, or {remedy}"
+        )

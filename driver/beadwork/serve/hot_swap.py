@@ -1,0 +1,317 @@
+"""A running server takes up a new Δ committee: loaded and checked beside it, taken up between two steps, or refused.
+Where nobody can tell where a step begins, it waits for i-PI's next start.
+
+`--delta` names what is watched (`potential.bundle.members_of`). A pointer file is looked at once a second; everything
+else, the same folder with new files in it too, is looked at when `ask` was called, which SIGHUP does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from beadwork.config import ServeConfig
+from beadwork.errors import ModelError
+from beadwork.events import Event, Moment, Note, TakenUp
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.harvest.row import committee_hash
+from beadwork.potential.auto_engine import AutoEngine
+from beadwork.potential.bundle import NOVELTY, Card, members_of
+from beadwork.potential.potential import Evaluation, Potential, check_baseline, load_for
+
+#: seconds between two looks at a pointer file
+INTERVAL = 1.0
+#: seconds after which a check is said to hang, and seconds that one gets when the run has ended
+HANGS, FAREWELL = 300.0, 20.0
+#: characters of a committee's hash that tell it apart: `sha256:` and twelve digits
+SHORT = 19
+
+
+def committee(potential: Potential) -> str | None:
+    """One hash of the models that answer, with their weights, as the queue's rows have it; None without cards."""
+    hashes = [card.hash for card in potential.cards]
+    return committee_hash(hashes, potential.weights.tolist()) if hashes else None
+
+
+def short(potential: Potential) -> str | None:
+    """The models that answer, as the extras, the log and (in full) the queue's rows name them; None without cards."""
+    return (found := committee(potential)) and found[:SHORT]
+
+
+def folder(potential: Potential) -> str:
+    """Where the committee lies."""
+    return str(potential.cards[-1].path.parent) if potential.cards else "no bundle"
+
+
+@dataclass(eq=False)
+class Served:
+    """One forcefield's potential with a committee, and what it last answered.
+
+    last: the newest structures, a ring polymer at most, and their Δ energies in eV. next: the checked potential that
+    answers from the next step on, and what the check found. told: that it waits for i-PI's next start.
+    """
+
+    address: str
+    potential: Potential
+    numbers: IntArray
+    last: deque[tuple[Frame, float]]
+    next: tuple[Potential, str] | None = None
+    told: bool = False
+
+
+class Swap:
+    """Watches what `--delta` names, checks it in a thread, and has it ready for the next step of each forcefield.
+
+    The thread touches no model that is being served: the jump of the energy is that of Δ, whose old values are known.
+    Nothing that goes wrong with a new committee ends the run: it is a Note, and the old committee goes on.
+    """
+
+    def __init__(self, config: ServeConfig, watch: Callable[[Event], None]) -> None:
+        self._config = config
+        self._watch = watch
+        self._served: list[Served] = []
+        self._asked = False
+        self._pointer = Path(config.delta[0]) if len(config.delta) == 1 and Path(config.delta[0]).is_file() else None
+        self._seen = self._stamp()
+        self._looked = 0.0
+        self._checking: Future[list[tuple[Potential, str] | None]] | None = None
+        self._since = 0.0  # of the check under way
+        self._told = False  # that it hangs
+
+    def serve(self, address: str, potential: Potential, numbers: IntArray, ring: int | None) -> None:
+        """Take this forcefield into care. ring: structures a step, None where that is not known."""
+        self._served.append(Served(address, potential, numbers, deque(maxlen=ring or 1)))
+        # replaced while the models were loaded
+        loaded = [card.path for card in potential.member_cards]
+        self._asked |= self._pointer is not None and members_of(self._config.delta) != loaded
+        self._watch(TakenUp(address, 0, short(potential), folder(potential), "serves from the start"))
+
+    def ask(self) -> None:
+        """Look at what `--delta` names, whether a pointer has changed or not. May be called by a signal handler."""
+        self._asked = True
+
+    def look(self) -> None:
+        """Start a check where there is cause, and hear what came of the last one. Returns at once."""
+        now = time.monotonic()
+        if self._checking is None and now - self._looked >= INTERVAL:
+            self._looked = now
+            stamp = self._stamp()
+            self._asked |= stamp is not None and stamp != self._seen
+            self._seen = stamp or self._seen
+        if self._checking is None and self._asked and self._served and all(served.last for served in self._served):
+            self._asked = False
+            last = [list(served.last) for served in self._served]
+            self._checking, self._since, self._told = Future(), now, False
+            # no thread of a pool, which Python would wait for at its end: what a check reads may never come
+            threading.Thread(
+                target=_fill, args=(self._checking, self._check, last), name="beadwork-swap", daemon=True
+            ).start()
+        elif self._checking is not None and self._checking.done():
+            done, self._checking = self._checking, None
+            self._hear(done)
+        elif self._checking is not None and not self._told and now - self._since >= HANGS:
+            self._told = True
+            self._watch(
+                Note(
+                    f"the check of the new committee goes on since {now - self._since:.0f} s: see whether the disk of "
+                    f"{', '.join(self._config.delta)} answers (ls); {folder(self._served[0].potential)} goes on, and "
+                    "no other committee is looked at before"
+                )
+            )
+
+    def answered(self, address: str, frames: Sequence[Frame], evaluation: Evaluation) -> None:
+        """Remember what was answered last."""
+        for served in self._served:
+            if served.address == address and evaluation.delta is not None:
+                served.last.extend(zip(frames, evaluation.delta.energies.tolist(), strict=True))
+
+    def take(
+        self, address: str, potential: Potential, moment: Moment, evaluation: int, begins: bool | None
+    ) -> Potential:
+        """The potential that is to answer at an address now.
+
+        begins: whether a step begins with this evaluation, which is the only time to change; None where that cannot be
+        told.
+        """
+        for served in self._served:
+            if served.address != address or served.next is None:
+                continue
+            if begins is None and not served.told:
+                served.told = True
+                self._watch(
+                    Note(
+                        f"the committee in {folder(served.next[0])} is ready and waits for i-PI's next start at "
+                        f"{address}: no step is to be of two committees, and from here it "
+                        "cannot be told where i-PI's steps begin, or all of them make one result, which is to be begun "
+                        "anew then; else make i-PI pause with a file EXIT in its directory, and start it again from "
+                        "its RESTART"
+                    )
+                )
+            if begins:
+                served.potential, found = served.next
+                served.next, served.told = None, False
+                served.last.clear()  # the old one's energies
+                new = served.potential
+                self._watch(TakenUp(served.address, moment.exact, short(new), folder(new), found, evaluation))
+                return new
+        return potential
+
+    def close(self) -> None:
+        """Wait for a check that is under way, but not for ever, and forget it."""
+        if self._checking is not None:
+            wait([self._checking], FAREWELL)
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """What changes when the pointer is replaced or written to; None where there is no pointer at this instant."""
+        try:
+            about = self._pointer.stat() if self._pointer else None
+        except OSError:
+            return None
+        return about and (about.st_ino, about.st_mtime_ns, about.st_size)
+
+    def _hear(self, done: Future[list[tuple[Potential, str] | None]]) -> None:
+        if (error := done.exception()) is not None:  # whatever it is: ours, PyTorch's, of a pointer full of NULs
+            self._watch(
+                Note(f"the new committee was refused, and {folder(self._served[0].potential)} goes on: {error}")
+            )
+            return
+        ready = done.result()
+        if not any(ready):
+            self._watch(Note(f"the committee in {folder(self._served[0].potential)} is the one that serves already"))
+        for served, new in zip(self._served, ready, strict=True):
+            served.next, served.told = new, False
+
+    def _check(self, last: list[list[tuple[Frame, float]]]) -> list[tuple[Potential, str] | None]:
+        """Load the committee and check it; one potential for each forcefield, None where it is the one that serves.
+
+        Raises ModelError, GeometryError or NonFiniteError with the reason not to take it up.
+        """
+        begin = time.perf_counter()
+        config = self._config
+        # hashes, and members that go together
+        fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None))
+        old = self._served[0].potential
+        fresh.share_room(old)
+        for baseline in old.baseline_cards:
+            check_baseline(baseline, fresh.cards)
+        same = [_same(served.potential, fresh) for served in self._served]
+        if all(same):
+            return [None] * len(same)
+        if len(fresh.members) != len(old.members):
+            raise ModelError(
+                f"{folder(fresh)} has {len(fresh.members)} members and {len(old.members)} serve: i-PI's outputs of "
+                "extras have a column for each; end the run to change their number"
+            )
+        found = []
+        for served, known in zip(self._served, last, strict=True):
+            fresh.check_species(served.numbers)
+            frames = [frame for frame, _ in known]
+            whole = served.potential.with_committee(fresh)
+            if len(fresh.members) == 1 and served.potential.knows_novelty and not whole.knows_novelty:
+                raise ModelError(
+                    f"{folder(fresh)} does not know what it was trained on, and the model that serves does: i-PI's "
+                    "outputs of extras have its novelty; give it one (beadwork models novelty)"
+                )
+            energies = _energies(whole, frames, config)
+            found.append(_jump(energies, np.array([energy for _, energy in known])))
+        engines = _admitted(fresh)
+        checked = f"checked in {time.perf_counter() - begin:.1f} s"
+        return [
+            None
+            if known
+            else (
+                served.potential.with_committee(fresh),
+                "; ".join([jump, engines, *fresh.notes, *_scaled(served.potential, fresh), checked]),
+            )
+            for served, jump, known in zip(self._served, found, same, strict=True)
+        ]
+
+
+def _fill(
+    future: Future[list[tuple[Potential, str] | None]],
+    check: Callable[[list[list[tuple[Frame, float]]]], list[tuple[Potential, str] | None]],
+    last: list[list[tuple[Frame, float]]],
+) -> None:
+    """Give the future what comes of the check."""
+    try:
+        future.set_result(check(last))
+    except BaseException as error:  # noqa: BLE001 - `Swap.look` says it, whatever it is
+        future.set_exception(error)
+
+
+def _scaled(old: Potential, new: Potential) -> list[str]:
+    """What else changes the spread, and with it the band, the marks and the weighted baseline."""
+    changes = []
+    for what, was, now in (
+        ("alpha", old.alpha, new.alpha),
+        ("energy_alpha", old.energy_alpha, new.energy_alpha),
+    ):
+        if was != now:
+            changes.append(f"{what} {was:g} -> {now:g}")
+    was, now = (sum(card.novelty is not None for card in potential.member_cards) for potential in (old, new))
+    if was and not now:
+        changes.append(
+            "none of its members knows what it was trained on, so from here on nothing is known of what is new to Δ "
+            "(beadwork models novelty fits it)"
+        )
+    elif was != now:
+        changes.append(f"members that know what they were trained on {was} -> {now}")
+    if not np.array_equal(old.weights, new.weights):
+        changes.append(f"weights {old.weights.round(4).tolist()} -> {new.weights.round(4).tolist()}")
+    return changes
+
+
+def _same(old: Potential, new: Potential) -> bool:
+    """Whether it is the same models, calibrated alike, that know the same of what they were trained on."""
+    return (
+        [_told(card) for card in old.member_cards] == [_told(card) for card in new.cards]
+        and (old.alpha, old.energy_alpha, old.usual) == (new.alpha, new.energy_alpha, new.usual)
+        and np.array_equal(old.weights, new.weights)
+    )
+
+
+def _told(card: Card) -> tuple[str, str | None]:
+    return card.hash, card.sha256.get(NOVELTY)
+
+
+def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig) -> FloatArray:
+    """Δ of the frames, eV, as it is summed to the baseline, which is not evaluated. Raises ModelError where the run
+    would end with it."""
+    answer = potential.without_baseline().evaluate(frames)
+    if config.on_mark == "stop" and answer.novelty and (new := answer.novelty.largest.max()) > config.mark_novelty:
+        raise ModelError(
+            f"the last structures are new to it, up to {new:.3g}, above the mark of {config.mark_novelty:g} "
+            "(--mark-novelty) that ends the run; train it on such frames"
+        )
+    if config.on_mark == "stop" and answer.spread and (most := answer.spread.largest.max()) > config.mark_spread:
+        raise ModelError(
+            f"its force spread on the last structures is up to {most:.4g} eV/Å, above the mark of "
+            f"{config.mark_spread:g} eV/Å (--mark-spread) that ends the run; train it further, or see to its alpha"
+        )
+    return answer.energies
+
+
+def _jump(new: FloatArray, old: FloatArray) -> str:
+    jump = new - old
+    return (
+        f"the energy jumps by {jump.mean():+.6f} eV a bead on the last {len(jump)} structures "
+        f"({jump.min():+.6f} to {jump.max():+.6f})"
+    )
+
+
+def _admitted(potential: Potential) -> str:
+    """Which engines will answer. Raises ModelError where a bundle's two models do not agree with each other."""
+    natively = 0
+    for engine, card in zip(potential.members, potential.cards, strict=True):
+        if isinstance(engine, AutoEngine):
+            if engine.disagrees:
+                raise ModelError(f"{card.path}: {engine.choice}; import the model again")
+            natively += engine.native
+    return f"{natively} of {len(potential.members)} members run natively, and agree with torchscript"

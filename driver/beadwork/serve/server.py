@@ -1,0 +1,551 @@
+"""The hall where the two wings meet: structures from i-PI in, one evaluation, answers out.
+
+The reply always leaves first; whatever else there is to do is done while i-PI integrates (one that sends bead by bead
+waits for it: it counts a bead as done only when we say READY again).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
+from beadwork.events import WHOSE, Evaluated, Event, Joined, Lost, MarkPassed, Moment, Note
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.ipi.batching import Gather
+from beadwork.ipi.beads import Beads
+from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, Init, PosData
+from beadwork.ipi.output_steps import Written
+from beadwork.ipi.steps import Pattern, Steps
+from beadwork.ipi.transport import Line, Peer, Transport
+from beadwork.observe.last import Last
+from beadwork.potential.limits import WANTED, Breach, Marks, describe, refusal, tell_new
+from beadwork.potential.novelty import NEW
+from beadwork.potential.potential import Evaluation, Novelty, Potential
+from beadwork.serve.hot_swap import Swap, short
+from beadwork.units import BOHR, FORCE, HARTREE
+
+#: how long a silent wait lasts before the server looks whether it was told to stop, seconds
+PULSE = 0.5
+#: seconds without a connection that still count as silence; the others are the patience's
+AWAY = 1.0
+#: Å; half of the atoms are no further from where they were after some picoseconds, in the same simulation
+ASTRAY = 3.0
+#: the keys of extras that are sent with --member-forces alone
+MEMBER_FORCES = ("committee_force", "committee_virial")
+#: the extras that tell of novelty, where a committee answers
+NOVELTY = ("novelty_max", "novelty_atom")
+#: what has to be said of every file EXIT
+REMOVE = "remove that file before you start i-PI again, which would end after its first step"
+
+
+@dataclass(eq=False)
+class Service:
+    """One forcefield of the simulation and the potential that answers it.
+
+    numbers: (N,) atomic numbers of the atoms that travel. ring: structures that are asked for at once, None where that
+    differs. ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the
+    file's start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many
+    share them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead
+    is which, nor wait for a whole ring. pattern: what every step asks for, where it is known. one_result: see
+    `ipi.steps`.
+    """
+
+    line: Line
+    potential: Potential
+    numbers: IntArray
+    ring: int | None
+    ring_polymer: bool = True
+    start: FloatArray | None = None
+    periodic: bool = True
+    member_forces: bool = False
+    servers: int = 1
+    folded: FloatArray | None = None
+    pattern: Pattern | None = None
+    one_result: bool = False
+    steps: Steps = field(init=False)
+    gather: Gather[Peer] = field(init=False)
+    beads: Beads | None = field(init=False)
+    waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
+    left: bool = field(init=False, default=True)  # i-PI has hung up everywhere, or not come yet
+    process: int | None = field(init=False, default=None)  # i-PI's, where it can be told
+    told_joined: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        alone = self.servers == 1
+        self.gather = Gather(self.ring if alone else None)
+        if self.ring and self.ring_polymer and alone:
+            whole = self.start is not None and len(self.start) == self.ring
+            self.beads = Beads(self.ring, self.start if whole else None)
+        else:
+            self.beads = None
+        self.steps = Steps(
+            self.pattern, self.start, folded=self.folded, servers=self.servers, one_result=self.one_result
+        )
+
+    @property
+    def joined(self) -> bool:
+        """Whether i-PI had begun before we came."""
+        return self.steps.joined
+
+
+#: called after every answer with the service's address, the moment, the frames and what was said of them
+Harvest = Callable[[str, Moment, Sequence[Frame], Evaluation], None]
+
+
+class Server:
+    """Answers i-PI until it says EXIT.
+
+    silence: seconds that an i-PI may keep its connections and say nothing, 0 for ever.
+    harvest and watch run after the reply has left. marks: what no answer may pass, None for no guard.
+    directory: i-PI's, where it is known; else it is asked for over a unix socket when i-PI has to be stopped.
+    swap: has the committee that answers from the next step on. written: what i-PI writes, which says its step.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        *,
+        patience: float = 60.0,
+        silence: float = 0.0,
+        harvest: Harvest | None = None,
+        watch: Callable[[Event], None] = lambda event: None,
+        stopped: Callable[[], bool] = lambda: False,
+        marks: Marks | None = None,
+        directory: Path | None = None,
+        swap: Swap | None = None,
+        written: Written | None = None,
+    ) -> None:
+        self.services = list(services)
+        self.transport = Transport([service.line for service in services], patience, lambda text: watch(Note(text)))
+        self._of = {id(service.line): service for service in services}
+        self._harvest = harvest
+        self._watch = watch
+        self._stopped = stopped
+        self._marks = marks
+        self._noted: set[str] = set()  # kinds of marks of which the first has been told
+        self._new: set[tuple[str, int]] = set()  # parts and elements to them of which a new atom has been told
+        #: the frames that could not be answered for
+        self.refused: Last | None = None
+        self._answered: dict[str, list[Last]] = {}
+        self._directory = directory
+        self._swap = swap
+        self._written = written if written is not None and written.tells else None
+        self._written_here: Written | None = None  # once an i-PI of this machine is met
+        self._evaluations = 0
+        self._idle_since = time.perf_counter()
+        self._aside = 0.0  # what the last answer took after its reply had left
+        self._silence = silence
+        self._silent = 0.0  # seconds for which i-PI was there and asked for nothing
+        self._listened = self._there = time.monotonic()  # when that was last looked at, and when i-PI was last there
+
+    def run(self) -> None:
+        """Serve until every i-PI has said EXIT, or `stopped()`.
+
+        On any BeadworkError (a NaN from a model, a mark passed, a peer that speaks nonsense, a full disk) i-PI is
+        stopped with an EXIT file where its directory is known, every connection is closed, and the error is raised.
+        Where it is our device that has failed, and other servers share i-PI's beads, it is left to them; one that was
+        only silent, and is not ours, may be busy with others and is left alone.
+        """
+        try:
+            while not self.transport.finished and not self._stopped():
+                events = self.transport.poll(self._timeout())
+                self._handle(events)
+                self._listen(events)
+                if self._swap is not None:
+                    self._swap.look()
+                for service in self.services:
+                    peers = service.gather.take(time.monotonic())
+                    if peers:
+                        self._answer(service, peers)
+        except BeadworkError as error:
+            if isinstance(error, (ModelError, ResourceError)) and any(service.servers > 1 for service in self.services):
+                self._watch(Note("i-PI is left to the other servers, to which it sends our beads"))
+            elif isinstance(error, ConnectionLost) and self._directory is None:
+                if any(line.peers for line in self.transport.lines):
+                    self._watch(
+                        Note("i-PI is not stopped: if it lives, it waits for a server; start one again, or end it")
+                    )
+            else:
+                self._stop_ipi()
+            raise
+        finally:
+            self.transport.close()
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        waits = [wait for service in self.services if (wait := service.gather.wait(now)) is not None]
+        return min([PULSE, *waits])
+
+    def _listen(self, events: list[tuple[Peer, Incoming]]) -> None:
+        """An i-PI that is there and asks for nothing is busy elsewhere, or hangs, whatever else it says meanwhile."""
+        now = time.monotonic()
+        before, self._listened = self._listened, now
+        if any(peer.met for peer, _ in events) or any(line.met for line in self.transport.lines):
+            self._there = now
+        if any(isinstance(event, PosData) for _, event in events):
+            self._silent = 0.0
+        elif now - self._there < AWAY:  # connections that come and go ask for nothing either
+            self._silent += now - before
+        if self._silence and self._silent >= self._silence:
+            raise ConnectionLost(
+                f"i-PI has kept its connections for {self._silent:.0f} s and asked for nothing: see whether it "
+                "still runs (its log, top), start it again from its RESTART, or allow it longer with --silence"
+            )
+
+    def _handle(self, events: list[tuple[Peer, Incoming]]) -> None:
+        for peer, event in events:
+            service = self._of[id(peer.line)]
+            if isinstance(event, PosData):
+                names = _fingerprints(event)
+                service.waiting[peer] = event, names
+                service.gather.arrived(peer, len(set(names)), time.monotonic())
+            elif isinstance(event, Init):
+                service.gather.join(peer)
+            elif isinstance(event, (Exit, HangUp)):
+                service.gather.leave(peer)
+                service.waiting.pop(peer, None)
+                if isinstance(event, HangUp) and peer.met:  # else there was no connection yet: i-PI ends, or is busy
+                    line = service.line
+                    service.left = not line.peers
+                    self._watch(Lost(str(line.address), line.why, len(line.peers)))
+
+    def _answer(self, service: Service, peers: list[Peer]) -> None:
+        begin = time.perf_counter()
+        idle, aside = begin - self._idle_since, self._aside
+        requests, names = zip(*(service.waiting.pop(peer) for peer in peers), strict=True)
+        # the same structure is evaluated once, whether i-PI padded a batch with it or several beads are in one place
+        place: dict[bytes, int] = {}
+        inverse = [[place.setdefault(name, len(place)) for name in request] for request in names]
+        every = [name for request in names for name in request]
+        first = [every.index(name) for name in place]
+        positions = np.concatenate([request.positions for request in requests])[first] * BOHR
+        cells = np.concatenate([request.cells for request in requests])[first]
+        lattices = np.ascontiguousarray(cells.transpose(0, 2, 1)) * BOHR
+        if positions.shape[1] != len(service.numbers):
+            raise RemoteProtocolError(
+                f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
+                f"{len(service.numbers)}; serve the file that i-PI was started with"
+            )
+        self._evaluations += 1
+        if service.left:
+            service.left = False
+            self._meet(service, peers[0], list(place), positions, lattices)
+        moment, begins = service.steps.count(
+            list(place), positions, peers, self._written_here, ours=service.line.pid is not None
+        )
+        if service.joined and not service.told_joined and self._written_here is None:
+            service.told_joined = True
+            self._watch(Joined(str(service.line.address)))
+        if self._swap is not None:
+            address = str(service.line.address)
+            service.potential = self._swap.take(address, service.potential, moment, self._evaluations, begins)
+        pbc = (service.periodic,) * 3
+        frames = [
+            Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
+        ]
+        try:
+            evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
+        except BeadworkError:
+            named = _named(service, positions, frames, in_order=len(peers) == 1)
+            self.refused = Last(str(service.line.address), moment.exact, named, None)
+            service.potential.evaluate(named)  # the same error again, which now names the bead
+            raise
+        passed = [] if self._marks is None else self._marks.breaches(evaluation)
+        if passed and self._marks is not None and self._marks.stop:
+            named = _named(service, positions, frames, in_order=len(peers) == 1)
+            self.refused = Last(str(service.line.address), moment.exact, named, evaluation)
+            raise refusal(passed[0], named[passed[0].system], self._when(moment), service.potential)
+        packing = time.perf_counter()
+        replies = _replies(evaluation, inverse, service.potential)
+        sending = time.perf_counter()
+        events: list[tuple[Peer, Incoming]] = []
+        for peer, reply in zip(peers, replies, strict=True):
+            peer.machine.answer(reply)
+            self.transport.advance(peer, events)
+        while self.transport.sending:
+            events += self.transport.poll(None)
+        end = time.perf_counter()
+        self._silent, self._listened = 0.0, time.monotonic()
+        frames = _named(service, positions, frames, in_order=len(peers) == 1)
+        seconds = {"idle": idle, "aside": aside, "pack": sending - packing, "send": end - sending}
+        self._after(service, moment, frames, evaluation, passed, seconds)
+        self._idle_since = time.perf_counter()
+        self._aside = self._idle_since - end
+        self._handle(events)
+
+    def _after(
+        self,
+        service: Service,
+        moment: Moment,
+        frames: list[Frame],
+        evaluation: Evaluation,
+        passed: Sequence[Breach],
+        seconds: dict[str, float],
+    ) -> None:
+        """What the reply did not wait for."""
+        service.potential.look_ahead()
+        for note in evaluation.notes:
+            self._watch(Note(note))
+        self._remember(Last(str(service.line.address), moment.exact, frames, evaluation))
+        for breach in passed:
+            frame = frames[breach.system]
+            self._watch(MarkPassed(breach.kind, moment.exact, frame.bead, breach.value))
+            if breach.kind not in self._noted:
+                self._noted.add(breach.kind)
+                said = describe(breach, frame, self._when(moment), service.potential)
+                self._watch(Note(f"{said}; more of this is only counted"))
+        if self._harvest is not None:
+            self._harvest(str(service.line.address), moment, frames, evaluation)
+        if self._swap is not None:
+            self._swap.answered(str(service.line.address), frames, evaluation)
+        spread, novelty = evaluation.spread, evaluation.novelty
+        if novelty is not None:
+            self._tell_new(service, self._when(moment), frames, evaluation, novelty)
+        self._watch(
+            Evaluated(
+                address=str(service.line.address),
+                step=moment.step,
+                blur=moment.blur,
+                evaluated=len(frames),
+                energy=float(evaluation.energies.mean()),
+                energy_spread=None if spread is None else float(spread.energy.mean()),
+                force_spread=None if spread is None else float(spread.largest.max()),
+                seconds={**evaluation.seconds, **seconds},
+                element_spread={} if spread is None else _by_element(service.numbers, spread.force),
+                novelty={} if novelty is None else {part: float(of.max()) for part, of in novelty.of.items()},
+                element_novelty={} if novelty is None else _most_by_element(service.numbers, novelty.atoms),
+                new_structures=0 if novelty is None else int((novelty.largest > NEW).sum()),
+                new_atoms=0 if novelty is None else int((novelty.atoms > NEW).sum()),
+            )
+        )
+
+    def _meet(
+        self, service: Service, peer: Peer, names: Sequence[bytes], positions: FloatArray, lattices: FloatArray
+    ) -> None:
+        """An i-PI that was not there has asked: the first one, the same again, or another."""
+        process, before = peer.process(), service.process
+        met = str(service.line.address) in self._answered
+        service.process = process
+        if met:
+            self._compare(service, positions, lattices)
+            if process is None or before is None:
+                service.steps.returned(names)
+            elif process != before:
+                service.steps.restarted()
+        directory = peer.directory()
+        if self._written is not None and process is not None and directory is not None:
+            self._written.attach(process, directory)
+            self._written_here = self._written
+
+    def _when(self, moment: Moment) -> str:
+        """The step as a person reads it, or the evaluation where it is not known."""
+        return f"evaluation {self._evaluations}" if moment.exact is None else f"step {moment.exact}"
+
+    def _tell_new(
+        self, service: Service, when: str, frames: list[Frame], evaluation: Evaluation, novelty: Novelty
+    ) -> None:
+        """Tell of the first atom of an element that is new to a part: the newest of this evaluation."""
+        numbers = np.tile(service.numbers, len(frames))
+        for z in np.unique(numbers[novelty.atoms > NEW]).tolist():
+            new = {
+                part for part, of in novelty.of.items() if (of[numbers == z] > NEW).any() and (part, z) not in self._new
+            }
+            if new:
+                self._new |= {(part, z) for part in new}
+                atom = int(np.where(numbers == z, novelty.atoms, 0.0).argmax())
+                frame = frames[atom // len(service.numbers)]
+                where = "a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}"
+                wanted = "; ".join(WANTED[part] for part in WHOSE if part in new)
+                self._watch(
+                    Note(
+                        f"{when}, {where}: {tell_new(evaluation, frame, atom)}, where 1 is the edge of training: "
+                        f"{wanted}. More of {chemical_symbols[z]} is only counted"
+                    )
+                )
+
+    def _compare(self, service: Service, positions: FloatArray, lattices: FloatArray) -> None:
+        """An i-PI that comes back should bring the atoms that it left with, or those of a RESTART before."""
+        address = str(service.line.address)
+        known = [frame.positions for last in self._answered.get(address, []) for frame in last.frames]
+        if not known or not service.ring_polymer:
+            return
+        apart = np.array(known) - positions[0]
+        if service.periodic and np.linalg.det(lattices[0]):
+            apart = apart - np.round(apart @ np.linalg.inv(lattices[0])) @ lattices[0]
+        if (least := float(np.median(np.linalg.norm(apart, axis=2), axis=1).min())) > ASTRAY:
+            self._watch(
+                Note(
+                    f"i-PI at {address} has come back with half of its atoms {least:.1f} Å or more from where they "
+                    "were: if this is another simulation than the file's, its atoms may be others; end it, and serve "
+                    "its own file"
+                )
+            )
+
+    def _remember(self, last: Last) -> None:
+        """Keep what was answered of this step and of the one before: references, no copies."""
+        answered = self._answered.setdefault(last.address, [])
+        if last.step is None:
+            answered[:] = [*answered[-1:], last]
+        else:
+            answered[:] = [one for one in answered if one.step is not None and one.step >= last.step - 1] + [last]
+
+    def last(self) -> list[Last]:
+        """The frames that could not be answered for; where all could, those answered last: a ring polymer at least."""
+        if self.refused is not None:
+            return [self.refused]
+        found: list[Last] = []
+        for service in self.services:
+            answered = self._answered.get(str(service.line.address), [])
+            newest = [one for one in answered if one.step is not None and one.step == answered[-1].step]
+            whole = bool(newest) and service.ring is not None and sum(len(one.frames) for one in newest) >= service.ring
+            found += newest if whole else answered
+        return found
+
+    def _stop_ipi(self) -> None:
+        """A file EXIT stops i-PI, but only once nothing is in flight: so it is followed by closing every connection.
+
+        i-PI leaves the file where it is, and would end by it again: `Session` removes it for an i-PI of its own.
+        """
+        peers = [peer for line in self.transport.lines for peer in line.peers]
+        found = [self._directory, *(peer.directory() for peer in peers)]
+        directories = {directory for directory in found if directory is not None}
+        for directory in directories:
+            try:
+                (directory / "EXIT").touch()
+            except OSError as error:
+                self._watch(Note(f"i-PI cannot be stopped by a file EXIT in {directory} ({error}): end it by hand"))
+                continue
+            if self._directory is None:
+                self._watch(Note(f"i-PI is stopped by the file {directory / 'EXIT'}: {REMOVE}"))
+        if peers and not directories:
+            self._watch(
+                Note(f"i-PI's directory is not known from here: stop it with a file named EXIT where it runs; {REMOVE}")
+            )
+
+
+def _named(service: Service, positions: FloatArray, frames: list[Frame], *, in_order: bool) -> list[Frame]:
+    """The same frames, with their beads where they are known. in_order: one connection has sent them all."""
+    if service.beads is None:
+        return frames
+    beads = service.beads.identify(positions, in_order=in_order)
+    return [Frame(f.numbers, f.positions, f.cell, f.pbc, bead) for f, bead in zip(frames, beads, strict=True)]
+
+
+def _fingerprints(request: PosData) -> list[bytes]:
+    """A key for every structure of a request; equal keys are equal bytes."""
+    pairs = zip(request.cells, request.positions, strict=True)
+    return [cell.tobytes() + where.tobytes() for cell, where in pairs]
+
+
+def _replies(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential: Potential) -> list[ForceReady]:
+    """Cut one evaluation into the connections' answers, copies included; atomic units."""
+    atoms = len(evaluation.forces) // len(evaluation.energies)
+    energies = evaluation.energies / HARTREE
+    forces = evaluation.forces.reshape(-1, atoms, 3) / FORCE
+    virials = evaluation.virials / HARTREE
+    notes = extras(evaluation, potential)
+    return [
+        ForceReady(energies[index], forces[index], virials[index], [notes[i] for i in index])
+        for index in (list(structures) for structures in inverse)
+    ]
+
+
+def _by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]:
+    """Root mean square over the atoms of each element, of structures of one composition, one after another."""
+    squares = (force_spread.reshape(-1, len(numbers)) ** 2).mean(axis=0)
+    return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
+
+
+def _parts(potential: Potential) -> list[str]:
+    """The parts that this potential has: with two forcefields each tells of its own, and i-PI puts them together."""
+    return [part for part, has in zip(WHOSE, (potential.baseline, potential.members), strict=True) if has]
+
+
+def _novelty_keys(potential: Potential) -> tuple[str, ...]:
+    """The keys of novelty: of the parts that there are, and of the whole where a committee answers."""
+    if len(potential.members) < 2 and not potential.knows_novelty:
+        return ()
+    whole = NOVELTY if len(potential.members) > 1 else ()
+    return (*whole, *(f"novelty_max_{part}" for part in _parts(potential)))
+
+
+def _novelty_columns(evaluation: Evaluation, potential: Potential) -> dict[str, list[Any]]:
+    """By the same keys, a value for each structure."""
+    novelty = evaluation.novelty
+    keys = _novelty_keys(potential)
+    nothing = [None] * len(evaluation.energies)
+    if novelty is None:
+        return dict.fromkeys(keys, nothing)
+    of = {part: np.maximum.reduceat(values, evaluation.ptr[:-1]).tolist() for part, values in novelty.of.items()}
+    found = dict(zip(NOVELTY, (novelty.largest.tolist(), novelty.atom.tolist()), strict=True))
+    found |= {f"novelty_max_{part}": of.get(part, nothing) for part in WHOSE}
+    return {key: found[key] for key in keys}
+
+
+def _most_by_element(numbers: IntArray, values: FloatArray) -> dict[str, float]:
+    """The largest over the atoms of each element, of structures of one composition, one after another."""
+    most = values.reshape(-1, len(numbers)).max(axis=0)
+    return {chemical_symbols[z]: float(most[numbers == z].max()) for z in np.unique(numbers)}
+
+
+def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
+    """The keys of every extras object of this potential; none without a committee of two at least, or novelty."""
+    if len(potential.members) < 2:
+        return _novelty_keys(potential)
+    forces = MEMBER_FORCES if member_forces else ()
+    return (
+        "committee_pot",
+        "energy_spread",
+        "force_spread_max",
+        "force_spread_atom",
+        "alpha",
+        "energy_alpha",
+        "committee",
+        *_novelty_keys(potential),
+        *forces,
+    )
+
+
+def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
+    """One JSON object a structure, the same keys always; empty where there is neither committee nor novelty.
+
+    committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by
+    energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
+    applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max.
+    committee: the models that answered, as `swap.short` names them. committee_force and committee_virial (atomic units,
+    the derivatives of committee_pot) only when they were asked for. novelty_max: the largest of any atom, which is
+    novelty_atom, and the largest for each part alone; null where a part does not know.
+    """
+    spread, totals = evaluation.spread, evaluation.member_totals
+    if spread is None or totals is None:
+        if not potential.knows_novelty:
+            return [b""] * len(evaluation.energies)
+        new = _novelty_columns(evaluation, potential)
+        return [json.dumps(dict(zip(new, row, strict=True))).encode() for row in zip(*new.values(), strict=True)]
+    atoms = len(evaluation.forces) // len(evaluation.energies)
+    columns: dict[str, Any] = {
+        "committee_pot": (totals.T / HARTREE).tolist(),
+        "energy_spread": (spread.energy / HARTREE).tolist(),
+        "force_spread_max": (spread.largest / FORCE).tolist(),
+        "force_spread_atom": spread.atom.tolist(),
+        **_novelty_columns(evaluation, potential),
+    }
+    if evaluation.member_forces is not None and evaluation.member_virials is not None:
+        forces, virials = evaluation.member_forces, evaluation.member_virials
+        if evaluation.baseline is not None:
+            forces, virials = forces + evaluation.baseline.forces, virials + evaluation.baseline.virials
+        members = len(forces)
+        rows_of_forces = forces.reshape(members, -1, 3 * atoms).transpose(1, 0, 2) / FORCE
+        columns["committee_force"] = rows_of_forces.tolist()
+        columns["committee_virial"] = (virials.reshape(members, -1, 9).transpose(1, 0, 2) / HARTREE).tolist()
+    rows = zip(*columns.values(), strict=True)
+    same = {"alpha": potential.alpha, "energy_alpha": potential.energy_alpha, "committee": short(potential)}
+    return [json.dumps({**dict(zip(columns, row, strict=True)), **same}).encode() for row in rows]

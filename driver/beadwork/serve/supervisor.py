@@ -1,0 +1,345 @@
+"""`--devices`: a server on each device, as a process of its own; i-PI shares its beads among them.
+
+This process computes nothing. It starts the servers, and i-PI where it is `beadwork run`, passes on what they say and
+which signals come, and starts a server that died again. What each leaves behind is in a folder of its own, `dev-0`,
+`dev-1`, …
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import tomli_w
+
+from beadwork.config import ServeConfig, listen_at
+from beadwork.disk import put_aside, telling, writing
+from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceError
+from beadwork.ipi.process import LISTEN, OwnIpi
+from beadwork.ipi.simulation import read
+from beadwork.observe import status
+from beadwork.processes import module
+from beadwork.report.outputs import read_record
+from beadwork.signals import handled
+
+#: seconds before a server that died is started again, the first time, the second time, …; then never
+PAUSES = (1.0, 10.0, 60.0)
+#: seconds after which a server that has served so long has earned all of them anew
+LONG = 3600.0
+#: the configuration of one server, in its folder
+TOLD = "serve.toml"
+#: seconds between two looks at the servers
+PULSE = 0.1
+#: exit codes of a device that has failed; of no use at the start, where they say that a model is missing or too large
+FAILED = (ModelError.exit_code, ResourceError.exit_code)
+
+
+def plan(config: ServeConfig, cores: int) -> list[ServeConfig]:
+    """The configuration of each server, in the order of the devices; paths absolute. Raises ConfigError."""
+    devices = _all() if config.devices == ["all"] else config.devices
+    for device in devices:
+        _visible(device)
+    servers = config.servers or len(devices)
+    if servers < len(devices):
+        raise ConfigError(f"servers is {servers}, but there are {len(devices)} devices, each of which is a server")
+    threads = max(1, (config.threads or cores) // len(devices))
+    if not config.threads and "OMP_NUM_THREADS" in os.environ:
+        threads = 0  # the user's own choice, for each server
+    return [
+        replace(
+            config,
+            simulation=str(Path(config.simulation).absolute()),
+            baseline=config.baseline and str(Path(config.baseline).absolute()),
+            delta=[str(Path(member).absolute()) for member in config.delta],
+            queue=config.queue and (config.queue if "://" in config.queue else str(Path(config.queue).absolute())),
+            device=device,
+            devices=[],
+            servers=servers,
+            threads=threads,
+            metrics=_listen(config.metrics, number),
+            out=str(Path(config.out) / f"dev-{number}"),
+        )
+        for number, device in enumerate(devices)
+    ]
+
+
+def _all() -> list[str]:
+    import torch
+
+    if not torch.cuda.device_count():
+        raise ConfigError("devices is all, but PyTorch sees no GPU; name devices, such as cpu,cpu, or leave it out")
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def _listen(metrics: str | int | None, number: int) -> str | None:
+    """The port after that of the server before; 0 is a free one for each."""
+    if metrics is None:
+        return None
+    host, port = listen_at(metrics)
+    return f"{host}:{port + number if port else 0}"
+
+
+@dataclass(eq=False)
+class Child:
+    """One device. folders: those of its servers that died; codes: what its servers ended with."""
+
+    config: ServeConfig
+    folder: Path = field(init=False)
+    folders: list[Path] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    again_at: float | None = 0.0  # when it is to be started; None where it runs, or never will again
+    failures: int = 0
+    verdict: int = 0  # what this device adds to our exit code
+    dismissed: bool = False  # i-PI has ended, and this one came too late for it
+    _read: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.config.out)
+
+    @property
+    def name(self) -> str:
+        """As its lines begin."""
+        return f"{self.folder.name} ({self.config.device})"
+
+    def start(self) -> None:
+        """Start it, with its configuration and its words in its folder."""
+        if self.codes:
+            self.folders.append(put_aside(self.folder, "-died-"))
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("beadwork.out", "beadwork.log"):  # `_answered` would count an earlier run's
+                put_aside(self.folder / name)
+            (self.folder / status.NAME).unlink(missing_ok=True)
+            # paths in serve.toml count from its own folder, which is where the outputs go
+            settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
+            told = self.folder / TOLD
+            told.unlink(missing_ok=True)
+            told.touch(0o600)  # a queue's address may hold a password
+            told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
+            with open(self.folder / "beadwork.log", "wb") as log:
+                self.process = subprocess.Popen(
+                    [*module("beadwork.cli"), "serve", str(told)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # the keyboard's signals come from us, once
+                    env={**os.environ, **_visible(self.config.device)},
+                )
+        self.began, self.again_at, self._read = time.monotonic(), None, 0
+
+    def say(self) -> None:
+        """Pass on the whole lines that are new."""
+        if self.process is None:
+            return
+        with writing(Path("the log")), telling():
+            with open(self.folder / "beadwork.log", "rb") as log:
+                log.seek(self._read)
+                new = log.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read += len(whole)
+            for line in whole.decode(errors="replace").splitlines():
+                print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+    def waits(self) -> bool:
+        """Whether it has no i-PI to answer."""
+        try:
+            return str(status.read(self.folder)["state"]) == "waiting"
+        except ConfigError:
+            return True
+
+    def answered(self) -> int:
+        """Structures, by all servers that this device has had."""
+        return sum(map(_answered, (*self.folders, self.folder)))
+
+
+def _answered(folder: Path) -> int:
+    """Structures that a server has answered, whether it could say so in the end or not."""
+    record = folder / "beadwork.out"
+    return int(read_record(record)[0][:, 1].sum()) if record.exists() else 0
+
+
+def _visible(device: str) -> dict[str, str]:
+    """The environment in which a GPU is the only one, so that no engine can take another; numbers are as here."""
+    number = device.partition(":")[2]
+    if not number:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(int(number) + 1)))).split(",")
+    if int(number) >= len(seen):
+        raise ConfigError(f"devices names {device}, but CUDA_VISIBLE_DEVICES is {','.join(seen)!r}")
+    return {"CUDA_VISIBLE_DEVICES": seen[int(number)]}
+
+
+class Devices:
+    """The servers of one i-PI on this machine. cores: to be shared by them. start_ipi: whether i-PI is ours, too."""
+
+    def __init__(self, config: ServeConfig, cores: int, start_ipi: bool = False) -> None:
+        self._out = Path(config.out)
+        self._ipi = None
+        if start_ipi:
+            self._ipi = OwnIpi(read(Path(config.simulation), config.sockets_prefix), config.sockets_prefix)
+            config = replace(config, patience=max(config.patience, LISTEN))
+        self._children = [Child(one) for one in plan(config, cores)]
+        self._signal = 0
+
+    def run(self) -> int:
+        """Serve until i-PI has said EXIT, or no server is left, and return the worst exit code.
+
+        A server that died and came back, or that i-PI has ended without, counts as 0; a signal as 128 and its number.
+        Where no server has failed it is the code of our own i-PI. Raises what keeps it from being started.
+        """
+        with status.claimed(self._out), self._ipi.alone() if self._ipi else nullcontext():
+            self._tidy()
+            left = self._watch_over()
+            code = 128 + self._signal if self._signal else max(child.verdict for child in self._children) or left
+            self._sum_up(code)
+        return code
+
+    def _watch_over(self) -> int:
+        """Until all have ended; return the exit code of our own i-PI, 0 where there is none."""
+        end, reload = self._on_signal, self._on_reload
+        left = 0
+        with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
+            try:
+                if self._ipi:
+                    self._ipi.start(self._out, self._say)
+                while any(child.process or child.again_at is not None for child in self._children):
+                    self._look()
+                    time.sleep(PULSE)
+            finally:
+                self._send(signal.SIGTERM)  # where this process fails, the servers end as they always do
+                for child in self._children:
+                    if child.process:
+                        child.process.wait()
+                if self._ipi:
+                    left = self._ipi.end(lambda: bool(self._signal) or not self._finished())
+                    if left and not self._signal:
+                        self._say(f"i-PI ended with exit code {left}; what it said is in {self._out / 'i-pi.log'}")
+        return left
+
+    def _tidy(self) -> None:
+        """Put aside what `tell` would take for servers of this run: those of an earlier one, of other devices.
+
+        Raises ConfigError where one of an earlier run goes on, as they do when their parent was killed.
+        """
+        found = _servers(self._out)
+        for folder in found:
+            with status.claimed(folder):
+                pass
+        with writing(self._out):
+            (self._out / status.NAME).unlink(missing_ok=True)
+        ours = {child.folder for child in self._children}
+        for folder in found:
+            if folder not in ours:
+                put_aside(folder, "-earlier-")
+
+    def _look(self) -> None:
+        for child in self._children:
+            code = child.process.poll() if child.process else None
+            child.say()
+            if code is not None:
+                child.process = None
+                child.codes.append(code)
+                self._ended(child, code)
+            if self._finished() or self._signal:
+                child.again_at = None
+                if child.process and not child.dismissed and not self._signal and child.waits():
+                    child.dismissed = True
+                    child.process.terminate()
+            elif child.again_at is not None and time.monotonic() >= child.again_at:
+                child.start()
+                if self._signal:  # it came meanwhile
+                    self._send(self._signal)
+
+    def _finished(self) -> bool:
+        """Whether i-PI has said EXIT to one of them, or is ours and has ended."""
+        gone = self._ipi is not None and self._ipi.poll() is not None
+        return gone or any(0 in child.codes for child in self._children)
+
+    def _ended(self, child: Child, code: int) -> None:
+        late = self._finished() and (child.dismissed or code == ConnectionLost.exit_code)
+        if code == 0 or self._signal or late:
+            return
+        said = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        child.verdict = code if code > 0 else 128 - code
+        if self._finished():
+            self._say(f"{child.name} {said}, after i-PI had ended")
+            return
+        # what a model says of a structure it will say again; a device may be better the next time
+        mends = code < 0 or code == 1 or (code in FAILED and _answered(child.folder) > 0)
+        if time.monotonic() - child.began > LONG:
+            child.failures = 0
+        others = sum(other.process is not None for other in self._children)
+        goes_on = f"i-PI sends its beads to the {others} left" if others else "no other server is there"
+        if mends and child.failures < len(PAUSES):
+            pause = PAUSES[child.failures]
+            child.failures += 1
+            child.verdict = 0
+            child.again_at = time.monotonic() + pause
+            self._say(f"{child.name} {said}; {goes_on}; it is started again in {pause:g} s")
+        else:
+            self._say(f"{child.name} {said}, and is not started again; {goes_on}")
+
+    def _sum_up(self, code: int) -> None:
+        path = self._out / "summary.json"
+        put_aside(path)
+        devices: list[dict[str, Any]] = [
+            {
+                "device": child.config.device,
+                "folders": [folder.name for folder in (*child.folders, child.folder)],
+                "exit_codes": child.codes,
+                "structures_evaluated": child.answered(),
+            }
+            for child in self._children
+        ]
+        total = sum(one["structures_evaluated"] for one in devices)
+        with writing(path):
+            path.write_text(
+                json.dumps({"exit_code": code, "structures_evaluated": total, "devices": devices}, indent=2) + "\n"
+            )
+        shares = ", ".join(
+            f"{one['structures_evaluated']} by {child.name}" for one, child in zip(devices, self._children, strict=True)
+        )
+        self._say(f"{total} structures evaluated, {shares}; all of this is in {path}")
+
+    def _send(self, number: int) -> None:
+        for child in self._children:
+            if child.process and child.process.poll() is None:
+                child.process.send_signal(number)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        self._send(number)
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        self._send(number)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        with writing(Path("the log")), telling():
+            print(f"beadwork: {text}", file=sys.stderr, flush=True)
+
+
+def _servers(out: Path) -> list[Path]:
+    """The folders of servers, without those put aside."""
+    named = [told.parent for told in sorted(out.glob(f"dev-*/{TOLD}"))]
+    return [folder for folder in named if folder.name.removeprefix("dev-").isdigit()]
+
+
+def tell(out: Path) -> tuple[str, int]:
+    """How each server is doing, and the worst of the codes of `beadwork status`."""
+    folders = _servers(out)
+    if (out / status.NAME).exists() or not folders:
+        return status.tell(status.read(out))
+    told = [status.tell(status.read(folder), folder.name) for folder in folders]
+    return "\n".join(text for text, _ in told), max(code for _, code in told)

@@ -1,0 +1,1 @@
+"""Labels in, models out: the difference to the baseline, hold-out, training, calibration, validation, provenance."""

@@ -1,0 +1,317 @@
+"""How wrong a committee is on frames with labels, and whether its spread says so.
+
+Errors are those of the committee's mean against the label. Their error bars are standard deviations over a thousand
+bootstrap samples of the blocks (`split.blocks`): atoms of one frame are not independent, nor are frames of one
+simulation that follow each other, blocks are taken to be. There is none of a single block: NaN.
+
+alpha makes the mean square spread equal to the mean square error beyond the labels' own noise:
+alpha^2 = (mean error^2 - mean sigma^2) / mean s^2, s^2 the sample variance of the members. That is right in the mean
+for any number of members, any distribution of widths and any noise; a maximum likelihood (Imbalzano et al., J. Chem.
+Phys. 154, 074102, 2021) scatters less, but with four members and noisy labels it is wrong by tens of percent.
+
+How many errors should lie inside. s^2 has M - 1 degrees of freedom (3 (M - 1) for the force on an atom), so the true
+variance is s^2 (M - 1) / x with x distributed as chi squared, and an error is Gaussian of variance
+alpha^2 s^2 (M - 1) / x + sigma^2, averaged over x; without noise that is Student's t, and with four members far from a
+Gaussian: 61 and 86 % of energies lie inside one and two sigma, not 68 and 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beadwork.errors import LabelError
+from beadwork.frame import FloatArray, IntArray
+from beadwork.potential.bundle import SPREAD, USUAL
+from beadwork.potential.potential import load
+from beadwork.train.dataset import BATCH, Example
+from beadwork.train.split import APART, blocks, split
+
+BOOTSTRAP = 1000
+NO_CALIBRATION = (
+    "alpha is 1, for nothing can be said of the spread: too few frames or blocks, one member, or labels noisier than "
+    "the errors"
+)
+#: points at which chi squared is averaged over
+NODES = 50
+#: fewer frames than this calibrate nothing
+FEWEST = 4
+#: of the frames held out, whose spread stays below what committee.toml says
+SHARES = (0.5, 0.9, USUAL, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Of one quantity on n frames, all of its values (one, or three an atom) after one another.
+
+    error: value of the committee minus the label's. noise: standard error of the label. spread: of the committee,
+    before alpha, or None with one member. frame: index of the frame of each value. freedom: degrees of freedom of the
+    spread. block: number of the block of each value, None where each frame is one. Units: eV an atom for energies,
+    eV/Å for forces.
+    """
+
+    error: FloatArray
+    noise: FloatArray
+    spread: FloatArray | None
+    frame: IntArray
+    freedom: int
+    block: IntArray | None = None
+
+    def take(self, frames: Sequence[int]) -> Errors:
+        """The same for some of the frames."""
+        at = np.isin(self.frame, frames)
+        spread = None if self.spread is None else self.spread[at]
+        block = None if self.block is None else self.block[at]
+        return Errors(self.error[at], self.noise[at], spread, self.frame[at], self.freedom, block)
+
+    @property
+    def rmse(self) -> tuple[float, float]:
+        """Root mean square error and its error bar."""
+        return _with_bar(np.sqrt(self._means(self.error**2)))
+
+    def width(self, alpha: float) -> FloatArray:
+        """Standard deviation that each error should have: spread times alpha, and the label's noise."""
+        if self.spread is None:
+            raise LabelError("one model has no spread; validate a committee of at least two members")
+        return np.sqrt((alpha * self.spread) ** 2 + self.noise**2)
+
+    def inside(self, alpha: float, sigmas: float) -> tuple[float, float]:
+        """Share of the errors within so many standard deviations, and its error bar."""
+        return _with_bar(self._means(np.abs(self.error) < sigmas * self.width(alpha)))
+
+    def expected(self, alpha: float, sigmas: float) -> float:
+        """The share of the errors that should be within so many standard deviations."""
+        from scipy.special import erf
+
+        return float(np.mean(erf(sigmas * self.width(alpha) / self._widths(alpha) / np.sqrt(2))))
+
+    def fit_alpha(self) -> float | None:
+        """The alpha of these errors; None where the labels' noise is all there is, so that nothing can be said."""
+        if self.spread is None:
+            raise LabelError("one model has no spread; validate a committee of at least two members")
+        beyond = float((self.error**2).mean() - (self.noise**2).mean())
+        return float(np.sqrt(beyond / (self.spread**2).mean())) if beyond > 0 and self.spread.any() else None
+
+    def _means(self, values: FloatArray | NDArray[np.bool_]) -> FloatArray:
+        """Mean of the values, and then its bootstrap samples over blocks; the mean alone where there is one."""
+        _, at = np.unique(self.frame if self.block is None else self.block, return_inverse=True)
+        sums, counts = np.bincount(at, weights=values), np.bincount(at)
+        draws = np.random.default_rng(0).integers(len(sums), size=(BOOTSTRAP if len(sums) > 1 else 0, len(sums)))
+        return np.concatenate(([sums.sum() / counts.sum()], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)))
+
+    def _widths(self, alpha: float) -> FloatArray:
+        """What the width of each error may truly be: (NODES, values), equally likely."""
+        from scipy.stats import chi2
+
+        x = chi2.ppf((np.arange(NODES) + 0.5) / NODES, self.freedom) / self.freedom
+        if self.spread is None:
+            raise LabelError("one model has no spread; validate a committee of at least two members")
+        widths: FloatArray = np.maximum(np.sqrt((alpha * self.spread) ** 2 / x[:, None] + self.noise**2), 1e-12)
+        return widths
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """Errors of a committee on examples: energies an atom (eV), and force components (eV/Å) of those that have forces.
+
+    baseline_energy, baseline_forces: what the baseline alone is wrong by, once the reference energies are taken away.
+    largest: the largest force spread of any atom of each frame, eV/Å before alpha, None with one member.
+    apart: steps of a simulation that blocks are apart.
+    """
+
+    examples: tuple[Example, ...]
+    energy: Errors
+    forces: Errors | None
+    baseline_energy: Errors
+    baseline_forces: Errors | None
+    largest: FloatArray | None = None
+    apart: int = APART
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Root mean square errors as a card has them: each with its error bar, of committee and of baseline."""
+        table: dict[str, Any] = {"frames": len(self.examples), "blocks": len(set(blocks(self.examples, self.apart)))}
+        for name, unit, errors in (
+            ("energy", "meV_per_atom", self.energy),
+            ("baseline_energy", "meV_per_atom", self.baseline_energy),
+            ("force", "meV_per_angstrom", self.forces),
+            ("baseline_force", "meV_per_angstrom", self.baseline_forces),
+        ):
+            if errors is not None:
+                table[f"{name}_rmse_{unit}"] = [round(1e3 * value, 4) for value in errors.rmse]
+        return table
+
+    def halves(self, errors: Errors) -> tuple[list[int], list[int]]:
+        """Frames to fit alpha on, and frames to test it on: half of the blocks of those that have such errors each,
+        and no frame of one closer than `apart` steps to the other.
+        """
+        have = np.unique(errors.frame).tolist()
+        marks = split([self.examples[i] for i in have], 0.5, 0, apart=self.apart)
+        return (
+            [i for i, test in zip(have, marks, strict=True) if test is False],
+            [i for i, test in zip(have, marks, strict=True) if test],
+        )
+
+    def compositions(self) -> dict[str, list[int]]:
+        """Frames of each composition, by its name."""
+        found: dict[str, list[int]] = {}
+        for i, example in enumerate(self.examples):
+            found.setdefault(example.composition, []).append(i)
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """alpha, from one half of the frames held out, and what it does on the other.
+
+    quantity: `forces`, or `energy` where too few labels have any. inside: share of errors within one and two standard
+    deviations, each with its error bar, before and after alpha, and what is expected of so many members.
+    """
+
+    alpha: float
+    quantity: str
+    before: tuple[tuple[float, float], tuple[float, float]]
+    after: tuple[tuple[float, float], tuple[float, float]]
+    expected: tuple[float, float]
+    frames: tuple[int, int]
+
+    def __str__(self) -> str:
+        one, two = (
+            f"{100 * b[0]:.0f}({100 * b[1]:.0f}) % before and {100 * a[0]:.0f}({100 * a[1]:.0f}) % after"
+            for b, a in zip(self.before, self.after, strict=True)
+        )
+        return (
+            f"alpha {self.alpha:.3g} from the {self.quantity} of {self.frames[0]} frames; of the errors in the other "
+            f"{self.frames[1]}, {one} lie inside one sigma ({100 * self.expected[0]:.0f} % expected), {two} inside two "
+            f"({100 * self.expected[1]:.0f} % expected)"
+        )
+
+
+def residuals(
+    examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float], apart: int = APART
+) -> Residuals:
+    """Evaluate a Δ committee on examples. reference: the committee's reference energies, eV by atomic number."""
+    potential = load(None, members, alpha=1.0)
+    atoms = np.array([len(e.frame.numbers) for e in examples])
+    energies, spreads, forces, force_spreads, largest = [], [], [], [], []
+    for start in range(0, len(examples), BATCH):
+        answer = potential.evaluate([e.frame for e in examples[start : start + BATCH]])
+        energies.append(answer.energies)
+        forces.append(answer.forces)
+        if answer.spread is not None:
+            spreads.append(answer.spread.energy)
+            force_spreads.append(answer.spread.force)
+            largest.append(answer.spread.largest)
+    label = np.array([e.energy for e in examples])
+    shift = np.array([sum(reference[int(z)] for z in e.frame.numbers) for e in examples])
+    noise = np.array([e.energy_error for e in examples]) / atoms
+    index = np.arange(len(examples))
+    block = blocks(examples, apart)
+    most = np.concatenate(largest) if largest else None
+    freedom = max(1, len(members) - 1)
+    spread = np.concatenate(spreads) / atoms if spreads else None
+    energy = Errors((np.concatenate(energies) - label) / atoms, noise, spread, index, freedom, block)
+    baseline = Errors((shift - label) / atoms, noise, None, index, freedom, block)
+    have = np.repeat([e.forces is not None for e in examples], atoms)
+    if not have.any():
+        return Residuals(tuple(examples), energy, None, baseline, None, most, apart)
+    wanted = np.concatenate([e.forces for e in examples if e.forces is not None])
+    noise = np.concatenate(
+        [
+            np.zeros_like(e.forces) if e.forces_error is None else e.forces_error
+            for e in examples
+            if e.forces is not None
+        ]
+    ).ravel()
+    where = np.repeat(np.repeat(index, atoms)[have], 3)
+    spread = np.repeat(np.concatenate(force_spreads)[have], 3) if force_spreads else None
+    return Residuals(
+        tuple(examples),
+        energy,
+        Errors((np.concatenate(forces)[have] - wanted).ravel(), noise, spread, where, 3 * freedom, block[where]),
+        baseline,
+        Errors(-wanted.ravel(), noise, None, where, 3 * freedom, block[where]),
+        most,
+        apart,
+    )
+
+
+def calibrate(found: Residuals, fit_on: Sequence[int] | None = None) -> dict[str, Calibration]:
+    """Fit alpha of the 'forces' and alpha of the 'energy', each on half of its frames, and test it on the other half.
+
+    fit_on: indices of the frames to fit on, where they are not to be chosen here; the others test. A quantity is left
+    out with one member, too few frames, or labels noisier than the errors.
+    """
+    fitted = {}
+    for quantity, errors in (("forces", found.forces), ("energy", found.energy)):
+        if errors is None or errors.spread is None:
+            continue
+        fit, test = found.halves(errors) if fit_on is None else _sides(errors, fit_on)
+        if len(fit) + len(test) < FEWEST or not fit or not test or (alpha := errors.take(fit).fit_alpha()) is None:
+            continue
+        rest = errors.take(test)
+        fitted[quantity] = Calibration(
+            alpha,
+            quantity,
+            (rest.inside(1.0, 1), rest.inside(1.0, 2)),
+            (rest.inside(alpha, 1), rest.inside(alpha, 2)),
+            (rest.expected(alpha, 1), rest.expected(alpha, 2)),
+            (len(fit), len(test)),
+        )
+    return fitted
+
+
+def _sides(errors: Errors, fit_on: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The frames that have such errors: those to fit on, and the others."""
+    have = np.unique(errors.frame)
+    chosen = np.isin(have, fit_on)
+    return have[chosen].tolist(), have[~chosen].tolist()
+
+
+def told(fitted: Mapping[str, Calibration]) -> str:
+    """What was found, for people; which alpha stands in where one could not be fitted."""
+    if not fitted:
+        return NO_CALIBRATION
+    lone = "".join(
+        f"; the {missing} can say nothing of theirs, and take that one"
+        for missing in ("forces", "energy")
+        if missing not in fitted
+    )
+    return "; ".join(map(str, fitted.values())) + lone
+
+
+def scale(found: Residuals, fitted: Mapping[str, Calibration]) -> dict[str, Any]:
+    """What committee.toml has of the spread: alpha (of forces), energy_alpha, and quantiles on the frames held out.
+
+    One that could not be fitted is the other, and 1 where neither could.
+    """
+    either = next((one.alpha for one in fitted.values()), 1.0)
+    forces, energy = (fitted[what].alpha if what in fitted else either for what in ("forces", "energy"))
+    card: dict[str, Any] = {"alpha": round(forces, 4), "energy_alpha": round(energy, 4)}
+    if (known := quantiles(found.largest, forces)) is not None:
+        card[SPREAD] = known
+    return card
+
+
+def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None:
+    """Those of the largest force spread of a frame, after alpha, as committee.toml has them under `bundle.SPREAD`.
+
+    largest: (F,) eV/Å before alpha, of frames that no member has seen. None for too few frames, or one member.
+    """
+    if largest is None or len(largest) < FEWEST:
+        return None
+    return {
+        "frames": len(largest),
+        "shares": list(SHARES),
+        "force_eV_per_angstrom": [float(f"{q:.4g}") for q in alpha * np.quantile(largest, SHARES)],
+    }
+
+
+def _with_bar(samples: FloatArray) -> tuple[float, float]:
+    """A value and its error bar, of the value and its bootstrap samples; NaN where there are none."""
+    return float(samples[0]), float(samples[1:].std()) if len(samples) > 1 else np.nan

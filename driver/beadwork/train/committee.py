@@ -1,0 +1,406 @@
+"""Training: examples in, a committee of Δ bundles out. mace_run_train does the work, one process a member.
+
+The frames held out (`dataset.split`) are kept from all members and from the choice of the best epoch (`member`).
+
+The folder: dataset.json first, then the members as they are done, committee.toml last. `training/` beside them has
+logs and checkpoints, and goes when all is done. A member's bundle appears by a rename, so it is whole or not there: the
+same call after a kill trains only those that are missing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from ase.data import chemical_symbols
+
+from beadwork.disk import write_whole
+from beadwork.errors import LabelError, ModelError
+from beadwork.label.jobs import Jobs, lost
+from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of, no_better
+from beadwork.potential.potential import load
+from beadwork.train.calibration import calibrate, residuals, scale, told
+from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
+from beadwork.train.duplicates import among
+from beadwork.train.fit_novelty import fit_bundle
+from beadwork.train.member import TRAINING, train_member, workers
+from beadwork.train.settings import TrainSettings
+from beadwork.train.split import APART, blocks, split
+
+#: energies of isolated atoms, in the plan of a baseline that was told them
+GIVEN = "energies_of_atoms"
+#: eV; energies of an atom that are closer are the same
+SAME_ENERGY = 1e-4
+#: of a member whose worker dies
+ATTEMPTS = 2
+
+
+def train_committee(
+    examples: Sequence[Example],
+    baseline: Path,
+    out: Path,
+    settings: TrainSettings | None = None,
+    previous: Path | None = None,
+    progress: Callable[[str], None] = lambda sentence: None,
+    command: str = "beadwork.train.committee.train_committee",
+) -> list[Path]:
+    """Train a Δ committee and return its bundles, `out`/delta-0, delta-1, …
+
+    previous: a committee of an earlier generation, from whose weights each member goes on; its frames held out stay
+    held out. progress: is told a sentence now and then. command: for the cards. Members that `out` has already, of the
+    same data and settings, are kept. Raises LabelError for examples that do not go together or not to the
+    baseline, ModelError for an `out` with something else in it, a previous committee that does not fit, or a training
+    that failed.
+    """
+    settings = settings or TrainSettings()
+    name = load_card(baseline).hash
+    members = [f"delta-{m}" for m in range(settings.members)]
+    dataset = _framewise(out, [out / member for member in members], examples) or _dataset(examples, settings, previous)
+    progress(_counted(out, examples, dataset, settings))
+    if atoms := [e for e in examples if e.isolated]:
+        progress(
+            f"{len(atoms)} isolated atoms ({_symbols(atoms)}) are set aside, neither learned from nor tested: a Δ's "
+            "reference energies are fitted to the other frames"
+        )
+    if dataset.baseline != name:
+        raise LabelError(f"the examples are differences to the model {dataset.baseline}, but {baseline} is {name}")
+    start = [] if previous is None else members_of([previous])
+    plan = _plan(dataset, settings, start)
+    _open(out, dataset)
+    about = {"trained_on": "DELTA_energy, DELTA_forces", "baseline": name, "command": command}
+    missing = [m for m, member in enumerate(members) if not _finished(out / member, dataset, plan)]
+    if len(missing) < len(members):
+        progress(f"{len(members) - len(missing)} of {len(members)} members of {out} are there already")
+    if missing:  # or a job of Slurm would be asked for to do nothing
+        _train(missing, out, settings, plan, start, about, progress)
+    shutil.rmtree(out / TRAINING, ignore_errors=True)
+    paths = [out / member for member in members]
+    _remember(dataset, paths, settings.apart, progress)
+    spread, measured = held_out(dataset, paths)
+    card = {
+        **spread,
+        "members": members,
+        "weights": [1.0] * len(members),
+        "method": dataset.method,
+        "dataset": dataset.hash,
+        **about,
+        "held_out": measured,
+    }
+    write_whole(out / COMMITTEE, tomli_w.dumps(card))
+    progress(f"{out}: {measured}")
+    if said := no_better(measured):
+        progress(f"{out}: {said}")
+    return paths
+
+
+def _train(
+    missing: Sequence[int],
+    out: Path,
+    settings: TrainSettings,
+    plan: Mapping[str, Any],
+    start: Sequence[Path],
+    about: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> None:
+    """Train these members, at the same time where there is room."""
+    jobs = settings.jobs
+    if jobs is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = Jobs(workers=max(1, min(len(missing), cores // settings.threads)))
+        if not jobs.here and find_spec("parsl") is None:
+            progress("members are trained one after the other; at the same time with pip install 'beadwork[learn]'")
+            jobs = Jobs()
+    (out / TRAINING).mkdir(exist_ok=True)
+    losses = Counter[int]()
+    items = deque(missing)
+    paths = [bundle.absolute() for bundle in start]  # a worker may be elsewhere
+    with workers(jobs, out / TRAINING) as pool:
+        for m, future in pool.each(train_member, items, out.absolute(), settings, plan, paths, about):
+            losses[m] += lost(future.exception())
+            if not lost(future.exception()):
+                progress(future.result())
+            elif losses[m] < ATTEMPTS:
+                items.append(m)
+            else:
+                raise ModelError(
+                    f"the worker that trained {out / f'delta-{m}'} died {ATTEMPTS} times: killed, out of memory, "
+                    "or its node went; give it more memory or time, and the command again"
+                )
+
+
+def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the card has of the spread (`residual.scale`), and of the errors on the frames held out; with none, the
+    reason.
+
+    A model of the labels themselves has neither alpha nor a baseline, so its card has only its own errors.
+    """
+    whole = dataset.baseline is None
+    if not dataset.testing:
+        if whole:
+            return {}, {"frames": 0}
+        return {"alpha": 1.0}, {"frames": 0, "alpha": "1, for want of frames held out"}
+    found = residuals(dataset.testing, members, references(members[0]), apart_of(members[0]))
+    measured = found.measured
+    if whole:
+        return {}, {key: value for key, value in measured.items() if not key.startswith("baseline")}
+    fitted = calibrate(found)
+    measured["alpha"] = told(fitted)
+    return scale(found, fitted), measured
+
+
+def references(bundle: Path) -> dict[int, float]:
+    """The reference energies (eV by atomic number) in the card of a bundle that was trained here."""
+    plan = load_card(bundle).about.get("plan", {})
+    if "reference_energies" not in plan:
+        raise ModelError(f"{bundle} was not trained by beadwork: its card has no reference energies")
+    return {int(z): float(energy) for z, energy in plan["reference_energies"].items()}
+
+
+def apart_of(bundle: Path) -> int:
+    """Steps between what was learned from and what was held out, by a bundle's card; the default where it says none."""
+    return int(_settings_of(bundle).get("apart", APART))
+
+
+def train_model(
+    examples: Sequence[Example],
+    out: Path,
+    settings: TrainSettings,
+    energies_of_atoms: Mapping[int, float] | None = None,
+    progress: Callable[[str], None] = lambda sentence: None,
+    command: str = "beadwork.train.committee.train_model",
+    previous: Path | None = None,
+) -> Path:
+    """Train one model on the labels themselves (examples made with baseline None): a baseline.
+
+    energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; where not given, those of the
+    isolated atoms among the examples if they are of all elements, and fitted else.
+    previous: a bundle that was trained here, from whose weights to go on; its frames held out stay held out.
+    Returns the bundle `out`, which holds dataset.json too. Otherwise as `train_committee`.
+    """
+    dataset = _framewise(out, [out], examples) or _dataset(examples, settings, previous)
+    if dataset.baseline is not None:
+        raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
+    progress(_counted(out, examples, dataset, settings))
+    if energies_of_atoms is None and (atoms := [e for e in examples if e.isolated]):
+        energies_of_atoms = _energies_of(atoms)
+        lacking = set().union(*(e.frame.numbers.tolist() for e in dataset.examples)) - set(energies_of_atoms)
+        used = "their energies are the reference energies"
+        if lacking:
+            energies_of_atoms = None
+            used = f"{', '.join(chemical_symbols[z] for z in sorted(lacking))} is not there: references are fitted"
+        progress(f"{len(atoms)} isolated atoms ({_symbols(atoms)}), neither learned from nor tested: {used}")
+    start = [] if previous is None else [previous]
+    plan = _plan(dataset, settings, start, energies_of_atoms)
+    work = out.with_name(f"{out.name}.parts")
+    if _finished(out, dataset, plan):
+        shutil.rmtree(work, ignore_errors=True)
+        return out
+    _open(work, dataset)
+    if not _finished(work / out.name, dataset, plan):
+        about = {"trained_on": "REF_energy, REF_forces", "command": command}
+        progress(train_member(0, work, settings, plan, start, about, out.name))
+    _remember(dataset, [work / out.name], settings.apart, progress)
+    _, measured = held_out(dataset, [work / out.name])
+    amend_card(work / out.name, held_out=measured)
+    progress(f"{out}: {measured}")
+    dataset.write(work / out.name)
+    os.replace(work / out.name, out)
+    shutil.rmtree(work)
+    return out
+
+
+def _remember(dataset: Dataset, bundles: Sequence[Path], apart: int, progress: Callable[[str], None]) -> None:
+    """Let each bundle that does not know it yet know what it was trained on, and those before it."""
+    known = [met for met in dataset.past if not met.held_out]
+    block = blocks(known, apart).tolist()
+    for bundle in bundles:
+        if load_card(bundle).novelty is None:
+            try:
+                fit_bundle(bundle, [met.frame for met in known], block, progress)
+            except ModelError as error:  # the model is as good as before
+                progress(f"{bundle}: it will not know what is new to it: {error}")
+
+
+def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Path | None) -> Dataset:
+    """The examples but for isolated atoms, and what is held out of them."""
+    examples = [e for e in examples if not e.isolated]
+    before = [] if previous is None else Dataset.read(previous).past
+    again = among([met.frame for met in before], [e.frame for e in examples])
+    marks = split(examples, settings.held_out, settings.seed, before, settings.apart)
+    chosen = [(e, mark) for e, mark in zip(examples, marks, strict=True) if mark is not None]
+    return Dataset(
+        tuple(e for e, _ in chosen),
+        tuple(mark for _, mark in chosen),
+        tuple(met for met, here in zip(before, again, strict=True) if not here),
+    )
+
+
+def _framewise(out: Path, bundles: Sequence[Path], examples: Sequence[Example]) -> Dataset | None:
+    """The dataset that is in `out`, where it was split before there was `apart` and has these examples; else None.
+
+    The split of today is another one, and what these bundles learned from does not change.
+    """
+    if not (out / DATASET).exists() or all("apart" in _settings_of(bundle) for bundle in bundles if bundle.exists()):
+        return None
+    then = Dataset.read(out)
+    marks = {e.hash: mark for e, mark in zip(then.examples, then.held_out, strict=True)}
+    now = [e for e in examples if not e.isolated]
+    if {e.hash for e in now} != set(marks):
+        return None
+    return Dataset(tuple(now), tuple(marks[e.hash] for e in now), then.before)
+
+
+def _settings_of(bundle: Path) -> Mapping[str, Any]:
+    """The settings that its card says it was trained with."""
+    settings: Mapping[str, Any] = load_card(bundle).about.get("plan", {}).get("settings", {})
+    return settings
+
+
+def _counted(out: Path, examples: Sequence[Example], dataset: Dataset, settings: TrainSettings) -> str:
+    """What there is to learn from, and how it was split."""
+    count, testing = len(dataset.examples), dataset.testing
+    forces = sum(e.forces is not None for e in dataset.examples)
+    lost = sum(not e.isolated for e in examples) - count
+    alone = sum(e.simulation is None for e in dataset.examples)
+    simulations = {e.simulation for e in dataset.examples} - {None}
+    undated = sum(met.step is None and met.simulation in simulations for met in dataset.before)
+    return (
+        f"{out}: {count} labels, {forces} with forces and {count - forces} with energies alone; "
+        + (
+            f"{len(testing)} are held out in {len(set(blocks(testing, settings.apart)))} blocks"
+            if testing or not settings.held_out
+            else f"none is held out, for no block of frames {settings.apart} steps apart is small enough: errors and "
+            "alpha cannot be measured (a smaller `apart`, or labels of more simulations)"
+        )
+        + (f"; {lost} closer than {settings.apart} steps to one of those are left out" if lost else "")
+        + (f"; {alone} of no known simulation are blocks by themselves" if alone else "")
+        + (
+            f"; {undated} frames of these simulations that the committee before has met have no step, and new ones may "
+            "be near to them (give their labels too)"
+            if undated
+            else ""
+        )
+    )
+
+
+def _energies_of(atoms: Sequence[Example]) -> dict[int, float]:
+    """Energy (eV) by atomic number. Raises LabelError where two of one element differ."""
+    found: dict[int, Example] = {}
+    for e in atoms:
+        first = found.setdefault(int(e.frame.numbers[0]), e)
+        if abs(first.energy - e.energy) > SAME_ENERGY:
+            raise LabelError(
+                f"the isolated atom in {first.place} has {first.energy:.4f} eV, the one in {e.place} {e.energy:.4f}: "
+                "one element has one reference energy; take one of them out"
+            )
+    return {z: e.energy for z, e in found.items()}
+
+
+def _symbols(atoms: Sequence[Example]) -> str:
+    return ", ".join(chemical_symbols[z] for z in sorted({int(e.frame.numbers[0]) for e in atoms}))
+
+
+def _plan(
+    dataset: Dataset, settings: TrainSettings, start: Sequence[Path], atoms: Mapping[int, float] | None = None
+) -> dict[str, Any]:
+    """What all members share, as it stands in their cards: settings, reference energies, scale, start models."""
+    training = dataset.training
+    if len(training) < 2:
+        raise LabelError(f"{len(training)} frames to train on, of {len(dataset.examples)}; label more")
+    elements = sorted({int(z) for e in dataset.examples for z in e.frame.numbers})
+    energies = np.array([e.energy for e in training])
+    old = dict.fromkeys(elements, 0.0)
+    if start:
+        old = _old_energies(start, elements, settings)
+        # the weights stay, so the reference energies take up what the old committee leaves
+        energies = energies - load(None, start).evaluate([e.frame for e in training]).energies
+    if atoms is None:
+        fitted, undetermined = reference_energies(training, energies, settings.energy_floor)
+        reference = {z: old[z] + fitted[z] for z in elements}
+    else:
+        if lacking := set(elements) - set(atoms):
+            raise LabelError(
+                f"the energies of isolated atoms lack {sorted(lacking)} (atomic numbers); compute them too"
+            )
+        reference, undetermined = {z: atoms[z] for z in elements}, ""
+    return {
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ("threads", "jobs")},
+        "reference_energies": {str(z): e for z, e in reference.items()},
+        "reference_energies_undetermined": undetermined,
+        **_scale(training, reference),
+        "start": [load_card(p).hash for p in start],
+        **({} if atoms is None else {GIVEN: {str(z): float(atoms[z]) for z in elements}}),
+    }
+
+
+def _scale(training: Sequence[Example], reference: Mapping[int, float]) -> dict[str, float]:
+    """Mean (eV) of the energy an atom above the reference, and root mean square force component (eV/Å).
+
+    Computed here because mace would count frames without forces as frames without force.
+    """
+    rest = np.array(
+        [(e.energy - sum(reference[int(z)] for z in e.frame.numbers)) / len(e.frame.numbers) for e in training]
+    )
+    forces = [e.forces for e in training if e.forces is not None]
+    # of energies alone: their spread over one Å
+    scale = float(np.sqrt((np.concatenate(forces) ** 2).mean()) if forces else rest.std())
+    return {"mean": float(rest.mean()), "std": scale if scale > 1e-6 else 1.0}
+
+
+def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: TrainSettings) -> dict[int, float]:
+    """Check that the old members can be gone on with, and return the mean of their reference energies (eV)."""
+    totals = dict.fromkeys(elements, 0.0)
+    for path in start:
+        card, then = check(path), _settings_of(path)
+        if list(card.elements) != list(elements):
+            raise ModelError(
+                f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}; its weights cannot "
+                "be used: train without --from"
+            )
+        for key in ("hidden_irreps", "r_max", "pair_repulsion"):
+            if then.get(key) != getattr(settings, key):
+                raise ModelError(
+                    f"{path} has {key} {then.get(key)!r}, the settings say {getattr(settings, key)!r}; keep it, or "
+                    "train without --from"
+                )
+        for z in elements:
+            totals[z] += references(path)[z] / len(start)
+    return totals
+
+
+def _open(out: Path, dataset: Dataset) -> None:
+    """Make the committee's folder, or find that it is the same committee's already."""
+    if (out / DATASET).exists():
+        if Dataset.read(out).hash != dataset.hash:
+            raise ModelError(f"{out} holds a committee that learned from other labels; choose another folder")
+        return
+    # frames alone, or parts of files, are what a call leaves that was killed at this very point
+    if out.exists() and (
+        not out.is_dir() or any(file.name != FRAMES and not file.name.endswith(".part") for file in out.iterdir())
+    ):
+        raise ModelError(f"{out} exists and is no committee's folder; choose another one or remove it")
+    dataset.write(out)
+
+
+def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
+    """Whether this member is there, whole, and of this dataset and plan. Raises ModelError for one of another plan."""
+    if not bundle.exists():
+        return False
+    about = check(bundle).about
+    then = about.get("plan", {})
+    # one of before there was `apart` says none
+    then = then | {"settings": {"apart": plan["settings"]["apart"]} | then.get("settings", {})}
+    # the rest of the plan follows from these, but for rounding
+    if about.get("dataset") != dataset.hash or any(then.get(k) != plan.get(k) for k in ("settings", "start", GIVEN)):
+        raise ModelError(
+            f"{bundle} was trained with other labels or settings; choose another folder, or remove this one"
+        )
+    return True

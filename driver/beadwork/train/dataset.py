@@ -1,0 +1,446 @@
+"""Labels in, differences out: Δ = label - baseline, on the structure that was computed, with errors and origin.
+
+A dataset is what one committee learned from. Its file, dataset.json, lies beside the members and holds every frame
+with its label, code, input and simulation; each member's card names it by its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.disk import whole, write_whole
+from beadwork.errors import GeometryError, LabelError, ModelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.harvest.listing import put
+from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.label.codes.basis import check_stored
+from beadwork.label.codes.command import ENERGIES, LENGTHS
+from beadwork.label.label import Label, as_json, computed, frame_of, plain, structure
+from beadwork.potential.bundle import load_card
+from beadwork.potential.graph import CLOSEST, build
+from beadwork.potential.potential import load
+
+DATASET = "dataset.json"
+FRAMES = "frames.extxyz"
+FORMAT = 1
+#: frames evaluated at once
+BATCH = 256
+#: how names of files with labels end; every other source is a queue
+FILES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
+#: cosine between forces of labels and baseline from which on they are the same but for their size
+ALONG = 0.9
+#: how far (in logarithms) their sizes may be from a ratio of units
+SAME_SIZE = 0.1
+#: Å; an atom without another within is an isolated one
+ALONE = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A structure that a committee has met, and whether it was held out. simulation, step: as of an `Example`."""
+
+    frame: Frame
+    held_out: bool
+    simulation: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A structure, its label, and what is to be learned from it.
+
+    frame: the structure that was computed. energy: eV, forces: (N, 3) eV/Å or None: label minus baseline, or the label
+    itself where `baseline` is None. baseline: hash of the baseline's model. source: name of the queue or file it came
+    from. row: in that queue, or the number of the frame in that file. simulation: hash of the simulation's file, None
+    where unknown. step: of that simulation, None where unknown.
+    """
+
+    frame: Frame
+    label: Label
+    energy: float
+    forces: FloatArray | None
+    source: str
+    row: int
+    simulation: str | None = None
+    baseline: str | None = None
+    step: int | None = None
+
+    @property
+    def charge(self) -> int:
+        """e."""
+        return self.label.charge
+
+    @property
+    def energy_error(self) -> float:
+        """Standard error in eV; the baseline has none."""
+        return self.label.energy_error
+
+    @property
+    def forces_error(self) -> FloatArray | None:
+        """Standard errors (N, 3) in eV/Å, None where there are none."""
+        return self.label.forces_error
+
+    def met(self, held_out: bool) -> Met:
+        """What later generations know of it."""
+        return Met(self.frame, held_out, self.simulation, self.step)
+
+    @property
+    def hash(self) -> str:
+        """`sha256:` and the hash of structure and label together."""
+        frame = self.frame
+        digest = hashlib.sha256(f"{self.label.hash} {list(map(bool, frame.pbc))}".encode())
+        for values, kind in ((frame.numbers, "<i8"), (frame.positions, "<f8"), (frame.cell, "<f8")):
+            digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def place(self) -> str:
+        """Where it came from, for a person: `frame 3 of labels.extxyz`, `row 3 of queue.db`."""
+        return f"{'frame' if self.source.lower().endswith(FILES) else 'row'} {self.row} of {self.source}"
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it is an isolated atom: its energy is a reference energy, there is nothing else to learn from it."""
+        frame = self.frame
+        if len(frame.numbers) != 1:
+            return False
+        shifts = np.array(list(product(*((-1, 0, 1) if periodic else (0,) for periodic in frame.pbc))))
+        images = np.linalg.norm(shifts[shifts.any(axis=1)] @ frame.cell, axis=1)
+        return bool(images.min(initial=np.inf) > ALONE)
+
+    @property
+    def composition(self) -> str:
+        """Formula and charge, e.g. `H3O +1`."""
+        return _signed(str(self.frame.to_atoms().symbols.get_chemical_formula()), self.charge)
+
+    @property
+    def solute(self) -> str:
+        """What is left when all water is taken away, e.g. `H +1` for a protonated cluster, `water` where nothing is."""
+        kinds, counts = np.unique(self.frame.numbers, return_counts=True)
+        left = dict(zip(kinds.tolist(), counts.tolist(), strict=True))
+        waters = min(left.get(8, 0), (left.get(1, 0) + 1) // 2)  # OH- is a water that lacks a hydrogen
+        left[8] = left.get(8, 0) - waters
+        left[1] = left.get(1, 0) - 2 * waters
+        import ase
+
+        name = "".join(f"{ase.Atom(z).symbol}{n if n != 1 else ''}" for z, n in sorted(left.items()) if n)
+        return _signed(name or "water", self.charge)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples of one method against one baseline, and which of them are held out from training.
+
+    before: structures that are none of these, but of the committees from whose weights this one went on. Raises
+    LabelError for no examples, more than one method or baseline, one label twice, or two charges or spins of one
+    composition, which no MACE model can tell apart.
+    """
+
+    examples: tuple[Example, ...]
+    held_out: tuple[bool, ...]
+    before: tuple[Met, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self.examples)
+        if len(self.held_out) != len(self.examples):
+            raise LabelError(f"{len(self.held_out)} marks of what is held out do not fit {len(self.examples)} examples")
+
+    @property
+    def method(self) -> str:
+        """Level of theory of all labels."""
+        return self.examples[0].label.method
+
+    @property
+    def baseline(self) -> str | None:
+        """Hash of the baseline's model; None where the labels themselves are learned."""
+        return self.examples[0].baseline
+
+    @property
+    def hash(self) -> str:
+        """`sha256:` and the hash of the baseline, all labels and which are held out, in whatever order."""
+        lines = sorted(f"{e.hash} {out}" for e, out in zip(self.examples, self.held_out, strict=True))
+        lines += sorted(_hash(as_json([structure(met.frame), met.held_out])) for met in self.before)
+        return _hash("\n".join([str(self.baseline), *lines]))
+
+    @property
+    def training(self) -> list[Example]:
+        """Those that may be learned from."""
+        return [e for e, out in zip(self.examples, self.held_out, strict=True) if not out]
+
+    @property
+    def testing(self) -> list[Example]:
+        """Those that are held out."""
+        return [e for e, out in zip(self.examples, self.held_out, strict=True) if out]
+
+    @property
+    def past(self) -> list[Met]:
+        """Every structure that these models or those before them have met."""
+        now = (e.met(out) for e, out in zip(self.examples, self.held_out, strict=True))
+        return [*self.before, *now]
+
+    @property
+    def learned(self) -> list[Frame]:
+        """Every structure that these models or those before them have learned from."""
+        return [met.frame for met in self.past if not met.held_out]
+
+    def write(self, folder: Path) -> None:
+        """Write dataset.json, exact, and frames.extxyz, the same for other programs, into a folder."""
+        inputs = {_hash(e.label.input): e.label.input for e in self.examples}
+        data = {
+            "format": FORMAT,
+            "hash": self.hash,
+            "method": self.method,
+            "baseline": self.baseline,
+            "units": {"energy": "eV", "length": "angstrom"},
+            "inputs": inputs,
+            "frames": [_to_json(e) | {"held_out": h} for e, h in zip(self.examples, self.held_out, strict=True)],
+            "before": [
+                structure(met.frame) | {"held_out": met.held_out, "simulation": met.simulation, "step": met.step}
+                for met in self.before
+            ],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        import ase.io
+
+        atoms = [to_atoms(e) for e in self.examples]
+        for one, out in zip(atoms, self.held_out, strict=True):
+            one.info["held_out"] = out
+        with whole(folder / FRAMES) as file:
+            ase.io.write(file, atoms, format="extxyz")
+        # last, because it says that all is there
+        write_whole(folder / DATASET, json.dumps(data, separators=(",", ":"), default=plain))
+
+    @classmethod
+    def read(cls, folder: Path) -> Dataset:
+        """Read the dataset of a committee's folder. Raises LabelError where it is missing, damaged or changed."""
+        file = folder / DATASET
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise LabelError(f"{file} has format {data['format']!r}, this beadwork reads {FORMAT}; train again")
+            examples = tuple(_from_json(f, data) for f in data["frames"])
+            held_out = tuple(bool(f["held_out"]) for f in data["frames"])
+            before = tuple(
+                Met(frame_of(f), bool(f["held_out"]), f.get("simulation"), f.get("step"))
+                for f in data.get("before", ())
+            )
+            said = str(data["hash"])
+        except FileNotFoundError as error:
+            raise LabelError(f"{file} is missing: {folder} was not made by beadwork train") from error
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise LabelError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again") from error
+        dataset = cls(examples, held_out, before)
+        if dataset.hash != said:
+            raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, it says {said})")
+        return dataset
+
+
+def from_queue(
+    queue: Queue | str | os.PathLike[str], baseline: Path | None, method: str | None = None
+) -> list[Example]:
+    """Make examples of all labelled rows of a queue, oldest first.
+
+    method: take only labels of this method. Raises LabelError for what is no label or does not fit its frame, and
+    where labels of several methods would mix.
+    """
+    queue = queue if isinstance(queue, Queue) else Queue(queue)
+    found = []
+    for row in queue.rows(status=LABELLED):
+        frame, label = computed(row)
+        if method in (None, label.method):
+            kept = row.kept
+            # what the user brought comes from a file of frames, which has the place of the simulation's
+            ours = kept.simulation if kept.models or kept.step is not None else None
+            found.append(Example(frame, label, 0.0, None, Path(queue.name).name, row.id, ours, step=kept.step))
+    return difference(found, baseline, f"the queue {queue.name}")
+
+
+def difference(labelled: Sequence[Example], baseline: Path | None, where: str = "the labels") -> list[Example]:
+    """Fill in energy and forces: label minus baseline, evaluated by the engine that will serve it.
+
+    baseline: a bundle, or None to learn the labels themselves. Raises LabelError as `check` does and for structures
+    that no model can answer for, ModelError for a baseline that does not know an element.
+    """
+    check(labelled, where)
+    for start in range(0, len(labelled), BATCH):
+        _check_structures(labelled[start : start + BATCH])
+    if baseline is None:
+        return [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None) for e in labelled]
+    potential = load(baseline)
+    for e in labelled:
+        try:
+            potential.check_species(np.unique(e.frame.numbers))
+        except ModelError as error:
+            raise ModelError(f"{e.place}: {error}") from error
+    # an atom alone would let any engine pass
+    potential.settle(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
+    name = load_card(baseline).hash
+    examples = []
+    pairs = []
+    for start in range(0, len(labelled), BATCH):
+        batch = labelled[start : start + BATCH]
+        answer = potential.evaluate([e.frame for e in batch])
+        for e, energy, a, b in zip(batch, answer.energies, answer.ptr[:-1], answer.ptr[1:], strict=True):
+            forces = None
+            if e.label.forces is not None:
+                forces = e.label.forces - answer.forces[a:b]
+                pairs.append((e.label.forces, answer.forces[a:b]))
+            examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name))
+    if pairs:
+        _check_unit(np.concatenate([label for label, _ in pairs]), np.concatenate([own for _, own in pairs]), where)
+    return examples
+
+
+def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
+    """Refuse forces that are the baseline's but for a unit or the sign: they are no eV/Å, whatever was said."""
+    size = float(np.linalg.norm(label)) * float(np.linalg.norm(baseline))
+    along = float((label * baseline).sum()) / max(size, 1e-12)
+    times = float(np.linalg.norm(label)) / max(float(np.linalg.norm(baseline)), 1e-12)
+    if abs(along) < ALONG:
+        return
+    units = {f"{e}/{x}": LENGTHS[x] / ENERGIES[e] for e in ENERGIES for x in LENGTHS}
+    near = min(units, key=lambda unit: abs(np.log(times / units[unit])))
+    if along > 0 and (near == "ev/angstrom" or abs(np.log(times / units[near])) > SAME_SIZE):
+        return
+    raise LabelError(
+        f"{where}: the labels' forces are {np.copysign(times, along):.3g} times the baseline's, as "
+        + ("gradients" if along < 0 else f"forces in {near}")
+        + " would be; give forces in eV/Å"
+    )
+
+
+def _check_structures(examples: Sequence[Example]) -> None:
+    try:
+        build([e.frame for e in examples], CLOSEST)
+    except GeometryError as error:
+        if len(examples) == 1:
+            raise LabelError(f"{examples[0].place}: {error.fact}; mend it, or take it out") from error
+        for e in examples:
+            _check_structures([e])
+
+
+def check(examples: Sequence[Example], where: str = "the dataset") -> None:
+    """Refuse what must not be learned together.
+
+    Raises LabelError for no examples, more than one method or baseline, one label twice, forces that do not fit their
+    frame, two charges or spins of one composition, and labels that lack their basis's pseudopotential.
+    """
+    if not examples:
+        raise LabelError(f"{where}: no labels; label frames first (beadwork label)")
+    for what, names in (
+        ("methods", {e.label.method for e in examples}),
+        ("baselines", {str(e.baseline) for e in examples}),
+    ):
+        if len(names) > 1:
+            listed = "; ".join(sorted(names))
+            raise LabelError(
+                f"{where}: labels of {len(names)} {what} ({listed}); choose one (--method), they never mix"
+            )
+    states: dict[str, tuple[int, int]] = {}
+    seen: set[str] = set()
+    for e in examples:
+        formula = str(e.frame.to_atoms().symbols.get_chemical_formula())
+        state = (e.label.charge, e.label.spin)
+        if states.setdefault(formula, state) != state:
+            raise LabelError(
+                f"{where}: {formula} was labelled with charge and spin {states[formula]} and with {state}; a "
+                "MACE model sees neither, so learn only one of them"
+            )
+        if e.label.forces is not None and len(e.label.forces) != len(e.frame.numbers):
+            raise LabelError(
+                f"{where}: the label of {e.place} has forces of {len(e.label.forces)} atoms, its frame has "
+                f"{len(e.frame.numbers)}; the structure that was computed must come with the label"
+            )
+        if e.hash in seen:
+            raise LabelError(f"{where}: the label of {e.place} is there twice; give each label once")
+        seen.add(e.hash)
+        check_stored(e.label.code, e.label.input, e.frame.numbers, f"{where}: {e.place}")
+
+
+def reference_energies(examples: Sequence[Example], energies: FloatArray, floor: float) -> tuple[dict[int, float], str]:
+    """Energies of single atoms (eV by atomic number) that explain most of `energies` (eV), and what stays open.
+
+    Least squares over the compositions, each frame weighted by 1 / (error an atom squared + floor squared), floor in eV
+    an atom. Where the compositions do not tell two elements apart the smallest solution is taken, and the
+    sentence says so.
+    """
+    elements = sorted({int(z) for e in examples for z in e.frame.numbers})
+    counts = np.array([[(e.frame.numbers == z).sum() for z in elements] for e in examples], dtype=np.float64)
+    atoms = counts.sum(axis=1)
+    errors = np.array([e.energy_error for e in examples])
+    root = 1 / np.sqrt((errors / atoms) ** 2 + floor**2) / atoms
+    solution, _, rank, _ = np.linalg.lstsq(counts * root[:, None], energies * root, rcond=1e-10)
+    open_ = (
+        ""
+        if rank == len(elements)
+        else (
+            f"{len(elements)} elements in compositions of rank {rank}: only sums over these compositions are determined"
+        )
+    )
+    return dict(zip(elements, solution.tolist(), strict=True)), open_
+
+
+def to_atoms(example: Example) -> Any:
+    """An `ase.Atoms` with the label as REF_* and what is to be learned as DELTA_* (eV, eV/Å)."""
+    atoms = example.frame.to_atoms()
+    put(example.label.to_dict(), atoms)
+    atoms.info.update(DELTA_energy=example.energy, label=example.label.hash, source=example.source, row=example.row)
+    if example.simulation:
+        atoms.info["simulation"] = example.simulation
+    if example.step is not None:
+        atoms.info["step"] = example.step
+    if example.forces is not None:
+        atoms.arrays["DELTA_forces"] = example.forces
+    return atoms
+
+
+def _to_json(e: Example) -> dict[str, Any]:
+    return structure(e.frame) | {
+        "label": e.label.to_dict() | {"input": _hash(e.label.input)},
+        "hash": e.hash,
+        "energy": e.energy,
+        "forces": e.forces,
+        "source": e.source,
+        "row": e.row,
+        "simulation": e.simulation,
+        "step": e.step,
+    }
+
+
+def _from_json(stored: Mapping[str, Any], data: Mapping[str, Any]) -> Example:
+    label = dict(stored["label"])
+    label["input"] = data["inputs"][label["input"]]
+    for name in ("forces", "forces_error"):
+        label[name] = _array(label[name])
+    return Example(
+        frame_of(stored),
+        Label.from_dict(label),
+        float(stored["energy"]),
+        _array(stored["forces"]),
+        stored["source"],
+        int(stored["row"]),
+        stored["simulation"],
+        data["baseline"],
+        stored.get("step"),
+    )
+
+
+def _array(values: Any) -> FloatArray | None:
+    return None if values is None else np.array(values, dtype=np.float64)
+
+
+def _signed(name: str, charge: int) -> str:
+    return f"{name} {charge:+d}" if charge else name
+
+
+def _hash(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

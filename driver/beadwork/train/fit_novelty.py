@@ -1,0 +1,277 @@
+"""Fitting a bundle's training set: what `potential.novelty` holds new atoms against.
+
+Of each element a Gaussian mixture is fitted to the model's features. How many components it has is decided by the
+likelihood of atoms in blocks of frames that were left out, and its edge by the distances of atoms whose own block was
+left out, so neither flatters itself with neighbours in time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+
+from beadwork.errors import LabelError, ModelError
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.label.choose import features
+from beadwork.potential.bundle import NOVELTY, Card, amend_card, check, load_card, members_of
+from beadwork.potential.graph import build
+from beadwork.potential.novelty import NEW, Mixture, TrainingSet, nearest
+from beadwork.train.dataset import DATASET, Dataset, Met
+from beadwork.train.duplicates import frames_hash
+from beadwork.train.split import APART, blocks
+
+#: numbers of components that are tried, as long as each has so many atoms a feature
+COMPONENTS = (1, 2, 4, 8)
+ATOMS_A_FEATURE = 8
+#: by how much the logarithm of the likelihood of an atom left out must grow, in the mean, for more components
+WORTH = 0.1
+#: parts into which the blocks are put: each is left out once
+FOLDS = 4
+#: atoms of an element that a mixture is fitted to, at most: enough for its shape, and seconds of work
+MOST = 6_000
+#: atoms of an element that a mixture is fitted to, at least; of fewer only the contacts are known
+FEWEST = 10
+#: a part is like no other when its edge is so many times the next largest
+ODD = 1.5
+#: the part of the training atoms that lie beyond the edge
+BEYOND = 1e-4
+#: added to the variances of a component's whitened features, so that none becomes a needle
+FLOOR = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A training set, and for the card how it does on atoms whose block was left out.
+
+    components: by atomic number. new: by atomic number, the part of those atoms that would be called new; NaN where all
+    atoms of an element are in one block. frames_new: the part of frames with such an atom.
+    """
+
+    training_set: TrainingSet
+    components: dict[int, int]
+    new: dict[int, float]
+    frames_new: float
+
+
+def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cutoff: float, seed: int = 0) -> Fitted:
+    """Fit the training set of one model.
+
+    block: a number for each frame; frames that know each other (of one stretch of one simulation) share it.
+    vectors: (A, F), the model's features of all atoms, frame by frame. cutoff: Å, the model's. Raises ModelError for
+    frames of one block, and where no element has FEWEST atoms.
+    """
+    if len(set(block)) < 2:
+        raise ModelError(
+            f"{len(frames)} frames of one block do not say what a model was trained on; give frames of two simulations "
+            "at least, or of two stretches of one"
+        )
+    numbers = np.concatenate([frame.numbers for frame in frames])
+    owner = np.repeat(np.arange(len(frames)), [len(frame.numbers) for frame in frames])
+    blocks_of_atoms = np.asarray(block)[owner]
+    elements = tuple(int(z) for z in np.unique(numbers))
+    mixtures: dict[int, Mixture] = {}
+    components: dict[int, int] = {}
+    left_out = np.full(len(numbers), np.nan)
+    for z in elements:
+        mine = np.flatnonzero(numbers == z)
+        if len(mine) >= FEWEST:
+            fold = _folds(blocks_of_atoms[mine], seed)  # of this element, which may be in few of the blocks
+            mixtures[z], components[z], left_out[mine] = _fit_element(vectors[mine], fold, seed)
+    if not mixtures:
+        raise ModelError(f"the frames have less than {FEWEST} atoms of each element, too few to say what is known")
+    contacts = _contacts(frames, elements, cutoff)
+    training_set = TrainingSet(
+        elements,
+        mixtures,
+        contacts,
+        cutoff,
+        frames_hash(frames),
+        {z: int((numbers == z).sum()) for z in elements},
+    )
+    new = left_out > NEW
+    return Fitted(
+        training_set,
+        components,
+        {z: float(new[numbers == z].mean()) if np.isfinite(left_out[numbers == z]).all() else np.nan for z in mixtures},
+        float(np.mean([new[owner == k].any() for k in range(len(frames))])),
+    )
+
+
+def read_frames(files: Sequence[Path]) -> tuple[list[Frame], list[int]]:
+    """Frames of anything that ASE reads, and their blocks (`split.blocks`): by `simulation` and `step` in their info.
+
+    Raises ModelError for a file that cannot be read.
+    """
+    import ase.io
+
+    met = []
+    for file in files:
+        try:
+            for atoms in ase.io.iread(file, ":", do_not_split_by_at_sign=True):
+                step = atoms.info.get("step")
+                known = {"simulation": str(atoms.info["simulation"])} if "simulation" in atoms.info else {}
+                met.append(Met(Frame.from_atoms(atoms), False, **known, step=None if step is None else int(step)))
+        except Exception as error:  # ASE's readers raise whatever they meet
+            raise ModelError(f"{file} cannot be read as structures ({type(error).__name__}: {error})") from error
+    return [m.frame for m in met], blocks(met, APART).tolist()
+
+
+def learned(folder: Path) -> tuple[list[Frame], list[int]]:
+    """The frames that a bundle or a committee of `beadwork train` has learned from, and their blocks.
+
+    Raises LabelError where there is no dataset.json of it, in the folder or the one above it.
+    """
+    above = folder.resolve().parent
+    dataset = Dataset.read(above if (above / DATASET).exists() and not (folder / DATASET).exists() else folder)
+    known = [met for met in dataset.past if not met.held_out]
+    card = load_card(members_of([folder])[0])
+    if card.about.get("dataset", dataset.hash) != dataset.hash:
+        raise LabelError(
+            f"{card.path} learned from {card.about['dataset']}, and the {DATASET} there is {dataset.hash}; name the "
+            "frames that it learned from (--frames)"
+        )
+    plan = card.about.get("plan", {})  # of one that was made elsewhere there is none
+    return [met.frame for met in known], blocks(known, plan.get("settings", {}).get("apart", APART)).tolist()
+
+
+def fit_bundle(
+    bundle: Path, frames: Sequence[Frame], block: Sequence[int], say: Callable[[str], None] = lambda text: None
+) -> Card:
+    """Fit a bundle's training set on these frames, put it into the bundle and what was found into its card.
+
+    Raises ModelError as `fit` and `choose.features` do.
+    """
+    card = check(bundle)
+    vectors, _, _ = features(frames, bundle)
+    fitted = fit(frames, block, vectors, card.cutoff)
+    about = summary(fitted, len(frames), len(set(block)))
+    say(f"{card.name}: {describe(about)}")
+    return amend_card(bundle, NOVELTY, fitted.training_set.save, novelty=about)
+
+
+def summary(fitted: Fitted, frames: int, blocks: int) -> dict[str, Any]:
+    """What a card says about a training set."""
+    return {
+        "frames": frames,
+        "frames_hash": fitted.training_set.frames,
+        "blocks": blocks,
+        "components": {chemical_symbols[z]: count for z, count in fitted.components.items()},
+        "atoms": {chemical_symbols[z]: count for z, count in fitted.training_set.atoms.items()},
+        "left_out_atoms_called_new": {
+            chemical_symbols[z]: round(part, 6) for z, part in fitted.new.items() if np.isfinite(part)
+        },
+        "left_out_frames_called_new": round(fitted.frames_new, 4),
+    }
+
+
+def describe(about: dict[str, Any]) -> str:
+    """The same in a sentence."""
+    parts = ", ".join(
+        f"{about['atoms'][s]} {s} in {k} component{'s' * (k > 1)}" for s, k in about["components"].items()
+    )
+    return (
+        f"novelty fitted on {about['frames']} frames in {about['blocks']} blocks ({parts}); of blocks that were left "
+        f"out {100 * about['left_out_frames_called_new']:.1f} % of the frames have an atom above {NEW:g}"
+    )
+
+
+def _folds(block: IntArray, seed: int) -> IntArray:
+    """(A,): which part each atom belongs to; a block is never divided, and the parts are about as large."""
+    names, index, sizes = np.unique(block, return_inverse=True, return_counts=True)
+    fold = np.zeros(len(names), dtype=np.int_)
+    filled = np.zeros(min(FOLDS, len(names)))
+    order = np.random.default_rng(seed).permutation(len(names))
+    for name in order[np.argsort(-sizes[order], kind="stable")]:  # the largest first, into the emptiest
+        fold[name] = filled.argmin()
+        filled[fold[name]] += sizes[name]
+    return np.asarray(fold[index.ravel()])
+
+
+def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixture, int, FloatArray]:
+    """The mixture of one element's atoms, its components, and each atom's novelty when its fold was left out.
+
+    The last is NaN where a fold cannot be left out, as too few atoms would remain.
+    """
+    folds = [k for k in np.unique(fold) if (fold != k).sum() >= FEWEST]
+    tried = [k for k in COMPONENTS if k == 1 or len(vectors) >= k * ATOMS_A_FEATURE * vectors.shape[1]]
+    best, found = 1, -np.inf
+    if len(tried) > 1 and len(folds) > 1:
+        test = fold == folds[0]
+        for k in tried:
+            likelihood = _Fit(vectors[~test], k, seed).likelihood(vectors[test])
+            if likelihood > found + WORTH:
+                best, found = k, likelihood
+    left_out = np.full(len(vectors), np.nan)
+    for part in folds:
+        left_out[fold == part] = _Fit(vectors[fold != part], best, seed).distance(vectors[fold == part])
+    whole = _Fit(vectors, best, seed)
+    known = [left_out[fold == part] for part in folds] or [whole.distance(vectors)]
+    edges = sorted(float(np.quantile(one, 1 - BEYOND, method="higher")) for one in known)
+    # a part that is like no other must not set the edge: the whole fit knows it, and the others lie far within
+    edge = edges[-2] if len(edges) > 2 and edges[-1] > ODD * edges[-2] else edges[-1]
+    mixture = whole.mixture(max(edge, 1e-6))
+    return mixture, best, left_out / mixture.edge
+
+
+class _Fit:
+    """A mixture of one element's features: whitened by their whole covariance first, so that one floor suits all."""
+
+    def __init__(self, vectors: FloatArray, components: int, seed: int) -> None:
+        try:
+            from sklearn.covariance import oas
+            from sklearn.exceptions import ConvergenceWarning
+            from sklearn.mixture import GaussianMixture
+        except ImportError as error:
+            raise ModelError("fitting novelty needs scikit-learn: pip install 'beadwork[mace]'") from error
+        if len(vectors) > MOST:
+            vectors = vectors[np.random.default_rng(seed).choice(len(vectors), MOST, replace=False)]
+        self._mean = vectors.mean(axis=0)
+        # shrunk as far as so few atoms demand (Chen et al., IEEE Trans. Signal Process. 58, 5016, 2010)
+        covariance, _ = oas(vectors - self._mean, assume_centered=True)
+        values, axes = np.linalg.eigh(covariance)
+        self._white = axes / np.sqrt(np.maximum(values, values[-1] * 1e-12 + 1e-30))
+        mixture = GaussianMixture(components, reg_covar=FLOOR, random_state=seed, tol=1e-2)
+        with warnings.catch_warnings():
+            # an edge of a cloud needs no last digit of the likelihood
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            mixture.fit(self._whiten(vectors))
+        self._mixture = mixture
+
+    def _whiten(self, vectors: FloatArray) -> FloatArray:
+        return np.asarray((vectors - self._mean) @ self._white)
+
+    def likelihood(self, vectors: FloatArray) -> float:
+        return float(self._mixture.score(self._whiten(vectors)))
+
+    def distance(self, vectors: FloatArray) -> FloatArray:
+        """(A,): d, by the same code that serves it."""
+        return np.asarray(self.mixture(1.0).distance(torch.from_numpy(vectors)).numpy())
+
+    def mixture(self, edge: float) -> Mixture:
+        cholesky = self._mixture.precisions_cholesky_  # (K, F, F): x @ c has unit variance
+        projection = np.concatenate([self._white @ c for c in cholesky], axis=1)
+        centres = self._mixture.means_ + self._mean @ self._white
+        shift = np.stack([centre @ c for centre, c in zip(centres, cholesky, strict=True)])
+        height = np.log(self._mixture.weights_) + np.log(np.diagonal(cholesky, axis1=1, axis2=2)).sum(axis=1)
+        return Mixture(projection, shift, height - height.max(), edge)
+
+
+def _contacts(frames: Sequence[Frame], elements: tuple[int, ...], cutoff: float) -> FloatArray:
+    """(n, n, 2) Å: the least and the largest distance from an atom of one element to the nearest of another."""
+    found = np.empty((len(elements), len(elements), 2))
+    found[..., 0], found[..., 1] = np.inf, -np.inf
+    for frame in frames:
+        near = nearest(build([frame], cutoff), elements)
+        for k, z in enumerate(elements):
+            mine = near[frame.numbers == z]
+            if len(mine):
+                found[k, :, 0] = np.minimum(found[k, :, 0], mine.min(axis=0))
+                found[k, :, 1] = np.maximum(found[k, :, 1], mine.max(axis=0))
+    return found

@@ -1,0 +1,266 @@
+"""Labels out of an extended XYZ file, whoever wrote it: a value is what its name says, or its frame is named."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import ConfigError, LabelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.label.label import Label
+from beadwork.label.lines import decoded, ends
+from beadwork.train.dataset import FILES, Example, difference, from_queue
+
+ENERGY, FORCES = "REF_energy", "REF_forces"
+#: for a name: that the file has none which are to be learned
+NONE = "none"
+#: what total charge is called, ours first and then MACE's
+CHARGES = ("charge", "total_charge")
+#: what a spin is called (ours, MACE's, others), and by how much its number is above that of unpaired electrons
+SPINS = {"spin": 0, "total_spin": 1, "multiplicity": 1, "spin_multiplicity": 1}
+
+
+def read_examples(
+    source: str, baseline: Path | None, method: str | None = None, energy: str = ENERGY, forces: str = FORCES
+) -> list[Example]:
+    """Make examples of a queue (path or URL), or of an extended XYZ file (by its suffix).
+
+    Raises ConfigError for other names than the usual ones of a queue, which has no names, and as `from_file` and
+    `from_queue` do.
+    """
+    if source.lower().endswith(FILES):
+        return from_file(Path(source), baseline, method, energy, forces)
+    if (energy, forces) != (ENERGY, FORCES):
+        raise ConfigError(f"--energy-key and --forces-key are of files, and {source} is a queue: leave them out")
+    return from_queue(source, baseline, method)
+
+
+def from_file(
+    path: Path, baseline: Path | None, method: str | None = None, energy: str = ENERGY, forces: str = FORCES
+) -> list[Example]:
+    """Make examples of an extended XYZ file with energies (eV) and, where there are, forces (eV/Å).
+
+    energy, forces: what the file calls them; forces `none`: learn none. Standard errors are read from the same names
+    with `_error` added, and charge, spin, method, code, version and input from where they stand. method: of frames
+    that do not say. Raises LabelError for a file that cannot be read whole, frames without energies or a method, forces
+    under another name, and a value that is not what its name says.
+    """
+    read, digest = _read(path)
+    if not read:
+        raise LabelError(f"{path} has no frames; give a file with labels")
+    found = []
+    told = {"code": "file", "version": "", "input": f"{path.name} sha256:{digest}", "method": method}
+    _check_names(path, read, energy, forces)
+    for number, one in enumerate(read):
+        where = f"frame {number} of {path}"
+        about = {name: one.info.get(name, default) for name, default in told.items()}
+        if about["method"] is None:
+            raise LabelError(f"{where} does not say its method; give --method")
+        info, arrays = _info(one), _arrays(one)
+        charge = _charge(info, where)
+        values: dict[str, Any] = {
+            "energy": _number(info, energy, where, "a number in eV"),
+            "forces": _vectors(arrays, forces, where),
+            "energy_error": _number(info, f"{energy}_error", where, "a number in eV", 0.0),
+            "forces_error": _vectors(arrays, f"{forces}_error", where),
+            "charge": charge,
+            "spin": _spin(info, where, int(one.numbers.sum()) - charge),
+            "seconds": _number(info, "seconds", where, "a number of seconds", 0.0),
+            # a file may hold equal energies of equal structures: its place tells them apart
+            "extra": {"frame": number},
+            **{name: str(value) for name, value in about.items()},
+        }
+        try:
+            label = Label(**values)
+        except LabelError as error:  # a negative standard error
+            raise LabelError(f"{where}: {error}") from error
+        simulation = str(info["simulation"]) if "simulation" in info else None
+        step = _whole(info, "step", where, "a step of the simulation") if simulation and "step" in info else None
+        example = Example(Frame.from_atoms(one), label, 0.0, None, path.name, number, simulation, step=step)
+        if _says_isolated(one) and not example.isolated:
+            raise LabelError(
+                f"{where} has config_type={one.info['config_type']}, and is {example.composition}, whose atoms have "
+                "neighbours; give it another config_type, or take it out"
+            )
+        found.append(example)
+    return difference(found, baseline, str(path))
+
+
+def _read(path: Path) -> tuple[list[Any], str]:
+    """All frames as `ase.Atoms`, and the hash of the file."""
+    import ase.io
+
+    try:
+        raw = path.read_bytes()
+        digest = hashlib.sha256(raw).hexdigest()
+        text = decoded(gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw)
+    except (OSError, EOFError, ValueError) as error:
+        raise LabelError(f"{path} cannot be read as extended XYZ ({error}); give a file that is whole") from error
+    _check_whole(path, text)
+    read: list[Any] = []
+    try:
+        for atoms in ase.io.iread(io.StringIO(text), ":", format="extxyz"):
+            read.append(atoms)
+    except Exception as error:  # whatever the reader raises
+        said = " ".join(str(error).split())
+        raise LabelError(
+            f"frame {len(read)} of {path} cannot be read as extended XYZ ({type(error).__name__}: {said}); mend it"
+        ) from error
+    return read, digest
+
+
+def _check_whole(path: Path, text: str) -> None:
+    """Refuse what a reader would end at, or take for whole, without a word: empty lines, and a file that was cut."""
+    lines = text.splitlines(keepends=True)
+    at = number = 0
+    last: list[str] = []
+    while at < len(lines):
+        if not lines[at].strip():
+            rest = next((k for k in range(at, len(lines)) if lines[k].strip()), None)
+            if rest is None:
+                break
+            raise LabelError(f"line {at + 1} of {path} is empty, and frames follow in line {rest + 1}; take it out")
+        if not lines[at].strip().isdigit():
+            raise LabelError(
+                f"line {at + 1} of {path} is {lines[at].strip()[:60]!r}, where the number of atoms of frame {number} "
+                "belongs: it cannot be read as extended XYZ; mend that frame, or the one before it"
+            )
+        first, at = at + 2, at + 2 + int(lines[at])
+        if at > len(lines):
+            raise LabelError(f"frame {number} of {path} ends before its last atom: the file was cut; copy it again")
+        last, rows = lines[first:at], at
+        while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # the cell, as some programs write it
+            at += 1
+        last = lines[rows:at] or last
+        number += 1
+    if not ends(last):
+        raise LabelError(
+            f"the last line of {path} has no end, so its last number may have been cut; add a line break where it is "
+            "whole, or copy the file again"
+        )
+
+
+def _info(atoms: Any) -> dict[str, Any]:
+    """What a frame's comment line says; ASE hands some of it to a calculator."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    return {**{name: value for name, value in results.items() if np.ndim(value) == 0}, **atoms.info}
+
+
+def _arrays(atoms: Any) -> dict[str, Any]:
+    """What a frame says of each atom."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    whole = {name: value for name, value in results.items() if np.ndim(value) and len(value) == len(atoms)}
+    return {**whole, **atoms.arrays}
+
+
+def _says_isolated(atoms: Any) -> bool:
+    said = str(atoms.info.get("config_type", "")).lower()
+    return said.replace("_", "").replace("-", "").replace(" ", "") == "isolatedatom"
+
+
+def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> None:
+    """Refuse a file that has energies or forces under other names than those that would be read."""
+    have = [energy in _info(one) for one in read]
+    if not all(have):
+        without = [info for info in map(_info, read) if energy not in info]
+        others = _other_names(without, "energ")
+        if not others and not any(have):
+            others = f"the numbers {', '.join(sorted(_numbers(without[0]))) or 'none'}"
+        raise LabelError(
+            f"{sum(have)} of {len(read)} frames of {path} have {energy}, frame {have.index(False)} has not"
+            + (f" but {others}; name what holds eV in all frames (--energy-key NAME)" if others else "; take it out")
+        )
+    bound = [_arrays(one) for one in read if not _says_isolated(one)]
+    if forces == NONE:
+        return
+    without = [arrays for arrays in bound if forces not in arrays]
+    others = _other_names(without, "force")
+    if others:
+        raise LabelError(
+            f"{len(bound) - len(without)} of {len(bound)} frames of {path} have {forces}, the others have {others}; "
+            f"name what holds eV/Å in all frames (--forces-key NAME), or learn energies alone (--forces-key {NONE})"
+        )
+    if forces != FORCES and len(without) == len(bound):
+        raise LabelError(f"0 of {len(bound)} frames of {path} have {forces}; correct --forces-key")
+
+
+def _other_names(frames: Sequence[Mapping[str, Any]], part: str) -> str:
+    """Names that contain a part, each with the number of frames that have it; our own differences are no labels."""
+    counts = Counter(
+        name
+        for frame in frames
+        for name in frame
+        if part in name.lower()
+        and not name.startswith("DELTA_")
+        and not name.lower().endswith(("_error", "_weight", "_spread"))
+    )
+    return ", ".join(f"`{name}` ({count} frames)" for name, count in counts.most_common())
+
+
+def _numbers(info: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in info.items() if np.size(value) == 1 and np.asarray(value).dtype.kind in "iuf"]
+
+
+def _number(info: Mapping[str, Any], name: str, where: str, wanted: str, default: float | None = None) -> float:
+    values = np.ravel(info.get(name, default))
+    if len(values) == 1 and values.dtype.kind in "iuf" and np.isfinite(values[0]):
+        return float(values[0])
+    said = "true (T)" if values.dtype.kind == "b" and values.all() else " ".join(map(str, values))
+    raise LabelError(f"{where}: {name} is {said!r}; it wants {wanted}, as -14.2 or -1.42e+01")
+
+
+def _whole(info: Mapping[str, Any], name: str, where: str, wanted: str) -> int:
+    value = _number(info, name, where, wanted)
+    if value != int(value):
+        raise LabelError(f"{where}: {name} is {value:g}; it wants {wanted}")
+    return int(value)
+
+
+def _charge(info: Mapping[str, Any], where: str) -> int:
+    found = {name: _whole(info, name, where, "the total charge in e") for name in CHARGES if name in info}
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{name}={value}" for name, value in found.items())
+        raise LabelError(f"{where} has {said}: one of them is wrong; take it out")
+    return next(iter(found.values()), 0)
+
+
+def _spin(info: Mapping[str, Any], where: str, electrons: int) -> int:
+    """Unpaired electrons."""
+    found = {
+        name: _whole(info, name, where, "a number of unpaired electrons" if not more else "a multiplicity") - more
+        for name, more in SPINS.items()
+        if name in info
+    }
+    for name, spin in found.items():
+        if spin and (not 0 <= spin <= electrons or (electrons - spin) % 2):
+            raise LabelError(
+                f"{where}: {name} is {spin + SPINS[name]}, which {electrons} electrons cannot have; give the unpaired "
+                "electrons as spin, or the multiplicity as total_spin, and the charge"
+            )
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{name}={value + SPINS[name]}" for name, value in found.items())
+        raise LabelError(f"{where} has {said}: one of them is wrong; take it out")
+    return next(iter(found.values()), 0)
+
+
+def _vectors(arrays: Mapping[str, Any], name: str, where: str) -> FloatArray | None:
+    if name not in arrays:
+        return None
+    values = np.asarray(arrays[name])
+    if values.dtype.kind not in "iuf":
+        kind = "truth values" if values.dtype.kind == "b" else "strings"
+        raise LabelError(f"{where}: {name} holds {kind}; it wants three numbers an atom ({name}:R:3 in Properties)")
+    if values.ndim != 2 or values.shape[1] != 3:
+        columns = 1 if values.ndim == 1 else values.shape[1]
+        raise LabelError(f"{where}: {name} has {columns} columns; it wants three numbers an atom")
+    if not np.isfinite(values).all():
+        atom = int(np.argmin(np.isfinite(values).all(axis=1)))
+        raise LabelError(f"{where}: {name} of atom {atom} is {' '.join(map(str, values[atom]))}; take the frame out")
+    return values.astype(np.float64)

@@ -1,0 +1,251 @@
+"""One member of a committee: what it draws, mace_run_train in a process of its own, and its bundle.
+
+What the loss is. A label with standard error sigma counts floor^2 / (floor^2 + sigma^2), for the energy an atom and
+for the forces: as 1/sigma^2 where the noise is large, capped at 1 where it is below what the model can resolve anyway
+(the floor). A label without forces has a force weight of zero.
+
+What it learns from. Of the frames that are not held out each member draws its own share, with its own seed; what it did
+not draw chooses its best epoch. The frames with the closest and the widest contact of two elements are drawn by all: a
+member that lacks them extrapolates where its fellows do not, and spoils the mean.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import ModelError
+from beadwork.frame import FloatArray, Frame
+from beadwork.label.jobs import Jobs, Pool
+from beadwork.label.program import last_line
+from beadwork.potential.bundle import MODEL, Card
+from beadwork.potential.graph import build
+from beadwork.potential.importer import import_model
+from beadwork.processes import module
+from beadwork.train.dataset import Dataset, Example, to_atoms
+from beadwork.train.settings import TrainSettings
+from beadwork.train.split import split
+
+TRAINING = "training"
+#: scripting a model patches modules of Python's for a while, so only one thread at a time may do it
+_importing = threading.Lock()
+#: trainings that threads of this process have started; none may start once it was interrupted
+_started: set[subprocess.Popen[bytes]] = set()
+_starting = threading.Lock()
+_interrupted = threading.Event()
+
+
+def train_member(
+    member: int,
+    folder: Path,
+    settings: TrainSettings,
+    plan: Mapping[str, Any],
+    start: Sequence[Path],
+    about: Mapping[str, Any],
+    name: str | None = None,
+) -> str:
+    """Train one member of the committee in `folder` (which has its dataset) and return a sentence.
+
+    name: of its bundle there, delta-0, delta-1, … where not given. The result depends on nothing but the arguments and
+    the folder, so a member can be trained in any process, on any machine that sees the folder.
+    """
+    name = name or f"delta-{member}"
+    dataset = Dataset.read(folder)
+    drawn, other = _draw(dataset.training, settings, member)
+    (folder / TRAINING).mkdir(exist_ok=True)
+    # a folder of its own for each attempt: mace would take a checkpoint that a killed one left
+    work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / TRAINING))
+    for file, part in (("train.extxyz", drawn), ("valid.extxyz", other)):
+        _write(work / file, part, settings)
+    options = _options(work, settings, plan, len(drawn), member)
+    model = _run(work, options, start[member % len(start)] if start else None, settings)
+    _write_bundle(
+        model,
+        work / "bundle" / name,
+        **about,
+        method=dataset.method,
+        dataset=dataset.hash,
+        frames=len(drawn),
+        frames_choosing_the_epoch=len(other),
+        frames_held_out=len(dataset.testing),
+        member=member,
+        plan=plan,
+        mace_run_train=shlex.join(options).replace(str(work), "."),  # other people have other folders
+    )
+    shutil.rmtree(folder / name, ignore_errors=True)  # one that is there is not finished, or it would have been kept
+    os.replace(work / "bundle" / name, folder / name)
+    return f"{name} is trained on {len(drawn)} frames"
+
+
+@contextmanager
+def workers(jobs: Jobs, folder: Path) -> Iterator[Pool]:
+    """A pool that trains members. Where it is left by an exception, trainings under way are killed and none follows."""
+    try:
+        with Pool(jobs, folder) as pool:
+            try:
+                yield pool
+            except BaseException:
+                with _starting:
+                    _interrupted.set()
+                    for process in _started:
+                        process.kill()
+                raise
+    finally:
+        _interrupted.clear()
+
+
+def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> tuple[list[Example], list[Example]]:
+    """What a member learns from, and what chooses its best epoch; both have at least one frame."""
+    marks = split(training, 1 - settings.share, 1000 * (settings.seed + 1) + member, apart=settings.apart)
+    # what lies too near to those that choose the epoch tests nothing, so it may as well be learned from
+    other = [mark is True for mark in marks]
+    outermost = _outermost([e.frame for e in training], settings.r_max)
+    for i in outermost:
+        other[i] = False
+    if not any(other):
+        free = [i for i in range(len(other)) if i not in outermost] or list(range(len(other)))
+        other[free[member % len(free)]] = True
+    return (
+        [e for e, out in zip(training, other, strict=True) if not out],
+        [e for e, out in zip(training, other, strict=True) if out],
+    )
+
+
+def _outermost(frames: Sequence[Frame], cutoff: float) -> set[int]:
+    """The frames whose closest contact of some pair of elements, within cutoff Å, is the shortest or longest of all."""
+    graph = build(frames, cutoff)
+    system = graph.system[graph.center]
+    ends = np.sort([graph.numbers[graph.center], graph.numbers[graph.neighbor]], axis=0)
+    found: set[int] = set()
+    for pair in np.unique(ends, axis=1).T if len(system) else ():
+        mine = np.flatnonzero((ends == pair[:, None]).all(axis=0))
+        closest = np.full(len(graph), np.inf)
+        np.minimum.at(closest, system[mine], graph.lengths[mine])
+        there = np.flatnonzero(np.isfinite(closest))
+        found |= {int(there[closest[there].argmin()]), int(there[closest[there].argmax()])}
+    return found
+
+
+def weights(example: Example, settings: TrainSettings) -> tuple[float, float]:
+    """Of a label's energy and forces in the loss: floor^2 / (floor^2 + sigma^2)."""
+    energy = example.energy_error / len(example.frame.numbers)
+    forces: FloatArray | float = 0.0 if example.forces_error is None else example.forces_error
+    return (
+        settings.energy_floor**2 / (settings.energy_floor**2 + energy**2),
+        settings.forces_floor**2 / (settings.forces_floor**2 + float(np.mean(np.square(forces)))),
+    )
+
+
+def _write(file: Path, examples: Sequence[Example], settings: TrainSettings) -> None:
+    import ase.io
+
+    frames = []
+    for example in examples:
+        atoms = to_atoms(example)
+        energy, forces = weights(example, settings)
+        atoms.info = {
+            "DELTA_energy": example.energy,
+            "config_energy_weight": energy,
+            "config_forces_weight": forces,
+        }
+        frames.append(atoms)
+    ase.io.write(file, frames, format="extxyz")
+
+
+def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frames: int, member: int) -> list[str]:
+    """The command line of mace_run_train."""
+    epochs = settings.epochs
+    options = {
+        "name": "model",
+        "seed": settings.seed + member,
+        "work_dir": work,
+        "train_file": work / "train.extxyz",
+        "valid_file": work / "valid.extxyz",
+        "energy_key": "DELTA_energy",
+        "forces_key": "DELTA_forces",
+        "E0s": str({int(z): e for z, e in plan["reference_energies"].items()}),
+        "atomic_numbers": str([int(z) for z in plan["reference_energies"]]),
+        "mean": plan["mean"],
+        "std": plan["std"],
+        "model": "ScaleShiftMACE",
+        "r_max": settings.r_max,
+        "hidden_irreps": settings.hidden_irreps,
+        "MLP_irreps": "16x0e",
+        # what the compiled engine can serve
+        "num_interactions": 2,
+        "max_ell": 3,
+        "correlation": 3,
+        "loss": "weighted",
+        "energy_weight": settings.energy_weight,
+        "forces_weight": settings.forces_weight,
+        "swa_energy_weight": settings.stage_two_energy_weight,
+        "swa_forces_weight": settings.forces_weight,
+        "start_swa": epochs - max(1, epochs // 4),
+        "swa_lr": settings.lr / 20,
+        "lr": settings.lr,
+        "scheduler": "ExponentialLR",
+        "lr_scheduler_gamma": 0.05 ** (1 / epochs),
+        "ema_decay": 0.99,
+        "max_num_epochs": epochs,
+        "eval_interval": max(1, epochs // 30),
+        # mace drops the last, unfilled batch: more frames a batch than there are would train nothing at all
+        "batch_size": min(settings.batch_size, frames),
+        "valid_batch_size": settings.batch_size,
+        "default_dtype": settings.dtype,
+        "device": settings.device,
+        "error_table": "PerAtomRMSE",
+        "plot": "False",
+    }
+    flags = ["--ema", "--amsgrad", "--swa", "--save_cpu", *(["--pair_repulsion"] if settings.pair_repulsion else [])]
+    return [*flags, *(f"--{key}={value}" for key, value in options.items())]
+
+
+def _run(work: Path, options: Sequence[str], start: Path | None, settings: TrainSettings) -> Path:
+    """Run mace_run_train and return the eager model that it wrote. It hides failures, so that is looked at."""
+    command = module("beadwork.train.mace_run")
+    if start is not None:
+        command += ["--start", str(start / MODEL)]
+    environment = os.environ | {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    log = work / "log.txt"
+    with open(log, "wb") as out:
+        with _starting:
+            if _interrupted.is_set():
+                raise ModelError(f"the training in {work} was interrupted; give the command again")
+            process = subprocess.Popen(
+                [*command, "--", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            _started.add(process)
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            _started.discard(process)
+    model = work / "model_stagetwo.model"
+    if code != 0 or not model.exists():
+        raise ModelError(
+            f"mace_run_train ended with {code} and wrote {'a' if model.exists() else 'no'} model; its last "
+            f"words: {last_line(log, 'none')} (log: {log})"
+        )
+    return model
+
+
+def _write_bundle(model: Path, bundle: Path, **about: Any) -> Card:
+    bundle.parent.mkdir()
+    with _importing:
+        # our own process wrote this pickle a moment ago
+        return import_model(model, bundle, trust_pickle=True, **about)

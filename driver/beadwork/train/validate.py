@@ -1,0 +1,268 @@
+"""`beadwork validate`: what a committee is worth on frames it never saw, as a page with pictures."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beadwork.errors import LabelError
+from beadwork.frame import FloatArray
+from beadwork.potential.bundle import members_of, no_better
+from beadwork.report import page
+from beadwork.train.calibration import Calibration, Errors, Residuals, calibrate, residuals, told
+from beadwork.train.committee import apart_of, references, train_committee
+from beadwork.train.dataset import Dataset, Example
+from beadwork.train.settings import TrainSettings
+from beadwork.train.split import split, unseen
+
+PAGE = "validation.html"
+#: shares of the training frames in a learning curve
+CURVE = (0.25, 0.5, 1.0)
+_COLOURS = ("#3b82c4", "#c96f1a", "#2a9d6f")
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What was found. curve: (frames trained on, Residuals) of each point of a learning curve, the whole set last."""
+
+    committee: Path
+    dataset: Dataset
+    found: Residuals
+    calibration: Mapping[str, Calibration]
+    curve: tuple[tuple[int, Residuals], ...] = ()
+
+    @property
+    def worse(self) -> str:
+        """A sentence where Δ is no better than its baseline; empty where it is, or where there is no baseline."""
+        return "" if self.dataset.baseline is None else no_better(self.found.measured)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.committee}: {len(self.found.examples)} frames that no member saw, labels of {self.dataset.method}"
+        ]
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        if self.worse:
+            lines.append(self.worse)
+        lines.append(told(self.calibration))
+        for frames, found in self.curve:
+            lines.append(f"trained on {frames} frames: " + ", ".join(_said(e, u) for e, u in _both(found)))
+        return "\n".join(lines)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table of errors: a header, a row for each composition, and one for all."""
+        header = ("composition", "frames", "energy, baseline", "baseline + Δ", "forces, baseline", "baseline + Δ")
+        units = ("", "", "meV an atom", "meV an atom", "meV/Å", "meV/Å")
+        groups = {**self.found.compositions(), "all": list(range(len(self.found.examples)))}
+        rows: list[tuple[str, ...]] = [header, units]
+        for name, frames in groups.items():
+            cells = [name, str(len(frames))]
+            for errors in (
+                self.found.baseline_energy,
+                self.found.energy,
+                self.found.baseline_forces,
+                self.found.forces,
+            ):
+                part = None if errors is None else errors.take(frames)
+                cells.append("no labels" if part is None or not len(part.error) else _number(part))
+            rows.append(tuple(cells))
+        return rows
+
+
+def validate(
+    committee: Path,
+    labels: Sequence[Example] | None = None,
+    settings: TrainSettings | None = None,
+    baseline: Path | None = None,
+    progress: Callable[[str], None] = lambda sentence: None,
+) -> Validation:
+    """Measure a committee on the frames its dataset holds out, or on other labels that none of its members saw.
+
+    settings, baseline: where given, train on shares of the training frames too, for a learning curve. Raises LabelError
+    where there is nothing to measure on, or the labels are of another method or baseline.
+    """
+    dataset = Dataset.read(committee)  # first: of a wrong folder it says more than its missing card would
+    members = members_of([committee])
+    apart = apart_of(members[0])
+    testing = dataset.testing
+    if labels is not None:
+        labels = [e for e in labels if not e.isolated]
+        testing = unseen(labels, dataset, apart)
+        progress(
+            f"{len(testing)} of {len(labels)} labels are neither what was learned from nor within {apart} steps of it"
+        )
+        for what, got, wanted in (
+            ("method", {e.label.method for e in testing}, dataset.method),
+            ("baseline", {e.baseline for e in testing}, dataset.baseline),
+        ):
+            if testing and got != {wanted}:
+                raise LabelError(
+                    f"the labels have the {what} {got}, the committee learned from {wanted}: not comparable"
+                )
+    if not testing:
+        raise LabelError(f"{committee} has no frames held out; give labels that it has not learned from (--labels)")
+    reference = references(members[0])
+    found = residuals(testing, members, reference, apart)
+    curve = []
+    if settings is not None and baseline is not None:
+        for share in CURVE[:-1]:
+            part = _part(dataset, share)
+            with tempfile.TemporaryDirectory(prefix="beadwork-curve-") as folder:
+                progress(f"learning curve: {len(part)} of {len(dataset.training)} frames")
+                few = replace(settings, held_out=0.0)
+                paths = train_committee(part, baseline, Path(folder) / "committee", few, None, progress)
+                curve.append((len(part), residuals(testing, paths, references(paths[0]), apart)))
+        curve.append((len(dataset.training), found))
+    return Validation(committee, dataset, found, calibrate(found), tuple(curve))
+
+
+def write_page(validation: Validation, file: Path) -> None:
+    """Write the tables and pictures as one page that needs nothing else. Needs matplotlib (extra `plots`)."""
+    v = validation
+    rows = v.rows()
+    head, body = (
+        "".join(
+            "<tr>" + "".join(f'<{tag} class="number">{html.escape(c)}</{tag}>' for c in row) + "</tr>" for row in part
+        )
+        for tag, part in (("th", rows[:2]), ("td", rows[2:]))
+    )
+    sections = [
+        "<p>Root mean square errors, with their standard errors from a bootstrap over blocks. Energies of the baseline "
+        "alone are shifted by the committee's reference energies.</p>",
+        f'<div class="wide"><table>{head}{body}</table></div>',
+        *([f"<p><b>{html.escape(v.worse)}.</b></p>"] if v.worse else []),
+        "<h2>Δ against its labels</h2>",
+        _picture(_parity, v),
+        "<h2>Spread against error</h2>",
+    ]
+    sections.append(f"<p>{html.escape(told(v.calibration))}.</p>")
+    if v.calibration:
+        sections += [
+            _picture(_reliability, v),
+            "<p>Left: errors sorted by predicted width into bins of equal size; on the line the width is right. Right: "
+            "share of the errors inside so many predicted widths; black is what so many members should give (forces "
+            "dashed).</p>",
+        ]
+    if v.curve:
+        sections += ["<h2>Learning curve</h2>", _picture(_curve, v)]
+    page.write(
+        file,
+        f"Validation of {html.escape(v.committee.resolve().name)}",
+        f"{len(v.found.examples)} frames that no member saw; labels of {html.escape(v.dataset.method)}",
+        sections,
+        f"dataset <code>{html.escape(v.dataset.hash)}</code>",
+    )
+
+
+def _part(dataset: Dataset, share: float) -> list[Example]:
+    """A share of the training frames, of each composition its part: frame by frame, for nothing is tested on these."""
+    kept = split(dataset.training, share, 0, apart=0)
+    return [e for e, take in zip(dataset.training, kept, strict=True) if take]
+
+
+def _number(errors: Errors) -> str:
+    value, bar = (1e3 * x for x in errors.rmse)
+    text = f"{value:.3g} ± {bar:.1g}"
+    noise = 1e3 * float(np.sqrt((errors.noise**2).mean()))
+    return text if noise == 0 else f"{text} (noise {noise:.2g})"
+
+
+def _both(found: Residuals) -> list[tuple[Errors, str]]:
+    pair = [(found.energy, "meV an atom"), (found.forces, "meV/Å")]
+    return [(errors, unit) for errors, unit in pair if errors is not None]
+
+
+def _said(errors: Errors, unit: str) -> str:
+    return f"{_number(errors)} {unit}"
+
+
+def _picture(draw: Callable[[Validation, Any], None], v: Validation) -> str:
+    """Draw two panels and return them as an element of the page."""
+    figure, panels = page.panels(2, (9, 4))
+    draw(v, panels)
+    return page.png(figure, draw.__name__[1:])
+
+
+def _parity(v: Validation, panels: Any) -> None:
+    names = sorted({e.solute for e in v.found.examples})
+    which = np.array([names.index(e.solute) for e in v.found.examples])
+    pairs = (
+        (v.found.energy, v.found.baseline_energy, "Δ energy an atom − references (meV)"),
+        (v.found.forces, v.found.baseline_forces, "Δ force (eV/Å)"),
+    )
+    for panel, (errors, baseline, what), unit in zip(panels, pairs, (1e3, 1.0), strict=True):
+        if errors is None or baseline is None:
+            panel.set_axis_off()
+            panel.text(0.5, 0.5, "no forces among these labels", ha="center")
+            continue
+        label = -unit * baseline.error  # Δ, without the references
+        for at, name in enumerate(names):
+            here = which[errors.frame] == at
+            x, y = label[here], label[here] + unit * errors.error[here]
+            panel.errorbar(
+                x, y, xerr=unit * errors.noise[here] if errors.noise.any() else None, fmt=".", ms=3, lw=0.6,
+                color=_COLOURS[at % len(_COLOURS)], label=name,
+            )  # fmt: skip
+        ends = [float(label.min()), float(label.max())]
+        panel.plot(ends, ends, "-", color="black", lw=0.8)
+        panel.set_xlabel(f"label: {what}")
+        panel.set_ylabel("committee: the same")
+        panel.legend(frameon=False)
+
+
+def _reliability(v: Validation, panels: Any) -> None:
+    sigmas = np.linspace(0, 4, 81)
+    for (errors, unit), name, colour in zip(_both(v.found), ("energy", "forces"), _COLOURS, strict=False):
+        if name not in v.calibration:
+            continue
+        alpha = v.calibration[name].alpha
+        errors = errors.take(v.found.halves(errors)[1])
+        width = errors.width(alpha)
+        bins = np.array_split(np.argsort(width), max(2, min(10, len(width) // 8)))
+        rms = [1e3 * float(np.sqrt((errors.error[b] ** 2).mean())) for b in bins]
+        predicted = [1e3 * float(np.sqrt((width[b] ** 2).mean())) for b in bins]
+        panels[0].loglog(predicted, rms, "o-", ms=4, color=colour, label=f"{name} ({unit})")
+        for scale, style in ((1.0, ":"), (alpha, "-")):
+            ratio = np.sort(np.abs(errors.error) / np.maximum(errors.width(scale), 1e-12))
+            share = np.searchsorted(ratio, sigmas) / len(ratio)
+            when = "before" if style == ":" else "after"
+            panels[1].plot(sigmas, 100 * share, style, color=colour, label=f"{name}, {when} alpha")
+        expected = [100 * errors.expected(alpha, s) for s in sigmas]
+        dashes = "-" if name == "energy" else "--"
+        panels[1].plot(sigmas, expected, dashes, color="black", lw=0.8, label=f"{name}, expected")
+    low, high = _limits(panels[0])
+    panels[0].plot([low, high], [low, high], color="black", lw=0.8)
+    panels[0].set_xlabel("predicted width")
+    panels[0].set_ylabel("root mean square error")
+    panels[1].set_xlabel("predicted widths")
+    panels[1].set_ylabel("errors inside (%)")
+    for panel in panels:
+        panel.legend(frameon=False, fontsize=8)
+
+
+def _limits(panel: Any) -> tuple[float, float]:
+    ends: FloatArray = np.array([panel.get_xlim(), panel.get_ylim()])
+    return float(ends.min()), float(ends.max())
+
+
+def _curve(v: Validation, panels: Any) -> None:
+    for panel, at, what in zip(panels, (0, 1), ("energy (meV an atom)", "forces (meV/Å)"), strict=True):
+        points = [(n, _both(found)[at][0].rmse) for n, found in v.curve if at < len(_both(found))]
+        if not points:
+            panel.set_axis_off()
+            continue
+        panel.errorbar(
+            [n for n, _ in points],
+            [1e3 * r for _, (r, _) in points],
+            [1e3 * b for _, (_, b) in points],
+            fmt="o-",
+            capsize=3,
+        )
+        panel.set(xscale="log", yscale="log", xlabel="frames trained on", ylabel=f"held-out error: {what}")

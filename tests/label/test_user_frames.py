@@ -1,0 +1,184 @@
+"""Frames that the user brings: read as they were written, stored whole or not at all, and labelled like all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+from ipi.utils.io import print_file
+from ipi.utils.mathtools import abc2h
+
+from beadwork.cli import main
+from beadwork.errors import ConfigError
+from beadwork.harvest.queue import Queue
+from beadwork.label import run as labelling
+from beadwork.label.choose import from_queue
+from beadwork.label.clusters import Cut
+from beadwork.label.spec import Spec
+from beadwork.label.user_frames import Added, add
+
+Springs = Callable[..., Spec]
+BASELINE = Path(__file__).parents[2] / "models" / "water-highlevel" / "baseline"
+BOHR = 0.529177210903
+
+
+class Structure:
+    """What i-PI's own writer takes: Bohr."""
+
+    def __init__(self, seed: int, cell: np.ndarray) -> None:
+        self.q = np.random.default_rng(seed).uniform(-3, 12, 18)
+        self.names = np.array(["O", "H", "D", "O", "H", "H"])
+        self.natoms = 6
+        self.h = cell
+
+
+def counts(added: Added) -> tuple[int, int, bool]:
+    """How many were stored, how many were known, and whether the last was left out."""
+    return added.stored, added.known, added.torn
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    """An empty one."""
+    return Queue(tmp_path / "queue.db", create=True)
+
+
+@pytest.mark.parametrize("units", ["angstrom", "atomic_unit"])
+@pytest.mark.parametrize("mode", ["xyz", "pdb"])
+def test_trajectory_of_ipi(queue: Queue, tmp_path: Path, mode: str, units: str) -> None:
+    """i-PI's own writer, a tilted cell, both units: positions and cell come back in Å, every second frame alone."""
+    cell = abc2h(12.0, 13.0, 14.0, 1.4, 1.5, 1.7)
+    path = tmp_path / f"simulation.pos_0.{mode}"
+    made = [Structure(seed, cell) for seed in range(5)]
+    with path.open("w") as out:
+        for step, one in enumerate(made):
+            title = f" Step:  {10 * step}  Bead:       0 "
+            print_file(mode, one, one, out, title=title, key="positions", dimension="length", units=units,
+                       cell_units=units)  # fmt: skip
+    assert counts(add(queue, path, every=2)) == (3, 0, False)
+    digits = 1e-3 if mode == "pdb" else 5e-5  # of what i-PI writes
+    for row, number in zip(queue.rows(), (0, 2, 4), strict=True):
+        frame = row.kept.frame
+        np.testing.assert_allclose(frame.positions.ravel(), made[number].q * BOHR, atol=digits)
+        np.testing.assert_allclose(frame.cell, cell.T * BOHR, atol=2 * digits)
+        assert frame.numbers.tolist() == [8, 1, 1, 8, 1, 1]
+        assert (frame.pbc, row.kept.evaluation) == ((True, True, True), number)
+    assert counts(add(queue, path)) == (2, 3, False)
+
+
+def test_whatever_ase_reads(queue: Queue, tmp_path: Path) -> None:
+    """Cell and periodicity as the file has them, or none if the user says so; a copy is not stored again."""
+    slab = ase.build.molecule("H2O", cell=np.diag([5.0, 5.5, 9.0]), pbc=(True, True, False))
+    ase.io.write(tmp_path / "slab.traj", slab)
+    assert counts(add(queue, tmp_path / "slab.traj")) == (1, 0, False)
+    (row,) = queue.rows()
+    assert row.kept.frame.pbc == (True, True, False)
+    np.testing.assert_array_equal(row.kept.frame.positions, slab.positions)
+    assert counts(add(queue, tmp_path / "slab.traj")) == (0, 1, False)
+    assert counts(add(queue, tmp_path / "slab.traj", periodic=False)) == (1, 0, False)
+    assert queue.get(2).kept.frame.pbc == (False, False, False)
+
+
+FRAME = "2\n# CELL(abcABC): 9 9 9 90 90 90 {title}\nO 1 1 {x}\nH 2 1 1\n"
+GOOD = FRAME.format(title="positions{angstrom} cell{angstrom}", x="1")
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "vasp", "cif"])
+def test_a_name_with_an_at_sign_is_a_name(queue: Queue, tmp_path: Path, suffix: str) -> None:
+    """ASE would read of `w@1` frame 1 of the file `w`: another file than the one that was named and hashed."""
+    other, named = (ase.build.molecule(name, vacuum=4.0) for name in ("CH4", "H2O"))
+    ase.io.write(tmp_path / f"w.{suffix}", other)
+    for name in (f"w.{suffix}@0", f"w.{suffix}@0.{suffix}", f"a@1.{suffix}"):
+        ase.io.write(tmp_path / name, named, format={"xyz": "extxyz"}.get(suffix, suffix))
+    assert str(add(queue, tmp_path / f"a@1.{suffix}").kinds[0]).startswith("1 of H2O")
+    assert add(queue, tmp_path / f"w.{suffix}@0.{suffix}").known == 1
+    with suppress(ConfigError):  # a name that no format has may be refused, but is never another file
+        add(queue, tmp_path / f"w.{suffix}@0")
+    assert {row.kept.frame.to_atoms().get_chemical_formula() for row in queue.rows()} == {"H2O"}
+
+
+def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> str:
+    """One of i-PI's, after a good one."""
+    return GOOD + FRAME.format(title=title, x=x)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("f.xyz", frame("Step: 0 Bead: 0 forces{ev/ang} cell{angstrom}"), "frame 1 .* no positions"),
+        # i-PI does not know the word, and would take Å
+        ("f.pdb", "TITLE cell{atomic_unit} position{atomic_unit}\nATOM\nEND\n", "frame 0 .* no positions"),
+        ("f.xyz", frame(""), "frame 1 .* does not say its units"),
+        ("f.xyz", frame("cell{angstrom}"), "frame 1 .* does not say its units"),
+        ("f.xyz", GOOD[:-3] + GOOD, "is torn"),
+        ("f.xyz", GOOD[:-12] + GOOD, "torn|number of atoms"),
+        ("f.xyz", GOOD + GOOD.replace("2\n", "3\n", 1).replace("O 1", "O 0 0 0\nO 1", 1), "3 atoms, the first 2"),
+        ("f.xyz", frame(x="nan"), "frame 1 of"),
+        ("f.xyz", frame().replace("H 2", "Q 2"), "frame 0 of|cannot read"),
+        ("f.xyz", "", "f.xyz"),
+        ("f.txt", "not a structure", "f.txt"),
+    ],
+)
+def test_what_is_no_frame_is_refused(queue: Queue, tmp_path: Path, name: str, text: str, said: str) -> None:
+    """Forces, no units, torn frames, NaN and other files: named, and nothing of the file is stored."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        add(queue, tmp_path / name)
+    assert len(queue) == 0
+
+
+def test_a_file_that_is_being_written(queue: Queue, tmp_path: Path) -> None:
+    """Wherever it ends, whole frames are stored and no others; blank lines between files that were joined are none."""
+    second = FRAME.format(title="positions{angstrom} cell{angstrom}", x="1.5")
+    for cut in range(1, len(second)):
+        (tmp_path / "f.xyz").write_text(GOOD + "\n" + second[:cut])
+        assert counts(add(queue, tmp_path / "f.xyz")) == (int(cut == 1), int(cut > 1), True), second[:cut]
+    (tmp_path / "f.xyz").write_text(GOOD + "\n" + second + "\n")
+    assert counts(add(queue, tmp_path / "f.xyz")) == (1, 1, False)
+    pdb = tmp_path / "f.pdb"
+    with pdb.open("w") as out:
+        for seed in range(2):
+            one = Structure(seed, abc2h(12.0, 13.0, 14.0, 1.4, 1.5, 1.7))
+            title = f" Step: {seed}  Bead:       0 "
+            print_file("pdb", one, one, out, title=title, key="positions", dimension="length", units="angstrom",
+                       cell_units="angstrom")  # fmt: skip
+    whole = pdb.read_text()
+    pdb.write_text(whole[: whole.rindex("ATOM") + 10])
+    assert counts(add(queue, pdb)) == (1, 0, True)
+
+
+def test_frames_of_the_user_are_labelled(tmp_path: Path, springs: Springs, capsys: pytest.CaptureFixture[str]) -> None:
+    """From files to labels: a queue is made, the frames are chosen among, cut round their first atom and labelled."""
+    box = ase.Atoms(cell=np.eye(3) * 12.0, pbc=True)
+    for k in range(5):
+        water = ase.build.molecule("H2O")
+        water.rotate(40.0 * k, "x")
+        water.translate([1.0 + 2.4 * k, 1.0, 1.0])
+        box += water
+    ase.io.write(tmp_path / "box.extxyz", [box, box[3:]])
+    queue = tmp_path / "new.db"
+    assert main(["queue", "add", str(queue), str(tmp_path / "box.extxyz")]) == 0
+    assert main(["queue", "list", str(queue)]) == 0
+    assert main(["queue", "show", str(queue), "1"]) == 0
+    said = capsys.readouterr().out
+    assert "box.extxyz: 2 frames wait for labels" in said
+    assert "not from a simulation" in said
+    ids, choice = from_queue(Queue(queue), BASELINE, 1)
+    assert len(ids) == 1
+    assert choice is not None
+    assert np.isfinite(choice.after)
+    assert str(labelling.label(Queue(queue), springs(cut=Cut(molecules=2)))) == "2 labelled"
+    capsys.readouterr()
+    assert main(["queue", "list", str(queue), "--status", "waiting"]) == 0
+    assert main(["queue", "list", str(queue), "--status", "labelled"]) == 0
+    assert capsys.readouterr().out.splitlines()[::5] == ["the queue is empty", "2 frames: 2 labelled"]
+    first = Queue(queue).get(1)
+    assert first.label is not None
+    cluster = np.array(first.label["structure"]["positions"])
+    np.testing.assert_allclose(cluster[0], box.positions[0])
+    assert len(cluster) == 6

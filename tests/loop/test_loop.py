@@ -1,0 +1,326 @@
+"""The loop closed: simulate, choose, label, train, validate, swap; with real i-PI and real training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+
+from beadwork.errors import ConfigError, ModelError, SimulationError
+from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.loop import loop as loops
+from beadwork.loop import simulate
+from beadwork.loop.generations import write_page
+from beadwork.loop.loop import Generation, generations, learn, read, served, why_stop
+from beadwork.potential.bundle import load_card, members_of
+from beadwork.potential.potential import load
+from beadwork.serve.hot_swap import committee
+from beadwork.train import committee as train
+from beadwork.train.dataset import Dataset
+from support import truth
+from support.loop_project import MODELS, command, diary, environment, project
+
+
+@pytest.mark.timeout(900)
+def test_one_generation(ipi, tmp_path) -> None:
+    """Everything once: frames are harvested, labelled once each, learned, validated and swapped; the next simulation
+    is served by what was learned, and all of it is on record."""
+    loop = project(ipi, tmp_path)
+    ended = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=800, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, last = generations(tmp_path / "loop")
+    assert list(first.stages) == ["begin", "simulate", "choose", "label", "train", "validate", "swap"]
+    assert list(last.stages) == ["begin", "simulate", "end"]
+    assert "1 generations were allowed" in last.stages["end"]["reason"]
+    # each frame was computed once, and its label is in the queue
+    rows = Queue(tmp_path / "loop" / "queue.db").rows(status=LABELLED)
+    assert {row.id for row in rows} == set(first.stages["choose"]["rows"]) == set(first.stages["label"]["labelled"])
+    assert 3 <= len(rows) <= 6
+    calls = diary(tmp_path, "calls")
+    assert len(calls) == len(set(calls)) == len(rows)
+    # it learned from exactly these, and the next simulation was served by what it learned
+    committee = first.folder / "committee"
+    dataset = Dataset.read(committee)
+    assert sorted(e.row for e in dataset.examples) == [row.id for row in rows]
+    assert {load_card(member).about["dataset"] for member in members_of([committee])} == {dataset.hash}
+    assert last.stages["begin"]["dataset"] == dataset.hash
+    summary = json.loads((last.folder / "water" / "out-0" / "summary.json").read_text())
+    assert last.stages["begin"]["hash"].startswith(summary["committees"][0]["committee"])
+    assert members_of([tmp_path / "loop" / "current"])[0].resolve() == (committee / "delta-0").resolve()
+    assert first.flagged > 0
+    page = (tmp_path / "loop" / "generations.html").read_text()
+    assert "gen-001" in page
+    assert "data:image/png" in page
+
+
+def test_rule_to_stop(tmp_path) -> None:
+    """It goes on while one of the two falls by a tenth, and stops when neither does."""
+    loop = read(written(tmp_path))
+
+    def two(flagged: float, then: float, error: float, new: float) -> str | None:
+        before, now = Generation(tmp_path / "a"), Generation(tmp_path / "b")
+        before.stages = {
+            "simulate": {"runs": {"water": {"flagged": flagged, "steps": 100}}},
+            "validate": {"old": {"force": [error, 1.0]}, "new": {"force": [new, 1.0]}},
+        }
+        now.stages = {"simulate": {"runs": {"water": {"flagged": then, "steps": 100}}}}
+        return why_stop(loop, before, now)
+
+    assert two(50, 40, 30, 30) is None
+    assert two(50, 50, 30, 20) is None
+    assert "nothing fell by 10 %" in (two(50, 46, 30, 28) or "")
+    assert "from 0.5 to 0.6" in (two(50, 60, 30, 40) or "")
+
+
+def written(folder: Path, **loop: Any) -> Path:
+    """A LOOP.toml alone."""
+    settings = {"baseline": "b", "delta": "d", "labeller": "l.toml", "simulations": {"w": "w.xml"}}
+    path = folder / "loop.toml"
+    path.write_text(tomli_w.dumps({**settings, **loop}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"simulations": {}}, r"\[simulations\]"),
+        ({"simulations": {"a/b": "w.xml"}}, "names a folder"),
+        ({"labels": 0}, "1 or more"),
+        ({"start": "over"}, "choose from again, continue"),
+        ({"run": {"queue": "q.db"}}, "sets itself"),
+        ({"run": {"keep-novelty-of": "both"}}, "sets itself"),
+        ({"run": {"devices": ["cuda:0", "cuda:1"]}}, "a server each"),
+        ({"run": {"keep-most": 3, "keep_most": 4}}, "both spellings"),
+        ({"train": {"epoch": 3}}, "sets epoch, which is no option"),
+        ({"lables": 3}, "no option"),
+    ],
+)
+def test_what_cannot_be_run(tmp_path, wrong, sentence) -> None:
+    """A LOOP.toml with a mistake is refused before anything is computed, with the mistake in the sentence."""
+    with pytest.raises(ConfigError, match=sentence):
+        read(written(tmp_path, **wrong))
+
+
+def test_paths_count_from_the_file(tmp_path) -> None:
+    """A loop can be started from any folder."""
+    loop = read(written(tmp_path))
+    assert loop.baseline == tmp_path / "b"
+    assert loop.simulations == {"w": tmp_path / "w.xml"}
+    assert loop.folder == tmp_path / "loop"
+
+
+def test_options_of_the_run_in_either_spelling(tmp_path) -> None:
+    """What `beadwork run` takes with _ and with - the loop takes so too, its own uses of the option included."""
+    loop = read(written(tmp_path, run={"keep_most": 7, "keep_force": [0.2], "on-mark": "count"}))
+    assert loop.run == {"keep-most": 7, "keep-force": [0.2], "on-mark": "count"}
+    assert loop.low == 0.2
+
+
+def test_all_generations_are_counted_by_one_band(tmp_path) -> None:
+    """Without keep-force the band is that of the committee that the loop begins with: later ones have a smaller spread,
+    and a mark that fell with it would hide what was learned."""
+    loop = read(written(tmp_path, run={}))
+    first = loop.delta
+    first.mkdir(exist_ok=True)
+    spread = {"shares": [0.5, 0.99], "force_eV_per_angstrom": [0.01, 0.02]}
+    about = {"members": ["delta-0", "delta-1"], "spread_held_out": spread}
+    (first / "committee.toml").write_text(tomli_w.dumps(about))
+    assert loop.band == [0.02, 5.0]
+    assert loop.low == 0.02
+    assert read(written(tmp_path, run={"mark-spread": 2.0})).band == [0.02, 2.0]
+    assert read(written(tmp_path, run={"keep-force": []})).low == np.inf
+
+
+class Stopped:
+    """A run of `simulate.start` that stops at once, as if the loop were interrupted."""
+
+    def finish(self) -> None:
+        raise SimulationError("stopped")
+
+    def until(self, *wanted: Any) -> None:
+        raise SimulationError("stopped")
+
+    def end(self) -> None:
+        pass
+
+
+class Done(Stopped):
+    """The same of one that has come to its end."""
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.fixture
+def stopping(monkeypatch) -> None:
+    """No simulation comes further than its begin."""
+    monkeypatch.setattr(simulate, "start", lambda *asked: Stopped())
+
+
+@pytest.mark.parametrize("start", ["again", "live"])
+def test_a_file_in_the_shells_folder_is_not_taken(ipi, tmp_path, monkeypatch, stopping, start) -> None:
+    """The command given in a folder that has an init.xyz of its own simulates what lies beside the input."""
+    loop = project(ipi, tmp_path, start=start)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "init.xyz").write_text("no structure")
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(loop, print)
+    copied = tmp_path / "loop" / ("live" if start == "live" else "gen-000") / "water" / "init.xyz"
+    assert copied.read_text() == (tmp_path / "water" / "init.xyz").read_text()
+
+
+@pytest.mark.parametrize("name", ["baseline", "start/delta-0"])
+def test_other_models_than_it_began_with(ipi, tmp_path, stopping, name) -> None:
+    """A model made again between two calls: the generation that was begun is not gone on with, for none of its steps
+    would count, and the sentence names both states and the model; with the old one put back it goes on."""
+    shutil.copytree(MODELS / "baseline", tmp_path / "baseline")
+    loop = project(ipi, tmp_path, baseline="baseline")
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(loop, print)
+    was = generations(tmp_path / "loop")[0].stages["begin"]["hash"]
+    (tmp_path / name).rename(tmp_path / "kept")
+    shutil.copytree(MODELS / "delta-3", tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"begun with the models {was}, .*sha256.*{name}.*put back") as refused:
+        learn(loop, print)
+    assert str(refused.value).count("sha256:") == 2
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / "kept").rename(tmp_path / name)
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(loop, print)
+
+
+def test_no_step_of_these_models(ipi, tmp_path, monkeypatch) -> None:
+    """A simulation whose steps all came from other models is an error, not a flagged rate of nothing that ends the
+    loop."""
+    loop = project(ipi, tmp_path)
+
+    def start(folder: Path, *asked: Any) -> None:
+        (folder / "out-0").mkdir()
+        (folder / "out-0" / "beadwork.out").write_text(f"# from step 0 on a: sha256:{12 * 'f'} in m\n0 2 -1 1 1 0.1\n")
+
+    monkeypatch.setattr(simulate, "start", start)
+    with pytest.raises(SimulationError, match=r"no step in .*gen-000/water was answered by sha256:"):
+        learn(loop, print)
+    assert "simulate" not in generations(tmp_path / "loop")[0].stages
+
+
+@pytest.mark.parametrize(("mark", "flagged"), [(None, 3), (2.5, 2), (np.inf, 1)])
+def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, monkeypatch, mark, flagged) -> None:
+    """Steps are flagged by the spread and by Δ's novelty. What is new to the baseline alone is no reason for a label of
+    the high level, so it is not counted and the server is told not to keep it; log and page say so, and what it wants.
+    """
+    loop = project(ipi, tmp_path, run={"keep-force": [0.1], **({} if mark is None else {"keep-novelty": mark})})
+    asked = []
+
+    def start(folder: Path, options: Any, kept: int) -> Stopped:
+        asked.append(options)
+        (folder / "out-0").mkdir()
+        hash = served(read(loop).baseline, read(loop).delta)[:19]
+        lines = ["# step structures energy energy_spread force_spread evaluation/s novelty_baseline novelty_delta"]
+        lines += [f"# from step 0 on a: {hash} in m"]
+        for step, looks in enumerate(("0.01 0.1 7.25 0.99", "0.01 0.1 7.0 1.0", "0.2 0.1 6.0 3.0", "0.01 0.1 0.9 2.5")):
+            lines += [f"{step} 2 -1 1 {looks}"]
+        (folder / "out-0" / "beadwork.out").write_text("\n".join(lines) + "\n")
+        return Done()
+
+    monkeypatch.setattr(simulate, "start", start)
+    told: list[str] = []
+    (generation,) = learn(loop, told.append)
+    assert asked[0]["keep-novelty-of"] == "delta"
+    assert generation.stages["end"]["reason"] == "no frame is asked for any more"
+    assert generation.flagged == flagged / 4
+    run = generation.stages["simulate"]["runs"]["water"]
+    assert run["novelty"] == {"baseline": {"largest": 7.25, "new": 3}, "delta": {"largest": 3.0, "new": 2}}
+    said = next(line for line in told if "steps flagged" in line)
+    assert (
+        "new to Δ at 2 of 4 steps (novelty up to 3.00); new to the baseline at 3 of 4 steps (novelty up to 7.25)"
+        in said
+    )
+    assert "labels of the baseline's own level and a new baseline" in said
+    page = write_page(read(loop)).read_text()
+    assert "7.25, 3 steps above 1" in page
+    assert "labels of the baseline's own level and a new baseline" in page
+    generation.stages["simulate"]["runs"]["water"].pop("novelty")  # of an earlier release
+    (generation.folder / "generation.json").write_text(json.dumps(generation.stages))
+    assert "unknown" in write_page(read(loop)).read_text()
+
+
+def test_a_label_that_comes_while_training_waits(ipi, tmp_path, monkeypatch) -> None:
+    """Training is killed, and a frame is labelled by hand: the training goes on with the labels that it was begun with,
+    and the new one is learned in the generation after."""
+    loop = read(project(ipi, tmp_path))
+    labels = [truth.example(frame, n) for n, frame in enumerate(truth.clusters(4, 1, most=2))]
+    there = labels[:3]
+    learned = []
+
+    def killed(examples: Any, baseline: Path, out: Path, settings: Any, previous: Any, *others: Any) -> None:
+        train._open(out, train._dataset(examples, settings, previous))
+        learned.append([example.hash for example in examples])
+        raise ModelError("killed")
+
+    monkeypatch.setattr(loops, "from_queue", lambda *asked: there)
+    monkeypatch.setattr(loops, "train_committee", killed)
+    loop.folder.mkdir()
+    learning = loops._Learning(loop, "loop.toml", print)
+    for number in (0, 0, 1):
+        with pytest.raises(ModelError, match="killed"):
+            learning._train(Generation(loop.folder / f"gen-{number:03d}"), loops.committee_of(loop, number))
+        there = labels
+    assert [len(names) for names in learned] == [3, 3, 4]
+    assert learned[0] == learned[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("start", ["continue", "live"])
+def test_simulation_goes_on(ipi, tmp_path, start) -> None:
+    """`continue`: the next generation begins at the step and in the place where the last one ended. `live`: one i-PI
+    and one server all along, and the committee that was just trained answers from a step on."""
+    loop = project(ipi, tmp_path, start=start)
+    ended = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=800, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, last = generations(tmp_path / "loop")
+    assert "end" in last.stages
+    served = [generation.stages["begin"]["hash"][:19] for generation in (first, last)]
+    if start == "continue":
+        begun = (last.folder / "water" / "part-0.xml").read_text()
+        assert "<step>12</step>" in begin_of(begun)
+        table = np.loadtxt(last.folder / "water" / "run.out")
+        assert table[-1, 0] == 24
+        return
+    assert [folder.name for folder in (tmp_path / "loop" / "live" / "water").glob("out-*")] == ["out-0"]
+    out = tmp_path / "loop" / "live" / "water" / "out-0"
+    taken = json.loads((out / "summary.json").read_text())["committees"]
+    assert [entry["committee"] for entry in taken] == served
+    assert taken[1]["step"] >= 12
+    assert last.stages["simulate"]["runs"]["water"]["steps"] >= 12
+    assert not (tmp_path / "loop" / "live" / "water" / "group").exists()
+
+
+def begin_of(xml: str) -> str:
+    """Without blanks."""
+    return "".join(xml.split())
+
+
+def test_the_loop_knows_a_committee_as_the_server_does(tmp_path: Path) -> None:
+    """It waits until that committee has answered, by its hash: weights of the card, and those that were typed, too."""
+    shipped = Path(__file__).parents[2] / "models" / "water-revpbe0-d3"
+    baseline, folder = shipped / "baseline", tmp_path / "committee"
+    for name in ("delta-0", "delta-1"):
+        shutil.copytree(shipped / name, folder / name)
+    found = set()
+    for weights in ([1.0, 1.0], [1.0, 3.0]):
+        (folder / "committee.toml").write_text(f'members = ["delta-0", "delta-1"]\nalpha = 1.0\nweights = {weights}\n')
+        for typed in (None, [3.0, 1.0]):
+            potential = load(baseline, [folder], "torchscript", weights=typed)
+            assert served(baseline, folder, typed) == committee(potential)
+            found.add(committee(potential))
+    assert len(found) == 3

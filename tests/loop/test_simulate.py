@@ -1,0 +1,146 @@
+"""Where a simulation of the loop has come to, and what the next one begins with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beadwork.errors import SimulationError
+from beadwork.ipi.simulation import read
+from beadwork.loop import simulate
+
+WATER = Path(__file__).parents[2] / "inputs" / "water"
+#: committees, as beadwork.out names them
+OLD, NEW, OTHER = ("sha256:" + letter * 12 for letter in "abc")
+
+
+def at(step: int, file: Path) -> bytes:
+    """An input that says it is at this step, as i-PI's checkpoints do."""
+    text = (WATER / "input.xml").read_text()
+    file.write_text(text.replace("<total_steps>", f"<step>{step}</step>\n  <total_steps>"))
+    return file.read_bytes()
+
+
+def test_a_torn_restart_is_passed_over(tmp_path: Path) -> None:
+    """i-PI killed as it wrote RESTART: the checkpoint before it is gone on from, by this simulation and by the next
+    generation; without one that can be read there is nothing to go on from."""
+    folder = tmp_path / "gen-001" / "water"
+    simulate.prepare(WATER / "input.xml", folder)
+    assert simulate.come_to(folder) is None
+    at(100, folder / "simulation.checkpoint")
+    whole = at(120, folder / "RESTART")
+    assert simulate.come_to(folder) == folder / "RESTART"
+    assert simulate.finished(folder)
+    (folder / "RESTART").write_bytes(whole[: len(whole) // 2])
+    os.utime(folder / "RESTART", (0, 0))
+    assert simulate.come_to(folder) == folder / "simulation.checkpoint"
+    assert not simulate.finished(folder)
+    following = tmp_path / "gen-002" / "water"
+    simulate.prepare(WATER / "input.xml", following, simulate.come_to(folder))
+    shutil.copy(WATER / "init.xyz", following)  # a checkpoint of i-PI's has its structure in itself
+    begun = read(following / "part-0.xml")
+    assert (begun.step, begun.total_steps) == (100, 220)
+
+
+def test_structures_come_from_beside_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulation begins with the atoms beside its input, whatever the shell's folder holds under the same name;
+    and what is found out about it later does not depend on that folder."""
+    elsewhere = tmp_path / "zundel"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    Path("init.xyz").write_text("1\n# CELL(abcABC): 9 9 9 90 90 90\nH 0 0 0\n")
+    folder = tmp_path / "gen-000" / "water"
+    simulate.prepare(WATER / "input.xml", folder)
+    assert (folder / "init.xyz").read_text() == (WATER / "init.xyz").read_text()
+    Path("init.xyz").write_text("no structure")
+    at(120, folder / "RESTART")
+    assert simulate.come_to(folder) == folder / "RESTART"
+    assert simulate.finished(folder)
+    assert simulate.simulations(folder) == {f"sha256:{read(folder / 'part-0.xml', directory=folder).sha256}"}
+    simulate.prepare(WATER / "input.xml", tmp_path / "gen-001" / "water", folder / "RESTART")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[simulate.Run]:
+    """A run that outlasts the test and writes nothing; its beadwork.out is the test's."""
+    (tmp_path / "out-0").mkdir()
+    (tmp_path / "log-0.txt").touch()
+    with subprocess.Popen(["sleep", "250"]) as process:
+        yield simulate.Run(tmp_path, process, tmp_path / "log-0.txt", tmp_path / "out-0" / "beadwork.out")
+        process.kill()
+
+
+def answers(run: simulate.Run, *committees: str) -> None:
+    """Two steps more with each of these."""
+    with run.record.open("a") as record:
+        for committee in committees:
+            record.write(f"# from step 0 on unix:/tmp/ipi_a: {committee} in models/mine\n")
+            record.write("       0    2 -1.0 1e-3 2e-3 0.1\n       1    2 -1.0 1e-3 2e-3 0.1\n")
+
+
+@pytest.mark.parametrize(
+    ("committees", "before"),
+    [((OTHER,), None), ((OLD,), None), ((OLD, OTHER), OLD), ((OLD, NEW, OLD), OLD)],
+    ids=["another", "begun with the old one", "another taken up", "the old one again"],
+)
+def test_answers_of_another_committee_end_the_wait(
+    run: simulate.Run, committees: tuple[str, ...], before: str | None
+) -> None:
+    """A live simulation that another committee answers will never do its steps with this one: that is said at once,
+    with both names, where the loop waited for ever."""
+    answers(run, *committees)
+    with pytest.raises(SimulationError, match=f"{committees[-1]} answers in .* and {NEW} was to"):
+        run.until(NEW, 3, before)
+
+
+def test_the_old_committee_answers_until_the_new_one_is_taken_up(run: simulate.Run) -> None:
+    """A server loads and checks a new committee while the old one goes on: that moment of a live simulation is none to
+    give up at, and the same for one that has not answered at all yet."""
+
+    def server() -> None:
+        for seconds, committee in ((0.2, OLD), (1.0, NEW)):
+            time.sleep(seconds)
+            answers(run, committee)
+
+    thread = threading.Thread(target=server)
+    begin = time.monotonic()
+    thread.start()
+    run.until(NEW, 2, OLD)
+    assert time.monotonic() - begin >= 1.2
+    thread.join()
+
+
+def test_steps_are_read_with_whose_novelty_it_is(tmp_path: Path) -> None:
+    """Of each step that this committee answered the largest spread and novelty of all its evaluations, those of Δ and
+    of the baseline apart; nan is unknown, and so is what a beadwork.out of an earlier release has no column for."""
+    for number, header in enumerate(
+        (
+            "spread_O/(eV/A) novelty_baseline novelty_delta novelty_O",
+            "spread_O/(eV/A)",
+            "novelty_delta novelty_baseline",
+        )
+    ):
+        (tmp_path / f"out-{number}").mkdir()
+        with (tmp_path / f"out-{number}" / "beadwork.out").open("w") as record:
+            record.write(
+                f"# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s  {header}\n"
+            )
+            for committee in (OLD, NEW):
+                record.write(f"# from step 0 on unix:/tmp/ipi_a: {committee} in models/mine\n")
+                for step, spread, last in ((0, 0.1, "nan 0.5"), (1, 0.2, "3.0 nan"), (1, 0.05, "2.0 1.5")):
+                    element = "0.1 " * header.startswith("spread")
+                    record.write(f"{step:8d}    2 -1.0 1e-3 {spread} 0.1 {element}{last}\n")
+            record.write("       2    2 -1.0 1e-3 9.0 0.1 0.1 9.0 9")  # torn
+    found = {(step.spread, step.baseline, step.delta) for step in simulate.answered(tmp_path, NEW)}
+    assert found == {
+        *((0.1, None, 0.5), (0.2, 3.0, 1.5)),
+        *((0.1, None, None), (0.2, None, None)),
+        *((0.1, 0.5, None), (0.2, 1.5, 3.0)),  # columns are told by their names
+    }

@@ -1,0 +1,217 @@
+"""What i-PI and beadwork wrote is read back as it was: i-PI's own writers on one side, our readers on the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ipi.engine.atoms import Atoms
+from ipi.engine.cell import Cell
+from ipi.utils.io import print_file
+
+from beadwork.events import Evaluated
+from beadwork.observe.record import COLUMNS, JOINED, Record
+from beadwork.report import outputs
+from beadwork.report.outputs import (
+    find_positions,
+    read_about,
+    read_potentials,
+    read_properties,
+    read_record,
+)
+from beadwork.units import BOHR
+
+NAMES = ["O", "H", "D", "O17"]
+CELL = np.array([[7.0, 0.0, 0.0], [1.0, 8.0, 0.0], [0.5, -0.3, 9.0]])  # Å, rows
+
+
+def write_trajectory(folder: Path, mode: str, steps: list[int], beads: int = 2) -> dict[tuple[int, int], np.ndarray]:
+    """Let i-PI itself write a trajectory of every bead; return positions in Å by step and bead."""
+    rng = np.random.default_rng(3)
+    cell = Cell(h=CELL.T / BOHR)
+    written = {}
+    for bead in range(beads):
+        with open(folder / f"run.pos_{bead}.{mode}", "w") as file:
+            for step in steps:
+                atoms = Atoms(len(NAMES))
+                atoms.names = np.array(NAMES)
+                atoms.q = rng.uniform(-20, 20, 3 * len(NAMES))
+                title = f"Step:  {step:10d}  Bead:   {bead:5d} "
+                units = {"units": "angstrom", "cell_units": "angstrom"}
+                print_file(mode, atoms, cell, file, title=title, key="positions", dimension="length", **units)
+                written[step, bead] = np.array(atoms.q).reshape(-1, 3) * BOHR
+    return written
+
+
+@pytest.mark.parametrize(("mode", "digits"), [("xyz", 1e-4), ("pdb", 1e-3)])
+def test_bead_positions_are_read_as_ipi_wrote_them(tmp_path: Path, mode: str, digits: float) -> None:
+    """Å, rows, cells and species, from files of i-PI's own writer; a file that is something else is no trajectory."""
+    written = write_trajectory(tmp_path, mode, [0, 10, 20])
+    (tmp_path / "run.centroid.xyz").write_text(
+        "1\n# CELL(abcABC): 1 1 1 90 90 90 Step: 0 Bead: 0 x_centroid{angstrom}\nH 0 0 0\n"
+    )
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    assert (len(trajectory.files), trajectory.stride) == (2, 1)
+    found = {(step, bead): frame for step, bead, frame in trajectory}
+    assert set(found) == set(written)
+    for key, frame in found.items():
+        assert np.abs(frame.positions - written[key]).max() < digits
+        assert np.abs(frame.cell - CELL).max() < 1e-2  # the format's digits
+        assert frame.numbers.tolist() == [8, 1, 1, 8]
+        assert frame.pbc == (True, True, True)
+
+
+def test_a_torn_frame_is_left_out(tmp_path: Path) -> None:
+    """A killed i-PI leaves half a frame, or half a number, at the end: neither is read."""
+    written = write_trajectory(tmp_path, "xyz", [0, 10, 20], beads=1)
+    path = tmp_path / "run.pos_0.xyz"
+    whole = path.read_text()
+    for cut in (3, 40, 130):
+        path.write_text(whole[:-cut])
+        trajectory = find_positions(tmp_path, "run")
+        assert trajectory is not None
+        assert [step for step, _, _ in trajectory] == [0, 10]
+    assert len(written) == 3
+    path.write_text(whole + str(len(NAMES))[:1])  # in the midst of the next one's first line
+    assert [step for step, _, _ in find_positions(tmp_path, "run") or ()] == [0, 10, 20]
+
+
+@pytest.mark.parametrize("mode", ["xyz", "pdb"])
+@pytest.mark.parametrize("cut", [5, 40, 130, 200])
+def test_a_frame_torn_in_the_middle_is_left_out(tmp_path: Path, mode: str, cut: int) -> None:
+    """An i-PI that was killed and goes on from its RESTART appends to what it tore: all whole frames are read."""
+    write_trajectory(tmp_path, mode, [0, 10], beads=1)
+    path = tmp_path / f"run.pos_0.{mode}"
+    torn = path.read_text()[:-cut]
+    written = write_trajectory(tmp_path, mode, [20, 30, 40], beads=1)
+    path.write_text(torn + path.read_text())
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    found = {step: frame for step, _, frame in trajectory}
+    assert {0, 30, 40} <= set(found) <= {0, 20, 30, 40}  # the first line after the cut may be lost with it
+    for step in set(found) - {0}:
+        assert np.abs(found[step].positions - written[step, 0]).max() < 1e-3
+
+
+def test_a_line_torn_in_the_middle_is_left_out(tmp_path: Path) -> None:
+    """The same of properties: the line that i-PI appended to half a line is not its own."""
+    head = "# column   1     --> step : a\n# column   2     --> time{picosecond} : b\n"
+    (tmp_path / "a.out").write_text(head + "0 0.0\n1 0.5\n2 1." + head + "2 1.0\n3 1.5\n")
+    assert read_properties(tmp_path / "a.out")["time"].steps.tolist() == [0, 1, 2, 3]
+    (tmp_path / "a.out").write_text(head + "0 0.0\n1 0.5\n2 1." + "2 1.0\n3 1.5\n")
+    times = read_properties(tmp_path / "a.out")["time"]
+    assert times.steps.tolist() == [0, 1, 3]
+    assert times.values.tolist() == [0.0, 0.5, 1.5]
+    assert times.unit == "picosecond"
+
+
+@pytest.mark.parametrize("stem", ["", "a[1]", "/absolute"])
+def test_prefixes_as_ipi_takes_them(tmp_path: Path, stem: str) -> None:
+    """None at all, one that a pattern would take for its own, one that is a path: the positions are found."""
+    write_trajectory(tmp_path, "xyz", [0])
+    for path in tmp_path.glob("run.*"):
+        path.rename(path.with_name(path.name.replace("run.", f"{Path(stem).name}." if stem else "")))
+    trajectory = find_positions(tmp_path, f"{tmp_path}{stem}" if stem.startswith("/") else stem)
+    assert trajectory is not None
+    assert len(trajectory.files) == 2
+
+
+def test_long_trajectories_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weeks of output do not take hours: every n-th frame is taken, from the first to the last."""
+    write_trajectory(tmp_path, "xyz", list(range(0, 100, 5)))
+    monkeypatch.setattr(outputs, "MOST_ATOMS", 2 * 5 * len(NAMES))
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    assert trajectory.stride == 4
+    assert [step for step, bead, _ in trajectory if bead == 1] == [0, 20, 40, 60, 80]
+
+
+def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
+    """What the ring polymer feels; of a step written twice (a restart) the last counts, and a missing bead is seen."""
+    for bead, shift in enumerate((0.0, 2.0)):
+        lines = []
+        for step in (0, 5, 5):
+            lines += [
+                f" #EXTRAS(committee_pot)# Step:  {step:10d} ",
+                f"{-1.25 + shift + len(lines):16.8e} {-3.5 + shift:16.8e}",
+            ]
+        (tmp_path / f"run.committee_{bead}").write_text("\n".join(lines) + "\n")
+    found = read_potentials(tmp_path, "run", 2)
+    assert found is not None
+    assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-0.25, -2.5], 5: [3.75, -2.5]}
+    assert found.resolution == pytest.approx(1e-8)
+    assert read_potentials(tmp_path, "run", 3) is None
+    assert read_potentials(tmp_path, "other", 2) is None
+
+
+def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
+    """Whoever reads the first six columns reads them still; older files have no more, and a torn line is left out."""
+    record = Record(tmp_path, ["O", "H"], {"beads": 4, "simulation": "a.xml"})
+    seconds = {"model": 0.01}
+    record(Evaluated("a", 0, 1, -1.0, 0.1, 0.2, seconds, {"H": 0.03, "O": 0.04}))
+    record(Evaluated("b", 1, 1, -1.0, None, None, seconds))
+    record.close(record.summary())
+    path = tmp_path / "beadwork.out"
+    table, spread, _ = read_record(path)
+    assert table.shape == (2, 6)
+    assert list(spread) == ["O", "H"]
+    assert spread["O"][0] == 0.04
+    assert spread["H"][0] == 0.03
+    assert np.isnan(spread["H"][1])
+    assert read_about(path) == {"beads": 4, "simulation": "a.xml"}
+    path.write_text(path.read_text()[:-7])
+    assert read_record(path)[0].shape == (1, 6)
+    path.write_text(f"{path.read_text()}\n{JOINED}\n")  # another forcefield was answered first
+    assert read_about(path)["joined"]
+    path.write_text(f"{COLUMNS}\n 0 1 -1.0 0.1 0.2 0.3\n")
+    table, spread, _ = read_record(path)
+    assert table.tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]
+    assert spread == {}
+    assert read_about(path) == {}
+
+
+def test_a_property_of_one_species_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    """i-PI writes kinetic_cv(H){electronvolt} too, and that is not the system's."""
+    lines = ["# column   1     --> step : a", "# column   2     --> kinetic_cv{electronvolt} : b"]
+    lines += ["# column   3     --> kinetic_cv(H){electronvolt} : c", "1 2.0 3.0"]
+    (tmp_path / "a.out").write_text("\n".join(lines) + "\n")
+    found = read_properties(tmp_path / "a.out")
+    assert {name: series.values.tolist() for name, series in found.items()} == {"step": [1.0], "kinetic_cv": [2.0]}
+    assert {name: series.unit for name, series in found.items()} == {
+        "step": "atomic units",
+        "kinetic_cv": "electronvolt",
+    }
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "first", "steps"),
+    [
+        (["potential{electronvolt}"], ["-1.0", "-2.0", "-3.0"], 0, [0, 4, 8]),
+        (["potential{electronvolt}"], ["-1.0", "-2.0", "-3.0"], 7, [0, 4, 8]),  # it goes on with the same file
+        (["potential{electronvolt}", "time{picosecond}"], ["-1 0.001", "-2 0.003"], 0, [2, 6]),
+        (["potential{electronvolt}", "time"], ["-1 41.341373", "-2 82.682747"], 0, [2, 4]),
+        (["step", "potential{electronvolt}"], ["4 -1", "8 -2"], 0, [4, 8]),
+    ],
+)
+def test_steps_are_told_without_a_column_of_them(
+    tmp_path: Path, head: list[str], rows: list[str], first: int, steps: list[int]
+) -> None:
+    """By the times, or by the rows: i-PI writes at every multiple of the stride. One input of thirty has no steps."""
+    lines = [f"# column {k:3d}     --> {name} : words" for k, name in enumerate(head, 1)]
+    (tmp_path / "a.out").write_text("\n".join([*lines, *rows, ""]))
+    potential = read_properties(tmp_path / "a.out", head, 4, first, 0.5)["potential"]
+    assert potential.steps.tolist() == steps
+    assert (potential.values[0], potential.unit) == (-1.0, "electronvolt")
+
+
+@pytest.mark.parametrize(("first", "begin"), [(5, 8), (7, 8), (8, 12)])
+def test_a_file_that_begins_at_a_restart_has_no_header(tmp_path: Path, first: int, begin: int) -> None:
+    """i-PI writes none then: the columns are those that the input asks for, and the first row is the next multiple."""
+    (tmp_path / "a.out").write_text("1 2 3 4 5 6 -7.0 300.0\n1 2 3 4 5 6 -8.0 301.0\n")
+    asked = [*[""] * 6, "potential{electronvolt}", "temperature{kelvin}"]
+    found = read_properties(tmp_path / "a.out", asked, 4, first)
+    assert set(found) == {"potential", "temperature"}
+    assert found["temperature"].values.tolist() == [300, 301]
+    assert found["potential"].steps.tolist() == [begin, begin + 4]

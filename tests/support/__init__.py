@@ -1,0 +1,1 @@
+"""What tests share: models, structures, queues, transcripts, and programs that are killed."""

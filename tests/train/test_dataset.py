@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+
+from beadwork.errors import LabelError, ModelError
+from beadwork.frame import Frame
+from beadwork.harvest.queue import Queue
+from beadwork.harvest.row import Kept
+from beadwork.label.label import Label
+from beadwork.potential.graph import build
+from beadwork.potential.torchscript import TorchScriptEngine
+from beadwork.train.committee import _dataset
+from beadwork.train.dataset import (
+    Dataset,
+    check,
+    difference,
+    from_queue,
+    reference_energies,
+)
+from beadwork.train.duplicates import among, firsts
+from beadwork.train.settings import TrainSettings
+from beadwork.train.split import split
+from support import truth
+
+
+@pytest.fixture
+def examples():
+    """Forty clusters, some with a proton too much; energies with a declared error."""
+    return [truth.example(f, n, energy_noise=0.01) for n, f in enumerate(truth.clusters(40, 1, charged=True))]
+
+
+def with_label(example, **changes):
+    """The same example with a changed label."""
+    return replace(example, label=replace(example.label, **changes))
+
+
+def test_difference_is_label_minus_the_baseline_that_serves(examples):
+    """Δ + baseline is the label again, with the reference engine evaluated here by itself."""
+    found = difference(examples, truth.BASELINE)
+    engine = TorchScriptEngine(truth.BASELINE)
+    for e in found[:7]:
+        alone = engine.evaluate(build([e.frame], engine.cutoff))
+        assert e.energy + alone.energies[0] == pytest.approx(e.label.energy, abs=1e-5)
+        assert np.allclose(e.forces + alone.forces, e.label.forces, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (23.0605, "23.1 times the baseline's, as forces in kcal/mol/angstrom would be"),
+        (0.019447, "0.0194 times the baseline's, as forces in hartree/bohr would be"),
+        (0.52918, "0.529 times the baseline's, as forces in ev/bohr would be"),
+        (-1.0, "-1 times the baseline's, as gradients would be"),
+        (1.0, None),
+        (0.8, None),
+        (1.5, None),
+    ],
+)
+def test_forces_in_another_unit_are_refused(examples, times, said):
+    """Labels that are the baseline's forces but for a unit or the sign: a file of kcal/mol reads as well as any. Labels
+    of another method are the baseline's but for some percent, and pass."""
+    engine = TorchScriptEngine(truth.BASELINE)
+    found = []
+    for e in examples[:8]:
+        forces = engine.evaluate(build([e.frame], engine.cutoff)).forces
+        found.append(with_label(e, forces=times * forces, forces_error=None))
+    if said is None:
+        assert len(difference(found, truth.BASELINE)) == 8
+        return
+    with pytest.raises(LabelError, match=f"{said}; give forces in eV/Å"):
+        difference(found, truth.BASELINE)
+
+
+def test_labels_learned_without_a_baseline_stay_as_they_are(examples):
+    """A baseline model is trained on labels, not on differences."""
+    for e in difference(examples, None):
+        assert e.energy == e.label.energy
+        assert e.baseline is None
+
+
+def test_methods_never_mix(examples):
+    """Two levels of theory in one dataset are refused by name, and so are two baselines."""
+    other = with_label(examples[0], method="CCSD/cc-pVDZ")
+    with pytest.raises(LabelError, match=r"CCSD/cc-pVDZ; pair potential.*--method"):
+        check([*examples[1:], other])
+    with pytest.raises(LabelError, match="baselines"):
+        check([*examples[1:], replace(examples[0], baseline="sha256:0")])
+
+
+def test_charges_of_one_composition_are_told_apart_or_refused(examples):
+    """A MACE model sees no charge: H2O and H2O+ must not be learned together."""
+    with pytest.raises(LabelError, match="charge and spin"):
+        check([*examples, with_label(examples[1], charge=1, spin=1, energy=0.0)])
+
+
+def test_a_label_twice_and_forces_of_another_frame_are_refused(examples):
+    """Nothing is counted twice, and a label of a cut cluster without its structure is seen."""
+    with pytest.raises(LabelError, match="twice"):
+        check([*examples, examples[3]])
+    with pytest.raises(LabelError, match="structure that was computed"):
+        check([replace(examples[0], frame=examples[1].frame)])
+    with pytest.raises(LabelError, match="label frames first"):
+        check([])
+
+
+def test_element_that_the_baseline_lacks(examples):
+    """The model and the element are named, before anything is trained."""
+    numbers = np.array([3, *examples[0].frame.numbers[1:]])
+    with pytest.raises(ModelError, match=r"row 0 of test: .*Li"):
+        difference([replace(examples[0], frame=replace(examples[0].frame, numbers=numbers))], truth.BASELINE)
+
+
+def test_structure_that_no_model_can_answer_for_is_named(examples):
+    """Atoms on top of each other, a periodic frame without a cell and a NaN are named by row, before anything is
+    trained, with or without a baseline; the advice is not that of a run, whose options training has not."""
+    frame = examples[3].frame
+    on_top = frame.positions.copy()
+    on_top[1] = on_top[0] + 0.05
+    lost = frame.positions.copy()
+    lost[2, 1] = np.nan
+    for bad, said in (
+        (replace(frame, positions=on_top), r"row 3 of test: atoms 0 and 1 of the structure are 0.087 Å apart"),
+        (replace(frame, positions=lost), r"row 3 of test: atom 2 is at \[.*nan"),
+        (replace(frame, pbc=(True,) * 3), "row 3 of test: the cell has no volume"),
+    ):
+        several = [*examples[:3], replace(examples[3], frame=bad), *examples[4:]]
+        for baseline in (None, truth.BASELINE):
+            with pytest.raises(LabelError, match=said) as error:
+                difference(several, baseline)
+            assert str(error.value).endswith("; mend it, or take it out")
+            assert "--not-periodic" not in str(error.value)
+
+
+def test_engine_is_settled_on_the_largest_frame(examples, monkeypatch):
+    """A lone atom in front would let any engine pass: the one with which labels are compared is the largest frame."""
+    seen = []
+    monkeypatch.setattr("beadwork.potential.potential.Potential.settle", lambda self, frame: seen.append(frame) or [])
+    atom = Frame(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
+    difference([replace(with_label(examples[0], forces=None, charge=0), frame=atom), *examples], truth.BASELINE)
+    assert len(seen[0].numbers) == max(len(e.frame.numbers) for e in examples)
+
+
+def test_isolated_atoms_are_told_from_crystals(examples):
+    """One atom alone, in vacuum or in a box of its own, is no structure; one of a crystal's cell, and a pair, are."""
+
+    def one(numbers, cell, pbc, apart=0.0):
+        positions = np.zeros((len(numbers), 3)) + apart * np.arange(len(numbers))[:, None]
+        return replace(examples[0], frame=Frame(np.array(numbers), positions, np.array(cell), (pbc,) * 3))
+
+    assert one([8], np.zeros((3, 3)), False).isolated
+    assert one([8], np.eye(3) * 10, True).isolated
+    assert not one([29], np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) * 1.8, True).isolated
+    # a skew box: its vectors are long, the difference of two is not
+    assert not one([29], np.array([[10, 0, 0], [10, 2.5, 0], [0, 0, 10]]), True).isolated
+    assert not one([1, 1], np.zeros((3, 3)), False, 9.0).isolated
+
+
+def test_dataset_survives_its_file(examples, tmp_path: Path):
+    """Every number, error and origin comes back exactly, and the hash with them."""
+    dataset = Dataset(tuple(examples), split(examples, 0.25, 3))
+    dataset.write(tmp_path)
+    back = Dataset.read(tmp_path)
+    assert back.hash == dataset.hash
+    assert back.held_out == dataset.held_out
+    for one, two in zip(dataset.examples, back.examples, strict=True):
+        assert one.hash == two.hash
+        assert (one.energy, one.source, one.row, one.baseline) == (two.energy, two.source, two.row, two.baseline)
+        assert np.array_equal(one.forces, two.forces)
+        assert one.label.input == two.label.input
+
+
+def test_changed_dataset_is_noticed(examples, tmp_path: Path):
+    """A label that was edited does not pass for the one that the models' cards name."""
+    Dataset(tuple(examples), split(examples, 0.25, 3)).write(tmp_path)
+    file = tmp_path / "dataset.json"
+    data = json.loads(file.read_text())
+    data["frames"][5]["label"]["energy"] += 1e-3
+    file.write_text(json.dumps(data))
+    with pytest.raises(LabelError, match="changed"):
+        Dataset.read(tmp_path)
+    data["frames"][5]["positions"] = "gone"
+    file.write_text(json.dumps(data))
+    with pytest.raises(LabelError, match="cannot be read"):
+        Dataset.read(tmp_path)
+    with pytest.raises(LabelError, match="missing"):
+        Dataset.read(tmp_path / "nowhere")
+
+
+def test_the_same_structure_whoever_wrote_it(examples, tmp_path):
+    """Rounded as files round, shifted, with a cell that means nothing, or another charge in its label: the same. A
+    step of a simulation, other atoms, and another periodic cell are not."""
+    frames = [e.frame for e in examples]
+    ase.io.write(tmp_path / "all.xyz", [f.to_atoms() for f in frames], format="xyz")
+    read = [Frame.from_atoms(atoms) for atoms in ase.io.read(tmp_path / "all.xyz", ":")]
+    assert among(read, frames) == [True] * len(frames)
+    shifted = [replace(f, positions=f.positions + 5.0, cell=np.eye(3) * 9.0) for f in frames]
+    assert firsts([*frames, *shifted]) == 2 * list(range(len(frames)))
+    rng = np.random.default_rng(0)
+    moved = [replace(f, positions=f.positions + rng.normal(0, 0.01, f.positions.shape)) for f in frames]
+    assert not any(among(moved, frames))
+    boxes = [replace(frames[0], cell=np.eye(3) * side, pbc=(True,) * 3) for side in (9.0, 9.1)]
+    assert firsts([frames[0], *boxes]) == [0, 1, 2]
+
+
+def test_what_earlier_generations_learned_is_known(examples, tmp_path):
+    """gen-1 of one set, gen-2 of another from its weights, gen-3 of both: no frame that gen-1 learned is a test, none
+    that it held out is learned, and validate calls none of them unseen."""
+    first, second, new = examples[:15], examples[15:30], examples[30:]
+    settings = TrainSettings(held_out=0.4)
+    one = _dataset(first, settings, None)
+    one.write(tmp_path / "1")
+    two = _dataset(second, settings, tmp_path / "1")
+    two.write(tmp_path / "2")
+    assert Dataset.read(tmp_path / "2").hash == two.hash
+    assert {True, False} == {met.held_out for met in two.before}
+    assert sum(among([e.frame for e in first], Dataset.read(tmp_path / "2").learned)) == one.held_out.count(False)
+    three = _dataset([*new, *first, *second], settings, tmp_path / "2")
+    assert three.held_out[len(new) :] == one.held_out + two.held_out
+    assert three.before == ()
+
+
+@pytest.mark.parametrize(
+    ("symbols", "charge", "solute"),
+    [
+        ("H2O", 0, "water"),
+        ("H6O3", 0, "water"),
+        ("H3O", 1, "H +1"),
+        ("H5O2", 1, "H +1"),
+        ("H4O", 0, "H2"),
+        ("HO", -1, "H-1 -1"),
+        ("H3O2", -1, "H-1 -1"),
+        ("H2", 0, "H2"),
+        ("LiH4O2", 1, "Li +1"),
+    ],
+)
+def test_solutes_are_told_from_the_formula(examples, symbols, charge, solute):
+    """Hold-out is by solute too: a protonated cluster of any size is one kind."""
+    import ase
+
+    atoms = ase.Atoms(symbols, positions=np.zeros((len(ase.Atoms(symbols)), 3)))
+    e = replace(with_label(examples[0], charge=charge), frame=Frame.from_atoms(atoms))
+    assert e.solute == solute
+
+
+def test_reference_energies_are_the_constants_of_the_truth(examples):
+    """Exact labels that are sums over atoms give these sums back; noisy ones count less."""
+    energies = np.array([sum(truth.ATOMS[int(z)] for z in e.frame.numbers) for e in examples])
+    found, open_ = reference_energies(examples, energies, 0.001)
+    assert found == pytest.approx(truth.ATOMS, abs=1e-9)
+    assert not open_
+    energies[1::2] += 5.0
+    noisy = [with_label(e, energy_error=1e3 if n % 2 else 0.0) for n, e in enumerate(examples)]
+    found, _ = reference_energies(noisy, energies, 0.001)
+    assert found == pytest.approx(truth.ATOMS, abs=1e-4)
+
+
+def test_reference_energies_that_cannot_be_told_are_said(examples):
+    """Water alone cannot tell hydrogen from oxygen; the sum over a molecule is right all the same."""
+    water = [e for e in examples if e.solute == "water"]
+    energies = np.array([sum(truth.ATOMS[int(z)] for z in e.frame.numbers) for e in water])
+    found, open_ = reference_energies(water, energies, 0.001)
+    assert "rank 1" in open_
+    assert 2 * found[1] + found[8] == pytest.approx(2 * truth.ATOMS[1] + truth.ATOMS[8], abs=1e-9)
+
+
+def test_queue_to_examples(examples, tmp_path: Path):
+    """Labelled rows become examples, of the structure that was computed where one was cut out of the frame."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    for e in examples[:4]:
+        n = len(e.frame.numbers)
+        queue.add(Kept(e.frame, 1, 0.1, np.ones(n), np.zeros(2), ("sha256:1", "sha256:2"), "sha256:3"))
+    with pytest.raises(LabelError, match="no labels"):
+        from_queue(queue, None)
+    rows = queue.rows()
+    for row, e in list(zip(rows, examples, strict=False))[:2]:
+        queue.claim("me", 60, row.id)
+        queue.finish(row.id, "me", e.label.to_dict())
+    small = examples[9].frame
+    queue.claim("me", 60, rows[2].id)
+    cut = {"numbers": small.numbers, "positions": small.positions, "cell": small.cell, "pbc": list(small.pbc)}
+    queue.finish(rows[2].id, "me", {**examples[9].label.to_dict(), "structure": cut})
+    found = from_queue(tmp_path / "q.db", truth.BASELINE)
+    assert [e.row for e in found] == [1, 2, 3]
+    assert [e.label.hash for e in found] == [examples[n].label.hash for n in (0, 1, 9)]
+    assert found[0].simulation == "sha256:3"
+    assert np.array_equal(found[2].frame.positions, small.positions)
+    queue.claim("me", 60, rows[3].id)
+    queue.finish(rows[3].id, "me", {**examples[3].label.to_dict(), "method": "another"})
+    with pytest.raises(LabelError, match="another; pair potential"):
+        from_queue(queue, None)
+    assert len(from_queue(queue, None, "another")) == 1
+
+
+def test_row_without_a_good_label_is_named(examples, tmp_path: Path):
+    """A label that this version did not write is not guessed at."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    frame = examples[0].frame
+    queue.add(Kept(frame, 1, 0.1, np.ones(len(frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
+    queue.claim("me", 60)
+    queue.finish(1, "me", {"energy": 1.0})
+    with pytest.raises(LabelError, match=r"row 1: .*lacks"):
+        from_queue(queue, None)
+
+
+def test_label_hash_survives_the_queue(examples, tmp_path: Path):
+    """The chain of hashes begins at the labeller: what the queue gives back has the hash that went in."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    e = examples[0]
+    label = Label(**{**e.label.to_dict(), "extra": {"seed": 3, "trial": {"kind": "JSD", "terms": [1, 2.5]}}})
+    queue.add(Kept(e.frame, 1, 0.1, np.ones(len(e.frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
+    queue.claim("me", 60)
+    queue.finish(1, "me", label.to_dict())
+    assert from_queue(queue, None)[0].label.hash == label.hash
