@@ -31,7 +31,8 @@ from beadwork.ipi.transport import Address, Line
 from beadwork.observe.record import Record
 from beadwork.potential.analytic import FreeParticle
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import Server, Service
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 
 ROOT = Path(__file__).resolve().parents[1]
 #: MB over the whole of the fitted part that are the allocator's noise

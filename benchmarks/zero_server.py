@@ -8,7 +8,8 @@ from beadwork.ipi.simulation import read
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import FreeParticle
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import Server, Service
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 
 simulation = read(sys.argv[1])
 socket = simulation.socket()

@@ -16,7 +16,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import extra_keys
+from beadwork.serve.reply import extra_keys
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from beadwork.frame import Frame
     from beadwork.potential.calculator import BeadworkCalculator
-    from beadwork.potential.potential import load
+    from beadwork.potential.load import load
 
 __all__ = ["BeadworkCalculator", "Frame", "load"]
 

@@ -74,7 +74,7 @@ class BeadworkPES:
         if config.threads:
             set_threads(config.threads)
         # torch is imported only now, so that it sees the threads
-        from beadwork.potential.potential import load_for
+        from beadwork.potential.load import load_for
 
         self._potential = load_for(config)
         self._device = config.device
@@ -95,7 +95,7 @@ class BeadworkPES:
         return self._evaluate([cell], [pos])[0]
 
     def _evaluate(self, cells: Sequence[FloatArray], positions: Sequence[FloatArray]) -> list[Answer]:
-        from beadwork.serve.server import extras
+        from beadwork.serve.reply import extras
 
         atoms = len(self._numbers)
         if any(np.shape(where) != (atoms, 3) for where in positions):

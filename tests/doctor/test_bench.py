@@ -12,7 +12,7 @@ from beadwork.doctor.bench import bench, report, shorten
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WATER = ROOT / "inputs" / "water" / "input.xml"
 BASELINE = str(ROOT / "models" / "water-revpbe0-d3" / "baseline")
 

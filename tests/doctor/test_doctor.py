@@ -31,7 +31,7 @@ from beadwork.potential.graph import Graph
 from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models" / "water-revpbe0-d3"
 WATER = (ROOT / "inputs" / "water" / "init.xyz").read_text()
 #: water in a tetrahedron's angle, in its own words

@@ -21,9 +21,11 @@ from beadwork.ipi.simulation import read
 from beadwork.potential import auto_engine as engines
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import CARD, NOVELTY, load_card
+from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.limits import Marks
+from beadwork.potential.load import load
 from beadwork.potential.native import NativeEngine
-from beadwork.potential.potential import Evaluation, Potential, load
+from beadwork.potential.potential import Potential
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models" / "water-revpbe0-d3"

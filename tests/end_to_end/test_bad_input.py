@@ -19,7 +19,8 @@ from beadwork.cli import main
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import Server, Service
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 
 
 @pytest.fixture

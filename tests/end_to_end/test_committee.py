@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from beadwork.frame import Frame
-from beadwork.potential.potential import load
-from beadwork.serve.server import extras
+from beadwork.potential.load import load
+from beadwork.serve.reply import extras
 from beadwork.units import FORCE, HARTREE
 
 

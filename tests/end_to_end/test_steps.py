@@ -18,7 +18,8 @@ from beadwork.ipi.steps import Steps, pattern
 from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import Server, Service
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 
 PAGE = Path(__file__).parents[2] / "docs" / "steps.md"
 COOLDOWN = 3

@@ -21,8 +21,7 @@ import tomli_w
 
 from beadwork.errors import ModelError
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import committee_hash
-from beadwork.potential.bundle import load_card, members_of, point, write_card
+from beadwork.potential.bundle import committee_hash, load_card, members_of, point, write_card
 from beadwork.units import BOHR, HARTREE
 
 BEADS = 4

@@ -15,8 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from beadwork.cli import main
-from beadwork.harvest.row import committee_hash
-from beadwork.potential.bundle import load_card
+from beadwork.potential.bundle import committee_hash, load_card
 from beadwork.report.outputs import read_about
 
 

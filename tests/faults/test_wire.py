@@ -25,7 +25,8 @@ from beadwork.ipi import wire
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import Server, Service
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 
 PROXY = Path(__file__).with_name("proxy.py")
 #: every message, in the direction in which it goes

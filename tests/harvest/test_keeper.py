@@ -22,7 +22,8 @@ from beadwork.harvest.row import Kept
 from beadwork.harvest.select import Band
 from beadwork.ipi.simulation import read
 from beadwork.observe.record import Record, tell
-from beadwork.potential.potential import Evaluation, Novelty, Spread, load
+from beadwork.potential.evaluation import Evaluation, Novelty, Spread
+from beadwork.potential.load import load
 
 
 def water(seed: int) -> Frame:

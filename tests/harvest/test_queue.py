@@ -26,7 +26,8 @@ from beadwork.errors import QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.distance import signature
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept, committee_hash, label_digest
+from beadwork.harvest.row import Kept, label_digest
+from beadwork.potential.bundle import committee_hash
 
 Make = Callable[[int], Kept]
 

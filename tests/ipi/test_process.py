@@ -15,7 +15,7 @@ from beadwork.ipi import process as own_ipi
 from beadwork.ipi.process import OwnIpi
 from beadwork.ipi.simulation import read
 
-WATER = Path(__file__).parents[1] / "inputs" / "water"
+WATER = Path(__file__).parents[2] / "inputs" / "water"
 
 #: seconds that the program gets, twice: until it is asked, and until it is killed
 FAREWELL = 0.5

@@ -19,8 +19,7 @@ from beadwork.loop import simulate
 from beadwork.loop.generations import write_page
 from beadwork.loop.loop import Generation, generations, learn, read, served, why_stop
 from beadwork.potential.bundle import load_card, members_of
-from beadwork.potential.potential import load
-from beadwork.serve.hot_swap import committee
+from beadwork.potential.load import load
 from beadwork.train import committee as train
 from beadwork.train.dataset import Dataset
 from support import truth
@@ -321,6 +320,6 @@ def test_the_loop_knows_a_committee_as_the_server_does(tmp_path: Path) -> None:
         (folder / "committee.toml").write_text(f'members = ["delta-0", "delta-1"]\nalpha = 1.0\nweights = {weights}\n')
         for typed in (None, [3.0, 1.0]):
             potential = load(baseline, [folder], "torchscript", weights=typed)
-            assert served(baseline, folder, typed) == committee(potential)
-            found.add(committee(potential))
+            assert served(baseline, folder, typed) == potential.identity
+            found.add(potential.identity)
     assert len(found) == 3

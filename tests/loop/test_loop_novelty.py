@@ -21,7 +21,7 @@ from beadwork.label import spec as labellers
 from beadwork.label.run import label
 from beadwork.loop.loop import Loop, generations, read
 from beadwork.potential.bundle import members_of
-from beadwork.potential.potential import load
+from beadwork.potential.load import load
 from beadwork.train.committee import train_committee
 from beadwork.train.dataset import from_queue
 from support import loop_project as loops

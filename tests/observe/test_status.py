@@ -22,7 +22,8 @@ from beadwork.errors import ConfigError
 from beadwork.events import Evaluated, Event, Lost, Note, Waiting
 from beadwork.observe import status as module
 from beadwork.observe.pace import Pace
-from beadwork.observe.status import ENDED, HANGS, RUNNING, Status, birth, read, tell
+from beadwork.observe.status import ENDED, HANGS, RUNNING, Status, read, tell
+from beadwork.processes import birth
 
 
 def event(step: int) -> Evaluated:

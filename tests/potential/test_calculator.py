@@ -13,7 +13,8 @@ from ase.calculators.calculator import PropertyNotImplementedError
 import beadwork
 from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import open_engine
-from beadwork.potential.potential import Potential, load
+from beadwork.potential.load import load
+from beadwork.potential.potential import Potential
 
 ENGINES = ("torchscript", "native")
 

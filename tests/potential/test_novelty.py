@@ -14,9 +14,9 @@ from beadwork.label.choose import features
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import MODEL, NOVELTY, check
 from beadwork.potential.graph import build
+from beadwork.potential.load import load
 from beadwork.potential.native import available
 from beadwork.potential.novelty import ENDLESS, NEW, load_training_set, nearest, read_features
-from beadwork.potential.potential import load
 from beadwork.potential.torchscript import load_module
 from beadwork.train.fit_novelty import fit, fit_bundle
 

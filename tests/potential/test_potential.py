@@ -14,7 +14,8 @@ from beadwork.frame import Frame
 from beadwork.potential.bundle import amend_card, load_card, members_of
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import build
-from beadwork.potential.potential import Potential, load
+from beadwork.potential.load import load
+from beadwork.potential.potential import Potential
 
 KINDS = ("triclinic", "tiny", "cluster", "liquid", "lone", "h2")
 

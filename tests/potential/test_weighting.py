@@ -12,7 +12,8 @@ from beadwork.errors import ModelError
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.graph import build
-from beadwork.potential.potential import Potential, load
+from beadwork.potential.load import load
+from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
 from beadwork.potential.weighting import RADIUS, Neighbourhoods, weigh
 

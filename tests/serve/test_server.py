@@ -26,7 +26,9 @@ from beadwork.potential.analytic import Harmonic
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import Server, Service, extra_keys, extras
+from beadwork.serve.reply import extra_keys, extras
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 from beadwork.units import BOHR
 
 # i-PI 3.3.1 cannot bear these: `raw` is its own, the others crash ffcommittee's thread

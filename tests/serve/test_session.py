@@ -14,18 +14,17 @@ import pytest
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
-from beadwork.harvest.row import committee_hash
 from beadwork.ipi.simulation import read
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.bundle import load_card
+from beadwork.potential.bundle import committee_hash, load_card
 from beadwork.potential.novelty import load_training_set
 from beadwork.potential.potential import Potential
 from beadwork.serve.assemble import _check_gathered, join
-from beadwork.serve.server import Service
+from beadwork.serve.service import Service
 from beadwork.serve.session import Session, _elements, _facts
 
-WATER = Path(__file__).parents[1] / "inputs" / "water"
+WATER = Path(__file__).parents[2] / "inputs" / "water"
 
 
 def test_a_torn_restart_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

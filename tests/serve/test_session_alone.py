@@ -14,7 +14,7 @@ from beadwork.disk import alone
 from beadwork.ipi.process import LOCK
 from beadwork.observe.status import claimed
 
-WATER = Path(__file__).parents[1] / "inputs" / "water"
+WATER = Path(__file__).parents[2] / "inputs" / "water"
 OURS = ("beadwork.out", "summary.json", "status.json", "i-pi.log", "last-frames.extxyz")
 
 

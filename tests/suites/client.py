@@ -26,7 +26,8 @@ from beadwork.potential.analytic import FreeParticle, Harmonic
 from beadwork.potential.engine import Energies, Engine
 from beadwork.potential.graph import Graph
 from beadwork.potential.potential import Potential
-from beadwork.serve.server import Server, Service
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 from beadwork.units import BOHR, HARTREE
 
 #: a file that gets a character for every structure we answer: the proof that it was our client that was tested

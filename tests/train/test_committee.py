@@ -20,7 +20,7 @@ from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import Frame
 from beadwork.label.jobs import Jobs
 from beadwork.potential.bundle import check, load_card, load_committee, no_better, worse_than_baseline
-from beadwork.potential.potential import load
+from beadwork.potential.load import load
 from beadwork.toml import tomllib
 from beadwork.train.committee import _dataset, _open, _plan, held_out, references, train_committee, train_model
 from beadwork.train.dataset import Dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beadwork.potential.potential import load
+from beadwork.potential.load import load
 from beadwork.train.committee import train_committee
 from beadwork.train.settings import TrainSettings
 from support import truth

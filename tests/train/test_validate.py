@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from beadwork.errors import LabelError
-from beadwork.potential.potential import load
+from beadwork.potential.load import load
 from beadwork.toml import tomllib
 from beadwork.train.calibration import Errors, calibrate, residuals, scale, told
 from beadwork.train.committee import references

@@ -20,11 +20,12 @@ from beadwork.harvest.row import novelty_of
 from beadwork.harvest.select import force_marks
 from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
 from beadwork.potential.bundle import Card, load_committee, worse_than_baseline
+from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
 from beadwork.potential.limits import WANTED, tell_new
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.novelty import NEW
-from beadwork.potential.potential import Evaluation, Potential
+from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
 
 #: Å, and relative strain, for differences of the energy. With four points the error of the formula, h^4/30 times the

@@ -19,7 +19,7 @@ from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read
 from beadwork.observe.pace import OF_DELTA_ALONE
 from beadwork.potential.device import idle
-from beadwork.potential.potential import load_for
+from beadwork.potential.load import load_for
 from beadwork.serve.assemble import join
 
 #: characters before the sentence

@@ -18,7 +18,7 @@ from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Kept, novelty_of
 from beadwork.harvest.select import Band, Selector
 from beadwork.harvest.writer import QueueWriter
-from beadwork.potential.potential import Evaluation, Spread
+from beadwork.potential.evaluation import Evaluation, Spread
 
 #: seconds for which a disk may be full, or fail, before the run is stopped
 FULL = 10.0

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -28,6 +28,7 @@ import numpy as np
 from beadwork.errors import QueueError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import fingerprint, signature
+from beadwork.potential.bundle import committee_hash, prefixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ class Kept:
         if self.force_spread.shape != (len(self.frame.numbers),):
             raise ValueError(f"force_spread is {self.force_spread.shape} for {len(self.frame.numbers)} atoms")
         # ASE refuses strings that read as numbers, which some hashes do
-        object.__setattr__(self, "models", tuple(_prefixed(model) for model in self.models))
-        object.__setattr__(self, "simulation", _prefixed(self.simulation))
+        object.__setattr__(self, "models", tuple(prefixed(model) for model in self.models))
+        object.__setattr__(self, "simulation", prefixed(self.simulation))
 
     @property
     def max_force_spread(self) -> float:
@@ -110,17 +111,6 @@ def novelty_of(novelty: Mapping[str, FloatArray], whose: str) -> FloatArray | No
     """
     parts = [of for part, of in novelty.items() if whose in (part, "both")]
     return np.maximum.reduce(parts) if parts else None
-
-
-def committee_hash(models: Sequence[str], weights: Sequence[float] = ()) -> str:
-    """Return `sha256:` and the hash of the models' hashes in their order, and of the members' weights if they differ.
-
-    weights: in any scale; what counts are six digits of each one's part.
-    """
-    lines = [_prefixed(model) for model in models]
-    if len(set(weights)) > 1:
-        lines += [f"weight {weight / sum(weights):.6g}" for weight in weights]
-    return _prefixed(hashlib.sha256("\n".join(lines).encode()).hexdigest())
 
 
 def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -213,7 +203,7 @@ def _digest(kept: Kept, mark: str) -> str:
     words += [int(kept.evaluation), kept.models, kept.simulation, sorted(kept.novelty), mark]
     words += [kept.why if kept.models else ()]
     digest.update(json.dumps(words).encode())
-    return _prefixed(digest.hexdigest())
+    return prefixed(digest.hexdigest())
 
 
 def label_digest(label: Mapping[str, Any]) -> str:
@@ -224,15 +214,11 @@ def label_digest(label: Mapping[str, Any]) -> str:
         return float(text) + 0.0  # PostgreSQL writes 1e22 without its exponent, and -0.0 without its sign
 
     text = json.dumps(json.loads(encode(label), parse_int=number, parse_float=number), sort_keys=True)
-    return _prefixed(hashlib.sha256(text.encode()).hexdigest())
+    return prefixed(hashlib.sha256(text.encode()).hexdigest())
 
 
 def _whole(number: int | None) -> int | None:
     return None if number is None else int(number)
-
-
-def _prefixed(digest: str) -> str:
-    return digest if digest.startswith("sha256:") else f"sha256:{digest}"
 
 
 @cache  # a file is read for it, which in the midst of a run may fail

@@ -35,8 +35,8 @@ from beadwork.label.codes.basis import check_stored
 from beadwork.label.jobs import Pool, lost
 from beadwork.label.label import Label, Labeller, as_json, structure
 from beadwork.label.spec import Spec
-from beadwork.observe.status import birth
 from beadwork.potential.bundle import load_card
+from beadwork.processes import birth
 
 #: what became of a frame
 DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"

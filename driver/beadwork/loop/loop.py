@@ -42,16 +42,15 @@ from beadwork.config import ServeConfig
 from beadwork.disk import alone, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
-from beadwork.harvest.row import committee_hash
 from beadwork.harvest.select import usual_band
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
 from beadwork.label.run import atoms_of, label, set_aside
 from beadwork.loop import simulate
-from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, point
+from beadwork.potential.bundle import COMMITTEE, Card, committee_hash, load_card, load_committee, members_of, point
 from beadwork.potential.novelty import NEW
-from beadwork.serve.hot_swap import SHORT
+from beadwork.potential.potential import SHORT
 from beadwork.toml import build, names
 from beadwork.toml import read as read_toml
 from beadwork.train.calibration import Errors, residuals, told

@@ -12,7 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from beadwork.disk import put_aside, writing
 from beadwork.errors import BeadworkError
 from beadwork.frame import Frame
-from beadwork.potential.potential import Evaluation
+from beadwork.potential.evaluation import Evaluation
 
 NAME = "last-frames.extxyz"
 

@@ -16,6 +16,7 @@ from beadwork.disk import alone
 from beadwork.errors import ConfigError, ConnectionLost
 from beadwork.events import Evaluated, Event, Lost, Note, Waiting
 from beadwork.observe.pace import OF_DELTA_ALONE, Pace, span, words
+from beadwork.processes import birth, boot
 
 NAME = "status.json"
 #: the sign of a run in the folder of its outputs
@@ -119,30 +120,6 @@ class Status:
         self._written = now
 
 
-def birth(pid: int) -> str | None:
-    """When a process was started, in a form that no other process of this machine ever has; None where it is gone.
-
-    A pid alone is given out again; Linux says in which clock tick since which boot a process began. Elsewhere it is
-    only known that there is such a process.
-    """
-    try:
-        # after the name, which may hold anything: state is the third field, the start the 22nd
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:  # it is gone, or there is no /proc, or one that hides the processes of others
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass  # somebody else's, so there is one
-        return "unknown"
-    return None if fields[0] in "ZX" else f"{_boot()} {fields[19]}"
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def read(folder: Path) -> dict[str, Any]:
     """Read a folder's status. Raises ConfigError where there is none, or one that no beadwork wrote."""
     path = folder / NAME
@@ -223,4 +200,4 @@ def _age(data: Mapping[str, Any]) -> float:
 
 
 def _boot_or_none() -> str | None:
-    return _boot() if Path("/proc/sys/kernel/random/boot_id").exists() else None
+    return boot() if Path("/proc/sys/kernel/random/boot_id").exists() else None

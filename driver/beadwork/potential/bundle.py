@@ -340,3 +340,19 @@ def _read_toml(file: Path) -> dict[str, Any]:
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelError(f"{file} cannot be read as TOML ({error}); copy it again or import the model again") from error
+
+
+def committee_hash(models: Sequence[str], weights: Sequence[float] = ()) -> str:
+    """Return `sha256:` and the hash of the models' hashes in their order, and of the members' weights if they differ.
+
+    weights: in any scale; what counts are six digits of each one's part.
+    """
+    lines = [prefixed(model) for model in models]
+    if len(set(weights)) > 1:
+        lines += [f"weight {weight / sum(weights):.6g}" for weight in weights]
+    return prefixed(hashlib.sha256("\n".join(lines).encode()).hexdigest())
+
+
+def prefixed(digest: str) -> str:
+    """`sha256:` before a digest: ASE's database refuses strings that read as numbers, which some digests do."""
+    return digest if digest.startswith("sha256:") else f"sha256:{digest}"

@@ -22,9 +22,10 @@ from ase.data import chemical_symbols
 from beadwork.errors import BeadworkError, GuardError
 from beadwork.events import WHOSE
 from beadwork.frame import Frame
+from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
 from beadwork.potential.memory import evaluate
-from beadwork.potential.potential import Evaluation, Potential
+from beadwork.potential.potential import Potential
 
 Kind = Literal["distance", "force", "spread", "novelty"]
 UNITS: dict[Kind, str] = {"distance": "Å", "force": "eV/Å", "spread": "eV/Å", "novelty": "of the edge of training"}

@@ -4,110 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
-from beadwork.config import SENSE, ServeConfig, sensible, weighs
-from beadwork.errors import ModelError, NonFiniteError, ResourceError
+from beadwork.config import SENSE, sensible, weighs
+from beadwork.errors import ModelError, ResourceError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
-from beadwork.potential.auto_engine import AutoEngine, open_engine
-from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
+from beadwork.potential.auto_engine import AutoEngine
+from beadwork.potential.bundle import Card, committee_hash
 from beadwork.potential.engine import Energies, Engine, Weighted, together
+from beadwork.potential.evaluation import Evaluation, Spread, check_finite, first_index, novelty_of, summed
 from beadwork.potential.graph import Graph, GraphBuilder
 from beadwork.potential.weighting import RADIUS, Neighbourhoods, weigh
 
 #: evaluations after a refusal of memory until more is tried; twice as many after each further one
 AGAIN = 1000
+#: characters of a committee's hash that tell it apart: `sha256:` and twelve digits
+SHORT = 19
 
 # Members' energies, forces and virials stand with the member first: (M, S), (M, A, 3), (M, S, 3, 3).
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How far M >= 2 members disagree about S systems of A atoms, after alpha: that of energies, or that of forces.
-
-    members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of
-    a system, of its atom `atom` (S,), counted within the system. usual: `Potential`'s.
-    """
-
-    members: FloatArray
-    energy: FloatArray
-    force: FloatArray
-    largest: FloatArray
-    atom: IntArray
-    usual: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Novelty:
-    """How far the A atoms of S systems are from what the models were trained on; 1 at the edge (`potential.novelty`).
-
-    of: (A,) by part, 'baseline' or 'delta', for the parts that know; of several members the largest. atoms: (A,) the
-    largest of the parts. largest: (S,) of a system, of its atom `atom` (S,), counted within the system.
-    """
-
-    of: Mapping[str, FloatArray]
-    atoms: FloatArray
-    largest: FloatArray
-    atom: IntArray
-
-    def whose(self, atom: int) -> str:
-        """The part to which an atom, counted through all systems, is newest: its labels are wanted."""
-        return max(self.of, key=lambda part: float(self.of[part][atom]))
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """S systems of A atoms in all, evaluated by a baseline and M members. eV and Å; virials as in `Energies`.
-
-    energies (S,), forces (A, 3), virials (S, 3, 3): the sum. baseline, delta: its two parts, None where there are no
-    such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
-    spread: None with fewer than two members; so are the properties that read it. of_atoms: as in `Energies`.
-    member_forces (M, A, 3), member_virials (M, S, 3, 3): the exact derivatives of spread.members, deviations scaled by
-    the alpha of energies as those are; only when asked for. novelty: None where no model knows what it was trained on.
-    models: hashes of the models that answered, baseline first; empty where they came from no bundles. weights: of the
-    members, where they are not equal.
-    closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
-    notes: sentences for the log, about what was found while evaluating.
-    seconds: where the time went: 'graph', each model by its name, 'reduce'.
-    """
-
-    energies: FloatArray
-    forces: FloatArray
-    virials: FloatArray
-    ptr: IntArray
-    baseline: Energies | None = None
-    delta: Energies | None = None
-    spread: Spread | None = None
-    of_atoms: FloatArray | None = None
-    member_forces: FloatArray | None = None
-    member_virials: FloatArray | None = None
-    novelty: Novelty | None = None
-    models: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    closest: FloatArray = field(default_factory=lambda: np.empty(0))
-    notes: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def member_totals(self) -> FloatArray | None:
-        """(M, S) eV: baseline + Δ_m, what i-PI's ffcommittee takes as `committee_pot` where the sum is served."""
-        if self.spread is None or self.baseline is None:
-            return None if self.spread is None else self.spread.members
-        return self.baseline.energies + self.spread.members
-
-    @property
-    def energy_spread(self) -> FloatArray | None:
-        """(S,) eV."""
-        return None if self.spread is None else self.spread.energy
-
-    @property
-    def force_spread(self) -> FloatArray | None:
-        """(A,) eV/Å."""
-        return None if self.spread is None else self.spread.force
 
 
 class Potential:
@@ -134,6 +51,8 @@ class Potential:
 
     max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once; it is
     lowered where memory is refused, and tried twice as large after some time, for others may have taken it meanwhile.
+
+    cards: of the baseline and the members, in this order, where they come from bundles. notes: sentences for the log.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
     """
 
@@ -149,6 +68,8 @@ class Potential:
         usual: float | None = None,
         energy_alpha: float | None = None,
         atom_uncertainty: float | None = None,
+        cards: Sequence[Card] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.reference = dict(reference or {})
         self.usual = usual
@@ -162,10 +83,8 @@ class Potential:
         self._most = max_edges  # what memory was found to hold at the start
         self._wait = AGAIN  # evaluations from a refusal to the next trial
         self._left = 0  # of them
-        #: sentences for the log: what was found beside the models
-        self.notes: list[str] = []
-        #: the cards of baseline and members, where they came from bundles
-        self.cards: tuple[Card, ...] = ()
+        self.notes = list(notes)
+        self.cards = tuple(cards)
         if baseline is None and not members:
             raise ModelError("there is no model to evaluate: give a baseline, Δ models, or both")
         if baseline_uncertainty is not None and atom_uncertainty is not None:
@@ -206,6 +125,22 @@ class Potential:
     def engines(self) -> tuple[Engine, ...]:
         """The baseline, where there is one, and the members."""
         return self.members if self.baseline is None else (self.baseline, *self.members)
+
+    @property
+    def identity(self) -> str | None:
+        """One hash of the models that answer, with their weights, as the queue's rows have it; None without cards."""
+        hashes = [card.hash for card in self.cards]
+        return committee_hash(hashes, self.weights.tolist()) if hashes else None
+
+    @property
+    def short_identity(self) -> str | None:
+        """The same as the extras and the log have it: `sha256:` and twelve digits."""
+        return (found := self.identity) and found[:SHORT]
+
+    @property
+    def folder(self) -> str:
+        """Where the committee lies."""
+        return str(self.cards[-1].path.parent) if self.cards else "no bundle"
 
     @property
     def baseline_cards(self) -> tuple[Card, ...]:
@@ -265,13 +200,13 @@ class Potential:
             usual=other.usual,
             energy_alpha=other.energy_alpha,
             atom_uncertainty=self.atom_uncertainty,
+            cards=(*self.baseline_cards, *other.cards),
         )
         whole.share_room(self)
-        whole.cards = (*self.baseline_cards, *other.cards)
         return whole
 
     def without_baseline(self) -> Potential:
-        """The committee alone, without cards, weighed as it is beside the baseline."""
+        """The committee alone, weighed as it is beside the baseline, with the cards of both."""
         alone = Potential(
             None,
             self.members,
@@ -280,6 +215,7 @@ class Potential:
             reference=self.reference,
             usual=self.usual,
             energy_alpha=self.energy_alpha,
+            cards=self.cards,
         )
         alone.baseline_uncertainty, alone.atom_uncertainty = self.baseline_uncertainty, self.atom_uncertainty
         alone.builder = GraphBuilder(self.cutoff)
@@ -341,8 +277,8 @@ class Potential:
         started = time.perf_counter()
         before = sum(seconds.values())
         evaluation = self._combine(graph, graphs, baseline, answers, member_forces, seconds)
-        novelty = _novelty(graph, baseline, answers)
-        _check_finite("the sum of the models", graph, evaluation)
+        novelty = novelty_of(graph, baseline, answers)
+        check_finite("the sum of the models", graph, evaluation)
         seconds["reduce"] = time.perf_counter() - started - (sum(seconds.values()) - before)
         models = tuple(card.hash for card in self.cards)
         notes: tuple[str, ...] = ()
@@ -382,7 +318,7 @@ class Potential:
         started = time.perf_counter()
         graph = graphs[engine.cutoff]
         answer, self.max_edges = memory.evaluate(engine, graph, self.max_edges, weights)
-        _check_finite(f"the model {engine.name}", graph, answer)
+        check_finite(f"the model {engine.name}", graph, answer)
         seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
         return answer
 
@@ -401,7 +337,7 @@ class Potential:
             b = baseline
             return Evaluation(b.energies, b.forces, b.virials, graph.ptr, baseline, of_atoms=b.of_atoms)
         if len(answers) == 1:
-            return _sum(graph, baseline, answers[0])
+            return summed(graph, baseline, answers[0])
         w = self.weights
         norm = 1.0 - float((w**2).sum())
         energy = np.array([a.energies for a in answers])
@@ -432,7 +368,7 @@ class Potential:
                 factor[graph.system, None] * mean.forces + np.einsum("ma,mai->ai", pull[:, graph.system], force),
                 factor[:, None, None] * mean.virials + np.einsum("ms,msij->sij", pull, virial),
             )
-        return _sum(
+        return summed(
             graph,
             baseline,
             delta,
@@ -441,7 +377,7 @@ class Potential:
                 np.sqrt(variance),
                 force_spread,
                 largest,
-                _first_index(force_spread, largest, graph),
+                first_index(force_spread, largest, graph),
                 self.usual,
             ),
             member_forces=mean.forces + force if member_forces else None,
@@ -483,185 +419,6 @@ class Potential:
             np.sum([part.virials for part in parts], axis=0) + virials,
             of_atoms,
         )
-
-
-def load(
-    baseline: str | Path | None = None,
-    delta: Sequence[str | Path] = (),
-    engine: str = "auto",
-    dtype: str = "float64",
-    device: str = "cpu",
-    weights: Sequence[float] | None = None,
-    alpha: float | None = None,
-    baseline_uncertainty: float | None = None,
-    energy_alpha: float | None = None,
-    baseline_uncertainty_atom: float | None = None,
-) -> Potential:
-    """Load a baseline bundle and Δ bundles as one potential.
-
-    delta: bundles, or one committee's folder, or one pointer to such a folder (`members_of`). weights, alpha and
-    energy_alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else
-    they are equal and 1. An alpha that is given is that of energies too, unless they have their own. Raises ModelError
-    for bundles that are damaged or do not go together.
-    """
-    paths = members_of(delta)
-    members = [load_card(p) for p in paths]
-    cards = ([load_card(baseline)] if baseline is not None else []) + members
-    _check_together(cards, members)
-    committee = load_committee(paths) if paths else None
-    notes = []
-    usual = None
-    if committee is not None:
-        if energy_alpha is None:
-            energy_alpha = committee.energy_alpha if alpha is None else alpha
-        if alpha is None:
-            alpha = committee.alpha
-        if weights is None:
-            weights = [committee.weights[p.resolve().name] for p in paths]
-        usual = None if committee.usual is None else committee.usual * alpha / committee.alpha
-        notes.append(
-            f"committee.toml: alpha {committee.alpha:g} of forces and {committee.energy_alpha:g} of energies, weights "
-            f"{dict(committee.weights)}"
-        )
-    elif any((path.resolve().parent / COMMITTEE).exists() for path in paths):
-        notes.append(
-            f"the {COMMITTEE} beside the Δ models is about other members than these, so its alpha and weights are not "
-            "used: the spread is not calibrated"
-        )
-    opened = [open_engine(card.path, engine, dtype, device) for card in cards]
-    base = opened.pop(0) if baseline is not None else None
-    alpha = 1.0 if alpha is None else alpha
-    potential = Potential(
-        base,
-        opened,
-        weights,
-        alpha,
-        baseline_uncertainty,
-        usual=usual,
-        energy_alpha=energy_alpha,
-        atom_uncertainty=baseline_uncertainty_atom,
-    )
-    for weight, member in zip(potential.weights.tolist(), opened, strict=True):
-        for z, energy in member.reference.items():
-            potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
-    potential.cards = tuple(cards)
-    potential.notes = notes
-    if unknown := [card.name for card in cards if card.novelty is None]:
-        notes.append(
-            f"what {', '.join(unknown)} learned from is not known, so nothing is said of which atoms are new to it "
-            "(beadwork models novelty)"
-        )
-    return potential
-
-
-def load_for(config: ServeConfig) -> Potential:
-    """Load what a configuration names. Raises ModelError."""
-    return load(
-        config.baseline,
-        config.delta,
-        config.engine,
-        config.dtype,
-        config.device,
-        config.weights,
-        config.alpha,
-        config.baseline_uncertainty,
-        config.energy_alpha,
-        config.baseline_uncertainty_atom,
-    )
-
-
-def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
-    for card in members[1:]:
-        first = members[0]
-        if card.elements != first.elements:
-            raise ModelError(
-                f"{card.path} knows {_names(card.elements)} but {first.path} knows {_names(first.elements)}; "
-                "the members of a committee must be trained for the same elements"
-            )
-        if card.dtype != first.dtype:
-            raise ModelError(
-                f"{card.path} was trained in {card.dtype} but {first.path} in {first.dtype}; "
-                "the members of a committee must be trained in one precision"
-            )
-    if len(cards) > len(members):
-        check_baseline(cards[0], members)
-    if len(cards) > len(members) and members and not set(cards[0].elements) & set(members[0].elements):
-        raise ModelError(
-            f"the baseline {cards[0].path} knows {_names(cards[0].elements)} and {members[0].path} knows "
-            f"{_names(members[0].elements)}: no element in common, so they cannot be summed"
-        )
-    paths = [card.path.resolve() for card in members]
-    if len(set(paths)) < len(paths):
-        raise ModelError("a Δ model is given twice; each member of the committee must be another one")
-
-
-def check_baseline(baseline: Card, members: Sequence[Card]) -> None:
-    """Raise ModelError for a Δ whose card says that it is the difference to another baseline."""
-    for card in members:
-        made_for = card.about.get("baseline")
-        if isinstance(made_for, str) and made_for.startswith("sha256:") and made_for != baseline.hash:
-            raise ModelError(
-                f"{card.path} is the difference to the baseline {made_for[:19]}…, and {baseline.path} is "
-                f"{baseline.hash[:19]}…: their sum means nothing; give the baseline that it was trained against, or "
-                "train it again (where it is the same model imported anew, write its hash into the Δ's card)"
-            )
-
-
-def _sum(graph: Graph, baseline: Energies | None, delta: Energies, **rest: object) -> Evaluation:
-    total = delta
-    if baseline is not None:
-        total = Energies(
-            baseline.energies + delta.energies,
-            baseline.forces + delta.forces,
-            baseline.virials + delta.virials,
-            together([baseline.of_atoms, delta.of_atoms], sum),
-        )
-    return Evaluation(
-        total.energies,
-        total.forces,
-        total.virials,
-        graph.ptr,
-        baseline,
-        delta,
-        of_atoms=total.of_atoms,
-        **rest,  # type: ignore[arg-type]
-    )
-
-
-def _novelty(graph: Graph, baseline: Energies | None, answers: Sequence[Energies]) -> Novelty | None:
-    of = {} if baseline is None or baseline.novelty is None else {"baseline": baseline.novelty}
-    if members := [answer.novelty for answer in answers if answer.novelty is not None]:
-        of["delta"] = np.maximum.reduce(members)
-    if not of:
-        return None
-    atoms = np.maximum.reduce(list(of.values()))
-    largest = np.maximum.reduceat(atoms, graph.ptr[:-1])
-    return Novelty(of, atoms, largest, _first_index(atoms, largest, graph))
-
-
-def _first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntArray:
-    """For each system, the atom (counted within it) that has the largest value."""
-    at = np.flatnonzero(values == largest[graph.system])
-    systems, first = np.unique(graph.system[at], return_index=True)
-    return at[first] - graph.ptr[systems]
-
-
-def _check_finite(model: str, graph: Graph, answer: Energies | Evaluation) -> None:
-    if np.isfinite(answer.energies).all() and np.isfinite(answer.forces).all() and np.isfinite(answer.virials).all():
-        return
-    good = np.isfinite(answer.forces).all(axis=1)
-    if good.all():
-        bad = ~np.isfinite(answer.energies) | ~np.isfinite(answer.virials).all(axis=(1, 2))
-        system = int(np.argmax(bad))
-        what = "energy or virial"
-    else:
-        atom = int(np.argmin(good))
-        system = int(graph.system[atom])
-        what = f"force on atom {atom - int(graph.ptr[system])}"
-    raise NonFiniteError(
-        f"{model} answered NaN or infinity for {graph.where(system)} ({what}); nothing was sent. "
-        "The structure is far from what the model knows, or the model is broken"
-    )
 
 
 def _symbol(z: int) -> str:

@@ -14,8 +14,10 @@ from beadwork.ipi.simulation import Simulation, Socket, System
 from beadwork.ipi.steps import one_result, pattern
 from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.device import idle
-from beadwork.potential.potential import Potential, load_for
-from beadwork.serve.server import MEMBER_FORCES, Service, extra_keys
+from beadwork.potential.load import load_for
+from beadwork.potential.potential import Potential
+from beadwork.serve.reply import MEMBER_FORCES, extra_keys
+from beadwork.serve.service import Service
 
 #: atoms from which a weighted baseline of the whole system is spoken of: more than in the clusters that it is for
 LARGE = 30
@@ -37,11 +39,9 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     notes = [*whole.notes, *idle(config.device)]
     parts = {"sum": whole}
     if "baseline" in roles.values():
-        parts["baseline"] = Potential(whole.baseline)
+        parts["baseline"] = Potential(whole.baseline, cards=whole.cards)
     if "delta" in roles.values():
         parts["delta"] = whole.without_baseline()
-    for part in parts.values():
-        part.cards = whole.cards
     notes += [
         f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or what it "
         "is), unless somebody else does"

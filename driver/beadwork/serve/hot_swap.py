@@ -21,33 +21,16 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
 from beadwork.events import Event, Moment, Note, TakenUp
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.harvest.row import committee_hash
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import NOVELTY, Card, members_of
-from beadwork.potential.potential import Evaluation, Potential, check_baseline, load_for
+from beadwork.potential.evaluation import Evaluation
+from beadwork.potential.load import check_baseline, load_for
+from beadwork.potential.potential import Potential
 
 #: seconds between two looks at a pointer file
 INTERVAL = 1.0
 #: seconds after which a check is said to hang, and seconds that one gets when the run has ended
 HANGS, FAREWELL = 300.0, 20.0
-#: characters of a committee's hash that tell it apart: `sha256:` and twelve digits
-SHORT = 19
-
-
-def committee(potential: Potential) -> str | None:
-    """One hash of the models that answer, with their weights, as the queue's rows have it; None without cards."""
-    hashes = [card.hash for card in potential.cards]
-    return committee_hash(hashes, potential.weights.tolist()) if hashes else None
-
-
-def short(potential: Potential) -> str | None:
-    """The models that answer, as the extras, the log and (in full) the queue's rows name them; None without cards."""
-    return (found := committee(potential)) and found[:SHORT]
-
-
-def folder(potential: Potential) -> str:
-    """Where the committee lies."""
-    return str(potential.cards[-1].path.parent) if potential.cards else "no bundle"
 
 
 @dataclass(eq=False)
@@ -91,7 +74,7 @@ class Swap:
         # replaced while the models were loaded
         loaded = [card.path for card in potential.member_cards]
         self._asked |= self._pointer is not None and members_of(self._config.delta) != loaded
-        self._watch(TakenUp(address, 0, short(potential), folder(potential), "serves from the start"))
+        self._watch(TakenUp(address, 0, potential.short_identity, potential.folder, "serves from the start"))
 
     def ask(self) -> None:
         """Look at what `--delta` names, whether a pointer has changed or not. May be called by a signal handler."""
@@ -121,7 +104,7 @@ class Swap:
             self._watch(
                 Note(
                     f"the check of the new committee goes on since {now - self._since:.0f} s: see whether the disk of "
-                    f"{', '.join(self._config.delta)} answers (ls); {folder(self._served[0].potential)} goes on, and "
+                    f"{', '.join(self._config.delta)} answers (ls); {self._served[0].potential.folder} goes on, and "
                     "no other committee is looked at before"
                 )
             )
@@ -147,7 +130,7 @@ class Swap:
                 served.told = True
                 self._watch(
                     Note(
-                        f"the committee in {folder(served.next[0])} is ready and waits for i-PI's next start at "
+                        f"the committee in {served.next[0].folder} is ready and waits for i-PI's next start at "
                         f"{address}: no step is to be of two committees, and from here it "
                         "cannot be told where i-PI's steps begin, or all of them make one result, which is to be begun "
                         "anew then; else make i-PI pause with a file EXIT in its directory, and start it again from "
@@ -159,7 +142,7 @@ class Swap:
                 served.next, served.told = None, False
                 served.last.clear()  # the old one's energies
                 new = served.potential
-                self._watch(TakenUp(served.address, moment.exact, short(new), folder(new), found, evaluation))
+                self._watch(TakenUp(served.address, moment.exact, new.short_identity, new.folder, found, evaluation))
                 return new
         return potential
 
@@ -178,13 +161,11 @@ class Swap:
 
     def _hear(self, done: Future[list[tuple[Potential, str] | None]]) -> None:
         if (error := done.exception()) is not None:  # whatever it is: ours, PyTorch's, of a pointer full of NULs
-            self._watch(
-                Note(f"the new committee was refused, and {folder(self._served[0].potential)} goes on: {error}")
-            )
+            self._watch(Note(f"the new committee was refused, and {self._served[0].potential.folder} goes on: {error}"))
             return
         ready = done.result()
         if not any(ready):
-            self._watch(Note(f"the committee in {folder(self._served[0].potential)} is the one that serves already"))
+            self._watch(Note(f"the committee in {self._served[0].potential.folder} is the one that serves already"))
         for served, new in zip(self._served, ready, strict=True):
             served.next, served.told = new, False
 
@@ -206,7 +187,7 @@ class Swap:
             return [None] * len(same)
         if len(fresh.members) != len(old.members):
             raise ModelError(
-                f"{folder(fresh)} has {len(fresh.members)} members and {len(old.members)} serve: i-PI's outputs of "
+                f"{fresh.folder} has {len(fresh.members)} members and {len(old.members)} serve: i-PI's outputs of "
                 "extras have a column for each; end the run to change their number"
             )
         found = []
@@ -216,7 +197,7 @@ class Swap:
             whole = served.potential.with_committee(fresh)
             if len(fresh.members) == 1 and served.potential.knows_novelty and not whole.knows_novelty:
                 raise ModelError(
-                    f"{folder(fresh)} does not know what it was trained on, and the model that serves does: i-PI's "
+                    f"{fresh.folder} does not know what it was trained on, and the model that serves does: i-PI's "
                     "outputs of extras have its novelty; give it one (beadwork models novelty)"
                 )
             energies = _energies(whole, frames, config)

@@ -6,31 +6,27 @@ waits for it: it counts a bead as done only when we say READY again).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
 from beadwork.events import WHOSE, Evaluated, Event, Joined, Lost, MarkPassed, Moment, Note
-from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.ipi.batching import Gather
-from beadwork.ipi.beads import Beads
-from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, Init, PosData
+from beadwork.frame import FloatArray, Frame
+from beadwork.ipi.messages import Exit, HangUp, Incoming, Init, PosData
 from beadwork.ipi.output_steps import Written
-from beadwork.ipi.steps import Pattern, Steps
-from beadwork.ipi.transport import Line, Peer, Transport
+from beadwork.ipi.transport import Peer, Transport
 from beadwork.observe.last import Last
+from beadwork.potential.evaluation import Evaluation, Novelty
 from beadwork.potential.limits import WANTED, Breach, Marks, describe, refusal, tell_new
 from beadwork.potential.novelty import NEW
-from beadwork.potential.potential import Evaluation, Novelty, Potential
-from beadwork.serve.hot_swap import Swap, short
-from beadwork.units import BOHR, FORCE, HARTREE
+from beadwork.serve.hot_swap import Swap
+from beadwork.serve.reply import by_element, most_by_element, packed
+from beadwork.serve.service import Service
+from beadwork.units import BOHR
 
 #: how long a silent wait lasts before the server looks whether it was told to stop, seconds
 PULSE = 0.5
@@ -38,62 +34,8 @@ PULSE = 0.5
 AWAY = 1.0
 #: Å; half of the atoms are no further from where they were after some picoseconds, in the same simulation
 ASTRAY = 3.0
-#: the keys of extras that are sent with --member-forces alone
-MEMBER_FORCES = ("committee_force", "committee_virial")
-#: the extras that tell of novelty, where a committee answers
-NOVELTY = ("novelty_max", "novelty_atom")
 #: what has to be said of every file EXIT
 REMOVE = "remove that file before you start i-PI again, which would end after its first step"
-
-
-@dataclass(eq=False)
-class Service:
-    """One forcefield of the simulation and the potential that answers it.
-
-    numbers: (N,) atomic numbers of the atoms that travel. ring: structures that are asked for at once, None where that
-    differs. ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the
-    file's start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many
-    share them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead
-    is which, nor wait for a whole ring. pattern: what every step asks for, where it is known. one_result: see
-    `ipi.steps`.
-    """
-
-    line: Line
-    potential: Potential
-    numbers: IntArray
-    ring: int | None
-    ring_polymer: bool = True
-    start: FloatArray | None = None
-    periodic: bool = True
-    member_forces: bool = False
-    servers: int = 1
-    folded: FloatArray | None = None
-    pattern: Pattern | None = None
-    one_result: bool = False
-    steps: Steps = field(init=False)
-    gather: Gather[Peer] = field(init=False)
-    beads: Beads | None = field(init=False)
-    waiting: dict[Peer, tuple[PosData, list[bytes]]] = field(default_factory=dict)
-    left: bool = field(init=False, default=True)  # i-PI has hung up everywhere, or not come yet
-    process: int | None = field(init=False, default=None)  # i-PI's, where it can be told
-    told_joined: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        alone = self.servers == 1
-        self.gather = Gather(self.ring if alone else None)
-        if self.ring and self.ring_polymer and alone:
-            whole = self.start is not None and len(self.start) == self.ring
-            self.beads = Beads(self.ring, self.start if whole else None)
-        else:
-            self.beads = None
-        self.steps = Steps(
-            self.pattern, self.start, folded=self.folded, servers=self.servers, one_result=self.one_result
-        )
-
-    @property
-    def joined(self) -> bool:
-        """Whether i-PI had begun before we came."""
-        return self.steps.joined
 
 
 #: called after every answer with the service's address, the moment, the frames and what was said of them
@@ -264,7 +206,7 @@ class Server:
             self.refused = Last(str(service.line.address), moment.exact, named, evaluation)
             raise refusal(passed[0], named[passed[0].system], self._when(moment), service.potential)
         packing = time.perf_counter()
-        replies = _replies(evaluation, inverse, service.potential)
+        replies = packed(evaluation, inverse, service.potential)
         sending = time.perf_counter()
         events: list[tuple[Peer, Incoming]] = []
         for peer, reply in zip(peers, replies, strict=True):
@@ -319,9 +261,9 @@ class Server:
                 energy_spread=None if spread is None else float(spread.energy.mean()),
                 force_spread=None if spread is None else float(spread.largest.max()),
                 seconds={**evaluation.seconds, **seconds},
-                element_spread={} if spread is None else _by_element(service.numbers, spread.force),
+                element_spread={} if spread is None else by_element(service.numbers, spread.force),
                 novelty={} if novelty is None else {part: float(of.max()) for part, of in novelty.of.items()},
-                element_novelty={} if novelty is None else _most_by_element(service.numbers, novelty.atoms),
+                element_novelty={} if novelty is None else most_by_element(service.numbers, novelty.atoms),
                 new_structures=0 if novelty is None else int((novelty.largest > NEW).sum()),
                 new_atoms=0 if novelty is None else int((novelty.atoms > NEW).sum()),
             )
@@ -443,109 +385,3 @@ def _fingerprints(request: PosData) -> list[bytes]:
     """A key for every structure of a request; equal keys are equal bytes."""
     pairs = zip(request.cells, request.positions, strict=True)
     return [cell.tobytes() + where.tobytes() for cell, where in pairs]
-
-
-def _replies(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential: Potential) -> list[ForceReady]:
-    """Cut one evaluation into the connections' answers, copies included; atomic units."""
-    atoms = len(evaluation.forces) // len(evaluation.energies)
-    energies = evaluation.energies / HARTREE
-    forces = evaluation.forces.reshape(-1, atoms, 3) / FORCE
-    virials = evaluation.virials / HARTREE
-    notes = extras(evaluation, potential)
-    return [
-        ForceReady(energies[index], forces[index], virials[index], [notes[i] for i in index])
-        for index in (list(structures) for structures in inverse)
-    ]
-
-
-def _by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]:
-    """Root mean square over the atoms of each element, of structures of one composition, one after another."""
-    squares = (force_spread.reshape(-1, len(numbers)) ** 2).mean(axis=0)
-    return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
-
-
-def _parts(potential: Potential) -> list[str]:
-    """The parts that this potential has: with two forcefields each tells of its own, and i-PI puts them together."""
-    return [part for part, has in zip(WHOSE, (potential.baseline, potential.members), strict=True) if has]
-
-
-def _novelty_keys(potential: Potential) -> tuple[str, ...]:
-    """The keys of novelty: of the parts that there are, and of the whole where a committee answers."""
-    if len(potential.members) < 2 and not potential.knows_novelty:
-        return ()
-    whole = NOVELTY if len(potential.members) > 1 else ()
-    return (*whole, *(f"novelty_max_{part}" for part in _parts(potential)))
-
-
-def _novelty_columns(evaluation: Evaluation, potential: Potential) -> dict[str, list[Any]]:
-    """By the same keys, a value for each structure."""
-    novelty = evaluation.novelty
-    keys = _novelty_keys(potential)
-    nothing = [None] * len(evaluation.energies)
-    if novelty is None:
-        return dict.fromkeys(keys, nothing)
-    of = {part: np.maximum.reduceat(values, evaluation.ptr[:-1]).tolist() for part, values in novelty.of.items()}
-    found = dict(zip(NOVELTY, (novelty.largest.tolist(), novelty.atom.tolist()), strict=True))
-    found |= {f"novelty_max_{part}": of.get(part, nothing) for part in WHOSE}
-    return {key: found[key] for key in keys}
-
-
-def _most_by_element(numbers: IntArray, values: FloatArray) -> dict[str, float]:
-    """The largest over the atoms of each element, of structures of one composition, one after another."""
-    most = values.reshape(-1, len(numbers)).max(axis=0)
-    return {chemical_symbols[z]: float(most[numbers == z].max()) for z in np.unique(numbers)}
-
-
-def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
-    """The keys of every extras object of this potential; none without a committee of two at least, or novelty."""
-    if len(potential.members) < 2:
-        return _novelty_keys(potential)
-    forces = MEMBER_FORCES if member_forces else ()
-    return (
-        "committee_pot",
-        "energy_spread",
-        "force_spread_max",
-        "force_spread_atom",
-        "alpha",
-        "energy_alpha",
-        "committee",
-        *_novelty_keys(potential),
-        *forces,
-    )
-
-
-def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
-    """One JSON object a structure, the same keys always; empty where there is neither committee nor novelty.
-
-    committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by
-    energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
-    applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max.
-    committee: the models that answered, as `swap.short` names them. committee_force and committee_virial (atomic units,
-    the derivatives of committee_pot) only when they were asked for. novelty_max: the largest of any atom, which is
-    novelty_atom, and the largest for each part alone; null where a part does not know.
-    """
-    spread, totals = evaluation.spread, evaluation.member_totals
-    if spread is None or totals is None:
-        if not potential.knows_novelty:
-            return [b""] * len(evaluation.energies)
-        new = _novelty_columns(evaluation, potential)
-        return [json.dumps(dict(zip(new, row, strict=True))).encode() for row in zip(*new.values(), strict=True)]
-    atoms = len(evaluation.forces) // len(evaluation.energies)
-    columns: dict[str, Any] = {
-        "committee_pot": (totals.T / HARTREE).tolist(),
-        "energy_spread": (spread.energy / HARTREE).tolist(),
-        "force_spread_max": (spread.largest / FORCE).tolist(),
-        "force_spread_atom": spread.atom.tolist(),
-        **_novelty_columns(evaluation, potential),
-    }
-    if evaluation.member_forces is not None and evaluation.member_virials is not None:
-        forces, virials = evaluation.member_forces, evaluation.member_virials
-        if evaluation.baseline is not None:
-            forces, virials = forces + evaluation.baseline.forces, virials + evaluation.baseline.virials
-        members = len(forces)
-        rows_of_forces = forces.reshape(members, -1, 3 * atoms).transpose(1, 0, 2) / FORCE
-        columns["committee_force"] = rows_of_forces.tolist()
-        columns["committee_virial"] = (virials.reshape(members, -1, 9).transpose(1, 0, 2) / HARTREE).tolist()
-    rows = zip(*columns.values(), strict=True)
-    same = {"alpha": potential.alpha, "energy_alpha": potential.energy_alpha, "committee": short(potential)}
-    return [json.dumps({**dict(zip(columns, row, strict=True)), **same}).encode() for row in rows]

@@ -32,8 +32,9 @@ from beadwork.observe.status import Status, claimed
 from beadwork.potential.limits import Marks
 from beadwork.report.picture import draw
 from beadwork.serve.assemble import join
-from beadwork.serve.hot_swap import Swap, committee
-from beadwork.serve.server import Server, Service
+from beadwork.serve.hot_swap import Swap
+from beadwork.serve.server import Server
+from beadwork.serve.service import Service
 from beadwork.signals import handled, interrupt
 
 
@@ -313,7 +314,7 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
     answers = next((p for p in potentials if p.members), potentials[0])
     return {
         "engines": list(engines),
-        "committee": committee(answers),
+        "committee": answers.identity,
         "spread_of_delta_alone": answers.spread_of_delta_alone,
     }
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.bundle import SPREAD, USUAL
-from beadwork.potential.potential import load
+from beadwork.potential.load import load
 from beadwork.train.dataset import BATCH, Example
 from beadwork.train.split import APART, blocks, split
 

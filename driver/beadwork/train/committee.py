@@ -26,7 +26,7 @@ from beadwork.disk import write_whole
 from beadwork.errors import LabelError, ModelError
 from beadwork.label.jobs import Jobs, lost
 from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of, no_better
-from beadwork.potential.potential import load
+from beadwork.potential.load import load
 from beadwork.train.calibration import calibrate, residuals, scale, told
 from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
 from beadwork.train.duplicates import among

@@ -27,7 +27,7 @@ from beadwork.label.codes.command import ENERGIES, LENGTHS
 from beadwork.label.label import Label, as_json, computed, frame_of, plain, structure
 from beadwork.potential.bundle import load_card
 from beadwork.potential.graph import CLOSEST, build
-from beadwork.potential.potential import load
+from beadwork.potential.load import load
 
 DATASET = "dataset.json"
 FRAMES = "frames.extxyz"

@@ -1,0 +1,158 @@
+"""What an evaluation answers: energies, forces, virials, how far members disagree, and how new atoms are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from beadwork.errors import NonFiniteError
+from beadwork.frame import FloatArray, IntArray
+from beadwork.potential.engine import Energies, together
+from beadwork.potential.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far M >= 2 members disagree about S systems of A atoms, after alpha: that of energies, or that of forces.
+
+    members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of
+    a system, of its atom `atom` (S,), counted within the system. usual: `Potential`'s.
+    """
+
+    members: FloatArray
+    energy: FloatArray
+    force: FloatArray
+    largest: FloatArray
+    atom: IntArray
+    usual: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Novelty:
+    """How far the A atoms of S systems are from what the models were trained on; 1 at the edge (`potential.novelty`).
+
+    of: (A,) by part, 'baseline' or 'delta', for the parts that know; of several members the largest. atoms: (A,) the
+    largest of the parts. largest: (S,) of a system, of its atom `atom` (S,), counted within the system.
+    """
+
+    of: Mapping[str, FloatArray]
+    atoms: FloatArray
+    largest: FloatArray
+    atom: IntArray
+
+    def whose(self, atom: int) -> str:
+        """The part to which an atom, counted through all systems, is newest: its labels are wanted."""
+        return max(self.of, key=lambda part: float(self.of[part][atom]))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """S systems of A atoms in all, evaluated by a baseline and M members. eV and Å; virials as in `Energies`.
+
+    energies (S,), forces (A, 3), virials (S, 3, 3): the sum. baseline, delta: its two parts, None where there are no
+    such models; delta holds the weighted-baseline factor where one is used. ptr: (S + 1,) atoms of each system.
+    spread: None with fewer than two members; so are the properties that read it. of_atoms: as in `Energies`.
+    member_forces (M, A, 3), member_virials (M, S, 3, 3): the exact derivatives of spread.members, deviations scaled by
+    the alpha of energies as those are; only when asked for. novelty: None where no model knows what it was trained on.
+    models: hashes of the models that answered, baseline first; empty where they came from no bundles. weights: of the
+    members, where they are not equal.
+    closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
+    notes: sentences for the log, about what was found while evaluating.
+    seconds: where the time went: 'graph', each model by its name, 'reduce'.
+    """
+
+    energies: FloatArray
+    forces: FloatArray
+    virials: FloatArray
+    ptr: IntArray
+    baseline: Energies | None = None
+    delta: Energies | None = None
+    spread: Spread | None = None
+    of_atoms: FloatArray | None = None
+    member_forces: FloatArray | None = None
+    member_virials: FloatArray | None = None
+    novelty: Novelty | None = None
+    models: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    closest: FloatArray = field(default_factory=lambda: np.empty(0))
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def member_totals(self) -> FloatArray | None:
+        """(M, S) eV: baseline + Δ_m, what i-PI's ffcommittee takes as `committee_pot` where the sum is served."""
+        if self.spread is None or self.baseline is None:
+            return None if self.spread is None else self.spread.members
+        return self.baseline.energies + self.spread.members
+
+    @property
+    def energy_spread(self) -> FloatArray | None:
+        """(S,) eV."""
+        return None if self.spread is None else self.spread.energy
+
+    @property
+    def force_spread(self) -> FloatArray | None:
+        """(A,) eV/Å."""
+        return None if self.spread is None else self.spread.force
+
+
+def summed(graph: Graph, baseline: Energies | None, delta: Energies, **rest: object) -> Evaluation:
+    """Baseline plus Δ (the mean of its members), each of which stays beside the sum; `rest`: fields of Evaluation."""
+    total = delta
+    if baseline is not None:
+        total = Energies(
+            baseline.energies + delta.energies,
+            baseline.forces + delta.forces,
+            baseline.virials + delta.virials,
+            together([baseline.of_atoms, delta.of_atoms], sum),
+        )
+    return Evaluation(
+        total.energies,
+        total.forces,
+        total.virials,
+        graph.ptr,
+        baseline,
+        delta,
+        of_atoms=total.of_atoms,
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def novelty_of(graph: Graph, baseline: Energies | None, answers: Sequence[Energies]) -> Novelty | None:
+    """The largest novelty of each atom over all models; None where no model brought a training set to compare with."""
+    of = {} if baseline is None or baseline.novelty is None else {"baseline": baseline.novelty}
+    if members := [answer.novelty for answer in answers if answer.novelty is not None]:
+        of["delta"] = np.maximum.reduce(members)
+    if not of:
+        return None
+    atoms = np.maximum.reduce(list(of.values()))
+    largest = np.maximum.reduceat(atoms, graph.ptr[:-1])
+    return Novelty(of, atoms, largest, first_index(atoms, largest, graph))
+
+
+def first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntArray:
+    """For each system, the atom (counted within it) that has the largest value."""
+    at = np.flatnonzero(values == largest[graph.system])
+    systems, first = np.unique(graph.system[at], return_index=True)
+    return at[first] - graph.ptr[systems]
+
+
+def check_finite(model: str, graph: Graph, answer: Energies | Evaluation) -> None:
+    """Raise NonFiniteError, with the structure and the atom, where anything that would be sent is NaN or infinite."""
+    if np.isfinite(answer.energies).all() and np.isfinite(answer.forces).all() and np.isfinite(answer.virials).all():
+        return
+    good = np.isfinite(answer.forces).all(axis=1)
+    if good.all():
+        bad = ~np.isfinite(answer.energies) | ~np.isfinite(answer.virials).all(axis=(1, 2))
+        system = int(np.argmax(bad))
+        what = "energy or virial"
+    else:
+        atom = int(np.argmin(good))
+        system = int(graph.system[atom])
+        what = f"force on atom {atom - int(graph.ptr[system])}"
+    raise NonFiniteError(
+        f"{model} answered NaN or infinity for {graph.where(system)} ({what}); nothing was sent. "
+        "The structure is far from what the model knows, or the model is broken"
+    )

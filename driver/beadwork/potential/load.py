@@ -1,0 +1,134 @@
+"""Bundles into a potential: do their cards go together, and which engine, alpha and weights do they get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from beadwork.config import ServeConfig
+from beadwork.errors import ModelError
+from beadwork.potential.auto_engine import open_engine
+from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
+from beadwork.potential.potential import Potential, _names
+
+
+def load(
+    baseline: str | Path | None = None,
+    delta: Sequence[str | Path] = (),
+    engine: str = "auto",
+    dtype: str = "float64",
+    device: str = "cpu",
+    weights: Sequence[float] | None = None,
+    alpha: float | None = None,
+    baseline_uncertainty: float | None = None,
+    energy_alpha: float | None = None,
+    baseline_uncertainty_atom: float | None = None,
+) -> Potential:
+    """Load a baseline bundle and Δ bundles as one potential.
+
+    delta: bundles, or one committee's folder, or one pointer to such a folder (`members_of`). weights, alpha and
+    energy_alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else
+    they are equal and 1. An alpha that is given is that of energies too, unless they have their own. Raises ModelError
+    for bundles that are damaged or do not go together.
+    """
+    paths = members_of(delta)
+    members = [load_card(p) for p in paths]
+    cards = ([load_card(baseline)] if baseline is not None else []) + members
+    _check_together(cards, members)
+    committee = load_committee(paths) if paths else None
+    notes = []
+    usual = None
+    if committee is not None:
+        if energy_alpha is None:
+            energy_alpha = committee.energy_alpha if alpha is None else alpha
+        if alpha is None:
+            alpha = committee.alpha
+        if weights is None:
+            weights = [committee.weights[p.resolve().name] for p in paths]
+        usual = None if committee.usual is None else committee.usual * alpha / committee.alpha
+        notes.append(
+            f"committee.toml: alpha {committee.alpha:g} of forces and {committee.energy_alpha:g} of energies, weights "
+            f"{dict(committee.weights)}"
+        )
+    elif any((path.resolve().parent / COMMITTEE).exists() for path in paths):
+        notes.append(
+            f"the {COMMITTEE} beside the Δ models is about other members than these, so its alpha and weights are not "
+            "used: the spread is not calibrated"
+        )
+    if unknown := [card.name for card in cards if card.novelty is None]:
+        notes.append(
+            f"what {', '.join(unknown)} learned from is not known, so nothing is said of which atoms are new to it "
+            "(beadwork models novelty)"
+        )
+    opened = [open_engine(card.path, engine, dtype, device) for card in cards]
+    base = opened.pop(0) if baseline is not None else None
+    alpha = 1.0 if alpha is None else alpha
+    potential = Potential(
+        base,
+        opened,
+        weights,
+        alpha,
+        baseline_uncertainty,
+        usual=usual,
+        energy_alpha=energy_alpha,
+        atom_uncertainty=baseline_uncertainty_atom,
+        cards=cards,
+        notes=notes,
+    )
+    for weight, member in zip(potential.weights.tolist(), opened, strict=True):
+        for z, energy in member.reference.items():
+            potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
+    return potential
+
+
+def load_for(config: ServeConfig) -> Potential:
+    """Load what a configuration names. Raises ModelError."""
+    return load(
+        config.baseline,
+        config.delta,
+        config.engine,
+        config.dtype,
+        config.device,
+        config.weights,
+        config.alpha,
+        config.baseline_uncertainty,
+        config.energy_alpha,
+        config.baseline_uncertainty_atom,
+    )
+
+
+def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
+    for card in members[1:]:
+        first = members[0]
+        if card.elements != first.elements:
+            raise ModelError(
+                f"{card.path} knows {_names(card.elements)} but {first.path} knows {_names(first.elements)}; "
+                "the members of a committee must be trained for the same elements"
+            )
+        if card.dtype != first.dtype:
+            raise ModelError(
+                f"{card.path} was trained in {card.dtype} but {first.path} in {first.dtype}; "
+                "the members of a committee must be trained in one precision"
+            )
+    if len(cards) > len(members):
+        check_baseline(cards[0], members)
+    if len(cards) > len(members) and members and not set(cards[0].elements) & set(members[0].elements):
+        raise ModelError(
+            f"the baseline {cards[0].path} knows {_names(cards[0].elements)} and {members[0].path} knows "
+            f"{_names(members[0].elements)}: no element in common, so they cannot be summed"
+        )
+    paths = [card.path.resolve() for card in members]
+    if len(set(paths)) < len(paths):
+        raise ModelError("a Δ model is given twice; each member of the committee must be another one")
+
+
+def check_baseline(baseline: Card, members: Sequence[Card]) -> None:
+    """Raise ModelError for a Δ whose card says that it is the difference to another baseline."""
+    for card in members:
+        made_for = card.about.get("baseline")
+        if isinstance(made_for, str) and made_for.startswith("sha256:") and made_for != baseline.hash:
+            raise ModelError(
+                f"{card.path} is the difference to the baseline {made_for[:19]}…, and {baseline.path} is "
+                f"{baseline.hash[:19]}…: their sum means nothing; give the baseline that it was trained against, or "
+                "train it again (where it is the same model imported anew, write its hash into the Δ's card)"
+            )

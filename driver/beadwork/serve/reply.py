@@ -1,0 +1,130 @@
+"""An evaluation as i-PI gets it: units, order, and the extras."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from beadwork.events import WHOSE
+from beadwork.frame import FloatArray, IntArray
+from beadwork.ipi.messages import ForceReady
+from beadwork.potential.evaluation import Evaluation
+from beadwork.potential.potential import Potential
+from beadwork.units import FORCE, HARTREE
+
+#: the keys of extras that are sent with --member-forces alone
+MEMBER_FORCES = ("committee_force", "committee_virial")
+
+
+#: the extras that tell of novelty, where a committee answers
+NOVELTY = ("novelty_max", "novelty_atom")
+
+
+def packed(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential: Potential) -> list[ForceReady]:
+    """Cut one evaluation into the connections' answers, copies included; atomic units."""
+    atoms = len(evaluation.forces) // len(evaluation.energies)
+    energies = evaluation.energies / HARTREE
+    forces = evaluation.forces.reshape(-1, atoms, 3) / FORCE
+    virials = evaluation.virials / HARTREE
+    notes = extras(evaluation, potential)
+    return [
+        ForceReady(energies[index], forces[index], virials[index], [notes[i] for i in index])
+        for index in (list(structures) for structures in inverse)
+    ]
+
+
+def by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]:
+    """Root mean square over the atoms of each element, of structures of one composition, one after another."""
+    squares = (force_spread.reshape(-1, len(numbers)) ** 2).mean(axis=0)
+    return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
+
+
+def _parts(potential: Potential) -> list[str]:
+    """The parts that this potential has: with two forcefields each tells of its own, and i-PI puts them together."""
+    return [part for part, has in zip(WHOSE, (potential.baseline, potential.members), strict=True) if has]
+
+
+def _novelty_keys(potential: Potential) -> tuple[str, ...]:
+    """The keys of novelty: of the parts that there are, and of the whole where a committee answers."""
+    if len(potential.members) < 2 and not potential.knows_novelty:
+        return ()
+    whole = NOVELTY if len(potential.members) > 1 else ()
+    return (*whole, *(f"novelty_max_{part}" for part in _parts(potential)))
+
+
+def _novelty_columns(evaluation: Evaluation, potential: Potential) -> dict[str, list[Any]]:
+    """By the same keys, a value for each structure."""
+    novelty = evaluation.novelty
+    keys = _novelty_keys(potential)
+    nothing = [None] * len(evaluation.energies)
+    if novelty is None:
+        return dict.fromkeys(keys, nothing)
+    of = {part: np.maximum.reduceat(values, evaluation.ptr[:-1]).tolist() for part, values in novelty.of.items()}
+    found = dict(zip(NOVELTY, (novelty.largest.tolist(), novelty.atom.tolist()), strict=True))
+    found |= {f"novelty_max_{part}": of.get(part, nothing) for part in WHOSE}
+    return {key: found[key] for key in keys}
+
+
+def most_by_element(numbers: IntArray, values: FloatArray) -> dict[str, float]:
+    """The largest over the atoms of each element, of structures of one composition, one after another."""
+    most = values.reshape(-1, len(numbers)).max(axis=0)
+    return {chemical_symbols[z]: float(most[numbers == z].max()) for z in np.unique(numbers)}
+
+
+def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
+    """The keys of every extras object of this potential; none without a committee of two at least, or novelty."""
+    if len(potential.members) < 2:
+        return _novelty_keys(potential)
+    forces = MEMBER_FORCES if member_forces else ()
+    return (
+        "committee_pot",
+        "energy_spread",
+        "force_spread_max",
+        "force_spread_atom",
+        "alpha",
+        "energy_alpha",
+        "committee",
+        *_novelty_keys(potential),
+        *forces,
+    )
+
+
+def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
+    """One JSON object a structure, the same keys always; empty where there is neither committee nor novelty.
+
+    committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by
+    energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
+    applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max.
+    committee: the models that answered, as `swap.short` names them. committee_force and committee_virial (atomic units,
+    the derivatives of committee_pot) only when they were asked for. novelty_max: the largest of any atom, which is
+    novelty_atom, and the largest for each part alone; null where a part does not know.
+    """
+    spread, totals = evaluation.spread, evaluation.member_totals
+    if spread is None or totals is None:
+        if not potential.knows_novelty:
+            return [b""] * len(evaluation.energies)
+        new = _novelty_columns(evaluation, potential)
+        return [json.dumps(dict(zip(new, row, strict=True))).encode() for row in zip(*new.values(), strict=True)]
+    atoms = len(evaluation.forces) // len(evaluation.energies)
+    columns: dict[str, Any] = {
+        "committee_pot": (totals.T / HARTREE).tolist(),
+        "energy_spread": (spread.energy / HARTREE).tolist(),
+        "force_spread_max": (spread.largest / FORCE).tolist(),
+        "force_spread_atom": spread.atom.tolist(),
+        **_novelty_columns(evaluation, potential),
+    }
+    if evaluation.member_forces is not None and evaluation.member_virials is not None:
+        forces, virials = evaluation.member_forces, evaluation.member_virials
+        if evaluation.baseline is not None:
+            forces, virials = forces + evaluation.baseline.forces, virials + evaluation.baseline.virials
+        members = len(forces)
+        rows_of_forces = forces.reshape(members, -1, 3 * atoms).transpose(1, 0, 2) / FORCE
+        columns["committee_force"] = rows_of_forces.tolist()
+        columns["committee_virial"] = (virials.reshape(members, -1, 9).transpose(1, 0, 2) / HARTREE).tolist()
+    rows = zip(*columns.values(), strict=True)
+    same = {"alpha": potential.alpha, "energy_alpha": potential.energy_alpha, "committee": potential.short_identity}
+    return [json.dumps({**dict(zip(columns, row, strict=True)), **same}).encode() for row in rows]
