@@ -5,7 +5,7 @@
 A fifth of the frames is held out, the others are the pool. So many are chosen by `beadwork.label.choose`, and as many
 at random, forty times. On each choice a kernel model of the energies is fitted: Gaussian kernels of the same atomic
 features, summed over pairs of like atoms, on top of energies of atoms. It stands for a MACE model, which would take
-hours for as many choices. Printed: coverage; error of all held-out frames, and of the worst composition (meV an atom).
+hours for as many choices. Printed: coverage; error of all held-out frames, and of the worst composition (meV/atom).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Kernel:
             self.kernel += member @ alike @ member.T
 
     def errors(self, known, test) -> tuple[float, float]:
-        """Error on the test frames, and on its worst composition, meV an atom."""
+        """Error on the test frames, and on its worst composition, meV/atom."""
         atoms = np.linalg.lstsq(self.counts[known], self.energies[known], rcond=1e-10)[0]
         rest = self.energies[known] - self.counts[known] @ atoms
         scale = 4 * (rest / self.counts[known].sum(axis=1)).var() + 1e-18

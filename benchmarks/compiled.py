@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU = Size(beads=1, waters=64)
 CUDA = Size(beads=32, waters=64, channels=128, dtype="float32", device="cuda")
 QUICK = Size(beads=1, waters=8, channels=8, cutoff=4.0)
-#: (eV an atom; forces and virials, of the largest) within which a variant must agree with TorchScript
+#: (eV/atom; forces and virials, of the largest) within which a variant must agree with TorchScript
 AGREE = {"float64": (1e-9, 1e-7), "float32": (1e-5, 1e-3)}
 OF = ("energies", "forces", "virials")
 #: compiled for one number of edges

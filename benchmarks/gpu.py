@@ -32,7 +32,7 @@ TINY = Size(beads=2, waters=8, channels=8, cutoff=4.0, members=2, dtype="float32
 LARGE = 512
 #: what the profiler calls the evaluation
 CALL = "evaluation"
-#: float32 must agree with float64 within (eV an atom, of the largest force) before anything is timed
+#: float32 must agree with float64 within (eV/atom, of the largest force) before anything is timed
 AGREE = (1e-4, 1e-3)
 
 
@@ -136,9 +136,7 @@ class Gpu:
         force = float(np.abs(forces - exact.forces).max())
         largest = float(np.abs(exact.forces).max())
         if not (energy < AGREE[0] and force < AGREE[1] * largest):
-            raise ValueError(
-                f"{name} does not agree with float64 ({energy:.1e} eV an atom, {force:.1e} eV/Å): not timed"
-            )
+            raise ValueError(f"{name} does not agree with float64 ({energy:.1e} eV/atom, {force:.1e} eV/Å): not timed")
         return {"energy_error_eV_atom": energy, "force_error_eV_A": force, "largest_force_eV_A": largest}
 
     def large(self, name: str) -> dict[str, Any]:
@@ -198,7 +196,7 @@ class Gpu:
         return {"force_error_eV_A": error, "seconds": self.median(lambda: theirs.compute_batched(atoms))}
 
     def loop(self, work: Path) -> dict[str, Any]:
-        """The full loop with i-PI, in turns; seconds a step, a list a round."""
+        """The full loop with i-PI, in turns; seconds per step, a list a round."""
         import peers as p
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "driver"), os.environ.get("PYTHONPATH")]))

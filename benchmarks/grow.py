@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models" / "water-revpbe0-d3"
 KELVIN = 300.0
 KT = KELVIN * units.kB
-#: eV of the whole system, and eV an atom: what the 64 molecules have of both is about as much
+#: eV of the whole system, and eV/atom: what the 64 molecules have of both is about as much
 WHOLE, ATOM = 0.012, 0.012 / 192
 
 

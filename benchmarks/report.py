@@ -175,7 +175,7 @@ def _scaling(data: dict[str, Any]) -> list[str]:
         return []
     lines = ["", f"## Our own evaluation, native, {data['scaling']['threads']} threads", ""]
     lines += [f"The process took {data['scaling']['peak_GiB']:.1f} GiB at most.", ""]
-    lines += [_line(["beads", "atoms", "ms", "µs an atom"]), _line(["---"] * 4)]
+    lines += [_line(["beads", "atoms", "ms", "µs/atom"]), _line(["---"] * 4)]
     for series in ("beads", "atoms"):
         for case in data["scaling"][series]:
             atoms = case["beads"] * case["atoms"]
@@ -220,7 +220,7 @@ def plot(data: dict[str, Any], file: Path) -> None:
         left.text(value, row, f" {value:.3g}", va="center")
     left.margins(x=0.15)
     left.invert_yaxis()
-    left.set_xlabel("seconds a step")
+    left.set_xlabel("seconds per step")
     left.set_title("8 beads of 64 H2O with real i-PI, 2 cores")
     for series in ("beads", "atoms"):
         cases = data.get("scaling", {}).get(series, [])

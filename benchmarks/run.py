@@ -160,7 +160,7 @@ class Bench:
                 except PeerError as error:
                     say(f"{name}: {label}: {error}")
                     tried[label] = None
-            say(f"search: {name}: {label}: {tried[label]} s a step")
+            say(f"search: {name}: {label}: {tried[label]} s per step")
         seconds = [np.inf if s is None else s for s in tried.values()]
         best = int(np.argmin(seconds)) if tried else 0
         build, setting = choices[best]
@@ -191,7 +191,7 @@ class Bench:
                 for peer in list(ready) if len(rounds) % 2 == 0 else ready[::-1]:
                     try:
                         times[peer.name] = peer.turn(steps, warm_up)
-                        say(f"{name}: round {len(rounds) + 1}: {peer.name}: {np.median(times[peer.name]):.4f} s a step")
+                        say(f"{name}: round {len(rounds) + 1}: {peer.name}: {np.median(times[peer.name]):.4f} s/step")
                     except PeerError as error:
                         self.fail(peer.name, str(error))
                         peer.end()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BeadworkCalculator", "Frame", "load"]
 
-_HOME = {"load": "potential.delta", "BeadworkCalculator": "potential.calculator", "Frame": "frame"}
+_HOME = {"load": "potential.load", "BeadworkCalculator": "potential.calculator", "Frame": "frame"}
 
 
 def __getattr__(name: str) -> Any:

@@ -202,7 +202,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
     add("energy-alpha", "the same in energies (default: --alpha if given, else the card's)", type=float, metavar="A")
     add("weights", "one a member (default: the committee card's)", type=float, nargs="+", metavar="W")
     add("baseline-uncertainty", "eV of the whole system; turns the weighted baseline on", type=float, metavar="S")
-    add("baseline-uncertainty-atom", "eV an atom; the same for systems of any size", type=float, metavar="S")
+    add("baseline-uncertainty-atom", "eV/atom; the same for systems of any size", type=float, metavar="S")
     add("member-forces", "send every member's forces and virial in the extras", action="store_true")
     add("queue", "keep what the committee is unsure of: SQLite file or PostgreSQL URL", metavar="Q")
     add(
@@ -214,7 +214,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
     )
     add("keep-novelty", "frames with an atom of this novelty or more are kept; inf for none", type=float, metavar="X")
     add("keep-novelty-of", "whose novelty that is", choices=NOVELTY_OF)
-    add("keep-energy", "band of the energy spread, eV an atom", type=float, nargs="+", metavar="MARK")
+    add("keep-energy", "band of the energy spread, eV/atom", type=float, nargs="+", metavar="MARK")
     add("cooldown", "steps between two kept frames", type=int, metavar="N")
     add(
         "keep-most",

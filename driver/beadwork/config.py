@@ -47,11 +47,11 @@ class ServeConfig:
     energy_alpha: float | None = None  #: the same of their energies; default: `alpha` if given, else the card
     weights: list[float] | None = None  #: one a member; default: the committee's card
     baseline_uncertainty: float | None = None  #: eV of the whole system; turns the weighted baseline on
-    baseline_uncertainty_atom: float | None = None  #: eV an atom; the same for systems of any size (docs/formulas.md)
+    baseline_uncertainty_atom: float | None = None  #: eV/atom; the same for systems of any size (docs/formulas.md)
     member_forces: bool = False  #: send every member's forces and virial in the extras
     queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
     keep_force: list[float] | None = None  #: band of the largest force spread, eV/Å; default: the committee's card
-    keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV an atom
+    keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV/atom
     keep_novelty: float = 1.0  #: frames with an atom of more novelty are kept (1: the edge of training); inf: none
     keep_novelty_of: str = "both"  #: whose novelty that is: both, baseline or delta (docs/novelty.md)
     cooldown: int = 10  #: steps (evaluations where no step is known) between two kept frames; 0 keeps all

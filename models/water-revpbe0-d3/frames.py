@@ -7,7 +7,7 @@ Writes OUT/simulation-A.extxyz to OUT/simulation-D.extxyz: 32 H2O at 300 K, clas
 baseline, 60 frames each, 100 steps of 0.5 fs apart. A begins as inputs/water does, the others where 1 ps at 450 K
 has left that (at 700 K the baseline lets protons go, which no model learned from); all forget their start for a
 picosecond first. DELTA_energy (eV) and DELTA_forces (eV/Å) are D3(zero) for revPBE0 without three-body terms by
-simple-dftd3, which gives those of the training data to 6e-7 meV an atom and 3e-6 meV/Å. What is done is kept.
+simple-dftd3, which gives those of the training data to 6e-7 meV/atom and 3e-6 meV/Å. What is done is kept.
 """
 
 from __future__ import annotations

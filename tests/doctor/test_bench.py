@@ -46,14 +46,14 @@ def test_a_shortened_input_is_the_same_simulation(name: str, tmp_path: Path) -> 
 
 
 def test_report_adds_up() -> None:
-    """Structures a second and ns a day follow from the time a step; every part has its share."""
+    """Structures a second and ns/day follow from the time a step; every part has its share."""
     text = report(
         summary({"idle": 0.01, "graph": 0.01, "base (native, float64)": 0.08}), read(WATER), ServeConfig(), "a note"
     )
     assert text.startswith("a note\n10 steps, 0.1 s each:")
     assert re.search(r"80\.00 ms +80\.0 % +base \(native, float64\)", text)
     assert "160 structures a second" in text
-    assert "0.432 ns a day at 0.5 fs" in text  # 0.5e-6 ns / 0.1 s * 86400 s
+    assert "0.432 ns/day at 0.5 fs" in text  # 0.5e-6 ns / 0.1 s * 86400 s
 
 
 @pytest.mark.parametrize(

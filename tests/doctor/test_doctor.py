@@ -447,7 +447,7 @@ def test_members_of_different_zero(tmp_path: Path) -> None:
         )
     )
     assert found.colour == AMBER
-    assert "0.83 eV an atom apart" in found.text
+    assert "0.83 eV/atom apart" in found.text
 
 
 def test_an_uncalibrated_spread_is_amber(tmp_path: Path) -> None:
@@ -599,7 +599,7 @@ def test_ports(write: Callable[..., Path]) -> None:
 
 
 def test_time_is_the_potentials(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A potential of known slowness: seconds, ns a day and days follow, and a month deserves a thought."""
+    """A potential of known slowness: seconds, ns/day and days follow, and a month deserves a thought."""
     import time
 
     class Slow(Harmonic):
@@ -618,8 +618,8 @@ def test_time_is_the_potentials(write: Callable[..., Path], monkeypatch: pytest.
     assert computing < 0.5 * wall  # asleep
     asked = config(Path("x"))
     found = list(machine.duration(simulation, simulation.sockets, [(0.05, 0.01)], asked))
-    # 0.5 fs in 0.05 s is 0.864 ns a day; 1000 steps take 50 s
-    assert "0.05 s a step for the models: at most 0.864 ns a day, at least 50 s for 1000 steps" in found[0].text
+    # 0.5 fs in 0.05 s is 0.864 ns/day; 1000 steps take 50 s
+    assert "0.05 s per step for the models: at most 0.864 ns/day, at least 50 s for 1000 steps" in found[0].text
     assert [finding.colour for finding in found] == [GREEN, AMBER]
     assert "other programs use these cores" in found[1].text
     assert len(list(machine.duration(simulation, simulation.sockets, [(0.05, 0.05)], asked))) == 1
@@ -632,7 +632,7 @@ def test_multiple_time_steps_are_counted() -> None:
     simulation = read(ROOT / "inputs" / "water-mts" / "input.xml")
     asked = config(Path("x"), device="cuda")
     found = only(machine.duration(simulation, simulation.sockets, [(0.1, 0.1), (0.02, 0.02)], asked))
-    assert found.text.startswith("0.42 s a step")
+    assert found.text.startswith("0.42 s per step")
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,9 @@ def test_a_server_among_several_is_timed_with_its_part(
         said.append((found["time"], found["memory"]))
     assert counts == [5, 3]
     # 0.5 fs in 0.05 and in 0.03 s
-    assert said[0][0].startswith("0.05 s a step for the models: at most 0.864 ns a day, at least 5 s")
+    assert said[0][0].startswith("0.05 s per step for the models: at most 0.864 ns/day, at least 5 s")
     assert said[1][0].startswith(
-        "0.03 s a step for the models, with 2 servers as fast as this one: at most 1.44 ns a day, at least 3 s"
+        "0.03 s per step for the models, with 2 servers as fast as this one: at most 1.44 ns/day, at least 3 s"
     )
     assert [re.search("with (.*) ring", memory)[1] for _, memory in said] == ["the whole", "this server's part of the"]  # type: ignore[index]
 

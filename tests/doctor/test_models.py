@@ -93,7 +93,7 @@ def test_native_in_the_other_precision(
 SOME = Frame(
     np.array([8, 1, 1, 8, 1, 1]), np.random.default_rng(5).uniform(-3, 3, (6, 3)), np.eye(3) * 20, (False,) * 3
 )
-#: eV/Å and eV an atom, of SOME with the springs below
+#: eV/Å and eV/atom, of SOME with the springs below
 FORCE, ENERGY = 0.16, 0.37
 
 
@@ -106,8 +106,8 @@ FORCE, ENERGY = 0.16, 0.37
         ({"keep_force": [0.01, 0.1]}, AMBER, "above the band of --keep-force, 0.01 to 0.1 eV/Å"),
         ({"keep_force": [0.01, 0.1]}, AMBER, "without --queue the run does not look"),
         ({"keep_force": [0.01, 0.1], "queue": "q"}, AMBER, "the queue keeps no such frame"),
-        ({"keep_force": [1.0], "keep_energy": [0.1]}, AMBER, "in the band of --keep-energy, 0.1 eV an atom"),
-        ({"keep_energy": [0.001, 0.01]}, AMBER, "above the band of --keep-energy, 0.001 to 0.01 eV an atom"),
+        ({"keep_force": [1.0], "keep_energy": [0.1]}, AMBER, "in the band of --keep-energy, 0.1 eV/atom"),
+        ({"keep_energy": [0.001, 0.01]}, AMBER, "above the band of --keep-energy, 0.001 to 0.01 eV/atom"),
         ({"keep_force": []}, GREEN, "at most at the start"),
         ({"mark_spread": 0.1}, RED, "above the mark of 0.1 eV/Å (--mark-spread): the run would end"),
         ({"mark_spread": 0.1, "on_mark": "count"}, AMBER, "the run goes on"),
@@ -122,7 +122,7 @@ def test_only_the_mark_ends_a_run(settings: dict[str, object], colour: str, said
     (found,) = models.spread(answer, asked(**settings))
     assert (found.colour, found.code) == (colour, GuardError.exit_code if colour == RED else 0)
     assert said in found.text
-    assert ("eV an atom" in found.text) == ("--keep-energy" in found.text)
+    assert ("eV/atom" in found.text) == ("--keep-energy" in found.text)
     assert bool(found.remedy) == (colour != GREEN)
 
 

@@ -107,7 +107,7 @@ def test_seen_from_outside(ipi, models, start, tmp_path, capsys, command, how) -
     code, said = status()
     assert code == 0
     assert f"running: process {process.pid} on" in said
-    for words in ("of 100000", "ns a day", "eV/Å", "frames kept", "i-PI", "models", "graph", "last answer"):
+    for words in ("of 100000", "ns/day", "eV/Å", "frames kept", "i-PI", "models", "graph", "last answer"):
         assert words in said
     cards = [load_card(bundle).hash for bundle in (models.baseline, *models.delta)]
     assert f"committee: {committee_hash(cards)}" in said

@@ -50,7 +50,7 @@ def feed(clock: Clock, *watchers: object, steps: range, each: float = 2.0, sprea
 
 
 def test_pace_is_that_of_the_last_steps(clock: Clock) -> None:
-    """0.5 fs a step at 2 s a step is 0.0216 ns a day, and a step that loaded models for an hour does not count."""
+    """0.5 fs a step at 2 s per step is 0.0216 ns/day, and a step that loaded models for an hour does not count."""
     pace = Pace(time_step=0.5)
     assert pace.seconds_per_step is pace.ns_per_day is None
     clock.now += 3600
@@ -144,7 +144,7 @@ def test_the_step_of_an_ipi_under_way_is_not_made_up(clock: Clock, capsys: pytes
 
 
 def test_no_pace_of_steps_that_are_not_known(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """Evaluations are shown, and no step, ns a day or time left; once i-PI has written its step, it is that."""
+    """Evaluations are shown, and no step, ns/day or time left; once i-PI has written its step, it is that."""
     pace = Pace(0.5)
     progress = Progress(pace, 100)
     unknown = replace(event(1), step=None)
@@ -183,7 +183,7 @@ def test_plain_lines_where_there_is_no_terminal(clock: Clock, capsys: pytest.Cap
     # 82 s of steps: a line at the first step 30 s after the one before
     assert [line.split(",")[0] for line in lines[2:]] == ["step 14 of 50", "step 29 of 50", "step 40 of 50"]
     assert lines[-1] == (
-        "step 40 of 50, 2 s a step, 0.0216 ns a day, 20 s left; spread 0.01 eV/Å, steady; frames kept: 1; "
+        "step 40 of 50, 2 s per step, 0.0216 ns/day, 20 s left; spread 0.01 eV/Å, steady; frames kept: 1; "
         "i-PI 10 %, models 75 %, graph 10 %, rest 5 %"
     )
 

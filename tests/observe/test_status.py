@@ -61,7 +61,7 @@ def test_a_running_process_is_running(status: Status, capsys: pytest.CaptureFixt
     for part in (
         f"running: process {os.getpid()} on {platform.node()}, since 2",
         "step 3 of 10",
-        "ns a day",
+        "ns/day",
         "spread 0.02 eV/Å; frames kept: 0",
         "i-PI 25 %, models 75 %",
         "last answer 0 s ago",

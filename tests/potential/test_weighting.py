@@ -18,7 +18,7 @@ from beadwork.potential.torchscript import TorchScriptEngine
 from beadwork.potential.weighting import RADIUS, Neighbourhoods, weigh
 
 MODELS = Path(__file__).parents[2] / "models" / "water-highlevel"
-#: eV an atom, about what the members' neighbourhoods are apart in the clusters below
+#: eV/atom, about what the members' neighbourhoods are apart in the clusters below
 S = 0.01
 WATER = np.array([[0, 0, 0.12], [0, 0.76, -0.47], [0, -0.76, -0.47]])
 
@@ -78,7 +78,7 @@ def test_n_copies_have_n_times_the_energy(by_atom: Potential) -> None:
 
 
 def test_energies_of_different_parts_add_up(by_atom: Potential) -> None:
-    """E(A + B) = E(A) + E(B) for a part that the members agree about beside one that they do not, to 1e-9 eV an atom;
+    """E(A + B) = E(A) + E(B) for a part that the members agree about beside one that they do not, to 1e-9 eV/atom;
     s of the whole system, or s times the number of atoms, gives neither."""
     a, b = cluster(("water", 0), ("water", 2.8)), cluster(("H3O", 0), ("H2", 2.5), seed=3)
     parts, whole = by_atom.evaluate([a, b]), by_atom.evaluate([beside(a, b)])
@@ -209,7 +209,7 @@ def test_what_cannot_be_weighed_is_refused() -> None:
     toys = [Harmonic(1.0), Harmonic(2.0)]
     for settings, sentence in (
         ({"baseline": None, "atom_uncertainty": 0.1}, "needs a baseline"),
-        ({"baseline": Harmonic(1.0), "atom_uncertainty": 0.0}, r"uncertainty 0.0 eV an atom\) needs"),
+        ({"baseline": Harmonic(1.0), "atom_uncertainty": 0.0}, r"uncertainty 0.0 eV/atom\) needs"),
         ({"baseline": Harmonic(1.0), "atom_uncertainty": 0.1, "baseline_uncertainty": 0.1}, "give one of them"),
         ({"baseline": Harmonic(1.0), "atom_uncertainty": 0.1}, "cannot weigh an atom's energy"),
     ):

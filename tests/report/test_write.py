@@ -139,7 +139,7 @@ def words(text: str, name: str) -> str:
 
 
 def test_figures_are_those_of_the_run(text: str) -> None:
-    """0.2 s for a step of 0.5 fs is 0.216 ns a day; every number has its unit."""
+    """0.2 s for a step of 0.5 fs is 0.216 ns/day; every number has its unit."""
     head = words(text, "headline")
     assert "steps 6 " in head
     assert "simulated 0.003 ps" in head

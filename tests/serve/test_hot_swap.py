@@ -98,7 +98,7 @@ def test_the_jump_is_that_of_what_is_summed(monkeypatch: pytest.MonkeyPatch) -> 
     ((ready, said),) = swap._check([list(served.last) for served in swap._served])
     jump = ready.evaluate([frame]).energies[0] - old.evaluate([frame]).energies[0]
     assert abs(jump) > 0.01
-    assert f"jumps by {jump:+.6f} eV a bead" in said
+    assert f"jumps by {jump:+.6f} eV per bead" in said
     swap.close()
 
 

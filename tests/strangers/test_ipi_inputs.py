@@ -51,7 +51,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, path: Path, at: Mapping[str, str]
 
 
 def test_a_forcefield_of_bias_alone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """i-PI asks a forcefield that only `<bias>` names: it gets its two structures a step, and nothing is wrong."""
+    """i-PI asks a forcefield that only `<bias>` names: it gets its two structures per step, and nothing is wrong."""
     simulation = read(HERE / "bias.xml")
     (system,) = simulation.systems
     assert [part.forcefield for part in system.forces] == ["short"]

@@ -133,13 +133,13 @@ def test_called_again_keeps_what_is_there(committee):
 
 
 def test_a_delta_worse_than_its_baseline_is_said_by_train_and_by_point(committee, tmp_path, capsys, monkeypatch):
-    """351 meV an atom with Δ and 91 without: the last line of a training, and the second of `models point`."""
+    """351 meV/atom with Δ and 91 without: the last line of a training, and the second of `models point`."""
     out = tmp_path / "c"
     shutil.copytree(committee[0], out)
     table = {"frames": 2, "energy_rmse_meV_per_atom": [351.2, 8.0], "baseline_energy_rmse_meV_per_atom": [91.4, 12.0]}
     sentence = (
         "in energies this Δ is worse than its baseline alone: on 2 frames that no member saw energies are wrong by 351 "
-        "± 8 meV an atom with Δ, 91.4 ± 1e+01 without; label more frames or train longer before you serve it"
+        "± 8 meV/atom with Δ, 91.4 ± 1e+01 without; label more frames or train longer before you serve it"
     )
     said: list[str] = []
     for measured, last in ((table, sentence), (table | {"energy_rmse_meV_per_atom": [80.0, 8.0]}, "")):

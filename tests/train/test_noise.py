@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 #: three members are three seeds and three draws
 SMALL = TrainSettings(members=3, epochs=40, hidden_irreps="8x0e", r_max=4.0, held_out=0.0, seed=11)
-#: eV an atom and eV/Å; of every other label
+#: eV/atom and eV/Å; of every other label
 NOISE = 0.05, 1.0
 
 
@@ -49,7 +49,7 @@ def test_noisy_energies_alone_lower_the_force_error(tmp_path: Path):
 
     Every member's forces are better than none at all, and those of the committee, which are served, by 40 %.
     """
-    noise = 0.005  # eV an atom
+    noise = 0.005  # eV/atom
     examples = [
         truth.example(f, n, energy_noise=noise * len(f.numbers), forces=False)
         for n, f in enumerate(truth.clusters(80, 5, most=2))

@@ -93,7 +93,7 @@ def test_error_bars_count_frames_not_atoms():
 
 @pytest.fixture(scope="module")
 def examples():
-    """Labels that the shipped committee is right about but for 5 meV/Å and 1 meV an atom, some without forces."""
+    """Labels that the shipped committee is right about but for 5 meV/Å and 1 meV/atom, some without forces."""
     frames = truth.clusters(40, 3)
     rng = np.random.default_rng(0)
     answer = load(None, MEMBERS).evaluate(frames)

@@ -105,7 +105,7 @@ def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
     each = summary["structures_evaluated"] / summary["steps"]
     lines.append(f"{each / total:.4g} structures a second")
     if timestep := simulation.systems[0].timestep:
-        lines.append(f"{1e-6 * timestep / total * 86400:.4g} ns a day at {timestep:g} fs a step")
+        lines.append(f"{1e-6 * timestep / total * 86400:.4g} ns/day at {timestep:g} fs per step")
     hints = [*advice(simulation, config.servers or 1), *_hints(summary, simulation, config)]
     lines += ["what would help:", *(f"  - {hint}" for hint in hints)]
     return "\n".join(line for line in lines if line)

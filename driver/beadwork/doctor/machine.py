@@ -68,10 +68,10 @@ def duration(
         for k in (0, 1)
     )
     steps, timestep = simulation.total_steps - simulation.step, simulation.systems[0].timestep
-    speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns a day, " if timestep else ""
+    speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns/day, " if timestep else ""
     shared = f", with {config.servers} servers as fast as this one" if config.servers > 1 else ""
     text = (
-        f"{step:.3g} s a step for the models{shared}: {speed}at least {span(steps * step)} for {steps} steps; "
+        f"{step:.3g} s per step for the models{shared}: {speed}at least {span(steps * step)} for {steps} steps; "
         "i-PI adds its own"
     )
     if steps * step > MONTH:

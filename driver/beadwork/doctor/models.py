@@ -32,14 +32,14 @@ from beadwork.potential.torchscript import TorchScriptEngine
 #: fifth derivative, is 1e-8 eV/Å for the stiffest bond there is (O-H), and that of rounding 1e4 eV is the same; the
 #: splines of the native engine make it 3e-7
 STEP, STRAIN = 2e-3, 5e-4
-#: eV/Å, and eV an atom: what forces and virial may differ from those differences. Hundreds of times the errors above,
+#: eV/Å, and eV/atom: what forces and virial may differ from those differences. Hundreds of times the errors above,
 #: and a hundredth of what a good model is wrong by
 FORCE_LIMIT, VIRIAL_LIMIT = 1e-4, 1e-4
 #: atoms whose force is compared component by component
 ATOMS = 3
 #: Δ forces along the baseline's, as a cosine: more is no difference but a whole model
 ALONG = 0.9
-#: eV an atom; members whose energies are further apart had different reference energies
+#: eV/atom; members whose energies are further apart had different reference energies
 APART_ENERGY = 0.1
 #: where the energy is asked for, in steps, and with which weights
 _POINTS, _WEIGHTS = (-2, -1, 1, 2), (1 / 12, -8 / 12, 8 / 12, -1 / 12)
@@ -81,19 +81,19 @@ def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, a
     if abs(offset) > abs(energy) / 2:
         yield _model(
             AMBER,
-            f"Δ is {offset:.4g} eV an atom where the baseline is {energy:.4g}: their reference energies are no pair",
+            f"Δ is {offset:.4g} eV/atom where the baseline is {energy:.4g}: their reference energies are no pair",
             "harmless for forces; where energies matter, train Δ on differences of one kind of total energy",
         )
     elif apart > APART_ENERGY:
         yield _model(
             AMBER,
-            f"the members' energies lie {apart:.2g} eV an atom apart: they had different reference energies",
+            f"the members' energies lie {apart:.2g} eV/atom apart: they had different reference energies",
             "train them again with the same, or the energy spread means nothing",
         )
     else:
         yield _model(
             GREEN,
-            f"Δ is {offset:.3g} eV an atom and {100 * size:.2g} % of the baseline's forces"
+            f"Δ is {offset:.3g} eV/atom and {100 * size:.2g} % of the baseline's forces"
             + ("" if unnamed else ", and made for this baseline"),
         )
     if unnamed:
@@ -142,7 +142,7 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
     within, below = above[:], above[:]
     for option, text, unit, value, marks in (
         ("--keep-force", where, "eV/Å", force, force_marks(config, answer.spread.usual)),
-        ("--keep-energy", f"{energy:.3g} eV an atom at most at the start", "eV an atom", energy, config.keep_energy),
+        ("--keep-energy", f"{energy:.3g} eV/atom at most at the start", "eV/atom", energy, config.keep_energy),
     ):
         if marks:
             band = f"the band of {option}, {' to '.join(f'{mark:g}' for mark in marks)} {unit}"
@@ -278,7 +278,7 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
         "virial",
         float(np.abs(strained - told)[worst]) / n,
         VIRIAL_LIMIT,
-        f"eV an atom from the energy's differences (component {''.join('xyz'[k] for k in pairs[worst])}: "
+        f"eV/atom from the energy's differences (component {''.join('xyz'[k] for k in pairs[worst])}: "
         f"{told[worst]:.6g} against {strained[worst]:.6g} eV; strains of {STRAIN:g})",
     )
 
@@ -340,7 +340,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterato
         yield Finding(
             GREEN,
             "engines",
-            f"native agrees with torchscript for {len(forces) - 1} models: {max(energies):.1e} eV an atom and "
+            f"native agrees with torchscript for {len(forces) - 1} models: {max(energies):.1e} eV/atom and "
             f"{max(forces):.1e} eV/Å at most",
         )
 
@@ -349,7 +349,7 @@ def precision(rough: Evaluation, exact: Evaluation, config: ServeConfig) -> Iter
     """What float32 (rough) costs against float64 (exact), whether it was asked for or not."""
     energy = float(np.abs(rough.energies - exact.energies).max()) * len(rough.energies) / len(rough.forces)
     force = float(np.abs(rough.forces - exact.forces).max())
-    text = f"{force:.1e} eV/Å and {energy:.1e} eV an atom at most from float64"
+    text = f"{force:.1e} eV/Å and {energy:.1e} eV/atom at most from float64"
     if config.dtype == "float64":
         yield Finding(GREEN, "precision", f"float64; --dtype float32 would be {text}")
     elif energy <= TOLERANCE["float32"][0] and force <= TOLERANCE["float32"][1]:

@@ -2,7 +2,7 @@
 
 Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure), `simulation` and `committee`
 (sha256 of the simulation's file, and of the models' hashes and unequal weights taken together), `evaluation`, `step`
-and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV an atom), `novelty_max` (of any atom;
+and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV/atom), `novelty_max` (of any atom;
 absent where unknown), `kept_for` (spread, novelty or spread+novelty), `time` (Unix time, s), `beadwork` (version), and,
 once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å), `member_energies` ((M,) eV),
 `models` (hashes, in the order of evaluation), `weights` (of the members, where they are not equal), `novelty` ((n,) by
@@ -35,7 +35,7 @@ from beadwork.potential.bundle import committee_hash, prefixed
 class Kept:
     """A frame worth a label, and what the committee said of it.
 
-    force_spread: (n,) eV/Å of every atom. energy_spread: eV an atom. member_energies: (M,) eV. models: sha256 of each
+    force_spread: (n,) eV/Å of every atom. energy_spread: eV/atom. member_energies: (M,) eV. models: sha256 of each
     model that was evaluated, baseline first. simulation: sha256 of the simulation's file. evaluation: count of
     evaluations of the server. step: of i-PI, None where unknown (as the bead in `frame`). time: Unix time in s.
     weights: one a member, none where they are equal. novelty: (n,) of every atom, by the part to which it is new,

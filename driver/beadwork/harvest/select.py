@@ -27,7 +27,7 @@ Why = Literal["above", "cooldown", "limit", "alike"]
 class Band:
     """Between knowing and nonsense: the spreads for which a frame is worth a label.
 
-    force_low, force_high: eV/Å, on the largest force spread of any atom. energy_low, energy_high: eV an atom, on the
+    force_low, force_high: eV/Å, on the largest force spread of any atom. energy_low, energy_high: eV/atom, on the
     energy spread. novelty_low: on the largest novelty of any atom. A frame is in the band when it is at or above the
     low mark of ANY criterion that has one, and below EVERY high mark that is given: an exploded frame teaches nothing.
     Raises ConfigError where no low mark is given or the marks contradict each other.
@@ -170,7 +170,7 @@ class Selector:
     ) -> Choice:
         """Decide about the S frames of one evaluation, the one first that passes a low mark furthest.
 
-        max_force_spread: (S,) eV/Å. energy_spread: (S,) eV an atom. novelty: (S,), the largest of any atom. moment: its
+        max_force_spread: (S,) eV/Å. energy_spread: (S,) eV/atom. novelty: (S,), the largest of any atom. moment: its
         step is any count that grows with the simulation; one that goes backwards (a simulation restarted) ends the
         cool-down. Those to be kept count as kept until `forget` is told otherwise.
         """

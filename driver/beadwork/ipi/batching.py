@@ -20,7 +20,7 @@ Connection = TypeVar("Connection", bound=Hashable)
 class Gather(Generic[Connection]):
     """Collects the requests of one forcefield's connections.
 
-    ring: structures a step (beads times systems), None where steps differ. window: seconds.
+    ring: structures per step (beads times systems), None where steps differ. window: seconds.
     """
 
     def __init__(self, ring: int | None, window: float = 1e-3) -> None:

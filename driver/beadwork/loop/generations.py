@@ -63,7 +63,7 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _table(loop: Loop, done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> str:
-    header = ("generation", "learned from", "flagged", "frames kept", "new labels", "energy error<br>meV an atom")
+    header = ("generation", "learned from", "flagged", "frames kept", "new labels", "energy error<br>meV/atom")
     rows = []
     for generation, error in zip(done, errors, strict=True):
         stages = generation.stages
@@ -151,7 +151,7 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
     panels[0].legend(frameon=False, fontsize=8)
     for panel, key, name in (
         (panels[1], "force", "force error (meV/Å)"),
-        (panels[2], "energy", "energy error (meV an atom)"),
+        (panels[2], "energy", "energy error (meV/atom)"),
     ):
         points = [(x, *error[key]) for x, error in zip(where, errors, strict=True) if error.get(key)]
         panel.set_ylabel(name)

@@ -459,7 +459,7 @@ def _tell_new(novelty: Mapping[str, Mapping[str, float] | None], steps: int) -> 
 
 
 def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> dict[str, Any]:
-    """Root mean square errors with error bars: energy in meV an atom, force in meV/Å; nothing without examples.
+    """Root mean square errors with error bars: energy in meV/atom, force in meV/Å; nothing without examples.
 
     reference: a committee that was trained here, for its reference energies.
     """

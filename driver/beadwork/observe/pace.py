@@ -182,8 +182,8 @@ def words(facts: Mapping[str, Any], total: int) -> list[str]:
     if joined:
         far = f"{facts['step']} steps since this server came to an i-PI under way, whose step of {total} is not known"
     if seconds := facts["seconds_per_step"]:
-        far += f", {seconds:.3g} s a step"
-        far += f", {facts['ns_per_day']:.3g} ns a day" if facts["ns_per_day"] else ""
+        far += f", {seconds:.3g} s per step"
+        far += f", {facts['ns_per_day']:.3g} ns/day" if facts["ns_per_day"] else ""
         far += "" if joined else f", {span((total - facts['step']) * seconds)} left"
     sure = f"frames kept: {facts['frames_kept']}"
     if new := facts.get("frames_kept_for", {}).get("novelty"):

@@ -19,7 +19,7 @@ from beadwork.potential.graph import Graph, build
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.torchscript import TorchScriptEngine
 
-#: (eV an atom, eV/Å) within which native must agree with torchscript in the same precision
+#: (eV/atom, eV/Å) within which native must agree with torchscript in the same precision
 TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
 #: Å: the virial an atom must agree within this times the tolerance of forces; a sum over some fifty neighbours
 VIRIAL = 10.0
@@ -122,7 +122,7 @@ class AutoEngine:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far native is from torchscript: eV an atom, eV/Å, eV an atom; allowed: (eV an atom, eV/Å); on: what.
+    """How far native is from torchscript: eV/atom, eV/Å, eV/atom; allowed: (eV/atom, eV/Å); on: what.
 
     novelty: the largest relative difference of an atom's, 0 where there is none.
     """
@@ -144,7 +144,7 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"native {'agrees' if self.agreed else 'does NOT agree'} with torchscript on {self.on} "
-            f"({self.energy:.1e} eV an atom, {self.force:.1e} eV/Å; allowed {self.allowed[0]:.0e} and "
+            f"({self.energy:.1e} eV/atom, {self.force:.1e} eV/Å; allowed {self.allowed[0]:.0e} and "
             f"{self.allowed[1]:.0e}; virial an atom {self.virial:.1e} eV, allowed {VIRIAL * self.allowed[1]:.0e}"
             + (f"; novelty {self.novelty:.0e} of itself, allowed {NOVELTY:.0e})" if self.novelty else ")")
         )

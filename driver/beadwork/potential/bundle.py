@@ -283,7 +283,7 @@ def no_better(held_out: Mapping[str, Any]) -> str:
     """
     names, found, worse = [], [], False
     for what, kind, unit, key in (
-        ("energies", "energy", "meV an atom", "rmse_meV_per_atom"),
+        ("energies", "energy", "meV/atom", "rmse_meV_per_atom"),
         ("forces", "force", "meV/Å", "rmse_meV_per_angstrom"),
     ):
         own, base = held_out.get(f"{kind}_{key}"), held_out.get(f"baseline_{kind}_{key}")

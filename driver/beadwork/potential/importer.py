@@ -226,7 +226,7 @@ def _check_compiled(source: Path, eager: Any, file: Path, head: str | None, grap
     force = float(np.abs(one.forces - two.forces).max())
     if not (energy < 1e-8 and force < 1e-7 * max(1.0, float(np.abs(one.forces).max()))):
         raise ModelError(
-            f"the compiled model does not reproduce the eager one ({energy:.1e} eV an atom, {force:.1e} eV/Å); "
+            f"the compiled model does not reproduce the eager one ({energy:.1e} eV/atom, {force:.1e} eV/Å); "
             "please report this with the versions of mace-torch, e3nn and torch"
         )
 

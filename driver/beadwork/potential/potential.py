@@ -42,9 +42,9 @@ class Potential:
     usual: eV/Å after alpha, the largest force spread of a frame like those that the committee learned from; None where
     that is not known.
 
-    baseline_uncertainty: s in eV a system, or None. With it the sum is V_base + E_ref + s^2/(s^2 + var) (V_Δ - E_ref),
-    and force and virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021, with E_ref = 0).
-    atom_uncertainty: s in eV an atom, or None: the same for the energy of each atom's neighbourhood
+    baseline_uncertainty: s in eV per system, or None. With it the sum is
+    V_base + E_ref + s^2/(s^2 + var) (V_Δ - E_ref), and force and virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021, with E_ref = 0).
+    atom_uncertainty: s in eV/atom, or None: the same for the energy of each atom's neighbourhood
     (`weighting.Neighbourhoods`), so that parts of a system which are far apart have the energies that they have alone.
     reference: atomic number -> eV, what an atom adds to V_Δ whatever its environment, and so to E_ref. A constant times
     a factor that falls where the committee disagrees would be a force.
@@ -91,7 +91,7 @@ class Potential:
             raise ModelError(
                 "the baseline's uncertainty is given for the whole system and for an atom; give one of them"
             )
-        for s, unit in ((baseline_uncertainty, "eV"), (atom_uncertainty, "eV an atom")):
+        for s, unit in ((baseline_uncertainty, "eV"), (atom_uncertainty, "eV/atom")):
             if s is not None and (baseline is None or len(members) < 2 or not s > 0):
                 raise ModelError(
                     f"a weighted baseline (uncertainty {s} {unit}) needs a baseline, at least two Δ models and a "

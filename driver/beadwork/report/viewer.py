@@ -31,7 +31,7 @@ SPREAD, NOVELTY = "largest force spread", "largest novelty"
 class Shown:
     """A frame to be looked at.
 
-    row: its number in the queue. force_spread: (n,) eV/Å. energy_spread: eV an atom. Both NaN where there was no
+    row: its number in the queue. force_spread: (n,) eV/Å. energy_spread: eV/atom. Both NaN where there was no
     committee. novelty: (n,) by the part that knows. why: what it was kept for, 'spread', 'novelty' or both.
     """
 
@@ -84,7 +84,7 @@ def data(rows: Sequence[Shown], name: str) -> str:
         "bead": _property("structure", [_number(row.frame.bead) for row in rows], ""),
         "queue row": _property("structure", [row.row for row in rows], ""),
         SPREAD: _property("structure", [1e3 * row.largest for row in rows], "meV/Å"),
-        "energy spread": _property("structure", [1e3 * row.energy_spread for row in rows], "meV an atom"),
+        "energy spread": _property("structure", [1e3 * row.energy_spread for row in rows], "meV/atom"),
         COLOUR: _property("atom", 1e3 * np.concatenate([row.force_spread for row in rows]), ""),
         NOVELTY: _property("structure", [row.newest for row in rows], ""),
     }

@@ -282,7 +282,7 @@ def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig
 def _jump(new: FloatArray, old: FloatArray) -> str:
     jump = new - old
     return (
-        f"the energy jumps by {jump.mean():+.6f} eV a bead on the last {len(jump)} structures "
+        f"the energy jumps by {jump.mean():+.6f} eV per bead on the last {len(jump)} structures "
         f"({jump.min():+.6f} to {jump.max():+.6f})"
     )
 

@@ -51,7 +51,7 @@ class Errors:
 
     error: value of the committee minus the label's. noise: standard error of the label. spread: of the committee,
     before alpha, or None with one member. frame: index of the frame of each value. freedom: degrees of freedom of the
-    spread. block: number of the block of each value, None where each frame is one. Units: eV an atom for energies,
+    spread. block: number of the block of each value, None where each frame is one. Units: eV/atom for energies,
     eV/Å for forces.
     """
 

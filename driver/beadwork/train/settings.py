@@ -31,7 +31,7 @@ class TrainSettings:
     energy_weight: float = 30.0  #: of the squared error of the energy an atom (eV)
     forces_weight: float = 100.0  #: of the squared error of a force component (eV/Å)
     stage_two_energy_weight: float = 1000.0  #: the same in the last quarter
-    energy_floor: float = 0.001  #: eV an atom; errors below it all count the same
+    energy_floor: float = 0.001  #: eV/atom; errors below it all count the same
     forces_floor: float = 0.02  #: eV/Å
     pair_repulsion: bool = False  #: add a ZBL repulsion: for a baseline, not for a Δ
     dtype: str = "float32"  #: of the training

@@ -59,7 +59,7 @@ class Validation:
     def rows(self) -> list[tuple[str, ...]]:
         """The table of errors: a header, a row for each composition, and one for all."""
         header = ("composition", "frames", "energy, baseline", "baseline + Δ", "forces, baseline", "baseline + Δ")
-        units = ("", "", "meV an atom", "meV an atom", "meV/Å", "meV/Å")
+        units = ("", "", "meV/atom", "meV/atom", "meV/Å", "meV/Å")
         groups = {**self.found.compositions(), "all": list(range(len(self.found.examples)))}
         rows: list[tuple[str, ...]] = [header, units]
         for name, frames in groups.items():
@@ -175,7 +175,7 @@ def _number(errors: Errors) -> str:
 
 
 def _both(found: Residuals) -> list[tuple[Errors, str]]:
-    pair = [(found.energy, "meV an atom"), (found.forces, "meV/Å")]
+    pair = [(found.energy, "meV/atom"), (found.forces, "meV/Å")]
     return [(errors, unit) for errors, unit in pair if errors is not None]
 
 
@@ -253,7 +253,7 @@ def _limits(panel: Any) -> tuple[float, float]:
 
 
 def _curve(v: Validation, panels: Any) -> None:
-    for panel, at, what in zip(panels, (0, 1), ("energy (meV an atom)", "forces (meV/Å)"), strict=True):
+    for panel, at, what in zip(panels, (0, 1), ("energy (meV/atom)", "forces (meV/Å)"), strict=True):
         points = [(n, _both(found)[at][0].rmse) for n, found in v.curve if at < len(_both(found))]
         if not points:
             panel.set_axis_off()

@@ -167,7 +167,8 @@ def near(mean_field: float, energy: float, what: str) -> None:
     """Refuse an energy that has run away: an optimiser that diverges ends with -1e38 Ha and no complaint."""
     if not abs(energy - mean_field) < 0.5 + 0.1 * abs(mean_field):
         raise FloatingPointError(
-            f"{what} ended with {energy} Ha, the mean field has {mean_field} Ha: it diverged; take more samples a step"
+            f"{what} ended with {energy} Ha, the mean field has {mean_field} Ha: it diverged; "
+            "take more samples per step"
         )
 
 
