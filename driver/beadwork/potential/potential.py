@@ -43,7 +43,8 @@ class Potential:
     that is not known.
 
     baseline_uncertainty: s in eV per system, or None. With it the sum is
-    V_base + E_ref + s^2/(s^2 + var) (V_Δ - E_ref), and force and virial are its exact derivatives (Imbalzano et al., J. Chem. Phys. 154, 074102, 2021, with E_ref = 0).
+    V_base + E_ref + s^2/(s^2 + var) (V_Δ - E_ref), and force and virial are its exact derivatives (Imbalzano et al.,
+    J. Chem. Phys. 154, 074102, 2021, with E_ref = 0).
     atom_uncertainty: s in eV/atom, or None: the same for the energy of each atom's neighbourhood
     (`weighting.Neighbourhoods`), so that parts of a system which are far apart have the energies that they have alone.
     reference: atomic number -> eV, what an atom adds to V_Δ whatever its environment, and so to E_ref. A constant times
