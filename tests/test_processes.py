@@ -46,7 +46,7 @@ def test_no_child_is_started_otherwise() -> None:
     found = [
         path.name for path in package.rglob("*.py") if '"-m"' in path.read_text() or " -m parsl" in path.read_text()
     ]
-    assert found == ["python.py"]
+    assert found == ["processes.py"]
 
 
 def test_shared_memory_starts_no_child() -> None:

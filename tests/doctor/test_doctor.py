@@ -23,7 +23,7 @@ from beadwork.doctor.report import doctor, examine
 from beadwork.errors import GeometryError, ModelError, ResourceError, SimulationError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import read
-from beadwork.potential import potential as delta_module
+from beadwork.potential import load as loading
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import amend_card, load_card
 from beadwork.potential.engine import Energies
@@ -347,8 +347,8 @@ def test_derivatives_of_a_periodic_model() -> None:
 
 def test_a_broken_engine_in_a_whole_visit(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that is slipped in where the doctor opens its models is found out."""
-    real = delta_module.open_engine
-    monkeypatch.setattr(delta_module, "open_engine", lambda *a: Broken(real(*a), lambda f: 1.002 * f))
+    real = loading.open_engine
+    monkeypatch.setattr(loading, "open_engine", lambda *a: Broken(real(*a), lambda f: 1.002 * f))
     found = list(examine(config(write(start=MONOMER.format("7 7 7")))))
     assert only(found, "forces").colour == RED
     assert only(found, "virial").colour == GREEN
