@@ -171,6 +171,9 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
         raise ModelError("the native engine needs symmetrix-xl: pip install 'beadwork[native]', or use 'torchscript'")
     check_native(file)
     os.environ["SYMMETRIX_JIT_CACHE"] = str(kernel_cache())
+    # Left to itself Symmetrix-XL searches the process for a BLAS at each product of matrices, which is most of what a
+    # small system costs, and is no faster with what it finds (benchmarks/results/blas.md). It reads this once.
+    os.environ.setdefault("SYMMETRIX_HOST_WORKER_BLAS", "off")
     from symmetrix import load_backend, selected_backend
 
     try:
