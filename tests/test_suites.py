@@ -13,7 +13,7 @@ from beadwork.ipi.transport import Address
 from beadwork.potential.analytic import Harmonic
 
 
-def test_client_dials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_looks_for_a_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It can be made, and it looks for somebody who listens."""
     spec = spec_from_file_location("suites_client", Path(__file__).with_name("suites") / "client.py")
     assert spec is not None

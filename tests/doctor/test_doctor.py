@@ -216,7 +216,7 @@ def test_red_structures_stop_the_models(write: Callable[..., Path]) -> None:
         ("[10, 0, 0, 0, 11, 0, 0, 0, 1e-9]", "no volume in its periodic directions"),
     ],
 )
-def test_wrong_cells(write: Callable[..., Path], cell: str, said: str) -> None:
+def test_left_handed_transposed_and_flat_cells_are_red(write: Callable[..., Path], cell: str, said: str) -> None:
     """Left-handed, transposed (i-PI drops what is below the diagonal) and flat cells are red."""
     path = write(start=MONOMER.format("10 11 12"), cell=f"<cell mode='manual' units='angstrom'>{cell}</cell>")
     red = [finding for finding in examine(config(path, baseline="not there")) if finding.colour == RED]
@@ -243,7 +243,7 @@ def test_a_tiny_cell_is_red(write: Callable[..., Path]) -> None:
         (MONOMER.format("30 30 30"), {"periodic": False}, "pbc='True'", RED, "molecules are torn"),
     ],
 )
-def test_periodicity(
+def test_a_periodicity_that_does_not_fit_the_structure_is_said(
     write: Callable[..., Path], start: str, settings: Mapping[str, object], mode: str, colour: str, said: str
 ) -> None:
     """A cluster called periodic, a liquid called a cluster, a cluster that i-PI folds; and what is right."""
@@ -267,7 +267,9 @@ def test_gaps_and_widths_of_a_tilted_cell(write: Callable[..., Path]) -> None:
     ("edge", "colour", "said"),
     [(4.0, AMBER, "every atom sees itself"), (8.0, GREEN, "seen twice"), (9.5, GREEN, "once at most")],
 )
-def test_cutoff(write: Callable[..., Path], edge: float, colour: str, said: str) -> None:
+def test_images_within_the_cutoff_are_counted_as_the_graph_does(
+    write: Callable[..., Path], edge: float, colour: str, said: str
+) -> None:
     """What is said of the images is what the graph does: the pairs it holds are counted."""
     from beadwork.potential.graph import build
 
@@ -324,7 +326,9 @@ SOME = Frame(
         (lambda f: f, -1.0, [GREEN, RED]),
     ],
 )
-def test_derivatives(forces: Callable[[np.ndarray], np.ndarray], virial: float, expected: list[str]) -> None:
+def test_forces_and_virial_are_held_against_the_energy(
+    forces: Callable[[np.ndarray], np.ndarray], virial: float, expected: list[str]
+) -> None:
     """A spring is true to its energy; a force off by a thousandth, one atom's alone, a virial's sign are found."""
     potential = Potential(Broken(Harmonic(2.0), forces, virial))
     found = list(models.derivatives(potential, SOME))
@@ -473,7 +477,7 @@ def test_spread_at_the_start(keep_force: list[float], colour: str) -> None:
     assert (finding.colour, finding.code) == (colour, 0)
 
 
-def test_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_native_engine_that_disagrees_is_red_or_amber(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Native that disagrees is red where it was asked for and amber where it is only left out; so is none at all."""
     card = load_card(MODELS / "delta-0")
     frame = read(ROOT / "inputs" / "water" / "input.xml").systems[0].frame()
@@ -499,7 +503,7 @@ def test_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.colour, "pip install" in finding.remedy) == (AMBER, True)
 
 
-def test_precision() -> None:
+def test_the_rounding_of_float32_has_its_size_said() -> None:
     """Rounding is green, more than that is amber where float32 was asked for, and always with its size."""
     exact = Potential(Harmonic(2.0)).evaluate([SOME])
     for error, colour in ((1e-4, GREEN), (1e-2, AMBER)):
@@ -535,7 +539,7 @@ GOOD = "<batch_size>2</batch_size><latency>1e-3</latency>"
         (GOOD, "pbc='True'", 0.1, AMBER, "folds atoms", "leave it out"),
     ],
 )
-def test_ipis_settings(
+def test_settings_that_hang_or_slow_ipi_are_named_with_the_line(
     write: Callable[..., Path], socket: str, mode: str, seconds: float, colour: str, said: str, remedy: str
 ) -> None:
     """Each setting that costs speed or hangs is named with the line to change; a good input has nothing to change."""
@@ -567,7 +571,7 @@ def test_a_leftover_exit_file(write: Callable[..., Path], tmp_path: Path) -> Non
     assert found[0].remedy == f"rm {tmp_path / 'EXIT'}"
 
 
-def test_unix_addresses(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_each_state_of_a_unix_address_is_told_apart(write: Callable[..., Path], tmp_path: Path) -> None:
     """Free, held by somebody who is not disturbed, left by a killed i-PI, too long, and in no folder."""
     here = read(write()).sockets[0]
     assert only(machine.address(here)).colour == GREEN
@@ -589,7 +593,7 @@ def test_unix_addresses(write: Callable[..., Path], tmp_path: Path) -> None:
     assert only(machine.address(replace(here, prefix=f"{tmp_path}/none/s-"))).colour == RED
 
 
-def test_ports(write: Callable[..., Path]) -> None:
+def test_a_port_that_listens_is_seen_and_left_alone(write: Callable[..., Path]) -> None:
     """A port that somebody listens on, before and after."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -635,7 +639,7 @@ def test_multiple_time_steps_are_counted() -> None:
     assert found.text.startswith("0.42 s per step")
 
 
-def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_the_peak_against_what_the_machine_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peak of this process, as the kernel has it, against what is left of the machine."""
     peak = next(
         1024 * int(line.split()[1])
@@ -654,7 +658,9 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.code == ResourceError.exit_code
 
 
-def test_disk(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_for_the_outputs_is_red(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What will be written follows from strides, beads and atoms; a disk too small for it is red."""
     traffic = "<trajectory stride='10' filename='pos'> positions{angstrom} </trajectory>"
     simulation = read(write(output=traffic, steps=100_000))

@@ -48,7 +48,7 @@ def changed_card(bundle, copy, old: str, new: str):
     return copy
 
 
-def test_unknown_species(ipi, models, serve, refused, tmp_path) -> None:
+def test_an_unknown_species_is_named_with_the_model(ipi, models, serve, refused, tmp_path) -> None:
     """A species that a model lacks is named, with the model."""
     atoms = ipi.waters()
     atoms.symbols[0] = "Na"
@@ -231,7 +231,9 @@ def speak(what: str) -> Callable[[socket.socket], None]:
     ],
 )
 @pytest.mark.fault("the peer sends nonsense: {what}", "a program of the test's own listens in i-PI's place")
-def test_strange_peer(ipi, models, serve, refused, fault, tmp_path, what, code, words) -> None:
+def test_nonsense_from_the_peer_ends_the_server_without_an_answer(
+    ipi, models, serve, refused, fault, tmp_path, what, code, words
+) -> None:
     """Nonsense from the other side ends the server with a sentence, soon, and is never answered with a number."""
     run = ipi.Input(tmp_path / "run").write()
     peer = Peer(run, speak(what))

@@ -72,7 +72,7 @@ def test_toml_is_the_same(ipi, models, start, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", pytest.param("run", marks=pytest.mark.slow)])
-def test_terminated(ipi, models, start, tmp_path, command) -> None:
+def test_sigterm_ends_after_the_reply_and_keeps_the_queue(ipi, models, start, tmp_path, command) -> None:
     """SIGTERM ends the server after the reply that is being computed; what was kept is in the queue, once."""
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4)], steps=5000).write()
     options = ["--baseline", models.baseline, "--delta", *models.delta, "--queue", "q.db"]

@@ -76,7 +76,7 @@ def test_mean_and_spread(models, answers) -> None:
     np.testing.assert_allclose(sent["committee_virial"], said["committee_virial"], atol=1e-8)
 
 
-def test_weighted_baseline(models, answers) -> None:
+def test_ipis_weighted_baseline_is_that_of_its_committee(models, answers) -> None:
     """Energy, force and virial with a baseline of given uncertainty, where committee and baseline weigh alike."""
     atoms, results = answers
     spread = ffcommittee({k: v for k, v in results.items() if k != "baseline"}, alpha=1.7)[3]["committee_uncertainty"]

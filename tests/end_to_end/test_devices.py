@@ -208,7 +208,9 @@ def test_signal_is_passed_on(ipi, models, start, fault, tmp_path) -> None:
 @pytest.mark.fault(
     "the device of one of several servers fails", "an engine that raises 'CUDA error' from its tenth call"
 )
-def test_device_fails(ipi, models, start, serve, fault, monkeypatch, capfd, tmp_path) -> None:
+def test_a_failing_device_leaves_ipi_to_the_other(
+    ipi, models, start, serve, fault, monkeypatch, capfd, tmp_path
+) -> None:
     """It ends by name and leaves i-PI, whose directory it knows, to the other; a server alone would have stopped it."""
     from beadwork.potential.torchscript import TorchScriptEngine
 

@@ -21,7 +21,7 @@ def test_there_are_inputs() -> None:
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_input_runs(ipi, start, tmp_path, name) -> None:
+def test_each_shipped_input_runs(ipi, start, tmp_path, name) -> None:
     """`beadwork run` on a copy of the folder, for two steps, at addresses of its own; only these three are changed."""
     folder = tmp_path / name
     shutil.copytree(ROOT / "inputs" / name, folder)

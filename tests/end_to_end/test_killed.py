@@ -41,7 +41,7 @@ def count(path) -> int:
 @pytest.mark.parametrize(
     ("kills", "seed"), [(3, 1), pytest.param(20, 2, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 )
-def test_killed_server(ipi, models, start, serve, fault, tmp_path, kills, seed) -> None:
+def test_a_killed_server_loses_no_reported_frame(ipi, models, start, serve, fault, tmp_path, kills, seed) -> None:
     """The server is killed again and again at random instants while it writes to the queue, and started anew.
 
     The queue is whole and takes writes, every frame in it is one of the undisturbed run's, none is there twice, and

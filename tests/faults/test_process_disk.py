@@ -143,7 +143,9 @@ def small_disk(path: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.fault("the queue's disk is full", "SQLite's max_page_count, set once frames are in; real i-PI")
-def test_queue_full(ipi, models, start, serve, fault: Say, tmp_path: Path, monkeypatch, capfd) -> None:
+def test_a_full_disk_under_the_queue_stops_ipi_in_the_end(
+    ipi, models, start, serve, fault: Say, tmp_path: Path, monkeypatch, capfd
+) -> None:
     """It is told at once; after a while i-PI is stopped with exit code 12; what was reported is there."""
     monkeypatch.setattr(keeper, "FULL", 1.0)
     close = QueueWriter.close
@@ -338,7 +340,7 @@ def test_every_operation_fails(fault: Say, tmp_path: Path, monkeypatch, forever,
 
 @pytest.mark.slow
 @pytest.mark.fault("two servers on one queue", "two i-PIs that do the same, with two servers that keep every frame")
-def test_two_servers(ipi, models, start, fault: Say, tmp_path: Path) -> None:
+def test_two_servers_share_a_queue_without_loss(ipi, models, start, fault: Say, tmp_path: Path) -> None:
     """All that either reported is there, once; what both found is kept by one of them."""
     runs, servers, processes = [], [], []
     path = tmp_path / "q.db"

@@ -90,7 +90,9 @@ PHASES = [
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.fault("{number.name} while {when}", "sent by the process to itself in {where}; beadwork {command}")
-def test_signal(ipi, models, start, strays, fault: Say, tmp_path: Path, when, command, where, nth, number) -> None:
+def test_a_signal_ends_server_and_ipi_and_leaves_no_process(
+    ipi, models, start, strays, fault: Say, tmp_path: Path, when, command, where, nth, number
+) -> None:
     """128 + signal, soon; i-PI ends with us; no process and no socket is left; the queue has what was reported."""
     short = when in ("i-PI's end is waited for", "the queue is closed")
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-3)], steps=4 if short else 5000).write()
@@ -124,7 +126,9 @@ def test_signal(ipi, models, start, strays, fault: Say, tmp_path: Path, when, co
 
 
 @pytest.mark.fault("no i-PI, and patience 0", "nobody listens at the address")
-def test_no_patience(ipi, models, serve, capfd, fault: Say, tmp_path: Path, monkeypatch) -> None:
+def test_patience_zero_ends_at_the_first_dial(
+    ipi, models, serve, capfd, fault: Say, tmp_path: Path, monkeypatch
+) -> None:
     """0 ends at the first dial."""
     run = ipi.Input(tmp_path / "run").write()
     connect, dials = transport._connect, []
@@ -248,7 +252,9 @@ MARKS = [("distance", "0.95"), ("force", "1e-3"), ("spread", "1e-4")]
 @pytest.mark.fault(
     "the guard's mark for {kind} is passed ({mode})", "--mark-{kind} {mark}, which this water passes; real i-PI"
 )
-def test_mark_stops(ipi, models, start, strays, fault: Say, tmp_path: Path, kind, mark, mode) -> None:
+def test_a_limit_stops_ipi_before_it_makes_the_step(
+    ipi, models, start, strays, fault: Say, tmp_path: Path, kind, mark, mode
+) -> None:
     """Exit code 11 before the reply of that structure leaves: i-PI has made no step with it."""
     run, code, log = marked(ipi, models, start, tmp_path / "run", f"--mark-{kind}", mark, mode=mode)
     assert code == 11, log
@@ -341,7 +347,9 @@ def test_marks_are_counted(ipi, models, start, fault: Say, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.fault("the geometry explodes", "a time step of 40 fs in the XML, no marks; real i-PI")
-def test_explosion(ipi, models, start, strays, fault: Say, tmp_path: Path) -> None:
+def test_an_exploded_structure_stops_the_run_with_its_frames(
+    ipi, models, start, strays, fault: Say, tmp_path: Path
+) -> None:
     """Atoms on top of each other or at infinity have no answer: exit code 5 or 6, frames on disk, i-PI stopped."""
     motion = "<dynamics mode='nve'><timestep units='femtosecond'>40</timestep></dynamics>"
     options = ["--mark-distance", 0, "--mark-force", "inf", "--mark-spread", "inf"]
@@ -398,7 +406,9 @@ def test_out_of_memory_halves(ipi, models, start, serve, engine, capfd, fault: S
     ids=["memory", "device"],
 )
 @pytest.mark.fault("an engine fails for a single structure", "it raises {error!r} from its tenth call on; real i-PI")
-def test_engine_fails(ipi, models, start, serve, engine, capfd, fault: Say, tmp_path: Path, error, code) -> None:
+def test_a_failing_engine_is_named_and_stops_ipi(
+    ipi, models, start, serve, engine, capfd, fault: Say, tmp_path: Path, error, code
+) -> None:
     """The run ends with a name, i-PI is stopped, and the frames are on disk."""
     engine.most, engine.error, engine.after = 0, error, 10
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-2)], steps=200).write()

@@ -304,7 +304,7 @@ def test_reset_is_the_end_of_ipi_and_ours_has_a_name(rig: Rig, fault: Callable[[
 @pytest.mark.parametrize(
     ("bytes", "pause"), [(60, 0.05), pytest.param(4000, 0.002, marks=pytest.mark.slow)], ids=["headers", "bodies"]
 )
-def test_dribbling_ipi(rig: Rig, fault: Callable[[str], None], bytes: int, pause: float) -> None:
+def test_bytes_that_dribble_in_are_waited_for(rig: Rig, fault: Callable[[str], None], bytes: int, pause: float) -> None:
     """Headers and bodies that come byte by byte are waited for without hanging, and without burning the processor."""
     calm = rig.run("calm", steps=5)
     outcome = rig.run("slow", {"dribble": ["in", pause, bytes]}, steps=5)
@@ -322,7 +322,7 @@ def test_dribbling_ipi(rig: Rig, fault: Callable[[str], None], bytes: int, pause
 @pytest.mark.fault(
     "slow network, our reply stalls", "the proxy holds back the second half of a FORCEREADY for 4 s; i-PI gives up at 2"
 )
-def test_stalled_reply(rig: Rig, fault: Callable[[str], None]) -> None:
+def test_a_stalled_reply_is_asked_for_and_sent_again(rig: Rig, fault: Callable[[str], None]) -> None:
     """i-PI drops a reply that stalls over two seconds and asks again; beadwork answers again, and nothing is lost."""
     rig.run("recorded", {"record": str(rig.folder)}, steps=2)
     begin = next(a for name, a, _ in spans((rig.folder / "0-out").read_bytes(), "out") if name == "FORCEREADY")

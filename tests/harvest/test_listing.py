@@ -24,7 +24,7 @@ from beadwork.harvest.row import Kept, to_ase
 Make = Callable[[int], Kept]
 
 
-def test_table(queue: Queue, kept: Make) -> None:
+def test_the_table_has_a_line_for_each_frame_and_counts(queue: Queue, kept: Make) -> None:
     """One line a frame, unknown beads and steps as question marks, and the counts below."""
     assert table(queue.rows()) == "the queue is empty"
     queue.add_all([kept(3), kept(4)])
@@ -37,7 +37,7 @@ def test_table(queue: Queue, kept: Make) -> None:
     assert lines[4] == "2 frames: 1 claimed, 1 waiting"
 
 
-def test_describe(queue: Queue, kept: Make) -> None:
+def test_one_frame_shows_its_worst_atom_and_its_failure(queue: Queue, kept: Make) -> None:
     """The atom with the largest spread is named, and so is the reason of a failure."""
     queue.add(kept(0))
     queue.claim("ann", 60)

@@ -307,7 +307,7 @@ def test_read_only_queue(open_directory: Path, kept: Make) -> None:
     assert len(Queue(path)) == 1
 
 
-def test_unreadable_queue(open_directory: Path, kept: Make) -> None:
+def test_a_queue_that_may_not_be_read_is_refused(open_directory: Path, kept: Make) -> None:
     """A file that this user may not read at all."""
     path = open_directory / "queue.db"
     Queue(path, create=True)

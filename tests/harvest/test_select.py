@@ -54,7 +54,9 @@ def kept(selector: Selector, step: int, lengths: list[float], spreads: list[floa
         (Band(force_low=0.0), 0.0, 0.0, True),
     ],
 )
-def test_band(band: Band, force: float, energy: float, inside: bool) -> None:
+def test_the_low_end_of_a_window_is_in_and_the_high_end_out(
+    band: Band, force: float, energy: float, inside: bool
+) -> None:
     """At a low mark is in, at a high mark is out, and what is not finite is out."""
     within, above = band.place(np.array([force]), np.array([energy]))
     assert within.tolist() == [inside]

@@ -486,7 +486,7 @@ def test_extras_that_a_motion_expects(write, mode, motion, key):
         ("", "without batching, 4 structures"),
     ],
 )
-def test_advice(write, settings, said):
+def test_each_setting_that_hangs_or_slows_has_its_line(write, settings, said):
     """Each setting that hangs or slows has its line, and a good input has none."""
     lines = advice(read(write(FORCEFIELD.replace("</ffsocket>", settings + "</ffsocket>") + SYSTEM)))
     if said is None:
@@ -540,7 +540,7 @@ def test_advice_on_attributes(write):
         (FORCEFIELD + SYSTEM.replace("mode='xyz'", "mode='pdb'"), "cannot start system 0 .*init.xyz"),
     ],
 )  # fmt: skip
-def test_bad_inputs(write, body, said, capfd):
+def test_a_bad_input_is_one_line_that_names_the_file(write, body, said, capfd):
     """What i-PI would not start from is one SimulationError of one line that names the file, and nothing is printed."""
     path = write(body)
     with pytest.raises(SimulationError, match=said) as caught:
@@ -562,7 +562,7 @@ def test_bad_inputs(write, body, said, capfd):
         (WATER.replace("cell{angstrom}", "cell{parsec}"), "parsec"),
     ],
 )
-def test_bad_structures(write, structure, said):
+def test_a_bad_structure_names_the_atom_or_the_file(write, structure, said):
     """A start structure that is no structure, or no chemistry, says which atom or file."""
     path = write(structure=structure)
     with pytest.raises(SimulationError, match=said) as caught:

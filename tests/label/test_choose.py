@@ -68,7 +68,7 @@ def test_the_rare_are_taken_first(pool):
     assert "8 frames chosen" in str(choice)
 
 
-def test_uncertainty_weighs(pool):
+def test_a_large_spread_goes_before_a_rare_structure(pool):
     """A frame of usual structure whose spread is large is taken before a rare one whose spread is nothing."""
     spreads = [np.full(len(f.numbers), 1e-4 if n >= 36 else 0.1) for n, f in enumerate(pool)]
     spreads[7][:] = 50.0
@@ -140,7 +140,7 @@ def test_all_and_none(pool):
     assert choose([], None, pool, truth.BASELINE, 3).order == ()
 
 
-def test_unknown_element(pool):
+def test_an_element_that_the_model_lacks_is_named(pool):
     """An element that the model lacks is named."""
     numbers = pool[0].numbers.copy()
     numbers[0] = 3

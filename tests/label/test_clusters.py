@@ -104,7 +104,7 @@ def test_what_cannot_be_told_is_refused(numbers: list[int], positions: list[list
         ("zundel-water", 1, {("H2O", 0): 31, ("H3O", 1): 1}),
     ],
 )
-def test_shipped_liquids(name: str, total: int, kinds: dict[tuple[str, int], int]) -> None:
+def test_liquids_fall_into_the_molecules_put_in(name: str, total: int, kinds: dict[tuple[str, int], int]) -> None:
     """Liquid water with its solutes falls into the molecules that were put in, however it is wrapped."""
     frame = start(name)
     for one in (frame, wrapped(frame)):
@@ -145,7 +145,7 @@ def test_clusters_of_liquids(name: str) -> None:
         )
 
 
-def test_radius() -> None:
+def test_a_radius_takes_all_within_and_nothing_beyond() -> None:
     """All within the radius and nothing beyond; the same molecules as by number; too large a one is refused."""
     frame = wrapped(start("water"))
     cluster = cut(frame, 5, Cut(radius=3.5))
@@ -158,7 +158,7 @@ def test_radius() -> None:
         cut(frame, 5, Cut(radius=5.0))
 
 
-def test_skew_cell() -> None:
+def test_the_nearest_image_is_found_in_a_skew_cell() -> None:
     """The nearest image is the nearest in a skew cell too, where rounding fractions finds another."""
     cell = np.array([[6.0, 0, 0], [5.0, 5.0, 0], [0, 0, 12.0]])
     near = WATER + 0.55 * cell[0] - 0.45 * cell[1]

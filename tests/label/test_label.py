@@ -68,7 +68,7 @@ def test_structure_and_back() -> None:
         assert back.pbc == frame.pbc
 
 
-def test_foreign_dictionary() -> None:
+def test_a_label_of_another_version_is_named() -> None:
     """A label of another version is named as such, not half read."""
     stored = label().to_dict()
     stored["colour"] = stored.pop("method")

@@ -388,7 +388,7 @@ def test_forces_of_nothing_physical_are_no_label(fill: Fill, springs: Springs) -
     assert "gave a force of 173.2 eV/Å on atom 0 (Ne), and no other atom is so near" in str(queue.get(1).reason)
 
 
-def test_dry_run(fill: Fill, springs: Springs, diary: Any) -> None:
+def test_a_dry_run_says_method_count_and_time_and_changes_nothing(fill: Fill, springs: Springs, diary: Any) -> None:
     """Says method, how many of what, and how long; computes and changes nothing."""
     queue = fill(4)
     said = str(labelling.estimate(queue, springs(), most=3))
@@ -527,7 +527,9 @@ def until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(fill: Fill, springs: Springs, tmp_path: Path, diary: Any, number: int, code: int) -> None:
+def test_ctrl_c_gives_the_frame_back(
+    fill: Fill, springs: Springs, tmp_path: Path, diary: Any, number: int, code: int
+) -> None:
     """Ctrl-C in mid-label gives the frame back at once, as if never claimed, and ends with the signal's code."""
     springs()
     queue = fill(3)
@@ -540,7 +542,7 @@ def test_interrupted(fill: Fill, springs: Springs, tmp_path: Path, diary: Any, n
     assert diary.ends == []
 
 
-def test_killed(fill: Fill, springs: Springs, tmp_path: Path, diary: Any) -> None:
+def test_sigkill_loses_no_label_that_was_on_disk(fill: Fill, springs: Springs, tmp_path: Path, diary: Any) -> None:
     """SIGKILL at random instants: no label that was on disk is lost, and nobody is called for it again."""
     springs()
     queue = fill(12)

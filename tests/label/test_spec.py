@@ -46,7 +46,7 @@ nodes = 2
 """
 
 
-def test_all_tables(tmp_path: Path) -> None:
+def test_every_table_of_a_labeller_arrives(tmp_path: Path) -> None:
     """Everything arrives where it belongs, whole numbers pass for numbers, and a worker elsewhere can be told it."""
     file = tmp_path / "l.toml"
     file.write_text(PYSCF)
@@ -141,7 +141,7 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> No
 
 
 @pytest.mark.parametrize("file", sorted(INPUTS.glob("*.toml")), ids=lambda file: file.stem)
-def test_shipped_files(file: Path) -> None:
+def test_every_shipped_labeller_can_be_read_and_made(file: Path) -> None:
     """What ships can be read, makes its labeller, and fills its templates for a molecule."""
     spec = read(file)
     labeller = spec.labeller()
@@ -153,7 +153,7 @@ def test_shipped_files(file: Path) -> None:
         assert any("O" in text for text in filled.values())
 
 
-def test_ase_calculator() -> None:
+def test_an_ase_calculator_labels_by_its_import_path() -> None:
     """EMT by its import path: ASE's own energy and forces, with ASE's version in the label."""
     from ase.calculators.emt import EMT
 

@@ -27,7 +27,7 @@ from support.loop_project import MODELS, command, diary, environment, project
 
 
 @pytest.mark.timeout(900)
-def test_one_generation(ipi, tmp_path) -> None:
+def test_one_generation_goes_from_frames_to_a_served_committee(ipi, tmp_path) -> None:
     """Everything once: frames are harvested, labelled once each, learned, validated and swapped; the next simulation
     is served by what was learned, and all of it is on record."""
     loop = project(ipi, tmp_path)

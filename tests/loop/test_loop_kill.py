@@ -136,7 +136,7 @@ def killed_in_a_call(project: Project, seconds: float) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("order", orders())
-def test_kill(project, fault, order) -> None:
+def test_a_kill_leaves_the_queue_whole_and_every_label(project, fault, order) -> None:
     """The process dies where it was told to, the queue is whole, and every label that was there is there."""
     before = recorded(project)
     command = loops.command(project.path, str(loops.HERE / "loop_runner.py"), order)
@@ -170,7 +170,7 @@ def test_kill(project, fault, order) -> None:
 
 
 @pytest.mark.fault("the loop is killed, and goes on", "the same command once more after the twelve kills")
-def test_goes_on(project, fault) -> None:
+def test_after_all_kills_each_frame_was_computed_once(project, fault) -> None:
     """After all this the loop ends as if nothing had been: each distinct frame was computed once (but for the one that
     a kill came upon), each label is in the dataset, and nothing runs any more."""
     command = loops.command(project.path)

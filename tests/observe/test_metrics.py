@@ -185,13 +185,13 @@ def test_a_port_in_use_is_named(metrics: Metrics, pace: Pace) -> None:
         ("[::1]:9100", ("::1", 9100)),
     ],
 )
-def test_addresses(where: str | int, read: tuple[str, int]) -> None:
+def test_an_address_is_a_port_or_host_and_port(where: str | int, read: tuple[str, int]) -> None:
     """A port, or a host and a port; a number in a TOML file too."""
     assert listen_at(where) == read
 
 
 @pytest.mark.parametrize("where", ["", "here", "host:", "70000", -1, "١", True])
-def test_no_address(where: object) -> None:
+def test_what_is_no_address_is_refused_with_the_options_name(where: object) -> None:
     """Refused with the option's name before anything is loaded."""
     with pytest.raises(ConfigError, match="metrics is"):
         resolve({"simulation": "x.xml", "baseline": "b", "metrics": where})

@@ -272,6 +272,6 @@ def _eager(real: type) -> object:
     ("seconds", "said"),
     [(-1, "0 s"), (59.6, "60 s"), (600, "10 min"), (5400, "1 h 30 min"), (86400, "24 h 0 min"), (864000, "10.0 days")],
 )
-def test_span(seconds: float, said: str) -> None:
+def test_a_time_has_two_units_and_is_never_negative(seconds: float, said: str) -> None:
     """Two units at most, and never a negative time."""
     assert span(seconds) == said

@@ -218,7 +218,7 @@ def test_import_of_torchscript(made, shapes, tmp_path):
     assert np.array_equal(one.forces, two.forces)
 
 
-def test_many_heads(mace_model, shapes, tmp_path, monkeypatch):
+def test_the_head_that_is_named_answers_in_both_engines(mace_model, shapes, tmp_path, monkeypatch):
     """A model of several heads needs one named, and that head is the one that answers, in both engines."""
     model = mace_model(4, 0, False, 3, "float64", heads=["pbe", "r2scan"])
     model.atomic_energies_fn.atomic_energies[1] -= 100.0
@@ -256,7 +256,7 @@ def test_mace_leaves_the_guard_as_it_was(monkeypatch):
         assert os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == before
 
 
-def test_committee_card(tmp_path):
+def test_alpha_and_weights_come_from_the_card_of_exactly_these(tmp_path):
     """alpha and weights come from the file beside the members, and only if it is about exactly them."""
     members = [tmp_path / f"delta-{m}" for m in range(3)]
     assert load_committee(members) is None

@@ -61,7 +61,7 @@ def test_h2_at_its_turning_points_passes_no_mark(pair) -> None:
         ("spread", ["the force spread on atom", "above the mark of 0.5 eV/Å"]),
     ],
 )
-def test_sentence(pair, kind, words) -> None:
+def test_a_breach_names_step_bead_atoms_and_each_models_value(pair, kind, words) -> None:
     """Step, bead, atoms with elements, value, mark, and what each model says by itself; the way out; exit code 11."""
     frame = water(0.6, bead=5)
     potential = Potential(pair(40.0), [pair(1.0), pair(30.0, power=4)])

@@ -103,7 +103,7 @@ def test_features_are_maces_own(made, reference, name):
 @pytest.mark.skipif(not available(), reason="symmetrix-xl is not installed")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["invariant", "vector"])
-def test_engines_agree(fitted, name, dtype):
+def test_both_engines_give_the_same_novelty(fitted, name, dtype):
     """Both engines say the same novelty in both precisions, of frames like those in training and of others, also when
     a smaller batch follows on a larger one."""
     engines = [open_engine(fitted / name, engine, dtype) for engine in ("torchscript", "native")]

@@ -85,7 +85,7 @@ def test_equal_weights_are_no_weights(frames, committee):
         assert np.allclose(getattr(one, name), getattr(two, name), rtol=0, atol=1e-12), name
 
 
-def test_unequal_weights(frames, committee):
+def test_weighted_variance_is_numpys_with_aweights(frames, committee):
     """Weighted mean and variance are those of the docstring; NumPy's cov with aweights has the same definition."""
     baseline, members = committee
     weights = np.array([1.0, 2.0, 3.0, 0.5])
@@ -101,7 +101,7 @@ def test_unequal_weights(frames, committee):
 
 @pytest.mark.parametrize("reference", [{}, {1: 0.07, 8: 2.71}])
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 1.0]])
-def test_weighted_baseline(frames, committee, weights, reference):
+def test_the_weighted_baseline_is_its_formula_and_its_derivatives(frames, committee, weights, reference):
     """The energy is Imbalzano's formula written out again, the atoms' reference energies not weighted, and force and
     virial are its finite differences."""
     baseline, members = committee
@@ -147,7 +147,7 @@ def test_weighted_baseline(frames, committee, weights, reference):
             assert abs(-(up - down) / (2 * h) - got.virials[k, a, b] * (1 if a == b else 2)) < 1e-5
 
 
-def test_parts_alone(frames, committee):
+def test_what_a_part_alone_does_not_know_is_none(frames, committee):
     """Baseline alone, Δ alone, and one member: what is not known is None, never a number."""
     baseline, members = committee
     alone = Potential(baseline).evaluate(frames)
@@ -270,13 +270,13 @@ def test_species_are_checked(frames, pair):
         ({"weights": [0.0, 0.0]}, "do not fit 2 Δ models"),
     ],
 )
-def test_wrong_settings(pair, kwargs, sentence):
+def test_what_cannot_be_summed_is_refused(pair, kwargs, sentence):
     """What cannot be summed is refused when it is put together."""
     with pytest.raises(ModelError, match=sentence):
         Potential(None, **{"members": (pair(1.0), pair(2.0)), **kwargs})
 
 
-def test_load_bundles(made, shapes):
+def test_bundles_load_as_one_potential(made, shapes):
     """Bundles are loaded as one potential, on the largest cutoff; the same from the package's root, and from ASE."""
     baseline, member = made["invariant"].bundle, made["vector"].bundle
     potential = beadwork.load(baseline, [member], engine="torchscript")

@@ -69,7 +69,7 @@ def test_a_server_sees_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         plan(replace(CONFIG, devices=["cuda:2"]), 2)
 
 
-def test_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_means_every_gpu_that_pytorch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every one that PyTorch sees; none is a mistake."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -162,7 +162,9 @@ def test_a_server_that_has_served_long_earns_its_starts_anew(
 
 
 @pytest.mark.parametrize("case", ENDS)
-def test_ends(scripted: Callable[..., int], capfd: pytest.CaptureFixture[str], tmp_path: Path, case: str) -> None:
+def test_which_end_of_a_device_is_started_again(
+    scripted: Callable[..., int], capfd: pytest.CaptureFixture[str], tmp_path: Path, case: str
+) -> None:
     """What a device may do better the next time is started again, what a model says of a structure is not.
 
     The exit code is that of the worst device that was lost for good; each end has its line.

@@ -155,7 +155,7 @@ def test_electrons_that_do_not_fit(command: Callable[..., Command], tmp_path: Pa
     ("unit", "factor"),
     [("eV", 1), ("Hartree", 27.211386), ("Rydberg", 13.605693), ("kcal/mol", 0.0433641), ("kJ/mol", 0.01036427)],
 )
-def test_units(unit: str, factor: float) -> None:
+def test_units_are_those_of_the_usual_tables(unit: str, factor: float) -> None:
     """Against the usual tables; of forces, a length more."""
     assert Pattern(E, unit).factor(forces=False) == pytest.approx(factor, rel=1e-6)
     assert Pattern(F, f"{unit}/angstrom").factor(forces=True) == pytest.approx(factor, rel=1e-6)
@@ -252,7 +252,7 @@ def test_a_program_that_is_not_there(command: Callable[..., Command]) -> None:
         command("", command=["no-such-program"]).label(WATER, 0, 0)
 
 
-def test_periodic_frames(command: Callable[..., Command], tmp_path: Path) -> None:
+def test_a_periodic_frame_needs_a_template_with_a_cell(command: Callable[..., Command], tmp_path: Path) -> None:
     """Refused unless the template is told the cell; then three lines of it are there."""
     box = Frame(WATER.numbers, WATER.positions, np.diag([7.0, 8.0, 9.0]))
     with pytest.raises(LabelError, match="is not told the cell"):

@@ -102,7 +102,7 @@ def test_other_tolerances_are_another_method() -> None:
         assert PySCF(theory, "6-31g", cc_tol=1e-5, threads=2, max_cycle=7).method == usual + loose
 
 
-def test_constants() -> None:
+def test_hartree_and_bohr_are_those_of_codata_2018() -> None:
     """The Hartree and Bohr of CODATA 2018, as ASE has them too when it is asked for that year."""
     import ase.units
 

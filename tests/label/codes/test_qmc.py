@@ -194,7 +194,7 @@ def test_methods_name_what_changes_the_label(fake: Callable[..., JQMC]) -> None:
     assert method(**PLAIN) == f"{head}256 walkers, SD ({level.removesuffix('; ')})"
 
 
-def test_seeds(fake: Callable[..., JQMC]) -> None:
+def test_the_same_frame_has_the_same_seed_and_label(fake: Callable[..., JQMC]) -> None:
     """The same frame gives the same seed and so the same label; another frame or seed gives independent noise."""
     labeller = fake("r = " + repr(GOOD) + "\nr['energy'] = -job['seed'] / 1e9\nopen(result, 'w').write(json.dumps(r))")
     first = labeller.label(hydrogen(), 0, 0)
@@ -221,7 +221,9 @@ def test_seeds(fake: Callable[..., JQMC]) -> None:
         ("os.kill(os.getpid(), 11)", "code -11"),
     ],
 )
-def test_failures(fake: Callable[..., JQMC], tmp_path: Path, lines: str, words: str) -> None:
+def test_every_failure_of_jqmc_is_one_label_error(
+    fake: Callable[..., JQMC], tmp_path: Path, lines: str, words: str
+) -> None:
     """Whatever jQMC does instead of answering becomes one LabelError with the reason; its folder stays to be read."""
     labeller = fake(lines, forces=True)
     with pytest.raises(LabelError, match=words):
@@ -229,7 +231,7 @@ def test_failures(fake: Callable[..., JQMC], tmp_path: Path, lines: str, words: 
     assert len(list(tmp_path.glob("qmc-*"))) == 1
 
 
-def test_timeout(fake: Callable[..., JQMC], tmp_path: Path) -> None:
+def test_a_label_over_its_time_is_ended_with_its_children(fake: Callable[..., JQMC], tmp_path: Path) -> None:
     """A label that takes too long is ended with everything that it started."""
     start_child = "import subprocess\nc = subprocess.Popen(['sleep', '60'])\nopen('pid', 'w').write(str(c.pid))\n"
     labeller = fake(start_child + "time.sleep(60)", timeout=2.0)
@@ -275,7 +277,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_periodic_frame(fake: Callable[..., JQMC]) -> None:
+def test_a_periodic_frame_is_refused(fake: Callable[..., JQMC]) -> None:
     """jQMC has no periodic boundaries here: the frame is refused, not computed as a cluster."""
     frame = Frame(np.array([1, 1]), hydrogen().positions, np.eye(3) * 10)
     with pytest.raises(LabelError, match="cut"):
@@ -299,21 +301,21 @@ def test_periodic_frame(fake: Callable[..., JQMC]) -> None:
         {"optimisation_delta": 0.0},
     ],
 )
-def test_settings(fake: Callable[..., JQMC], settings: dict[str, Any]) -> None:
+def test_settings_that_end_badly_are_refused_first(fake: Callable[..., JQMC], settings: dict[str, Any]) -> None:
     """What is known to end badly is refused before the first frame is claimed."""
     environment = fake("").environment
     with pytest.raises(ConfigError):
         JQMC(**({"sampler": "vmc", "basis": "6-31g", "environment": environment} | settings))
 
 
-def test_missing_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jqmc_the_way_to_get_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without jQMC the sentence says how to get it; the variable is obeyed."""
     monkeypatch.setenv(qmc_env.VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"beadwork qmc-env .*nowhere"):
         JQMC(sampler="vmc", basis="6-31g")
 
 
-def test_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_made_of_pinned_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip is asked for the pinned packages; where it fails, or jQMC does not start, the error says which."""
     asked: list[list[str]] = []
     fail_at: list[int] = []
@@ -363,7 +365,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch, sampler: Sampler, electrons: int = 
     return result
 
 
-def test_target_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_ends_at_the_target_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling goes on until the error is as small as was asked for, in few rounds, and never beyond most_steps."""
     assert sampled(monkeypatch, Sampler())["measurements"] == 450
     long = Sampler()
@@ -450,7 +452,7 @@ def test_step_of_the_optimiser(fake: Callable[..., JQMC], monkeypatch: pytest.Mo
         assert heard["use_lm"] == heard["comput_e_L_param_deriv"] == (delta is None)
 
 
-def test_shorter_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_optimisation_begins_again_with_shorter_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """An optimisation that diverges is begun again with shorter steps; one that always does ends the label."""
     steadily = runpy.run_path(str(qmc.DRIVER))["steadily"]
     good_below = 0.5
