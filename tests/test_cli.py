@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import beadwork
 from beadwork import cli
 from beadwork.errors import ConfigError
 from beadwork.harvest.queue import Queue
@@ -142,3 +144,22 @@ def test_a_fault_of_ours_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("beadwork.cli._status", fails)
     with pytest.raises(OSError, match="Bad file descriptor"):
         cli.main(["status"])
+
+
+def test_the_package_runs_and_knows_its_version(tmp_path: Path) -> None:
+    """`python -m beadwork` is the script of that name, and the package says the version that is installed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "beadwork", "--version"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(f"beadwork {beadwork.__version__}, i-PI ")
+    assert beadwork.__version__ == version("beadwork")
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """CITATION.cff names the version that pyproject.toml does."""
+    root = Path(__file__).parents[1]
+    stated = [
+        line.split(": ")[1] for line in (root / "CITATION.cff").read_text().splitlines() if line[:8] == "version:"
+    ]
+    assert f'\nversion = "{stated[0]}"\n' in (root / "pyproject.toml").read_text()

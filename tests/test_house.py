@@ -31,6 +31,7 @@ FLOORS = {
     "doctor": 5,
     "loop": 6,
     "cli": 7,
+    "__main__": 8,
 }
 WINGS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     from beadwork.potential.calculator import BeadworkCalculator
     from beadwork.potential.load import load
 
-__all__ = ["BeadworkCalculator", "Frame", "load"]
+    __version__: str
+
+__all__ = ["BeadworkCalculator", "Frame", "__version__", "load"]
 
 _HOME = {"load": "potential.load", "BeadworkCalculator": "potential.calculator", "Frame": "frame"}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: the wire must not wait for PyTorch."""
+    if name == "__version__":
+        from importlib.metadata import version  # a tenth of a second, which no server needs to spend
+
+        return version("beadwork")
     if name not in _HOME:
         raise AttributeError(f"module 'beadwork' has no attribute {name!r}")
     return getattr(importlib.import_module(f"beadwork.{_HOME[name]}"), name)
