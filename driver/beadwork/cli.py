@@ -418,12 +418,12 @@ def _novelty(args: argparse.Namespace) -> int:
 
 
 def _point(args: argparse.Namespace) -> int:
-    from beadwork.potential.bundle import point, worse_than_baseline
+    from beadwork.potential.bundle import LEARN_MORE, point, worse_than_baseline
 
     point(args.file, args.committee)
     print(f"{args.file} names {args.committee}")
     if said := worse_than_baseline(args.committee):
-        print(said)
+        print(f"{said}; {LEARN_MORE}")
     return 0
 
 

@@ -50,7 +50,7 @@ def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
                     if error.errno in _TAKEN:
                         file.seek(0)
                         who = file.read().strip() or "by a process that has just begun"
-                        raise ConfigError(f"{busy} ({who}); {remedy}") from error
+                        raise ConfigError(f"{busy} ({who})", remedy) from error
                     if error.errno not in _NO_LOCKS:
                         raise
                 if not _is_at(file.fileno(), lock):
@@ -154,7 +154,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         said = f"cannot write {path}: {error.strerror or error}"
         if error.errno in FULL:
-            raise ResourceError(f"{said}; make room there, or put the outputs elsewhere with --out") from error
+            raise ResourceError(said, "make room there, or put the outputs elsewhere with --out") from error
         if error.errno == errno.EIO:
-            raise ResourceError(f"{said}: the disk or network file system failed; check it") from error
-        raise ConfigError(f"{said}; check the path and your rights to it, or choose another with --out") from error
+            raise ResourceError(f"{said}: the disk or network file system failed", "check it") from error
+        raise ConfigError(said, "check the path and your rights to it, or choose another with --out") from error

@@ -1,15 +1,28 @@
 """Everything that can go wrong on purpose, each with the exit code that scripts see.
 
-A message names the thing, what was got and what to do about it.
+An error says what is wrong (the thing, and what was got) and what to do about it. The two are fields, for those
+who show them apart; nothing in the package reads the sentence that they make.
 """
 
 from __future__ import annotations
 
 
 class BeadworkError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can mend.
+
+    what: what is wrong. remedy: what to do about it; empty where `what` says all there is to say. As a text it is both,
+    with a semicolon between them.
+    """
 
     exit_code = 1
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)  # what a copy in another process is made of
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}" if self.remedy else self.what
 
 
 class ConfigError(BeadworkError):
@@ -33,12 +46,7 @@ class ModelError(BeadworkError):
 class GeometryError(BeadworkError):
     """A structure that no model can answer for: NaN positions, no volume, atoms on top of each other."""
 
-    exit_code = 5
-
-    def __init__(self, fact: str, advice: str = "") -> None:
-        """fact: what is wrong. advice: what to do in a run; who reads structures from elsewhere has his own."""
-        super().__init__(f"{fact}; {advice}" if advice else fact)
-        self.fact = fact
+    exit_code = 5  # its remedy is for a run: who reads structures from elsewhere takes `what`, and has his own
 
 
 class NonFiniteError(BeadworkError):

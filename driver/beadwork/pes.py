@@ -63,10 +63,12 @@ class BeadworkPES:
     def __init__(self, template: str, verbosity: object = None, delta: str = "", **options: Any) -> None:
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
-            raise ConfigError(f"<parameters> sets {unknown[0]!r}, which is no option; known are {', '.join(OPTIONS)}")
+            raise ConfigError(
+                f"<parameters> sets {unknown[0]!r}, which is no option", f"known are {', '.join(OPTIONS)}"
+            )
         for name, value in (("template", template), ("delta", delta)):
             if not isinstance(value, str):
-                raise ConfigError(f"<parameters>: {name} is {value!r}; it wants str")
+                raise ConfigError(f"<parameters>: {name} is {value!r}", "it wants str")
         given = {name: _switch(name, value) for name, value in options.items()}
         given |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
         config = build(ServeConfig, {"simulation": "ffdirect", **given}, Path(), "<parameters>")
@@ -100,8 +102,8 @@ class BeadworkPES:
         atoms = len(self._numbers)
         if any(np.shape(where) != (atoms, 3) for where in positions):
             raise GeometryError(
-                f"i-PI asks for {[len(where) for where in positions]} atoms where the template has {atoms}; "
-                "give a template of the same system"
+                f"i-PI asks for {[len(where) for where in positions]} atoms where the template has {atoms}",
+                "give a template of the same system",
             )
         frames = [
             Frame(
@@ -133,7 +135,7 @@ def _switch(name: str, value: Any) -> Any:
         return value
     word = str(value).strip().lower()
     if word not in (*_ON, *_OFF):
-        raise ConfigError(f"<parameters>: {name} is {value!r}; it wants true or false")
+        raise ConfigError(f"<parameters>: {name} is {value!r}", "it wants true or false")
     return word in _ON
 
 
@@ -150,6 +152,6 @@ def _species(template: str) -> Any:
         atoms = ase.io.read(template, do_not_split_by_at_sign=True)
     except (OSError, ValueError, KeyError, IndexError, ase.io.formats.UnknownFileTypeError) as error:
         raise SimulationError(
-            f"the template {template} cannot be read ({error}); give the simulation's start structure"
+            f"the template {template} cannot be read ({error})", "give the simulation's start structure"
         ) from error
     return atoms.numbers.astype(np.int_)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models" / "water-revpbe0-d3"
 INPUT = ROOT / "inputs" / "water" / "input.xml"
 #: with a semicolon before what is to be done, as all of our sentences
-REASON = "there is no compiler; use the engine 'torchscript'"
+REASON = ("there is no compiler", "use the engine 'torchscript'")
 
 
 def asked(**settings: object) -> ServeConfig:
@@ -44,7 +44,7 @@ def without_native(precisions: tuple[str, ...]) -> Callable[..., NativeEngine]:
 
     def make(bundle: Path, dtype: str, device: str) -> NativeEngine:
         if dtype in precisions:
-            raise ModelError(REASON)
+            raise ModelError(*REASON)
         return NativeEngine(bundle, dtype, device)
 
     return make

@@ -59,7 +59,7 @@ def test_a_forcefield_of_bias_alone_is_served(monkeypatch: pytest.MonkeyPatch) -
     _, long = simulation.sockets
     assert [simulation.structures(socket) for socket in simulation.sockets] == [4, 2]
     assert simulation.numbers(long).tolist() == [8, 1, 1]
-    assert not [line for line in advice(simulation) if "no <force> uses it" in line]
+    assert "unused" not in [one.key for one in advice(simulation)]
     served, notes = joined(monkeypatch, simulation, {"short": "baseline", "long": "delta"})
     assert [service.ring for service in served] == [4, 2]
     assert not [note for note in notes if "nobody answers" in note]

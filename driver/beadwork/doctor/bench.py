@@ -64,8 +64,8 @@ def _run(
         if code or not summary["steps"]:
             log = Path("ours", "i-pi.log").read_text(errors="replace").strip().splitlines()
             raise SimulationError(
-                f"i-PI ended with code {code} after {summary['steps']} steps: {' | '.join(log[-2:])}; "
-                f"does i-pi {simulation.path.name} run by itself?"
+                f"i-PI ended with code {code} after {summary['steps']} steps: {' | '.join(log[-2:])}",
+                f"does i-pi {simulation.path.name} run by itself?",
             )
     notes = [line for line in words.getvalue().splitlines() if line.startswith("beadwork: ")]
     return summary, "\n".join(line.removeprefix("beadwork: ") for line in notes)

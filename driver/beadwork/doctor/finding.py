@@ -25,10 +25,4 @@ class Finding:
 
 def refused(topic: str, error: BeadworkError) -> Finding:
     """Turn an error into a red finding."""
-    return split(RED, topic, str(error), error.exit_code)
-
-
-def split(colour: str, topic: str, sentence: str, code: int = 0) -> Finding:
-    """Take one of our sentences apart, which say what is wrong, a semicolon, and what to do."""
-    text, _, remedy = sentence.rpartition("; ")
-    return Finding(colour, topic, text or sentence, remedy if text else "", code)
+    return Finding(RED, topic, error.what, error.remedy, error.exit_code)

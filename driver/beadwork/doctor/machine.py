@@ -15,10 +15,10 @@ from statistics import median
 import numpy as np
 
 from beadwork.config import ServeConfig
-from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused, split
+from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused
 from beadwork.errors import ResourceError, SimulationError
 from beadwork.frame import Frame
-from beadwork.ipi.advice import advice, finished
+from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, Socket
 from beadwork.ipi.transport import dialled
 from beadwork.observe.pace import span
@@ -133,14 +133,15 @@ def _unserved(simulation: Simulation, served: Collection[str]) -> Iterator[Findi
 
 
 def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int) -> Iterator[Finding]:
-    ended = finished(simulation)
-    for line in ended:
-        yield split(RED, "i-PI", line, SimulationError.exit_code)
-    lines = [line for line in advice(simulation, servers) if line not in ended]
+    found = advice(simulation, servers)
+    for one in found:
+        if one.key == "total_steps":
+            yield Finding(RED, "i-PI", one.text, one.remedy, SimulationError.exit_code)
+    known_worse = set()  # timeouts that will strike, which says more than that they may
     for socket in simulation.sockets:
         taken = seconds.get(socket.name, 0.0)
         if 0 < socket.timeout <= 2 * taken:
-            lines = [line for line in lines if not line.startswith(f"{socket.name}: timeout")]
+            known_worse.add(socket.name)
             yield Finding(
                 RED,
                 "i-PI",
@@ -156,8 +157,9 @@ def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int
                 f"{socket.name}: i-PI waits {socket.latency:g} s (latency) in every step of {taken:.2g} s",
                 "set <latency> 1e-3",
             )
-    for line in lines:
-        yield split(AMBER, "i-PI", line)
+    for one in found:
+        if one.key != "total_steps" and not (one.key == "timeout" and one.socket in known_worse):
+            yield Finding(AMBER, "i-PI", one.text, one.remedy)
     leftover = simulation.directory / "EXIT"
     if leftover.exists():
         yield Finding(AMBER, "i-PI", f"{leftover} would stop i-PI before its first step", f"rm {leftover}")

@@ -11,7 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
-from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, split
+from beadwork.doctor.finding import AMBER, GREEN, RED, Finding
 from beadwork.doctor.structure import name
 from beadwork.errors import GuardError, ModelError
 from beadwork.events import WHOSE
@@ -19,7 +19,7 @@ from beadwork.frame import Frame
 from beadwork.harvest.row import novelty_of
 from beadwork.harvest.select import force_marks
 from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
-from beadwork.potential.bundle import Card, load_committee, worse_than_baseline
+from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, worse_than_baseline
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
 from beadwork.potential.limits import WANTED, tell_new
@@ -105,9 +105,10 @@ def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, a
             f"member{'s' if len(unnamed) > 1 else ''})",
         )
     paths = [card.path for card in members]
-    if load_committee(paths) is not None and (said := worse_than_baseline(paths[0].resolve().parent)):
-        yield split(AMBER, "models", said)
-    if potential.members[1:] and config.alpha is None and not any("alpha" in note for note in potential.notes):
+    calibrated = load_committee(paths) is not None
+    if calibrated and (said := worse_than_baseline(paths[0].resolve().parent)):
+        yield _model(AMBER, said, LEARN_MORE)
+    if potential.members[1:] and config.alpha is None and not calibrated:
         yield _model(
             AMBER, "no committee.toml gives alpha, so the spread is not calibrated", "--alpha, or a committee.toml"
         )
@@ -319,8 +320,8 @@ def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterato
         except ModelError as error:
             if str(error) not in told:  # what is wrong with the machine is wrong for every model
                 told.add(str(error))
-                finding = split(refused, "engines", f"native cannot be run: {error}", error.exit_code)
-                yield replace(finding, text=finding.text + slow)
+                text = f"native cannot be run: {error.what}{slow}"
+                yield Finding(refused, "engines", text, error.remedy, error.exit_code)
             continue
         exact = TorchScriptEngine(card.path, "float64", config.device)
         found = compare(native, exact, graph, "float64")

@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
 from beadwork.doctor import machine, models, structure
-from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused, split
+from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused
 from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read
@@ -132,7 +132,7 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     except ModelError as error:
         if config.dtype == "float32":
             raise
-        yield split(AMBER, "precision", f"float32 is not there: {error}")
+        yield Finding(AMBER, "precision", f"float32 is not there: {error.what}", error.remedy)
     else:
         yield from models.precision(rough, exact, config)
 

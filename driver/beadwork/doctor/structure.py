@@ -83,7 +83,7 @@ def contacts(system: System, config: ServeConfig) -> Iterator[Finding]:
     try:
         graph = build([frame], 4.0)
     except GeometryError as error:
-        yield Finding(RED, "distances", error.fact, units, error.exit_code)
+        yield Finding(RED, "distances", error.what, units, error.exit_code)
         return
     if not len(graph.lengths):
         if len(system.numbers) > 1:

@@ -78,8 +78,9 @@ def check_unix(sock: socket.socket, path: Path, pid: int | None) -> None:
         return
     if found[1] not in (os.geteuid(), 0):
         raise ConnectionLost(
-            f"another user (number {found[1]}) listens at {path}; run i-PI as yourself, and give it a name that nobody "
-            "else can take: sockets_prefix in <simulation>, a folder of your own"
+            f"another user (number {found[1]}) listens at {path}",
+            "run i-PI as yourself, and give it a name that nobody "
+            "else can take: sockets_prefix in <simulation>, a folder of your own",
         )
     if pid is not None and found[0] not in _family(pid):
         which = "of a container" if found[0] is None else f"({found[0]})"

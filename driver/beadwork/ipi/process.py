@@ -56,7 +56,8 @@ class OwnIpi:
                 found.append(address.path)
             elif held(address):
                 raise SimulationError(
-                    f"{address} is held by another i-PI that is running; end it, or give the forcefield another address"
+                    f"{address} is held by another i-PI that is running",
+                    "end it, or give the forcefield another address",
                 )
         return found
 

@@ -98,8 +98,8 @@ class Machine:
             return None
         if len(self._in) > wire.MAX_HELD:
             raise RemoteProtocolError(
-                f"the peer sent {len(self._in)} bytes without waiting for an answer; "
-                "check that it is i-PI that listens at this address"
+                f"the peer sent {len(self._in)} bytes without waiting for an answer",
+                "check that it is i-PI that listens at this address",
             )
         if self.state is State.COMPUTING:
             return None
@@ -173,7 +173,7 @@ class Machine:
         length = wire.integer(fixed[4:])
         if not 0 <= length <= wire.MAX_PARAMETERS:
             raise RemoteProtocolError(
-                f"the peer announced {length} bytes of parameters; check that it is i-PI that listens at this address"
+                f"the peer announced {length} bytes of parameters", "check that it is i-PI that listens at this address"
             )
         body = self._in.peek(length, wire.HEADER + 8)
         if body is None:
@@ -184,7 +184,7 @@ class Machine:
     def _initialise(self, init: Init) -> None:
         if not 1 <= init.batch_size <= 65536:
             raise RemoteProtocolError(
-                f"INIT's batch size cannot be read: {init.parameters[-60:]!r}; <batch_size> wants a positive number"
+                f"INIT's batch size cannot be read: {init.parameters[-60:]!r}", "<batch_size> wants a positive number"
             )
         self.request = init.request
         self.batch_size = init.batch_size

@@ -64,8 +64,8 @@ class Shared:
             data.take(4)
         if self._views["pos"].shape[1] != atoms:
             raise RemoteProtocolError(
-                f"the peer changed the number of atoms from {self._views['pos'].shape[1]} to {atoms} "
-                "on one connection; one forcefield serves one composition"
+                f"the peer changed the number of atoms from {self._views['pos'].shape[1]} to {atoms} on one connection",
+                "one forcefield serves one composition",
             )
         return PosData(self._views["h"].copy(), self._views["pos"].copy())
 
@@ -79,8 +79,8 @@ class Shared:
             length = integer(size)
             if not 1 <= length <= MAX_NAME:
                 raise RemoteProtocolError(
-                    f"the name of the shared-memory segment {kind!r} is said to have {length} bytes; "
-                    "check that the forcefield's mode is really 'shm'"
+                    f"the name of the shared-memory segment {kind!r} is said to have {length} bytes",
+                    "check that the forcefield's mode is really 'shm'",
                 )
             name = data.peek(length, offset + 4)
             if name is None:

@@ -288,17 +288,17 @@ class Simulation:
         names = ", ".join(socket.name for socket in self.sockets)
         if not self.sockets:
             raise SimulationError(
-                f"{self.path} has no <ffsocket>, so i-PI will ask nobody for forces; give it one with a name, "
-                "an address and a mode"
+                f"{self.path} has no <ffsocket>, so i-PI will ask nobody for forces",
+                "give it one with a name, an address and a mode",
             )
         if name is None:
             if len(self.sockets) > 1:
-                raise SimulationError(f"{self.path} has several ffsockets ({names}); say by name which one to serve")
+                raise SimulationError(f"{self.path} has several ffsockets ({names})", "say by name which one to serve")
             return self.sockets[0]
         for socket in self.sockets:
             if socket.name == name:
                 return socket
-        raise SimulationError(f"{self.path} has no ffsocket named {name!r}; it has: {names}")
+        raise SimulationError(f"{self.path} has no ffsocket named {name!r}", f"it has: {names}")
 
     def served(self, socket: Socket) -> tuple[tuple[System, int], ...]:
         """Return the systems that ask this socket, each with the structures that it asks for at once.
@@ -343,7 +343,8 @@ class Simulation:
             if not file.parent.is_dir():
                 raise SimulationError(
                     f"{self.path} has i-PI write {output.name}, but there is no folder {file.parent}, and i-PI makes "
-                    "none; make it, or change the prefix of <output>"
+                    "none",
+                    "make it, or change the prefix of <output>",
                 )
             anew = self.step == 0 or output.kind == "checkpoint"  # to others a RESTART adds
             elsewhere = output.files if Path(output.name).name != output.name else ()
@@ -351,7 +352,8 @@ class Simulation:
             if anew and there:
                 raise SimulationError(
                     f"{there[0]} is there already: i-PI cannot move it aside from a folder that is not its own, and "
-                    "would end; move it away, or change the prefix of <output>"
+                    "would end",
+                    "move it away, or change the prefix of <output>",
                 )
 
     def unserved(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -395,8 +397,8 @@ class Simulation:
             if not np.array_equal(numbers, found[0]):
                 raise SimulationError(
                     f"systems 0 and {k} of {self.path} differ in their atoms or the order of them, but share the "
-                    f"ffsocket {socket.name!r}, over which species never travel; give each composition its own "
-                    "ffsocket"
+                    f"ffsocket {socket.name!r}, over which species never travel",
+                    "give each composition its own ffsocket",
                 )
         return found[0]
 
@@ -426,10 +428,11 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
         if socket.batch_size > 1 and not socket.consolidate:
             raise SimulationError(
                 f"ffsocket {socket.name!r} in {path} has batch_size {socket.batch_size} with consolidate_messages "
-                "False, which i-PI does not start; leave consolidate_messages out"
+                "False, which i-PI does not start",
+                "leave consolidate_messages out",
             )
     if not replicas:
-        raise SimulationError(f"{path} has no <system>; there is nothing to simulate")
+        raise SimulationError(f"{path} has no <system>", "there is nothing to simulate")
     directory, files = _locate(path, replicas, directory)
     systems = tuple(_system(path, k, replica) for k, replica in enumerate(replicas))
     sockets = tuple(_without_photons(socket, systems) for socket in sockets)
@@ -437,13 +440,13 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
         for part in system.forces + system.bias:
             if part.forcefield not in forcefields:
                 raise SimulationError(
-                    f"a <force> of {path} names the forcefield {part.forcefield!r}, which the input does not "
-                    f"define; it has: {', '.join(forcefields)}"
+                    f"a <force> of {path} names the forcefield {part.forcefield!r}, which the input does not define",
+                    f"it has: {', '.join(forcefields)}",
                 )
     if never := [str(output.filename) for output in outputs if output.stride < 1]:
         raise SimulationError(
-            f"the stride of {', '.join(never)} in {path} is below 1; i-PI divides the step by it: "
-            "give it 1 or more, or take the output out"
+            f"the stride of {', '.join(never)} in {path} is below 1",
+            "i-PI divides the step by it: give it 1 or more, or take the output out",
         )
     with _refusing(f"i-PI refuses {path}"):
         extras = _extras(outputs, replicas, systems)
@@ -480,7 +483,7 @@ def _refusing(what: str) -> Iterator[None]:
                 text = "there is no structure in it"
             else:
                 text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise SimulationError(f"{what}: {text}; correct it as i-PI's manual says") from error
+            raise SimulationError(f"{what}: {text}", "correct it as i-PI's manual says") from error
 
 
 def _content(path: Path) -> tuple[bytes, Any]:
@@ -492,13 +495,13 @@ def _content(path: Path) -> tuple[bytes, Any]:
             fresh = time.time() - path.stat().st_mtime < _GROWING and time.monotonic() < until
         except OSError as error:
             raise SimulationError(
-                f"cannot read the i-PI input {path}: {error.strerror}; name an existing XML or RESTART file"
+                f"cannot read the i-PI input {path}: {error.strerror}", "name an existing XML or RESTART file"
             ) from error
         if path.suffix == ".json":  # as i-PI tells them apart
             try:
                 return content, json_parse_string(content.decode())
             except ValueError as error:
-                raise SimulationError(f"{path} is no JSON ({error}); name an i-PI input or RESTART") from error
+                raise SimulationError(f"{path} is no JSON ({error})", "name an i-PI input or RESTART") from error
         try:
             return content, xml_parse_string(content)
         except SAXParseException as error:
@@ -508,13 +511,14 @@ def _content(path: Path) -> tuple[bytes, Any]:
                 continue
             where = f"line {error.getLineNumber()}: {error.getMessage()}"
             if not cut:
-                raise SimulationError(f"{path} is no XML ({where}); name an i-PI input or RESTART") from error
+                raise SimulationError(f"{path} is no XML ({where})", "name an i-PI input or RESTART") from error
             # i-PI moves a RESTART aside before it writes another
             kept = path.parent.glob(f"#{escape(path.name)}#*#")
             older = max(kept, key=lambda file: file.stat().st_mtime, default=None)
             remedy = f"the one before it, {older}" if older else "a checkpoint of that run, or the input it began with"
             raise SimulationError(
-                f"{path} ends in the middle ({where}): whoever wrote it was killed, or the disk was full; take {remedy}"
+                f"{path} ends in the middle ({where}): whoever wrote it was killed, or the disk was full",
+                f"take {remedy}",
             ) from error
 
 
@@ -528,7 +532,7 @@ def _parse(path: Path, root: Any) -> Any:
     """Return the file as i-PI's InputSimulation, unfetched."""
     tag, node = root.fields[0]
     if tag != "simulation":
-        raise SimulationError(f"{path} is XML, but of <{tag}>; an i-PI input begins with <simulation>")
+        raise SimulationError(f"{path} is XML, but of <{tag}>", "an i-PI input begins with <simulation>")
     source = InputSimulation()
     with _refusing(f"i-PI does not understand {path}"):
         source.parse(node)
@@ -702,7 +706,7 @@ def _locate(path: Path, replicas: list[Any], given: Path | None) -> tuple[Path, 
             return directory, files
     looked = " and ".join(str(folder) for folder in dict.fromkeys(folders))
     remedy = "put it beside the input, or go to the directory where i-PI is to run" if given is None else "put it there"
-    raise SimulationError(f"{path} starts from {str(missing[0])!r}, which is no file in {looked}; {remedy}")
+    raise SimulationError(f"{path} starts from {str(missing[0])!r}, which is no file in {looked}", remedy)
 
 
 def _system(path: Path, k: int, replica: Any) -> System:
@@ -727,8 +731,8 @@ def _system(path: Path, k: int, replica: Any) -> System:
     ):
         if 0 < len(given) < len(forces):  # where none is given, i-PI takes 1 for each
             raise SimulationError(
-                f"system {k} of {path} has {len(forces)} forces in <{where}> and {len(given)} numbers in <{tag}>; give "
-                "one a force"
+                f"system {k} of {path} has {len(forces)} forces in <{where}> and {len(given)} numbers in <{tag}>",
+                "give one a force",
             )
     names = [str(name) for name in dstrip(beads.names)]
     numbers = _numbers(names)
@@ -792,6 +796,6 @@ def _numbers(names: list[str]) -> IntArray:
 
 def _unknown(path: Path, k: int, atom: int, name: str) -> SimulationError:
     return SimulationError(
-        f"atom {atom} of system {k} of {path} is called {name!r}, which is no element, so no model can answer for it; "
-        "name it by its element, and give a special mass in <masses>"
+        f"atom {atom} of system {k} of {path} is called {name!r}, which is no element, so no model can answer for it",
+        "name it by its element, and give a special mass in <masses>",
     )

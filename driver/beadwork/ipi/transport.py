@@ -343,8 +343,8 @@ class Transport:
         if not line.exited:
             raise ConnectionLost(
                 f"i-PI at {line.address} took the connection and has not shaken hands for {waited:.0f} s: its polling "
-                "thread has died (its log says of what), or it waits for others; end it and start it again from its "
-                "RESTART, or wait longer with --patience"
+                "thread has died (its log says of what), or it waits for others",
+                "end it and start it again from its RESTART, or wait longer with --patience",
             )
         for peer in list(line.peers):
             self.drop(peer, "i-PI said EXIT")
@@ -361,8 +361,8 @@ class Transport:
             if line.address.path is not None:
                 elsewhere = "give its -S as --sockets-prefix if it has one, "
             raise ConnectionLost(
-                f"no i-PI at {line.address} for {self._patience:g} s ({line.why}); start i-PI, {elsewhere}or wait "
-                "longer with --patience"
+                f"no i-PI at {line.address} for {self._patience:g} s ({line.why})",
+                f"start i-PI, {elsewhere}or wait longer with --patience",
             )
 
     @staticmethod

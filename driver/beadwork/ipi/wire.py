@@ -91,13 +91,13 @@ def announced(data: ReceiveBuffer, structures: int, expected: int | None, offset
     count = integer(found)
     if count < 1 or structures * (count * 24 + 144) > MAX_BODY:
         raise RemoteProtocolError(
-            f"the peer announced {count} atoms in each of {structures} structures; that is not a count i-PI sends: "
-            "check that it is i-PI that listens at this address"
+            f"the peer announced {count} atoms in each of {structures} structures",
+            "that is not a count i-PI sends: check that it is i-PI that listens at this address",
         )
     if expected is not None and count != expected:
         raise RemoteProtocolError(
-            f"the peer sent {count} atoms where the simulation file has {expected}; "
-            "serve the same file that i-PI was started with"
+            f"the peer sent {count} atoms where the simulation file has {expected}",
+            "serve the same file that i-PI was started with",
         )
     return count
 

@@ -100,19 +100,21 @@ class Loop:
             raise ConfigError("a loop needs a table [simulations] with one i-PI input at least")
         for name in self.simulations:
             if not name.replace("-", "").replace("_", "").isalnum():
-                raise ConfigError(f"a simulation cannot be called {name!r}: it names a folder; use letters and digits")
+                raise ConfigError(
+                    f"a simulation cannot be called {name!r}: it names a folder", "use letters and digits"
+                )
         if self.labels < 1 or self.generations < 1 or not 0 <= self.falling < 1:
             raise ConfigError(
-                "labels and generations are 1 or more, and falling is a part of 1; got "
-                f"{self.labels}, {self.generations} and {self.falling}"
+                "labels and generations are 1 or more, and falling is a part of 1",
+                f"got {self.labels}, {self.generations} and {self.falling}",
             )
         if self.start not in STARTS:
-            raise ConfigError(f"start is {self.start!r}; choose from {', '.join(STARTS)}")
+            raise ConfigError(f"start is {self.start!r}", f"choose from {', '.join(STARTS)}")
         for key in self.run:
             if key == "devices":
                 raise ConfigError(
-                    "[run] sets 'devices', which start a server each, and a simulation of the loop has one; take "
-                    'device = "cuda" for a GPU'
+                    "[run] sets 'devices', which start a server each, and a simulation of the loop has one",
+                    'take device = "cuda" for a GPU',
                 )
             if key.replace("-", "_") in OWN or key.replace("-", "_") not in {f.name for f in fields(ServeConfig)}:
                 raise ConfigError(f"[run] sets {key!r}, which the loop sets itself or `beadwork run` does not know")
@@ -303,8 +305,8 @@ class _Learning:
             changed = [str(card.path) for card in cards if card.hash not in was["models"].values()]
             raise ConfigError(
                 f"{now.folder} was begun with the models {was['hash']}, and they are {found} now "
-                f"({', '.join(changed) or 'fewer, in another order, or with other weights'}); put back the models that "
-                "it began with, or begin a loop with these in another folder"
+                f"({', '.join(changed) or 'fewer, in another order, or with other weights'})",
+                "put back the models that it began with, or begin a loop with these in another folder",
             )
 
     def _place(self, path: Path) -> str:
@@ -328,8 +330,8 @@ class _Learning:
             steps = simulate.answered(folder, serving)
             if not steps:
                 raise SimulationError(
-                    f"no step in {folder} was answered by {serving}, the models that {now.folder.name} began with; "
-                    f"remove {folder} and give the command again"
+                    f"no step in {folder} was answered by {serving}, the models that {now.folder.name} began with",
+                    f"remove {folder} and give the command again",
                 )
             flagged, kept = sum(map(self.loop.asks, steps)), self._kept(now, folder)
             novelty = {
@@ -360,7 +362,7 @@ class _Learning:
             options = {**self.options, "delta": [str(self.loop.folder / CURRENT)], "keep-most": most}
             run = simulate.start(folder, options, 0)
             if run is None:
-                raise ConfigError(f"{folder} has come to its end after {ENDLESS} steps; take another folder")
+                raise ConfigError(f"{folder} has come to its end after {ENDLESS} steps", "take another folder")
             self.live[name] = run
         steps = read_simulation(xml, directory=xml.parent).total_steps
         self.live[name].until(serving, steps, before)
@@ -393,8 +395,8 @@ class _Learning:
         if not labelled:
             reasons = {row.reason for row in rows if row.status == FAILED}
             raise LabelError(
-                f"no frame of this generation was labelled ({'; '.join(map(str, reasons))}); mend "
-                f"{self.loop.labeller}, let them wait again (beadwork label --again), and give the command again"
+                f"no frame of this generation was labelled ({'; '.join(map(str, reasons))})",
+                f"mend {self.loop.labeller}, let them wait again (beadwork label --again), and give the command again",
             )
         return {"labelled": labelled, "set_aside": [row.id for row in rows if row.status == FAILED]}
 

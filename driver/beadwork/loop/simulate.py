@@ -85,7 +85,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
         if file.is_absolute():
             continue
         if ".." in file.parts:
-            raise SimulationError(f"{xml} names {file}, which cannot be copied along; put it beside the XML")
+            raise SimulationError(f"{xml} names {file}, which cannot be copied along", "put it beside the XML")
         (part / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(simulation.directory / file, part / file)
     (part / "input.xml").write_text(text, encoding="utf-8")
@@ -174,7 +174,9 @@ class Run:
         if code:
             raise self._failed(code)
         if not finished(self.folder):
-            raise SimulationError(f"i-PI ended in {self.folder} before its last step; its words are in out-*/i-pi.log")
+            raise SimulationError(
+                f"i-PI ended in {self.folder} before its last step", "its words are in out-*/i-pi.log"
+            )
 
     def until(self, committee: str, steps: int, before: str | None = None) -> None:
         """Wait until this committee has answered so many steps. Raises SimulationError where it never will.
@@ -187,8 +189,9 @@ class Run:
             found = serving(self.record)
             if found and found[-1] != committee and (committee in found or found[-1] != before):
                 raise SimulationError(
-                    f"{found[-1]} answers in {self.folder}, and {committee} was to; let the file that its --delta "
-                    "names point to that committee again (beadwork models point), and give the command again"
+                    f"{found[-1]} answers in {self.folder}, and {committee} was to",
+                    "let the file that its --delta "
+                    "names point to that committee again (beadwork models point), and give the command again",
                 )
             said = self.log.read_text(errors="replace").splitlines()
             if refused := [line for line in said if "the new committee was refused" in line]:

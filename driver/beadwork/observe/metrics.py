@@ -100,7 +100,9 @@ class Metrics:
         try:
             self._server, self._thread = start_http_server(port, host, registry=registry)
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"metrics cannot be served at {host}:{port} ({error}); take another --metrics") from error
+            raise ConfigError(
+                f"metrics cannot be served at {host}:{port} ({error})", "take another --metrics"
+            ) from error
         self.port = int(self._server.server_port)
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 

@@ -127,12 +127,12 @@ def read(folder: Path) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ConfigError(
-            f"there is no {path}: no run has begun there; name the folder that the run was given as --out"
+            f"there is no {path}: no run has begun there", "name the folder that the run was given as --out"
         ) from error
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ConfigError(f"{path} was not written by this version of beadwork; use the one that runs")
+        raise ConfigError(f"{path} was not written by this version of beadwork", "use the one that runs")
     return data
 
 

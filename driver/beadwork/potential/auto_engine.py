@@ -38,9 +38,9 @@ def open_engine(
     be run where 'native' was asked for.
     """
     if engine not in ENGINES:
-        raise ModelError(f"engine {engine!r} is unknown; take one of {', '.join(ENGINES)}")
+        raise ModelError(f"engine {engine!r} is unknown", f"take one of {', '.join(ENGINES)}")
     if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype!r} is unknown; take one of {', '.join(DTYPES)}")
+        raise ModelError(f"dtype {dtype!r} is unknown", f"take one of {', '.join(DTYPES)}")
     if engine == "torchscript":
         return TorchScriptEngine(bundle, dtype, device)
     return AutoEngine(bundle, dtype, device, required=engine == "native")
@@ -96,7 +96,7 @@ class AutoEngine:
                 dense = compare_dense(self._native, self._engine, elements, self._dtype)
                 found = found if dense.agreed else dense
             if self._required and not found.agreed:
-                raise ModelError(f"{self._card.path}: {found}; import the model again, or use --engine torchscript")
+                raise ModelError(f"{self._card.path}: {found}", "import the model again, or use --engine torchscript")
             if found.agreed:
                 self._engine = self._native
             self.native, self.disagrees = found.agreed, not found.agreed

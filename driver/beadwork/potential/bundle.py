@@ -86,12 +86,12 @@ def load_card(bundle: str | Path) -> Card:
     path = Path(bundle)
     if not path.is_dir():
         what = "a file; import it first (beadwork models import)" if path.exists() else "missing"
-        raise ModelError(f"the model bundle {path} is {what}; a bundle is a folder with {CARD} and {MODEL}")
+        raise ModelError(f"the model bundle {path} is {what}", f"a bundle is a folder with {CARD} and {MODEL}")
     data = _read_toml(path / CARD)
     try:
         if data["format"] != FORMAT:
             raise ModelError(
-                f"{path / CARD} has format {data['format']!r}, this beadwork reads {FORMAT}; import the model again"
+                f"{path / CARD} has format {data['format']!r}, this beadwork reads {FORMAT}", "import the model again"
             )
         elements = tuple(sorted(int(z) for z in data["elements"]))
         card = Card(
@@ -107,14 +107,16 @@ def load_card(bundle: str | Path) -> Card:
         units = dict(data["units"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{path / CARD} lacks an entry or has a wrong one ({type(error).__name__}: {error}); import it again"
+            f"{path / CARD} lacks an entry or has a wrong one ({type(error).__name__}: {error})", "import it again"
         ) from error
     if units != UNITS:
-        raise ModelError(f"{path / CARD} declares units {units}; beadwork serves models in {UNITS}: convert the model")
+        raise ModelError(
+            f"{path / CARD} declares units {units}", f"beadwork serves models in {UNITS}: convert the model"
+        )
     if card.dtype not in DTYPES:
-        raise ModelError(f"{path / CARD} says dtype {card.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        raise ModelError(f"{path / CARD} says dtype {card.dtype!r}", f"it must be one of {', '.join(DTYPES)}")
     if not elements or not card.cutoff > 0 or MODEL not in card.sha256:
-        raise ModelError(f"{path / CARD} names no elements, no cutoff or no {MODEL}; import the model again")
+        raise ModelError(f"{path / CARD} names no elements, no cutoff or no {MODEL}", "import the model again")
     return card
 
 
@@ -127,20 +129,21 @@ def check(bundle: str | Path) -> Card:
     for name, expected in card.sha256.items():
         if Path(name).name != name or name == "..":
             raise ModelError(
-                f"{card.path / CARD} names {name!r}, which is no file of the bundle; import the model again"
+                f"{card.path / CARD} names {name!r}, which is no file of the bundle", "import the model again"
             )
         file = card.path / name
         if not file.is_file():
             raise ModelError(
-                f"{file} is named in the card but missing; copy the whole bundle or import the model again"
+                f"{file} is named in the card but missing", "copy the whole bundle or import the model again"
             )
         if file.stat().st_size > LARGEST:
-            raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any model; import the model again")
+            raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any model", "import the model again")
         got = sha256(file)
         if got != expected:
             raise ModelError(
                 f"{file} is not the file that its card describes (sha256 {got[:12]}… instead of {expected[:12]}…, "
-                f"{file.stat().st_size} bytes): truncated or changed; copy it again or import the model again"
+                f"{file.stat().st_size} bytes): truncated or changed",
+                "copy it again or import the model again",
             )
     return card
 
@@ -150,7 +153,7 @@ def open_again(
 ) -> Opened:
     """Open a bundle as an engine, for a copy of one. Raises ModelError where its files are not what they were."""
     if load_card(bundle).sha256 != sha256:
-        raise ModelError(f"{bundle} is not the model of which this is a copy: it was changed since; load it anew")
+        raise ModelError(f"{bundle} is not the model of which this is a copy: it was changed since", "load it anew")
     return engine(bundle, dtype, device)
 
 
@@ -218,18 +221,19 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
         paired = dict(zip(listed, weights, strict=True))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"{file} is wrong ({type(error).__name__}: {error}); it holds alpha and energy_alpha (numbers), members "
-            f"and weights (lists of one length), and in [{SPREAD}] the quantiles of the spread on frames held out"
+            f"{file} is wrong ({type(error).__name__}: {error})",
+            "it holds alpha and energy_alpha (numbers), members "
+            f"and weights (lists of one length), and in [{SPREAD}] the quantiles of the spread on frames held out",
         ) from error
     if sorted(listed) != sorted(names):
         return None
     if not (sensible(alpha) and sensible(energy_alpha)) or not any(weights) or not all(map(weighs, weights)):
         raise ModelError(
-            f"{file} has alpha {alpha}, energy_alpha {energy_alpha} and weights {weights}; both alphas must be "
-            f"{SENSE}, weights too, or 0, but not all 0"
+            f"{file} has alpha {alpha}, energy_alpha {energy_alpha} and weights {weights}",
+            f"both alphas must be {SENSE}, weights too, or 0, but not all 0",
         )
     if usual is not None and not (math.isfinite(usual) and usual >= 0):
-        raise ModelError(f"{file} has {usual} in [{SPREAD}]; quantiles of a spread are numbers that are not negative")
+        raise ModelError(f"{file} has {usual} in [{SPREAD}]", "quantiles of a spread are numbers that are not negative")
     return Committee(alpha, energy_alpha, paired, usual)
 
 
@@ -245,17 +249,17 @@ def members_of(delta: Sequence[str | Path]) -> list[Path]:
     if folder.is_file():
         lines = folder.read_text(encoding="utf-8", errors="replace").splitlines()
         if not lines or not lines[0].strip() or "\0" in lines[0]:  # a crash can leave a file of NULs
-            raise ModelError(f"{folder} names no committee; its first line must be the path of a committee's folder")
+            raise ModelError(f"{folder} names no committee", "its first line must be the path of a committee's folder")
         pointer, folder = folder, (folder.parent / lines[0].strip()).resolve()
         if not (folder / COMMITTEE).exists():
             raise ModelError(
-                f"{pointer} names {folder}, where there is no {COMMITTEE}; point it to a committee's folder"
+                f"{pointer} names {folder}, where there is no {COMMITTEE}", "point it to a committee's folder"
             )
     if not (folder / COMMITTEE).exists():
         return [folder]
     listed = _read_toml(folder / COMMITTEE).get("members")
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
-        raise ModelError(f"{folder / COMMITTEE} lists no members; give it members = [folder names beside it]")
+        raise ModelError(f"{folder / COMMITTEE} lists no members", "give it members = [folder names beside it]")
     return [folder / name for name in listed]
 
 
@@ -265,22 +269,31 @@ def point(pointer: Path, committee: Path) -> None:
     Raises ModelError for a folder that is no committee, or whose files are not those that the cards describe.
     """
     if not (committee / COMMITTEE).exists():
-        raise ModelError(f"{committee} has no {COMMITTEE}: it is no committee's folder; name one that has")
+        raise ModelError(f"{committee} has no {COMMITTEE}: it is no committee's folder", "name one that has")
     for member in members_of([committee]):
         check(member)
     target = os.path.relpath(committee.resolve(), pointer.resolve().parent)
     try:
         write_whole(pointer, target + "\n")
     except OSError as error:
-        raise ModelError(f"{pointer} cannot be written ({error}); it still names what it named") from error
+        raise ModelError(f"{pointer} cannot be written ({error})", "it still names what it named") from error
+
+
+#: what to do about a Δ that is no better than its baseline
+LEARN_MORE = "label more frames or train longer before you serve it"
 
 
 def no_better(held_out: Mapping[str, Any]) -> str:
     """Say where a Δ is no better than its baseline alone, by the errors in its card; empty where it is, or none are.
 
     held_out: the table of that name in committee.toml: of `energy` and `force` the root mean square error and its
-    error bar, and the same of the baseline.
+    error bar, and the same of the baseline. What is said ends with LEARN_MORE.
     """
+    said = _no_better(held_out)
+    return f"{said}; {LEARN_MORE}" if said else ""
+
+
+def _no_better(held_out: Mapping[str, Any]) -> str:
     names, found, worse = [], [], False
     for what, kind, unit, key in (
         ("energies", "energy", "meV/atom", "rmse_meV_per_atom"),
@@ -298,14 +311,14 @@ def no_better(held_out: Mapping[str, Any]) -> str:
     return (
         f"in {' and '.join(names)} this Δ is {'worse' if worse else 'no better'} than its baseline alone: on "
         f"{held_out.get('frames')} frames "
-        f"that no member saw {' and '.join(found)}; label more frames or train longer before you serve it"
+        f"that no member saw {' and '.join(found)}"
     )
 
 
 def worse_than_baseline(committee: Path) -> str:
-    """The same of a committee's folder. Raises ModelError for a committee.toml that cannot be read."""
+    """The same of a committee's folder, without LEARN_MORE. Raises ModelError where it cannot be read."""
     held_out = _read_toml(committee / COMMITTEE).get("held_out", {})
-    return no_better(held_out) if isinstance(held_out, Mapping) else ""
+    return _no_better(held_out) if isinstance(held_out, Mapping) else ""
 
 
 def sha256(file: Path) -> str:
@@ -332,14 +345,17 @@ _OWN = ("format", "name", "elements", "cutoff", "dtype", "head", "units", "sha25
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > LONGEST:
-            raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any card; import the model again")
+            raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any card", "import the model again")
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
-            f"{file} is missing, so {file.parent} is no model bundle; import a model with: beadwork models import FILE"
+            f"{file} is missing, so {file.parent} is no model bundle",
+            "import a model with: beadwork models import FILE",
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ModelError(f"{file} cannot be read as TOML ({error}); copy it again or import the model again") from error
+        raise ModelError(
+            f"{file} cannot be read as TOML ({error})", "copy it again or import the model again"
+        ) from error
 
 
 def committee_hash(models: Sequence[str], weights: Sequence[float] = ()) -> str:

@@ -153,6 +153,6 @@ def check_finite(model: str, graph: Graph, answer: Energies | Evaluation) -> Non
         system = int(graph.system[atom])
         what = f"force on atom {atom - int(graph.ptr[system])}"
     raise NonFiniteError(
-        f"{model} answered NaN or infinity for {graph.where(system)} ({what}); nothing was sent. "
-        "The structure is far from what the model knows, or the model is broken"
+        f"{model} answered NaN or infinity for {graph.where(system)} ({what})",
+        "nothing was sent. The structure is far from what the model knows, or the model is broken",
     )

@@ -173,7 +173,7 @@ class GraphBuilder:
         Raises GeometryError for what `Frame.check` refuses, and for atoms closer than `CLOSEST`.
         """
         if not frames:
-            raise GeometryError("there are no structures to evaluate; pass at least one frame")
+            raise GeometryError("there are no structures to evaluate", "pass at least one frame")
         _check(frames)
         self._calls += 1
         if self.cutoff > 0:
@@ -398,7 +398,8 @@ def _check(frames: Sequence[Frame]) -> None:
         if frame.positions.shape != (len(frame.numbers), 3) or frame.cell.shape != (3, 3):
             raise GeometryError(
                 f"a structure has {len(frame.numbers)} atomic numbers, positions of shape {frame.positions.shape} and "
-                f"a cell of shape {frame.cell.shape}; they must be (n,), (n, 3) and (3, 3)"
+                f"a cell of shape {frame.cell.shape}",
+                "they must be (n,), (n, 3) and (3, 3)",
             )
         same = seen is not None and seen.pbc == frame.pbc and bool((seen.cell == frame.cell).all())
         if suspicious or not same or len(frame.numbers) == 0:

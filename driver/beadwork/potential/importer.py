@@ -62,11 +62,12 @@ def import_model(
     source, bundle = Path(file), Path(out)
     kind = _kind(source)
     if bundle.exists() and (not bundle.is_dir() or any(bundle.iterdir())):
-        raise ModelError(f"{bundle} exists and is not an empty folder; choose another one or remove it")
+        raise ModelError(f"{bundle} exists and is not an empty folder", "choose another one or remove it")
     if kind == "pickle" and not trust_pickle:
         raise ModelError(
-            f"{source} is a Python pickle, which can run any code when it is read; if you trust where it comes from, "
-            "say so (--trust-pickle, or trust_pickle=True), else ask for a TorchScript model"
+            f"{source} is a Python pickle, which can run any code when it is read",
+            "if you trust where it comes from, "
+            "say so (--trust-pickle, or trust_pickle=True), else ask for a TorchScript model",
         )
     eager = _load_eager(source) if kind == "pickle" else None
     model = load_module(source) if eager is None else eager
@@ -139,14 +140,14 @@ def _kind(file: Path) -> str:
             with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
         except zipfile.BadZipFile as error:
-            raise ModelError(f"{file} is truncated or damaged ({error}); copy it again") from error
+            raise ModelError(f"{file} is truncated or damaged ({error})", "copy it again") from error
         if any("/code/" in n for n in names):
             return "torchscript"
         if any(n.endswith("/data.pkl") for n in names):
             return "pickle"
     elif magic[:1] == b"\x80":
         return "pickle"
-    raise ModelError(f"{file} is neither TorchScript nor a PyTorch model; give a file that mace_run_train wrote")
+    raise ModelError(f"{file} is neither TorchScript nor a PyTorch model", "give a file that mace_run_train wrote")
 
 
 def _load_eager(file: Path) -> Any:
@@ -158,19 +159,17 @@ def _load_eager(file: Path) -> Any:
             if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec(module) is None:
                 back = module.startswith("cuequivariance")
                 remedy = f"convert it back where {module} is ({BACK}) and import that" if back else "install it here"
-                raise ModelError(
-                    f"{file} needs the Python module {module}, which is not installed; {remedy}"
-                ) from error
+                raise ModelError(f"{file} needs the Python module {module}, which is not installed", remedy) from error
             raise ModelError(
-                f"{file} cannot be unpickled ({_said(error)}); is it truncated, or from another MACE?"
+                f"{file} cannot be unpickled ({_said(error)})", "is it truncated, or from another MACE?"
             ) from error
     for attribute in ("r_max", "atomic_numbers", "atomic_energies_fn"):
         if not hasattr(model, attribute):
             raise ModelError(f"{file} holds a {type(model).__name__}, not a MACE energy model (no {attribute!r})")
     if any(type(module).__module__.startswith("cuequivariance") for module in model.modules()):
         raise ModelError(
-            f"{file} was converted for cuequivariance, whose layers TorchScript does not take; convert it back "
-            f"({BACK}) and import that"
+            f"{file} was converted for cuequivariance, whose layers TorchScript does not take",
+            f"convert it back ({BACK}) and import that",
         )
     return model
 
@@ -178,9 +177,9 @@ def _load_eager(file: Path) -> Any:
 def _choose_head(file: Path, model: Any, head: str | None) -> str | None:
     heads = list(getattr(model, "heads", None) or ["Default"])
     if head is None and len(heads) > 1:
-        raise ModelError(f"{file} has several heads ({', '.join(heads)}); name the one to serve (--head)")
+        raise ModelError(f"{file} has several heads ({', '.join(heads)})", "name the one to serve (--head)")
     if head is not None and head not in heads:
-        raise ModelError(f"{file} has no head {head!r}; it has {', '.join(heads)}")
+        raise ModelError(f"{file} has no head {head!r}", f"it has {', '.join(heads)}")
     return head if len(heads) > 1 else None
 
 
@@ -204,8 +203,8 @@ def _compile(source: Path, eager: Any, file: Path) -> None:
             raise
         except Exception as error:
             raise ModelError(
-                f"{source} holds a {type(eager).__name__} that TorchScript does not take: {_said(error)}; beadwork "
-                "serves what MACE can compile, so train without the part that is named"
+                f"{source} holds a {type(eager).__name__} that TorchScript does not take: {_said(error)}",
+                "beadwork serves what MACE can compile, so train without the part that is named",
             ) from error
 
 
@@ -218,16 +217,16 @@ def _check_compiled(source: Path, eager: Any, file: Path, head: str | None, grap
                 answers.append(ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph))
             except Exception as error:
                 raise ModelError(
-                    f"{source} holds a {type(eager).__name__} that cannot be evaluated{when}: {_said(error)}; beadwork "
-                    "gives it atoms and a cell, nothing else"
+                    f"{source} holds a {type(eager).__name__} that cannot be evaluated{when}: {_said(error)}",
+                    "beadwork gives it atoms and a cell, nothing else",
                 ) from error
     one, two = answers
     energy = float((np.abs(one.energies - two.energies) / np.diff(graph.ptr)).max())
     force = float(np.abs(one.forces - two.forces).max())
     if not (energy < 1e-8 and force < 1e-7 * max(1.0, float(np.abs(one.forces).max()))):
         raise ModelError(
-            f"the compiled model does not reproduce the eager one ({energy:.1e} eV/atom, {force:.1e} eV/Å); "
-            "please report this with the versions of mace-torch, e3nn and torch"
+            f"the compiled model does not reproduce the eager one ({energy:.1e} eV/atom, {force:.1e} eV/Å)",
+            "please report this with the versions of mace-torch, e3nn and torch",
         )
 
 

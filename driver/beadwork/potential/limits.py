@@ -131,6 +131,6 @@ def refusal(breach: Breach, frame: Frame, when: str, potential: Potential) -> Gu
     """What the run ends with."""
     return GuardError(
         f"{describe(breach, frame, when, potential)}. Nothing was sent. Look at the last frames: a wrong start or too "
-        f"long a time step shows there, and a model that does not know such structures; --mark-{breach.kind} sets the "
-        "mark, and --on-mark count goes on"
+        "long a time step shows there, and a model that does not know such structures",
+        f"--mark-{breach.kind} sets the mark, and --on-mark count goes on",
     )

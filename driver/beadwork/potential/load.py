@@ -102,13 +102,13 @@ def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
         first = members[0]
         if card.elements != first.elements:
             raise ModelError(
-                f"{card.path} knows {_names(card.elements)} but {first.path} knows {_names(first.elements)}; "
-                "the members of a committee must be trained for the same elements"
+                f"{card.path} knows {_names(card.elements)} but {first.path} knows {_names(first.elements)}",
+                "the members of a committee must be trained for the same elements",
             )
         if card.dtype != first.dtype:
             raise ModelError(
-                f"{card.path} was trained in {card.dtype} but {first.path} in {first.dtype}; "
-                "the members of a committee must be trained in one precision"
+                f"{card.path} was trained in {card.dtype} but {first.path} in {first.dtype}",
+                "the members of a committee must be trained in one precision",
             )
     if len(cards) > len(members):
         check_baseline(cards[0], members)
@@ -119,7 +119,7 @@ def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
         )
     paths = [card.path.resolve() for card in members]
     if len(set(paths)) < len(paths):
-        raise ModelError("a Δ model is given twice; each member of the committee must be another one")
+        raise ModelError("a Δ model is given twice", "each member of the committee must be another one")
 
 
 def check_baseline(baseline: Card, members: Sequence[Card]) -> None:
@@ -129,6 +129,7 @@ def check_baseline(baseline: Card, members: Sequence[Card]) -> None:
         if isinstance(made_for, str) and made_for.startswith("sha256:") and made_for != baseline.hash:
             raise ModelError(
                 f"{card.path} is the difference to the baseline {made_for[:19]}…, and {baseline.path} is "
-                f"{baseline.hash[:19]}…: their sum means nothing; give the baseline that it was trained against, or "
-                "train it again (where it is the same model imported anew, write its hash into the Δ's card)"
+                f"{baseline.hash[:19]}…: their sum means nothing",
+                "give the baseline that it was trained against, or "
+                "train it again (where it is the same model imported anew, write its hash into the Δ's card)",
             )

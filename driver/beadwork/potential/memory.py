@@ -52,7 +52,7 @@ def evaluate(
         except (MemoryError, RuntimeError) as error:
             said = reason(error)[:200]
             if not _refused(error):
-                raise ModelError(f"the model {engine.name} failed ({said}); is it made for this machine?") from error
+                raise ModelError(f"the model {engine.name} failed ({said})", "is it made for this machine?") from error
         # only here, without the error, is that freed which it kept alive
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -61,7 +61,8 @@ def evaluate(
         if len(pieces) == len(graph) or largest == 0:
             raise ResourceError(
                 f"the model {engine.name} does not get the memory for one structure of {graph.ptr[1]} atoms and "
-                f"{edges[1]} edges ({said}); take --dtype float32, the native engine, a smaller system or more memory"
+                f"{edges[1]} edges ({said})",
+                "take --dtype float32, the native engine, a smaller system or more memory",
             )
         max_edges = largest // 2
 

@@ -42,7 +42,7 @@ class NativeEngine:
         card = check(bundle)
         if not card.native:
             why = card.about.get("native", "it was not extracted")
-            raise ModelError(f"{card.path} has no native model ({why}); use the engine 'torchscript'")
+            raise ModelError(f"{card.path} has no native model ({why})", "use the engine 'torchscript'")
         self._opened = (card.path.absolute(), card.sha256, dtype, device)
         self.name = f"{card.name} (native, {dtype})"
         self.cutoff = card.cutoff
@@ -90,7 +90,9 @@ class NativeEngine:
 
     def _features(self, atoms: int) -> FloatArray:
         if self._layers != 2:
-            raise ModelError(f"{self.name} has {self._layers} layers, and features are read of two; use 'torchscript'")
+            raise ModelError(
+                f"{self.name} has {self._layers} layers, and features are read of two", "use 'torchscript'"
+            )
         # H1, as the second layer receives it, has (L + 1)^2 components an atom and channel, the scalars first; H2 has
         # scalars alone. Both buffers stay as large as they once were.
         c, components = self._channels, (self._evaluator.L_max + 1) ** 2
@@ -154,10 +156,11 @@ def kernel_cache() -> Path:
             if there.st_uid not in (os.geteuid(), 0) or others:
                 raise ModelError(
                     f"compiled kernels would lie in {folder}, but {path} belongs to another user or can be written by "
-                    f"any; {remedy}"
+                    "any",
+                    remedy,
                 )
     except OSError as error:
-        raise ModelError(f"the folder of compiled kernels, {folder}, cannot be made ({error}); {remedy}") from error
+        raise ModelError(f"the folder of compiled kernels, {folder}, cannot be made ({error})", remedy) from error
     return folder
 
 
@@ -192,12 +195,12 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
         raise
     except Exception as error:  # ImportError: no backend for this machine; and whatever Symmetrix-XL stumbles over
         raise ModelError(
-            f"{file} cannot be run natively ({reason(error)}); "
-            "is there a C++ compiler? use the engine 'torchscript' meanwhile"
+            f"{file} cannot be run natively ({reason(error)})",
+            "is there a C++ compiler? use the engine 'torchscript' meanwhile",
         ) from error
     evaluator = calculator.evaluator
     if not hasattr(evaluator, "_reduce_atom_forces"):
         raise ModelError(
-            f"{file} is of an architecture that the native engine cannot sum; use the engine 'torchscript'"
+            f"{file} is of an architecture that the native engine cannot sum", "use the engine 'torchscript'"
         )
     return evaluator

@@ -26,10 +26,10 @@ def check_native(file: Path) -> None:
         data = json.loads(file.read_text(encoding="utf-8"))
         _check(data)
     except RecursionError as error:
-        raise ModelError(f"{file} is nested too deeply; import the model again") from error
+        raise ModelError(f"{file} is nested too deeply", "import the model again") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ModelError(f"{file} cannot be run natively ({said}); import the model again") from error
+        raise ModelError(f"{file} cannot be run natively ({said})", "import the model again") from error
 
 
 def _check(data: Mapping[str, Any]) -> None:

@@ -154,8 +154,8 @@ def load_training_set(file: Path) -> TrainingSet:
             )
     except (OSError, KeyError, ValueError, EOFError, TypeError) as error:
         raise ModelError(
-            f"{file} does not hold a model's training atoms ({type(error).__name__}: {error}); "
-            "make it again: beadwork models novelty"
+            f"{file} does not hold a model's training atoms ({type(error).__name__}: {error})",
+            "make it again: beadwork models novelty",
         ) from error
     n = len(elements)
     sane = found.contacts.shape == (n, n, 2) and all(
@@ -169,7 +169,7 @@ def load_training_set(file: Path) -> TrainingSet:
     )
     if not n or not sane:
         raise ModelError(
-            f"{file} has arrays of shapes or values that make no sense; make it again: beadwork models novelty"
+            f"{file} has arrays of shapes or values that make no sense", "make it again: beadwork models novelty"
         )
     return found
 

@@ -90,7 +90,7 @@ class Potential:
             raise ModelError("there is no model to evaluate: give a baseline, Δ models, or both")
         if baseline_uncertainty is not None and atom_uncertainty is not None:
             raise ModelError(
-                "the baseline's uncertainty is given for the whole system and for an atom; give one of them"
+                "the baseline's uncertainty is given for the whole system and for an atom", "give one of them"
             )
         for s, unit in ((baseline_uncertainty, "eV"), (atom_uncertainty, "eV/atom")):
             if s is not None and (baseline is None or len(members) < 2 or not s > 0):
@@ -101,11 +101,13 @@ class Potential:
         if atom_uncertainty is not None:
             for member in members:
                 if not isinstance(member, Weighted):
-                    raise ModelError(f"{member.name} cannot weigh an atom's energy; give the uncertainty of the system")
+                    raise ModelError(
+                        f"{member.name} cannot weigh an atom's energy", "give the uncertainty of the system"
+                    )
         raw = np.ones(len(members)) if weights is None else np.array(weights, dtype=np.float64)
         if raw.shape != (len(members),) or not all(map(weighs, raw)) or not (raw.any() or not members):
             raise ModelError(
-                f"weights {list(weights or ())} do not fit {len(members)} Δ models; give each a number {SENSE}, or 0"
+                f"weights {list(weights or ())} do not fit {len(members)} Δ models", f"give each a number {SENSE}, or 0"
             )
         scales = {
             "alpha": alpha,
@@ -115,10 +117,12 @@ class Potential:
         }
         for name, scale in scales.items():
             if scale is not None and not sensible(scale):
-                raise ModelError(f"{name} is {scale}; it must be {SENSE}")
+                raise ModelError(f"{name} is {scale}", f"it must be {SENSE}")
         self.weights = raw / raw.sum() if len(raw) else raw
         if len(members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
-            raise ModelError(f"weights {raw.tolist()} leave one Δ model alone, so there is no spread; drop the others")
+            raise ModelError(
+                f"weights {raw.tolist()} leave one Δ model alone, so there is no spread", "drop the others"
+            )
         farthest = max(e.cutoff for e in self.engines)
         self.builder = GraphBuilder(farthest if atom_uncertainty is None else max(farthest, RADIUS))
 
@@ -186,7 +190,8 @@ class Potential:
                     known = ", ".join(_symbol(e) for e in engine.elements)
                     raise ModelError(
                         f"the system has {_symbol(z)} (atomic number {z}), which the model {engine.name} does not know "
-                        f"(it knows {known}); use models trained with {_symbol(z)}"
+                        f"(it knows {known})",
+                        f"use models trained with {_symbol(z)}",
                     )
 
     def with_committee(self, other: Potential) -> Potential:
@@ -258,8 +263,8 @@ class Potential:
             evaluation = self.evaluate_graph(graph, member_forces)
         except MemoryError as error:  # of what is ours, not a model's
             raise ResourceError(
-                f"there is no memory for the pairs of atoms of {len(frames)} structures ({error}); "
-                "let fewer come at once (<batch_size>), or give the job more memory"
+                f"there is no memory for the pairs of atoms of {len(frames)} structures ({error})",
+                "let fewer come at once (<batch_size>), or give the job more memory",
             ) from error
         evaluation.seconds["graph"] = time.perf_counter() - started - sum(evaluation.seconds.values())
         return evaluation
@@ -400,7 +405,7 @@ class Potential:
         """Δ with the energy of each atom's neighbourhood weighed: a second pass of every member, with weights."""
         missing = [e.name for e, a in zip(self.members, answers, strict=True) if a.of_atoms is None]
         if missing:
-            raise ModelError(f"{missing[0]} does not say an atom's energy; give the uncertainty of the whole system")
+            raise ModelError(f"{missing[0]} does not say an atom's energy", "give the uncertainty of the whole system")
         w, lone = self.weights, self._lone(graph)
         deviations = np.array([a.of_atoms for a in answers])
         own = w @ deviations - lone

@@ -36,7 +36,8 @@ class TorchScriptEngine:
         if elements != card.elements or abs(cutoff - card.cutoff) > 1e-6:
             raise ModelError(
                 f"the card of {card.path} says elements {card.elements} and cutoff {card.cutoff:g} Å, but the model "
-                f"has {elements} and {cutoff:g} Å: the card is another model's; import the model again"
+                f"has {elements} and {cutoff:g} Å: the card is another model's",
+                "import the model again",
             )
         self._opened = (card.path.absolute(), card.sha256, dtype, device)
         self.name = f"{card.name} (torchscript, {dtype})"
@@ -204,7 +205,7 @@ class ModuleEvaluator:
 def _head(module: Any, head: str | None) -> int:
     heads = list(getattr(module, "heads", None) or ["Default"])
     if head is not None and head not in heads:
-        raise ModelError(f"the model has no head {head!r}; it has {', '.join(heads)}")
+        raise ModelError(f"the model has no head {head!r}", f"it has {', '.join(heads)}")
     return heads.index(head) if head is not None else 0
 
 
@@ -220,12 +221,12 @@ def _reference(module: Any, head: str | None) -> dict[int, float]:
 def load_module(file: Path, device: str = "cpu") -> Any:
     """Read a TorchScript MACE model. Raises ModelError for anything else, or a device that is not there."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {device!r} was asked for, but PyTorch sees no CUDA device; use device 'cpu'")
+        raise ModelError(f"device {device!r} was asked for, but PyTorch sees no CUDA device", "use device 'cpu'")
     try:
         module = torch.jit.load(str(file), map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{file} is no readable TorchScript model ({first}); import the model again") from error
+        raise ModelError(f"{file} is no readable TorchScript model ({first})", "import the model again") from error
     for name in ("r_max", "atomic_numbers", "atomic_energies_fn"):
         if not hasattr(module, name):
             raise ModelError(f"{file} is TorchScript but no MACE energy model: it has no {name!r}")

@@ -85,7 +85,7 @@ def load(folder: Path) -> Run:
     """Read what a run left, but for the queue. Raises ConfigError where there is no beadwork.out."""
     record = folder / "beadwork.out"
     if not record.exists():
-        raise ConfigError(f"{folder} holds no run: there is no beadwork.out; name the folder that --out named")
+        raise ConfigError(f"{folder} holds no run: there is no beadwork.out", "name the folder that --out named")
     about = outputs.read_about(record)
     gaps: dict[str, str] = {}
     summary: dict[str, Any] = {}

@@ -32,8 +32,8 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     given = [config.baseline_uncertainty, config.baseline_uncertainty_atom]
     if given != [None, None] and set(roles.values()) != {"sum"}:
         raise ConfigError(
-            f"baseline-uncertainty weighs baseline and Δ where their sum is served, but {roles} serves them apart; "
-            "leave it out, or serve the sum"
+            f"baseline-uncertainty weighs baseline and Δ where their sum is served, but {roles} serves them apart",
+            "leave it out, or serve the sum",
         )
     whole = load_for(config)
     notes = [*whole.notes, *idle(config.device)]
@@ -133,22 +133,24 @@ def _check_gathered(socket: Socket, service: Service) -> None:
         weighed = "weighed" if potential.weighs else "not weighed"
         raise SimulationError(
             f"{name} reads the members (parse_json) and takes their plain mean, but they have weights "
-            f"{[round(w, 4) for w in potential.weights.tolist()]}, and Δ is {weighed} against the baseline; "
-            "set parse_json to False, or serve equal weights without it"
+            f"{[round(w, 4) for w in potential.weights.tolist()]}, and Δ is {weighed} against the baseline",
+            "set parse_json to False, or serve equal weights without it",
         )
     if committee.alpha != 1.0:
         raise SimulationError(
             f"{name} scales the members by its alpha {committee.alpha:g}, and beadwork by {potential.energy_alpha:g} "
-            "before; set its <alpha> to 1, and give ours with --energy-alpha"
+            "before",
+            "set its <alpha> to 1, and give ours with --energy-alpha",
         )
     if committee.baseline and max(map(abs, potential.reference.values()), default=0.0) > 1e-3:
         told = ", ".join(f"{chemical_symbols[z]} {e:.3g} eV" for z, e in sorted(potential.reference.items()))
         raise SimulationError(
             f"{name} weighs Δ against its baseline with Δ's reference energies in it ({told}), which "
-            "drives the system to where the members disagree; serve the sum instead, with --baseline-uncertainty"
+            "drives the system to where the members disagree",
+            "serve the sum instead, with --baseline-uncertainty",
         )
     if not service.member_forces and (committee.baseline or committee.members > 1):
-        raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs; add --member-forces")
+        raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs", "add --member-forces")
 
 
 def _lacking(wanted: set[str], answering: list[tuple[Socket, Service]], order: Sequence[Socket]) -> set[str]:
@@ -190,8 +192,8 @@ def _check_extras(simulation: Simulation, answering: Mapping[str, list[tuple[Soc
     if dropped := sorted({extra.key for extra in missing if not extra.forcefields}):
         raise SimulationError(
             f"{simulation.path} writes the extras {', '.join(dropped)} where there will be none: i-PI drops those of a "
-            "forcefield with weight 0 or fewer beads than the system; name them in the <interpolate_extras> of its "
-            "<force>, or take those outputs out"
+            "forcefield with weight 0 or fewer beads than the system",
+            "name them in the <interpolate_extras> of its <force>, or take those outputs out",
         )
     if keys := sorted({extra.key for extra in missing}):
         services = [service for ours in answering.values() for _, service in ours]
@@ -199,5 +201,6 @@ def _check_extras(simulation: Simulation, answering: Mapping[str, list[tuple[Soc
         remedy = "add --member-forces" if set(keys) <= set(MEMBER_FORCES) else "give a committee (--delta)"
         raise SimulationError(
             f"{simulation.path} writes the extras {', '.join(keys)}, which will not be sent: "
-            f"{', '.join(sent) or 'nothing'} will; take those outputs out, or {remedy}"
+            f"{', '.join(sent) or 'nothing'} will",
+            f"take those outputs out, or {remedy}",
         )

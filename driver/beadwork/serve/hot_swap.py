@@ -188,7 +188,8 @@ class Swap:
         if len(fresh.members) != len(old.members):
             raise ModelError(
                 f"{fresh.folder} has {len(fresh.members)} members and {len(old.members)} serve: i-PI's outputs of "
-                "extras have a column for each; end the run to change their number"
+                "extras have a column for each",
+                "end the run to change their number",
             )
         found = []
         for served, known in zip(self._served, last, strict=True):
@@ -198,7 +199,8 @@ class Swap:
             if len(fresh.members) == 1 and served.potential.knows_novelty and not whole.knows_novelty:
                 raise ModelError(
                     f"{fresh.folder} does not know what it was trained on, and the model that serves does: i-PI's "
-                    "outputs of extras have its novelty; give it one (beadwork models novelty)"
+                    "outputs of extras have its novelty",
+                    "give it one (beadwork models novelty)",
                 )
             energies = _energies(whole, frames, config)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
@@ -269,12 +271,14 @@ def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig
     if config.on_mark == "stop" and answer.novelty and (new := answer.novelty.largest.max()) > config.mark_novelty:
         raise ModelError(
             f"the last structures are new to it, up to {new:.3g}, above the mark of {config.mark_novelty:g} "
-            "(--mark-novelty) that ends the run; train it on such frames"
+            "(--mark-novelty) that ends the run",
+            "train it on such frames",
         )
     if config.on_mark == "stop" and answer.spread and (most := answer.spread.largest.max()) > config.mark_spread:
         raise ModelError(
             f"its force spread on the last structures is up to {most:.4g} eV/Å, above the mark of "
-            f"{config.mark_spread:g} eV/Å (--mark-spread) that ends the run; train it further, or see to its alpha"
+            f"{config.mark_spread:g} eV/Å (--mark-spread) that ends the run",
+            "train it further, or see to its alpha",
         )
     return answer.energies
 
@@ -293,6 +297,6 @@ def _admitted(potential: Potential) -> str:
     for engine, card in zip(potential.members, potential.cards, strict=True):
         if isinstance(engine, AutoEngine):
             if engine.disagrees:
-                raise ModelError(f"{card.path}: {engine.choice}; import the model again")
+                raise ModelError(f"{card.path}: {engine.choice}", "import the model again")
             natively += engine.native
     return f"{natively} of {len(potential.members)} members run natively, and agree with torchscript"

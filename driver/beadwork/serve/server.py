@@ -174,7 +174,8 @@ class Server:
         if positions.shape[1] != len(service.numbers):
             raise RemoteProtocolError(
                 f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
-                f"{len(service.numbers)}; serve the file that i-PI was started with"
+                f"{len(service.numbers)}",
+                "serve the file that i-PI was started with",
             )
         self._evaluations += 1
         if service.left:

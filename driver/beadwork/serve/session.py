@@ -75,7 +75,7 @@ class Session:
     def _go(self, simulation: Simulation, folder: Path) -> int:
         config = self._config
         self._restart = _written(simulation.directory / "RESTART")
-        self._notes += advice(simulation, config.servers or 1)
+        self._notes += map(str, advice(simulation, config.servers or 1))
         if config.servers > 1:
             self._notes.append(
                 f"one of {config.servers} servers, which does not know which bead is which; its steps are i-PI's as "
@@ -119,7 +119,8 @@ class Session:
                 if not any(len(service.potential.members) > 1 for service in services):
                     raise ConfigError(
                         "a queue keeps what the committee is unsure of, but no forcefield is served two Δ models or "
-                        "more; give more of them with --delta, or no --queue"
+                        "more",
+                        "give more of them with --delta, or no --queue",
                     )
                 harvest = Keeper(config, simulation.sha256, watch)
             self._swap = Swap(config, watch)

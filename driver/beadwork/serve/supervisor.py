@@ -76,7 +76,7 @@ def _all() -> list[str]:
     import torch
 
     if not torch.cuda.device_count():
-        raise ConfigError("devices is all, but PyTorch sees no GPU; name devices, such as cpu,cpu, or leave it out")
+        raise ConfigError("devices is all, but PyTorch sees no GPU", "name devices, such as cpu,cpu, or leave it out")
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 

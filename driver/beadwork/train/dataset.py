@@ -323,7 +323,7 @@ def _check_structures(examples: Sequence[Example]) -> None:
         build([e.frame for e in examples], CLOSEST)
     except GeometryError as error:
         if len(examples) == 1:
-            raise LabelError(f"{examples[0].place}: {error.fact}; mend it, or take it out") from error
+            raise LabelError(f"{examples[0].place}: {error.what}; mend it, or take it out") from error
         for e in examples:
             _check_structures([e])
 
