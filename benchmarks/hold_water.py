@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from beadwork.report.outputs import read_properties
+from beadwork.ipi.outputs import read_properties
 from beadwork.units import BOHR
 
 HERE = Path(__file__).parent

@@ -44,12 +44,12 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 import beadwork
+from beadwork.ipi.outputs import structure
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.label.choose import features
 from beadwork.potential.graph import build
 from beadwork.potential.novelty import NEW, load_training_set
 from beadwork.potential.threads import set_threads
-from beadwork.report.outputs import structure
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -138,6 +138,17 @@ class TakenUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A new committee was not taken up, and the old one goes on.
+
+    folder: where the bundles of the old one lie. why: what is wrong with the new one, in words.
+    """
+
+    folder: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class MarkPassed:
     """One structure of an answer has passed one of the guard's marks, and the run goes on as the user chose.
 
@@ -150,4 +161,4 @@ class MarkPassed:
     value: float
 
 
-Event = Note | Joined | MarkPassed | Evaluated | Kept | PassedOver | TakenUp | Waiting | Dropped | Lost
+Event = Note | Joined | MarkPassed | Evaluated | Kept | PassedOver | TakenUp | Refused | Waiting | Dropped | Lost

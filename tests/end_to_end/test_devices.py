@@ -13,7 +13,7 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.harvest.queue import Queue
-from beadwork.report.outputs import read_record
+from beadwork.observe.record import read_record
 
 BEADS = 8
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from beadwork.cli import main
 from beadwork.errors import SimulationError
-from beadwork.report.outputs import read_about
+from beadwork.observe.record import read_about
 
 
 def wait_until(what: Callable[[], bool], seconds: float) -> None:

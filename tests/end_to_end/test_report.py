@@ -13,7 +13,8 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.harvest.queue import Queue
-from beadwork.report.outputs import find_positions, read_potentials, read_record
+from beadwork.ipi.outputs import find_positions, read_potentials
+from beadwork.observe.record import read_record
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models" / "water-revpbe0-d3"

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from beadwork.cli import main
+from beadwork.observe.record import read_about
 from beadwork.potential.bundle import committee_hash, load_card
-from beadwork.report.outputs import read_about
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:

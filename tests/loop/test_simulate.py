@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from beadwork.errors import SimulationError
+from beadwork.events import Refused, TakenUp
 from beadwork.ipi.simulation import read
 from beadwork.loop import simulate
+from beadwork.observe.record import Record
 
 WATER = Path(__file__).parents[2] / "inputs" / "water"
 #: committees, as beadwork.out names them
@@ -115,6 +117,17 @@ def test_the_old_committee_answers_until_the_new_one_is_taken_up(run: simulate.R
     run.until(NEW, 2, OLD)
     assert time.monotonic() - begin >= 1.2
     thread.join()
+
+
+def test_a_committee_that_is_refused_ends_the_wait(run: simulate.Run) -> None:
+    """What the server records of a refusal is what the loop reads, in whatever words it is: the wait ends at once; it
+    went on for ever for steps of a committee that will never answer."""
+    record = Record(run.record.parent)
+    record(TakenUp("unix:/tmp/ipi_a", 0, OLD, "models/mine", "as it began"))
+    record(Refused("models/mine", "the reason; as it is"))
+    with pytest.raises(SimulationError, match="the reason; as it is"):
+        run.until(NEW, 3, OLD)
+    record.close(record.summary())
 
 
 def test_steps_are_read_with_whose_novelty_it_is(tmp_path: Path) -> None:

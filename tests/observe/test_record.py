@@ -11,10 +11,19 @@ import matplotlib
 import numpy as np
 import pytest
 
-from beadwork.events import Evaluated, Kept
+from beadwork.events import Evaluated, Kept, Refused, TakenUp
 from beadwork.observe.pace import Pace
-from beadwork.observe.record import Record, tell
-from beadwork.report.outputs import read_record
+from beadwork.observe.record import (
+    COLUMNS,
+    JOINED,
+    Committees,
+    Record,
+    read_about,
+    read_answered,
+    read_committees,
+    read_record,
+    tell,
+)
 from beadwork.report.picture import draw
 
 matplotlib.use("Agg")
@@ -56,6 +65,62 @@ def test_record_has_a_line_an_evaluation(tmp_path: Path) -> None:
     assert np.isnan(table[1, 3])
     assert table[1, 1] == 4
     assert summary["frames_kept"] == 1
+
+
+@pytest.mark.parametrize("address", ["unix:/tmp/ipi_a", "inet:localhost:31415", "unix:/tmp/a: b in c"])
+@pytest.mark.parametrize("step", [7, None])
+def test_committees_are_read_as_they_were_written(tmp_path: Path, address: str, step: int | None) -> None:
+    """Whose answers follow, and why one was refused since then, whatever the reason says; one that was refused before
+    another was taken up is history. What was answered is told by who answered it. A torn last line says nothing."""
+    path = tmp_path / "beadwork.out"
+    assert read_committees(path) == Committees([], [])
+    record = Record(tmp_path, ["O"])
+    record(TakenUp(address, 0, "sha256:aaa", "models/old: in use", "as it began"))
+    record(event(0, 2, 0.1))
+    record(Refused("models/old", "gone"))
+    assert read_committees(path) == Committees(["sha256:aaa"], ["gone"])
+    record(TakenUp(address, step, "sha256:bbb", "models/new", "it is good: in step 3 on x: y in z", 9))
+    reason = "# from step 0 on a: sha256:ccc in m\nsaid somebody; x"
+    record(Refused("models/new", reason))
+    record(event(7, 2, 0.3))
+    record(replace(event(7, 2, 0.2), novelty={"delta": 1.5}))
+    record(event(8, 2, None))
+    assert read_committees(path) == Committees(["sha256:aaa", "sha256:bbb"], [reason])
+    (old,), (new,) = (read_answered(path, committee) for committee in ("sha256:aaa", "sha256:bbb"))
+    assert (old.spread, old.delta) == (0.1, None)
+    assert (new.spread, new.baseline, new.delta) == (0.3, None, 1.5)
+    assert read_answered(path, "sha256:ccc") == []
+    record(Refused("models/new", "worse"))
+    record.close(record.summary())
+    path.write_text(path.read_text()[:-5])
+    assert read_committees(path).refused == [reason]
+    assert len(read_record(path)[0]) == 4
+
+
+def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
+    """Whoever reads the first six columns reads them still; older files have no more, and a torn line is left out."""
+    record = Record(tmp_path, ["O", "H"], {"beads": 4, "simulation": "a.xml"})
+    seconds = {"model": 0.01}
+    record(Evaluated("a", 0, 1, -1.0, 0.1, 0.2, seconds, {"H": 0.03, "O": 0.04}))
+    record(Evaluated("b", 1, 1, -1.0, None, None, seconds))
+    record.close(record.summary())
+    path = tmp_path / "beadwork.out"
+    table, spread, _ = read_record(path)
+    assert table.shape == (2, 6)
+    assert list(spread) == ["O", "H"]
+    assert spread["O"][0] == 0.04
+    assert spread["H"][0] == 0.03
+    assert np.isnan(spread["H"][1])
+    assert read_about(path) == {"beads": 4, "simulation": "a.xml"}
+    path.write_text(path.read_text()[:-7])
+    assert read_record(path)[0].shape == (1, 6)
+    path.write_text(f"{path.read_text()}\n{JOINED}\n")  # another forcefield was answered first
+    assert read_about(path)["joined"]
+    path.write_text(f"{COLUMNS}\n 0 1 -1.0 0.1 0.2 0.3\n")
+    table, spread, _ = read_record(path)
+    assert table.tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]
+    assert spread == {}
+    assert read_about(path) == {}
 
 
 def test_what_an_earlier_run_left_gets_a_number(tmp_path: Path) -> None:

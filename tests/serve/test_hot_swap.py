@@ -16,7 +16,7 @@ import pytest
 import beadwork.serve.hot_swap
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
-from beadwork.events import Event, Moment, Note, TakenUp
+from beadwork.events import Event, Moment, Note, Refused, TakenUp
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import MODEL, NOVELTY, Card, members_of, point
@@ -206,8 +206,8 @@ def test_a_committee_that_would_end_the_run_is_refused(on_mark: str, monkeypatch
     swap.close()
 
 
-def test_what_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
-    """SIGHUP with nothing at the place that --delta names: a sentence, and the old committee is there as before."""
+def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+    """SIGHUP with nothing at the place that --delta names: an event has the reason, and the old committee goes on."""
     told: list[Event] = []
     swap = Swap(ServeConfig(delta=[str(tmp_path / "a"), str(tmp_path / "b")]), told.append)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
@@ -221,9 +221,9 @@ def test_what_cannot_be_loaded_is_a_note(tmp_path: Path) -> None:
     assert swap._checking is not None
     swap._checking.exception(timeout=60)
     swap.look()
-    (note,) = [event.text for event in told if isinstance(event, Note)]
-    assert "was refused" in note
-    assert "missing" in note
+    (refused,) = [event for event in told if isinstance(event, Refused)]
+    assert refused.folder == old.folder
+    assert "missing" in refused.why
     assert swap.take("here", old, Moment(1), 2, begins=True) is old
     swap.close()
 
@@ -264,7 +264,7 @@ def test_point_checks_first(tmp_path: Path) -> None:
     assert not pointer.exists()
 
 
-def test_a_pointer_of_nuls_is_a_note(tmp_path: Path) -> None:
+def test_a_pointer_of_nuls_is_refused(tmp_path: Path) -> None:
     """What a crash of the file system leaves for a pointer is refused like any other: the run goes on."""
     told: list[Event] = []
     pointer = tmp_path / "current"
@@ -283,7 +283,7 @@ def test_a_pointer_of_nuls_is_a_note(tmp_path: Path) -> None:
     assert swap._checking is not None
     swap._checking.exception(timeout=60)
     swap.look()
-    assert any("was refused" in event.text for event in told if isinstance(event, Note))
+    assert any(isinstance(event, Refused) for event in told)
     assert swap.take("here", old, Moment(1), 2, begins=True) is old
     swap.close()
 

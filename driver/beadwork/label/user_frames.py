@@ -21,8 +21,8 @@ from beadwork.errors import BeadworkError, ConfigError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import Kept
+from beadwork.ipi.outputs import ISOTOPES, structure
 from beadwork.label.lines import decoded, ends
-from beadwork.report.outputs import ISOTOPES, structure
 
 #: what only i-PI writes into the line before a frame's atoms; other programs' readers would miss its units and cell
 _IPI = re.compile(r"CELL[\[({]|cell\{|positions\{|Bead:")

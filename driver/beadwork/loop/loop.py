@@ -48,6 +48,7 @@ from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
 from beadwork.label.run import atoms_of, label, set_aside
 from beadwork.loop import simulate
+from beadwork.observe.record import Answered
 from beadwork.potential.bundle import COMMITTEE, Card, committee_hash, load_card, load_committee, members_of, point
 from beadwork.potential.novelty import NEW
 from beadwork.potential.potential import SHORT
@@ -129,7 +130,7 @@ class Loop:
         """The mark of Δ's novelty: at or above it a frame is asked for."""
         return float(self.run.get("keep-novelty", ServeConfig().keep_novelty))
 
-    def asks(self, step: simulate.Answered) -> bool:
+    def asks(self, step: Answered) -> bool:
         """Whether Δ's spread or Δ's novelty asks for labels of this step."""
         return step.spread >= self.low or (step.delta is not None and step.delta >= self.new)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import re
 import shutil
@@ -35,33 +34,11 @@ from beadwork.ipi.output_steps import Written
 from beadwork.ipi.simulation import as_xml, read
 from beadwork.ipi.steps import pattern
 from beadwork.label.program import last_line
+from beadwork.observe import record
 from beadwork.processes import module
 
 #: seconds that a run gets to end by itself when the loop is interrupted
 FAREWELL = 30.0
-RECORD = "beadwork.out"
-#: the line of it that says whose answers follow
-TAKEN_UP = re.compile(r"# from (?:step|evaluation) \d+ on .*?: (\S+) in ")
-
-
-@dataclass(slots=True)
-class Answered:
-    """A step as beadwork.out has it. spread: the largest force spread of any bead, eV/Å. baseline, delta: the largest
-    novelty of any atom for these; None where they do not know what they were trained on."""
-
-    spread: float = 0.0
-    baseline: float | None = None
-    delta: float | None = None
-
-    def add(self, spread: float, baseline: float, delta: float) -> None:
-        """Take one evaluation in; NaN is unknown."""
-        self.spread = max(self.spread, spread)
-        self.baseline = _larger(self.baseline, baseline)
-        self.delta = _larger(self.delta, delta)
-
-
-def _larger(known: float | None, value: float) -> float | None:
-    return known if math.isnan(value) else max(value, known or 0.0)
 
 
 def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
@@ -153,7 +130,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
         )
-    return Run(folder, process, log, out / RECORD)
+    return Run(folder, process, log, out / record.NAME)
 
 
 @dataclass(frozen=True)
@@ -186,16 +163,16 @@ class Run:
         while len(answered(self.folder, committee)) < steps:
             if (code := self.process.poll()) is not None:
                 raise self._failed(code)
-            found = serving(self.record)
+            served = record.read_committees(self.record)
+            found = served.taken_up
             if found and found[-1] != committee and (committee in found or found[-1] != before):
                 raise SimulationError(
                     f"{found[-1]} answers in {self.folder}, and {committee} was to",
                     "let the file that its --delta "
                     "names point to that committee again (beadwork models point), and give the command again",
                 )
-            said = self.log.read_text(errors="replace").splitlines()
-            if refused := [line for line in said if "the new committee was refused" in line]:
-                raise SimulationError(f"{self.folder} does not take up the new committee: {refused[-1]}")
+            if served.refused:
+                raise SimulationError(f"{self.folder} does not take up the new committee: {served.refused[-1]}")
             time.sleep(0.5)
 
     def end(self) -> None:
@@ -225,33 +202,10 @@ def simulations(folder: Path) -> set[str]:
     return {f"sha256:{hashlib.sha256(part.read_bytes()).hexdigest()}" for part in folder.glob("part-*.xml")}
 
 
-def serving(record: Path) -> list[str]:
-    """The committees (the first digits of their hashes) that took up answering, the newest last; empty before any."""
-    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
-    return [found[1] for line in lines if line.endswith("\n") and (found := TAKEN_UP.match(line))]
-
-
-def answered(folder: Path, committee: str) -> list[Answered]:
+def answered(folder: Path, committee: str) -> list[record.Answered]:
     """Each step that this committee (the first digits of its hash, as beadwork.out has it) has answered, in all
     attempts; each evaluation where steps are not known."""
-    found: list[Answered] = []
-    for record in folder.glob(f"out-*/{RECORD}"):
-        steps: dict[str | int, Answered] = {}
-        serves, names = False, list[str]()
-        for row, line in enumerate(record.read_text().splitlines(keepends=True)):
-            if line.startswith("# step "):
-                names = line.removeprefix("#").split()
-            elif taken_up := TAKEN_UP.match(line):
-                serves = taken_up[1] == committee
-            elif serves and not line.startswith("#") and line.endswith("\n"):
-                words = line.split()
-                columns = dict(zip(names, words, strict=False))  # a server of an earlier release has no novelty
-                looks = (words[4], *(columns.get(f"novelty_{part}", "nan") for part in ("baseline", "delta")))
-                if words[4] != "nan":  # the baseline alone has no spread
-                    step = steps.setdefault(row if words[0] == "nan" else words[0], Answered())
-                    step.add(*map(float, looks))
-        found += steps.values()
-    return found
+    return [step for file in folder.glob(f"out-*/{record.NAME}") for step in record.read_answered(file, committee)]
 
 
 def _end_what_is_left(folder: Path) -> None:

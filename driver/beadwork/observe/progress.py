@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 from beadwork.disk import telling
-from beadwork.events import Evaluated, Event, Joined, Lost, Note, TakenUp
+from beadwork.events import Evaluated, Event, Joined, Lost, Note, Refused, TakenUp
 from beadwork.observe.pace import Pace, novelty_words, share_words, words
 
 #: seconds between two lines where there is no terminal
@@ -56,6 +56,8 @@ class Progress:
                 f"beadwork: committee {event.committee} in {event.folder} answers {event.address} from "
                 f"{f'evaluation {event.evaluation}' if event.step is None else f'step {event.step}'} on: {event.found}"
             )
+        elif isinstance(event, Refused):
+            self._write(f"beadwork: the new committee was refused, and {event.folder} goes on: {event.why}")
         elif isinstance(event, Lost):
             self._write(f"beadwork: {event.address}: {event.why}; dialling again")
         elif isinstance(event, Evaluated):

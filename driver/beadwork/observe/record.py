@@ -1,22 +1,30 @@
-"""What a run leaves behind for those who come later: beadwork.out, a line an evaluation, and summary.json."""
+"""What a run leaves behind for those who come later: beadwork.out, a line an evaluation, and summary.json.
+
+Who else reads beadwork.out does it with the functions below: its lines are made and understood in this file alone. Each
+line is written whole, so all of it is there after a kill but the last one, which may be torn.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from beadwork.disk import put_aside, write_whole, writing
-from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, TakenUp
+from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, Refused, TakenUp
+from beadwork.frame import FloatArray
+from beadwork.ipi.outputs import read_table
 from beadwork.potential.novelty import NEW
 
-#: what stands in beadwork.out where i-PI's step is not known
+NAME = "beadwork.out"
+#: the line where i-PI's step is not known
 JOINED = "# joined an i-PI under way: its step is not known, and steps are counted from 0"
 #: why frames were passed over, in words
 PASSED = {
@@ -26,8 +34,13 @@ PASSED = {
     "alike": "they are like one kept before",
 }
 COLUMNS = "# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s"
+#: columns that every line has
+FIXED = 6
 #: the last columns, before those of the elements' novelty
 NOVELTY = ("novelty_baseline", "novelty_delta")
+_HEAD = COLUMNS.partition("  ")[0]
+#: how the lines begin that hold JSON: what was run, and a committee that was refused
+_ABOUT, _REFUSED = "# run: ", "# refused: "
 
 
 class Record:
@@ -43,7 +56,7 @@ class Record:
         self.kept = 0
         self.dropped = 0
         self.answered = False  # anything at all
-        self._path = folder / "beadwork.out"
+        self._path = folder / NAME
         for old in (self._path, folder / "summary.json"):
             put_aside(old)
         with writing(self._path):
@@ -54,7 +67,7 @@ class Record:
             spreads, news = (f"spread_{e}/(eV/A)" for e in elements), (f"novelty_{e}" for e in elements)
             self._write("  ".join([COLUMNS, *spreads, *NOVELTY, *news]))
             if about:
-                self._write(f"# run: {json.dumps(about)}")
+                self._write(f"{_ABOUT}{json.dumps(about)}")
         except BaseException:
             with suppress(OSError):  # what could not be written cannot be now
                 self._file.close()
@@ -100,8 +113,9 @@ class Record:
                     "folder": event.folder,
                 }
             )
-            since = f"evaluation {event.evaluation}" if event.step is None else f"step {event.step}"
-            self._write(f"# from {since} on {event.address}: {event.committee} in {event.folder}")
+            self._write(_taken_up(event))
+        elif isinstance(event, Refused):
+            self._write(f"{_REFUSED}{json.dumps({'goes on': event.folder, 'why': event.why})}")
 
     def _write(self, line: str) -> None:
         with writing(self._path):
@@ -208,6 +222,123 @@ class _New:
         return asdict(self) if self.structures else None
 
 
+def _taken_up(event: TakenUp) -> str:
+    """The line that says whose answers follow; `_TAKEN_UP` finds the committee in it."""
+    since = f"evaluation {event.evaluation}" if event.step is None else f"step {event.step}"
+    return f"# from {since} on {event.address}: {event.committee} in {event.folder}"
+
+
+_TAKEN_UP = re.compile(r"# from (?:step|evaluation) \d+ on .*?: (None|sha256:\w+) in ")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines that are whole, without their ends."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield line[:-1]
+
+
+def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray]]:
+    """Read beadwork.out: step, structures, energy, energy spread, force spread, seconds; (evaluations, 6).
+
+    And the columns after the sixth, (evaluations,) each: an element's root-mean-square force spread, eV/Å, by its
+    symbol; the largest novelty by the part that it is of ('baseline', 'delta') and by the symbol of its element.
+    """
+    comments, table = read_table(path)
+    names = _names(comments[0])[FIXED:] if comments else []
+    columns: dict[str, dict[str, FloatArray]] = {"spread": {}, "novelty": {}}
+    for name, values in zip(names, table.T[FIXED:], strict=False):
+        kind, _, of = name.partition("_")
+        columns[kind][of.partition("/")[0]] = values
+    return table[:, :FIXED] if table.size else table.reshape(-1, FIXED), columns["spread"], columns["novelty"]
+
+
+def _names(header: str) -> list[str]:
+    return header.removeprefix("#").split()
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What beadwork.out says of its run (`Record`), `joined` among it; empty where it says nothing.
+
+    cut: True in it, where that line is no JSON: a full disk or a kill has cut it.
+    """
+    about: dict[str, Any] = {}
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith(_ABOUT):
+                try:
+                    about |= dict(json.loads(line.removeprefix(_ABOUT)))
+                except (ValueError, TypeError):
+                    about["cut"] = True
+            elif line.rstrip("\n") == JOINED:  # after the first rows, where another forcefield was asked first
+                about["joined"] = True
+    return about
+
+
+@dataclass(frozen=True, slots=True)
+class Committees:
+    """Who answered. taken_up: the committees (the first digits of their hashes), the newest last. refused: why each
+    other one was refused since then."""
+
+    taken_up: list[str]
+    refused: list[str]
+
+
+def read_committees(path: Path) -> Committees:
+    """Which committees beadwork.out names; none where it is not there yet."""
+    found = Committees([], [])
+    for line in _lines(path):
+        if taken_up := _TAKEN_UP.match(line):
+            found.taken_up.append(taken_up[1])
+            found.refused.clear()
+        elif line.startswith(_REFUSED):
+            found.refused.append(str(json.loads(line.removeprefix(_REFUSED))["why"]))
+    return found
+
+
+@dataclass(slots=True)
+class Answered:
+    """A step as beadwork.out has it. spread: the largest force spread of any bead, eV/Å. baseline, delta: the largest
+    novelty of any atom for these; None where they do not know what they were trained on."""
+
+    spread: float = 0.0
+    baseline: float | None = None
+    delta: float | None = None
+
+    def add(self, spread: float, baseline: float, delta: float) -> None:
+        """Take one evaluation in; NaN is unknown."""
+        self.spread = max(self.spread, spread)
+        self.baseline = _larger(self.baseline, baseline)
+        self.delta = _larger(self.delta, delta)
+
+
+def _larger(known: float | None, value: float) -> float | None:
+    return known if math.isnan(value) else max(value, known or 0.0)
+
+
+def read_answered(path: Path, committee: str) -> list[Answered]:
+    """Each step that this committee (the first digits of its hash) has answered; each evaluation where steps are not
+    known. Evaluations without a spread, which the baseline answered alone, are left out."""
+    steps: dict[str | int, Answered] = {}
+    serves, names = False, list[str]()
+    for row, line in enumerate(_lines(path)):
+        if taken_up := _TAKEN_UP.match(line):
+            serves = taken_up[1] == committee
+        elif line.startswith(_HEAD):
+            names = _names(line)
+        elif serves and not line.startswith("#"):
+            words = line.split()
+            step, spread = words[0], float(words[4])
+            columns = dict(zip(names, words, strict=False))  # a server of an earlier release has no novelty
+            if not math.isnan(spread):
+                novelties = (float(columns.get(name, "nan")) for name in NOVELTY)
+                steps.setdefault(row if step == "nan" else step, Answered()).add(spread, *novelties)
+    return list(steps.values())
+
+
 def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     """The summary in words, with where to look next."""
     lines = [
@@ -235,7 +366,7 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
         f"not kept, for {PASSED[why]}: {about['frames']} frames, up to {about['force_spread_max']:.4f} eV/Å"
         for why, about in summary["frames_passed_over"].items()
     ]
-    lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / 'beadwork.out'}")
+    lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / NAME}")
     if queue:
         lines.append(f"the frames kept: beadwork queue list {queue}")
     lines.append(f"the whole run on one page: beadwork report {folder.resolve()}")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from beadwork.errors import ConfigError
 from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
-from beadwork.report import outputs
-from beadwork.report.outputs import Series
+from beadwork.ipi.outputs import Series, read_properties
+from beadwork.observe.record import NAME, read_about, read_record
 from beadwork.report.viewer import Shown
 
 
@@ -83,10 +83,10 @@ class Run:
 
 def load(folder: Path) -> Run:
     """Read what a run left, but for the queue. Raises ConfigError where there is no beadwork.out."""
-    record = folder / "beadwork.out"
+    record = folder / NAME
     if not record.exists():
         raise ConfigError(f"{folder} holds no run: there is no beadwork.out", "name the folder that --out named")
-    about = outputs.read_about(record)
+    about = read_about(record)
     gaps: dict[str, str] = {}
     summary: dict[str, Any] = {}
     if (folder / "summary.json").exists():
@@ -105,7 +105,7 @@ def load(folder: Path) -> Run:
             "i-PI's property files are not there, or are empty: write one with <code>&lt;properties&gt; [ step, "
             "temperature{kelvin}, potential{electronvolt}, conserved{electronvolt} ] &lt;/properties&gt;</code>."
         )
-    return Run(folder, about, summary, *outputs.read_record(record), properties, [], gaps)
+    return Run(folder, about, summary, *read_record(record), properties, [], gaps)
 
 
 def _properties(directory: Path, about: Mapping[str, Any]) -> dict[str, Series]:
@@ -116,5 +116,5 @@ def _properties(directory: Path, about: Mapping[str, Any]) -> dict[str, Series]:
         told = named[name] if isinstance(named, dict) else {}  # an older beadwork wrote the names alone
         if (directory / name).exists():
             asked = told.get("columns", ()), told.get("stride", 1)
-            found = outputs.read_properties(directory / name, *asked, *clock) | found
+            found = read_properties(directory / name, *asked, *clock) | found
     return found

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
+from beadwork.ipi.outputs import Series, find_positions, read_potentials
 from beadwork.observe.pace import OF_DELTA_ALONE, PARTS
 from beadwork.potential.novelty import NEW
-from beadwork.report import figures, outputs, viewer
+from beadwork.report import figures, viewer
 from beadwork.report.radial import FARTHEST, Radial, deviations, matched, offsets, radial, reweight
 from beadwork.report.run import Run
 from beadwork.report.viewer import Shown
@@ -155,7 +156,7 @@ def energies(run: Run) -> str:
     return "\n".join(pictures)
 
 
-def _drift(run: Run, series: outputs.Series) -> str:
+def _drift(run: Run, series: Series) -> str:
     """How steadily the second half of a series goes somewhere, by a straight line through it."""
     half = slice(len(series.values) // 2, None)
     steps, rest, unit = series.steps[half], series.values[half], _unit(series.unit)
@@ -404,7 +405,7 @@ def distributions(run: Run, drawing: bool) -> str:
             "The run was not periodic (<code>--not-periodic</code>): its atoms fill no volume, so there is no density "
             "to count pairs against."
         )
-    trajectory = outputs.find_positions(run.directory, str(about["outputs"])) if "outputs" in about else None
+    trajectory = find_positions(run.directory, str(about["outputs"])) if "outputs" in about else None
     found = radial(trajectory) if trajectory is not None else None
     kept = _alike(run.kept)
     errors: dict[str, tuple[FloatArray, FloatArray]] = {}
@@ -454,7 +455,7 @@ def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArra
     """Mean and standard deviation over the members of each pair's g(r), and what there is to say of them."""
     about = run.about
     kelvin, beads = about.get("temperature_K"), int(about.get("beads", 0))
-    potentials = outputs.read_potentials(run.directory, str(about["outputs"]), beads)
+    potentials = read_potentials(run.directory, str(about["outputs"]), beads)
     if potentials is None:
         return {}, (
             "No error bar: i-PI did not write the members' energies of every bead, as <code>&lt;trajectory stride='20' "

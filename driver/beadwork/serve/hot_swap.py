@@ -19,7 +19,7 @@ import numpy as np
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
-from beadwork.events import Event, Moment, Note, TakenUp
+from beadwork.events import Event, Moment, Note, Refused, TakenUp
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import NOVELTY, Card, members_of
@@ -53,7 +53,7 @@ class Swap:
     """Watches what `--delta` names, checks it in a thread, and has it ready for the next step of each forcefield.
 
     The thread touches no model that is being served: the jump of the energy is that of Δ, whose old values are known.
-    Nothing that goes wrong with a new committee ends the run: it is a Note, and the old committee goes on.
+    Nothing that goes wrong with a new committee ends the run: the old committee goes on, and an event says why.
     """
 
     def __init__(self, config: ServeConfig, watch: Callable[[Event], None]) -> None:
@@ -161,7 +161,7 @@ class Swap:
 
     def _hear(self, done: Future[list[tuple[Potential, str] | None]]) -> None:
         if (error := done.exception()) is not None:  # whatever it is: ours, PyTorch's, of a pointer full of NULs
-            self._watch(Note(f"the new committee was refused, and {self._served[0].potential.folder} goes on: {error}"))
+            self._watch(Refused(self._served[0].potential.folder, str(error)))
             return
         ready = done.result()
         if not any(ready):

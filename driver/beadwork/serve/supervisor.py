@@ -27,8 +27,9 @@ from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceErr
 from beadwork.ipi.process import LISTEN, OwnIpi
 from beadwork.ipi.simulation import read
 from beadwork.observe import status
+from beadwork.observe.record import NAME as RECORD
+from beadwork.observe.record import read_record
 from beadwork.processes import module
-from beadwork.report.outputs import read_record
 from beadwork.signals import handled
 
 #: seconds before a server that died is started again, the first time, the second time, …; then never
@@ -118,7 +119,7 @@ class Child:
             self.folders.append(put_aside(self.folder, "-died-"))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in ("beadwork.out", "beadwork.log"):  # `_answered` would count an earlier run's
+            for name in (RECORD, "beadwork.log"):  # `_answered` would count an earlier run's
                 put_aside(self.folder / name)
             (self.folder / status.NAME).unlink(missing_ok=True)
             # paths in serve.toml count from its own folder, which is where the outputs go
@@ -165,7 +166,7 @@ class Child:
 
 def _answered(folder: Path) -> int:
     """Structures that a server has answered, whether it could say so in the end or not."""
-    record = folder / "beadwork.out"
+    record = folder / RECORD
     return int(read_record(record)[0][:, 1].sum()) if record.exists() else 0
 
 

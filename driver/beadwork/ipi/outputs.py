@@ -1,9 +1,8 @@
-"""What i-PI and beadwork wrote in a run's folder, read back: properties, beadwork.out, bead positions, extras."""
+"""What i-PI wrote in a run's folder, read back: properties, bead positions, extras."""
 
 from __future__ import annotations
 
 import io
-import json
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from ipi.utils.io.io_units import process_units
 from ipi.utils.units import unit_to_internal
 
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.observe.record import JOINED
 from beadwork.units import BOHR, FEMTOSECOND
 
 _COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{([\w/]+)\})?(?=\s)")
@@ -36,8 +34,8 @@ ISOTOPES = {"D": 1, "T": 1, "Z": 1}
 MOST_ATOMS = 2_000_000
 
 
-def _scan(path: Path) -> tuple[list[str], FloatArray]:
-    """The lines that begin with #, and the numbers, a row a line; (0, 0) without any.
+def read_table(path: Path) -> tuple[list[str], FloatArray]:
+    """The lines of a text file that begin with #, and its numbers, (rows, columns); (0, 0) without any.
 
     A line that a killed process tore, at the end or before what its successor wrote, has another number of columns or
     no newline, and is left out.
@@ -75,7 +73,7 @@ def read_properties(
     stride: steps from row to row, and first: the step at which the run began; by these, or by a column of times and
     time_step (fs), steps are told where there is no column of them.
     """
-    comments, table = _scan(path)
+    comments, table = read_table(path)
     heads = [match for line in comments if (match := _COLUMN.match(line))]
     named = [(int(match[1]) - 1, match[2], match[3]) for match in heads]
     if not comments:
@@ -92,39 +90,6 @@ def read_properties(
         begin = 0 if comments else first // stride + 1
         steps = stride * (begin + np.arange(len(table), dtype=np.float64))
     return {name: Series(steps, values, unit) for name, (values, unit) in columns.items()}
-
-
-def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray]]:
-    """Read beadwork.out: step, structures, energy, energy spread, force spread, seconds; (evaluations, 6).
-
-    And the columns after the sixth, (evaluations,) each: an element's root-mean-square force spread, eV/Å, by its
-    symbol; the largest novelty by the part that it is of ('baseline', 'delta') and by the symbol of its element.
-    """
-    comments, table = _scan(path)
-    names = comments[0].lstrip("#").split()[6:] if comments else []
-    columns: dict[str, dict[str, FloatArray]] = {"spread": {}, "novelty": {}}
-    for name, values in zip(names, table.T[6:], strict=False):
-        kind, _, of = name.partition("_")
-        columns[kind][of.partition("/")[0]] = values
-    return table[:, :6] if table.size else table.reshape(-1, 6), columns["spread"], columns["novelty"]
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What beadwork.out says of its run (`Record`), `joined` among it; empty where it says nothing.
-
-    cut: True in it, where that line is no JSON: a full disk or a kill has cut it.
-    """
-    about: dict[str, Any] = {}
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("# run: "):
-                try:
-                    about |= dict(json.loads(line.removeprefix("# run: ")))
-                except (ValueError, TypeError):
-                    about["cut"] = True
-            elif line.rstrip("\n") == JOINED:  # after the first rows, where another forcefield was asked first
-                about["joined"] = True
-    return about
 
 
 @dataclass(frozen=True, slots=True)

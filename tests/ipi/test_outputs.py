@@ -1,4 +1,4 @@
-"""What i-PI and beadwork wrote is read back as it was: i-PI's own writers on one side, our readers on the other."""
+"""What i-PI wrote is read back as it was: its own writers on one side, our readers on the other."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from ipi.engine.atoms import Atoms
 from ipi.engine.cell import Cell
 from ipi.utils.io import print_file
 
-from beadwork.events import Evaluated
-from beadwork.observe.record import COLUMNS, JOINED, Record
-from beadwork.report import outputs
-from beadwork.report.outputs import (
-    find_positions,
-    read_about,
-    read_potentials,
-    read_properties,
-    read_record,
-)
+from beadwork.ipi import outputs
+from beadwork.ipi.outputs import find_positions, read_potentials, read_properties
 from beadwork.units import BOHR
 
 NAMES = ["O", "H", "D", "O17"]
@@ -144,32 +136,6 @@ def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
     assert found.resolution == pytest.approx(1e-8)
     assert read_potentials(tmp_path, "run", 3) is None
     assert read_potentials(tmp_path, "other", 2) is None
-
-
-def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
-    """Whoever reads the first six columns reads them still; older files have no more, and a torn line is left out."""
-    record = Record(tmp_path, ["O", "H"], {"beads": 4, "simulation": "a.xml"})
-    seconds = {"model": 0.01}
-    record(Evaluated("a", 0, 1, -1.0, 0.1, 0.2, seconds, {"H": 0.03, "O": 0.04}))
-    record(Evaluated("b", 1, 1, -1.0, None, None, seconds))
-    record.close(record.summary())
-    path = tmp_path / "beadwork.out"
-    table, spread, _ = read_record(path)
-    assert table.shape == (2, 6)
-    assert list(spread) == ["O", "H"]
-    assert spread["O"][0] == 0.04
-    assert spread["H"][0] == 0.03
-    assert np.isnan(spread["H"][1])
-    assert read_about(path) == {"beads": 4, "simulation": "a.xml"}
-    path.write_text(path.read_text()[:-7])
-    assert read_record(path)[0].shape == (1, 6)
-    path.write_text(f"{path.read_text()}\n{JOINED}\n")  # another forcefield was answered first
-    assert read_about(path)["joined"]
-    path.write_text(f"{COLUMNS}\n 0 1 -1.0 0.1 0.2 0.3\n")
-    table, spread, _ = read_record(path)
-    assert table.tolist() == [[0, 1, -1.0, 0.1, 0.2, 0.3]]
-    assert spread == {}
-    assert read_about(path) == {}
 
 
 def test_a_property_of_one_species_is_not_taken_for_the_whole(tmp_path: Path) -> None:
