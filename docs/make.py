@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 from beadwork import config, errors
+from beadwork.label.clusters import Cut
 from beadwork.label.codes.command import Pattern
-from beadwork.label.spec import KINDS
+from beadwork.label.jobs import Jobs, Slurm
+from beadwork.label.spec import KINDS, Spec
+from beadwork.loop.loop import Loop
+from beadwork.settings import declared, title
+from beadwork.train.settings import TrainSettings
 
 HERE = Path(__file__).parent
 
@@ -46,17 +51,22 @@ def exit_codes() -> str:
 
 
 def configuration() -> str:
-    """One row for each option of `beadwork serve` and `beadwork run`."""
+    """The options of a server by group, then the keys of every other TOML file, a table each."""
     rows = [
         "# Configuration",
         "",
-        "Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their TOML file. What is typed wins",
-        "over the file; paths in the file count from its own folder. There `weights` and the bands are lists, `delta`",
-        "and `devices` a text or a list of them, `at` is a table; names may have underscores for dashes. `periodic =",
-        "false` is `--not-periodic` when typed.",
+        "In every TOML file names may have dashes or underscores, a whole number stands for a number, and paths count",
+        "from the file's own folder. A name that is not known is refused, with the one that was probably meant.",
         "",
-        *_table(config.ServeConfig, "option"),
+        "## Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their file",
+        "",
+        "What is typed wins over the file. There `weights` and the bands are lists, `delta` and `devices` a text or a",
+        "list of them, `at` is a table, and `periodic = false` is `--not-periodic` when typed.",
     ]
+    for group in config.GROUPS:
+        rows += ["", f"### {title(group)}", "", *_table(group, "option")]
+    for name, make, where in FILES:
+        rows += ["", f"## {name}", "", where, "", *_table(make, "key")]
     return "\n".join(rows) + "\n"
 
 
@@ -82,21 +92,33 @@ def _settings(make: Any) -> list[str]:
 
 
 def _table(of: Any, what: str) -> list[str]:
-    """One row for each field of a dataclass: its name, default, and the '#:' comment beside or above it."""
-    source = inspect.getsource(of)
-    rows = [f"| {what} | default | meaning |", "|---|---|---|"]
-    for entry in fields(of):
-        match = re.search(rf"^    (?:#: (.*)\n    )?{entry.name}:.*?(?:  #: (.*))?$", source, re.MULTILINE)
-        if match is None or not (match[1] or match[2]):
-            raise SystemExit(f"the field {entry.name} of {of.__name__} has no '#:' comment")
-        value = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        value = str(value).lower() if isinstance(value, bool) else value
-        shown = "" if value in (None, "", [], {}) else f"`{value}`"
-        name = entry.name.replace("_", "-") if what == "option" else entry.name
-        rows.append(f"| {name} | {'must be given' if value is MISSING else shown} | {match[1] or match[2]} |")
+    """One row for each setting: its name, default, unit and text."""
+    rows = [f"| {what} | default | unit | meaning |", "|---|---|---|---|"]
+    for entry in declared(of):
+        setting = entry.setting
+        default = entry.shown if setting.unset or not entry.shown else f"`{entry.shown}`"
+        default = "must be given" if entry.value is MISSING else default
+        rows.append(f"| {entry.key} | {default} | {setting.unit or ''} | {setting.text}{setting.choice} |")
     return rows
 
 
+#: every other TOML file: its name, the class of its settings, and who reads it
+FILES = [
+    (
+        "train.toml",
+        TrainSettings,
+        "For `beadwork train --settings` ([training.md](training.md)), and `[train]` of a loop.",
+    ),
+    (
+        "LABELLER.toml",
+        Spec,
+        "For `beadwork label --with` ([labelling.md](labelling.md)); `[settings]` are in [labellers.md](labellers.md).",
+    ),
+    ("`[cut]` of LABELLER.toml", Cut, "One of the two."),
+    ("`[jobs]` of LABELLER.toml and train.toml", Jobs, "Who works, and how many ([labelling.md](labelling.md))."),
+    ("`[jobs.slurm]`", Slurm, 'With `executor = "slurm"`.'),
+    ("LOOP.toml", Loop, "For `beadwork learn` ([loop.md](loop.md))."),
+]
 PAGES = {"exit-codes.md": exit_codes, "configuration.md": configuration, "labellers.md": labellers}
 
 if __name__ == "__main__":

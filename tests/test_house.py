@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "driver" / "beadwork"
 #: the floor of every wing and of every module beside the wings
 FLOORS = {
     "errors": 0,
+    "settings": 0,
     "toml": 0,
     "units": 0,
     "config": 0,

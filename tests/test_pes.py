@@ -137,7 +137,7 @@ def test_what_it_refuses(pes: BeadworkPES, tmp_path: Path) -> None:
     """A wrong number of atoms, an unknown option and a missing template each get a sentence."""
     with pytest.raises(GeometryError, match=r"\[11\] atoms where the template has 12"):
         pes(np.diag(CELL) / BOHR, WATERS[1:] / BOHR)
-    with pytest.raises(ConfigError, match="'basline', which is no option"):
+    with pytest.raises(ConfigError, match=r"'basline', which is no option; did you mean baseline[?]"):
         BeadworkPES("init.xyz", basline="b")
     with pytest.raises(SimulationError, match="cannot be read"):
         BeadworkPES(str(tmp_path / "absent.xyz"), baseline=str(MODELS / "baseline"), engine="torchscript")
@@ -149,12 +149,12 @@ def test_what_it_refuses(pes: BeadworkPES, tmp_path: Path) -> None:
         ("periodic: maybe", "periodic is 'maybe'; it wants true or false"),
         ("periodic: 2", "periodic is 2; it wants true or false"),
         ("member_forces: 0.5", r"member_forces is 0\.5; it wants true or false"),
-        ("alpha: x", "alpha is 'x'; it wants float"),
-        ("threads: many", "threads is 'many'; it wants int"),
-        ("threads: 1.5", r"threads is 1\.5; it wants int"),
-        ("engine: 1", "engine is 1; it wants str"),
-        ("delta: 7", "delta is 7; it wants str"),
-        ("template: 7", "template is 7; it wants str"),
+        ("alpha: x", "alpha is 'x'; it wants a number"),
+        ("threads: many", "threads is 'many'; it wants a whole number"),
+        ("threads: 1.5", r"threads is 1\.5; it wants a whole number"),
+        ("engine: 1", "engine is 1; it wants a text"),
+        ("delta: 7", "delta is 7; it wants a text"),
+        ("template: 7", "template is 7; it wants a text"),
         ("dtype: float16", "dtype is 'float16'; choose from"),
     ],
 )

@@ -1,19 +1,20 @@
 """What a user may set, from a TOML file, the command line, or both (the command line wins).
 
-The TOML keys are the names of the fields below, with dashes as the options have them or with underscores.
+Each class below is a group of options; a part of the program is given the group that it reads, or single values. The
+TOML keys are the names of the fields, with dashes as the options have them or with underscores.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beadwork.errors import ConfigError
-from beadwork.toml import names
+from beadwork.settings import NOT_NEGATIVE, Options, Rule, check, one_of, setting
+from beadwork.toml import fit
 from beadwork.toml import read as read_toml
 
 ROLES = ("sum", "baseline", "delta")
@@ -21,85 +22,6 @@ ENGINES = ("auto", "native", "torchscript")
 DTYPES = ("float64", "float32")
 ON_MARK = ("stop", "count")
 NOVELTY_OF = ("both", "baseline", "delta")
-
-
-@dataclass(frozen=True)
-class ServeConfig:
-    """Everything that `beadwork serve` and `beadwork run` take. Paths as the user typed them."""
-
-    simulation: str = ""  #: i-PI's XML or RESTART
-    baseline: str | None = None  #: bundle of the baseline
-    delta: list[str] = field(default_factory=list)  #: bundles, or a committee's folder, or a file naming one
-    at: dict[str, str] = field(default_factory=dict)  #: forcefield's name -> sum, baseline or delta
-    engine: str = "auto"  #: auto, native or torchscript
-    dtype: str = "float64"  #: float64 or float32
-    device: str = "cpu"  #: cpu or cuda, the first GPU that the process sees
-    devices: list[str] = field(default_factory=list)  #: a server on each of these, or on `all` GPUs (docs/devices.md)
-    servers: int = 0  #: how many servers share the beads of this i-PI; 0: as many as `devices`, or this one alone
-    threads: int = 0  #: threads of the engines; 0: every core this process may use
-    sockets_prefix: str | None = None  #: what i-PI has as its option -S; default: the XML's sockets_prefix
-    host: str | None = None  #: where i-PI runs, if its inet address cannot be dialled as it stands
-    periodic: bool = True  #: whether the system is periodic; i-PI does not say
-    connections: int = 0  #: connections a forcefield; 0: as many as fill a ring polymer
-    patience: float = 60.0  #: seconds to wait for an i-PI that is not there; 0: none
-    silence: float = 3600.0  #: seconds that a connected i-PI may ask for nothing before it is given up; 0: for ever
-    alpha: float | None = None  #: scale of the deviations of the members' forces; default: the committee's card
-    energy_alpha: float | None = None  #: the same of their energies; default: `alpha` if given, else the card
-    weights: list[float] | None = None  #: one a member; default: the committee's card
-    baseline_uncertainty: float | None = None  #: eV of the whole system; turns the weighted baseline on
-    baseline_uncertainty_atom: float | None = None  #: eV/atom; the same for systems of any size (docs/formulas.md)
-    member_forces: bool = False  #: send every member's forces and virial in the extras
-    queue: str | None = None  #: SQLite file or PostgreSQL URL for the frames kept
-    keep_force: list[float] | None = None  #: band of the largest force spread, eV/Å; default: the committee's card
-    keep_energy: list[float] = field(default_factory=list)  #: band of the energy spread, eV/atom
-    keep_novelty: float = 1.0  #: frames with an atom of more novelty are kept (1: the edge of training); inf: none
-    keep_novelty_of: str = "both"  #: whose novelty that is: both, baseline or delta (docs/novelty.md)
-    cooldown: int = 10  #: steps (evaluations where no step is known) between two kept frames; 0 keeps all
-    keep_most: int = 100  #: frames kept in one run, with those of this input that the queue holds without a label
-    distance: float = 0.03  #: Å; structures closer than this are the same (docs/formulas.md says how it is measured)
-    on_mark: str = "stop"  #: stop or count: what is done when one of the marks below is passed
-    mark_distance: float = 0.3  #: Å; no two atoms may be closer; 0: no mark (below 0.2 Å the run ends in any case)
-    mark_force: float = 100.0  #: eV/Å; no atom's force may be larger; inf: no mark
-    mark_spread: float = 5.0  #: eV/Å; no atom's force spread may be larger; inf: no mark
-    mark_novelty: float = math.inf  #: no atom's novelty may be larger; inf: no mark
-    out: str = "."  #: folder for beadwork.out, status.json, summary.json and run.png
-    metrics: str | int | None = None  #: PORT or HOST:PORT for Prometheus; without a host this machine alone can ask
-
-    def check(self) -> ServeConfig:
-        """Return self, or raise ConfigError with what is wrong and what to do."""
-        if not self.simulation:
-            raise ConfigError("no simulation named; give i-PI's XML or RESTART file")
-        if self.baseline is None and not self.delta:
-            raise ConfigError("no model named; give --baseline, --delta or both")
-        _one_of("engine", self.engine, ENGINES)
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("on-mark", self.on_mark, ON_MARK)
-        _one_of("keep-novelty-of", self.keep_novelty_of, NOVELTY_OF)
-        _check_devices(self)
-        for name, role in self.at.items():
-            _one_of(f"the role of forcefield {name!r}", role, ROLES)
-            if role != "delta" and self.baseline is None:
-                raise ConfigError(f"forcefield {name!r} is to serve the {role}, but there is no --baseline")
-            if role == "delta" and not self.delta:
-                raise ConfigError(f"forcefield {name!r} is to serve the delta, but there is no --delta")
-        for name, band in (("keep-force", self.keep_force), ("keep-energy", self.keep_energy)):
-            if band and (len(band) > 2 or any(mark < 0 for mark in band) or sorted(band) != list(band)):
-                raise ConfigError(f"{name} is {band}; it wants LOW or LOW HIGH, not negative, low first")
-        if self.queue and not self.delta:
-            raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
-        marks = ("keep_novelty", "mark_distance", "mark_force", "mark_spread", "mark_novelty")
-        for name in ("patience", "silence", "cooldown", "keep_most", "threads", "connections", "servers", *marks):
-            if not getattr(self, name) >= 0:  # NaN is no number either
-                raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
-        for name in ("alpha", "energy_alpha", "baseline_uncertainty", "baseline_uncertainty_atom"):
-            if getattr(self, name) is not None and not sensible(getattr(self, name)):
-                raise ConfigError(f"{name.replace('_', '-')} is {getattr(self, name)}; it wants a number {SENSE}")
-        if not all(map(weighs, self.weights or [])):
-            raise ConfigError(f"weights is {self.weights}; it wants numbers {SENSE}, or 0")
-        if self.metrics is not None:
-            listen_at(self.metrics)
-        return self
-
 
 #: of what scales a spread or an energy, and weighs members: with more, squares and sums leave nothing of the rest
 SENSE = "from 1e-6 to 1e6"
@@ -113,6 +35,208 @@ def sensible(number: float) -> bool:
 def weighs(weight: float) -> bool:
     """The same of a member's weight, which may be 0."""
     return weight == 0 or sensible(weight)
+
+
+def listen_at(where: str | int) -> tuple[str, int]:
+    """Return host and port of PORT, HOST:PORT or [HOST]:PORT; loopback where no host is named. Raises ConfigError."""
+    host, _, port = str(where).rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"metrics is {where!r}; it wants PORT or HOST:PORT; port 0 takes a free one")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _window(marks: list[float]) -> bool:
+    return len(marks) <= 2 and all(mark >= 0 for mark in marks) and sorted(marks) == list(marks)
+
+
+SCALE = Rule(sensible, f"it wants a number {SENSE}")
+WEIGHTS = Rule(lambda weights: all(map(weighs, weights)), f"it wants numbers {SENSE}, or 0")
+WINDOW = Rule(_window, "it wants LOW or LOW HIGH, not negative, low first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Options):
+    """Models."""
+
+    baseline: str | None = setting(None, "bundle of the baseline model", metavar="DIR", path=True)
+    delta: list[str] = setting(
+        [], "bundles of the Δ models, or a committee's folder, or a file that names one", metavar="DIR", path=True
+    )
+    at: dict[str, str] = setting(
+        {}, "what a forcefield of the XML is served, where it has several: sum, baseline or delta", metavar="NAME=ROLE"
+    )
+    engine: str = setting("auto", "auto takes native where it is there and agrees with torchscript", choices=ENGINES)
+    dtype: str = setting("float64", "precision of the models", choices=DTYPES)
+    device: str = setting("cpu", "cpu, or cuda for the first GPU that the process sees", metavar="DEVICE")
+    alpha: float | None = setting(
+        None, "scale of the deviations of the members' forces", "", rule=SCALE, unset="that of the committee's card"
+    )
+    energy_alpha: float | None = setting(
+        None, "the same of their energies", "", rule=SCALE, unset="alpha if given, else the card's"
+    )
+    weights: list[float] | None = setting(
+        None, "weights of the members, one each", "", rule=WEIGHTS, unset="those of the committee's card"
+    )
+    baseline_uncertainty: float | None = setting(
+        None, "of the baseline's energy of the whole system; turns the weighted baseline on", "eV", rule=SCALE
+    )
+    baseline_uncertainty_atom: float | None = setting(
+        None, "the same per atom, for systems of any size (docs/formulas.md)", "eV/atom", rule=SCALE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IpiSettings(Options):
+    """i-PI and its sockets."""
+
+    simulation: str = setting(
+        "", "i-PI's XML or RESTART file, or a TOML file with these options", metavar="FILE", path=True
+    )
+    periodic: bool = setting(
+        True,
+        "whether the system is periodic, which i-PI does not say; --not-periodic: it has no cell",
+        negation="not-periodic",
+    )
+    sockets_prefix: str | None = setting(
+        None,
+        "what i-PI has as its option -S; `beadwork run` starts it with this",
+        unset="the XML's sockets_prefix",
+        metavar="PREFIX",
+    )
+    host: str | None = setting(
+        None, "where i-PI runs, if its inet address cannot be dialled as it stands", metavar="HOST"
+    )
+    connections: int = setting(
+        0, "connections of a forcefield; 0: as many as fill a ring polymer", "connections", rule=NOT_NEGATIVE
+    )
+    patience: float = setting(
+        60.0, "how long to wait for an i-PI that is not there; 0: not at all", "s", rule=NOT_NEGATIVE
+    )
+    silence: float = setting(
+        3600.0,
+        "how long a connected i-PI may ask for nothing before it is given up; 0: for ever",
+        "s",
+        rule=NOT_NEGATIVE,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings(Options):
+    """Machine."""
+
+    devices: list[str] = setting(
+        [],
+        "a server on each of these, with commas between them, or on `all` GPUs (docs/devices.md)",
+        metavar="DEVICES",
+        commas=True,
+    )
+    servers: int = setting(
+        0,
+        "how many share this i-PI, here and on other machines; 0: one a device, or this one alone",
+        "servers",
+        rule=NOT_NEGATIVE,
+    )
+    threads: int = setting(
+        0, "of the engines; 0: one for every core that this process may use", "threads", rule=NOT_NEGATIVE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings(Options):
+    """Frames kept for labels."""
+
+    queue: str | None = setting(
+        None, "keep what the committee is unsure of: SQLite file or PostgreSQL URL", metavar="Q", path=True
+    )
+    keep_force: list[float] | None = setting(
+        None,
+        "band of the largest force spread: LOW, or LOW HIGH",
+        "eV/Å",
+        rule=WINDOW,
+        unset="that of the committee's card",
+        metavar="MARK",
+    )
+    keep_energy: list[float] = setting(
+        [], "band of the energy spread: LOW, or LOW HIGH", "eV/atom", rule=WINDOW, metavar="MARK"
+    )
+    keep_novelty: float = setting(
+        1.0,
+        "frames with an atom of this novelty or more are kept (1: the edge of training); inf: none",
+        "",
+        rule=NOT_NEGATIVE,
+    )
+    keep_novelty_of: str = setting("both", "whose novelty that is (docs/novelty.md)", choices=NOVELTY_OF)
+    cooldown: int = setting(
+        10,
+        "steps between two kept frames (evaluations where no step is known); 0 keeps all",
+        "steps",
+        rule=NOT_NEGATIVE,
+    )
+    keep_most: int = setting(
+        100,
+        "frames kept in one run at most, with those of this input that the queue holds without a label",
+        "frames",
+        rule=NOT_NEGATIVE,
+    )
+    distance: float = setting(
+        0.03, "structures closer than this are the same (docs/formulas.md says how it is measured)", "Å"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings(Options):
+    """Marks that end the run."""
+
+    on_mark: str = setting(
+        "stop", "what is done when one of the marks is passed: stop i-PI, or count and go on", choices=ON_MARK
+    )
+    mark_distance: float = setting(
+        0.3, "no two atoms may be closer; 0: no mark (below 0.2 Å the run ends in any case)", "Å", rule=NOT_NEGATIVE
+    )
+    mark_force: float = setting(100.0, "no atom's force may be larger; inf: no mark", "eV/Å", rule=NOT_NEGATIVE)
+    mark_spread: float = setting(5.0, "no atom's force spread may be larger; inf: no mark", "eV/Å", rule=NOT_NEGATIVE)
+    mark_novelty: float = setting(math.inf, "no atom's novelty may be larger; inf: no mark", "", rule=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(Options):
+    """Output."""
+
+    out: str = setting(".", "folder for beadwork.out, status.json, summary.json and run.png", metavar="DIR", path=True)
+    metrics: str | int | None = setting(
+        None, "serve Prometheus metrics here; without a host only this machine can ask", metavar="[HOST:]PORT"
+    )
+    member_forces: bool = setting(False, "send every member's forces and virial in the extras")
+
+
+#: the groups of options, in the order in which help and docs show them
+GROUPS = (IpiSettings, ModelSettings, MachineSettings, SelectionSettings, LimitSettings, OutputSettings)
+
+
+# a dataclass takes the fields of its last base first
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSettings, ModelSettings, IpiSettings):
+    """Everything that `beadwork serve` and `beadwork run` take. Paths as the user typed them."""
+
+    def check(self) -> ServeConfig:
+        """Return self, or raise ConfigError with what is wrong and what to do."""
+        if not self.simulation:
+            raise ConfigError("no simulation named; give i-PI's XML or RESTART file")
+        if self.baseline is None and not self.delta:
+            raise ConfigError("no model named; give --baseline, --delta or both")
+        check(self)
+        _check_devices(self)
+        for name, role in self.at.items():
+            one_of(f"the role of forcefield {name!r}", role, ROLES)
+            if role != "delta" and self.baseline is None:
+                raise ConfigError(f"forcefield {name!r} is to serve the {role}, but there is no --baseline")
+            if role == "delta" and not self.delta:
+                raise ConfigError(f"forcefield {name!r} is to serve the delta, but there is no --delta")
+        if self.queue and not self.delta:
+            raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
+        if self.metrics is not None:
+            listen_at(self.metrics)
+        return self
 
 
 def _check_devices(config: ServeConfig) -> None:
@@ -134,88 +258,9 @@ def _check_devices(config: ServeConfig) -> None:
         )
 
 
-def listen_at(where: str | int) -> tuple[str, int]:
-    """Return host and port of PORT, HOST:PORT or [HOST]:PORT; loopback where no host is named. Raises ConfigError."""
-    host, _, port = str(where).rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"metrics is {where!r}; it wants PORT or HOST:PORT; port 0 takes a free one")
-    return host.strip("[]") or "127.0.0.1", int(port)
-
-
-def _one_of(name: str, got: str, choices: tuple[str, ...]) -> None:
-    if got not in choices:
-        raise ConfigError(f"{name} is {got!r}; choose from {', '.join(choices)}")
-
-
 def read(path: Path) -> dict[str, Any]:
     """Read a TOML file; relative paths in it count from its own folder, the queue's too. Raises ConfigError."""
-    known = {f.name: f for f in fields(ServeConfig)}
-    data = names(read_toml(path), str(path))
-    for key, value in data.items():
-        name = key.replace("_", "-")
-        if key == "not_periodic":
-            raise ConfigError(f"{path} sets {name}, as it is typed; in a file it is periodic = false")
-        if key not in known:
-            listed = ", ".join(sorted(known)).replace("_", "-")
-            raise ConfigError(f"{path} sets {name!r}, which is no option; known are {listed}")
-        if key in _ALONE and isinstance(value, str):
-            data[key] = value = _ALONE[key](value)
-        default = getattr(ServeConfig(), key)
-        kind = type(default) if default is not None else None
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            data[key] = float(value)
-        elif kind is not None and type(value) is not kind:
-            raise ConfigError(f"{path}: {name} is {value!r}; it wants {_KINDS[kind]}")
-        several, lists = isinstance(value, list), "list" in str(known[key].type)
-        if (inner := _INSIDE.get(key)) and not (several == lists and _holds(value, inner)):
-            wanted = "a list" if lists and not several else _KINDS[inner] + ", or several in a list" * lists
-            raise ConfigError(f"{path}: {name} is {value!r}; it wants {wanted}")
-    here = path.parent
-    for key in ("simulation", "baseline", "queue", "out"):
-        if not isinstance(data.get(key, ""), str):
-            raise ConfigError(f"{path}: {key} is {data[key]!r}; it wants a text")
-        if data.get(key) and "://" not in data[key]:
-            data[key] = str(here / data[key])
-    if "delta" in data:
-        data["delta"] = [str(here / member) for member in data["delta"]]
-    return data
-
-
-#: lists of which one text stands for the whole, as it is typed
-_ALONE: dict[str, Callable[[str], list[str]]] = {"delta": lambda text: [text], "devices": lambda text: text.split(",")}
-#: what options without a default of their own kind hold, or lists and tables have in them
-_INSIDE: dict[str, type] = {
-    **dict.fromkeys(("delta", "devices", "at", "host", "sockets_prefix"), str),
-    **dict.fromkeys(
-        (
-            "keep_force",
-            "keep_energy",
-            "weights",
-            "alpha",
-            "energy_alpha",
-            "baseline_uncertainty",
-            "baseline_uncertainty_atom",
-        ),
-        float,
-    ),
-}
-
-
-def _holds(value: Any, kind: type) -> bool:
-    """Whether all of a list or a table, or the value itself, is of this kind."""
-    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    whole = (int, float) if kind is float else (kind,)
-    return all(isinstance(part, whole) and not isinstance(part, bool) for part in parts)
-
-
-_KINDS = {
-    str: "a text",
-    float: "a number",
-    int: "a whole number",
-    bool: "true or false",
-    list: "a list",
-    dict: "a table",
-}
+    return fit(ServeConfig, read_toml(path), path.parent, str(path))
 
 
 def resolve(typed: dict[str, Any], simulation: str | None = None) -> ServeConfig:

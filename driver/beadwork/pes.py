@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
 from beadwork.frame import FloatArray, Frame
 from beadwork.potential.threads import set_threads
-from beadwork.toml import build
+from beadwork.settings import meant
+from beadwork.toml import fit
 from beadwork.units import BOHR, FORCE, HARTREE
 
 __DRIVER_NAME__ = "beadwork"
@@ -54,25 +54,22 @@ Answer = tuple[float, FloatArray, FloatArray, str]
 class BeadworkPES:
     """Baseline, Δ committee or both, called by i-PI with one structure or with a list of them.
 
-    template: a file that ASE reads, with the species in the simulation's order. delta: bundles, separated by blanks.
-    verbosity: i-PI adds it, and it is not used. The rest are options of `beadwork serve`, by their names. Raises
-    SimulationError for a template that cannot be read, ConfigError for an option that is unknown or of another kind,
-    ModelError for models that cannot be loaded or do not fit.
+    template: a file that ASE reads, with the species in the simulation's order. delta: bundles, separated by blanks or
+    in a list. verbosity: i-PI adds it, and it is not used. The rest are options of `beadwork serve`, by their names.
+    Raises SimulationError for a template that cannot be read, ConfigError for an option that is unknown or of another
+    kind, ModelError for models that cannot be loaded or do not fit.
     """
 
-    def __init__(self, template: str, verbosity: object = None, delta: str = "", **options: Any) -> None:
-        unknown = sorted(set(options) - set(OPTIONS))
-        if unknown:
-            raise ConfigError(
-                f"<parameters> sets {unknown[0]!r}, which is no option", f"known are {', '.join(OPTIONS)}"
-            )
-        for name, value in (("template", template), ("delta", delta)):
-            if not isinstance(value, str):
-                raise ConfigError(f"<parameters>: {name} is {value!r}", "it wants str")
+    def __init__(self, template: str, verbosity: object = None, delta: str | list[str] = "", **options: Any) -> None:
+        for name in options:
+            if name.replace("-", "_") not in OPTIONS:
+                raise ConfigError(f"<parameters> sets {name!r}, which is no option", meant(name, OPTIONS))
+        if not isinstance(template, str):
+            raise ConfigError(f"<parameters>: template is {template!r}", "it wants a text")
         given = {name: _switch(name, value) for name, value in options.items()}
         given |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
-        config = build(ServeConfig, {"simulation": "ffdirect", **given}, Path(), "<parameters>")
-        config = replace(config, delta=delta.split()).check()
+        given["delta"] = delta.split() if isinstance(delta, str) else delta
+        config = ServeConfig(simulation="ffdirect", **fit(ServeConfig, given, Path(), "<parameters>")).check()
         if config.threads:
             set_threads(config.threads)
         # torch is imported only now, so that it sees the threads
@@ -131,7 +128,7 @@ class BeadworkPES:
 
 def _switch(name: str, value: Any) -> Any:
     """The value; of an option that is on or off as a boolean: i-PI reads 1 as a number, and yes as a word."""
-    if not isinstance(getattr(ServeConfig(), name), bool):
+    if not isinstance(getattr(ServeConfig(), name.replace("-", "_")), bool):
         return value
     word = str(value).strip().lower()
     if word not in (*_ON, *_OFF):

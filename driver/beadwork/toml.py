@@ -6,18 +6,19 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from beadwork.errors import ConfigError
+from beadwork.settings import Declared, declared, meant
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["build", "names", "read", "tomllib"]
+__all__ = ["build", "fit", "names", "read", "tomllib"]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -37,53 +38,116 @@ def names(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in given.items():
         name = key.replace("-", "_")
         if name in told:
-            raise ConfigError(f"{where} sets {name} in both spellings, with - and with _; keep one of them")
+            raise ConfigError(f"{where} sets {name} in both spellings, with - and with _", "keep one of them")
         told[name] = value
     return told
+
+
+def fit(make: Callable[..., Any], given: Mapping[str, Any], here: Path, where: str) -> dict[str, Any]:
+    """What a table of TOML sets of a class of settings, by field, each value as its field wants it.
+
+    Names are taken with dashes and with underscores. Paths count from `here`; tables become the dataclasses that the
+    fields name. where: the table, for messages. Raises ConfigError.
+    """
+    known = {entry.name: entry for entry in declared(make)}
+    fitted = {}
+    for name, value in names(given, where).items():
+        entry = known.get(name)
+        if entry is None:
+            raise _unknown(name, value, where, list(known.values()))
+        try:
+            fitted[name] = _fitted(value, entry, entry.kind, here, f"{where}: {entry.key}")
+        except _Unfit:
+            raise ConfigError(f"{where}: {entry.key} is {value!r}", f"it wants {_wanted(entry)}") from None
+    return fitted
 
 
 def build(
     make: Callable[..., Any], given: Mapping[str, Any], here: Path, where: str, told: Mapping[str, Any] | None = None
 ) -> Any:
-    """Make a dataclass of a table of TOML: names and types are checked, tables become the dataclasses that they name.
+    """Make a class of settings of a table of TOML, as `fit` reads it.
 
-    Names are taken with dashes and with underscores. A field of type Path counts from `here`. told: fields that are
-    the caller's to set, and none of the table's. Raises ConfigError.
+    told: fields that are the caller's to set, and none of the table's. Raises ConfigError.
     """
+    fitted = fit(make, given, here, where)
     told = told or {}
-    known = {f.name: f for f in fields(make) if f.name not in told}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(make)
-    given = names(given, where)
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ConfigError(f"{where} sets {', '.join(unknown)}, which is no option; known are {', '.join(known)}")
-    missing = [
-        name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING and name not in given
-    ]
+    missing = [e.name for e in declared(make) if e.value is MISSING and e.name not in fitted and e.name not in told]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    fitted = {name: _fitted(value, hints[name], here, f"{where}: {name}") for name, value in given.items()}
     return make(**fitted, **told)
 
 
-def _fitted(value: Any, hint: Any, here: Path, where: str) -> Any:
-    """The value as its field wants it."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if is_dataclass(kind) and isinstance(value, dict):
-            return build(typing.cast(Callable[..., Any], kind), value, here, where)
-        if kind is Path and isinstance(value, str):
-            return here / Path(value).expanduser()
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind in (str, int, float, bool) and type(value) is kind:
-            return value
-        if kind is Sequence and isinstance(value, list):
-            return tuple(value)
-        if kind is Mapping and isinstance(value, dict):
-            return value
-    names = " or ".join(getattr(typing.get_origin(o) or o, "__name__", str(o)) for o in options if o is not type(None))
-    raise ConfigError(f"{where} is {value!r}; it wants {names}")
+def _unknown(name: str, value: Any, where: str, known: Sequence[Declared]) -> ConfigError:
+    """What to say of a name that is no setting."""
+    for entry in known:
+        if entry.setting.negation.replace("-", "_") == name:
+            turned = "true" if value is False else "false"
+            return ConfigError(
+                f"{where} sets {entry.setting.negation}, as it is typed", f"in a file it is {entry.key} = {turned}"
+            )
+    key = name.replace("_", "-") if any("-" in entry.key for entry in known) else name
+    return ConfigError(f"{where} sets {key!r}, which is no option", meant(key, [entry.key for entry in known]))
+
+
+class _Unfit(Exception):
+    """A value is not of the kind that its field wants."""
+
+
+def _fitted(value: Any, entry: Declared, kind: Any, here: Path, where: str) -> Any:
+    """The value as a field of this kind wants it. Raises _Unfit."""
+    if isinstance(kind, types.UnionType):
+        for option in typing.get_args(kind):
+            try:
+                return _fitted(value, entry, option, here, where)
+            except _Unfit:
+                continue
+        raise _Unfit
+    origin, inside = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind is Any or (kind is type(None) and value is None):
+        return value
+    if is_dataclass(kind) and isinstance(value, dict):
+        return build(typing.cast(Callable[..., Any], kind), value, here, where)
+    if kind is Path and isinstance(value, str):
+        return here / Path(value).expanduser()
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, str) and entry.setting.path and value and "://" not in value:
+        return str(here / Path(value).expanduser())
+    if kind in (str, int, float, bool) and type(value) is kind:
+        return value
+    if origin in (list, Sequence):
+        if isinstance(value, str) and origin is list and inside == (str,):  # one stands for itself
+            value = value.split(",") if entry.setting.commas else [value]
+        if isinstance(value, list):
+            several = [_fitted(part, entry, inside[0], here, where) for part in value]
+            return several if origin is list else tuple(several)
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {key: _fitted(part, entry, inside[1], here, where) for key, part in value.items()}
+    raise _Unfit
+
+
+#: kinds in words, of one value and of several
+_WORDS = {
+    str: ("a text", "texts"),
+    Path: ("a path", "paths"),
+    float: ("a number", "numbers"),
+    int: ("a whole number", "whole numbers"),
+    bool: ("true or false", "true or false"),
+}
+
+
+def _wanted(entry: Declared) -> str:
+    """The kinds of value that a setting takes, in words."""
+    kinds = typing.get_args(entry.kind) if isinstance(entry.kind, types.UnionType) else (entry.kind,)
+    return " or ".join(_worded(kind) for kind in kinds if kind is not type(None))
+
+
+def _worded(kind: Any) -> str:
+    origin, inside = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is list and inside == (str,):
+        return "a text, or several in a list"
+    if origin in (list, Sequence):
+        return f"a list of {_WORDS[inside[0]][1]}"
+    if origin in (dict, Mapping):
+        return f"a table of {_WORDS[inside[1]][1]}" if inside[1] in _WORDS else "a table"
+    return "a table" if is_dataclass(kind) else _WORDS[kind][0]

@@ -69,7 +69,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def config(simulation: Path, **settings: object) -> ServeConfig:
     """The shipped baseline alone, unless more is said."""
-    return replace(ServeConfig(str(simulation), str(MODELS / "baseline"), engine="torchscript"), **settings)  # type: ignore[arg-type]
+    return replace(
+        ServeConfig(simulation=str(simulation), baseline=str(MODELS / "baseline"), engine="torchscript"), **settings
+    )  # type: ignore[arg-type]
 
 
 def only(findings: Iterator[Finding] | list[Finding], topic: str = "") -> Finding:

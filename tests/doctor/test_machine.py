@@ -24,7 +24,9 @@ MODELS = Path(__file__).parents[2] / "models" / "water-revpbe0-d3"
 
 def asked(simulation: Path, **settings: object) -> ServeConfig:
     """The shipped baseline alone, unless more is said."""
-    return replace(ServeConfig(str(simulation), str(MODELS / "baseline"), engine="torchscript"), **settings)  # type: ignore[arg-type]
+    return replace(
+        ServeConfig(simulation=str(simulation), baseline=str(MODELS / "baseline"), engine="torchscript"), **settings
+    )  # type: ignore[arg-type]
 
 
 def test_a_server_among_several_is_timed_with_its_part(

@@ -36,7 +36,7 @@ REASON = ("there is no compiler", "use the engine 'torchscript'")
 
 def asked(**settings: object) -> ServeConfig:
     """The shipped baseline alone, unless more is said."""
-    return replace(ServeConfig(str(INPUT), str(MODELS / "baseline")), **settings)  # type: ignore[arg-type]
+    return replace(ServeConfig(simulation=str(INPUT), baseline=str(MODELS / "baseline")), **settings)  # type: ignore[arg-type]
 
 
 def without_native(precisions: tuple[str, ...]) -> Callable[..., NativeEngine]:

@@ -90,14 +90,20 @@ def written(folder: Path, **loop: Any) -> Path:
     [
         ({"simulations": {}}, r"\[simulations\]"),
         ({"simulations": {"a/b": "w.xml"}}, "names a folder"),
-        ({"labels": 0}, "1 or more"),
+        ({"labels": 0}, "labels is 0; it must be at least 1"),
         ({"start": "over"}, "choose from again, continue"),
         ({"run": {"queue": "q.db"}}, "sets itself"),
         ({"run": {"keep-novelty-of": "both"}}, "sets itself"),
         ({"run": {"devices": ["cuda:0", "cuda:1"]}}, "a server each"),
         ({"run": {"keep-most": 3, "keep_most": 4}}, "both spellings"),
-        ({"train": {"epoch": 3}}, "sets epoch, which is no option"),
-        ({"lables": 3}, "no option"),
+        ({"train": {"epoch": 3}}, "train sets 'epoch', which is no option; did you mean epochs[?]"),
+        ({"lables": 3}, "sets 'lables', which is no option; did you mean labels[?]"),
+        ({"run": {"keep_mots": 3}}, r"\[run\] sets 'keep-mots', which is no option; did you mean keep-most[?]"),
+        ({"run": {"cooldown": "10"}}, r"\[run\]: cooldown is '10'; it wants a whole number"),
+        ({"run": {"cooldown": -1}}, "cooldown is -1; it cannot be negative"),
+        ({"run": {"not-periodic": True}}, "in a file it is periodic = false"),
+        ({"delta": ["d", "e"]}, "delta is .*; it wants a path"),
+        ({"simulations": {"w": 1}}, "simulations is .*; it wants a table of paths"),
     ],
 )
 def test_what_cannot_be_run(tmp_path, wrong, sentence) -> None:
@@ -112,6 +118,7 @@ def test_paths_count_from_the_file(tmp_path) -> None:
     assert loop.baseline == tmp_path / "b"
     assert loop.simulations == {"w": tmp_path / "w.xml"}
     assert loop.folder == tmp_path / "loop"
+    assert read(written(tmp_path, delta=["d"])).delta == tmp_path / "d"
 
 
 def test_options_of_the_run_in_either_spelling(tmp_path) -> None:

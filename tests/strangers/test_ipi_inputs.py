@@ -40,14 +40,16 @@ def joined(
     """What serves each forcefield: a harmonic baseline and two harmonic Δ in place of models."""
     potential = Potential(Harmonic(1.0), [Harmonic(0.1), Harmonic(0.2)])
     monkeypatch.setattr(services, "load_for", lambda _: potential)
-    config = ServeConfig(str(simulation.path), "baseline", ["delta"], dict(at), sockets_prefix=prefix)
+    config = ServeConfig(
+        simulation=str(simulation.path), baseline="baseline", delta=["delta"], at=dict(at), sockets_prefix=prefix
+    )
     return join(replace(config, member_forces=member_forces), simulation)
 
 
 def looked_at(monkeypatch: pytest.MonkeyPatch, path: Path, at: Mapping[str, str]) -> list[Finding]:
     """What the doctor says without models."""
     monkeypatch.setattr(doctor, "_models", lambda *_: iter(()))
-    return list(doctor.examine(ServeConfig(str(path), "baseline", ["delta"], dict(at))))
+    return list(doctor.examine(ServeConfig(simulation=str(path), baseline="baseline", delta=["delta"], at=dict(at))))
 
 
 def test_a_forcefield_of_bias_alone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

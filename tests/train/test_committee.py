@@ -254,7 +254,7 @@ def test_settings_are_checked(tmp_path: Path):
     """An unknown key, a wrong kind and a value that cannot work are named with the file."""
     file = tmp_path / "train.toml"
     for text, said in (
-        ("epoch = 3", "sets epoch, which is no option; known are members, held_out"),
+        ("epoch = 3", "sets 'epoch', which is no option; did you mean epochs?"),
         ("epochs = 2.5", "epochs"),
         ("epochs = 1", "at least 2"),
         ("share = 1.0", "share"),

@@ -16,6 +16,7 @@ import numpy as np
 
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
+from beadwork.settings import setting
 
 #: Å; farther from every oxygen, a hydrogen is neither bound nor told
 BOND = 1.5
@@ -39,8 +40,8 @@ class Cut:
     What is nearest counts first: a molecule is as far away as its nearest atom is from the central atom.
     """
 
-    molecules: int | None = None
-    radius: float | None = None
+    molecules: int | None = setting(None, "so many, the nearest first", "molecules")
+    radius: float | None = setting(None, "all whose nearest atom is within it", "Å")
 
     def __post_init__(self) -> None:
         if (self.molecules is None) == (self.radius is None):

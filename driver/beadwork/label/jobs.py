@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 
 from beadwork.errors import ConfigError, ResourceError
 from beadwork.processes import module
+from beadwork.settings import at_least, check, setting
 
 EXECUTORS = ("threads", "processes", "slurm")
 #: s without a sign of life after which a node is given up, and the work on it is lost
@@ -44,33 +45,33 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Slurm:
-    """One job of Slurm. partition, account, walltime, options and init as `sbatch` and the site want them.
+    """One job of Slurm; what `sbatch` and the site want.
 
     When its walltime is over, or its node fails, another one follows as long as there is work.
     """
 
-    partition: str | None = None
-    account: str | None = None
-    nodes: int = 1
-    walltime: str = "24:00:00"
-    options: str = ""
-    init: str = ""
+    partition: str | None = setting(None, "as `sbatch` calls it", unset="the site's own")
+    account: str | None = setting(None, "that pays", unset="the site's own")
+    nodes: int = setting(1, "of the job, each with the workers of [jobs]", "nodes", rule=at_least(1))
+    walltime: str = setting("24:00:00", "of the job; another one follows as long as there is work", "h:min:s")
+    options: str = setting("", "further lines of the script: `#SBATCH --constraint=…`")
+    init: str = setting("", "lines that each node runs first: `module load …`")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class Jobs:
     """The [jobs] of a TOML file. Raises ConfigError for what does not go together."""
 
-    executor: str = "threads"
-    workers: int = 1
-    cores: int = 1
-    slurm: Slurm | None = None
+    executor: str = setting("threads", "what the workers are: `threads`, `processes` or `slurm`", choices=EXECUTORS)
+    workers: int = setting(1, "at the same time; of Slurm, on each node", "workers", rule=at_least(1))
+    cores: int = setting(1, "of each worker", "cores", rule=at_least(1))
+    slurm: Slurm | None = setting(None, "the job, where the executor is `slurm`")
 
     def __post_init__(self) -> None:
-        if self.executor not in EXECUTORS:
-            raise ConfigError(f"jobs: executor is {self.executor!r}; choose from {', '.join(EXECUTORS)}")
-        if self.workers < 1 or self.cores < 1 or (self.slurm is not None and self.slurm.nodes < 1):
-            raise ConfigError("jobs: workers, cores and nodes are 1 or more")
+        check(self)
         if (self.executor == "slurm") != (self.slurm is not None):
             raise ConfigError('jobs: executor = "slurm" and a table [jobs.slurm] belong together')
 

@@ -30,6 +30,7 @@ from beadwork.label.codes.pyscf_labeller import PySCF
 from beadwork.label.codes.qmc import JQMC
 from beadwork.label.jobs import Jobs
 from beadwork.label.label import Labeller, as_json
+from beadwork.settings import NOT_NEGATIVE, at_least, check, required, setting
 from beadwork.toml import build, names
 from beadwork.toml import read as read_toml
 
@@ -55,25 +56,23 @@ class Spec:
     same_theory: labels that were made under the same name with other settings are of this level of theory as well.
     """
 
-    kind: str
+    kind: str = field(metadata=required("what labels: `pyscf`, `qmc`, `ase` or `command`"))
     settings: Mapping[str, Any]
-    charge: int | None = None
-    spin: int = 0
-    attempts: int = 2
-    lease: float = 300.0
-    cut: Cut | None = None
-    jobs: Jobs = field(default_factory=Jobs)
-    same_theory: bool = False
+    charge: int | None = setting(None, "of every frame", "e", unset="told from the atoms")
+    spin: int = setting(0, "of every frame", "unpaired electrons", rule=NOT_NEGATIVE)
+    attempts: int = setting(2, "of a frame, before it is set aside", "attempts", rule=at_least(1))
+    lease: float = setting(300.0, "that a claim lasts without a sign of life", "s", rule=at_least(1))
+    cut: Cut | None = setting(None, "a cluster round the most uncertain atom", unset="the whole frame")
+    jobs: Jobs = setting(Jobs(), "where labels are computed", unset="one after the other, here")
+    same_theory: bool = setting(
+        False, "labels that were made under the same name with other settings are of one level of theory"
+    )
     here: str = "."
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"there is no kind of labeller {self.kind!r}; choose from {', '.join(KINDS)}")
-        if self.attempts < 1 or not self.lease >= 1 or self.spin < 0:
-            raise ConfigError(
-                "attempts and lease are 1 or more, and spin is 0 or more; got "
-                f"{self.attempts}, {self.lease} and {self.spin}"
-            )
+        check(self)
 
     def labeller(self) -> Labeller:
         """Make the labeller. Raises ConfigError for settings that it does not know or cannot run."""

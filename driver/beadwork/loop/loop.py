@@ -33,7 +33,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ from beadwork.observe.record import Answered
 from beadwork.potential.bundle import COMMITTEE, Card, committee_hash, load_card, load_committee, members_of, point
 from beadwork.potential.novelty import NEW
 from beadwork.potential.potential import SHORT
-from beadwork.toml import build, names
+from beadwork.settings import Rule, at_least, check, required, setting
+from beadwork.toml import build, fit
 from beadwork.toml import read as read_toml
 from beadwork.train.calibration import Errors, residuals, told
 from beadwork.train.committee import references, train_committee
@@ -77,6 +78,8 @@ BASELINE_NEW = (
     "it, and it is not counted as flagged"
 )
 
+PART = Rule(lambda part: 0 <= part < 1, "it must be a part of 1: at least 0, and less than 1")
+
 Told = Callable[[str], None]
 
 
@@ -84,17 +87,24 @@ Told = Callable[[str], None]
 class Loop:
     """A LOOP.toml; paths are absolute. Raises ConfigError for what cannot be run."""
 
-    baseline: Path
-    delta: Path
-    labeller: Path
-    simulations: Mapping[str, Path]
-    folder: Path
-    labels: int = 50
-    generations: int = 5
-    falling: float = 0.1
-    start: str = "again"
-    run: Mapping[str, Any] = field(default_factory=dict)
-    train: TrainSettings = field(default_factory=TrainSettings)
+    baseline: Path = field(metadata=required("bundle of the baseline model"))
+    delta: Path = field(metadata=required("folder of the committee to begin with"))
+    labeller: Path = field(metadata=required("LABELLER.toml, as for `beadwork label`"))
+    simulations: Mapping[str, Path] = field(
+        metadata=required("i-PI inputs by name; each runs for its total_steps with every committee")
+    )
+    folder: Path = setting(Path(), "where all is kept", unset="the name of this file without .toml")
+    labels: int = setting(50, "new ones of a generation at most", "labels", rule=at_least(1))
+    generations: int = setting(5, "at most", "generations", rule=at_least(1))
+    falling: float = setting(0.1, "what falls by less than this part of itself has stopped falling", "", rule=PART)
+    start: str = setting(
+        "again",
+        "`again`: each generation from the inputs; `continue`: from where the last one ended; `live`: one simulation "
+        "all along, that takes up each new committee as it runs",
+        choices=STARTS,
+    )
+    run: Mapping[str, Any] = setting({}, "options of `beadwork run`, for all generations alike")
+    train: TrainSettings = setting(TrainSettings(), "settings of `beadwork train`", unset="those of train.toml")
 
     def __post_init__(self) -> None:
         if not self.simulations:
@@ -104,21 +114,15 @@ class Loop:
                 raise ConfigError(
                     f"a simulation cannot be called {name!r}: it names a folder", "use letters and digits"
                 )
-        if self.labels < 1 or self.generations < 1 or not 0 <= self.falling < 1:
-            raise ConfigError(
-                "labels and generations are 1 or more, and falling is a part of 1",
-                f"got {self.labels}, {self.generations} and {self.falling}",
-            )
-        if self.start not in STARTS:
-            raise ConfigError(f"start is {self.start!r}", f"choose from {', '.join(STARTS)}")
+        check(self)
         for key in self.run:
             if key == "devices":
                 raise ConfigError(
                     "[run] sets 'devices', which start a server each, and a simulation of the loop has one",
                     'take device = "cuda" for a GPU',
                 )
-            if key.replace("-", "_") in OWN or key.replace("-", "_") not in {f.name for f in fields(ServeConfig)}:
-                raise ConfigError(f"[run] sets {key!r}, which the loop sets itself or `beadwork run` does not know")
+            if key.replace("-", "_") in OWN:
+                raise ConfigError(f"[run] sets {key!r}, which the loop sets itself", "leave it out")
 
     @property
     def low(self) -> float:
@@ -147,15 +151,13 @@ def read(path: Path) -> Loop:
     """Read a LOOP.toml; paths in it count from its own folder. Raises ConfigError."""
     data = read_toml(path)
     here = path.parent.absolute()
-    inputs = data.pop("simulations", {})
-    train = TrainSettings.from_table(data.pop("train", {}), f"{path}: [train]")
-    if not isinstance(inputs, dict) or not all(isinstance(xml, str) for xml in inputs.values()):
-        raise ConfigError(f"{path}: [simulations] wants a path for each name")
     data.setdefault("folder", path.stem)
-    simulations = {name: here / xml for name, xml in inputs.items()}
-    loop: Loop = build(Loop, data | {"simulations": simulations}, here, str(path))
-    run = {key.replace("_", "-"): value for key, value in names(loop.run, f"{path}: [run]").items()}
-    return replace(loop, train=train, run=run)
+    if isinstance(data.get("delta"), list) and len(data["delta"]) == 1:  # as in the file of a run
+        (data["delta"],) = data["delta"]
+    loop: Loop = build(Loop, data, here, str(path))
+    run = fit(ServeConfig, loop.run, here, f"{path}: [run]")
+    check(ServeConfig(**run))
+    return replace(loop, run={name.replace("_", "-"): value for name, value in run.items()})
 
 
 class Generation:

@@ -20,6 +20,7 @@ from ase.calculators.calculator import BaseCalculator
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import Frame
 from beadwork.label.label import Label, as_json, structure
+from beadwork.settings import required, setting
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,16 @@ class AseCalculator:
     the folder.
     """
 
-    calculator: str  #: `module:Class`, or `module:function` that returns a calculator
-    theory: str  #: level of theory in full
-    #: its keyword arguments; a value `{charge}`, `{spin}` (unpaired electrons) or `{multiplicity}` is the frame's
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    forces: bool = True  #: compute them
-    ignores_charge: bool = False  #: it knows nothing of charge and spin, as a model that sees atoms only
-    directory: Path | None = None  #: where the folders are made; left out: the system's temporary one
-    estimate: float = 60.0  #: s a label, for --dry-run
+    calculator: str = field(metadata=required("`module:Class`, or `module:function` that returns a calculator"))
+    theory: str = field(metadata=required("level of theory in full"))
+    arguments: Mapping[str, Any] = setting(
+        {},
+        "its keyword arguments; a value `{charge}`, `{spin}` (unpaired electrons) or `{multiplicity}` is the frame's",
+    )
+    forces: bool = setting(True, "compute them")
+    ignores_charge: bool = setting(False, "it knows nothing of charge and spin, as a model that sees atoms only")
+    directory: Path | None = setting(None, "where the folders are made", unset="the system's temporary folder")
+    estimate: float = setting(60.0, "time of a label, for --dry-run", "s")
 
     def __post_init__(self) -> None:
         made = self._made  # a wrong path ends here, not with the first frame

@@ -20,6 +20,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label, as_json
 from beadwork.label.program import last_line, run
+from beadwork.settings import required, setting
 
 #: what the command says on stdout and stderr
 OUTPUT = "output"
@@ -38,10 +39,14 @@ class Pattern:
     ConfigError.
     """
 
-    regex: str  #: Python's, with `^` and `$` at lines; the last match counts
-    unit: str  #: `eV`, `Hartree`, `Rydberg`, `kcal/mol`, `kJ/mol`; of forces such a one, then `/angstrom` or `/bohr`
-    file: str = OUTPUT  #: in the working directory; `output` is what the command printed
-    gradient: bool = False  #: what stands there are gradients, the negative of forces; not of energies
+    regex: str = field(metadata=required("Python's, with `^` and `$` at lines; the last match counts"))
+    unit: str = field(
+        metadata=required(
+            "`eV`, `Hartree`, `Rydberg`, `kcal/mol`, `kJ/mol`; of forces such a one, then `/angstrom` or `/bohr`"
+        )
+    )
+    file: str = setting(OUTPUT, "in the working directory; `output` is what the command printed")
+    gradient: bool = setting(False, "what stands there are gradients, the negative of forces; not of energies")
 
     def check(self, forces: bool) -> None:
         """Refuse units and groups that are not known. Raises ConfigError."""
@@ -88,22 +93,24 @@ class Command:
     sign. Raises ConfigError.
     """
 
-    theory: str  #: level of theory in full
-    code: str  #: what runs
-    version: str  #: of the code
-    command: Sequence[str]  #: program and arguments
-    files: Mapping[str, str]  #: the input files by name, each a template
-    energy: Pattern  #: where it is found, see below
-    forces: Pattern | None = None  #: the same
-    #: a line of `{symbol}`, `{number}`, `{valence}`, `{x}`, `{y}`, `{z}` with Python's formats
-    atom: str = "{symbol} {x:.10f} {y:.10f} {z:.10f}"
-    length: str = "angstrom"  #: unit of x, y, z and the cell: `angstrom` or `bohr`
-    core: Mapping[str, int] = field(default_factory=dict)  #: electrons that a pseudopotential stands for, by element
-    timeout: float = 86400.0  #: s a label
-    estimate: float = 600.0  #: s a label, for --dry-run
-    directory: Path | None = None  #: where the folders are made; left out: the system's temporary one
-    keep: bool = False  #: keep the folders of good labels too
-    periodic: bool = False  #: takes periodic frames
+    theory: str = field(metadata=required("level of theory in full"))
+    code: str = field(metadata=required("what runs"))
+    version: str = field(metadata=required("of the code"))
+    command: Sequence[str] = field(metadata=required("program and arguments"))
+    files: Mapping[str, str] = field(metadata=required("the input files by name, each a template"))
+    energy: Pattern = field(metadata=required("where it is found, see below"))
+    forces: Pattern | None = setting(None, "the same")
+    atom: str = setting(
+        "{symbol} {x:.10f} {y:.10f} {z:.10f}",
+        "a line of `{symbol}`, `{number}`, `{valence}`, `{x}`, `{y}`, `{z}` with Python's formats",
+    )
+    length: str = setting("angstrom", "unit of x, y, z and the cell: `angstrom` or `bohr`")
+    core: Mapping[str, int] = setting({}, "electrons that a pseudopotential stands for, by element", "electrons")
+    timeout: float = setting(86400.0, "time of a label at most", "s")
+    estimate: float = setting(600.0, "time of a label, for --dry-run", "s")
+    directory: Path | None = setting(None, "where the folders are made", unset="the system's temporary folder")
+    keep: bool = setting(False, "keep the folders of good labels too")
+    periodic: bool = setting(False, "takes periodic frames")
 
     def __post_init__(self) -> None:
         if not self.command or not self.timeout > 0:

@@ -12,7 +12,7 @@ import io
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -22,6 +22,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.label.codes.basis import Basis
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label
+from beadwork.settings import required, setting
 
 #: methods that are not density functionals
 CORRELATED = ("MP2", "CCSD", "CCSD(T)")
@@ -37,20 +38,25 @@ _START = 0.3
 class PySCF:
     """A labeller that calls PySCF in this process. Raises ConfigError for what PySCF does not know."""
 
-    theory: str  #: `HF`, `MP2`, `CCSD`, `CCSD(T)`, or a functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`)
-    basis: str  #: as PySCF calls it
-    #: pseudopotential, as PySCF calls it (`ccecp`); left out: those that a basis as def2 has under its own name
-    ecp: str | None = None
-    pseudo: str | None = None  #: the same of Goedecker, Teter and Hutter (`gth-pbe`), in place of `ecp`
-    dispersion: str | None = None  #: `d3bj`, `d3zero` or `d4` on top of a functional (needs pyscf-dispersion)
-    frozen_core: bool = False  #: leave the inner shells out of the correlation
-    forces: bool = True  #: compute them
-    scf_tol: float = 1e-10  #: Hartree, change of the energy at which the self-consistent field ends
-    cc_tol: float = 1e-9  #: Hartree, the same of coupled cluster
-    grid: int = 3  #: PySCF's level, 0 to 9
-    max_cycle: int = 100  #: of the self-consistent field
-    threads: int = 1  #: cores a label
-    max_memory: int = 4000  #: MB, beyond which PySCF works on disk where it can
+    theory: str = field(
+        metadata=required("`HF`, `MP2`, `CCSD`, `CCSD(T)`, or a functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`)")
+    )
+    basis: str = field(metadata=required("as PySCF calls it"))
+    ecp: str | None = setting(
+        None,
+        "pseudopotential, as PySCF calls it (`ccecp`)",
+        unset="those that a basis as def2 has under its own name",
+    )
+    pseudo: str | None = setting(None, "the same of Goedecker, Teter and Hutter (`gth-pbe`), in place of `ecp`")
+    dispersion: str | None = setting(None, "`d3bj`, `d3zero` or `d4` on top of a functional (needs pyscf-dispersion)")
+    frozen_core: bool = setting(False, "leave the inner shells out of the correlation")
+    forces: bool = setting(True, "compute them")
+    scf_tol: float = setting(1e-10, "change of the energy at which the self-consistent field ends", "Hartree")
+    cc_tol: float = setting(1e-9, "the same of coupled cluster", "Hartree")
+    grid: int = setting(3, "PySCF's level, 0 to 9", "")
+    max_cycle: int = setting(100, "of the self-consistent field", "cycles")
+    threads: int = setting(1, "of a label", "cores")
+    max_memory: int = setting(4000, "beyond which PySCF works on disk where it can", "MB")
 
     def __post_init__(self) -> None:
         _pyscf()

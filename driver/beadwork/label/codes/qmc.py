@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,14 @@ from beadwork.label.codes.basis import Basis
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label
 from beadwork.label.program import last_line, run
+from beadwork.settings import POSITIVE, Rule, at_least, check, required, setting
 
 SAMPLERS = ("vmc", "lrdmc")
 DETERMINANTS = ("JSD", "JAGP")
 ORBITALS = ("none", "ao-small", "ao-medium", "ao-large", "ao-full", "mo")
 DRIVER = Path(__file__).with_name("qmc_driver.py")
+
+ENOUGH = Rule(lambda steps: steps >= 300, "it must be at least 300, so that error bars mean something")
 
 
 @dataclass(frozen=True)
@@ -45,65 +48,60 @@ class JQMC:
     run and answer nonsense.
     """
 
-    sampler: str  #: `vmc` (variational) or `lrdmc` (lattice-regularised diffusion: only nodes and lattice remain)
-    basis: str  #: as PySCF calls it
-    ecp: str | None = None  #: pseudopotential, as PySCF calls it
-    mean_field: str = "RHF"  #: whose orbitals make the determinant: `RHF` or a functional (`LDA_X,LDA_C_PZ`)
-    cartesian: bool = True  #: d functions by six
-    determinant: str = "JSD"  #: `JSD`, one Slater determinant, or `JAGP`, a geminal, optimised after the Jastrow
-    one_body: float = 0.0  #: start of this Jastrow term, 0 leaves it out; all electrons want 1, an `ecp` wants 0
-    two_body: float = 1.0  #: the same
-    three_body: str = "ao-small"  #: this term's orbitals: `ao-small`, `ao-medium`, `ao-large`, `ao-full`, `mo`, `none`
-    optimisation_steps: int = 40  #: of the trial function; 0: it stays as it starts
-    optimisation_samples: int = 60  #: a walker and step
-    optimisation_delta: float | None = None  #: jQMC's `delta`; left out, each step goes as far as the energy falls
-    lattice_spacing: float = 0.2  #: Bohr, of LRDMC
-    non_local_move: str = "dltmove"  #: how LRDMC takes a pseudopotential: `dltmove` or `tmove`
-    steps: int = 1000  #: measurements a walker
-    target_error: float | None = None  #: eV; goes on beyond `steps` until the error is as small
-    most_steps: int = 100_000  #: where it stops in any case
-    walkers: int = 64  #: side by side
-    moves: int = 30  #: between two measurements
-    forces: bool = False  #: compute them; those of LRDMC are hardly of use
-    step_length: float = 2.0  #: Bohr, of VMC's moves
-    epsilon_AS: float = 0.01  #: of the regularisation at the nodes, above 0
-    seed: int = 1  #: with the frame it makes the frame's own: two frames never share their noise
-    timeout: float = 86400.0  #: s a label; one that takes longer is lost
-    environment: Path | None = None  #: jQMC's, where it is not in the default place
-    directory: Path | None = None  #: keeps jQMC's files, a folder a label; left out, only those of labels that failed
+    sampler: str = field(
+        metadata=required(
+            "`vmc` (variational) or `lrdmc` (lattice-regularised diffusion: only nodes and lattice remain)",
+            choices=SAMPLERS,
+        )
+    )
+    basis: str = field(metadata=required("as PySCF calls it"))
+    ecp: str | None = setting(None, "pseudopotential, as PySCF calls it")
+    mean_field: str = setting("RHF", "whose orbitals make the determinant: `RHF` or a functional (`LDA_X,LDA_C_PZ`)")
+    cartesian: bool = setting(True, "d functions by six")
+    determinant: str = setting(
+        "JSD", "`JSD`, one Slater determinant, or `JAGP`, a geminal, optimised after the Jastrow", choices=DETERMINANTS
+    )
+    one_body: float = setting(
+        0.0, "start of this Jastrow term, 0 leaves it out; all electrons want 1, an `ecp` wants 0", ""
+    )
+    two_body: float = setting(1.0, "start of this Jastrow term, 0 leaves it out", "")
+    three_body: str = setting(
+        "ao-small",
+        "this term's orbitals: `ao-small`, `ao-medium`, `ao-large`, `ao-full`, `mo`, `none`",
+        choices=ORBITALS,
+    )
+    optimisation_steps: int = setting(40, "of the trial function; 0: it stays as it starts", "steps")
+    optimisation_samples: int = setting(60, "a walker and step", "samples", rule=at_least(20))
+    optimisation_delta: float | None = setting(
+        None, "jQMC's `delta`", "", unset="each step goes as far as the energy falls", rule=POSITIVE
+    )
+    lattice_spacing: float = setting(0.2, "of LRDMC", "Bohr", rule=POSITIVE)
+    non_local_move: str = setting("dltmove", "how LRDMC takes a pseudopotential: `dltmove` or `tmove`")
+    steps: int = setting(1000, "of each walker", "measurements", rule=ENOUGH)
+    target_error: float | None = setting(
+        None, "goes on beyond `steps` until the error is as small", "eV", rule=POSITIVE
+    )
+    most_steps: int = setting(100_000, "where it stops in any case", "measurements", rule=ENOUGH)
+    walkers: int = setting(64, "side by side", "walkers", rule=POSITIVE)
+    moves: int = setting(30, "between two measurements", "moves", rule=POSITIVE)
+    forces: bool = setting(False, "compute them; those of LRDMC are hardly of use")
+    step_length: float = setting(2.0, "of VMC's moves", "Bohr", rule=POSITIVE)
+    epsilon_AS: float = setting(0.01, "of the regularisation at the nodes, above 0", "", rule=POSITIVE)
+    seed: int = setting(1, "with the frame it makes the frame's own: two frames never share their noise", "")
+    timeout: float = setting(86400.0, "time of a label; one that takes longer is lost", "s", rule=POSITIVE)
+    environment: Path | None = setting(None, "jQMC's", unset="the one in the default place")
+    directory: Path | None = setting(
+        None, "keeps jQMC's files, a folder a label", unset="only those of labels that failed are kept"
+    )
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS or self.determinant not in DETERMINANTS:
-            raise ConfigError(
-                f"sampler {self.sampler!r} and determinant {self.determinant!r} must be of {', '.join(SAMPLERS)} and "
-                f"of {', '.join(DETERMINANTS)}"
-            )
+        check(self)
         if self.ecp and self.one_body:
             raise ConfigError(
                 "with a pseudopotential a one-body Jastrow term starts far too low and can end in NaN: leave it out"
             )
         if self.determinant == "JAGP" and not self.optimises:
             raise ConfigError("JAGP needs a Jastrow term and optimisation_steps: it starts as the plain determinant")
-        if self.three_body not in ORBITALS:
-            raise ConfigError(f"three_body is {self.three_body!r}; it wants one of {', '.join(ORBITALS)}")
-        least = {
-            "epsilon_AS": self.epsilon_AS,
-            "lattice_spacing": self.lattice_spacing,
-            "step_length": self.step_length,
-            "target_error": 1.0 if self.target_error is None else self.target_error,
-            "optimisation_delta": 1.0 if self.optimisation_delta is None else self.optimisation_delta,
-            "timeout": self.timeout,
-            "walkers": self.walkers,
-            "moves": self.moves,
-        }
-        for name, value in least.items():
-            if not value > 0:
-                raise ConfigError(f"{name} must be above 0, got {value}")
-        if min(self.steps, self.most_steps) < 300 or self.optimisation_samples < 20:
-            raise ConfigError(
-                "steps of 300 at least, so that error bars mean something, and optimisation_samples of 20; got "
-                f"{min(self.steps, self.most_steps)} and {self.optimisation_samples}"
-            )
         qmc_env.find(self.environment)
 
     @property
