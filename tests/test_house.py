@@ -25,6 +25,7 @@ FLOORS = {
     "harvest": 2,
     "observe": 2,
     "report": 3,
+    "analyse": 4,
     "serve": 4,
     "pes": 5,
     "label": 4,

@@ -1,0 +1,1 @@
+"""Observables with error bars, from what i-PI wrote."""
