@@ -11,7 +11,7 @@ from ipi.engine.cell import Cell
 from ipi.utils.io import print_file
 
 from beadwork.ipi import outputs
-from beadwork.ipi.outputs import find_positions, read_potentials, read_properties
+from beadwork.ipi.outputs import find_positions, find_trajectory, read_potentials, read_properties
 from beadwork.units import BOHR
 
 NAMES = ["O", "H", "D", "O17"]
@@ -34,6 +34,30 @@ def write_trajectory(folder: Path, mode: str, steps: list[int], beads: int = 2) 
                 print_file(mode, atoms, cell, file, title=title, key="positions", dimension="length", **units)
                 written[step, bead] = np.array(atoms.q).reshape(-1, 3) * BOHR
     return written
+
+
+def test_any_quantity_of_all_atoms_is_read_in_atomic_units(tmp_path: Path) -> None:
+    """Velocities and energies an atom, by what the frame says it is; a name that begins alike is another quantity."""
+    for key, what, dimension, units in (
+        ("vc", "v_centroid", "velocity", "m/s"),
+        ("odd", "v_centroid_odd", "velocity", "atomic_unit"),
+        ("kin", "kinetic_cv", "energy", "electronvolt"),
+    ):
+        with open(tmp_path / f"run.{key}.xyz", "w") as file:
+            for step in (0, 7):
+                atoms = Atoms(len(NAMES))
+                atoms.names = np.array(NAMES)
+                atoms.q = np.arange(12.0) + step
+                title = f"Step:  {step:10d}  Bead:   {0:5d} "
+                print_file("xyz", atoms, Cell(h=CELL.T / BOHR), file, title, what, dimension, units, "angstrom")
+    assert find_trajectory(tmp_path, "run", "positions") is None
+    for what in ("v_centroid", "kinetic_cv"):
+        trajectory = find_trajectory(tmp_path, "run", what)
+        assert trajectory is not None
+        assert len(trajectory.files) == 1
+        for (step, bead, numbers, values), wanted in zip(trajectory.vectors(), (0, 7), strict=True):
+            assert (step, bead, numbers.tolist()) == (wanted, 0, [8, 1, 1, 8])
+            assert np.allclose(values, np.arange(12.0).reshape(4, 3) + wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("mode", "digits"), [("xyz", 1e-4), ("pdb", 1e-3)])
@@ -139,15 +163,20 @@ def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
 
 
 def test_a_property_of_one_species_is_not_taken_for_the_whole(tmp_path: Path) -> None:
-    """i-PI writes kinetic_cv(H){electronvolt} too, and that is not the system's."""
+    """i-PI writes kinetic_cv(H){electronvolt} too, and that is not the system's: it has a name of its own, whichever
+    way round its unit and its arguments stand; so has each column of a property that has several."""
     lines = ["# column   1     --> step : a", "# column   2     --> kinetic_cv{electronvolt} : b"]
-    lines += ["# column   3     --> kinetic_cv(H){electronvolt} : c", "1 2.0 3.0"]
+    lines += ["# column   3     --> kinetic_cv(H){electronvolt} : c", "# column   4     --> kinetic_cv{kelvin}(O) : d"]
+    lines += ["# cols.    5-6   --> scaledcoords(fd_delta = 5e-3) : e", "1 2.0 3.0 4.0 5.0 6.0"]
     (tmp_path / "a.out").write_text("\n".join(lines) + "\n")
     found = read_properties(tmp_path / "a.out")
-    assert {name: series.values.tolist() for name, series in found.items()} == {"step": [1.0], "kinetic_cv": [2.0]}
-    assert {name: series.unit for name, series in found.items()} == {
-        "step": "atomic units",
-        "kinetic_cv": "electronvolt",
+    assert {name: (series.unit, *series.values) for name, series in found.items()} == {
+        "step": ("atomic units", 1.0),
+        "kinetic_cv": ("electronvolt", 2.0),
+        "kinetic_cv(H)": ("electronvolt", 3.0),
+        "kinetic_cv(O)": ("kelvin", 4.0),
+        "scaledcoords(fd_delta=5e-3)[0]": ("atomic units", 5.0),
+        "scaledcoords(fd_delta=5e-3)[1]": ("atomic units", 6.0),
     }
 
 

@@ -1,4 +1,4 @@
-"""What i-PI wrote in a run's folder, read back: properties, bead positions, extras."""
+"""What i-PI wrote in a run's folder, read back: properties, trajectories, extras."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers
+from ipi.engine.properties import Trajectories
 from ipi.utils.io import read_file_raw
 from ipi.utils.io.io_units import process_units
 from ipi.utils.units import unit_to_internal
@@ -22,8 +23,9 @@ from ipi.utils.units import unit_to_internal
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.units import BOHR, FEMTOSECOND
 
-_COLUMN = re.compile(r"#\s*column\s+(\d+)\s+-->\s+(\w+)(?:\{([\w/]+)\})?(?=\s)")
-_ASKED = re.compile(r"(\w+)(?:\{([\w/]+)\})?")
+_COLUMN = re.compile(r"#\s*(?:column|cols\.)\s+(\d+)(?:-(\d+))?\s+-->\s+(\S.*?)\s+(?::|$)")
+#: a property as the input asks for it: a name, and its unit and its arguments in either order
+_ASKED = re.compile(r"(\w+)((?:\{[\w/]*\}|\([^()]*\))*)")
 _STEP = re.compile(r"Step:\s*(\d+)")
 _POTENTIALS = re.compile(r"#EXTRAS\(committee_pot\)#\s*Step:\s*(\d+)")
 #: lines of a frame in i-PI's formats besides one an atom
@@ -67,19 +69,23 @@ class Series:
 def read_properties(
     path: Path, asked: Sequence[str] = (), stride: int = 1, first: int = 0, time_step: float | None = None
 ) -> dict[str, Series]:
-    """Read an i-PI property file: the whole system's properties by their names; others are left out.
+    """Read an i-PI property file: the whole system's properties by their names.
 
+    Those with arguments have them in the name, `kinetic_cv(H)`, and those of several columns a number, `stress_cv[0]`.
     asked: what the input asks for, a word a column: i-PI writes no header into a file that it begins at a RESTART.
     stride: steps from row to row, and first: the step at which the run began; by these, or by a column of times and
     time_step (fs), steps are told where there is no column of them.
     """
     comments, table = read_table(path)
-    heads = [match for line in comments if (match := _COLUMN.match(line))]
-    named = [(int(match[1]) - 1, match[2], match[3]) for match in heads]
+    named = []
+    for match in filter(None, map(_COLUMN.match, comments)):
+        begin, end = int(match[1]), int(match[2] or match[1])
+        for column in range(begin, end + 1):
+            name, unit = _named(match[3])
+            named.append((column - 1, f"{name}[{column - begin}]" if match[2] else name, unit))
     if not comments:
-        words = [(at, _ASKED.fullmatch(word.strip())) for at, word in enumerate(asked)]
-        named = [(at, match[1], match[2]) for at, match in words if match]
-    columns = {name: (table[:, at], unit or "atomic units") for at, name, unit in named if at < table.shape[1]}
+        named = [(at, *_named(word)) for at, word in enumerate(asked) if word]
+    columns = {name: (table[:, at], unit) for at, name, unit in named if name and at < table.shape[1]}
     if "step" in columns:
         steps = columns["step"][0]
     elif "time" in columns and time_step:
@@ -92,33 +98,66 @@ def read_properties(
     return {name: Series(steps, values, unit) for name, (values, unit) in columns.items()}
 
 
+def _named(asked: str) -> tuple[str, str]:
+    """Name, with its arguments if it has any, and unit of a property that is asked for so; '' where it is none."""
+    match = _ASKED.fullmatch(asked.strip())
+    if match is None:
+        return "", ""
+    arguments = re.search(r"\(([^()]*)\)", match[2])
+    unit = re.search(r"\{([\w/]+)\}", match[2])
+    name = f"{match[1]}({arguments[1].replace(' ', '')})" if arguments and arguments[1].strip() else match[1]
+    return name, unit[1] if unit else "atomic units"
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """Bead positions of a run: what files there are, and every how manieth frame of them will be read.
+    """A quantity of all atoms over a run: what files there are, and every how manieth frame of them will be read.
 
-    files: one a bead. stride: of the frames that are read.
+    quantity: i-PI's name of it. files: one a bead, or one alone of what is no bead's. stride: of the frames that are
+    read.
     """
 
+    quantity: str
     files: tuple[Path, ...]
     stride: int
 
     def __iter__(self) -> Iterator[tuple[int, int, Frame]]:
-        """Step of i-PI, bead's place in `files`, and the structure in Å, file by file."""
+        """Of positions: step of i-PI, bead's place in `files`, and the structure in Å, file by file."""
         for bead, path in enumerate(self.files):
-            for step, frame in _frames(path, self.stride):
-                yield step, bead, frame
+            for step, raw in _frames(path, self.stride):
+                yield step, bead, structure(raw, path.suffix[1:])
+
+    def vectors(self) -> Iterator[tuple[int, int, IntArray, FloatArray]]:
+        """Of anything: step of i-PI, bead's place in `files`, atomic numbers (n,) and values (n, 3) in atomic units."""
+        # not i-PI's own reader, which takes m/s for atomic units: its pattern of a unit has no stroke
+        unit = re.compile(rf"(?<!\w){self.quantity}\{{([^{{}}]*)\}}")
+        dimension = Trajectories().traj_dict[self.quantity]["dimension"]
+        for bead, path in enumerate(self.files):
+            scales = {"": 1.0}
+            for step, raw in _frames(path, self.stride):
+                found = unit.search(raw["comment"])
+                name = found[1] if found else ""
+                if name not in scales:
+                    scales[name] = float(unit_to_internal(dimension, name, 1.0))
+                yield step, bead, numbers_of(raw["names"]), raw["data"].reshape(-1, 3) * scales[name]
 
 
 def find_positions(folder: Path, stem: str) -> Trajectory | None:
-    """The files of bead positions among i-PI's outputs that begin with `stem`, xyz or pdb; None without any.
+    """The files of bead positions among i-PI's outputs that begin with `stem`; None without any. Thinned if long."""
+    return find_trajectory(folder, stem, "positions", MOST_ATOMS)
 
-    i-PI names a trajectory's files as the user likes, but says in every frame what it is.
+
+def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = None) -> Trajectory | None:
+    """The files of this quantity among i-PI's outputs that begin with `stem`, xyz or pdb; None without any.
+
+    i-PI names a trajectory's files as the user likes, but says in every frame what it is. most: atoms that are read,
+    all beads together; None reads all.
     """
     files = []
     for path in _outputs(folder, stem, ".*"):
         if path.suffix in _FRAMING:
             with open(path) as lines:
-                if any(re.search(r"Bead:.*\bpositions\b", line) for line in islice(lines, 2)):
+                if any(re.search(rf"Bead:.*(?<![\w]){quantity}(?![\w])", line) for line in islice(lines, 2)):
                     files.append(path)
     # one output of all beads; where the user asked for several, that with the longest files
     groups: dict[str, list[Path]] = {}
@@ -127,10 +166,12 @@ def find_positions(folder: Path, stem: str) -> Trajectory | None:
     if not groups:
         return None
     chosen = max(groups.values(), key=lambda group: (len(group), group[0].stat().st_size))
+    if most is None:
+        return Trajectory(quantity, tuple(chosen), 1)
     with open(chosen[0]) as lines:
         atoms, size = _size(lines, chosen[0].suffix)
     frames = max(1, round(chosen[0].stat().st_size / max(1, size)))  # of a bead, about
-    return Trajectory(tuple(chosen), max(1, -(-frames * atoms * len(chosen) // MOST_ATOMS)))
+    return Trajectory(quantity, tuple(chosen), max(1, -(-frames * atoms * len(chosen) // most)))
 
 
 def _outputs(folder: Path, stem: str, pattern: str) -> list[Path]:
@@ -153,8 +194,8 @@ def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
     return text.count("\nATOM"), len(text.encode())
 
 
-def _frames(path: Path, stride: int) -> Iterator[tuple[int, Frame]]:
-    """Every stride-th frame with its step; a frame that a killed i-PI tore is left out."""
+def _frames(path: Path, stride: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every stride-th frame as i-PI's reader gives it, with its step; a frame that a killed i-PI tore is left out."""
     with open(path) as lines:
         atoms, _ = _size(lines, path.suffix)
     length = atoms + _FRAMING[path.suffix]
@@ -172,7 +213,7 @@ def _frames(path: Path, stride: int) -> Iterator[tuple[int, Frame]]:
                 continue
             raw = read_file_raw(path.suffix[1:], io.StringIO("".join(block[:length])))
             step = _STEP.search(raw["comment"] or block[0])
-            yield int(step[1]) if step else -1, structure(raw, path.suffix[1:])
+            yield int(step[1]) if step else -1, raw
             block = block[length:]
             if stride > 1:
                 block = []
@@ -185,7 +226,7 @@ def structure(raw: dict[str, Any], mode: str) -> Frame:
     read = process_units(**raw, mode=mode)
     cell = read["cell"].h.T * BOHR
     return Frame(
-        _numbers(read["atoms"].names),
+        numbers_of(read["atoms"].names),
         np.array(read["atoms"].q, dtype=np.float64).reshape(-1, 3) * BOHR,
         cell,
         (bool(np.linalg.det(cell) > 0),) * 3,  # i-PI writes a negative unit box where there is none
@@ -198,7 +239,7 @@ def _begins(lines: Sequence[str], atoms: int) -> bool:
     return title or (count and (len(lines) == 1 or "Step:" in lines[1]))
 
 
-def _numbers(names: Any) -> IntArray:
+def numbers_of(names: Any) -> IntArray:
     """Atomic numbers; isotopes and labels that carry digits count as their element."""
     symbols = [re.sub(r"\d+$", "", str(name)) for name in names]
     return np.array([ISOTOPES.get(symbol, atomic_numbers.get(symbol, 0)) for symbol in symbols], dtype=np.int_)

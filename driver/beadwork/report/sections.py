@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time as clock
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
-from beadwork.ipi.outputs import Series, find_positions, read_potentials
+from beadwork.ipi.outputs import Series, find_positions
 from beadwork.observe.pace import OF_DELTA_ALONE, PARTS
 from beadwork.potential.novelty import NEW
 from beadwork.report import figures, viewer
+from beadwork.report.committee import read_committee
 from beadwork.report.radial import FARTHEST, Radial, deviations, matched, offsets, radial, reweight
 from beadwork.report.run import Run
 from beadwork.report.viewer import Shown
@@ -453,38 +455,17 @@ def _alike(kept: Sequence[Shown]) -> list[Shown]:
 
 def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArray, FloatArray]], str]:
     """Mean and standard deviation over the members of each pair's g(r), and what there is to say of them."""
-    about = run.about
-    kelvin, beads = about.get("temperature_K"), int(about.get("beads", 0))
-    potentials = read_potentials(run.directory, str(about["outputs"]), beads)
-    if potentials is None:
-        return {}, (
-            "No error bar: i-PI did not write the members' energies of every bead, as <code>&lt;trajectory stride='20' "
-            "filename='committee' extra_type='committee_pot'&gt; extras &lt;/trajectory&gt;</code> would."
-        )
-    if not kelvin:
-        return {}, "No error bar: the simulation has no temperature to weigh the members' energies with."
-    if not about.get("plain_mean", True):
-        return {}, (
-            "No error bar: the weights are unequal, or <code>--baseline-uncertainty</code> was set, and the "
-            "members' energies are weighed about their plain mean."
-        )
-    if run.joined:
-        return {}, (
-            "No error bar: i-PI was under way when this server came, so it is not known which steps its committee "
-            "answered."
-        )
-    taken_up = [swap["step"] for swap in run.summary.get("committees", [])]
-    if None in taken_up:
-        return {}, "No error bar: it is not known which steps the committee that answered last has answered."
-    since = max(taken_up, default=0) + run.first
-    pair = matched(found, {step: values for step, values in potentials.by_step.items() if step >= since})
+    potentials = read_committee(run)
+    if isinstance(potentials, str):
+        return {}, f"No error bar: {_code(potentials)}."
+    thermal = float(unit_to_internal("temperature", "kelvin", run.about["temperature_K"]))
+    pair = matched(found, potentials.by_step)
     if pair is None:
         return {}, (
             "No error bar: fewer than two steps have both positions and the members' energies; give both outputs the "
             "same stride."
         )
     rows, energies = pair
-    thermal = float(unit_to_internal("temperature", "kelvin", kelvin))
     wander = float(deviations(energies, thermal).std(axis=0).max())
     errors = {}
     for name, values in found.pairs.items():
@@ -504,6 +485,11 @@ def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArra
             "<code>&lt;simulation floatformat='%20.12e'&gt;</code> for a bar that is not rounded away."
         )
     return errors, words
+
+
+def _code(text: str) -> str:
+    """Plain words as those of a page, with what stands in backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text, quote=False))
 
 
 def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bonds: dict[str, float]) -> str:
