@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,8 +14,10 @@ import pytest
 
 import beadwork
 from beadwork import cli
+from beadwork.config import GROUPS
 from beadwork.errors import ConfigError
 from beadwork.harvest.queue import Queue
+from beadwork.settings import declared, title
 
 #: a command that prints so many lines, and ends with this code
 PRINTING = """
@@ -163,3 +167,84 @@ def test_the_citation_is_of_this_version() -> None:
         line.split(": ")[1] for line in (root / "CITATION.cff").read_text().splitlines() if line[:8] == "version:"
     ]
     assert f'\nversion = "{stated[0]}"\n' in (root / "pyproject.toml").read_text()
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command that does something, by what is typed for it."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    left: list[argparse.ArgumentParser] = [cli._parser()]
+    while left:
+        parser = left.pop()
+        below = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+        left += [parser for choices in below for parser in choices.values()]
+        if not below:
+            found[parser.prog] = parser
+    return found
+
+
+SERVING = ("beadwork serve", "beadwork run", "beadwork bench", "beadwork doctor")
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_options_are_the_declared_settings(name: str) -> None:
+    """Each setting of a server is an option in the group of its class, whose help is the declared text and unit; the
+    option is absent unless typed, so that a file can set it."""
+    groups = {group.title: group for group in commands()[name]._action_groups}
+    for group in GROUPS:
+        options = {action.dest: action for action in groups[title(group)]._group_actions}
+        settings = {entry.name: entry for entry in declared(group)}
+        assert [dest.replace("instead", "simulation") for dest in options] == list(settings)
+        for name_, entry in settings.items():
+            option = options["instead" if name_ == "simulation" else name_]
+            assert option.option_strings == [f"--{entry.setting.negation or entry.key}"]
+            assert option.default in (argparse.SUPPRESS, None)
+            if name_ == "simulation" or (name == "beadwork bench" and name_ == "devices"):
+                continue
+            assert option.help is not None
+            assert option.help.startswith(entry.setting.text)
+            assert (entry.setting.unit or "") in option.help.removeprefix(entry.setting.text)
+            assert entry.shown in option.help or entry.kind is bool
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_has_an_example_that_is_understood(name: str) -> None:
+    """The last line of each help is a command that the command line takes, for that command."""
+    parser = commands()[name]
+    example = parser.format_help().splitlines()[-1].strip()
+    assert (example + " ").startswith(f"{name} ")
+    assert cli._parser().parse_args(shlex.split(example)[1:]).call is parser.get_default("call")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("serve --pateince 5 in.xml", "beadwork serve: --pateince is no option; did you mean --patience?"),
+        ("run in.xml --keep-forces=0.1", "beadwork run: --keep-forces is no option; did you mean --keep-force?"),
+        ("serve in.xml --periodic", "beadwork serve: --periodic is no option; did you mean --not-periodic?"),
+        ("train q.db --basline b --out o", "beadwork train: --basline is no option; did you mean --baseline?"),
+        ("status --verbatim", "beadwork status: --verbatim is no option; known are --help"),
+        ("serv in.xml", "beadwork: argument COMMAND: there is no 'serv'; did you mean serve?"),
+        ("queue lst q.db", "beadwork queue: argument COMMAND: there is no 'lst'; did you mean list?"),
+        ("run in.xml --engine natvie", "beadwork run: argument --engine: there is no 'natvie'; did you mean native?"),
+        ("run in.xml --cooldown ten", "beadwork run: argument --cooldown: 'ten' is not a whole number"),
+        ("run in.xml --alpha big", "beadwork run: argument --alpha: 'big' is not a number"),
+        ("queue show q.db x", "beadwork queue show: argument row: 'x' is not a whole number"),
+        ("run in.xml other.xml", "beadwork run: other.xml is one too many"),
+        ("run", "beadwork run: the following arguments are required: simulation"),
+    ],
+)
+def test_a_slip_is_two_lines(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is mistyped is named with what was meant, and where help is; not a page of usage. Exit code 2."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(words.split())
+    told = capsys.readouterr()
+    first, second = told.err.splitlines()
+    assert first.startswith(said)
+    command = said.partition(":")[0]
+    assert second == f"see `{command} --help`"
+    assert told.out == ""
+
+
+def test_options_may_be_cut_short() -> None:
+    """As argparse takes them: a beginning that fits one option alone."""
+    assert cli._parser().parse_args(["run", "in.xml", "--mark-f", "3", "--keep-m=4"]).mark_force == 3.0

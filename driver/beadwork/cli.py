@@ -7,14 +7,18 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from beadwork.config import DTYPES, ENGINES, NOVELTY_OF, ON_MARK, ROLES, ServeConfig, resolve
+from beadwork.config import GROUPS, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError, ConfigError
+from beadwork.settings import WORDS, Declared, declared, meant, title
 from beadwork.signals import Interrupted, handled, interrupt
 
 #: characters of a path that a message shows
@@ -83,8 +87,33 @@ def _unread(stream: TextIOWrapper) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="beadwork", description="Force-field server for path-integral MD with i-PI.")
+class _Parser(argparse.ArgumentParser):
+    """Two lines for a slip: what it is, with what was meant where that can be told, and where help is."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is no option before anything else is missed for want of it, and what is left over."""
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        leaf = self._subparsers is None
+        for word in takewhile(lambda word: word != "--", args or ()) if leaf else ():
+            name = word.partition("=")[0]
+            if word.startswith("--") and not any(option.startswith(name) for option in options):
+                self.error(f"{name} is no option; {meant(name, options)}")
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"{' '.join(left)} is one too many; an option with several values takes what follows it")
+        return found, left
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"there is no {value!r}; {meant(str(value), action.choices)}")
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(ConfigError.exit_code, f"{self.prog}: {message}\nsee `{self.prog} --help`\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="beadwork", description="Force-field server for path-integral MD with i-PI.")
     parser.add_argument(
         "--version",
         action=_Version,
@@ -92,52 +121,85 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="print the versions of beadwork and of i-PI",
     )
+    parser.epilog = "`beadwork COMMAND --help` has an example of each"
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="answer an i-PI that is running or about to be started")
-    serve.set_defaults(call=_serve, start=False)
-    run = commands.add_parser("run", help="the same, and start i-PI too; ends with i-PI's exit code")
-    run.set_defaults(call=_serve, start=True)
-    bench = commands.add_parser("bench", help="where this simulation's step goes, and what would help")
-    bench.add_argument("--steps", type=int, default=20, metavar="N", help="steps to run, elsewhere (default: 20)")
-    bench.set_defaults(call=_bench)
-    doctor = commands.add_parser("doctor", help="before a long run: what is wrong, what is slow, how long it takes")
-    doctor.set_defaults(call=_doctor)
-    for command in (serve, run, bench, doctor):
-        command.epilog = "Name the simulation first: an option with several values takes what follows it."
-        _serve_options(command, several=command is not bench)
-    status = commands.add_parser("status", help="how a run is doing; exit code 0 where it runs")
+    _serving(commands)
+    status = _command(commands, "status", _status, "how a run is doing; exit code 0 where it runs", "results")
     status.add_argument("out", type=Path, nargs="?", default=Path(), help="the run's --out (default: this folder)")
-    status.set_defaults(call=_status)
-    _models(commands.add_parser("models", help="make and look at model bundles"))
-    _queue(commands.add_parser("queue", help="look at the frames that were kept"))
-    _report(commands.add_parser("report", help="one page about a run, to be opened in a browser"))
-    _label_options(commands.add_parser("label", help="compute labels of the frames that wait in a queue"))
-    train = commands.add_parser("train", help="learn a Δ committee from labels")
+    _models(_family(commands, "models", "make and look at model bundles"))
+    _queue(_family(commands, "queue", "look at the frames that were kept"))
+    _report(commands)
+    _label_options(commands)
+    _training(commands)
+    text = "simulate, label, train, swap, and again; or go on with it"
+    learn = _command(commands, "learn", _learn, text, "loop.toml")
+    learn.add_argument("loop", type=Path, metavar="TOML", help="what to simulate, with which labeller and settings")
+    qmc = _command(commands, "qmc-env", _qmc_env, "make the environment that quantum Monte Carlo labels need", "")
+    qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
+    return parser
+
+
+def _command(commands: Any, name: str, call: Any, text: str, example: str) -> _Parser:
+    """Add a command. call: what it does. text: in one line. example: what to type behind its name."""
+    parser: _Parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.epilog = f"example:\n  {parser.prog} {example}".rstrip()
+    parser.set_defaults(call=call)
+    return parser
+
+
+def _family(commands: Any, name: str, text: str) -> Any:
+    """Add a command that has commands of its own; returns where they are added."""
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.epilog = f"`{parser.prog} COMMAND --help` has an example of each"
+    return parser.add_subparsers(required=True, metavar="COMMAND")
+
+
+def _serving(commands: Any) -> None:
+    """The commands that take every option of a server."""
+    models = "--baseline models/water --delta models/water-delta"
+    for name, call, text, example in (
+        ("serve", _serve, "answer an i-PI that is running or about to be started", f"input.xml {models}"),
+        ("run", _serve, "the same, and start i-PI too; ends with i-PI's exit code", f"input.xml {models} --queue q.db"),
+        ("bench", _bench, "where this simulation's step goes, and what would help", f"input.xml {models} --steps 50"),
+        ("doctor", _doctor, "before a long run: what is wrong, what is slow, how long it takes", f"input.xml {models}"),
+    ):
+        parser = _command(commands, name, call, text, example)
+        parser.usage = "%(prog)s [options] simulation [options]"
+        parser.epilog = (
+            f"Name the simulation first: an option with several values takes what follows it.\n\n{parser.epilog}"
+        )
+        if name == "bench":
+            parser.add_argument(
+                "--steps", type=_typed(int), default=20, metavar="N", help="steps to run, elsewhere (default: 20)"
+            )
+        parser.set_defaults(start=name == "run")
+        _serve_options(parser, several=name != "bench")
+
+
+def _training(commands: Any) -> None:
+    text = "learn a Δ committee from labels"
+    train = _command(commands, "train", _train, text, "queue.db --baseline models/water --out models/gen-1")
     train.add_argument("labels", help="queue, or an extended XYZ file with REF_energy and REF_forces")
     train.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="bundle that Δ will be added to")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the committee")
     train.add_argument("--from", dest="previous", type=Path, metavar="DIR", help="go on from this committee's weights")
-    train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/training.md)")
-    train.add_argument("--method", help="of the labels to take; for a file, of frames that do not say")
-    _add_keys(train)
-    train.set_defaults(call=_train)
-    validate = commands.add_parser("validate", help="errors and spread of a committee on frames that it never saw")
+    train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/configuration.md)")
+    _add_keys(train, "of the labels to take; for a file, of frames that do not say")
+    text = "errors and spread of a committee on frames that it never saw"
+    validate = _command(commands, "validate", _validate, text, "models/gen-1")
     validate.add_argument("committee", type=Path, help="folder that beadwork train made")
-    validate.add_argument("--labels", metavar="Q", help="queue or file with further labels, instead of those held out")
-    validate.add_argument("--baseline", type=Path, metavar="DIR", help="of the Δ: for --labels and --curve")
-    validate.add_argument("--method", help="of the labels to take")
-    _add_keys(validate)
-    validate.add_argument("--curve", action="store_true", help="a learning curve too: trains two more committees")
-    validate.add_argument("--settings", type=Path, metavar="TOML", help="of the trainings for --curve")
     validate.add_argument("--page", type=Path, metavar="FILE", help="default: validation.html in that folder")
-    validate.set_defaults(call=_validate)
-    learn = commands.add_parser("learn", help="simulate, label, train, swap, and again; or go on with it")
-    learn.add_argument("loop", type=Path, metavar="TOML", help="what to simulate, with which labeller and settings")
-    learn.set_defaults(call=_learn)
-    qmc = commands.add_parser("qmc-env", help="make the environment that quantum Monte Carlo labels need")
-    qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
-    qmc.set_defaults(call=_qmc_env)
-    return parser
+    validate.add_argument("--baseline", type=Path, metavar="DIR", help="of the Δ: for --labels and --curve")
+    group = _add_keys(validate, "of the labels to take")
+    group.add_argument("--labels", metavar="Q", help="queue or file with further labels, instead of those held out")
+    group = validate.add_argument_group("learning curve")
+    group.add_argument("--curve", action="store_true", help="a learning curve too: trains two more committees")
+    group.add_argument("--settings", type=Path, metavar="TOML", help="of the trainings for --curve")
 
 
 class _Version(argparse.Action):
@@ -151,92 +213,65 @@ class _Version(argparse.Action):
 
 
 def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
-    """Every option is a field of ServeConfig, and absent unless typed, so that a TOML file can set it.
+    """Every setting of a server, in its group, and absent unless typed, so that a TOML file can set it.
 
     several: whether the command knows of more servers than one.
     """
-    default = ServeConfig()
+    for group in GROUPS:
+        part = parser.add_argument_group(title(group))
+        for entry in declared(group):
+            if entry.name == "simulation":
+                parser.add_argument("simulation", help=entry.setting.text)
+                part.add_argument(
+                    "--simulation",
+                    dest="instead",
+                    metavar=entry.setting.metavar,
+                    help="i-PI's XML or RESTART in place of the one that the TOML file names",
+                )
+            elif several or entry.name != "devices":
+                _option(part, entry, _help(entry))
+            else:
+                _option(part, entry, argparse.SUPPRESS)
 
-    def add(name: str, text: str, shown: bool = True, **kwargs: Any) -> None:
-        value = getattr(default, name.replace("-", "_"))
-        note = f" (default: {value})" if value not in (None, [], {}, False) else ""
-        said = text + note if shown else argparse.SUPPRESS
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=said, **kwargs)
 
-    parser.add_argument("simulation", help="i-PI's XML or RESTART file, or a TOML file with these options")
-    parser.add_argument(
-        "--simulation",
-        dest="instead",
-        metavar="FILE",
-        help="i-PI's XML or RESTART in place of the one that the TOML file names",
-    )
-    add("baseline", "bundle of the baseline model", metavar="DIR")
-    add("delta", "bundles of the Δ models, or a committee's folder, or a file that names one", nargs="+", metavar="DIR")
-    add(
-        "at",
-        "what a forcefield of the XML is served, where it has several: sum, baseline or delta",
-        nargs="+",
-        type=_role,
-        metavar="NAME=ROLE",
-    )
-    add("engine", "auto takes native where it is there and agrees with torchscript", choices=ENGINES)
-    add("dtype", "precision of the models", choices=DTYPES)
-    add("device", "cpu or cuda", metavar="DEVICE")
-    add(
-        "devices",
-        "start a server on each of these, with commas between them, or on all GPUs",
-        several,
-        type=lambda text: text.split(","),
-        metavar="DEVICES",
-    )
-    add(
-        "servers", "how many share this i-PI, here and on other machines (default: one a device)", type=int, metavar="N"
-    )
-    add("threads", "threads of the engines (default: every core)", type=int, metavar="N")
-    add("sockets-prefix", "what i-PI has as -S, if it is started with that; `run` starts it so", metavar="PREFIX")
-    add("host", "where i-PI runs, if its inet address cannot be dialled as it stands", metavar="HOST")
-    add("connections", "connections a forcefield, 0 for as many as fill a ring polymer", type=int, metavar="N")
-    add("patience", "seconds to wait for an i-PI that is not there", type=float, metavar="S")
-    add("silence", "seconds that a connected i-PI may ask for nothing, 0 for ever", type=float, metavar="S")
-    add("alpha", "scale of the members' deviations in forces (default: their card's)", type=float, metavar="A")
-    add("energy-alpha", "the same in energies (default: --alpha if given, else the card's)", type=float, metavar="A")
-    add("weights", "one a member (default: the committee card's)", type=float, nargs="+", metavar="W")
-    add("baseline-uncertainty", "eV of the whole system; turns the weighted baseline on", type=float, metavar="S")
-    add("baseline-uncertainty-atom", "eV/atom; the same for systems of any size", type=float, metavar="S")
-    add("member-forces", "send every member's forces and virial in the extras", action="store_true")
-    add("queue", "keep what the committee is unsure of: SQLite file or PostgreSQL URL", metavar="Q")
-    add(
-        "keep-force",
-        "band of the largest force spread, eV/Å (default: its card's)",
-        type=float,
-        nargs="+",
-        metavar="MARK",
-    )
-    add("keep-novelty", "frames with an atom of this novelty or more are kept; inf for none", type=float, metavar="X")
-    add("keep-novelty-of", "whose novelty that is", choices=NOVELTY_OF)
-    add("keep-energy", "band of the energy spread, eV/atom", type=float, nargs="+", metavar="MARK")
-    add("cooldown", "steps between two kept frames", type=int, metavar="N")
-    add(
-        "keep-most",
-        "frames kept in one run, with those of this input that the queue holds without a label",
-        type=int,
-        metavar="N",
-    )
-    add("distance", "Å; structures closer than this are the same (docs/formulas.md)", type=float, metavar="D")
-    add("on-mark", "what is done when a mark is passed: stop i-PI, or count and go on", choices=ON_MARK)
-    add("mark-distance", "no two atoms may be closer, Å; 0 for no mark", type=float, metavar="D")
-    add("mark-force", "no atom's force may be larger, eV/Å; inf for no mark", type=float, metavar="F")
-    add("mark-novelty", "no atom's novelty may be larger; inf (the default) for no mark", type=float, metavar="X")
-    add("mark-spread", "no atom's force spread may be larger, eV/Å; inf for no mark", type=float, metavar="S")
-    add("out", "folder for beadwork.out, status.json and summary.json", metavar="DIR")
-    add("metrics", "serve Prometheus metrics here; without a host only this machine can ask", metavar="[HOST:]PORT")
-    parser.add_argument(
-        "--not-periodic",
-        dest="periodic",
-        action="store_false",
-        default=argparse.SUPPRESS,
-        help="the system has no periodic cell",
-    )
+def _help(entry: Declared) -> str:
+    """The text of a setting with its unit and default; a percent sign means something to argparse."""
+    default = "" if entry.kind is bool else entry.shown
+    notes = [entry.setting.unit, f"default: {default}" if default else ""]
+    note = "; ".join(filter(None, notes))
+    return (entry.setting.text + (f" [{note}]" if note else "")).replace("%", "%%")
+
+
+def _option(parser: argparse._ArgumentGroup, entry: Declared, said: str) -> None:
+    """Add the option of a setting, which takes what the setting's type holds."""
+    setting = entry.setting
+    kind = typing.get_args(entry.kind)[0] if isinstance(entry.kind, types.UnionType) else entry.kind
+    part = (typing.get_args(kind) or (kind,))[0]
+    how: dict[str, Any] = {"type": _typed(part), "metavar": setting.metavar or {int: "N", float: "X"}.get(part)}
+    if kind is bool:
+        how = {"action": "store_false" if setting.negation else "store_true"}
+    elif setting.commas:
+        how["type"] = lambda text: text.split(",")
+    elif typing.get_origin(kind) is dict:
+        how |= {"type": _role, "nargs": "+"}
+    elif typing.get_origin(kind) is list:
+        how["nargs"] = "+"
+    if setting.choices:
+        how["choices"] = setting.choices
+    name = f"--{setting.negation or entry.key}"
+    parser.add_argument(name, dest=entry.name, default=argparse.SUPPRESS, help=said, **how)
+
+
+def _typed(kind: type) -> Callable[[str], Any]:
+    """Read a word of the command line as an int, a float or a str."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {WORDS[kind][0]}") from None
+
+    return read
 
 
 def _role(text: str) -> tuple[str, str]:
@@ -312,10 +347,14 @@ def _status(args: argparse.Namespace) -> int:
     return code
 
 
-def _add_keys(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_keys(parser: argparse.ArgumentParser, method: str) -> argparse._ArgumentGroup:
+    """Which labels, and what a file calls them. method: the help of --method."""
+    group = parser.add_argument_group("labels")
+    add = group.add_argument
+    add("--method", help=method)
     add("--energy-key", default="REF_energy", metavar="NAME", help="what a file calls its energies in eV")
     add("--forces-key", default="REF_forces", metavar="NAME", help="what it calls its forces in eV/Å; none: learn none")
+    return group
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -353,21 +392,18 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _models(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    make = commands.add_parser("import", help="make a bundle of a TorchScript model, or of a pickle that you trust")
+def _models(commands: Any) -> None:
+    text = "make a bundle of a TorchScript model, or of a pickle that you trust"
+    make = _command(commands, "import", _import, text, "water.model --out models/water")
     make.add_argument("file", type=Path, help="of a MACE model; for one of mace's own (medium, …) download it first")
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, which is made")
     make.add_argument("--head", help="which head of a multi-head model")
     make.add_argument("--trust-pickle", action="store_true", help="a pickle can run code: say that this file may")
-    make.set_defaults(call=_import)
-    show = commands.add_parser("show", help="print a bundle's card and check its files")
+    show = _command(commands, "show", _show_model, "print a bundle's card and check its files", "models/water")
     show.add_argument("bundle", type=Path, help="a bundle, or a committee's folder")
     show.add_argument("--frames", action="store_true", help="a line for every frame that it learned from")
-    show.set_defaults(call=_show_model)
-    novelty = commands.add_parser(
-        "novelty", help="let bundles know what they were trained on, so that they can say which atoms are new to them"
-    )
+    text = "let bundles know what they were trained on, so that they can say which atoms are new to them"
+    novelty = _command(commands, "novelty", _novelty, text, "models/water --frames training.xyz")
     novelty.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles, or a committee's folder")
     novelty.add_argument(
         "--frames",
@@ -377,11 +413,10 @@ def _models(parser: argparse.ArgumentParser) -> None:
         help="structures that the models were trained on, of any kind that ASE reads; default: dataset.json of "
         "`beadwork train`. Keys `simulation` and `step` in the frames' info keep neighbours in time together",
     )
-    novelty.set_defaults(call=_novelty)
-    point = commands.add_parser("point", help="let a file name this committee: servers that watch the file take it up")
-    point.add_argument("file", type=Path)
-    point.add_argument("committee", type=Path)
-    point.set_defaults(call=_point)
+    text = "let a file name this committee: servers that watch the file take it up"
+    point = _command(commands, "point", _point, text, "current models/gen-2")
+    point.add_argument("file", type=Path, help="that servers were given as --delta")
+    point.add_argument("committee", type=Path, help="the committee's folder")
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -435,10 +470,12 @@ def _qmc_env(args: argparse.Namespace) -> int:
     return 0
 
 
-def _label_options(parser: argparse.ArgumentParser) -> None:
+def _label_options(commands: Any) -> None:
+    text = "compute labels of the frames that wait in a queue"
+    parser = _command(commands, "label", _label, text, "queue.db --with labeller.toml --most 50")
     parser.add_argument("queue", help="SQLite file or PostgreSQL URL")
     parser.add_argument("--with", dest="labeller", type=Path, required=True, metavar="TOML", help="which code, and how")
-    parser.add_argument("--most", type=int, metavar="N", help="label so many frames at most, the oldest first")
+    parser.add_argument("--most", type=_typed(int), metavar="N", help="label so many frames at most, the oldest first")
     parser.add_argument(
         "--choose", type=Path, metavar="BUNDLE", help="not the oldest, but those that teach this model most"
     )
@@ -447,7 +484,6 @@ def _label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mix-methods", action="store_true", help="labels of other methods in the queue may stay there"
     )
-    parser.set_defaults(call=_label)
 
 
 def _label(args: argparse.Namespace) -> int:
@@ -473,29 +509,26 @@ def _learn(args: argparse.Namespace) -> int:
     return 0
 
 
-def _queue(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    table = commands.add_parser("list", help="a line a frame")
-    table.set_defaults(call=_queue_list)
-    show = commands.add_parser("show", help="all that is known of one frame")
-    show.set_defaults(call=_queue_show)
-    export = commands.add_parser("export", help="write extended XYZ, with labels where there are")
-    export.set_defaults(call=_queue_export)
-    add = commands.add_parser(
-        "add", help="put frames of your own into it, to be labelled; makes it where there is none"
-    )
-    add.set_defaults(call=_queue_add)
-    check = commands.add_parser("check", help="read every frame; which of them a failing disk has damaged")
-    check.set_defaults(call=_queue_check)
+def _queue(commands: Any) -> None:
+    table = _command(commands, "list", _queue_list, "a line a frame", "queue.db --status waiting")
+    show = _command(commands, "show", _queue_show, "all that is known of one frame", "queue.db 7")
+    text = "write extended XYZ, with labels where there are"
+    export = _command(commands, "export", _queue_export, text, "queue.db frames.xyz --status labelled")
+    text = "put frames of your own into it, to be labelled; makes it where there is none"
+    add = _command(commands, "add", _queue_add, text, "queue.db simulation.pos_0.xyz --every 20")
+    text = "read every frame; which of them a failing disk has damaged"
+    check = _command(commands, "check", _queue_check, text, "queue.db --save whole.db")
     check.add_argument("--save", type=Path, metavar="FILE", help="a new queue, with all that is whole")
     for command in (table, show, export, add, check):
         command.add_argument("queue", help="SQLite file or PostgreSQL URL")
     for command in (table, export):
         command.add_argument("--status", choices=("waiting", "claimed", "labelled", "failed"), help="only these frames")
-    show.add_argument("row", type=int)
-    export.add_argument("file", type=Path)
+    show.add_argument("row", type=_typed(int), help="its number in `queue list`")
+    export.add_argument("file", type=Path, help="where it goes: .xyz or .extxyz, or /dev/stdout")
     add.add_argument("files", type=Path, nargs="+", metavar="FILE", help="i-PI's trajectories, or whatever ASE reads")
-    add.add_argument("--every", type=int, default=1, metavar="N", help="of each file every N-th frame (default: 1)")
+    add.add_argument(
+        "--every", type=_typed(int), default=1, metavar="N", help="of each file every N-th frame (default: 1)"
+    )
     add.add_argument("--not-periodic", action="store_true", help="the frames have no periodic cell, whatever they say")
 
 
@@ -561,11 +594,11 @@ def _queue_add(args: argparse.Namespace) -> int:
     return code
 
 
-def _report(parser: argparse.ArgumentParser) -> None:
+def _report(commands: Any) -> None:
+    parser = _command(commands, "report", _write_report, "one page about a run, to be opened in a browser", "results")
     parser.add_argument("run", type=Path, help="folder of beadwork.out and summary.json")
     parser.add_argument("--page", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
     parser.add_argument("--queue", metavar="Q", help="queue, where it is not the one that the run names")
-    parser.set_defaults(call=_write_report)
 
 
 def _write_report(args: argparse.Namespace) -> int:

@@ -12,11 +12,20 @@ import difflib
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from beadwork.errors import ConfigError
 
 T = TypeVar("T")
+#: kinds in words, of one value and of several
+WORDS: dict[type, tuple[str, str]] = {
+    str: ("a text", "texts"),
+    Path: ("a path", "paths"),
+    float: ("a number", "numbers"),
+    int: ("a whole number", "whole numbers"),
+    bool: ("true or false", "true or false"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.errors import ConfigError
-from beadwork.settings import Declared, declared, meant
+from beadwork.settings import WORDS, Declared, declared, meant
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -126,16 +126,6 @@ def _fitted(value: Any, entry: Declared, kind: Any, here: Path, where: str) -> A
     raise _Unfit
 
 
-#: kinds in words, of one value and of several
-_WORDS = {
-    str: ("a text", "texts"),
-    Path: ("a path", "paths"),
-    float: ("a number", "numbers"),
-    int: ("a whole number", "whole numbers"),
-    bool: ("true or false", "true or false"),
-}
-
-
 def _wanted(entry: Declared) -> str:
     """The kinds of value that a setting takes, in words."""
     kinds = typing.get_args(entry.kind) if isinstance(entry.kind, types.UnionType) else (entry.kind,)
@@ -147,7 +137,7 @@ def _worded(kind: Any) -> str:
     if origin is list and inside == (str,):
         return "a text, or several in a list"
     if origin in (list, Sequence):
-        return f"a list of {_WORDS[inside[0]][1]}"
+        return f"a list of {WORDS[inside[0]][1]}"
     if origin in (dict, Mapping):
-        return f"a table of {_WORDS[inside[1]][1]}" if inside[1] in _WORDS else "a table"
-    return "a table" if is_dataclass(kind) else _WORDS[kind][0]
+        return f"a table of {WORDS[inside[1]][1]}" if inside[1] in WORDS else "a table"
+    return "a table" if is_dataclass(kind) else WORDS[kind][0]
