@@ -48,7 +48,7 @@ from beadwork.ipi.outputs import structure
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.label.choose import features
 from beadwork.potential.graph import build
-from beadwork.potential.novelty import NEW, load_training_set
+from beadwork.potential.novelty import NOVELTY_EDGE, load_training_set
 from beadwork.potential.threads import set_threads
 
 HERE = Path(__file__).parent
@@ -345,7 +345,7 @@ class Rivals:
         for z, (centre, white, tree) in self.trees.items():
             near[numbers == z] = tree.query((vectors[numbers == z] - centre) @ white)[0]
         rigidity = np.sqrt(np.einsum("af,fg,ag->a", vectors, self.rigid, vectors))
-        contacts = self.training.strangeness(build(frames, self.training.cutoff))
+        contacts = self.training.contact_novelty(build(frames, self.training.cutoff))
         first = np.flatnonzero(np.diff(owner, prepend=-1))
         values = {"nearest neighbour": near, "prediction rigidity": rigidity, "contacts": contacts}
         return {name: np.maximum.reduceat(value, first) for name, value in values.items()}
@@ -373,7 +373,7 @@ def measure(kind: str, frames: Sequence[Atoms], potential: Any, rivals: dict[str
         values |= {
             "novelty": float(novelty.largest[0]),
             "atoms": len(atoms),
-            "new atoms": int((novelty.atoms > NEW).sum()),
+            "new atoms": int((novelty.atoms > NOVELTY_EDGE).sum()),
             "force spread": float(answer.spread.largest[0]),
             "energy spread": float(answer.spread.energy[0]) / len(atoms),
         }
@@ -398,7 +398,7 @@ def cost(potential: Any, frames: Sequence[Atoms], rounds: int = 15) -> dict[str,
         knowing = beadwork.load(MODELS / "baseline", MEMBERS[:1], engine=engine)
         plain = beadwork.load(MODELS / "baseline", MEMBERS[:1], engine=engine)
         for pot in (knowing, plain):
-            pot.settle(asked[0])
+            pot.select_backends(asked[0])
         for one in plain.engines:
             one = getattr(one, "_engine", one)
             one.training_set = None
@@ -454,7 +454,9 @@ def flagged(values: dict[str, dict[str, dict[str, list[float]]]]) -> dict[str, d
             above = []
             for name, of in runs.items():
                 mark = (
-                    NEW if number == "novelty" else np.quantile(values["known water"][other[name]][number], 1 - FALSE)
+                    NOVELTY_EDGE
+                    if number == "novelty"
+                    else np.quantile(values["known water"][other[name]][number], 1 - FALSE)
                 )
                 above += (np.array(of[number]) > mark).tolist()
             found[kind][number] = float(np.mean(above))
@@ -545,9 +547,9 @@ def page(result: dict[str, Any]) -> str:
         "# Novelty beside the spread: what each sees",
         "",
         "`python benchmarks/novelty.py`; shipped models water-revpbe0-d3. Frames flagged, %, by novelty at its default "
-        f"threshold of {NEW:g}, and by its rivals at the threshold that flags {100 * FALSE:g} % of an independent "
-        "simulation of known water. Medians: the largest novelty of any atom, for the baseline and for Δ, and the root "
-        "mean square error of Δ's forces against D3 itself.",
+        f"threshold of {NOVELTY_EDGE:g}, and by its rivals at the threshold that flags {100 * FALSE:g} % of an "
+        "independent simulation of known water. Medians: the largest novelty of any atom, for the baseline and for Δ, "
+        "and the root mean square error of Δ's forces against D3 itself.",
         "",
         "| | frames | " + " | ".join(NUMBERS) + " | novelty, baseline | novelty, Δ | error of Δ, meV/Å |",
         "|---|---|" + "---|" * (len(NUMBERS) + 3),
@@ -566,7 +568,8 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Known water: {100 * water['frames_flagged']:.2f} % of {water['frames']} frames and "
-        f"{100 * water['atoms_flagged']:.4f} % of their atoms are above {NEW:g}; the largest {water['largest']:.2f}.",
+        f"{100 * water['atoms_flagged']:.4f} % of their atoms are above {NOVELTY_EDGE:g}; the largest "
+        f"{water['largest']:.2f}.",
         "Cost, of an evaluation of 16 beads of 32 H2O on one thread: "
         f"{100 * result['longer_by']['native']:.1f} % with the native engine, "
         f"{100 * result['longer_by']['torchscript']:.1f} % with TorchScript.",

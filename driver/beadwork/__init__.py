@@ -4,8 +4,8 @@ From Python, without i-PI:
 
     import beadwork
     potential = beadwork.load("models/water/baseline", ["models/water/delta-0", "models/water/delta-1"])
-    answer = potential.evaluate([beadwork.Frame.from_atoms(atoms) for atoms in frames])
-    answer.energies, answer.forces, answer.virials, answer.energy_spread, answer.force_spread
+    result = potential.evaluate([beadwork.Frame.from_atoms(atoms) for atoms in frames])
+    result.energies, result.forces, result.virials, result.energy_spread, result.force_spread
     atoms.calc = beadwork.BeadworkCalculator(potential)
 """
 

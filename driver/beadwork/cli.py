@@ -420,24 +420,24 @@ def _models(commands: Any) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from beadwork.potential.importer import WITHOUT, import_model
+    from beadwork.potential.importer import NO_NATIVE_KEYS, import_model
 
     card = import_model(args.file, args.out, head=args.head, trust_pickle=args.trust_pickle)
     print(f"{card.path}: {'TorchScript and native' if card.native else 'TorchScript'}, {card.hash}")
     if not card.native:
-        print(f"no native model: {'; '.join(str(card.about[key]) for key in WITHOUT if key in card.about)}")
+        print(f"no native model: {'; '.join(str(card.about[key]) for key in NO_NATIVE_KEYS if key in card.about)}")
     return 0
 
 
 def _show_model(args: argparse.Namespace) -> int:
-    from beadwork.potential.bundle import COMMITTEE, describe, members_of
+    from beadwork.potential.bundle import COMMITTEE, format_card, members_of
     from beadwork.train.provenance import chain
 
     members = members_of([args.bundle])
     if members != [args.bundle]:
         print((args.bundle / COMMITTEE).read_text(encoding="utf-8").strip() if args.bundle.is_dir() else args.bundle)
     for member in members:
-        print("\n".join(filter(None, (describe(member), chain(member, args.frames)))))
+        print("\n".join(filter(None, (format_card(member), chain(member, args.frames)))))
     return 0
 
 
@@ -453,9 +453,9 @@ def _novelty(args: argparse.Namespace) -> int:
 
 
 def _point(args: argparse.Namespace) -> int:
-    from beadwork.potential.bundle import LEARN_MORE, point, worse_than_baseline
+    from beadwork.potential.bundle import LEARN_MORE, worse_than_baseline, write_pointer
 
-    point(args.file, args.committee)
+    write_pointer(args.file, args.committee)
     print(f"{args.file} names {args.committee}")
     if said := worse_than_baseline(args.committee):
         print(f"{said}; {LEARN_MORE}")

@@ -46,7 +46,7 @@ class Evaluated:
     force_spread: the largest of any atom. seconds: where the time went, by name ("idle" is i-PI's). element_spread:
     root mean square of the force spread over the atoms of an element in all structures, by its symbol. novelty: the
     largest of any atom, by the part that it is new to ('baseline', 'delta'); element_novelty: by the atom's symbol;
-    new_structures, new_atoms: how many are above `potential.novelty.NEW`.
+    new_structures, new_atoms: how many are above `potential.novelty.NOVELTY_EDGE`.
     """
 
     address: str
@@ -139,9 +139,9 @@ class TakenUp:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A new committee was not taken up, and the old one goes on.
+    """A new committee was not activated, and the old one goes on.
 
-    folder: where the bundles of the old one lie. why: what is wrong with the new one, in words.
+    folder: where the bundles of the old one lie. why: what is wrong with the new one, as a message.
     """
 
     folder: str
@@ -149,7 +149,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class MarkPassed:
+class ThresholdPassed:
     """One structure of an answer has passed one of the guard's marks, and the run goes on as the user chose.
 
     kind: 'distance' (Å), 'force', 'spread' (eV/Å) or 'novelty'. bead: None where it is not known.
@@ -161,4 +161,4 @@ class MarkPassed:
     value: float
 
 
-Event = Note | Joined | MarkPassed | Evaluated | Kept | PassedOver | TakenUp | Refused | Waiting | Dropped | Lost
+Event = Note | Joined | ThresholdPassed | Evaluated | Kept | PassedOver | TakenUp | Refused | Waiting | Dropped | Lost

@@ -110,7 +110,7 @@ class BeadworkPES:
         ]
         if not self._settled:
             self._settled = True
-            notes = [*self._potential.notes, *self._potential.settle(frames[0])]
+            notes = [*self._potential.notes, *self._potential.select_backends(frames[0])]
             notes += self._potential.fit(frames[0], self._device, len(frames))
             _tell(notes)
         evaluation = self._potential.evaluate(frames, member_forces=self._member_forces)

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import ase.io
 from ase import Atoms
+from beadwork.report.outputs import structure
 from ipi.utils.io import iter_file_name_raw
 from simulations import write
 from tqdm import tqdm
 
 from beadwork.frame import Frame
 from beadwork.label.codes.pyscf_labeller import PySCF
-from beadwork.report.outputs import structure
 
 HERE = Path(__file__).parent
 OUT = HERE / "labels" / "mp2-unseen.extxyz"

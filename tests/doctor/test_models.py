@@ -22,7 +22,7 @@ from beadwork.potential import auto_engine as engines
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import CARD, NOVELTY, load_card
 from beadwork.potential.evaluation import Evaluation
-from beadwork.potential.limits import Marks
+from beadwork.potential.limits import Thresholds
 from beadwork.potential.load import load
 from beadwork.potential.native import NativeEngine
 from beadwork.potential.potential import Potential
@@ -109,7 +109,7 @@ FORCE, ENERGY = 0.16, 0.37
         ({"keep_force": [1.0], "keep_energy": [0.1]}, AMBER, "in the band of --keep-energy, 0.1 eV/atom"),
         ({"keep_energy": [0.001, 0.01]}, AMBER, "above the band of --keep-energy, 0.001 to 0.01 eV/atom"),
         ({"keep_force": []}, GREEN, "at most at the start"),
-        ({"mark_spread": 0.1}, RED, "above the mark of 0.1 eV/Å (--mark-spread): the run would end"),
+        ({"mark_spread": 0.1}, RED, "above the threshold of 0.1 eV/Å (--mark-spread): the run would end"),
         ({"mark_spread": 0.1, "on_mark": "count"}, AMBER, "the run goes on"),
     ],
 )
@@ -132,7 +132,7 @@ def test_the_mark_is_the_guards() -> None:
     assert answer.spread is not None
     for mark in (0.999 * answer.spread.largest[0], 1.001 * answer.spread.largest[0]):
         (found,) = models.spread(answer, asked(mark_spread=mark))
-        assert (found.colour == RED) == bool(Marks(spread=mark).breaches(answer))
+        assert (found.colour == RED) == bool(Thresholds(spread=mark).breaches(answer))
 
 
 def start(name: str) -> Frame:
@@ -165,8 +165,8 @@ def test_water_is_known_and_a_proton_is_not(shipped: Potential, proton: Evaluati
     )
     assert "no model here has seen such an atom (new atoms: 1 O and 3 H)" in found.text
     assert "frames will be kept from the first step on" in found.text
-    assert "labels of its own" in found.remedy
-    assert "such frames want labels" in found.remedy
+    assert "train the baseline on labels" in found.remedy
+    assert "label such frames" in found.remedy
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_water_is_known_and_a_proton_is_not(shipped: Potential, proton: Evaluati
         ({"queue": "q", "keep_novelty": 2.8}, AMBER, "frames will be kept from the first step on"),
         ({"queue": "q", "keep_novelty": 2.8, "keep_novelty_of": "delta"}, AMBER, "2.8 of delta keeps no such frame"),
         ({"mark_novelty": 4.0}, AMBER, "without --queue no frame is kept"),
-        ({"mark_novelty": 2.0}, RED, "above the mark of 2 (--mark-novelty): the run would end at its first step"),
+        ({"mark_novelty": 2.0}, RED, "above the threshold of 2 (--mark-novelty): the run would end at its first step"),
         ({"mark_novelty": 2.0, "on_mark": "count"}, AMBER, "the run goes on, as --on-mark says"),
     ],
 )
@@ -190,7 +190,7 @@ def test_novelty_is_looked_at_as_the_run_does(
     assert said in found.text
     assert (colour == RED) == bool(
         asked(**settings).on_mark == "stop"
-        and Marks(
+        and Thresholds(
             novelty=float(settings.get("mark_novelty", np.inf))  # type: ignore[arg-type]
         ).breaches(proton)
     )
@@ -211,7 +211,7 @@ def test_new_to_one_part_alone(shipped: Potential, proton: Evaluation) -> None:
     known = replace(proton.novelty, of={**proton.novelty.of, "delta": np.full(97, 0.5)})
     (found,) = models.novelty(replace(proton, novelty=known), shipped, [start("zundel-water")], asked())
     assert "the baseline has not seen such an atom" in found.text
-    assert "labels of its own" in found.remedy
+    assert "train the baseline on labels" in found.remedy
     assert "such frames" not in found.remedy
 
 

@@ -21,7 +21,7 @@ import tomli_w
 
 from beadwork.errors import ModelError
 from beadwork.harvest.queue import Queue
-from beadwork.potential.bundle import committee_hash, load_card, members_of, point, write_card
+from beadwork.potential.bundle import committee_hash, load_card, members_of, write_card, write_pointer
 from beadwork.units import BOHR, HARTREE
 
 BEADS = 4
@@ -145,14 +145,14 @@ def test_swap_in_mid_run(ipi, models, committees, start, serve, tmp_path, way, b
     run = prepared(ipi, tmp_path / "run", batch, 100_000)
     if way == "pointer":
         delta = run.folder / "current"
-        point(delta, committees["old"])
+        write_pointer(delta, committees["old"])
     else:
         delta = tmp_path / "committee"
         shutil.copytree(committees["old"], delta)
     server = start.beadwork("run", run, *options, "--delta", delta)
     until(lambda: answered(run) > 12 or server.poll() is not None, ipi, "no step was answered")
     if way == "pointer":
-        point(delta, committees["new"])
+        write_pointer(delta, committees["new"])
     else:
         shutil.rmtree(delta)
         shutil.copytree(committees["new"], delta)
@@ -213,10 +213,10 @@ def test_no_estimator_is_of_two_committees(ipi, models, committees, start, tmp_p
     text = text.replace("[ step,", "[ step, scaledcoords," if told else "[ scaledcoords,")
     run.path.write_text(text)
     pointer = run.folder / "current"
-    point(pointer, committees["old"])
+    write_pointer(pointer, committees["old"])
     server = start.beadwork("run", run, "--baseline", models.baseline, "--delta", pointer)
     until(lambda: answered(run) > 24 or server.poll() is not None, ipi, "no step was answered")
-    point(pointer, committees["new"])
+    write_pointer(pointer, committees["new"])
     word = "the energy jumps by" if told else "is ready and waits"
     until(lambda: word in start.log(server) or server.poll() is not None, ipi, "nothing came of the new committee")
     lines = answered(run)
@@ -263,7 +263,7 @@ def test_a_bad_committee_is_refused_and_the_old_one_answers_on(ipi, models, comm
     }
     run = prepared(ipi, tmp_path / "run", BEADS, 100_000)
     pointer = run.folder / "current"
-    point(pointer, committees["old"])
+    write_pointer(pointer, committees["old"])
     server = start.beadwork("run", run, "--baseline", models.baseline, "--delta", pointer)
     until(lambda: answered(run) > 5 or server.poll() is not None, ipi, "no step was answered")
     for name, reason in reasons.items():
@@ -279,11 +279,11 @@ def test_a_bad_committee_is_refused_and_the_old_one_answers_on(ipi, models, comm
     assert start.log(server).count("was refused") == len(reasons)
     written = "".join(file.read_text() for file in run.folder.glob("run.committee_*"))
     assert len(set(re.findall(r"^sha256:\w{12}$", written, re.MULTILINE))) == 1
-    point(pointer, committees["new"])
+    write_pointer(pointer, committees["new"])
     until(lambda: "the energy jumps by" in start.log(server), ipi, "the good committee was not taken up")
     lines = answered(run)
     until(lambda: answered(run) > lines + 5, ipi, "the run stands still after the swap")
-    point(pointer, committees["old"])  # rollback
+    write_pointer(pointer, committees["old"])  # rollback
     until(lambda: start.log(server).count("the energy jumps by") == 2, ipi, "no way back")
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 128 + signal.SIGTERM
@@ -296,16 +296,17 @@ def test_a_bad_committee_is_refused_and_the_old_one_answers_on(ipi, models, comm
 
 
 @pytest.mark.fault(
-    "killed while a new committee is pointed to", "kill -9 of `beadwork models point`'s code at eight random instants"
+    "killed while a new committee is pointed to",
+    "kill -9 of `beadwork models point`'s code at eight random instants",
 )
 def test_pointer_is_whole(committees, fault, tmp_path) -> None:
     """kill -9 at random instants of its replacement: it names the old committee or the new one, and both load."""
     pointer = tmp_path / "current"
-    point(pointer, committees["old"])
+    write_pointer(pointer, committees["old"])
     program = (
-        "import sys; from pathlib import Path; from beadwork.potential.bundle import point\n"
+        "import sys; from pathlib import Path; from beadwork.potential.bundle import write_pointer\n"
         "pointer, one, two = map(Path, sys.argv[1:])\n"
-        "while True: point(pointer, one); print(flush=True); point(pointer, two); print(flush=True)\n"
+        "while True: write_pointer(pointer, one); print(flush=True); write_pointer(pointer, two); print(flush=True)\n"
     )
     chance = random.Random(11)
     seen = set()
@@ -321,5 +322,5 @@ def test_pointer_is_whole(committees, fault, tmp_path) -> None:
     assert len(seen) == 2, "the instants were too much alike to show anything"
     fault("each time the file named the old committee or the new one, and both were seen")
     with pytest.raises(ModelError, match="is not the file"):
-        point(pointer, committees["damaged"])
+        write_pointer(pointer, committees["damaged"])
     assert members_of([pointer])[0].parent.resolve() == folder

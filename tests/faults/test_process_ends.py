@@ -259,7 +259,7 @@ def test_a_limit_stops_ipi_before_it_makes_the_step(
     run, code, log = marked(ipi, models, start, tmp_path / "run", f"--mark-{kind}", mark, mode=mode)
     assert code == 11, log
     said = sentence(log)
-    for word in ("atom", f"the mark of {float(mark):g}", "baseline", "Nothing was sent"):
+    for word in ("atom", f"the threshold of {float(mark):g}", "baseline", "Nothing was sent"):
         assert word in said, said
     step = int(re.match(r"step (\d+), ", said)[1])
     assert (step > 0) == (kind == "distance")
@@ -393,7 +393,7 @@ def test_out_of_memory_halves(ipi, models, start, serve, engine, capfd, fault: S
         assert process.wait(LONG) == 0
         ends.append(run.positions())
     log = capfd.readouterr().err
-    assert log.count("more than memory holds") == 1
+    assert log.count("do not fit into memory") == 1
     off = np.abs(ends[1] - ends[0]).max()
     assert off < 1e-10
     fault(f"exit code 0, positions after 10 steps within {off:.0e} Bohr of those with memory enough; told once")

@@ -157,12 +157,12 @@ def test_auto_takes_native_where_it_agrees(made, shapes):
     assert isinstance(engine, AutoEngine)
     assert engine.choice == ""
     graph = build([shapes.structure("liquid", 0)], 4.5)
-    choice = engine.settle(graph)
+    choice = engine.select_backend(graph)
     assert "native agrees with torchscript on the first structure" in choice
     assert "native" in engine.name
     native = open_engine(made["invariant"].bundle, "native").evaluate(graph)
     assert np.array_equal(engine.evaluate(graph).forces, native.forces)
-    assert engine.settle(graph) == choice
+    assert engine.select_backend(graph) == choice
 
 
 def test_auto_falls_back_and_says_why(made, shapes, pair, monkeypatch, tmp_path):
@@ -180,7 +180,7 @@ def test_auto_falls_back_and_says_why(made, shapes, pair, monkeypatch, tmp_path)
         required.evaluate(graph)
     monkeypatch.setattr("beadwork.potential.auto_engine.available", lambda: False)
     without = open_engine(made["invariant"].bundle, "auto")
-    assert "symmetrix-xl is not installed" in without.settle(graph)
+    assert "symmetrix-xl is not installed" in without.select_backend(graph)
     assert np.array_equal(without.evaluate(graph).forces, expected.forces)
 
 
@@ -207,7 +207,7 @@ def test_unknown_engine_precision_or_device(made):
     import torch
 
     if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="sees no CUDA device"):
+        with pytest.raises(ModelError, match="finds no CUDA device"):
             open_engine(bundle, "torchscript", device="cuda")
         # Symmetrix-XL would answer from the CPU, or from a GPU that was not asked for, without a word
         with pytest.raises(ModelError, match="native engine is bound to 'cpu'"):

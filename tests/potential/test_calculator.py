@@ -44,7 +44,7 @@ def test_a_copy_is_no_other_model(made, tmp_path):
     kept = pickle.dumps(load(bundle, engine="torchscript"))
     shutil.rmtree(bundle)
     shutil.copytree(made["invariant"].bundle, bundle)
-    with pytest.raises(ModelError, match="is not the model of which this is a copy: it was changed since"):
+    with pytest.raises(ModelError, match="has changed since the engine that was copied was opened"):
         pickle.loads(kept)
 
 

@@ -88,7 +88,7 @@ def test_the_buffer_is_kept_and_grows(graphs):
     feed.bring(large)
     needed = 28 * len(large.neighbor) + 8 * len(large.numbers) + 4 * len(large.ptr)
     assert needed > before[1]
-    assert len(feed._buffer) == int(device.ROOM * needed)
+    assert len(feed._buffer) == int(device.GROWTH_FACTOR * needed)
     grown = feed._buffer.data_ptr()
     feed.bring(small)
     feed.bring(large)

@@ -15,7 +15,7 @@ from matscipy.neighbours import neighbour_list
 from beadwork.errors import GeometryError
 from beadwork.frame import Frame
 from beadwork.potential import pair_kernel as within
-from beadwork.potential.graph import CLOSEST, GraphBuilder, build
+from beadwork.potential.graph import MIN_DISTANCE, GraphBuilder, build
 
 KINDS = ("triclinic", "tiny", "huge", "cluster", "slab", "wire", "unwrapped", "lone", "h2", "liquid")
 
@@ -127,23 +127,23 @@ def test_lists_are_made_before_they_are_needed(shapes):
         now = [replace(f, positions=f.positions * (1 - 0.003 * step)) for f in frames]
         fresh = build(now, 4.0)
         same(idle.build(now), fresh, exact=True)
-        idle.look_ahead()
+        idle.prefetch()
         busy.build(now)
     assert (idle.built, idle.kept) == (4, 59 * 4)
-    assert idle.ahead >= 8
+    assert idle.prefetched >= 8
     assert busy.built >= 8
-    assert len(idle._lists) == 1 + idle.ahead // 4
+    assert len(idle._lists) == 1 + idle.prefetched // 4
 
 
 def test_looking_ahead_leaves_atoms_that_stay_alone(shapes):
     """Nothing is made anew where nothing moves, or before anything came."""
     builder = GraphBuilder(4.0)
-    builder.look_ahead()
+    builder.prefetch()
     frames = shapes.beads(4, seed=3)
     for _ in range(5):
         builder.build(frames)
-        builder.look_ahead()
-    assert (builder.built, builder.ahead, len(builder._lists)) == (4, 0, 1)
+        builder.prefetch()
+    assert (builder.built, builder.prefetched, len(builder._lists)) == (4, 0, 1)
 
 
 def test_without_a_cache_the_loop_is_compiled_anew(monkeypatch):
@@ -253,7 +253,7 @@ def test_compressed_hydrogen_passes():
     """H2 squeezed far below its bond length is unusual, not impossible."""
     frame = Frame(np.array([1, 1]), np.array([[0, 0, 0], [0.4, 0, 0.0]]), np.zeros((3, 3)), (False,) * 3)
     assert len(build([frame], 4.0).center) == 2
-    assert CLOSEST < 0.4
+    assert MIN_DISTANCE < 0.4
 
 
 @pytest.mark.parametrize(

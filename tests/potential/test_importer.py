@@ -18,7 +18,7 @@ from beadwork.frame import Frame
 from beadwork.potential import auto_engine as engines
 from beadwork.potential import importer
 from beadwork.potential.auto_engine import compare, compare_dense, open_engine, trial
-from beadwork.potential.bundle import describe
+from beadwork.potential.bundle import format_card
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model, mace_imported
 from beadwork.potential.native import NativeEngine
@@ -64,13 +64,13 @@ def test_what_the_native_engine_ignores_is_not_served_natively(mace_model, tmp_p
     assert not card.native
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.pt", "card.toml"}
     reason = card.about["native"]
-    assert reason.startswith("Symmetrix-XL does not know something that this model has: native does NOT agree with")
+    assert reason.startswith("Symmetrix-XL does not support something in this model: native does NOT agree with")
     assert "on a dense box of its elements and close pairs of them" in reason
     assert float(re.search(r"([\d.e+-]+) eV/Å; allowed 1e-06 and 1e-05", reason)[1]) == pytest.approx(wrong, rel=0.1)
     assert "native_remedy" not in card.about
-    assert "native: no (Symmetrix-XL does not know" in describe(tmp_path / "out")
+    assert "native: no (Symmetrix-XL does not support" in format_card(tmp_path / "out")
     engine = open_engine(tmp_path / "out", "auto")
-    assert "no native model" in engine.settle(build([WATER], 4.5))
+    assert "no native model" in engine.select_backend(build([WATER], 4.5))
 
 
 def test_a_lone_molecule_admits_no_native_model_that_is_wrong_elsewhere(mace_model, tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_lone_molecule_admits_no_native_model_that_is_wrong_elsewhere(mace_mod
     assert alone.force < 1e-5
     assert compare_dense(native, exact, (1, 8), "float64").force == pytest.approx(1.4e-3, rel=0.1)
     engine = open_engine(tmp_path / "old", "auto")
-    choice = engine.settle(graph)
+    choice = engine.select_backend(graph)
     assert "torchscript" in engine.name
     assert engine.disagrees
     assert "does NOT agree with torchscript on a dense box of its elements" in choice
@@ -181,7 +181,7 @@ def nonlinear() -> dict[str, Any]:
 def test_why_a_model_does_not_compile(mace_model, made, tmp_path, options, reason):
     """The reason is TorchScript's first line with something in it; the folder is not there, and the next try has it."""
     file = saved(spoilt(mace_model, **options()), tmp_path)
-    with pytest.raises(ModelError, match=f"holds a ScaleShiftMACE that TorchScript does not take: {reason}; beadwork"):
+    with pytest.raises(ModelError, match=f"holds a ScaleShiftMACE that TorchScript cannot compile: {reason}; train"):
         import_model(file, tmp_path / "new" / "out", trust_pickle=True)
     assert {path.name for path in tmp_path.iterdir()} == {"my.model"}
     again = import_model(made["vector"].bundle / "model.pt", tmp_path / "new" / "out")
@@ -198,7 +198,9 @@ def test_a_model_that_raises_leaves_an_empty_folder_empty(made, tmp_path, monkey
         raise AssertionError
 
     monkeypatch.setattr(jit, "compile", refuse)
-    with pytest.raises(ModelError, match=r"holds a ScaleShiftMACE that TorchScript does not take: AssertionError; bea"):
+    with pytest.raises(
+        ModelError, match=r"holds a ScaleShiftMACE that TorchScript cannot compile: AssertionError; train"
+    ):
         import_model(made["vector"].file, tmp_path / "out", trust_pickle=True)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from beadwork.frame import Frame
 from beadwork.potential.graph import GraphBuilder
-from beadwork.potential.limits import Marks, describe, refusal
+from beadwork.potential.limits import Thresholds, format_breach, threshold_error
 from beadwork.potential.potential import Potential
 
 
@@ -29,7 +29,7 @@ def test_every_kind_in_every_structure(pair) -> None:
         assert closest == pytest.approx(away.min(), abs=1e-12)
     sizes = np.linalg.norm(answer.forces, axis=1).reshape(3, 6).max(axis=1)
     spreads = answer.force_spread.reshape(3, 6).max(axis=1)
-    marks = Marks(0.7, (sizes[1] + sizes[2]) / 2, (spreads[1] + spreads[2]) / 2)
+    marks = Thresholds(0.7, (sizes[1] + sizes[2]) / 2, (spreads[1] + spreads[2]) / 2)
     found = marks.breaches(answer)
     assert [(b.kind, b.system) for b in found if b.kind == "distance"] == [("distance", 1), ("distance", 2)]
     for kind, values, mark in (("force", sizes, marks.force), ("spread", spreads, marks.spread)):
@@ -40,25 +40,25 @@ def test_every_kind_in_every_structure(pair) -> None:
 
 def test_nothing_is_found_where_there_is_no_mark(pair) -> None:
     """0 Å and inf switch a mark off; a potential without edges or committee has none to pass."""
-    off = Marks(0.0, np.inf, np.inf)
+    off = Thresholds(0.0, np.inf, np.inf)
     assert off.breaches(Potential(pair(1e6), [pair(1.0), pair(9e5)]).evaluate([water(0.6)])) == []
     far = Frame(np.array([8, 1]), np.array([[0.0, 0, 0], [40, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
-    assert Marks().breaches(Potential(pair(1.0)).evaluate([far])) == []
+    assert Thresholds().breaches(Potential(pair(1.0)).evaluate([far])) == []
 
 
 def test_h2_at_its_turning_points_passes_no_mark(pair) -> None:
     """The default distance lets quantum H2 live: 0.4 Å, where a long run gets to, is not stopped; 0.29 Å is."""
     for length, count in ((0.4, 0), (0.29, 1)):
         h2 = Frame(np.array([1, 1]), np.array([[0.0, 0, 0], [length, 0, 0]]), 10 * np.eye(3))
-        assert len(Marks().breaches(Potential(pair(1.0)).evaluate([h2]))) == count
+        assert len(Thresholds().breaches(Potential(pair(1.0)).evaluate([h2]))) == count
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("distance", ["atom 3 (O) and atom 4 (H) are 0.36 Å apart, closer than the mark of 0.5 Å"]),
-        ("force", ["the force on atom", "above the mark of 0.5 eV/Å"]),
-        ("spread", ["the force spread on atom", "above the mark of 0.5 eV/Å"]),
+        ("distance", ["atom 3 (O) and atom 4 (H) are 0.36 Å apart, closer than the threshold of 0.5 Å"]),
+        ("force", ["the force on atom", "above the threshold of 0.5 eV/Å"]),
+        ("spread", ["the force spread on atom", "above the threshold of 0.5 eV/Å"]),
     ],
 )
 def test_a_breach_names_step_bead_atoms_and_each_models_value(pair, kind, words) -> None:
@@ -66,8 +66,8 @@ def test_a_breach_names_step_bead_atoms_and_each_models_value(pair, kind, words)
     frame = water(0.6, bead=5)
     potential = Potential(pair(40.0), [pair(1.0), pair(30.0, power=4)])
     answer = potential.evaluate([frame])
-    breach = next(b for b in Marks(0.5, 0.5, 0.5).breaches(answer) if b.kind == kind)
-    error = refusal(breach, frame, "step 17", potential)
+    breach = next(b for b in Thresholds(0.5, 0.5, 0.5).breaches(answer) if b.kind == kind)
+    error = threshold_error(breach, frame, "step 17", potential)
     assert error.exit_code == 11
     said = str(error)
     for word in ["step 17, bead 5: ", *words, f"--mark-{kind}", "--on-mark count", "pair 40.0", "pair 30.0 4"]:
@@ -75,7 +75,7 @@ def test_a_breach_names_step_bead_atoms_and_each_models_value(pair, kind, words)
     atom = int(said.split("own forces on atom ")[1].split(",")[0])
     alone = np.linalg.norm(Potential(pair(40.0)).evaluate([frame]).forces[atom])
     assert f"pair 40.0 3 3.5 {alone:.3g}" in said
-    assert "unknown bead" in describe(breach, water(0.6), "step 0", potential)
+    assert "unknown bead" in format_breach(breach, water(0.6), "step 0", potential)
 
 
 @pytest.mark.slow  # a ratio of times, for a quiet machine
@@ -86,8 +86,8 @@ def test_a_device_that_fails_while_the_sentence_is_made(pair) -> None:
         def evaluate(self, graph):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    breach = Marks(force=1.0).breaches(Potential(pair(40.0)).evaluate([water(0.5, bead=3)]))[0]
-    said = describe(breach, water(0.5, bead=3), "step 7", Potential(Failing(40.0)))
+    breach = Thresholds(force=1.0).breaches(Potential(pair(40.0)).evaluate([water(0.5, bead=3)]))[0]
+    said = format_breach(breach, water(0.5, bead=3), "step 7", Potential(Failing(40.0)))
     assert said.startswith("step 7, bead 3: the ")
     assert "illegal memory access" in said
 
@@ -110,7 +110,7 @@ def test_marks_cost_little(pair) -> None:
         graph = builder.build(frames)
         middle = time.perf_counter()
         assert len(graph.closest) == 32
-        assert Marks(0.0).breaches(answer) == []
+        assert Thresholds(0.0).breaches(answer) == []
         graph_times.append(middle - begin)
         mark_times.append(time.perf_counter() - middle)
     share = min(mark_times) / min(graph_times)

@@ -57,7 +57,7 @@ def frames(shapes):
 def test_more_is_tried_again(pair, frames, monkeypatch) -> None:
     """What refused memory for a while does not slow the run down for weeks: after some evaluations more is tried, later
     and later while that fails, and a new committee goes on from there."""
-    monkeypatch.setattr("beadwork.potential.potential.AGAIN", 3)
+    monkeypatch.setattr("beadwork.potential.potential.RETRY_AFTER_EVALUATIONS", 3)
     engine = small(pair, 2, MemoryError("full"))
     potential = Potential(engine, [pair(1.0), pair(2.0)])
     exact = Potential(pair(5.0, 3.0), [pair(1.0), pair(2.0)]).evaluate(frames)
@@ -92,7 +92,7 @@ def test_half_as_many_until_they_fit(pair, frames, word) -> None:
         np.testing.assert_array_equal(answer.energies, expected.energies)
         np.testing.assert_array_equal(answer.forces, expected.forces)
         np.testing.assert_array_equal(answer.virials, expected.virials)
-    assert "more than memory holds" in " ".join(first.notes)
+    assert "do not fit into memory" in " ".join(first.notes)
     assert second.notes == ()
     assert engine.calls[0] == 8
     assert max(engine.calls[tried:]) <= 2
@@ -132,23 +132,23 @@ def test_free_memory_is_the_least_of_all_limits(tmp_path, monkeypatch) -> None:
     (tmp_path / "self" / "cgroup").write_text("0::/slurm/job_1/step_0\n")
     monkeypatch.setattr(memory, "PROC", tmp_path)
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
-    assert memory.available("cpu") == 5000 * 1024
+    assert memory.free_memory("cpu") == 5000 * 1024
     job = tmp_path / "cgroup" / "slurm" / "job_1"
     for folder, limit in ((job, "4000000"), (job / "step_0", "max")):
         folder.mkdir(parents=True)
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text("3000000\n")
         (folder / "memory.stat").write_text("anon 1\ninactive_file 250000\n")
-    assert memory.available("cpu") == 1250000
+    assert memory.free_memory("cpu") == 1250000
     (tmp_path / "self" / "cgroup").write_text("3:cpu,cpuacct:/x\n2:memory:/job\n")
     old = tmp_path / "cgroup" / "memory" / "job"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("1000000\n")
     (old / "memory.usage_in_bytes").write_text("600000\n")
     (old / "memory.stat").write_text("inactive_file 0\n")
-    assert memory.available("cpu") == 400000
+    assert memory.free_memory("cpu") == 400000
     (tmp_path / "meminfo").unlink()
-    assert memory.available("cpu") is None
+    assert memory.free_memory("cpu") is None
 
 
 def test_what_fits_is_chosen_beforehand(pair, frames, monkeypatch) -> None:
@@ -215,7 +215,7 @@ def test_real_model_under_a_real_limit(made, fault) -> None:
     ended = limited(bundle, 250_000_000)
     assert ended.returncode == 0, ended.stderr
     tight = json.loads(ended.stdout)
-    assert "more than memory holds" in tight["notes"][0]
+    assert "do not fit into memory" in tight["notes"][0]
     off = np.abs(np.array(tight["forces"]) - np.array(free["forces"])).max()
     assert off < 1e-10
     np.testing.assert_allclose(tight["energies"], free["energies"], rtol=0, atol=1e-10 * 216)

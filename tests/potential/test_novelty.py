@@ -16,7 +16,7 @@ from beadwork.potential.bundle import MODEL, NOVELTY, check
 from beadwork.potential.graph import build
 from beadwork.potential.load import load
 from beadwork.potential.native import available
-from beadwork.potential.novelty import ENDLESS, NEW, load_training_set, nearest, read_features
+from beadwork.potential.novelty import MAX_NOVELTY, NOVELTY_EDGE, load_training_set, nearest, read_features
 from beadwork.potential.torchscript import load_module
 from beadwork.train.fit_novelty import fit, fit_bundle
 
@@ -70,7 +70,7 @@ def test_mixture_sees_the_gap_between_two_kinds():
     between, known = (
         found.training_set.mixtures[1].distance(torch.tensor([[0.0, 0.0], [6.0, 6.0]], dtype=torch.float64)).tolist()
     )
-    assert between > NEW
+    assert between > NOVELTY_EDGE
     assert known < 0.5
 
 
@@ -111,7 +111,7 @@ def test_both_engines_give_the_same_novelty(fitted, name, dtype):
         graph = build(frames, engines[0].cutoff)
         one, two = (engine.evaluate(graph).novelty for engine in engines)
         assert np.abs(one / two - 1).max() < {"float64": 1e-6, "float32": 2e-3}[dtype]
-        assert one.max() > NEW or len(frames) == 1
+        assert one.max() > NOVELTY_EDGE or len(frames) == 1
 
 
 @pytest.mark.parametrize("engine", ["torchscript", "auto"])
@@ -175,10 +175,10 @@ def test_contacts_need_no_model():
     assert nearest(graph, (1, 8)) == pytest.approx(np.stack(expected, axis=1))
     flat = np.random.default_rng(3).normal(size=(27 * len(TRAINED_ON), 2))
     known = fit(TRAINED_ON, BLOCKS, flat, 2.5).training_set
-    trained = [known.strangeness(build([frame], 2.5)) for frame in TRAINED_ON]
+    trained = [known.contact_novelty(build([frame], 2.5)) for frame in TRAINED_ON]
     assert 0.9 < max(float(s.max()) for s in trained) < 1.0
     pair = Frame(np.array([1, 1]), np.array([[0, 0, 0], [0.74, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
-    assert known.strangeness(build([pair], 2.5)).min() > NEW
+    assert known.contact_novelty(build([pair], 2.5)).min() > NOVELTY_EDGE
 
 
 def test_element_without_training_atoms_is_new(made, tmp_path):
@@ -188,7 +188,7 @@ def test_element_without_training_atoms_is_new(made, tmp_path):
     fit_bundle(tmp_path / "m", hydrogen, BLOCKS)
     novelty = load(tmp_path / "m", engine="torchscript").evaluate([liquid(0)]).novelty
     assert novelty is not None
-    assert (novelty.atoms[liquid(0).numbers == 8] == ENDLESS).all()
+    assert (novelty.atoms[liquid(0).numbers == 8] == MAX_NOVELTY).all()
 
 
 def test_bundle_says_what_it_was_fitted_on(fitted, made):

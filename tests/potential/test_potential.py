@@ -201,7 +201,7 @@ def test_nan_is_never_passed_on(frames, committee, pair, where, value):
             return replace(answer, **{where: array})
 
     baseline, members = committee
-    sentence = r"the model pair 0\.77 3 3\.5 answered NaN or infinity for bead 3"
+    sentence = r"the model pair 0\.77 3 3\.5 returned NaN or infinity for bead 3"
     sentence += r" \(force on atom 7\)" if where == "forces" else r" \(energy or virial\)"
     with pytest.raises(NonFiniteError, match=sentence):
         Potential(baseline, [*members, Broken(0.77)]).evaluate(frames)
@@ -229,7 +229,7 @@ def test_a_sum_that_is_not_finite_is_found(frames, committee):
     with (
         np.errstate(over="ignore"),
         pytest.raises(
-            NonFiniteError, match=r"the sum of the models answered NaN or infinity for bead 0 \(energy or vi"
+            NonFiniteError, match=r"the sum of the models returned NaN or infinity for bead 0 \(energy or vi"
         ),
     ):
         Potential(Huge(), [Huge()]).evaluate(frames)
@@ -311,7 +311,7 @@ def test_calculator_has_the_spread(committee, shapes):
 def test_settle_says_what_each_engine_is(made, shapes):
     """At the start the server lets every engine choose, and logs a sentence for each."""
     potential = load(made["invariant"].bundle, [made["vector"].bundle], engine="auto")
-    said = potential.settle(shapes.structure("liquid", 0))
+    said = potential.select_backends(shapes.structure("liquid", 0))
     assert len(said) == 2
     assert all("torchscript" in line for line in said)
 
@@ -397,7 +397,7 @@ def test_load_reads_the_committee_card(made, shapes, tmp_path):
     assert load(None, paths, engine="torchscript", weights=[1, 1]).weights.tolist() == [0.5, 0.5]
     part = load(None, paths[:1], engine="torchscript")
     assert part.alpha == 1.0
-    assert "is about other members" in part.notes[0]
+    assert "lists other members" in part.notes[0]
 
 
 def test_weighted_baseline_of_real_models():

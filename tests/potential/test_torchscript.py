@@ -167,7 +167,7 @@ def test_cuda_answers_what_the_cpu_answers(made, graph, dtype):
     torch.cuda.set_sync_debug_mode("error")
     try:
         there = device.bring(short, getattr(torch, dtype), torch.device("cuda"))
-        packed = evaluator._reduce(evaluator.answer(short), there)
+        packed = evaluator._reduce(evaluator.outputs(short), there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(packed) == 10 * len(short) + 4 * len(short.numbers)

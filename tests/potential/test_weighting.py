@@ -15,7 +15,7 @@ from beadwork.potential.graph import build
 from beadwork.potential.load import load
 from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
-from beadwork.potential.weighting import RADIUS, Neighbourhoods, weigh
+from beadwork.potential.weighting import AVERAGING_RADIUS, Neighbourhoods, weigh
 
 MODELS = Path(__file__).parents[2] / "models" / "water-highlevel"
 #: eV/atom, about what the members' neighbourhoods are apart in the clusters below
@@ -101,11 +101,11 @@ def test_forces_and_virial_are_exact(by_atom: Potential, engine: str, periodic: 
     if periodic:
         cell = np.array([[8.6, 0, 0], [1.1, 5.2, 0], [0.4, -0.6, 5.4]])
         frame = Frame(TRIMER.numbers, TRIMER.positions, cell, (True,) * 3)
-        assert cell[1, 1] < RADIUS
+        assert cell[1, 1] < AVERAGING_RADIUS
     known = by_atom if engine == "torchscript" else load(MODELS / "baseline", [MODELS], engine)
     potential = again(known, weights=[1.0, 2.0, 1.0, 0.5], atom_uncertainty=S)
     got = potential.evaluate([frame])
-    plain = potential.baseline.evaluate(build([frame], RADIUS))
+    plain = potential.baseline.evaluate(build([frame], AVERAGING_RADIUS))
     assert np.abs(got.forces - plain.forces).max() > 0.05  # Δ is there
     h = 2e-4
     points, slopes = (-2, -1, 1, 2), np.array([1, -8, 8, -1]) / 12 / h
@@ -169,7 +169,7 @@ def test_weighing_is_the_formula_and_its_derivative() -> None:
 def test_neighbourhoods_share_out_everything(shapes) -> None:
     """What all atoms get is what all have, in every system; the weights' way back is the transpose."""
     frames = [shapes.structure(kind, 3) for kind in ("triclinic", "tiny", "cluster", "lone")]
-    graph = build(frames, RADIUS)
+    graph = build(frames, AVERAGING_RADIUS)
     around = Neighbourhoods(graph)
     rng = np.random.default_rng(0)
     have, weights = rng.normal(size=(2, len(graph.numbers))), rng.normal(size=(2, len(graph.numbers)))

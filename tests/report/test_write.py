@@ -435,7 +435,7 @@ def test_how_a_run_ended(run: Path) -> None:
     rewrite("summary.json", lambda text: json.dumps({**json.loads(text), **facts}))(run)
     head = words(page(run), "headline")
     assert "It ended with exit code 11: a force of 101 eV/Å on atom 3 &lt;O&gt;" in head
-    assert "Marks that structures have passed, and how many did: spread 12, force 1." in head
+    assert "Thresholds that structures have passed, and how many did: spread 12, force 1." in head
 
 
 def test_properties_in_two_files_without_steps(run: Path) -> None:

@@ -19,7 +19,7 @@ from beadwork.errors import ModelError
 from beadwork.events import Event, Moment, Note, Refused, TakenUp
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.bundle import MODEL, NOVELTY, Card, members_of, point
+from beadwork.potential.bundle import MODEL, NOVELTY, Card, members_of, write_pointer
 from beadwork.potential.potential import Potential
 from beadwork.serve.hot_swap import Swap
 
@@ -257,10 +257,10 @@ def test_point_checks_first(tmp_path: Path) -> None:
     """A folder that is no committee, or lacks a member, is not pointed to."""
     pointer = tmp_path / "current"
     with pytest.raises(ModelError, match="is no committee"):
-        point(pointer, tmp_path)
+        write_pointer(pointer, tmp_path)
     (tmp_path / "committee.toml").write_text('members = ["delta-0"]\n')
     with pytest.raises(ModelError, match="is missing"):
-        point(pointer, tmp_path)
+        write_pointer(pointer, tmp_path)
     assert not pointer.exists()
 
 

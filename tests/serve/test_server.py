@@ -115,7 +115,7 @@ def test_novelty_travels_and_is_told_once(members: bool) -> None:
     (note,) = [event for event in told if isinstance(event, Note)]
     parts = "7.00 for the baseline" + " and 1.50 for Δ" * members
     assert f"step 0, bead 1: the novelty of atom 2 (H) is {parts}" in note.text
-    assert ("Δ learned from no atom like it" in note.text) == members
+    assert ("Δ was trained on no atom like it" in note.text) == members
     seen = [event for event in told if isinstance(event, Evaluated)]
     assert [(event.new_structures, event.new_atoms) for event in seen] == [(2, 2)] * 3
     assert seen[0].element_novelty == {"H": 7.0, "O": 0.9}

@@ -19,7 +19,7 @@ from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import Frame
 from beadwork.label.jobs import Jobs
-from beadwork.potential.bundle import check, load_card, load_committee, no_better, worse_than_baseline
+from beadwork.potential.bundle import check, format_no_better, load_card, load_committee, worse_than_baseline
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
 from beadwork.train.committee import _dataset, _open, _plan, held_out, references, train_committee, train_model
@@ -59,7 +59,7 @@ def test_members_are_bundles_that_serve(committee):
     assert set(card.weights) == {"delta-0", "delta-1"}
     frame = mixed()[4].frame
     potential = load(truth.BASELINE, paths)
-    for sentence in potential.settle(frame):
+    for sentence in potential.select_backends(frame):
         assert "native agrees with torchscript" in sentence
     answer = potential.evaluate([frame])
     assert np.isfinite(answer.forces).all()
@@ -148,7 +148,7 @@ def test_a_delta_worse_than_its_baseline_is_said_by_train_and_by_point(committee
         assert said[-1].endswith(last or str(measured))
         assert main(["models", "point", str(tmp_path / "current"), str(out)]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == [last] * bool(last)
-    assert no_better(table | {"energy_rmse_meV_per_atom": [95.0, 8.0]}).startswith(
+    assert format_no_better(table | {"energy_rmse_meV_per_atom": [95.0, 8.0]}).startswith(
         "in energies this Δ is no better than"
     )
 

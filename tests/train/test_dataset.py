@@ -140,7 +140,9 @@ def test_structure_that_no_model_can_answer_for_is_named(examples):
 def test_engine_is_settled_on_the_largest_frame(examples, monkeypatch):
     """A lone atom in front would let any engine pass: the one with which labels are compared is the largest frame."""
     seen = []
-    monkeypatch.setattr("beadwork.potential.potential.Potential.settle", lambda self, frame: seen.append(frame) or [])
+    monkeypatch.setattr(
+        "beadwork.potential.potential.Potential.select_backends", lambda self, frame: seen.append(frame) or []
+    )
     atom = Frame(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
     difference([replace(with_label(examples[0], forces=None, charge=0), frame=atom), *examples], truth.BASELINE)
     assert len(seen[0].numbers) == max(len(e.frame.numbers) for e in examples)

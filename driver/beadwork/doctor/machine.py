@@ -22,7 +22,7 @@ from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, Socket
 from beadwork.ipi.transport import dialled
 from beadwork.observe.pace import span
-from beadwork.potential.memory import available
+from beadwork.potential.memory import free_memory
 from beadwork.potential.potential import Potential
 
 #: timed evaluations of what a step sends to this server, after one that is not
@@ -105,7 +105,7 @@ def memory(config: ServeConfig) -> Iterator[Finding]:
 
 def _room() -> float | None:
     """Bytes that this process may have in all: what it has, and what is free; None where that cannot be told."""
-    free = available("cpu")
+    free = free_memory("cpu")
     if free is None:
         return None
     return free + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -22,9 +22,9 @@ from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
 from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, worse_than_baseline
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
-from beadwork.potential.limits import WANTED, tell_new
+from beadwork.potential.limits import NOVELTY_REMEDIES, format_novelty
 from beadwork.potential.native import NativeEngine, available
-from beadwork.potential.novelty import NEW
+from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
 
@@ -133,7 +133,7 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
         yield Finding(
             RED if stops else AMBER,
             "spread",
-            f"{where}, above the mark of {config.mark_spread:g} eV/Å (--mark-spread): "
+            f"{where}, above the threshold of {config.mark_spread:g} eV/Å (--mark-spread): "
             + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
             f"{known}; --mark-spread moves the mark",
             GuardError.exit_code if stops else 0,
@@ -190,12 +190,12 @@ def novelty(
     found, numbers = answer.novelty, np.concatenate([frame.numbers for frame in frames])
     atom = int(found.atoms.argmax())
     worst, frame = float(found.atoms[atom]), frames[int(np.searchsorted(answer.ptr, atom, side="right")) - 1]
-    text = f"{tell_new(answer, frame, atom)}, the largest at the start, where 1 is the edge of training"
-    parts = [part for part, of in found.of.items() if of[atom] > NEW]
+    text = f"{format_novelty(answer, frame, atom)}, the largest at the start, where 1 is the edge of training"
+    parts = [part for part, of in found.of.items() if of[atom] > NOVELTY_EDGE]
     if parts:
         everyone = len(parts) == bool(potential.baseline) + bool(potential.members)
         whom = "no model here has" if everyone else f"{_and([WHOSE[part] for part in parts])} has not"
-        many = Counter(chemical_symbols[z] for z in numbers[found.atoms > NEW])
+        many = Counter(chemical_symbols[z] for z in numbers[found.atoms > NOVELTY_EDGE])
         told = _and([f"{n} {symbol}" for symbol, n in many.items()])
         where = f" in {len(frames)} structures" if len(frames) > 1 else ""
         text += f": {whom} seen such an atom (new atoms: {told}{where})"
@@ -204,7 +204,7 @@ def novelty(
         yield Finding(
             RED if stops else AMBER,
             "novelty",
-            f"{text}; it is above the mark of {config.mark_novelty:g} (--mark-novelty): "
+            f"{text}; it is above the threshold of {config.mark_novelty:g} (--mark-novelty): "
             + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
             "relax the start structure, or label frames like it and train; --mark-novelty moves the mark",
             GuardError.exit_code if stops else 0,
@@ -216,8 +216,8 @@ def novelty(
         kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
         if not keeps:
             kept = f"--keep-novelty {config.keep_novelty:g} of {config.keep_novelty_of} keeps no such frame"
-        wanted = (WANTED[part] for part, of in found.of.items() if (of > NEW).any())
-        remedy = "; ".join(wanted) or f"--keep-novelty {NEW:g} keeps what is new and no more"
+        wanted = (NOVELTY_REMEDIES[part] for part, of in found.of.items() if (of > NOVELTY_EDGE).any())
+        remedy = "; ".join(wanted) or f"--keep-novelty {NOVELTY_EDGE:g} keeps what is new and no more"
         yield Finding(AMBER, "novelty", f"{text}; {kept}", remedy)
     else:
         yield Finding(GREEN, "novelty", text)

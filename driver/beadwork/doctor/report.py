@@ -18,7 +18,7 @@ from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read
 from beadwork.observe.pace import OF_DELTA_ALONE
-from beadwork.potential.device import idle
+from beadwork.potential.device import unused_gpu
 from beadwork.potential.load import load_for
 from beadwork.serve.assemble import join
 
@@ -95,7 +95,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
 
 def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, float]) -> Iterator[Finding]:
     """All that needs the models; `seconds` gets the time of one evaluation by socket. Raises BeadworkError."""
-    for text in idle(config.device):
+    for text in unused_gpu(config.device):
         yield Finding(AMBER, "device", text, 'device = "cuda"')
     potentials = [service.potential for service in join(config, simulation)[0]]
     sockets = [simulation.socket(name) for name in config.at or [simulation.socket().name]]

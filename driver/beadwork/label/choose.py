@@ -28,7 +28,7 @@ from beadwork.label.label import computed
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import check
 from beadwork.potential.graph import build
-from beadwork.potential.novelty import NEW
+from beadwork.potential.novelty import NOVELTY_EDGE
 
 #: of the mean variance of an element's features: what varies less counts as if it varied so much
 FLOOR = 3e-2
@@ -77,8 +77,8 @@ def choose(
     that the user has brought) the median of the others counts. labelled: structures that have labels. model: the bundle
     whose features tell environments apart. parts: the atoms of each waiting frame that a label would hold, where a
     cluster is cut out of it: only these count, and are covered by it; None for all. novelty: of each atom of each
-    waiting frame, None where it is not known; above NEW the largest spread of all counts. Raises ModelError for a
-    bundle that cannot say its features, or does not know an element.
+    waiting frame, None where it is not known; above NOVELTY_EDGE the largest spread of all counts. Raises ModelError
+    for a bundle that cannot say its features, or does not know an element.
     """
     if not waiting or most < 1:
         return Choice((), 0.0, 0.0, 0.0, 0)
@@ -92,7 +92,7 @@ def choose(
     weight = np.where(known, weight, np.median(weight[known]) if known.any() else 1.0)
     if novelty is not None:
         of_frames = [np.zeros(len(f.numbers)) if of is None else of for f, of in zip(waiting, novelty, strict=True)]
-        weight[np.concatenate(of_frames)[held] > NEW] = weight.max()
+        weight[np.concatenate(of_frames)[held] > NOVELTY_EDGE] = weight.max()
     start = np.full(len(pool), np.inf)
     _cover(start, pool, kind, vectors[~new], element[~new])
     # where nothing of an element is labelled, every atom of it is as new as the two most different ones are

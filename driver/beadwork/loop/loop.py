@@ -49,9 +49,17 @@ from beadwork.label.choose import from_queue as choose
 from beadwork.label.run import atoms_of, label, set_aside
 from beadwork.loop import simulate
 from beadwork.observe.record import Answered
-from beadwork.potential.bundle import COMMITTEE, Card, committee_hash, load_card, load_committee, members_of, point
-from beadwork.potential.novelty import NEW
-from beadwork.potential.potential import SHORT
+from beadwork.potential.bundle import (
+    COMMITTEE,
+    Card,
+    committee_hash,
+    load_card,
+    load_committee,
+    members_of,
+    write_pointer,
+)
+from beadwork.potential.novelty import NOVELTY_EDGE
+from beadwork.potential.potential import SHORT_HASH_CHARACTERS
 from beadwork.settings import Rule, at_least, check, required, setting
 from beadwork.toml import build, fit
 from beadwork.toml import read as read_toml
@@ -254,7 +262,7 @@ class _Learning:
         if not (loop.delta / COMMITTEE).exists() or len(members) < 2:
             raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
         if not (loop.folder / CURRENT).exists():
-            point(loop.folder / CURRENT, loop.delta)
+            write_pointer(loop.folder / CURRENT, loop.delta)
         done: list[Generation] = []
         for number in range(loop.generations + 1):
             now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
@@ -318,7 +326,7 @@ class _Learning:
 
     def _simulate(self, now: Generation, done: Sequence[Generation], committee: Path) -> dict[str, Any]:
         runs = {}
-        serving = now.stages["begin"]["hash"][:SHORT]
+        serving = now.stages["begin"]["hash"][:SHORT_HASH_CHARACTERS]
         for name, xml in self.loop.simulations.items():
             if self.loop.start == "live":
                 folder = self._follow(name, xml, serving, done)
@@ -349,7 +357,7 @@ class _Learning:
                 "simulations": sorted(simulate.simulations(folder)),
             }
             said = f"{now.folder.name}: {name}: {flagged} of {len(steps)} steps flagged, {len(kept)} frames kept"
-            self.tell(f"{said}{_tell_new(novelty, len(steps))}")
+            self.tell(f"{said}{_format_novelty(novelty, len(steps))}")
         return {"runs": runs}
 
     def _follow(self, name: str, xml: Path, serving: str, done: Sequence[Generation]) -> Path:
@@ -358,7 +366,7 @@ class _Learning:
         if name in self.live and not simulate.steps_are_told(xml):
             self.live.pop(name).end()  # it would wait for i-PI's next start, which is this
         # what ran already goes on with the committee before until the server has loaded and checked this one
-        before = done[-1].stages["begin"]["hash"][:SHORT] if name in self.live else None
+        before = done[-1].stages["begin"]["hash"][:SHORT_HASH_CHARACTERS] if name in self.live else None
         simulate.prepare(xml, folder, steps=ENDLESS)
         if name not in self.live:
             most = self.loop.run.get("keep-most", ServeConfig().keep_most) * (self.loop.generations + 1)
@@ -441,17 +449,17 @@ class _Learning:
         }
 
     def _swap(self, now: Generation) -> dict[str, Any]:
-        point(self.loop.folder / CURRENT, now.folder / "committee")
+        write_pointer(self.loop.folder / CURRENT, now.folder / "committee")
         return {"current": str((now.folder / "committee").relative_to(self.loop.folder))}
 
 
 def _summed(novelty: Sequence[float | None]) -> dict[str, float | int] | None:
     """The largest novelty of these steps and at how many it was above the edge of training; None where unknown."""
     known = [value for value in novelty if value is not None]
-    return {"largest": max(known), "new": sum(value > NEW for value in known)} if known else None
+    return {"largest": max(known), "new": sum(value > NOVELTY_EDGE for value in known)} if known else None
 
 
-def _tell_new(novelty: Mapping[str, Mapping[str, float] | None], steps: int) -> str:
+def _format_novelty(novelty: Mapping[str, Mapping[str, float] | None], steps: int) -> str:
     """Whose novelty a simulation has met, and what the baseline's asks for."""
     parts = {"delta": "Δ", "baseline": "the baseline"}
     known = [(name, about) for part, name in parts.items() if (about := novelty.get(part)) is not None]

@@ -45,7 +45,7 @@ class Pace:
         self.joined = False  #: `step` is this server's count, as i-PI had begun before
         self.kept = 0
         self.kept_for: Counter[str] = Counter()  #: a frame may be kept for two reasons
-        self.new_structures = 0  #: with an atom above `potential.novelty.NEW`, since the start
+        self.new_structures = 0  #: with an atom above `potential.novelty.NOVELTY_EDGE`, since the start
         self.new_atoms = 0
         self.spread: float | None = None  #: eV/Å, the largest of the last evaluation that has one
         self.answered: float | None = None  #: when the last answer had left, on the monotonic clock

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.disk import put_aside, write_whole, writing
-from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, MarkPassed, PassedOver, Refused, TakenUp
+from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, PassedOver, Refused, TakenUp, ThresholdPassed
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import read_table
-from beadwork.potential.novelty import NEW
+from beadwork.potential.novelty import NOVELTY_EDGE
 
 NAME = "beadwork.out"
 #: the line where i-PI's step is not known
@@ -96,7 +96,7 @@ class Record:
             self._kept_for.update(event.why)
         elif isinstance(event, Evaluated):
             self._add(event)
-        elif isinstance(event, MarkPassed):
+        elif isinstance(event, ThresholdPassed):
             self._marks[event.kind] += 1
         elif isinstance(event, PassedOver):
             frames, most = self._passed.get(event.why, (0, 0.0))
@@ -202,7 +202,8 @@ class Record:
 
 @dataclass
 class _New:
-    """Structures and atoms above `potential.novelty.NEW`, of those of which novelty is known; step 0 included."""
+    """Structures and atoms above `potential.novelty.NOVELTY_EDGE`, of those of which novelty is known; step 0
+    included."""
 
     structures: int = 0
     new_structures: int = 0
@@ -359,8 +360,8 @@ def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     if (new := summary["novelty"]) is not None:
         largest = ", ".join(f"{value:.2f} for {WHOSE[part]}" for part, value in new["largest"].items())
         lines.append(
-            f"novelty (1: the edge of training): at most {largest}; above {NEW:g} in {new['new_structures']} of "
-            f"{new['structures']} structures, {new['new_atoms']} atoms"
+            f"novelty (1: the edge of training): at most {largest}; above {NOVELTY_EDGE:g} in {new['new_structures']} "
+            f"of {new['structures']} structures, {new['new_atoms']} atoms"
         )
     lines += [
         f"not kept, for {PASSED[why]}: {about['frames']} frames, up to {about['force_spread_max']:.4f} eV/Å"

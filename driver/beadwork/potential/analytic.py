@@ -1,4 +1,4 @@
-"""Toys behind the engines' contract: what they answer is known on paper."""
+"""Test potentials with an engine's contract, whose energies and forces are known analytically."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Harmonic:
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate every system of the graph."""
         r = graph.positions
+        # coordinates as they come, never wrapped: a spring to a fixed site has no periodic images
         away = r if self.sites is None else r - np.tile(self.sites, (len(graph), 1))
         starts = graph.ptr[:-1]
         forces = -self.k * away

@@ -1,4 +1,8 @@
-"""Opening a bundle with one of the engines, and admitting the native one only where it agrees with the reference."""
+"""Open a bundle with one of the engines; the native one is used only after it agreed with the reference engine.
+
+The native engine is young and silent about what it does not support: it computes a model with an unknown part all the
+same, and wrongly. So it is verified on every start, on the user's own structure and on a dense trial box.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,19 @@ from beadwork.potential.torchscript import TorchScriptEngine
 
 #: (eV/atom, eV/Å) within which native must agree with torchscript in the same precision
 TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
-#: Å: the virial an atom must agree within this times the tolerance of forces; a sum over some fifty neighbours
-VIRIAL = 10.0
-#: by how much of itself an atom's novelty may differ: far less than decides whether it is new
-NOVELTY = 1e-2
-#: eV/Å: the tolerances are for forces up to this, as atoms have them that move; a trial has larger ones
-USUAL = 10.0
+#: Å: the virial per atom must agree within this times the tolerance of forces: a sum over some fifty neighbours, each
+#: with an error of its own, that grows as their root times a distance
+VIRIAL_ARM = 10.0
+#: relative difference allowed in an atom's novelty: far less than decides whether it is new
+NOVELTY_TOLERANCE = 1e-2
+#: eV/Å: the tolerances hold for forces up to this, the largest in ordinary dynamics; the trial has larger ones
+USUAL_FORCE = 10.0
 
 
 def open_engine(
     bundle: str | Path, engine: str = "auto", dtype: str = "float64", device: str = "cpu"
 ) -> TorchScriptEngine | AutoEngine:
-    """Open a bundle. All but 'torchscript' decide at the first structure, and `choice` says which it took, and why.
+    """Open a bundle. All but 'torchscript' select a backend at the first structure; `choice` says which, and why.
 
     Raises ModelError for an unknown engine or precision, a bundle that fails its check, or a native model that cannot
     be run where 'native' was asked for.
@@ -49,8 +54,8 @@ def open_engine(
 class AutoEngine:
     """Native where it is there and agrees with torchscript on the first structure; else torchscript.
 
-    required: else a ModelError, here or on the first structure. choice: a sentence for the log, empty until `settle` or
-    `evaluate` was called.
+    required: native or a ModelError, here or on the first structure. choice: a message for the log, empty until
+    `select_backend` or `evaluate` was called.
     """
 
     def __init__(
@@ -60,12 +65,13 @@ class AutoEngine:
         self.cutoff = card.cutoff
         self.elements = card.elements
         self.choice = ""
-        #: whether the native model was taken, and whether there is one that does not agree; False until it is settled
+        #: whether the native model was selected, and whether there is one that does not agree; False until verified
         self.native = self.disagrees = False
         self._dtype = dtype
         self._card = card
         self._required = required
         self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
+        # always loaded too: it is the reference, and the only one that can weigh atoms' energies
         torchscript = TorchScriptEngine(bundle, dtype, device)
         self._engine: FeatureEngine = torchscript
         self._torchscript = torchscript
@@ -80,14 +86,15 @@ class AutoEngine:
         else:
             try:
                 self._native = NativeEngine(bundle, dtype, device)
-            except ModelError as error:
+            except ModelError as error:  # no C++ compiler, say: slower, but a run is possible
                 self.choice = f"{self.name}: {error}"
 
-    def settle(self, graph: Graph) -> str:
-        """Decide on the first system of this graph and on a trial of its elements, unless that is done.
+    def select_backend(self, graph: Graph) -> str:
+        """Verify the native model on the first system of this graph and on a trial of its elements; once only.
 
-        A lone molecule does not show all that a model does: one that lies in a plane hides whatever is odd under its
-        reflection. Return `choice`. Raises ModelError where the native model is required and does not agree.
+        A single molecule does not test all parts of a model: a planar one, such as water, hides every term that is odd
+        under reflection in its plane. Returns `choice`. Raises ModelError where the native model is required and does
+        not agree.
         """
         if self._native is not None:
             found = compare(self._native, self._engine, graph.part(0, 1), self._dtype)
@@ -99,6 +106,7 @@ class AutoEngine:
                 raise ModelError(f"{self._card.path}: {found}", "import the model again, or use --engine torchscript")
             if found.agreed:
                 self._engine = self._native
+            # a native engine that was not selected is freed
             self.native, self.disagrees = found.agreed, not found.agreed
             self._native = None
             self.name = self._engine.name
@@ -106,17 +114,17 @@ class AutoEngine:
         return self.choice
 
     def evaluate(self, graph: Graph) -> Energies:
-        """Evaluate with the engine that was chosen, choosing first where that is still to be done."""
-        self.settle(graph)
+        """Evaluate with the selected backend; select it first where that is not done yet."""
+        self.select_backend(graph)
         return self._engine.evaluate(graph)
 
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
-        """Evaluate with torchscript, whatever was chosen: the native one knows no derivative of an atom's energy."""
+        """Evaluate with torchscript, whatever was selected: native kernels have no derivative of one atom's energy."""
         return self._torchscript.weighted(graph, weights)
 
     def features(self, graph: Graph) -> FloatArray:
-        """(A, F): the model's features, by the engine that was chosen."""
-        self.settle(graph)
+        """(A, F): the model's features, by the selected backend."""
+        self.select_backend(graph)
         return self._engine.features(graph)
 
 
@@ -138,15 +146,16 @@ class Comparison:
     def agreed(self) -> bool:
         """Whether all is within what is allowed; False for NaN."""
         energy, force = self.allowed
-        close = self.energy <= energy and self.force <= force and self.virial <= VIRIAL * force
-        return close and self.novelty <= NOVELTY
+        # comparisons this way round, because every comparison with NaN is False
+        close = self.energy <= energy and self.force <= force and self.virial <= VIRIAL_ARM * force
+        return close and self.novelty <= NOVELTY_TOLERANCE
 
     def __str__(self) -> str:
         return (
             f"native {'agrees' if self.agreed else 'does NOT agree'} with torchscript on {self.on} "
             f"({self.energy:.1e} eV/atom, {self.force:.1e} eV/Å; allowed {self.allowed[0]:.0e} and "
-            f"{self.allowed[1]:.0e}; virial an atom {self.virial:.1e} eV, allowed {VIRIAL * self.allowed[1]:.0e}"
-            + (f"; novelty {self.novelty:.0e} of itself, allowed {NOVELTY:.0e})" if self.novelty else ")")
+            f"{self.allowed[1]:.0e}; virial an atom {self.virial:.1e} eV, allowed {VIRIAL_ARM * self.allowed[1]:.0e}"
+            + (f"; novelty {self.novelty:.0e} of itself, allowed {NOVELTY_TOLERANCE:.0e})" if self.novelty else ")")
         )
 
 
@@ -158,24 +167,27 @@ def compare(
     on: str = "the first structure",
     usual: float = np.inf,
 ) -> Comparison:
-    """Evaluate a graph with both, and tell of the system where they are furthest apart.
+    """Evaluate a graph with both, and return how far apart they are in the system where they differ most.
 
     usual: eV/Å; in a system with larger forces than this the tolerance grows with them. Raises ModelError where one of
     the two fails.
     """
+    # through `memory`, because a start structure of many beads may not fit at once
     one, two = (memory.evaluate(engine, graph)[0] for engine in (native, torchscript))
     atoms, first = np.diff(graph.ptr), graph.ptr[:-1]
     energies = np.abs(one.energies - two.energies) / atoms
     forces = np.maximum.reduceat(np.abs(one.forces - two.forces).max(axis=1), first)
     # a virial sums the forces on the pairs times their lengths, of which an atom has many
     virials = np.abs(one.virials - two.virials).max(axis=(1, 2)) / atoms
+    # rounding errors are relative: where forces are ten times the usual, so are the differences. fmax ignores NaN,
+    # which must fail in the comparison itself and not widen the tolerance
     rough = np.fmax(1.0, np.maximum.reduceat(np.abs(two.forces).max(axis=1), first) / usual)
     strange = 0.0
     if one.novelty is not None and two.novelty is not None:
         strange = float(np.max(np.abs(one.novelty - two.novelty) / np.maximum(two.novelty, 1.0)))
     energy, force = TOLERANCE[dtype]
     worst = int(
-        np.argmax(np.stack((energies / energy, forces / force, virials / (VIRIAL * force))).max(axis=0) / rough)
+        np.argmax(np.stack((energies / energy, forces / force, virials / (VIRIAL_ARM * force))).max(axis=0) / rough)
     )
     return Comparison(
         float(energies[worst]),
@@ -188,24 +200,28 @@ def compare(
 
 
 def compare_dense(native: Engine, torchscript: Engine, elements: Iterable[int], dtype: str) -> Comparison:
-    """Compare on a trial of these elements, where all that a model does is seen. Raises ModelError."""
+    """Compare on a trial of these elements, which tests every part of a model. Raises ModelError."""
     graph = trial(elements, torchscript.cutoff)
-    return compare(native, torchscript, graph, dtype, "a dense box of its elements and close pairs of them", USUAL)
+    return compare(
+        native, torchscript, graph, dtype, "a dense box of its elements and close pairs of them", USUAL_FORCE
+    )
 
 
 def trial(elements: Iterable[int], cutoff: float) -> Graph:
-    """A dense periodic box of these elements in no order, and each beside itself and the next, closer than a bond.
+    """A dense periodic box of these elements at random sites, and pairs of them closer than a bond.
 
-    Every atom of the box has some ninety neighbours within the cutoff (Å). The pairs reach what repels atoms that come
-    close. Always the same.
+    Every atom of the box has some ninety neighbours within the cutoff (Å). The pairs test the short-range repulsion
+    (ZBL) that some models have. The same at every call.
     """
     known = sorted(elements)
+    # a fixed seed: a model that is accepted today is accepted tomorrow
     rng = np.random.default_rng(0)
     side = max(3, int(np.ceil(len(known) ** (1 / 3))))
     # 4/3 π / 0.36³ = 90 atoms in a sphere of the cutoff
     lattice = side * 0.36 * cutoff * (np.eye(3) + rng.uniform(-0.1, 0.1, (3, 3)))
     grid = np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)
     positions = (grid + rng.uniform(-0.12, 0.12, grid.shape)) / side @ lattice
+    # atoms are displaced from a distorted lattice, so that no symmetry makes a term vanish
     frames = [Frame(rng.permutation(np.resize(known, len(grid))).astype(np.int_), positions, lattice)]
     for z, other in zip(known, known[1:] + known[:1], strict=True):
         for pair in sorted({(z, z), (z, other)}):

@@ -1,4 +1,4 @@
-"""Model bundles: a folder with a TorchScript model, perhaps a native one, and a card that says what they are."""
+"""Model bundles: a folder with a TorchScript model, an optional native one, and a card that describes them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ MODEL = "model.pt"
 NATIVE = "native.json"
 NOVELTY = "novelty.npz"
 COMMITTEE = "committee.toml"
-#: in committee.toml: quantiles of the largest force spread of a frame, on frames held out; and the one that counts
-SPREAD, USUAL = "spread_held_out", 0.99
+#: committee.toml's table of quantiles of the largest force spread of a frame, on frames held out; and which of them
+#: the selection window begins at by default
+SPREAD_TABLE, USUAL_QUANTILE = "spread_held_out", 0.99
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "angstrom"}
-#: bytes; more has no file of a model, and no card, even with a line for each of 100,000 frames
-LARGEST, LONGEST = 2**34, 2**24
-Opened = TypeVar("Opened")
+#: bytes: no model has a larger file, and no card is larger, even with a line for each of 100,000 frames. A bundle may
+#: come from anyone, and a huge file would fill the memory of whoever reads it
+MAX_FILE_BYTES, MAX_CARD_BYTES = 2**34, 2**24
+AnyEngine = TypeVar("AnyEngine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Card:
     @property
     def hash(self) -> str:
         """The TorchScript model's hash (and its head's), prefixed: what the queue and the log call this model."""
+        # not the native file's: it is made from the same weights and must not give the same model another name
         model = self.sha256[MODEL]
         return "sha256:" + (hashlib.sha256(f"{model} {self.head}".encode()).hexdigest() if self.head else model)
 
@@ -102,7 +105,7 @@ def load_card(bundle: str | Path) -> Card:
             dtype=str(data["dtype"]),
             head=data.get("head"),
             sha256={str(k): str(v) for k, v in data["sha256"].items()},
-            about={k: v for k, v in data.items() if k not in _OWN},
+            about={k: v for k, v in data.items() if k not in _CARD_FIELDS},
         )
         units = dict(data["units"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -127,7 +130,7 @@ def check(bundle: str | Path) -> Card:
     """
     card = load_card(bundle)
     for name, expected in card.sha256.items():
-        if Path(name).name != name or name == "..":
+        if Path(name).name != name or name == "..":  # a path would let a card probe files outside its bundle
             raise ModelError(
                 f"{card.path / CARD} names {name!r}, which is no file of the bundle", "import the model again"
             )
@@ -136,7 +139,7 @@ def check(bundle: str | Path) -> Card:
             raise ModelError(
                 f"{file} is named in the card but missing", "copy the whole bundle or import the model again"
             )
-        if file.stat().st_size > LARGEST:
+        if file.stat().st_size > MAX_FILE_BYTES:
             raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any model", "import the model again")
         got = sha256(file)
         if got != expected:
@@ -148,17 +151,18 @@ def check(bundle: str | Path) -> Card:
     return card
 
 
-def open_again(
-    engine: Callable[[Path, str, str], Opened], bundle: Path, sha256: Mapping[str, str], dtype: str, device: str
-) -> Opened:
-    """Open a bundle as an engine, for a copy of one. Raises ModelError where its files are not what they were."""
+def reopen(
+    engine: Callable[[Path, str, str], AnyEngine], bundle: Path, sha256: Mapping[str, str], dtype: str, device: str
+) -> AnyEngine:
+    """Open a bundle again, for a copy of an engine. Raises ModelError where its files have changed since."""
+    # a copy that silently had other weights would be a wrong result
     if load_card(bundle).sha256 != sha256:
-        raise ModelError(f"{bundle} is not the model of which this is a copy: it was changed since", "load it anew")
+        raise ModelError(f"{bundle} has changed since the engine that was copied was opened", "load the model again")
     return engine(bundle, dtype, device)
 
 
-def describe(bundle: str | Path) -> str:
-    """Check a bundle and say in a few lines what it is. Raises ModelError."""
+def format_card(bundle: str | Path) -> str:
+    """Check a bundle and format its card in a few lines. Raises ModelError."""
     card = check(bundle)
     native = "yes" if card.native else f"no ({card.about.get('native', 'not extracted')})"
     lines = [
@@ -172,10 +176,10 @@ def describe(bundle: str | Path) -> str:
 
 
 def write_card(bundle: Path, card: Mapping[str, Any], without: str | None = None) -> Card:
-    """Write card.toml for the files that are in the folder now, but for one; format, units and hashes are added."""
+    """Write card.toml for the files that are in the folder now, except `without`; adds format, units and hashes."""
     files = [name for name in (MODEL, NATIVE, NOVELTY) if (bundle / name).is_file() and name != without]
     hashes = {name: sha256(bundle / name) for name in files}
-    about = {k: v for k, v in card.items() if v is not None}
+    about = {k: v for k, v in card.items() if v is not None}  # TOML has no null
     data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}
     write_whole(bundle / CARD, tomli_w.dumps(data))
     return load_card(bundle)
@@ -192,7 +196,8 @@ def amend_card(
     check(bundle)
     data = {k: v for k, v in _read_toml(bundle / CARD).items() if k not in ("format", "units", "sha256")}
     if file is not None:
-        part = bundle / f".{os.getpid()}.{file}"  # with its ending, which some writers add
+        # np.savez appends .npz to a name that does not end so: the ending stays last
+        part = bundle / f".{os.getpid()}.{file}"
         write(part)
         write_card(bundle, data, without=file)  # a kill from here on leaves a bundle without it, and no damaged one
         os.replace(part, bundle / file)
@@ -205,13 +210,14 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
     Raises ModelError for one that cannot be read, or with numbers that make no sense.
     """
     folders = {m.resolve().parent for m in members}
-    if len(folders) != 1:
+    if len(folders) != 1:  # members from several places: no single card is about them
         return None
     file = folders.pop() / COMMITTEE
     if not file.exists():
         return None
     data = _read_toml(file)
     names = [m.resolve().name for m in members]
+    # a card of before energies had an alpha of their own has one alpha for both
     try:
         listed = [str(n) for n in data.get("members", names)]
         weights = [float(w) for w in data.get("weights", [1.0] * len(listed))]
@@ -222,8 +228,8 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{file} is wrong ({type(error).__name__}: {error})",
-            "it holds alpha and energy_alpha (numbers), members "
-            f"and weights (lists of one length), and in [{SPREAD}] the quantiles of the spread on frames held out",
+            "it holds alpha and energy_alpha (numbers), members and weights (lists of one length), and in "
+            f"[{SPREAD_TABLE}] the quantiles of the spread on frames held out",
         ) from error
     if sorted(listed) != sorted(names):
         return None
@@ -233,7 +239,9 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
             f"both alphas must be {SENSE}, weights too, or 0, but not all 0",
         )
     if usual is not None and not (math.isfinite(usual) and usual >= 0):
-        raise ModelError(f"{file} has {usual} in [{SPREAD}]", "quantiles of a spread are numbers that are not negative")
+        raise ModelError(
+            f"{file} has {usual} in [{SPREAD_TABLE}]", "quantiles of a spread are numbers that are not negative"
+        )
     return Committee(alpha, energy_alpha, paired, usual)
 
 
@@ -248,7 +256,8 @@ def members_of(delta: Sequence[str | Path]) -> list[Path]:
     folder = Path(delta[0])
     if folder.is_file():
         lines = folder.read_text(encoding="utf-8", errors="replace").splitlines()
-        if not lines or not lines[0].strip() or "\0" in lines[0]:  # a crash can leave a file of NULs
+        # a machine that crashed can leave a file of the right length full of NULs (delayed allocation)
+        if not lines or not lines[0].strip() or "\0" in lines[0]:
             raise ModelError(f"{folder} names no committee", "its first line must be the path of a committee's folder")
         pointer, folder = folder, (folder.parent / lines[0].strip()).resolve()
         if not (folder / COMMITTEE).exists():
@@ -263,8 +272,8 @@ def members_of(delta: Sequence[str | Path]) -> list[Path]:
     return [folder / name for name in listed]
 
 
-def point(pointer: Path, committee: Path) -> None:
-    """Let a pointer name this committee's folder; whoever reads it finds the old one or the new one, never neither.
+def write_pointer(pointer: Path, committee: Path) -> None:
+    """Let a pointer file name this committee's folder; a reader finds the old name or the new one, never neither.
 
     Raises ModelError for a folder that is no committee, or whose files are not those that the cards describe.
     """
@@ -272,6 +281,7 @@ def point(pointer: Path, committee: Path) -> None:
         raise ModelError(f"{committee} has no {COMMITTEE}: it is no committee's folder", "name one that has")
     for member in members_of([committee]):
         check(member)
+    # relative, so that a project's folder can be moved, or mounted elsewhere on a cluster's nodes
     target = os.path.relpath(committee.resolve(), pointer.resolve().parent)
     try:
         write_whole(pointer, target + "\n")
@@ -283,11 +293,11 @@ def point(pointer: Path, committee: Path) -> None:
 LEARN_MORE = "label more frames or train longer before you serve it"
 
 
-def no_better(held_out: Mapping[str, Any]) -> str:
-    """Say where a Δ is no better than its baseline alone, by the errors in its card; empty where it is, or none are.
+def format_no_better(held_out: Mapping[str, Any]) -> str:
+    """A message that says where a Δ is no better than its baseline alone, from the errors in its card.
 
-    held_out: the table of that name in committee.toml: of `energy` and `force` the root mean square error and its
-    error bar, and the same of the baseline. What is said ends with LEARN_MORE.
+    Empty where Δ is better, or the card has no errors. held_out: the table of that name in committee.toml: for `energy`
+    and `force` the root mean square error and its error bar, and the same of the baseline. It ends with LEARN_MORE.
     """
     said = _no_better(held_out)
     return f"{said}; {LEARN_MORE}" if said else ""
@@ -301,7 +311,7 @@ def _no_better(held_out: Mapping[str, Any]) -> str:
     ):
         own, base = held_out.get(f"{kind}_{key}"), held_out.get(f"baseline_{kind}_{key}")
         if isinstance(own, list) and isinstance(base, list) and own[0] > base[0]:
-            worse = worse or own[0] - own[1] > base[0] + base[1]
+            worse = worse or own[0] - own[1] > base[0] + base[1]  # 'worse' only where the error bars do not overlap
             names.append(what)
             found.append(
                 f"{what} are wrong by {own[0]:.3g} ± {own[1]:.1g} {unit} with Δ, {base[0]:.3g} ± {base[1]:.1g} without"
@@ -316,13 +326,13 @@ def _no_better(held_out: Mapping[str, Any]) -> str:
 
 
 def worse_than_baseline(committee: Path) -> str:
-    """The same of a committee's folder, without LEARN_MORE. Raises ModelError where it cannot be read."""
+    """The same for a committee's folder, without LEARN_MORE. Raises ModelError where it cannot be read."""
     held_out = _read_toml(committee / COMMITTEE).get("held_out", {})
     return _no_better(held_out) if isinstance(held_out, Mapping) else ""
 
 
 def sha256(file: Path) -> str:
-    """Hash a file without reading it into memory at once."""
+    """Hash a file block by block: models of gigabytes need not fit into memory."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -332,19 +342,19 @@ def sha256(file: Path) -> str:
 
 def _usual(data: Mapping[str, Any]) -> float | None:
     """The quantile of the largest force spread of a frame, eV/Å; None where the file has none."""
-    if SPREAD not in data:
+    if SPREAD_TABLE not in data:
         return None
-    shares = [float(share) for share in data[SPREAD]["shares"]]
-    found = dict(zip(shares, data[SPREAD]["force_eV_per_angstrom"], strict=True))
-    return float(found[USUAL])
+    shares = [float(share) for share in data[SPREAD_TABLE]["shares"]]
+    found = dict(zip(shares, data[SPREAD_TABLE]["force_eV_per_angstrom"], strict=True))
+    return float(found[USUAL_QUANTILE])
 
 
-_OWN = ("format", "name", "elements", "cutoff", "dtype", "head", "units", "sha256")
+_CARD_FIELDS = ("format", "name", "elements", "cutoff", "dtype", "head", "units", "sha256")
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > LONGEST:
+        if file.stat().st_size > MAX_CARD_BYTES:
             raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any card", "import the model again")
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -363,6 +373,7 @@ def committee_hash(models: Sequence[str], weights: Sequence[float] = ()) -> str:
 
     weights: in any scale; what counts are six digits of each one's part.
     """
+    # six digits: the same weights read from TOML and divided by their sum differ in the last bits
     lines = [prefixed(model) for model in models]
     if len(set(weights)) > 1:
         lines += [f"weight {weight / sum(weights):.6g}" for weight in weights]

@@ -30,14 +30,15 @@ class BeadworkCalculator(Calculator):  # type: ignore[misc]
     ) -> None:
         """Evaluate `atoms`; called by ASE."""
         super().calculate(atoms, properties, system_changes)
-        answer = self.potential.evaluate([Frame.from_atoms(self.atoms)])
-        energy = float(answer.energies[0])
-        self.results = {"energy": energy, "free_energy": energy, "forces": answer.forces}
-        if answer.of_atoms is not None:
-            self.results["energies"] = answer.of_atoms
-        if self.atoms.cell.rank == 3:
-            stress = -answer.virials[0] / self.atoms.get_volume()
-            self.results["stress"] = stress.ravel()[[0, 4, 8, 5, 2, 1]]
-        if answer.energy_spread is not None and answer.force_spread is not None:
-            self.results["energy_spread"] = float(answer.energy_spread[0])
-            self.results["force_spread"] = np.array(answer.force_spread)
+        result = self.potential.evaluate([Frame.from_atoms(self.atoms)])
+        energy = float(result.energies[0])
+        # ASE's optimisers and filters ask for 'free_energy'; no electrons here, so it is the energy
+        self.results = {"energy": energy, "free_energy": energy, "forces": result.forces}
+        if result.of_atoms is not None:
+            self.results["energies"] = result.of_atoms
+        if self.atoms.cell.rank == 3:  # else there is no volume to divide by
+            stress = -result.virials[0] / self.atoms.get_volume()
+            self.results["stress"] = stress.ravel()[[0, 4, 8, 5, 2, 1]]  # Voigt: xx yy zz yz xz xy
+        if result.energy_spread is not None and result.force_spread is not None:
+            self.results["energy_spread"] = float(result.energy_spread[0])
+            self.results["force_spread"] = np.array(result.force_spread)

@@ -1,4 +1,4 @@
-"""The one contract between a graph of many systems and whatever computes energies on it."""
+"""The contract of an engine: a graph of many systems in, energies and their derivatives out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from beadwork.potential.novelty import TrainingSet
 
 @dataclass(frozen=True, slots=True)
 class Energies:
-    """What one model says of every system in a graph of S systems and A atoms in all.
+    """One model's result for every system in a graph of S systems and A atoms in all.
 
     energies: (S,) eV. forces: (A, 3) eV/Å, systems one after the other. virials: (S, 3, 3) eV, symmetric, minus
     stress times volume (positive under compression), the sign that i-PI's wire has. of_atoms: (A,) eV, each atom's part
-    of the energy, its reference energy included; None where the engine does not say. novelty: (A,) how far each atom is
-    from those that the model was trained on, 1 at their edge (`potential.novelty`); None where the bundle does not say.
+    of the energy, its reference energy included; None where the engine has none. novelty: (A,) how far each atom is
+    from those that the model was trained on, 1 at their edge (`potential.novelty`); None where that is not known.
     """
 
     energies: FloatArray
@@ -31,20 +31,20 @@ class Energies:
 
 
 def join(pieces: Sequence[Energies]) -> Energies:
-    """Put the answers for runs of systems one after the other."""
+    """Concatenate the results of consecutive runs of systems."""
     if len(pieces) == 1:
         return pieces[0]
     return Energies(
         np.concatenate([p.energies for p in pieces]),
         np.concatenate([p.forces for p in pieces]),
         np.concatenate([p.virials for p in pieces]),
-        together([p.of_atoms for p in pieces], np.concatenate),
-        together([p.novelty for p in pieces], np.concatenate),
+        combine_known([p.of_atoms for p in pieces], np.concatenate),
+        combine_known([p.novelty for p in pieces], np.concatenate),
     )
 
 
-def together(parts: Sequence[FloatArray | None], put: Callable[[list[FloatArray]], Any]) -> FloatArray | None:
-    """Put parts into one; None where one of them is."""
+def combine_known(parts: Sequence[FloatArray | None], put: Callable[[list[FloatArray]], Any]) -> FloatArray | None:
+    """Combine parts with `put`; None where one of them is None, since a sum or mean of some would mean nothing."""
     known = [part for part in parts if part is not None]
     return put(known) if len(known) == len(parts) else None
 
@@ -54,18 +54,18 @@ class Weighted(Protocol):
     """An engine that can weigh the atoms' energies one by one."""
 
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
-        """What the energy Σ_i weights_i (energy of atom i) is, with its derivatives. weights: (A,)."""
+        """The energy Σ_i weights_i (energy of atom i), with its derivatives. weights: (A,)."""
         ...
 
 
 class Engine(Protocol):
-    """Anything that evaluates a graph: TorchScript MACE, compiled kernels, a harmonic toy.
+    """Anything that evaluates a graph: TorchScript MACE, compiled kernels, a harmonic test potential.
 
     Every engine passes the same contract check (tests/support/contract.py). An engine keeps no state between
     calls that a caller can see; it need not be safe to call from two threads at once.
     """
 
-    #: what messages call it, e.g. "delta-2 (native, float64)"
+    #: its name in messages, e.g. "delta-2 (native, float64)"
     name: str
     #: Å; the graph may have been built with a larger one, the engine ignores longer edges
     cutoff: float
@@ -78,9 +78,9 @@ class Engine(Protocol):
 
 
 class FeatureEngine(Engine, Protocol):
-    """An engine that can say the features by which its model tells atoms apart."""
+    """An engine that gives the features by which its model tells atoms apart."""
 
-    #: what the model was trained on, where its bundle says; `evaluate` answers novelty then
+    #: what the model was trained on, where its bundle says; `evaluate` then returns novelty
     training_set: TrainingSet | None
 
     def features(self, graph: Graph) -> FloatArray:

@@ -1,4 +1,4 @@
-"""What an evaluation answers: energies, forces, virials, how far members disagree, and how new atoms are."""
+"""The result of an evaluation: energies, forces, virials, how far members disagree, and how new atoms are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from beadwork.errors import NonFiniteError
 from beadwork.frame import FloatArray, IntArray
-from beadwork.potential.engine import Energies, together
+from beadwork.potential.engine import Energies, combine_known
 from beadwork.potential.graph import Graph
 
 
@@ -43,7 +43,7 @@ class Novelty:
     atom: IntArray
 
     def whose(self, atom: int) -> str:
-        """The part to which an atom, counted through all systems, is newest: its labels are wanted."""
+        """The part to which an atom, counted through all systems, is newest: this part needs labels of it."""
         return max(self.of, key=lambda part: float(self.of[part][atom]))
 
 
@@ -56,10 +56,10 @@ class Evaluation:
     spread: None with fewer than two members; so are the properties that read it. of_atoms: as in `Energies`.
     member_forces (M, A, 3), member_virials (M, S, 3, 3): the exact derivatives of spread.members, deviations scaled by
     the alpha of energies as those are; only when asked for. novelty: None where no model knows what it was trained on.
-    models: hashes of the models that answered, baseline first; empty where they came from no bundles. weights: of the
-    members, where they are not equal.
+    models: hashes of the models that were evaluated, baseline first; empty where they came from no bundles. weights: of
+    the members, where they are not equal.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
-    notes: sentences for the log, about what was found while evaluating.
+    notes: messages for the log, about what was found while evaluating.
     seconds: where the time went: 'graph', each model by its name, 'reduce'.
     """
 
@@ -83,6 +83,7 @@ class Evaluation:
     @property
     def member_totals(self) -> FloatArray | None:
         """(M, S) eV: baseline + Δ_m, what i-PI's ffcommittee takes as `committee_pot` where the sum is served."""
+        # ffcommittee replaces our potential by the mean of these, so they must average to what was sent
         if self.spread is None or self.baseline is None:
             return None if self.spread is None else self.spread.members
         return self.baseline.energies + self.spread.members
@@ -106,7 +107,7 @@ def summed(graph: Graph, baseline: Energies | None, delta: Energies, **rest: obj
             baseline.energies + delta.energies,
             baseline.forces + delta.forces,
             baseline.virials + delta.virials,
-            together([baseline.of_atoms, delta.of_atoms], sum),
+            combine_known([baseline.of_atoms, delta.of_atoms], sum),
         )
     return Evaluation(
         total.energies,
@@ -120,10 +121,11 @@ def summed(graph: Graph, baseline: Energies | None, delta: Energies, **rest: obj
     )
 
 
-def novelty_of(graph: Graph, baseline: Energies | None, answers: Sequence[Energies]) -> Novelty | None:
-    """The largest novelty of each atom over all models; None where no model brought a training set to compare with."""
+def novelty_of(graph: Graph, baseline: Energies | None, results: Sequence[Energies]) -> Novelty | None:
+    """The largest novelty of each atom over all models; None where no model has a training set to compare with."""
     of = {} if baseline is None or baseline.novelty is None else {"baseline": baseline.novelty}
-    if members := [answer.novelty for answer in answers if answer.novelty is not None]:
+    # members learned from the same frames on different features: the one that sees most of a difference counts
+    if members := [result.novelty for result in results if result.novelty is not None]:
         of["delta"] = np.maximum.reduce(members)
     if not of:
         return None
@@ -134,18 +136,20 @@ def novelty_of(graph: Graph, baseline: Energies | None, answers: Sequence[Energi
 
 def first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntArray:
     """For each system, the atom (counted within it) that has the largest value."""
+    # exact equality is meant: `largest` was taken from these values
     at = np.flatnonzero(values == largest[graph.system])
     systems, first = np.unique(graph.system[at], return_index=True)
     return at[first] - graph.ptr[systems]
 
 
-def check_finite(model: str, graph: Graph, answer: Energies | Evaluation) -> None:
+def check_finite(model: str, graph: Graph, result: Energies | Evaluation) -> None:
     """Raise NonFiniteError, with the structure and the atom, where anything that would be sent is NaN or infinite."""
-    if np.isfinite(answer.energies).all() and np.isfinite(answer.forces).all() and np.isfinite(answer.virials).all():
+    if np.isfinite(result.energies).all() and np.isfinite(result.forces).all() and np.isfinite(result.virials).all():
         return
-    good = np.isfinite(answer.forces).all(axis=1)
+    # forces first, since they name the atom; an energy or a virial names the structure only
+    good = np.isfinite(result.forces).all(axis=1)
     if good.all():
-        bad = ~np.isfinite(answer.energies) | ~np.isfinite(answer.virials).all(axis=(1, 2))
+        bad = ~np.isfinite(result.energies) | ~np.isfinite(result.virials).all(axis=(1, 2))
         system = int(np.argmax(bad))
         what = "energy or virial"
     else:
@@ -153,6 +157,6 @@ def check_finite(model: str, graph: Graph, answer: Energies | Evaluation) -> Non
         system = int(graph.system[atom])
         what = f"force on atom {atom - int(graph.ptr[system])}"
     raise NonFiniteError(
-        f"{model} answered NaN or infinity for {graph.where(system)} ({what})",
-        "nothing was sent. The structure is far from what the model knows, or the model is broken",
+        f"{model} returned NaN or infinity for {graph.where(system)} ({what})",
+        "nothing was sent to i-PI. The structure is far from what the model was trained on, or the model is broken",
     )

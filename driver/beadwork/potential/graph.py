@@ -1,7 +1,7 @@
-"""Structures into one graph: every pair of atoms closer than a cutoff, for all beads at once.
+"""Build one graph from many structures: every pair of atoms closer than a cutoff, for all beads at once.
 
-`build` makes a graph from nothing. `GraphBuilder` keeps candidate pairs from step to step, and shares them between
-structures that lie close together, as the beads of a ring polymer do.
+`build` makes a graph without history. `GraphBuilder` keeps candidate pairs (Verlet lists with a skin) from step to step
+and shares them between structures that lie close together, as the beads of a ring polymer do.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from beadwork.errors import GeometryError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential.pair_kernel import within
 
-#: Å; no two nuclei come this close (H2 at its turning point under 100 GPa is above 0.5 Å)
-CLOSEST = 0.2
-#: neighbours of an atom in no matter: at a cutoff of 6 Å they would be a hundred times as dense as water
-CROWD = 10_000
-#: Å; an atom may travel half of it, from where its structures had it when the list was made
+#: Å; closer than any two nuclei come (H2 at its turning point under 100 GPa is above 0.5 Å)
+MIN_DISTANCE = 0.2
+#: more neighbours than an atom has in any matter: within 6 Å they would be a hundred times as dense as water
+MAX_NEIGHBOURS = 10_000
+#: Å; an atom may travel half of it, from its positions in the structures for which the list was made
 SKIN = 0.4
-#: Å; structures within this distance of each other, atom by atom, share a list
-SHARE = 1.6
+#: Å; structures within this distance of each other, atom by atom, share a list: the beads of a ring polymer do, and one
+#: list for all of them is built in the time of one
+SHARE_DISTANCE = 1.6
 #: lists that were not used in so many builds are dropped
-KEEP = 200
-#: and beyond so many those that were not used for longest: each is looked at for a structure that has none
-MOST = 256
+UNUSED_BUILDS = 200
+#: at most so many lists, dropping those unused for longest: a structure without a list is compared with each of them
+MAX_LISTS = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +64,8 @@ class Graph:
 
     @property
     def center(self) -> NDArray[np.int32]:
-        """(E,): the atom that each edge starts from, made anew at each call."""
+        """(E,): the atom that each edge starts from, computed at each call: engines that do not need it save 4 E
+        bytes."""
         return np.repeat(np.arange(len(self.numbers), dtype=np.int32), self.degree)
 
     def __len__(self) -> int:
@@ -119,7 +121,10 @@ class Graph:
         )
 
     def pieces(self, max_edges: int | None) -> list[tuple[int, int]]:
-        """Runs (first, last) of systems with at most max_edges edges together; a single system is never cut."""
+        """Runs (first, last) of systems with at most max_edges edges together; a single system is never cut.
+
+        A message-passing model needs a whole system at once: an atom's energy depends on its neighbours' neighbours.
+        """
         if max_edges is None or len(self.neighbor) <= max_edges:
             return [(0, len(self))]
         edges = self.edge_ptr()
@@ -137,32 +142,34 @@ class Graph:
 
 
 def build(frames: Sequence[Frame], cutoff: float) -> Graph:
-    """Build the graph of all frames from nothing; cutoff in Å. Raises GeometryError."""
+    """Build the graph of all frames without kept lists; cutoff in Å. Raises GeometryError."""
     return GraphBuilder(cutoff, skin=0.0, share=0.0).build(frames)
 
 
 class GraphBuilder:
-    """Builds graphs step after step, and keeps what it can.
+    """Builds graphs step after step, and keeps its pair lists as long as they are complete.
 
     A list holds the pairs of a reference structure that may come closer than the cutoff while every atom a stays
-    within its own room s_a: those with |r_ij| < cutoff + s_i + s_j. Take a structure with the cell h = h0 F and
+    within its own slack s_a: those with |r_ij| < cutoff + s_i + s_j. Take a structure with the cell h = h0 F and
     positions r = r0 F + d (up to a common translation), and let m be the smallest singular value of F. A pair that is
     closer than the cutoff there had |r_ij| < (cutoff + |d_i| + |d_j|) / m in the reference. So no pair is missed as
     long as |d_a| <= m s_a - (1 - m) cutoff / 2 for all atoms, whatever the cell did.
-    The exact cutoff is applied to every structure at every step, so the edges are those of a fresh build.
+    The exact cutoff is applied to every structure at every step, so the edges are those of a fresh build: kept lists
+    change the time, never the result.
 
-    cutoff: Å. skin: Å, twice the room in excess of what is needed when a list is made. share: Å.
-    built, kept: how many structures so far had a list made for them when they came, or found one. ahead: for how many
-    a list was made before they came.
+    cutoff: Å. skin: Å, twice the slack in excess of what is needed when a list is made. share: Å.
+    built, kept: how many structures so far had a list made for them when they came, or found one. prefetched: for how
+    many a list was made before they came.
     """
 
-    def __init__(self, cutoff: float, skin: float = SKIN, share: float = SHARE) -> None:
+    def __init__(self, cutoff: float, skin: float = SKIN, share: float = SHARE_DISTANCE) -> None:
         self.cutoff = cutoff
         self.skin = skin
         self.share = share
         self.built = 0
         self.kept = 0
-        self.ahead = 0
+        self.prefetched = 0
+        # kept from build to build; `_latest` remembers which frame used which, for `prefetch`
         self._lists: list[_Candidates] = []
         self._latest: list[tuple[Frame, _Candidates]] = []
         self._calls = 0
@@ -170,7 +177,7 @@ class GraphBuilder:
     def build(self, frames: Sequence[Frame]) -> Graph:
         """Return the graph of these frames, in this order; any number of them, in any order from call to call.
 
-        Raises GeometryError for what `Frame.check` refuses, and for atoms closer than `CLOSEST`.
+        Raises GeometryError for what `Frame.check` refuses, and for atoms closer than `MIN_DISTANCE`.
         """
         if not frames:
             raise GeometryError("there are no structures to evaluate", "pass at least one frame")
@@ -178,40 +185,42 @@ class GraphBuilder:
         self._calls += 1
         if self.cutoff > 0:
             chosen = self._choose(frames)
-            self._lists = [c for c in self._lists if self._calls - c.last_used <= KEEP]
-            if len(self._lists) > (most := max(MOST, 2 * len(frames))):  # atoms that i-PI folds make one a crossing
+            self._lists = [c for c in self._lists if self._calls - c.last_used <= UNUSED_BUILDS]
+            if len(self._lists) > (
+                most := max(MAX_LISTS, 2 * len(frames))
+            ):  # atoms that i-PI folds make one a crossing
                 self._lists = sorted(self._lists, key=lambda c: -c.last_used)[:most]
             graph = _assemble(frames, chosen, self.cutoff)
-            if self.skin == 0:
+            if self.skin == 0:  # a list without slack is right for its own frames alone
                 self._lists = []
             self._latest = list(zip(frames, chosen, strict=True))
-        else:
+        else:  # a harmonic test potential has no pairs
             graph = _assemble(frames, [], 0.0)
         return graph
 
-    def look_ahead(self) -> None:
-        """Make the lists that the next step will outgrow, if it goes on as the last one did.
+    def prefetch(self) -> None:
+        """Make the lists that the next step will need if the atoms move as far as in the last one.
 
-        For the time when nobody waits for an answer.
+        Called while i-PI integrates, so that the next evaluation does not wait for a new list.
         """
         for old in self._lists.copy():
             frames = [frame for frame, candidates in self._latest if candidates is old]
-            if frames and 0 <= old.margin < old.lost:
+            if frames and 0 <= old.margin < old.last_step:
                 new = _Candidates(frames, self.cutoff, self.skin)
                 new.last_used = self._calls
-                self._lists.insert(0, new)  # looked at before the old one, which other beads may still need
-                self.ahead += len(frames)
+                self._lists.insert(0, new)  # before the old one, which other beads may still need
+                self.prefetched += len(frames)
         self._latest = []
 
     def _choose(self, frames: Sequence[Frame]) -> list[_Candidates]:
-        """A list that is good for each frame, making those that are missing."""
+        """A complete list for each frame; lists that are missing are made."""
         chosen: list[_Candidates | None] = [None] * len(frames)
-        # the most recently used first: it nearly always covers everything
+        # the most recently used first: it nearly always covers all frames
         for candidates in sorted(self._lists, key=lambda c: -c.last_used):
             left = [k for k in range(len(frames)) if chosen[k] is None and candidates.same_kind(frames[k])]
             if left:
                 margins = candidates.margins([frames[k] for k in left])
-                covered = margins >= 1e-7
+                covered = margins >= 1e-7  # above the rounding of coordinates, on the safe side
                 if covered.any():
                     candidates.used(self._calls, float(margins[covered].min()))
                 for k in np.array(left)[covered]:
@@ -240,16 +249,16 @@ class GraphBuilder:
         for k in missing:
             frame = frames[k]
             if frame.pbc == first.pbc and len(frame.numbers) == len(first.numbers):
-                near = np.array_equal(frame.cell, first.cell)
+                near = np.array_equal(frame.cell, first.cell)  # replicas at other pressures get lists of their own
                 if near and np.abs(frame.positions - first.positions).max() <= self.share:
                     group.append(k)
         return group
 
 
 class _Candidates:
-    """Pairs of a reference structure, for the frames that it is made for and those that stay near them.
+    """Candidate pairs of a reference structure, for the frames that it was made for and those that stay near them.
 
-    The frames have one number of atoms, one cell and one pbc; each atom gets the room that it needs in these frames,
+    The frames have one number of atoms, one cell and one pbc; each atom gets the slack that it needs in these frames,
     and half of the skin (Å).
     """
 
@@ -260,19 +269,22 @@ class _Candidates:
         self.pbc = first.pbc
         self.full_cell = complete(first.cell, first.pbc)
         self.last_used = 0
-        # Å: how much further an atom of the frames seen last might go, and how much of that their last step took
-        self.margin, self.lost = skin / 2, 0.0
+        # Å: how much further the atoms of the latest frames may move, and how much of that their last step took
+        self.margin, self.last_step = skin / 2, 0.0
+        # the mean of the beads is their centroid, from which they are closest; light atoms get a large slack and heavy
+        # ones a small one, so that pairs of heavy atoms add few candidates
         self.reference = np.mean([f.positions for f in frames], axis=0)
-        # a micrometre's coordinates are rounded by far less than 1e-6 Å
-        self.room = self._away(frames)[0].max(axis=0) + skin / 2 + 1e-6
-        reach = cutoff + 2 * self.room.max()
-        _check_room(first, self.reference, self.full_cell, reach)
+        # 1e-6 Å: rounding errors of float64 coordinates as large as 1e6 Å, the most that `Frame.check` allows, are less
+        self.slack = self._displacements(frames)[0].max(axis=0) + skin / 2 + 1e-6
+        reach = cutoff + 2 * self.slack.max()
+        _check_volume(first, self.reference, self.full_cell, reach)
         search = NeighborList(cutoff=reach, full_list=True, sorted=True, n_threads=1)
         pairs, shifts, lengths = search.compute(self.reference, self.full_cell, np.array(self.pbc), "PSd", copy=True)
         center, neighbor = pairs.T.astype(np.int_)
-        near = np.flatnonzero(lengths <= cutoff + 1e-6 + self.room[center] + self.room[neighbor])
+        near = np.flatnonzero(lengths <= cutoff + 1e-6 + self.slack[center] + self.slack[neighbor])
         self.neighbor = neighbor[near].astype(np.int32)
-        # the cells that neighbors lie in, (K, 3), in the order of the smallest block, and which of them each lies in
+        # the periodic images that occur, (K, 3), and which of them each neighbor lies in; counted in a
+        # block of cells and not sorted: a list is rebuilt in a third of the time
         cells = shifts[near].astype(np.int_)
         low, high = cells.min(axis=0, initial=0), cells.max(axis=0, initial=0)
         block = tuple(high - low + 1)
@@ -281,7 +293,7 @@ class _Candidates:
             used = np.flatnonzero(np.bincount(image))
             self.image = np.searchsorted(used, image).astype(np.int32)
             self.shifts = np.array(np.unravel_index(used, block)).T + low.astype(np.float64)
-        else:  # molecules that have gone far apart: the block would be huge, and is nearly empty
+        else:  # unwrapped molecules that have diffused far apart: the block would be huge and nearly empty
             used, image = np.unique(cells, axis=0, return_inverse=True)
             self.image, self.shifts = image.ravel().astype(np.int32), used.astype(np.float64)
         self.starts = np.concatenate(([0], np.cumsum(np.bincount(center[near], minlength=len(self.reference)))))
@@ -290,21 +302,21 @@ class _Candidates:
         return frame.pbc == self.pbc and len(frame.numbers) == len(self.reference)
 
     def used(self, call: int, margin: float) -> None:
-        """Note that this call's frames use the list, the worst of them with so much left."""
+        """Record that this call's frames use the list; margin: of the frame with the least left."""
         self.last_used = call
-        self.margin, self.lost = margin, self.margin - margin
+        self.margin, self.last_step = margin, self.margin - margin
 
     def margins(self, frames: Sequence[Frame]) -> FloatArray:
-        """(S,) Å: how much further the atoms of each frame may go; negative where the list may lack a pair of it."""
-        away, stretch = self._away(frames)
-        room = np.outer(stretch, self.room) - 0.5 * (1 - stretch[:, None]) * self.cutoff
-        return np.asarray((room - away).min(axis=1))
+        """(S,) Å: how much further the atoms of each frame may move; negative where the list may lack a pair of it."""
+        away, stretch = self._displacements(frames)
+        slack = np.outer(stretch, self.slack) - 0.5 * (1 - stretch[:, None]) * self.cutoff
+        return np.asarray((slack - away).min(axis=1))
 
-    def _away(self, frames: Sequence[Frame]) -> tuple[FloatArray, FloatArray]:
-        """How far each atom of each frame is from the reference, strained with the cell, and the least stretch."""
+    def _displacements(self, frames: Sequence[Frame]) -> tuple[FloatArray, FloatArray]:
+        """(S, A) Å from the reference strained with the cell, and (S,) the smallest stretch of the cell."""
         away = np.array([f.positions for f in frames])
         cells = np.array([f.cell for f in frames])
-        if (cells == self.cell).all():
+        if (cells == self.cell).all():  # at constant volume no inverse and no SVD are needed
             away -= self.reference
             stretch = np.ones(len(frames))
         else:
@@ -312,6 +324,7 @@ class _Candidates:
             deform = np.linalg.inv(self.full_cell) @ full
             stretch = np.linalg.svd(deform, compute_uv=False)[:, -1]
             away -= self.reference @ deform
+        # a drift of the whole system changes no distance
         away -= away.mean(axis=1, keepdims=True)
         return np.sqrt(np.einsum("sai,sai->sa", away, away)), stretch
 
@@ -320,7 +333,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
     """Apply the exact cutoff to every frame's candidates."""
     sizes = np.array([len(f.numbers) for f in frames])
     ptr = np.concatenate(([0], np.cumsum(sizes)))
-    capacity = sum(len(c.neighbor) for c in chosen) + 1  # one more, see `within`
+    capacity = sum(len(c.neighbor) for c in chosen) + 1  # one more than there are, see `pair_kernel.within`
     neighbor, image = np.empty(capacity, dtype=np.int32), np.empty(capacity, dtype=np.int32)
     image_ptr = np.concatenate(([0], np.cumsum([len(c.shifts) for c in chosen] or [0] * len(frames))))
     images = np.empty((int(image_ptr[-1]), 3))
@@ -351,7 +364,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
                 degree[ptr[s] : ptr[s + 1]],
             ),
         )
-        np.sqrt(squares[start:end], out=squares[start:end])  # a frame at a time stays in the processor's cache
+        np.sqrt(squares[start:end], out=squares[start:end])  # frame by frame it stays in the processor's cache
         closest[s] = squares[start:end].min(initial=np.inf)
     graph = Graph(
         np.concatenate([f.numbers for f in frames]).astype(np.int_, copy=False),
@@ -381,16 +394,18 @@ def complete(cell: FloatArray, pbc: tuple[bool, bool, bool]) -> FloatArray:
         return cell
     full = np.where(np.array(pbc)[:, None], cell, 0.0)
     count = sum(pbc)
-    # the right singular vectors of the rest span the complement
+    # right singular vectors of singular value 0 span what is perpendicular to the periodic directions
     complement = np.linalg.svd(full)[2][count:]
     full[~np.array(pbc)] = complement
+    # the sign of a singular vector is arbitrary: with a fixed orientation the strain between two cells has no
+    # reflection
     if np.linalg.det(full) < 0:
         full[int(np.argmin(pbc))] *= -1
     return full
 
 
 def _check(frames: Sequence[Frame]) -> None:
-    """`Frame.check` for all, without a Python loop's cost where nothing is wrong."""
+    """`Frame.check` for all frames, in one pass over all coordinates where nothing is wrong."""
     together = np.concatenate([f.positions.ravel() for f in frames])
     suspicious = together.size == 0 or not np.abs(together).max() < 1e6
     seen: Frame | None = None
@@ -401,17 +416,18 @@ def _check(frames: Sequence[Frame]) -> None:
                 f"a cell of shape {frame.cell.shape}",
                 "they must be (n,), (n, 3) and (3, 3)",
             )
+        # beads share a cell, and one that was checked a moment ago need not be checked again
         same = seen is not None and seen.pbc == frame.pbc and bool((seen.cell == frame.cell).all())
         if suspicious or not same or len(frame.numbers) == 0:
             frame.check()
         seen = frame
 
 
-def _check_room(frame: Frame, positions: FloatArray, full_cell: FloatArray, reach: float) -> None:
-    """Refuse a cell that has collapsed before its pairs take the time and the memory: their number is told by it.
+def _check_volume(frame: Frame, positions: FloatArray, full_cell: FloatArray, reach: float) -> None:
+    """Refuse a collapsed cell before its pairs take time and memory: their number is estimated from its volume.
 
-    positions: (n, 3) Å. full_cell: with unit vectors where it is not periodic. Along its p periodic directions a ball
-    of the reach (Å) covers the length, area or volume of so many cells; across them it may not cover all atoms.
+    positions: (n, 3) Å. full_cell: with unit vectors where it is not periodic. Along its p periodic directions a sphere
+    of radius reach (Å) covers the length, area or volume of many cells; across them it may not contain all atoms.
     """
     pbc = np.array(frame.pbc)
     if not (periodic := int(pbc.sum())):
@@ -420,7 +436,7 @@ def _check_room(frame: Frame, positions: FloatArray, full_cell: FloatArray, reac
     ball = 4 / 3 * np.pi * reach**3
     across = float(np.ptp(positions @ full_cell[~pbc].T, axis=0).prod())
     part = min((2 * reach, np.pi * reach**2, ball)[periodic - 1], ball / max(across, 1e-9)) / cell
-    if (neighbors := len(positions) * part) > CROWD:
+    if (neighbors := len(positions) * part) > MAX_NEIGHBOURS:
         where = "the structure" if frame.bead is None else f"bead {frame.bead}"
         raise GeometryError(
             f"the cell of {where} has collapsed: {cell ** (1 / periodic):.2g} Å along each periodic direction for "
@@ -430,19 +446,20 @@ def _check_room(frame: Frame, positions: FloatArray, full_cell: FloatArray, reac
 
 
 def _check_distances(graph: Graph) -> None:
-    """Refuse atoms on top of each other. What is merely closer than it should be is left to `potential.marks`."""
-    if graph.closest.min(initial=np.inf) >= CLOSEST:
+    """Refuse atoms on top of each other. Atoms that are merely too close are left to `potential.limits`."""
+    if graph.closest.min(initial=np.inf) >= MIN_DISTANCE:
         return
     edge = int(np.argmin(graph.lengths))
     a, b = int(graph.center[edge]), int(graph.neighbor[edge])
     system = int(graph.system[a])
     first = int(graph.ptr[system])
     straight = graph.positions[a] - graph.positions[b]
+    # too close through the boundary means a wrong cell more often than a wrong structure
     image = abs(np.linalg.norm(straight) - graph.lengths[edge]) > 1e-6
     raise GeometryError(
         f"atoms {a - first} and {b - first} of {graph.where(system)} are {graph.lengths[edge]:.2g} Å apart"
         f"{', one of them in a periodic image' if image else ''}, closer "
-        f"than {CLOSEST} Å, where no model can be trusted",
+        f"than {MIN_DISTANCE} Å, where no model can be trusted",
         "lower the time step or check the start structure"
-        f"{' and its cell, or for a cluster say --not-periodic' if image else ''}",
+        f"{' and its cell, or for a cluster give --not-periodic' if image else ''}",
     )

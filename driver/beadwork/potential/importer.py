@@ -1,4 +1,4 @@
-"""Making a bundle from a model file: TorchScript as it is, an eager MACE model (a pickle) only when it is trusted."""
+"""Make a bundle from a model file: TorchScript as it is, an eager MACE model (a pickle) only when it is trusted."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine, load_module
 
-#: entries of a card without a native model: why there is none, and what to do, where anything can be done
-WITHOUT = ("native", "native_remedy")
-#: what stands there; both None where there is one
-Why = tuple[str | None, str | None]
-#: of mace-torch 0.3.16, which writes nothing without --return_model, and puts MODEL's name before the new one
-BACK = "mace_cueq_to_e3nn MODEL --return_model writes MODEL.e3nn_model.pt"
-#: the default of 256 costs 1e-4 eV/Å on a trained model; these leave 3e-8 and cost no time
+#: entries of a card without a native model: why there is none, and what to do about it, where anything helps
+NO_NATIVE_KEYS = ("native", "native_remedy")
+#: their values; both None where there is a native model
+NoNative = tuple[str | None, str | None]
+#: the command of mace-torch 0.3.16, which writes nothing without --return_model
+CUEQ_CONVERSION = "mace_cueq_to_e3nn MODEL --return_model writes MODEL.e3nn_model.pt"
+#: of the radial functions: Symmetrix-XL's default of 256 costs 1e-4 eV/Å on a trained model; these leave 3e-8 and cost
+#: no time
 SPLINE_POINTS = 4096
 
 
@@ -53,9 +54,9 @@ def import_model(
     head: which head to serve; needed where the model has several. trust_pickle: an eager model is a Python pickle and
     can run any code: it is read only with this. name: of the model in messages, by default that of the folder.
     about: further entries for the card (what it was trained on, command, errors).
-    Only an eager model can become a native one, and it is kept only where it answers what TorchScript does; else the
-    card's `native` entry says why there is none, and `native_remedy` what to do, where anything can be done.
-    The folder appears with all that belongs to it, or stays as it was.
+    Only an eager model can be made native, and the native model is kept only where it agrees with TorchScript; else the
+    card's `native` entry says why there is none, and `native_remedy` what to do, where anything helps.
+    The folder appears with all its files, or stays as it was.
     Raises ModelError for a missing, damaged or foreign file, an untrusted pickle, a head that is missing or unknown, a
     folder that is in use, a model that cannot be compiled, or a compiled one that does not reproduce the eager one.
     """
@@ -66,8 +67,8 @@ def import_model(
     if kind == "pickle" and not trust_pickle:
         raise ModelError(
             f"{source} is a Python pickle, which can run any code when it is read",
-            "if you trust where it comes from, "
-            "say so (--trust-pickle, or trust_pickle=True), else ask for a TorchScript model",
+            "if you trust its source, give --trust-pickle (in Python trust_pickle=True), else ask for a TorchScript "
+            "model",
         )
     eager = _load_eager(source) if kind == "pickle" else None
     model = load_module(source) if eager is None else eager
@@ -83,19 +84,20 @@ def import_model(
         "head": head,
         **about,
     }
+    # the bundle is made in a hidden folder on the same disk, so that moving it into place cannot fail half way
     there = next(path for path in (bundle, *bundle.absolute().parents) if path.exists())
     with writing(bundle), tempfile.TemporaryDirectory(prefix=f".{bundle.name}.", dir=there) as folder:
         part = Path(folder)
         if eager is None:
             (part / MODEL).write_bytes(source.read_bytes())
-            why: Why = ("made from TorchScript, and a native model needs the eager one", "import the eager model")
+            why: NoNative = ("made from TorchScript, and a native model needs the eager one", "import the eager model")
         else:
             _compile(source, eager, part / MODEL)
             _check_compiled(source, eager, part / MODEL, head, trial(elements, cutoff))
             why = _make_native(source, eager, part, entries)
-        write_card(part, entries | dict(zip(WITHOUT, why, strict=True)))
+        write_card(part, entries | dict(zip(NO_NATIVE_KEYS, why, strict=True)))
         bundle.mkdir(parents=True, exist_ok=True)
-        for made in (MODEL, NATIVE, CARD):
+        for made in (MODEL, NATIVE, CARD):  # the card last: a folder without one is no bundle, and no half of one
             if (part / made).exists():
                 os.replace(part / made, bundle / made)
     return load_card(bundle)
@@ -103,13 +105,14 @@ def import_model(
 
 @contextlib.contextmanager
 def mace_imported() -> Iterator[None]:
-    """Import mace, quietly, and undo what it does to the whole process: it switches off torch's weights_only guard.
+    """Import mace, quietly, and undo its effect on the whole process: it switches off torch's weights_only guard.
 
     Raises ModelError where mace-torch is not installed.
     """
     guard = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(guard)
     level = logging.root.manager.disable
+    # mace warns at import about optional packages that nothing here uses
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -130,11 +133,12 @@ def mace_imported() -> Iterator[None]:
 
 
 def _kind(file: Path) -> str:
-    """'torchscript' or 'pickle', by what is in the file and without unpickling anything."""
+    """'torchscript' or 'pickle', from the file's first bytes and its list of contents, without unpickling anything."""
     if not file.is_file():
         raise ModelError(f"the model file {file} does not exist or is no file")
     with file.open("rb") as stream:
         magic = stream.read(4)
+    # both kinds are zip archives since PyTorch 1.6; older pickles begin with the protocol's byte
     if magic[:2] == b"PK":
         try:
             with zipfile.ZipFile(file) as archive:
@@ -155,13 +159,17 @@ def _load_eager(file: Path) -> Any:
         try:
             model = torch.load(file, map_location="cpu", weights_only=False)
         except Exception as error:
+            # a pickle names the classes that it needs: what is not installed is named, and what to do about it
             module = str(getattr(error, "name", None)).partition(".")[0]
             if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec(module) is None:
                 back = module.startswith("cuequivariance")
-                remedy = f"convert it back where {module} is ({BACK}) and import that" if back else "install it here"
+                remedy = "install it here"
+                if back:
+                    remedy = f"convert it back where {module} is ({CUEQ_CONVERSION}) and import that"
                 raise ModelError(f"{file} needs the Python module {module}, which is not installed", remedy) from error
             raise ModelError(
-                f"{file} cannot be unpickled ({_said(error)})", "is it truncated, or from another MACE?"
+                f"{file} cannot be unpickled ({_error_line(error)})",
+                "is it truncated, or from another version of MACE?",
             ) from error
     for attribute in ("r_max", "atomic_numbers", "atomic_energies_fn"):
         if not hasattr(model, attribute):
@@ -169,7 +177,7 @@ def _load_eager(file: Path) -> Any:
     if any(type(module).__module__.startswith("cuequivariance") for module in model.modules()):
         raise ModelError(
             f"{file} was converted for cuequivariance, whose layers TorchScript does not take",
-            f"convert it back ({BACK}) and import that",
+            f"convert it back ({CUEQ_CONVERSION}) and import that",
         )
     return model
 
@@ -186,7 +194,7 @@ def _choose_head(file: Path, model: Any, head: str | None) -> str | None:
 @contextlib.contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(dtype)  # e3nn compiles constants in the default precision, not in the model's
     try:
         yield
     finally:
@@ -198,29 +206,30 @@ def _compile(source: Path, eager: Any, file: Path) -> None:
         from e3nn.util import jit
 
         try:
+            # a copy, because compiling changes the module, and the eager one is still compared with it
             torch.jit.save(jit.compile(copy.deepcopy(eager).cpu().eval()), str(file))
-        except OSError:
+        except OSError:  # a full disk is not the model's fault
             raise
         except Exception as error:
             raise ModelError(
-                f"{source} holds a {type(eager).__name__} that TorchScript does not take: {_said(error)}",
-                "beadwork serves what MACE can compile, so train without the part that is named",
+                f"{source} holds a {type(eager).__name__} that TorchScript cannot compile: {_error_line(error)}",
+                "train without the part that is named",
             ) from error
 
 
 def _check_compiled(source: Path, eager: Any, file: Path, head: str | None, graph: Graph) -> None:
-    """Hold the compiled model to the eager one."""
-    answers: list[Energies] = []
+    """Raise ModelError where the compiled model differs from the eager one: compilation can fail without an error."""
+    results: list[Energies] = []
     for module, when in ((copy.deepcopy(eager), ""), (load_module(file), " once it is compiled")):
         with mace_imported(), _default_dtype(torch.float64):
             try:
-                answers.append(ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph))
+                results.append(ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph))
             except Exception as error:
                 raise ModelError(
-                    f"{source} holds a {type(eager).__name__} that cannot be evaluated{when}: {_said(error)}",
+                    f"{source} holds a {type(eager).__name__} that cannot be evaluated{when}: {_error_line(error)}",
                     "beadwork gives it atoms and a cell, nothing else",
                 ) from error
-    one, two = answers
+    one, two = results
     energy = float((np.abs(one.energies - two.energies) / np.diff(graph.ptr)).max())
     force = float(np.abs(one.forces - two.forces).max())
     if not (energy < 1e-8 and force < 1e-7 * max(1.0, float(np.abs(one.forces).max()))):
@@ -230,40 +239,43 @@ def _check_compiled(source: Path, eager: Any, file: Path, head: str | None, grap
         )
 
 
-def _make_native(source: Path, eager: Any, bundle: Path, card: dict[str, Any]) -> Why:
-    """Write native.json and keep it if it answers what TorchScript does; else return why not."""
+def _make_native(source: Path, eager: Any, bundle: Path, card: dict[str, Any]) -> NoNative:
+    """Write native.json and keep it if it agrees with TorchScript; else return why not, and what to do."""
     if not available():
         return (
             "symmetrix-xl was not installed when this was imported",
             "import it again where symmetrix-xl is installed",
         )
     orders = {c.correlation for product in eager.products for c in product.symmetric_contractions.contractions}
-    if orders != {3}:  # it looks for nothing else, and takes ten gigabytes to look at 4
+    if orders != {3}:  # Symmetrix-XL does not check this, and takes ten gigabytes to extract correlation 4
         return f"Symmetrix-XL knows correlation 3, and this model has {', '.join(map(str, sorted(orders)))}", None
     with mace_imported(), _default_dtype(torch.float64):
         from symmetrix.extract_mace_data import extract_mace_data
 
         try:
             data = extract_mace_data(str(source), species=[], head=card["head"], num_spline_points=SPLINE_POINTS)
-        except Exception as error:  # noqa: BLE001  (it takes for granted what it knows, and stumbles over all else)
-            return f"not possible for this architecture: {_said(error)}", None
+        except Exception as error:  # noqa: BLE001  (it fails in any way on an architecture that it does not know)
+            return f"not possible for this architecture: {_error_line(error)}", None
     (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-    write_card(bundle, card)  # both engines read it
+    write_card(bundle, card)  # both engines read the card and check the files against it
     try:
         found = compare_dense(NativeEngine(bundle), TorchScriptEngine(bundle), card["elements"], "float64")
     except ModelError as error:
-        said = str(error).replace(f"{bundle}{os.sep}", "")
-        why: Why = (f"it could not be compared with TorchScript: {said}", "import it again where that can be")
+        cause = str(error).replace(f"{bundle}{os.sep}", "")  # a temporary folder, which will be gone
+        why: NoNative = (
+            f"it could not be compared with TorchScript: {cause}",
+            "import it again where the cause is removed",
+        )
     else:
         if found.agreed:
             return None, None
-        why = (f"Symmetrix-XL does not know something that this model has: {found}", None)
+        why = (f"Symmetrix-XL does not support something in this model: {found}", None)
     (bundle / NATIVE).unlink()
     return why
 
 
-def _said(error: Exception) -> str:
-    """What an error says in a line, and the line of code that it names."""
-    said = reason(error).rstrip(":.")
+def _error_line(error: Exception) -> str:
+    """An error's text in one line, with the place in the code that it names."""
+    line = reason(error).rstrip(":.")
     place = re.search(r'File "[^"]*?([^"/]+)", line (\d+)', str(error))
-    return f"{said} ({place[1]}, line {place[2]})" if place and place[0] not in said else said
+    return f"{line} ({place[1]}, line {place[2]})" if place and place[0] not in line else line

@@ -1,7 +1,8 @@
-"""Marks that an answer must not pass: atoms too close, forces too large, members too far apart.
+"""Safety thresholds on an evaluation: atoms too close, forces too large, members that disagree too much.
 
-A model answers nonsense with a straight face, and i-PI integrates it. A mark is where nonsense surely begins, not where
-a frame becomes worth a label (that is the harvest's band). The defaults are what no ordinary ring polymer reaches:
+A model returns finite numbers for any structure, however unphysical, and i-PI integrates them. Beyond a threshold the
+result is certainly wrong. (Which frames are uncertain enough to be labelled is decided elsewhere, by the selection
+window of `harvest.select`.) No ordinary ring polymer reaches the defaults:
 
 - distance 0.3 Å: the ground state of H2 (a Morse oscillator of 4.75 eV, 1.94 1/Å, 0.741 Å) is closer than that with a
   probability of 6e-10, and closer than 0.4 Å with 2e-6, which a long run would meet; O-H and all else stays farther;
@@ -30,29 +31,30 @@ from beadwork.potential.potential import Potential
 Kind = Literal["distance", "force", "spread", "novelty"]
 UNITS: dict[Kind, str] = {"distance": "Å", "force": "eV/Å", "spread": "eV/Å", "novelty": "of the edge of training"}
 
-#: what a new atom asks for, by the part that it is new to
-WANTED = {
-    "baseline": "the baseline learned from no atom like it, so nothing speaks for the sum; it wants labels of its own",
-    "delta": "Δ learned from no atom like it, so its spread says little there; such frames want labels",
+#: what to do about a new atom, by the part of the potential that it is new to
+NOVELTY_REMEDIES = {
+    "baseline": "the baseline was trained on no atom like it, so the sum cannot be trusted there; train the baseline "
+    "on labels of such frames",
+    "delta": "Δ was trained on no atom like it, so its spread may be far too small there; label such frames",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """A mark that structure number `system` of an evaluation has passed; the worst value of that structure."""
+    """A threshold that structure number `system` of an evaluation exceeds, with the worst value of that structure."""
 
     kind: Kind
     system: int
     value: float
-    mark: float
+    threshold: float
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """distance: Å, the least between two atoms. force, spread: eV/Å, and novelty: the most of any atom. inf, or 0 Å:
-    no mark.
+class Thresholds:
+    """distance: Å, the smallest between two atoms. force, spread: eV/Å, and novelty: the largest of any atom. inf, or
+    0 Å: no threshold.
 
-    stop: end the run at the first breach; False: count, and go on.
+    stop: end the run at the first breach; False: count the breaches and go on.
     """
 
     distance: float = 0.3
@@ -62,10 +64,13 @@ class Marks:
     stop: bool = True
 
     def breaches(self, evaluation: Evaluation) -> list[Breach]:
-        """All that passed a mark, kind by kind. A few passes over atoms; distances were found with the graph."""
+        """All structures beyond a threshold, kind by kind.
+
+        This runs at every step, so it makes only a few passes over the atoms; distances were found with the graph.
+        """
         found: list[Breach] = []
-        near, mark = evaluation.closest, self.distance
-        found += [Breach("distance", int(s), float(near[s]), mark) for s in np.flatnonzero(near < mark)]
+        near, least = evaluation.closest, self.distance
+        found += [Breach("distance", int(s), float(near[s]), least) for s in np.flatnonzero(near < least)]
         forces = evaluation.forces
         # no force is longer than sqrt(3) times the largest component, which is found in a fifth of the time
         if 3 * max(forces.max(initial=0.0), -forces.min(initial=0.0)) ** 2 > self.force**2:
@@ -83,54 +88,56 @@ class Marks:
         return found
 
 
-def describe(breach: Breach, frame: Frame, when: str, potential: Potential) -> str:
-    """Say where and what in one sentence. when: 'step 7', as a person reads it.
+def format_breach(breach: Breach, frame: Frame, when: str, potential: Potential) -> str:
+    """Format one breach: when, which bead, which atoms, and the force of each model. when: 'step 7', for the message.
 
-    Evaluates that one structure again, with every model by itself.
+    Evaluates that one structure again with every model by itself, since the sum does not show which model is wrong.
     """
     where = f"{when}, " + ("a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}")
     try:
         graph = build([frame], potential.cutoff)
         alone = [(engine.name, evaluate(engine, graph)[0].forces) for engine in potential.engines]
-        answer = potential.evaluate_graph(graph)
-    except BeadworkError as error:  # a device that fails now; the mark was passed all the same
+        result = potential.evaluate_graph(graph)
+    except BeadworkError as error:  # a device that fails now must not hide that a threshold was exceeded
         return (
-            f"{where}: the {breach.kind} of {breach.value:.4g} is beyond the mark of {breach.mark:g}; where could not "
-            f"be found out ({error})"
+            f"{where}: the {breach.kind} of {breach.value:.4g} is beyond the threshold of {breach.threshold:g}; the "
+            f"atom could not be found ({error})"
         )
     names = [f"atom {a} ({chemical_symbols[z]})" for a, z in enumerate(frame.numbers)]
     if breach.kind == "distance":
         edge = int(np.argmin(graph.lengths))
         atom, other = int(graph.center[edge]), int(graph.neighbor[edge])
         pair = f"{names[atom]} and {names[other]}"
-        what = f"{pair} are {breach.value:.3g} Å apart, closer than the mark of {breach.mark:g} Å"
+        what = f"{pair} are {breach.value:.3g} Å apart, closer than the threshold of {breach.threshold:g} Å"
     else:
-        atom = int(np.einsum("ai,ai->a", answer.forces, answer.forces).argmax())
+        atom = int(np.einsum("ai,ai->a", result.forces, result.forces).argmax())
         what = "force"
-        if breach.kind == "spread" and answer.spread is not None:
-            atom, what = int(answer.spread.atom[0]), "force spread"
-        what = f"the {what} on {names[atom]} is {breach.value:.4g} eV/Å, above the mark of {breach.mark:g} eV/Å"
-        if breach.kind == "novelty" and answer.novelty is not None:
-            atom = int(answer.novelty.atom[0])
-            what = f"{tell_new(answer, frame, atom)}, above the mark of {breach.mark:g}"
+        if breach.kind == "spread" and result.spread is not None:
+            atom, what = int(result.spread.atom[0]), "force spread"
+        what = (
+            f"the {what} on {names[atom]} is {breach.value:.4g} eV/Å, above the threshold of {breach.threshold:g} eV/Å"
+        )
+        if breach.kind == "novelty" and result.novelty is not None:
+            atom = int(result.novelty.atom[0])
+            what = f"{format_novelty(result, frame, atom)}, above the threshold of {breach.threshold:g}"
     models = ", ".join(f"{name} {np.linalg.norm(forces[atom]):.3g}" for name, forces in alone)
     return f"{where}: {what}; the models' own forces on atom {atom}, eV/Å: {models}"
 
 
-def tell_new(evaluation: Evaluation, frame: Frame, atom: int) -> str:
-    """Say of an atom, counted through all systems of an evaluation with novelty, to whom it is how new."""
+def format_novelty(evaluation: Evaluation, frame: Frame, atom: int) -> str:
+    """Format the novelty of an atom, counted through all systems of an evaluation, for each part of the potential."""
     if evaluation.novelty is None:
         return "novelty is not known"
     first = int(evaluation.ptr[np.searchsorted(evaluation.ptr, atom, side="right") - 1])
     values = sorted(((float(of[atom]), WHOSE[part]) for part, of in evaluation.novelty.of.items()), reverse=True)
-    told = " and ".join(f"{value:.2f} for {whose}" for value, whose in values)
-    return f"the novelty of atom {atom - first} ({chemical_symbols[frame.numbers[atom - first]]}) is {told}"
+    listed = " and ".join(f"{value:.2f} for {whose}" for value, whose in values)
+    return f"the novelty of atom {atom - first} ({chemical_symbols[frame.numbers[atom - first]]}) is {listed}"
 
 
-def refusal(breach: Breach, frame: Frame, when: str, potential: Potential) -> GuardError:
-    """What the run ends with."""
+def threshold_error(breach: Breach, frame: Frame, when: str, potential: Potential) -> GuardError:
+    """The error with which a run ends when a threshold is exceeded."""
     return GuardError(
-        f"{describe(breach, frame, when, potential)}. Nothing was sent. Look at the last frames: a wrong start or too "
-        "long a time step shows there, and a model that does not know such structures",
-        f"--mark-{breach.kind} sets the mark, and --on-mark count goes on",
+        f"{format_breach(breach, frame, when, potential)}. Nothing was sent to i-PI. Look at the last frames for a "
+        "wrong start structure, too long a time step, or structures that the models were not trained on",
+        f"--mark-{breach.kind} sets the threshold; with --on-mark count the run goes on",
     )

@@ -1,4 +1,4 @@
-"""Bundles into a potential: do their cards go together, and which engine, alpha and weights do they get."""
+"""Load bundles into a potential: check that their cards go together, and choose engine, alpha and weights."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def load(
     they are equal and 1. An alpha that is given is that of energies too, unless they have their own. Raises ModelError
     for bundles that are damaged or do not go together.
     """
+    # cards first: what does not go together is refused before any model is loaded, which takes seconds each
     paths = members_of(delta)
     members = [load_card(p) for p in paths]
     cards = ([load_card(baseline)] if baseline is not None else []) + members
@@ -45,6 +46,7 @@ def load(
             alpha = committee.alpha
         if weights is None:
             weights = [committee.weights[p.resolve().name] for p in paths]
+        # the card's quantile was taken after the card's alpha; a user's alpha scales every spread, and so this one
         usual = None if committee.usual is None else committee.usual * alpha / committee.alpha
         notes.append(
             f"committee.toml: alpha {committee.alpha:g} of forces and {committee.energy_alpha:g} of energies, weights "
@@ -52,13 +54,13 @@ def load(
         )
     elif any((path.resolve().parent / COMMITTEE).exists() for path in paths):
         notes.append(
-            f"the {COMMITTEE} beside the Δ models is about other members than these, so its alpha and weights are not "
+            f"the {COMMITTEE} beside the Δ models lists other members than these, so its alpha and weights are not "
             "used: the spread is not calibrated"
         )
     if unknown := [card.name for card in cards if card.novelty is None]:
         notes.append(
-            f"what {', '.join(unknown)} learned from is not known, so nothing is said of which atoms are new to it "
-            "(beadwork models novelty)"
+            f"the bundle of {', '.join(unknown)} does not say what it was trained on, so there is no novelty for it "
+            "(make it with: beadwork models novelty)"
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     base = opened.pop(0) if baseline is not None else None
@@ -75,6 +77,7 @@ def load(
         cards=cards,
         notes=notes,
     )
+    # what Δ gives a lone atom is the weighted mean of the members', like the rest of Δ
     for weight, member in zip(potential.weights.tolist(), opened, strict=True):
         for z, energy in member.reference.items():
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
@@ -98,6 +101,7 @@ def load_for(config: ServeConfig) -> Potential:
 
 
 def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
+    # members are averaged, so all must know the same elements; the baseline may know more than Δ, or less
     for card in members[1:]:
         first = members[0]
         if card.elements != first.elements:
@@ -117,6 +121,7 @@ def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
             f"the baseline {cards[0].path} knows {_names(cards[0].elements)} and {members[0].path} knows "
             f"{_names(members[0].elements)}: no element in common, so they cannot be summed"
         )
+    # the same model twice would agree with itself and halve the spread
     paths = [card.path.resolve() for card in members]
     if len(set(paths)) < len(paths):
         raise ModelError("a Δ model is given twice", "each member of the committee must be another one")
@@ -124,6 +129,7 @@ def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
 
 def check_baseline(baseline: Card, members: Sequence[Card]) -> None:
     """Raise ModelError for a Δ whose card says that it is the difference to another baseline."""
+    # by hash: two baselines can have one name, and the same model imported anew has another hash
     for card in members:
         made_for = card.about.get("baseline")
         if isinstance(made_for, str) and made_for.startswith("sha256:") and made_for != baseline.hash:

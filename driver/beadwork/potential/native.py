@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
-from beadwork.potential.bundle import NATIVE, check, open_again
+from beadwork.potential.bundle import NATIVE, check, reopen
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.potential.memory import reason
@@ -112,7 +112,7 @@ class NativeEngine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled by opening the bundle again: what is compiled can be neither."""
-        return open_again, (type(self), *self._opened)
+        return reopen, (type(self), *self._opened)
 
     def _sum(self, rows: int, minus: NDArray[np.int32], plus: NDArray[np.int32]) -> FloatArray:
         """(rows, 3): each edge's force on its neighbor, added to the row `plus` (E,) and taken from the row `minus`."""

@@ -1,6 +1,7 @@
-"""What a native.json must hold before compiled code reads it: that code believes every size, and reads beyond the end.
+"""Check a native.json before compiled code reads it: that code trusts every size and would read beyond an array's end.
 
-The layout is that of Symmetrix-XL 0.1.1, format 2, for a MACE of two interactions: C channels, n elements, features of
+A bundle may come from anyone, so its sizes are checked against each other before they become memory accesses. The
+layout is that of Symmetrix-XL 0.1.1, format 2, for a MACE of two interactions: C channels, n elements, features of
 degree L at most, spherical harmonics of degree 3. It was read off `symmetrix.extract_mace_data`.
 """
 
@@ -14,32 +15,33 @@ from typing import Any
 
 from beadwork.errors import ModelError
 
-#: more than any model has: channels, neurons of a layer, points of a spline
-MOST = {"num_channels": 4096, "readout_2_hidden_size": 65_536, "num_spline_points": 1_000_000}
+#: more than any model has; larger numbers would be memory requests: channels, neurons of a layer, points of a spline
+MAX_SIZES = {"num_channels": 4096, "readout_2_hidden_size": 65_536, "num_spline_points": 1_000_000}
 #: components of the spherical harmonics up to degree 3
-HARMONICS = 16
+HARMONIC_COMPONENTS = 16
 
 
 def check_native(file: Path) -> None:
-    """Raise ModelError for a native.json whose parts are not as long as they must be for each other."""
+    """Raise ModelError for a native.json whose arrays do not have the lengths that its own sizes require."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         _check(data)
-    except RecursionError as error:
+    except RecursionError as error:  # Python's JSON reader recurses into brackets, a hundred thousand of them too
         raise ModelError(f"{file} is nested too deeply", "import the model again") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ModelError(f"{file} cannot be run natively ({said})", "import the model again") from error
+        fault = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"{file} cannot be run natively ({fault})", "import the model again") from error
 
 
 def _check(data: Mapping[str, Any]) -> None:
     kind = [data[key] for key in ("model_type", "num_interactions", "l_max", "radial_representation")]
     if kind != ["MACE", 2, 3, "compact"] or data["symmetrix_format_version"] != 2:
         raise ValueError(f"it is of a kind that beadwork does not make: {kind}")
+    # beadwork sends atoms and a cell, no external field
     if data["has_field_coupling"] or data["field_couplings"]:
         raise ValueError("it is coupled to a field")
-    c, degree = _whole(data, "num_channels", 1, MOST["num_channels"]), _whole(data, "L_max", 0, 3)
-    hidden = _whole(data, "readout_2_hidden_size", 1, MOST["readout_2_hidden_size"])
+    c, degree = _whole(data, "num_channels", 1, MAX_SIZES["num_channels"]), _whole(data, "L_max", 0, 3)
+    hidden = _whole(data, "readout_2_hidden_size", 1, MAX_SIZES["readout_2_hidden_size"])
     elements = _indices(data, "atomic_numbers", 1, 118)
     n, components = len(elements), (degree + 1) ** 2
     if not n or sorted(set(elements)) != elements or data["num_elements"] != n:
@@ -61,13 +63,14 @@ def _check(data: Mapping[str, Any]) -> None:
             "H1_linear_up_weights": (degree + 1) * c * c,
             "H1_first_residual_weights": n * components * c,
         }
-    if data["has_zbl"]:
+    if data["has_zbl"]:  # radii are indexed by atomic number, up to the heaviest element
         lengths |= {"zbl_c": 4, "zbl_covalent_radii": max(119, elements[-1] + 1)}
     for key, length in lengths.items():
         _numbers(data[key], length, key)
     paths = _paths(data, degree)
     monomials = [_monomials(data["M0_monomials"][str(lm)], f"M0_monomials {lm}") for lm in range(components)]
     last = _monomials(data["M1_monomials"], "M1_monomials")
+    # dictionaries and lists are walked by the indices that the kernels use, so that a missing key is found here
     for a in range(n):
         for level in range(4):
             _numbers(data["A0_weights"][a][level], c * c, f"A0_weights {a} {level}")
@@ -103,14 +106,15 @@ def _paths(data: Mapping[str, Any], degree: int) -> list[int]:
 
 
 def _radial(radial: Mapping[str, Any], data: Mapping[str, Any], c: int, paths: int) -> None:
-    _whole(radial, "num_spline_points", 4, MOST["num_spline_points"])
+    _whole(radial, "num_spline_points", 4, MAX_SIZES["num_spline_points"])
     basis = radial["basis"]["weights"]
     _numbers(basis, len(basis), "the radial basis")
     outputs = {"R0": 4 * c, "R1": paths * c}
     outputs |= {f"A{i}": 1 for i in (0, 1) if data[f"A{i}_scaled"]}
     for name, output in outputs.items():
         shape = [
-            _whole({name: size}, name, 1, MOST["readout_2_hidden_size"]) for size in radial["networks"][name]["shape"]
+            _whole({name: size}, name, 1, MAX_SIZES["readout_2_hidden_size"])
+            for size in radial["networks"][name]["shape"]
         ]
         weights = radial["networks"][name]["weights"]
         if shape[0] != len(basis) or shape[-1] != output or len(weights) != len(shape) - 1:
@@ -134,6 +138,7 @@ def _heads(data: Mapping[str, Any], lengths: Mapping[str, int]) -> None:
 
 def _whole(data: Mapping[str, Any], key: str, least: int, most: int) -> int:
     value = data[key]
+    # type() and not isinstance: True is an int to Python, and 1 to compiled code
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{key} is {str(value)[:30]}, and may be {least} to {most}")
     return value
@@ -153,7 +158,9 @@ def _numbers(values: Any, length: int, name: str) -> None:
 
 
 def _monomials(terms: Any, name: str) -> int:
-    """How many there are, each a product of one to three components."""
-    if not all(1 <= len(term) <= 3 and all(type(lm) is int and 0 <= lm < HARMONICS for lm in term) for term in terms):
+    """The number of monomials, each a product of one to three components (correlation 3)."""
+    if not all(
+        1 <= len(term) <= 3 and all(type(lm) is int and 0 <= lm < HARMONIC_COMPONENTS for lm in term) for term in terms
+    ):
         raise ValueError(f"{name} holds what is no product of one to three components")
     return len(terms)

@@ -1,17 +1,17 @@
 """How far an atom is from those that a model was trained on: novelty, 1 at the edge of training.
 
-The committee's spread says how far its members disagree, and members that learned from the same frames can agree where
-none of them knows. Novelty asks something else: did the training frames have an atom like this one? Two answers, and
-the larger one counts:
+The committee's spread says how far its members disagree, and members trained on the same frames can agree where all of
+them are wrong. Novelty asks another question: did the training frames have an atom like this one? Two measures, of
+which the larger one counts:
 
 - **Features.** Of each element a Gaussian mixture p was fitted to the model's own node features x in training (the
   scalars of every layer). d = sqrt(2 (ln p_top - ln p(x))), where p_top is the density at the heart of the narrowest
   component; with one component d is the Mahalanobis distance. Novelty is d over its edge, the value that 0.01 % of the
   training atoms exceed when the mixture is fitted without their own block of frames.
-- **Contacts**, which need no model: the distance to the nearest atom of each element, against the range that it had in
-  training. 0 in the middle of the range, 1 a hundredth of an Å beyond its ends.
+- **Contacts**, which need no model: the distance to the nearest atom of each element, compared with its range in the
+  training frames. 0 in the middle of the range, 1 a hundredth of an Å beyond its ends.
 
-Novelty is no error: a model may do well on what it never saw, and its error there is known to nobody.
+Novelty is not an error estimate: a model may be accurate for an atom that it was not trained on, but nobody knows.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.graph import Graph
 
-#: above this an atom is called new: beyond the edge of training
-NEW = 1.0
-#: what is answered where there is no end to it
-ENDLESS = 1000.0
-#: Å; by so much a range of contacts is longer at either end than what was seen, which of finitely many atoms is less
-#: than what there is
-MARGIN = 0.01
-#: of the cutoff: by so much closer than it lies the edge of a contact that training never had
-NEVER = 0.05
+#: an atom above this is called new: it is beyond the edge of training
+NOVELTY_EDGE = 1.0
+#: the largest value returned: the extras are JSON, which has no infinity
+MAX_NOVELTY = 1000.0
+#: Å; a range of contacts is extended by this at both ends: the extremes of finitely many atoms lie inside the range
+#: that the same simulation would show if it went on
+CONTACT_MARGIN = 0.01
+#: fraction of the cutoff: a contact that training never had within the cutoff counts as new when it is this much
+#: shorter
+UNSEEN_CONTACT_WIDTH = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,8 @@ class Mixture:
     shift: FloatArray
     height: FloatArray
     edge: float
-    _there: dict[torch.device, list[torch.Tensor]] = field(default_factory=dict, repr=False)  # brought once
+    # copies on each device, made once and not at every step
+    _there: dict[torch.device, list[torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def distance(self, features: torch.Tensor) -> torch.Tensor:
         """(A,): d over the edge, of features (A, F) in float64; on their device."""
@@ -63,7 +65,8 @@ class Mixture:
         projection, shift, height = self._there[device]
         away = (features @ projection).view(-1, *shift.shape) - shift
         log = torch.logsumexp(height - 0.5 * (away**2).sum(-1), dim=1)
-        # a sum of components can be a little higher than the highest of them
+        # the density of several overlapping components can exceed the highest single one: no negative number under a
+        # root
         return torch.sqrt(torch.clamp(-2 * log, min=0.0)) / self.edge
 
 
@@ -85,25 +88,28 @@ class TrainingSet:
     atoms: Mapping[int, int]
 
     def novelty(self, features: torch.Tensor, graph: Graph) -> torch.Tensor:
-        """(A,) in float64, on the features' device, which is not waited for.
+        """(A,) in float64, on the features' device, without waiting for it.
 
-        ENDLESS at most, and for an element that was not trained on; of one without a mixture only the contacts count.
+        At most MAX_NOVELTY, which an element that was not in training gets; an element without a mixture has the
+        novelty of its contacts.
 
         features: (A, F), the node features' scalars. graph: with this model's cutoff.
         """
         device = features.device
         known = np.isin(graph.numbers, self.elements)
-        found = torch.from_numpy(np.where(known, 0.0, ENDLESS)).to(device, non_blocking=True)
+        found = torch.from_numpy(np.where(known, 0.0, MAX_NOVELTY)).to(device, non_blocking=True)
         for z, mixture in self.mixtures.items():
             mine = torch.from_numpy(np.flatnonzero(graph.numbers == z)).to(device, non_blocking=True)
             found[mine] = mixture.distance(features[mine].double())
-        contacts = torch.from_numpy(self.strangeness(graph)).to(device, non_blocking=True)
-        return torch.maximum(found, contacts).clamp(max=ENDLESS)
+        contacts = torch.from_numpy(self.contact_novelty(graph)).to(device, non_blocking=True)
+        return torch.maximum(found, contacts).clamp(max=MAX_NOVELTY)
 
-    def strangeness(self, graph: Graph) -> FloatArray:
+    def contact_novelty(self, graph: Graph) -> FloatArray:
         """(A,): how far the contacts of each atom are from the middle of their ranges; 1 at the ends."""
         low, high = self.contacts[..., 0], self.contacts[..., 1]
-        half = np.where(low < self.cutoff, (high - low) / 2 + MARGIN, NEVER * self.cutoff)
+        # where training had no such contact, low and high are both the cutoff, and a range of width 0 would make any
+        # distance just below it infinitely new
+        half = np.where(low < self.cutoff, (high - low) / 2 + CONTACT_MARGIN, UNSEEN_CONTACT_WIDTH * self.cutoff)
         index = np.searchsorted(self.elements, graph.numbers).clip(max=len(self.elements) - 1)
         away = np.abs(nearest(graph, self.elements) - ((low + high) / 2)[index]) / half[index]
         return np.asarray(away.max(axis=1))
@@ -132,7 +138,7 @@ class TrainingSet:
 def load_training_set(file: Path) -> TrainingSet:
     """Read what `TrainingSet.save` wrote. Raises ModelError for anything else."""
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with np.load(file, allow_pickle=False) as data:  # a pickle could run any code, and bundles are shared
             elements = tuple(int(z) for z in data["elements"])
             mixtures = {
                 z: Mixture(
@@ -154,9 +160,10 @@ def load_training_set(file: Path) -> TrainingSet:
             )
     except (OSError, KeyError, ValueError, EOFError, TypeError) as error:
         raise ModelError(
-            f"{file} does not hold a model's training atoms ({type(error).__name__}: {error})",
+            f"{file} does not hold the training set of a model ({type(error).__name__}: {error})",
             "make it again: beadwork models novelty",
         ) from error
+    # shapes are checked here, because a wrong one would fail at some step of a run, with a message about tensors
     n = len(elements)
     sane = found.contacts.shape == (n, n, 2) and all(
         m.projection.ndim == 2
@@ -169,7 +176,7 @@ def load_training_set(file: Path) -> TrainingSet:
     )
     if not n or not sane:
         raise ModelError(
-            f"{file} has arrays of shapes or values that make no sense", "make it again: beadwork models novelty"
+            f"{file} has arrays of wrong shapes or impossible values", "make it again: beadwork models novelty"
         )
     return found
 
@@ -177,6 +184,7 @@ def load_training_set(file: Path) -> TrainingSet:
 def nearest(graph: Graph, elements: tuple[int, ...]) -> FloatArray:
     """(A, n) Å: the distance from each atom to the nearest of each of n elements, the cutoff where there is none."""
     found = np.full((len(graph.numbers), len(elements)), graph.cutoff)
+    # reduceat gives nonsense for an empty run, so atoms without neighbours are left out
     some = np.flatnonzero(graph.degree)
     if len(some):
         starts = np.concatenate(([0], np.cumsum(graph.degree)))[some]

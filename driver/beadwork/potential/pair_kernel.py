@@ -1,4 +1,4 @@
-"""The loop over candidate pairs, compiled by Numba: with NumPy's whole arrays a kept graph took 2.5 times as long."""
+"""The loop over candidate pairs, compiled by Numba: with NumPy array operations it took 2.5 times as long."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from beadwork.frame import FloatArray, IntArray
 
 
 def _compiled(function: Callable[..., int]) -> Callable[..., int]:
-    """With the machine code kept beside this file or in the user's cache; where neither can be written, made anew."""
+    """Compile, and keep the machine code beside this file or in the user's cache folder where that is possible."""
     try:
         return njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:
+    except RuntimeError:  # Numba found no folder that it may write to: compile in every process
         return njit(nogil=True)(function)  # type: ignore[no-any-return]
 
 
@@ -40,10 +40,10 @@ def within(
     positions: (N, 3) Å. Atom i has the candidates starts[i] to starts[i + 1] (N + 1,): atom neighbor[p] (P,), moved by
     images[image[p]] (K, 3) Å. The outputs get neighbor + first, image + first_image, the vector (Å), its square (Å²),
     and (N,) how many each atom has. They must have room for one more than E: every candidate is written, and the next
-    one takes its place where it was too far, which takes two thirds of the time of deciding first. Nothing is checked.
+    one overwrites it where it was too far. That takes two thirds of the time of a branch. Nothing is checked.
     """
     limit = cutoff * cutoff
-    # unsigned, or Numba asks at each access whether the index counts from the end: two fifths of the time
+    # unsigned: for a signed index Numba checks at each access whether it counts from the end, two fifths of the time
     end = np.uint64(0)
     for i in range(len(positions)):
         begin = end

@@ -14,21 +14,21 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import Card, committee_hash
-from beadwork.potential.engine import Energies, Engine, Weighted, together
+from beadwork.potential.engine import Energies, Engine, Weighted, combine_known
 from beadwork.potential.evaluation import Evaluation, Spread, check_finite, first_index, novelty_of, summed
 from beadwork.potential.graph import Graph, GraphBuilder
-from beadwork.potential.weighting import RADIUS, Neighbourhoods, weigh
+from beadwork.potential.weighting import AVERAGING_RADIUS, Neighbourhoods, weigh
 
-#: evaluations after a refusal of memory until more is tried; twice as many after each further one
-AGAIN = 1000
-#: characters of a committee's hash that tell it apart: `sha256:` and twelve digits
-SHORT = 19
+#: evaluations after an out-of-memory error until more edges at once are tried; doubled after each further error
+RETRY_AFTER_EVALUATIONS = 1000
+#: characters of a committee's hash that extras and log show: `sha256:` and twelve digits, enough to tell it apart
+SHORT_HASH_CHARACTERS = 19
 
-# Members' energies, forces and virials stand with the member first: (M, S), (M, A, 3), (M, S, 3, 3).
+# Members' energies, forces and virials have the member as their first index: (M, S), (M, A, 3), (M, S, 3, 3).
 
 
 class Potential:
-    """E = E_base + sum_m w_m E_m, with the committee's spread.
+    """E = E_base + sum_m w_m E_m, with the committee's spread (formulas: docs/formulas.md).
 
     weights: one for each member, scaled to sum 1; None for equal ones. With weights w the mean of x is
     sum_m w_m x_m and its variance sum_m w_m (x_m - mean)^2 / (1 - sum_m w_m^2), which for equal weights is the sample
@@ -50,8 +50,9 @@ class Potential:
     reference: atomic number -> eV, what an atom adds to V_Δ whatever its environment, and so to E_ref. A constant times
     a factor that falls where the committee disagrees would be a force.
 
-    max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once; it is
-    lowered where memory is refused, and tried twice as large after some time, for others may have taken it meanwhile.
+    max_edges: evaluate in pieces of no more edges than this (a single system is never cut), None for all at once. It is
+    lowered after an out-of-memory error and doubled again after some time, because the error may have been due to
+    another process.
 
     cards: of the baseline and the members, in this order, where they come from bundles. notes: sentences for the log.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
@@ -81,9 +82,9 @@ class Potential:
         self.baseline_uncertainty = baseline_uncertainty
         self.atom_uncertainty = atom_uncertainty
         self.max_edges = max_edges
-        self._most = max_edges  # what memory was found to hold at the start
-        self._wait = AGAIN  # evaluations from a refusal to the next trial
-        self._left = 0  # of them
+        self._most = max_edges  # what the memory that was free at the start can hold
+        self._wait = RETRY_AFTER_EVALUATIONS  # evaluations from an out-of-memory error to the next trial
+        self._left = 0  # evaluations that remain until that trial
         self.notes = list(notes)
         self.cards = tuple(cards)
         if baseline is None and not members:
@@ -99,6 +100,7 @@ class Potential:
                     "positive uncertainty"
                 )
         if atom_uncertainty is not None:
+            # the factor of each neighbourhood needs the derivative of every atom's energy, which not all engines have
             for member in members:
                 if not isinstance(member, Weighted):
                     raise ModelError(
@@ -119,12 +121,14 @@ class Potential:
             if scale is not None and not sensible(scale):
                 raise ModelError(f"{name} is {scale}", f"it must be {SENSE}")
         self.weights = raw / raw.sum() if len(raw) else raw
+        # the sample variance divides by 1 - sum w^2, which is 0 where one member has all the weight
         if len(members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
             raise ModelError(
                 f"weights {raw.tolist()} leave one Δ model alone, so there is no spread", "drop the others"
             )
+        # one graph for all: the largest cutoff decides, and models with a shorter one filter its edges
         farthest = max(e.cutoff for e in self.engines)
-        self.builder = GraphBuilder(farthest if atom_uncertainty is None else max(farthest, RADIUS))
+        self.builder = GraphBuilder(farthest if atom_uncertainty is None else max(farthest, AVERAGING_RADIUS))
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -140,7 +144,7 @@ class Potential:
     @property
     def short_identity(self) -> str | None:
         """The same as the extras and the log have it: `sha256:` and twelve digits."""
-        return (found := self.identity) and found[:SHORT]
+        return (found := self.identity) and found[:SHORT_HASH_CHARACTERS]
 
     @property
     def folder(self) -> str:
@@ -169,6 +173,7 @@ class Potential:
         It is in it where every member learned label minus the answer of this baseline, which is what `beadwork train`
         lets them learn; its cards name their data set. Of others that is not known, so it is not claimed.
         """
+        # `beadwork train` alone writes this entry; what other programs trained against cannot be known from a card
         known = all("dataset" in card.about for card in self.member_cards)
         return bool(self.baseline_cards) and len(self.member_cards) > 1 and not known
 
@@ -196,6 +201,7 @@ class Potential:
 
     def with_committee(self, other: Potential) -> Potential:
         """This one's baseline with another's members, weights and alpha. Raises ModelError as the class does."""
+        # the uncertainties of the weighted baseline belong to the baseline, alpha and reference energies to the members
         whole = Potential(
             self.baseline,
             other.members,
@@ -208,7 +214,7 @@ class Potential:
             atom_uncertainty=self.atom_uncertainty,
             cards=(*self.baseline_cards, *other.cards),
         )
-        whole.share_room(self)
+        whole.share_memory_limit(self)
         return whole
 
     def without_baseline(self) -> Potential:
@@ -223,83 +229,92 @@ class Potential:
             energy_alpha=self.energy_alpha,
             cards=self.cards,
         )
+        # set afterwards, because the constructor refuses a weighted baseline without a baseline: i-PI adds the baseline
+        # itself here, from the forcefield that serves it, and Δ must have the same factor as in the sum
         alone.baseline_uncertainty, alone.atom_uncertainty = self.baseline_uncertainty, self.atom_uncertainty
         alone.builder = GraphBuilder(self.cutoff)
-        alone.share_room(self)
+        alone.share_memory_limit(self)
         return alone
 
-    def share_room(self, other: Potential) -> None:
-        """Take no more at once than another one does on the same device."""
+    def share_memory_limit(self, other: Potential) -> None:
+        """Evaluate no more edges at once than another potential does on the same device."""
         self.max_edges, self._most = other.max_edges, other._most
         self._wait, self._left = other._wait, other._left
 
     def fit(self, frame: Frame, device: str, structures: int) -> list[str]:
-        """Choose max_edges by what this structure takes and what is free; say where so many do not fit at once."""
+        """Choose max_edges from the memory that this structure needs and that is free; return a message where
+        `structures` of them do not fit at once."""
         graph = self._graph([frame])
-        self.max_edges = self._most = memory.fitting(self.engines, graph, device)
+        self.max_edges = self._most = memory.edges_that_fit(self.engines, graph, device)
         if self.max_edges is None or self.max_edges >= structures * len(graph.neighbor):
             return []
         count = max(1, self.max_edges // len(graph.neighbor))
         return [f"{count} of {structures} structures are evaluated at once, by what they take and what memory is free"]
 
-    def settle(self, frame: Frame) -> list[str]:
-        """Let every engine that has a choice choose on this structure; return a sentence for each.
+    def select_backends(self, frame: Frame) -> list[str]:
+        """Let each 'auto' engine select and verify its backend on this structure; return a message for each.
 
         Raises ModelError where the native engine was asked for and does not agree with TorchScript.
         """
         graph = self._graph([frame])
-        return [e.settle(graph) for e in self.engines if isinstance(e, AutoEngine)]
+        return [e.select_backend(graph) for e in self.engines if isinstance(e, AutoEngine)]
 
     def evaluate(self, frames: Sequence[Frame], member_forces: bool = False) -> Evaluation:
         """Evaluate frames in one pass, in their order.
 
         member_forces: also return every member's forces and virials. Raises GeometryError, ModelError for an unknown
-        species or an engine that fails, NonFiniteError for a model that answers NaN or infinity, ResourceError where
+        species or an engine that fails, NonFiniteError for a model that returns NaN or infinity, ResourceError where
         memory does not suffice for a single structure.
         """
         started = time.perf_counter()
         try:
             graph = self._graph(frames)
             evaluation = self.evaluate_graph(graph, member_forces)
-        except MemoryError as error:  # of what is ours, not a model's
+        except MemoryError as error:  # while the graph was built: a model's own error is handled in `memory.evaluate`
             raise ResourceError(
                 f"there is no memory for the pairs of atoms of {len(frames)} structures ({error})",
                 "let fewer come at once (<batch_size>), or give the job more memory",
             ) from error
+        # all that no model and no reduction took: building the graph and filtering it for shorter cutoffs
         evaluation.seconds["graph"] = time.perf_counter() - started - sum(evaluation.seconds.values())
         return evaluation
 
-    def look_ahead(self) -> None:
-        """Do now, while nobody waits, what the next evaluation would have to do before it can begin."""
-        self.builder.look_ahead()
+    def prefetch(self) -> None:
+        """Build the pair lists that the next evaluation will need, in the time in which i-PI integrates."""
+        self.builder.prefetch()
 
     def evaluate_graph(self, graph: Graph, member_forces: bool = False) -> Evaluation:
         """Evaluate a graph that was built with a cutoff of at least `cutoff`."""
         seconds: dict[str, float] = {}
         limit = self.max_edges = self._limit(graph)
-        graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self.engines}}  # once for all
+        # filtered once for each cutoff, not once for each model: all engines see the same object, so a device copy of
+        # it is made once too (`device.bring`)
+        graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self.engines}}
         baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
-        answers = [self._run(member, graphs, seconds) for member in self.members]
+        results = [self._run(member, graphs, seconds) for member in self.members]
         started = time.perf_counter()
         before = sum(seconds.values())
-        evaluation = self._combine(graph, graphs, baseline, answers, member_forces, seconds)
-        novelty = novelty_of(graph, baseline, answers)
+        evaluation = self._combine(graph, graphs, baseline, results, member_forces, seconds)
+        novelty = novelty_of(graph, baseline, results)
+        # finite parts can have a sum that is not, and i-PI integrates NaN without a word
         check_finite("the sum of the models", graph, evaluation)
+        # `_combine` may evaluate members again (weighted baseline by atom), which adds to their own seconds
         seconds["reduce"] = time.perf_counter() - started - (sum(seconds.values()) - before)
         models = tuple(card.hash for card in self.cards)
         notes: tuple[str, ...] = ()
         if self.max_edges != limit:
             self._left, self._wait = self._wait, 2 * self._wait
             notes = (
-                f"{len(graph)} structures at once were more than memory holds: for the next {self._left} evaluations "
-                f"{self.max_edges} edges at once of their {len(graph.neighbor)}, with the same result",
+                f"{len(graph)} structures at once do not fit into memory: the next {self._left} evaluations take "
+                f"{self.max_edges} of their {len(graph.neighbor)} edges at once, with the same result",
             )
+        # equal weights are left out, so that a committee has one hash whether its card lists them or not
         weights = tuple(self.weights.tolist()) if len(set(self.weights.tolist())) > 1 else ()
         found = replace(evaluation, novelty=novelty, models=models, weights=weights)
         return replace(found, closest=graph.closest, notes=notes, seconds=seconds)
 
     def _limit(self, graph: Graph) -> int | None:
-        """max_edges of this evaluation: twice as many when a refusal is long enough ago."""
+        """max_edges of this evaluation: twice as many when the last out-of-memory error is long enough ago."""
         if self.max_edges is None or self.max_edges == self._most:
             return self.max_edges
         self._left -= 1
@@ -311,6 +326,7 @@ class Potential:
 
     def _graph(self, frames: Sequence[Frame]) -> Graph:
         graph = self.builder.build(frames)
+        # a bincount is far cheaper than np.unique on the numbers of all beads, and this runs at every step
         self.check_species(np.flatnonzero(np.bincount(graph.numbers)))
         return graph
 
@@ -323,50 +339,54 @@ class Potential:
     ) -> Energies:
         started = time.perf_counter()
         graph = graphs[engine.cutoff]
-        answer, self.max_edges = memory.evaluate(engine, graph, self.max_edges, weights)
-        check_finite(f"the model {engine.name}", graph, answer)
+        result, self.max_edges = memory.evaluate(engine, graph, self.max_edges, weights)
+        # checked model by model, so that the message names the one that is broken
+        check_finite(f"the model {engine.name}", graph, result)
         seconds[engine.name] = seconds.get(engine.name, 0.0) + time.perf_counter() - started
-        return answer
+        return result
 
     def _combine(
         self,
         graph: Graph,
         graphs: Mapping[float, Graph],
         baseline: Energies | None,
-        answers: Sequence[Energies],
+        results: Sequence[Energies],
         member_forces: bool,
         seconds: dict[str, float],
     ) -> Evaluation:
-        if not answers:
+        if not results:
             if baseline is None:
                 raise ModelError("there is no model to evaluate")
             b = baseline
             return Evaluation(b.energies, b.forces, b.virials, graph.ptr, baseline, of_atoms=b.of_atoms)
-        if len(answers) == 1:
-            return summed(graph, baseline, answers[0])
+        if len(results) == 1:
+            return summed(graph, baseline, results[0])
         w = self.weights
         norm = 1.0 - float((w**2).sum())
-        energy = np.array([a.energies for a in answers])
-        force = np.array([a.forces for a in answers])
-        virial = np.array([a.virials for a in answers])
+        energy = np.array([r.energies for r in results])
+        force = np.array([r.forces for r in results])
+        virial = np.array([r.virials for r in results])
         mean = Energies(
             np.tensordot(w, energy, axes=1),
             np.tensordot(w, force, axes=1),
             np.tensordot(w, virial, axes=1),
-            together([a.of_atoms for a in answers], lambda parts: np.tensordot(w, parts, axes=1)),
+            combine_known([r.of_atoms for r in results], lambda parts: np.tensordot(w, parts, axes=1)),
         )
+        # in place: only the deviations from the mean are needed from here on
         for x, centre in ((energy, mean.energies), (force, mean.forces), (virial, mean.virials)):
             x -= centre
             x *= self.energy_alpha
         # from here on energy, force and virial are deviations after the alpha of energies
         variance = np.tensordot(w, energy**2, axes=1) / norm
+        # 3: the spread of one Cartesian component, so that it compares with the force error as everyone reports it
         force_spread = np.sqrt(w @ np.einsum("mai,mai->ma", force, force) / (3 * norm))
-        force_spread *= self.alpha / self.energy_alpha
+        force_spread *= self.alpha / self.energy_alpha  # undo energies' alpha, apply that of forces
         largest = np.maximum.reduceat(force_spread, graph.ptr[:-1])
         delta = mean
         if self.atom_uncertainty is not None:
-            delta = self._by_atom(graph, graphs, answers, self.atom_uncertainty, seconds)
+            delta = self._by_atom(graph, graphs, results, self.atom_uncertainty, seconds)
         elif self.baseline_uncertainty is not None:
+            # reference energies of hundreds of eV times a factor below 1 would be a force towards disagreement
             reference = np.add.reduceat(self._lone(graph), graph.ptr[:-1])
             factor, pull = weigh(mean.energies - reference, energy, w, self.baseline_uncertainty)
             delta = Energies(
@@ -398,16 +418,16 @@ class Potential:
         self,
         graph: Graph,
         graphs: Mapping[float, Graph],
-        answers: Sequence[Energies],
+        results: Sequence[Energies],
         s: float,
         seconds: dict[str, float],
     ) -> Energies:
         """Δ with the energy of each atom's neighbourhood weighed: a second pass of every member, with weights."""
-        missing = [e.name for e, a in zip(self.members, answers, strict=True) if a.of_atoms is None]
+        missing = [e.name for e, r in zip(self.members, results, strict=True) if r.of_atoms is None]
         if missing:
-            raise ModelError(f"{missing[0]} does not say an atom's energy", "give the uncertainty of the whole system")
+            raise ModelError(f"{missing[0]} gives no energies of atoms", "give the uncertainty of the whole system")
         w, lone = self.weights, self._lone(graph)
-        deviations = np.array([a.of_atoms for a in answers])
+        deviations = np.array([r.of_atoms for r in results])
         own = w @ deviations - lone
         deviations -= own + lone
         deviations *= self.energy_alpha
@@ -416,6 +436,7 @@ class Potential:
         factor, pull = weigh(mine, apart, w, s)
         # Σ_i factor_i d(mine_i) + Σ_mi pull_mi d(apart_mi), the deviations' mean being 0 and so that of pull
         weights = w[:, None] * around.spread(factor[None]) + self.energy_alpha * around.spread(pull)
+        # a member's forces with weighted atoms are no weighted sum of what it gave before: it must be derived again
         parts = [self._run(m, graphs, seconds, c) for m, c in zip(self.members, weights, strict=True)]
         forces, virials = around.pull(np.vstack((factor, pull)), np.vstack((own, deviations)))
         of_atoms = lone + factor * mine

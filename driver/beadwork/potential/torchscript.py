@@ -10,23 +10,23 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
-from beadwork.potential.bundle import MODEL, check, open_again
+from beadwork.potential.bundle import MODEL, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.graph import Graph
 from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
 
-#: edges evaluated at once on the CPU: larger pieces leave its caches and take up to twice as long an atom
-CPU_PIECE = 12_000
+#: edges evaluated at once on the CPU: larger pieces do not fit into its caches and take up to twice as long per atom
+CPU_EDGES_PER_PIECE = 12_000
 
 
 class TorchScriptEngine:
     """A bundle's model.pt.
 
     dtype: 'float64' or 'float32', whatever it was trained in: the weights are cast. In float32 the atoms' reference
-    energies and all sums over atoms stay in float64. reference: eV of an atom of each element, whatever its
+    energies and all sums over atoms stay in float64. reference: eV of an atom of each element, independent of its
     environment: its reference energy and the model's mean shift.
-    Raises ModelError for a bundle that fails its check, no MACE model, or a device that is not there.
+    Raises ModelError for a bundle that fails its check, a file that is no MACE model, or a device that is not there.
     """
 
     def __init__(self, bundle: str | Path, dtype: str = "float64", device: str = "cpu") -> None:
@@ -39,14 +39,14 @@ class TorchScriptEngine:
                 f"has {elements} and {cutoff:g} Å: the card is another model's",
                 "import the model again",
             )
-        self._opened = (card.path.absolute(), card.sha256, dtype, device)
+        self._opened = (card.path.absolute(), card.sha256, dtype, device)  # for copies, see __reduce__
         self.name = f"{card.name} (torchscript, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
         self.reference = _reference(module, card.head)
         self.training_set = load_training_set(card.novelty) if card.novelty else None
         self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set)
-        self._piece = CPU_PIECE if device == "cpu" else None
+        self._piece = CPU_EDGES_PER_PIECE if device == "cpu" else None
 
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate every system of the graph: on CUDA all at once, on the CPU a few systems at a time."""
@@ -62,17 +62,17 @@ class TorchScriptEngine:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled by opening the bundle again: TorchScript can be pickled by nobody."""
-        return open_again, (type(self), *self._opened)
+        """Copied and pickled by opening the bundle again: TorchScript modules cannot be pickled."""
+        return reopen, (type(self), *self._opened)
 
     def features(self, graph: Graph) -> FloatArray:
-        """(A, F): what tells atoms apart for this model, and what its novelty is measured in (`potential.novelty`)."""
+        """(A, F): the features by which this model tells atoms apart and novelty is measured (`potential.novelty`)."""
         graph = graph.within(self.cutoff)
         return np.concatenate([self._evaluator.features(graph.part(a, b)) for a, b in graph.pieces(self._piece)])
 
 
 class ModuleEvaluator:
-    """Runs any MACE module, scripted or eager, on a graph; with its training set it answers novelty too."""
+    """Runs any MACE module, scripted or eager, on a graph; with its training set it returns novelty too."""
 
     def __init__(
         self, module: Any, head: str | None, dtype: str, device: str, training_set: TrainingSet | None = None
@@ -93,6 +93,7 @@ class ModuleEvaluator:
         self._module = module.to(self._device, self._dtype).eval()
         with torch.no_grad():
             module.atomic_energies_fn.atomic_energies.zero_()
+        # forces are derivatives by positions alone: gradients of the weights would take time and memory for nothing
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self._training_set = training_set
@@ -105,9 +106,9 @@ class ModuleEvaluator:
     def features(self, graph: Graph) -> FloatArray:
         """(A, F): the scalars of all layers, as `read_features` has them. Raises ModelError where there are none."""
         self._layers = self._layers or self._find_features()
-        return to_host(self._read(self.answer(graph)))
+        return to_host(self._read_features(self.outputs(graph)))
 
-    def _read(self, out: dict[str, Any]) -> torch.Tensor:
+    def _read_features(self, out: dict[str, Any]) -> torch.Tensor:
         if out.get("node_feats") is None:
             raise ModelError("the model gives no node features; it is no MACE model of mace-torch 0.3")
         feats = out["node_feats"].detach().double()
@@ -117,16 +118,17 @@ class ModuleEvaluator:
     def evaluate(self, graph: Graph, weights: FloatArray | None = None) -> Energies:
         """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device.
 
-        weights: (A,), of the atoms' energies in all that is answered; None for 1.
+        weights: (A,), of the atoms' energies in the whole result; None for 1.
         """
         systems, atoms = len(graph), len(graph.numbers)
-        out = self.answer(graph) if weights is None else self._weighted(graph, weights)
-        answer = self._reduce(out, bring(graph, self._dtype, self._device), weights)
+        out = self.outputs(graph) if weights is None else self._weighted(graph, weights)
+        packed = self._reduce(out, bring(graph, self._dtype, self._device), weights)
+        # the second pass of the weighted baseline has the same features, and novelty is known from the first
         known = self._training_set if weights is None else None
         if known is not None:
-            answer = torch.cat((answer, known.novelty(self._read(out), graph)))
+            packed = torch.cat((packed, known.novelty(self._read_features(out), graph)))
         ends = np.cumsum((systems, 3 * atoms, 9 * systems, atoms))
-        energies, forces, virials, of_atoms, novelty = np.split(to_host(answer), ends)
+        energies, forces, virials, of_atoms, novelty = np.split(to_host(packed), ends)
         return Energies(
             energies,
             forces.reshape(atoms, 3),
@@ -135,22 +137,23 @@ class ModuleEvaluator:
             None if known is None else novelty,
         )
 
-    def answer(self, graph: Graph) -> dict[str, Any]:
-        """All that the module says of a graph, under MACE's names, on the device, which is not waited for.
+    def outputs(self, graph: Graph) -> dict[str, Any]:
+        """The module's outputs for a graph, under MACE's names, on the device, without waiting for it.
 
-        Its energies lack the atoms' reference energies.
+        The energies are without the atoms' reference energies.
         """
         return self._call(self._data(graph), derive=True)
 
     def _weighted(self, graph: Graph, weights: FloatArray) -> dict[str, Any]:
-        """The same with derivatives of the weighted sum of the atoms' energies; the energies are as they were."""
+        """The same with derivatives of the weighted sum of the atoms' energies; the energies themselves unweighted."""
         data = self._data(graph)
         positions = data["positions"].requires_grad_(True)
         out = self._call(data, derive=False)
         node = out["node_energy"]
         systems = len(graph)
         total = (node * torch.as_tensor(weights, dtype=node.dtype, device=self._device)).sum()
-        by = (positions, out["displacement"])
+        by = (positions, out["displacement"])  # the displacement is MACE's name for the strain
+        # a lone atom's energy depends on neither: there is nothing to derive, and zeros are right
         found = torch.autograd.grad(total, by, allow_unused=True) if total.requires_grad else (None, None)
         forces, virials = (
             torch.zeros(shape, dtype=self._dtype, device=self._device) if slope is None else -slope
@@ -186,9 +189,10 @@ class ModuleEvaluator:
         return out
 
     def _reduce(self, out: dict[str, Any], given: DeviceGraph, weights: FloatArray | None) -> torch.Tensor:
-        """Energies, forces, virials, atoms' energies one after the other in float64; nothing waits for the device."""
+        """Energies, forces, virials and atoms' energies in one float64 array, without waiting for the device."""
         systems = len(given.ptr) - 1
         with torch.no_grad():
+            # MACE's own total is summed in the model's precision: summed here in float64 instead
             node = out["node_energy"].double() + self._reference[given.numbers]
             if weights is not None:
                 node = node * torch.as_tensor(weights, dtype=torch.float64, device=self._device)
@@ -198,6 +202,7 @@ class ModuleEvaluator:
                 # MACE answers one zero matrix, on the CPU, where nothing depends on the strain
                 virials = torch.zeros((systems, 3, 3), device=self._device)
             virials = virials.double()
+            # i-PI keeps the upper triangle alone, so rounding must not make the two differ
             virials = 0.5 * (virials + virials.transpose(1, 2))
             return torch.cat((energies, out["forces"].double().flatten(), virials.flatten(), node))
 
@@ -221,11 +226,11 @@ def _reference(module: Any, head: str | None) -> dict[int, float]:
 def load_module(file: Path, device: str = "cpu") -> Any:
     """Read a TorchScript MACE model. Raises ModelError for anything else, or a device that is not there."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {device!r} was asked for, but PyTorch sees no CUDA device", "use device 'cpu'")
+        raise ModelError(f"device {device!r} was requested, but PyTorch finds no CUDA device", "use device 'cpu'")
     try:
         module = torch.jit.load(str(file), map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = str(error).strip().splitlines()[0]  # a C++ stack trace follows
         raise ModelError(f"{file} is no readable TorchScript model ({first})", "import the model again") from error
     for name in ("r_max", "atomic_numbers", "atomic_energies_fn"):
         if not hasattr(module, name):

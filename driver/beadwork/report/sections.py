@@ -20,7 +20,7 @@ from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import Series, find_positions
 from beadwork.observe.pace import OF_DELTA_ALONE, PARTS
-from beadwork.potential.novelty import NEW
+from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.report import figures, viewer
 from beadwork.report.committee import read_committee
 from beadwork.report.radial import FARTHEST, Radial, deviations, matched, offsets, radial, reweight
@@ -126,7 +126,7 @@ def headline(run: Run) -> str:
         )
     if passed := summary.get("marks_passed"):
         told = ", ".join(f"{kind} {times}" for kind, times in passed.items())
-        lines.append(f"<p>Marks that structures have passed, and how many did: {escape(told)}.</p>")
+        lines.append(f"<p>Thresholds that structures have passed, and how many did: {escape(told)}.</p>")
     if about.get("models"):
         rows = "".join(
             f"<tr><td>{escape(Path(path).name)}</td><td><code>{escape(str(digest))}</code></td></tr>"
@@ -259,10 +259,10 @@ def novelty(run: Run, drawing: bool) -> str:
     parts = run.novelty_of_parts
     words = ""
     if new := run.summary.get("novelty"):
-        asked = " ".join(ASKS[part] for part, values in parts.items() if float(np.nanmax(values)) > NEW)
+        asked = " ".join(ASKS[part] for part, values in parts.items() if float(np.nanmax(values)) > NOVELTY_EDGE)
         told = (
-            f"{new['new_structures']} of {new['structures']} structures have an atom above {NEW:g}, which is the edge "
-            f"of training; {new['new_atoms']} of their atoms are. {asked}"
+            f"{new['new_structures']} of {new['structures']} structures have an atom above {NOVELTY_EDGE:g}, which is "
+            f"the edge of training; {new['new_atoms']} of their atoms are. {asked}"
         )
         words = f"<p>{escape(told)}</p>"
     if not drawing:
@@ -271,7 +271,7 @@ def novelty(run: Run, drawing: bool) -> str:
     kept = [row for row in run.kept if "novelty" in row.why]
     everything = np.ones(len(run.record), dtype=np.bool_)
     look: dict[str, Any] = {
-        "level": ("1: the edge of training", NEW),
+        "level": ("1: the edge of training", NOVELTY_EDGE),
         "decades": max(float(np.nanmax(values)) for values in parts.values()) > figures.TALL,
         "from_zero": True,
     }

@@ -13,7 +13,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.ipi.simulation import Simulation, Socket, System
 from beadwork.ipi.steps import one_result, pattern
 from beadwork.ipi.transport import Line, address_of
-from beadwork.potential.device import idle
+from beadwork.potential.device import unused_gpu
 from beadwork.potential.load import load_for
 from beadwork.potential.potential import Potential
 from beadwork.serve.reply import MEMBER_FORCES, extra_keys
@@ -36,7 +36,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
             "leave it out, or serve the sum",
         )
     whole = load_for(config)
-    notes = [*whole.notes, *idle(config.device)]
+    notes = [*whole.notes, *unused_gpu(config.device)]
     parts = {"sum": whole}
     if "baseline" in roles.values():
         parts["baseline"] = Potential(whole.baseline, cards=whole.cards)
@@ -55,7 +55,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         _check_gathered(socket, service)
         service.potential.check_species(service.numbers)
         start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
-        notes += service.potential.settle(start)
+        notes += service.potential.select_backends(start)
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
         notes += _of_the_whole(service.potential, start)
         services.append(service)

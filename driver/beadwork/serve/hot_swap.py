@@ -179,7 +179,7 @@ class Swap:
         # hashes, and members that go together
         fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None))
         old = self._served[0].potential
-        fresh.share_room(old)
+        fresh.share_memory_limit(old)
         for baseline in old.baseline_cards:
             check_baseline(baseline, fresh.cards)
         same = [_same(served.potential, fresh) for served in self._served]
@@ -270,13 +270,13 @@ def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig
     answer = potential.without_baseline().evaluate(frames)
     if config.on_mark == "stop" and answer.novelty and (new := answer.novelty.largest.max()) > config.mark_novelty:
         raise ModelError(
-            f"the last structures are new to it, up to {new:.3g}, above the mark of {config.mark_novelty:g} "
+            f"the last structures are new to it, up to {new:.3g}, above the threshold of {config.mark_novelty:g} "
             "(--mark-novelty) that ends the run",
             "train it on such frames",
         )
     if config.on_mark == "stop" and answer.spread and (most := answer.spread.largest.max()) > config.mark_spread:
         raise ModelError(
-            f"its force spread on the last structures is up to {most:.4g} eV/Å, above the mark of "
+            f"its force spread on the last structures is up to {most:.4g} eV/Å, above the threshold of "
             f"{config.mark_spread:g} eV/Å (--mark-spread) that ends the run",
             "train it further, or see to its alpha",
         )

@@ -14,15 +14,22 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
-from beadwork.events import WHOSE, Evaluated, Event, Joined, Lost, MarkPassed, Moment, Note
+from beadwork.events import WHOSE, Evaluated, Event, Joined, Lost, Moment, Note, ThresholdPassed
 from beadwork.frame import FloatArray, Frame
 from beadwork.ipi.messages import Exit, HangUp, Incoming, Init, PosData
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.transport import Peer, Transport
 from beadwork.observe.last import Last
 from beadwork.potential.evaluation import Evaluation, Novelty
-from beadwork.potential.limits import WANTED, Breach, Marks, describe, refusal, tell_new
-from beadwork.potential.novelty import NEW
+from beadwork.potential.limits import (
+    NOVELTY_REMEDIES,
+    Breach,
+    Thresholds,
+    format_breach,
+    format_novelty,
+    threshold_error,
+)
+from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.serve.hot_swap import Swap
 from beadwork.serve.reply import by_element, most_by_element, packed
 from beadwork.serve.service import Service
@@ -60,7 +67,7 @@ class Server:
         harvest: Harvest | None = None,
         watch: Callable[[Event], None] = lambda event: None,
         stopped: Callable[[], bool] = lambda: False,
-        marks: Marks | None = None,
+        marks: Thresholds | None = None,
         directory: Path | None = None,
         swap: Swap | None = None,
         written: Written | None = None,
@@ -205,7 +212,7 @@ class Server:
         if passed and self._marks is not None and self._marks.stop:
             named = _named(service, positions, frames, in_order=len(peers) == 1)
             self.refused = Last(str(service.line.address), moment.exact, named, evaluation)
-            raise refusal(passed[0], named[passed[0].system], self._when(moment), service.potential)
+            raise threshold_error(passed[0], named[passed[0].system], self._when(moment), service.potential)
         packing = time.perf_counter()
         replies = packed(evaluation, inverse, service.potential)
         sending = time.perf_counter()
@@ -234,16 +241,16 @@ class Server:
         seconds: dict[str, float],
     ) -> None:
         """What the reply did not wait for."""
-        service.potential.look_ahead()
+        service.potential.prefetch()
         for note in evaluation.notes:
             self._watch(Note(note))
         self._remember(Last(str(service.line.address), moment.exact, frames, evaluation))
         for breach in passed:
             frame = frames[breach.system]
-            self._watch(MarkPassed(breach.kind, moment.exact, frame.bead, breach.value))
+            self._watch(ThresholdPassed(breach.kind, moment.exact, frame.bead, breach.value))
             if breach.kind not in self._noted:
                 self._noted.add(breach.kind)
-                said = describe(breach, frame, self._when(moment), service.potential)
+                said = format_breach(breach, frame, self._when(moment), service.potential)
                 self._watch(Note(f"{said}; more of this is only counted"))
         if self._harvest is not None:
             self._harvest(str(service.line.address), moment, frames, evaluation)
@@ -251,7 +258,7 @@ class Server:
             self._swap.answered(str(service.line.address), frames, evaluation)
         spread, novelty = evaluation.spread, evaluation.novelty
         if novelty is not None:
-            self._tell_new(service, self._when(moment), frames, evaluation, novelty)
+            self._report_novelty(service, self._when(moment), frames, evaluation, novelty)
         self._watch(
             Evaluated(
                 address=str(service.line.address),
@@ -265,8 +272,8 @@ class Server:
                 element_spread={} if spread is None else by_element(service.numbers, spread.force),
                 novelty={} if novelty is None else {part: float(of.max()) for part, of in novelty.of.items()},
                 element_novelty={} if novelty is None else most_by_element(service.numbers, novelty.atoms),
-                new_structures=0 if novelty is None else int((novelty.largest > NEW).sum()),
-                new_atoms=0 if novelty is None else int((novelty.atoms > NEW).sum()),
+                new_structures=0 if novelty is None else int((novelty.largest > NOVELTY_EDGE).sum()),
+                new_atoms=0 if novelty is None else int((novelty.atoms > NOVELTY_EDGE).sum()),
             )
         )
 
@@ -292,24 +299,26 @@ class Server:
         """The step as a person reads it, or the evaluation where it is not known."""
         return f"evaluation {self._evaluations}" if moment.exact is None else f"step {moment.exact}"
 
-    def _tell_new(
+    def _report_novelty(
         self, service: Service, when: str, frames: list[Frame], evaluation: Evaluation, novelty: Novelty
     ) -> None:
         """Tell of the first atom of an element that is new to a part: the newest of this evaluation."""
         numbers = np.tile(service.numbers, len(frames))
-        for z in np.unique(numbers[novelty.atoms > NEW]).tolist():
+        for z in np.unique(numbers[novelty.atoms > NOVELTY_EDGE]).tolist():
             new = {
-                part for part, of in novelty.of.items() if (of[numbers == z] > NEW).any() and (part, z) not in self._new
+                part
+                for part, of in novelty.of.items()
+                if (of[numbers == z] > NOVELTY_EDGE).any() and (part, z) not in self._new
             }
             if new:
                 self._new |= {(part, z) for part in new}
                 atom = int(np.where(numbers == z, novelty.atoms, 0.0).argmax())
                 frame = frames[atom // len(service.numbers)]
                 where = "a structure of unknown bead" if frame.bead is None else f"bead {frame.bead}"
-                wanted = "; ".join(WANTED[part] for part in WHOSE if part in new)
+                wanted = "; ".join(NOVELTY_REMEDIES[part] for part in WHOSE if part in new)
                 self._watch(
                     Note(
-                        f"{when}, {where}: {tell_new(evaluation, frame, atom)}, where 1 is the edge of training: "
+                        f"{when}, {where}: {format_novelty(evaluation, frame, atom)}, where 1 is the edge of training: "
                         f"{wanted}. More of {chemical_symbols[z]} is only counted"
                     )
                 )

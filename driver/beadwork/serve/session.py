@@ -29,7 +29,7 @@ from beadwork.observe.pace import Pace
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record, tell
 from beadwork.observe.status import Status, claimed
-from beadwork.potential.limits import Marks
+from beadwork.potential.limits import Thresholds
 from beadwork.report.picture import draw
 from beadwork.serve.assemble import join
 from beadwork.serve.hot_swap import Swap
@@ -141,7 +141,7 @@ class Session:
                 harvest=harvest,
                 watch=watch,
                 stopped=self._stopped,
-                marks=Marks(
+                marks=Thresholds(
                     config.mark_distance,
                     config.mark_force,
                     config.mark_spread,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, IntArray
-from beadwork.potential.bundle import SPREAD, USUAL
+from beadwork.potential.bundle import SPREAD_TABLE, USUAL_QUANTILE
 from beadwork.potential.load import load
 from beadwork.train.dataset import BATCH, Example
 from beadwork.train.split import APART, blocks, split
@@ -42,7 +42,7 @@ NODES = 50
 #: fewer frames than this calibrate nothing
 FEWEST = 4
 #: of the frames held out, whose spread stays below what committee.toml says
-SHARES = (0.5, 0.9, USUAL, 1.0)
+SHARES = (0.5, 0.9, USUAL_QUANTILE, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,12 +294,13 @@ def scale(found: Residuals, fitted: Mapping[str, Calibration]) -> dict[str, Any]
     forces, energy = (fitted[what].alpha if what in fitted else either for what in ("forces", "energy"))
     card: dict[str, Any] = {"alpha": round(forces, 4), "energy_alpha": round(energy, 4)}
     if (known := quantiles(found.largest, forces)) is not None:
-        card[SPREAD] = known
+        card[SPREAD_TABLE] = known
     return card
 
 
 def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None:
-    """Those of the largest force spread of a frame, after alpha, as committee.toml has them under `bundle.SPREAD`.
+    """Those of the largest force spread of a frame, after alpha, as committee.toml has them under
+    `bundle.SPREAD_TABLE`.
 
     largest: (F,) eV/Å before alpha, of frames that no member has seen. None for too few frames, or one member.
     """

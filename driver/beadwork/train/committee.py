@@ -25,7 +25,7 @@ from ase.data import chemical_symbols
 from beadwork.disk import write_whole
 from beadwork.errors import LabelError, ModelError
 from beadwork.label.jobs import Jobs, lost
-from beadwork.potential.bundle import COMMITTEE, amend_card, check, load_card, members_of, no_better
+from beadwork.potential.bundle import COMMITTEE, amend_card, check, format_no_better, load_card, members_of
 from beadwork.potential.load import load
 from beadwork.train.calibration import calibrate, residuals, scale, told
 from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
@@ -96,7 +96,7 @@ def train_committee(
     }
     write_whole(out / COMMITTEE, tomli_w.dumps(card))
     progress(f"{out}: {measured}")
-    if said := no_better(measured):
+    if said := format_no_better(measured):
         progress(f"{out}: {said}")
     return paths
 

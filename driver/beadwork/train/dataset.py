@@ -26,7 +26,7 @@ from beadwork.label.codes.basis import check_stored
 from beadwork.label.codes.command import ENERGIES, LENGTHS
 from beadwork.label.label import Label, as_json, computed, frame_of, plain, structure
 from beadwork.potential.bundle import load_card
-from beadwork.potential.graph import CLOSEST, build
+from beadwork.potential.graph import MIN_DISTANCE, build
 from beadwork.potential.load import load
 
 DATASET = "dataset.json"
@@ -282,7 +282,7 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
         except ModelError as error:
             raise ModelError(f"{e.place}: {error}") from error
     # an atom alone would let any engine pass
-    potential.settle(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
+    potential.select_backends(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
     name = load_card(baseline).hash
     examples = []
     pairs = []
@@ -320,7 +320,7 @@ def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
 
 def _check_structures(examples: Sequence[Example]) -> None:
     try:
-        build([e.frame for e in examples], CLOSEST)
+        build([e.frame for e in examples], MIN_DISTANCE)
     except GeometryError as error:
         if len(examples) == 1:
             raise LabelError(f"{examples[0].place}: {error.what}; mend it, or take it out") from error

@@ -22,7 +22,7 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.label.choose import features
 from beadwork.potential.bundle import NOVELTY, Card, amend_card, check, load_card, members_of
 from beadwork.potential.graph import build
-from beadwork.potential.novelty import NEW, Mixture, TrainingSet, nearest
+from beadwork.potential.novelty import NOVELTY_EDGE, Mixture, TrainingSet, nearest
 from beadwork.train.dataset import DATASET, Dataset, Met
 from beadwork.train.duplicates import frames_hash
 from beadwork.train.split import APART, blocks
@@ -95,7 +95,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
         frames_hash(frames),
         {z: int((numbers == z).sum()) for z in elements},
     )
-    new = left_out > NEW
+    new = left_out > NOVELTY_EDGE
     return Fitted(
         training_set,
         components,
@@ -178,7 +178,7 @@ def describe(about: dict[str, Any]) -> str:
     )
     return (
         f"novelty fitted on {about['frames']} frames in {about['blocks']} blocks ({parts}); of blocks that were left "
-        f"out {100 * about['left_out_frames_called_new']:.1f} % of the frames have an atom above {NEW:g}"
+        f"out {100 * about['left_out_frames_called_new']:.1f} % of the frames have an atom above {NOVELTY_EDGE:g}"
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
-from beadwork.potential.bundle import members_of, no_better
+from beadwork.potential.bundle import format_no_better, members_of
 from beadwork.report import page
 from beadwork.train.calibration import Calibration, Errors, Residuals, calibrate, residuals, told
 from beadwork.train.committee import apart_of, references, train_committee
@@ -40,7 +40,7 @@ class Validation:
     @property
     def worse(self) -> str:
         """A sentence where Δ is no better than its baseline; empty where it is, or where there is no baseline."""
-        return "" if self.dataset.baseline is None else no_better(self.found.measured)
+        return "" if self.dataset.baseline is None else format_no_better(self.found.measured)
 
     def __str__(self) -> str:
         lines = [
