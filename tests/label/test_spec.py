@@ -117,7 +117,7 @@ def test_paths_and_tables_in_settings(tmp_path: Path) -> None:
         ("attempts = 3", "attempts = 0", "attempts is 0; it must be at least 1"),
         ("attempts = 3", 'attempts = "3"', "attempts is '3'; it wants a whole number"),
         ("charge = 1", "charge = 1.5", "charge is 1.5; it wants a whole number"),
-        ('basis = "cc-pVTZ"', "", r"\[settings\] lacks basis"),
+        ('basis = "cc-pVTZ"', "", r"theory 'CCSD\(T\)' has no basis: set basis"),
         ("frozen_core = true", "frozen_core = 1", "frozen_core is 1; it wants true or false"),
         ("frozen_core = true", "frozen = true", "sets 'frozen', which is no option; did you mean frozen_core[?]"),
         ('theory = "CCSD(T)"', 'theory = "CCSDT"', "PySCF cannot compute 'CCSDT' .*: give HF, MP2"),

@@ -285,5 +285,4 @@ def test_estimate_grows_with_the_molecule() -> None:
     assert one.seconds(four) - 0.3 == pytest.approx(16.0)
     assert one.seconds(WATER) < 0.5
     for name, functions in (("cc-pVDZ", 24), ("cc-pVTZ", 58), ("6-31g", 13), ("aug-cc-pVTZ", 92)):
-        labeller = PySCF("MP2", name)
-        assert sum(labeller._basis.functions(int(number)) for number in WATER.numbers) == functions
+        assert sum(Basis(name).functions(int(number)) for number in WATER.numbers) == functions

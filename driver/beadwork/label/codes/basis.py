@@ -57,12 +57,12 @@ class Basis:
                 raise ConfigError(f"PySCF has no {what} {name!r}; check its name")
 
     @property
-    def title(self) -> str:
-        """For instance `def2-svp` or `ccecp-cc-pvdz, ecp ccecp`: one that is the basis's own is not named."""
+    def potential(self) -> str:
+        """For instance `ecp ccecp`; empty where it is the basis's own."""
         plain = import_module("pyscf.gto.basis")._format_basis_name
         if self.ecp and plain(self.ecp) != plain(self.name):
-            return f"{self.name}, ecp {self.ecp}"
-        return f"{self.name}, pseudo {self.pseudo}" if self.pseudo else self.name
+            return f"ecp {self.ecp}"
+        return f"pseudo {self.pseudo}" if self.pseudo else ""
 
     def functions(self, number: int) -> int:
         """How many there are of an element, spherical ones. Raises LabelError where the basis has none of it."""
@@ -90,6 +90,24 @@ class Basis:
                     'sets, pseudo = "gth-pbe" for GTH\'s, ...), or an all-electron basis'
                 )
         return told
+
+    def auxiliary(self, mol: Any, correlated: bool) -> dict[str, str]:
+        """The sets by element in which densities of `mol`, a molecule in this basis, are fitted.
+
+        They are those that PySCF holds for the basis: of Coulomb and exchange (JK) for every mean field, or of MP2 for
+        correlation energies. Raises LabelError where it has none: what it would make of its own depends on which
+        packages are beside it.
+        """
+        named = mol.copy(deep=False)
+        named.verbose = 0
+        named.basis = {mol.atom_pure_symbol(atom): self.name for atom in range(mol.natm)}  # `mol` has the functions
+        sets = import_module("pyscf.df").make_auxbasis(named, mp2fit=correlated)
+        if lacking := [symbol for symbol, name in sets.items() if not isinstance(name, str)]:
+            raise LabelError(
+                f"PySCF has no auxiliary basis of {', '.join(lacking)} for {self.name}: leave out DF-, or take a basis "
+                "that has one (cc-pVXZ, aug-cc-pVXZ, def2)"
+            )
+        return dict(sets)
 
     def _shells(self, number: int) -> list[Any]:
         shells = _functions(self.name, number)

@@ -1,9 +1,9 @@
-"""Labels by PySCF: density functionals, Hartree-Fock, MP2, CCSD and CCSD(T), of molecules and clusters.
+"""Labels by PySCF: density functionals, Hartree-Fock, MP2, CCSD, CCSD(T) and sums of them, of molecules and clusters.
 
 Closed shells are computed restricted, all others unrestricted. Gradients are those that PySCF has analytically; of a
 density functional they hold the response of the grid, without which they are not the derivative of the energy (1e-3
-eV/Å on a coarse grid); of CCSD(T) they are there for closed shells alone. Energies are converted with `constants`.
-What PySCF warns of is in the label (`warnings`), and on stderr.
+eV/Å on a coarse grid); of CCSD(T) they are there for closed shells alone, of correlation energies with density fitting
+not at all. Energies are converted with `constants`. What PySCF warns of is in the label (`warnings`), and on stderr.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Any
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.codes.basis import Basis
+from beadwork.label.codes.scheme import CORRELATED, FITTED, Level, Scheme, read
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label
 from beadwork.settings import required, setting
 
-#: methods that are not density functionals
-CORRELATED = ("MP2", "CCSD", "CCSD(T)")
 #: CPU seconds of a label of (H2O)4 in cc-pVDZ (96 basis functions) without and with forces, and the power of the number
 #: of basis functions with which they grow; measured from one to four molecules, of CCSD(T) to two
 _COST = {"DFT": (10.0, 18.0, 2.2), "HF": (1.3, 4.7, 3.2), "MP2": (1.6, 16.0, 4.1)}
 _COST |= {"CCSD": (50.0, 101.0, 4.5), "CCSD(T)": (150.0, 3500.0, 5.6)}
+#: the same of density fitting, up to 232 basis functions; that of coupled cluster is no cheaper in PySCF
+_COST |= {"DF-DFT": (10.0, 14.0, 1.5), "DF-HF": (0.6, 1.5, 2.0), "DF-MP2": (0.7, 0.7, 2.1)}
 #: s, however small the molecule
 _START = 0.3
 
@@ -39,9 +40,12 @@ class PySCF:
     """A labeller that calls PySCF in this process. Raises ConfigError for what PySCF does not know."""
 
     theory: str = field(
-        metadata=required("`HF`, `MP2`, `CCSD`, `CCSD(T)`, or a functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`)")
+        metadata=required(
+            "`HF`, `MP2`, `CCSD`, `CCSD(T)`, or a functional as libxc calls it (`PBE`, `B3LYP`, `SCAN`); with density "
+            "fitting `DF-MP2`; as a scheme `DF-MP2/aug-cc-pVTZ + [CCSD(T) - MP2]/cc-pVDZ`, `MP2/cc-pV[TQ]Z`"
+        )
     )
-    basis: str = field(metadata=required("as PySCF calls it"))
+    basis: str | None = setting(None, "as PySCF calls it", unset="the one that `theory` names")
     ecp: str | None = setting(
         None,
         "pseudopotential, as PySCF calls it (`ccecp`)",
@@ -50,6 +54,9 @@ class PySCF:
     pseudo: str | None = setting(None, "the same of Goedecker, Teter and Hutter (`gth-pbe`), in place of `ecp`")
     dispersion: str | None = setting(None, "`d3bj`, `d3zero` or `d4` on top of a functional (needs pyscf-dispersion)")
     frozen_core: bool = setting(False, "leave the inner shells out of the correlation")
+    hf_exponential: bool = setting(
+        False, "in a scheme with two bases: extrapolate Hartree-Fock too; it is that of the larger basis otherwise"
+    )
     forces: bool = setting(True, "compute them")
     scf_tol: float = setting(1e-10, "change of the energy at which the self-consistent field ends", "Hartree")
     cc_tol: float = setting(1e-9, "the same of coupled cluster", "Hartree")
@@ -60,19 +67,22 @@ class PySCF:
 
     def __post_init__(self) -> None:
         _pyscf()
-        correlated = self.theory in CORRELATED
-        if self.kind == "DFT":
-            _functional(self.theory, self.dispersion, self.forces)
-        elif self.dispersion is not None:
+        kinds = self._scheme.kinds
+        correlated = sorted(kinds & set(CORRELATED))
+        for theory in sorted({level.theory for level in self._scheme.weights if level.kind == "DFT"}):
+            _functional(theory, self.dispersion, self.forces)
+        if self.dispersion is not None and "DFT" not in kinds:
             raise ConfigError(f"{self.theory} takes no dispersion correction; leave out {self.dispersion!r}")
         if self.frozen_core and not correlated:
             raise ConfigError(f"{self.theory} has no core to freeze: leave out frozen_core")
         if self.pseudo and correlated and self.forces:
             raise ConfigError(
-                f"PySCF's forces of {self.theory} with the pseudo {self.pseudo} are not the derivative of its energy "
+                f"PySCF's forces of {correlated[0]} with the pseudo {self.pseudo} are not the derivative of its energy "
                 "(0.09 eV/Å for H2O): set forces = false, or take an ecp"
             )
-        self._basis  # noqa: B018  (a wrong name ends here, not with the first frame)
+        fitted = [level.title for level in self._scheme.weights if level.fitted and level.kind in CORRELATED]
+        if fitted and self.forces:
+            raise ConfigError(f"PySCF has no forces of {fitted[0]}: set forces = false, or leave out {FITTED}")
         if not (self.scf_tol > 0 and self.cc_tol > 0 and 0 <= self.grid <= 9 and min(self.threads, self.max_cycle) > 0):
             raise ConfigError(
                 f"tolerances, threads and max_cycle are positive, grid is 0 to 9; got {self.scf_tol}, {self.cc_tol}, "
@@ -80,19 +90,21 @@ class PySCF:
             )
 
     @cached_property
-    def kind(self) -> str:
-        """The method, or `DFT` for all functionals."""
-        return self.theory if self.theory in (*CORRELATED, "HF") else "DFT"
+    def _scheme(self) -> Scheme:
+        return read(self.theory, self.basis, self.ecp, self.pseudo, self.dispersion, self.hf_exponential)
 
     @property
     def method(self) -> str:
         """For instance `PBE-d3bj/cc-pVDZ, grid 3` or `CCSD(T)/cc-pVTZ, frozen core, cc_tol 1e-07`."""
-        parts = [self.theory + (f"-{self.dispersion}" if self.dispersion else "") + f"/{self._basis.title}"]
-        if self.kind == "DFT":
+        scheme = self._scheme
+        parts = [scheme.title, *sorted({level.basis.potential for level in scheme.weights} - {""})]
+        if "DFT" in scheme.kinds:
             parts.append(f"grid {self.grid}")
-        elif self.kind in CORRELATED:
+        if scheme.kinds & set(CORRELATED):
             parts.append("frozen core" if self.frozen_core else "all electrons")
-        used = ("scf_tol", "cc_tol") if self.kind.startswith("CC") else ("scf_tol",)
+        if scheme.extrapolated:
+            parts.append(f"X^-3, HF {'exp(-1.63 X)' if self.hf_exponential else 'of the larger basis'}")
+        used = ("scf_tol", "cc_tol") if any(kind.startswith("CC") for kind in scheme.kinds) else ("scf_tol",)
         # stored labels do not name the defaults: naming them now would make them another method
         parts += [f"{name} {getattr(self, name)}" for name in used if getattr(self, name) != getattr(PySCF, name)]
         return ", ".join(parts)
@@ -103,12 +115,16 @@ class PySCF:
             raise LabelError(
                 "PySCF computes molecules and clusters: cut one from the periodic frame (`cut` in the TOML)"
             )
-        if self.theory == "CCSD(T)" and self.forces and spin:
+        if "CCSD(T)" in self._scheme.kinds and self.forces and spin:
             raise LabelError(
                 "PySCF's forces of CCSD(T) for open shells are not the derivative of its energy (7e-4 eV/Å for H2O+): "
                 "label such structures with forces = false, or with CCSD"
             )
-        self._molecule(frame, charge, spin)
+        for level in self._scheme.weights:
+            mol = self._molecule(frame, charge, spin, level.basis)
+            if level.fitted:
+                for correlated in {False, level.kind in CORRELATED}:
+                    level.basis.auxiliary(mol, correlated)
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label. Raises LabelError for what does not converge, or what PySCF cannot do."""
@@ -117,16 +133,13 @@ class PySCF:
         lib = _pyscf("lib")
         try:
             with lib.with_omp_threads(self.threads):
-                mol = self._molecule(frame, charge, spin)
-                energy, gradient, extra = self._compute(mol)
+                energy, gradient, extra = self._compute(frame, charge, spin)
         except LabelError:
             raise
         except Exception as error:  # PySCF raises all kinds; each becomes the reason that the queue stores
             raise LabelError(
                 f"PySCF could not label the frame: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
-        if said := [" ".join(line.split()) for line in mol.stdout.getvalue().splitlines() if line.strip()]:
-            extra = {**extra, "warnings": said}
         return Label(
             energy=energy * HARTREE,
             forces=None if gradient is None else -gradient * (HARTREE / BOHR),
@@ -144,20 +157,19 @@ class PySCF:
 
     def seconds(self, frame: Frame) -> float:
         """Rough: measured on (H2O)4, grown with a power of the basis functions and shared among the threads."""
-        plain, with_forces, power = _COST[self.kind]
-        functions = sum(self._basis.functions(int(number)) * count for number, count in Counter(frame.numbers).items())
-        one_core = (with_forces if self.forces else plain) * (functions / 96) ** power
+        one_core = 0.0
+        for level in self._scheme.weights:
+            fitted = f"{FITTED}{level.kind}" if level.fitted else level.kind
+            plain, with_forces, power = _COST.get(fitted, _COST[level.kind])
+            functions = sum(level.basis.functions(int(number)) * n for number, n in Counter(frame.numbers).items())
+            one_core += (with_forces if self.forces else plain) * (functions / 96) ** power
         return _START + float(one_core / self.threads**0.8)  # the power is a guess: threads never help in full
 
-    @cached_property
-    def _basis(self) -> Basis:
-        return Basis(self.basis, self.ecp, self.pseudo)
-
-    def _molecule(self, frame: Frame, charge: int, spin: int) -> Any:
+    def _molecule(self, frame: Frame, charge: int, spin: int, basis: Basis) -> Any:
         """Raises LabelError for elements that the basis has not, and a spin that the electrons cannot have."""
         gto = _pyscf("gto")
         symbols = (gto.elements.ELEMENTS[int(number)] for number in frame.numbers)
-        told = self._basis.molecule(int(number) for number in frame.numbers)
+        told = basis.molecule(int(number) for number in frame.numbers)
         mol = gto.Mole()
         mol.stdout = io.StringIO()
         try:
@@ -177,73 +189,106 @@ class PySCF:
                 f"PySCF cannot set up the frame: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
 
-    def _compute(self, mol: Any) -> tuple[float, FloatArray | None, dict[str, Any]]:
+    def _compute(self, frame: Frame, charge: int, spin: int) -> tuple[float, FloatArray | None, dict[str, Any]]:
         """Return the energy in Hartree, the gradient in Hartree/Bohr or None, and what else is worth keeping."""
-        field = self._field(mol)
-        if self.kind not in CORRELATED or mol.nelectron == 1:  # one electron has nothing to correlate with
-            gradient = field.nuc_grad_method()
-            if self.kind == "DFT":
-                gradient.grid_response = True
-            return float(field.e_tot), gradient.kernel() if self.forces else None, _spin_of(field)
-        frozen = _pyscf("data.elements").chemcore(mol) if self.frozen_core else None
-        extra = {"scf_energy": float(field.e_tot) * HARTREE, **_spin_of(field)}
-        if self.kind == "MP2":
-            perturbed = _pyscf("mp").MP2(field, frozen=frozen)
-            perturbed.kernel()
-            return float(perturbed.e_tot), perturbed.nuc_grad_method().kernel() if self.forces else None, extra
-        return self._coupled_cluster(field, frozen, extra)
+        weights = self._scheme.weights
+        fields: dict[Level, Any] = {}
+        energies: dict[str, float] = {}  # of the mean fields too
+        s2: dict[str, float] = {}  # <S²> of an unrestricted field: how far it is from a pure spin
+        energy, gradient = 0.0, None
+        for level, weight in weights.items():
+            if level.field not in fields:
+                field = self._field(self._molecule(frame, charge, spin, level.basis), level.field)
+                fields[level.field] = field
+                energies[level.field.title] = float(field.e_tot)
+                if spin:
+                    s2[level.field.title] = float(field.spin_square()[0])
+            one, slope = self._level(fields[level.field], level)
+            energies[level.title] = one
+            energy += weight * one
+            if slope is not None:
+                gradient = weight * slope if gradient is None else gradient + weight * slope
+        extra: dict[str, Any] = {}
+        first, mean = next(iter(fields.items()))
+        if len(weights) > 1:
+            extra["parts"] = {name: value * HARTREE for name, value in energies.items()}
+        elif first not in weights:
+            extra["scf_energy"] = float(mean.e_tot) * HARTREE
+        if spin:
+            extra["s2"] = s2 if len(fields) > 1 else s2[first.title]
+        lines = (line for field in fields.values() for line in field.mol.stdout.getvalue().splitlines())
+        if said := [" ".join(line.split()) for line in lines if line.strip()]:
+            extra["warnings"] = said
+        return energy, gradient, extra
 
-    def _field(self, mol: Any) -> Any:
+    def _level(self, field: Any, level: Level) -> tuple[float, FloatArray | None]:
+        """Return the energy of a level and its gradient, or None, on top of its mean field."""
+        mol = field.mol
+        if level.kind not in CORRELATED or mol.nelectron == 1:  # one electron has nothing to correlate with
+            gradient = field.nuc_grad_method()
+            if level.kind == "DFT":
+                gradient.grid_response = True
+            return float(field.e_tot), gradient.kernel() if self.forces else None
+        frozen = _pyscf("data.elements").chemcore(mol) if self.frozen_core else None
+        perturbed = level.kind == "MP2"
+        solver = (_pyscf("mp").MP2 if perturbed else _pyscf("cc").CCSD)(field, frozen=frozen)
+        if level.fitted:
+            solver.with_df = _pyscf("df").DF(mol, auxbasis=level.basis.auxiliary(mol, True))
+        if perturbed:
+            solver.kernel(with_t2=self.forces)
+            return float(solver.e_tot), solver.nuc_grad_method().kernel() if self.forces else None
+        return self._coupled_cluster(solver, level)
+
+    def _field(self, mol: Any, level: Level) -> Any:
         """Return the converged mean field."""
         open_shell = mol.spin != 0
-        if self.kind == "DFT":
+        if level.kind == "DFT":
             dft = _pyscf("dft")
-            field = (dft.UKS if open_shell else dft.RKS)(mol, xc=self.theory)
+            field = (dft.UKS if open_shell else dft.RKS)(mol, xc=level.theory)
             field.grids.level = self.grid
             field.disp = self.dispersion
         else:
             scf = _pyscf("scf")
             field = (scf.UHF if open_shell else scf.RHF)(mol)
+        if level.fitted:
+            field = field.density_fit(auxbasis=level.basis.auxiliary(mol, False))
         field.conv_tol = self.scf_tol
         field.max_cycle = self.max_cycle
         field.kernel()
         if not field.converged:
             raise LabelError(
-                f"the self-consistent field did not converge in {self.max_cycle} cycles to {self.scf_tol} Hartree; "
-                "check charge and spin of the structure, or raise max_cycle"
+                f"{level.title}: the self-consistent field did not converge in {self.max_cycle} cycles to "
+                f"{self.scf_tol} Hartree; check charge and spin of the structure, or raise max_cycle"
             )
         return field
 
-    def _coupled_cluster(
-        self, field: Any, frozen: int | None, extra: dict[str, Any]
-    ) -> tuple[float, FloatArray | None, dict[str, Any]]:
-        solver = _pyscf("cc").CCSD(field, frozen=frozen)
+    def _coupled_cluster(self, solver: Any, level: Level) -> tuple[float, FloatArray | None]:
         solver.conv_tol = self.cc_tol
         solver.max_cycle = self.max_cycle
         integrals = solver.ao2mo()
         solver.kernel(eris=integrals)
         if not solver.converged:
             raise LabelError(
-                f"coupled cluster did not converge in {self.max_cycle} cycles to {self.cc_tol} Hartree; "
+                f"{level.title}: coupled cluster did not converge in {self.max_cycle} cycles to {self.cc_tol} Hartree; "
                 "the structure may be far from closed shells: look at it, or raise max_cycle"
             )
         energy = float(solver.e_tot)
-        if self.kind == "CCSD":
+        if level.kind == "CCSD":
             if not self.forces:
-                return energy, None, extra
+                return energy, None
             solver.solve_lambda(eris=integrals)
             _settled(solver.converged_lambda)
-            return energy, solver.nuc_grad_method().kernel(), extra
+            return energy, solver.nuc_grad_method().kernel()
         energy += float(solver.ccsd_t(eris=integrals))
         if not self.forces:
-            return energy, None, extra
+            return energy, None
         equations, gradients = _pyscf("cc.ccsd_t_lambda"), _pyscf("grad.ccsd_t")
         settled, l1, l2 = equations.kernel(
             solver, integrals, solver.t1, solver.t2, max_cycle=self.max_cycle, tol=self.cc_tol, verbose=0
         )
         _settled(settled)
         gradient = gradients.Gradients(solver).kernel(solver.t1, solver.t2, l1, l2, eris=integrals)
-        return energy, gradient, extra
+        return energy, gradient
 
     def _input(self, frame: Frame, charge: int, spin: int) -> str:
         return json.dumps(
@@ -254,6 +299,7 @@ class PySCF:
                 "pseudo": self.pseudo,
                 "dispersion": self.dispersion,
                 "frozen_core": self.frozen_core,
+                "hf_exponential": self.hf_exponential,
                 "forces": self.forces,
                 "scf_tol": self.scf_tol,
                 "cc_tol": self.cc_tol,
@@ -269,11 +315,6 @@ class PySCF:
 def _settled(converged: bool) -> None:
     if not converged:
         raise LabelError("the Λ equations, which the forces need, did not converge; raise max_cycle")
-
-
-def _spin_of(field: Any) -> dict[str, Any]:
-    """<S²> of an unrestricted mean field: how far it is from a pure spin."""
-    return {"s2": float(field.spin_square()[0])} if field.mol.spin else {}
 
 
 def _pyscf(part: str = "") -> Any:
