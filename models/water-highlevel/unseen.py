@@ -27,6 +27,7 @@ from simulations import write
 from tqdm import tqdm
 
 from beadwork.frame import Frame
+from beadwork.ipi.outputs import structure
 from beadwork.label.codes.pyscf_labeller import PySCF
 
 HERE = Path(__file__).parent
