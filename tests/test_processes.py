@@ -1,19 +1,110 @@
-"""Children of ours run no file of the working folder."""
+"""Children of ours: started, ended and killed in one way; they run no file of the working folder."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
 
-from beadwork.processes import before_3_11, module
+from beadwork.processes import as_shell, before_3_11, end, end_noted, kill, last_line, launch, module, noted, run
 
 #: modules that beadwork and its libraries import early; each says that it was run
 TRAPS = ("ase", "random", "numpy", "torch", "argparse", "runpy", "tempfile", "mace")
+
+
+#: a program that starts another one in its group, says so, and sleeps; both are deaf to SIGTERM where asked to be
+FAMILY = """
+import signal, subprocess, sys, time
+if "deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"])  # what is ignored here, it ignores
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def family(folder: Path, *how: str, group: bool = True) -> tuple[subprocess.Popen[bytes], int]:
+    """Such a program, and the number of the one that it has started."""
+    command = [sys.executable, "-c", FAMILY, *how]
+    process = launch(noted(command, "group") if group else command, folder / "log", folder, group=group)
+    until = time.monotonic() + 20
+    while not (folder / "log").read_text().endswith("\n"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process, int((folder / "log").read_text())
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; where nobody waits for it, it may be left as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pid: int) -> bool:
+    """Whether it ends soon."""
+    until = time.monotonic() + 20
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    return not alive(pid)
+
+
+def test_an_end_is_asked_for_and_then_forced(tmp_path: Path) -> None:
+    """SIGTERM, and after the grace SIGKILL with the whole group; the exit code says which it was, also of what had
+    ended before."""
+    asked, child = family(tmp_path)
+    assert end(asked, 20) == -signal.SIGTERM
+    os.kill(child, signal.SIGKILL)  # it had nobody to tell it
+    deaf, child = family(tmp_path, "deaf")
+    begin = time.monotonic()
+    assert end(deaf, 0.3) == -signal.SIGKILL
+    assert 0.3 <= time.monotonic() - begin < 10
+    assert gone(child)
+    assert (end(deaf, 20), kill(deaf), as_shell(deaf.wait()), as_shell(3)) == (-9, -9, 137, 3)
+
+
+def test_without_a_group_of_its_own_it_dies_alone(tmp_path: Path) -> None:
+    """It is in our group, which is not killed with it."""
+    process, child = family(tmp_path, group=False)
+    assert os.getpgid(child) == os.getpgid(0)
+    assert kill(process) == -signal.SIGKILL
+    assert alive(child)
+    os.kill(child, signal.SIGKILL)
+
+
+def test_what_takes_too_long_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    """A program that computes a label, and hangs: nothing of it is left. What it said is in the log."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        run([sys.executable, "-c", FAMILY, "deaf"], tmp_path / "log", tmp_path, 3.0)
+    assert gone(int(last_line(tmp_path / "log")))
+    assert run(["sh", "-c", "echo said; echo; exit 3"], tmp_path / "log", tmp_path, 20.0) == 3
+    assert last_line(tmp_path / "log") == "said"
+
+
+@pytest.mark.parametrize("how", [(), ("deaf",)])
+def test_who_comes_later_ends_what_was_noted(tmp_path: Path, how: tuple[str, ...]) -> None:
+    """By the number in the file, without having started it; the file goes. The group of that number that works in
+    another folder is a stranger's, and lives on."""
+    process, child = family(tmp_path, *how)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "group").write_text((tmp_path / "group").read_text())
+    end_noted(elsewhere / "group", 0.2)
+    assert alive(process.pid)
+    assert alive(child)
+    end_noted(tmp_path / "group", 0.2 if how else 20.0)
+    assert process.wait() == (-signal.SIGKILL if how else -signal.SIGTERM)
+    assert gone(child)
+    assert not (tmp_path / "group").exists()
+    end_noted(tmp_path / "group", 20.0)  # nothing is there
 
 
 def trapped(folder: Path) -> Path:

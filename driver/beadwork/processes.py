@@ -1,9 +1,18 @@
-"""Python processes of ours: what lies in the working folder is data, and is never run by them."""
+"""Other processes: how they are started, ended, and told apart.
+
+`ipi.fd_keeper` alone starts its own, as it has to be there when this package is not.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 #: what `-P` does, for Pythons before 3.11, which have no such option
@@ -12,8 +21,118 @@ _WITHOUT = (
 )
 
 
+def launch(
+    command: Sequence[str],
+    log: Path,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    group: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start a program that reads nothing and says everything into a log, which is begun anew.
+
+    group: give it a process group of its own, so that the keyboard's signals do not reach it and that it is killed with
+    all that it has started. Raises OSError.
+    """
+    with open(log, "wb") as said:
+        return subprocess.Popen(
+            list(command),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=group,
+        )
+
+
+def run(
+    command: Sequence[str], log: Path, folder: Path, timeout: float, environment: Mapping[str, str] | None = None
+) -> int:
+    """Run a program to its end, in a group of its own, and return its exit code.
+
+    It is killed, with all that it has started, after `timeout` seconds and when this process is interrupted. Raises
+    subprocess.TimeoutExpired, and OSError where it cannot be started.
+    """
+    # A signal raises in the main thread. In the midst of Popen it would leave a program that nobody knows of, so
+    # another thread starts it.
+    with ThreadPoolExecutor(1) as starter:
+        begun = starter.submit(launch, command, log, folder, environment, group=True)
+        try:
+            return begun.result().wait(timeout)
+        finally:
+            kill(begun.result())
+
+
+def end(process: subprocess.Popen[bytes], grace: float) -> int:
+    """Have a process end, and return its exit code: it is asked to, and killed if it is there `grace` seconds later."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+    return kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> int:
+    """Kill a process, unless it has ended, and its whole group where that is its own. Return its exit code."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):  # another thread waits for it too, and was told first
+            if os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+    return process.wait()
+
+
+def as_shell(code: int) -> int:
+    """An exit code as a shell has it: 128 and the number of the signal that ended the process."""
+    return code if code >= 0 else 128 - code
+
+
+def last_line(log: Path, nothing: str = "it said nothing") -> str:
+    """The last line in a log that is not blank; `nothing` where there is none."""
+    lines = (line.strip() for line in reversed(log.read_text(errors="replace").splitlines()))
+    return next(filter(None, lines), nothing)
+
+
+def noted(command: Sequence[str], file: str) -> list[str]:
+    """A command that is run as this one, after the number of its group is in a file of its folder.
+
+    To be started with `group`. A shell notes the number before it becomes the program, so there is no instant at which
+    nobody knows of it, whoever is killed.
+    """
+    return ["sh", "-c", f'echo $$ > {file} && exec "$@"', "sh", *command]
+
+
+def end_noted(file: Path, grace: float) -> None:
+    """End what was started as `noted` and is still there, whoever started it: in order if it can, killed if not."""
+    try:
+        group = int(file.read_text())
+    except (OSError, ValueError):
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + grace
+        for process in _of(group, file.parent):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+        while _of(group, file.parent) and time.monotonic() < until:
+            time.sleep(0.05)
+    file.unlink(missing_ok=True)
+
+
+def _of(group: int, folder: Path) -> list[int]:
+    """Processes of this group that work in this folder: the number of a group may have been given anew."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone meanwhile, or another user's
+            alive = (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if alive and os.getpgid(int(process.name)) == group and (process / "cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+    return found
+
+
 def module(name: str, python: str = sys.executable) -> list[str]:
-    """A command that runs this module, as `python -m` does, but for the working folder.
+    """A command that runs this module, as `python -m` does, but for the working folder, which holds data only.
 
     `-m` looks for modules there first: a `random.py` or `ase.py` of the user's would be run in place of the one meant.
     """

@@ -21,6 +21,7 @@ import tomli_w
 
 from beadwork.errors import ModelError
 from beadwork.harvest.queue import Queue
+from beadwork.observe.record import Committees, read_committees
 from beadwork.potential.bundle import committee_hash, load_card, members_of, write_card, write_pointer
 from beadwork.units import BOHR, HARTREE
 
@@ -79,6 +80,11 @@ def answered(run) -> int:
     """Lines of beadwork.out."""
     record = run.folder / "beadwork.out"
     return len([line for line in record.read_text().splitlines() if line[0] != "#"]) if record.exists() else 0
+
+
+def committees_of(run) -> Committees:
+    """Who has answered by beadwork.out, and why others were refused since the last of them."""
+    return read_committees(run.folder / "beadwork.out")
 
 
 def reference(models, files, atoms: ase.Atoms, positions: np.ndarray) -> np.ndarray:
@@ -157,7 +163,7 @@ def test_swap_in_mid_run(ipi, models, committees, start, serve, tmp_path, way, b
         shutil.rmtree(delta)
         shutil.copytree(committees["new"], delta)
         server.send_signal(signal.SIGHUP)
-    until(lambda: "the energy jumps by" in start.log(server), ipi, "the new committee was not taken up")
+    until(lambda: len(committees_of(run).taken_up) == 2, ipi, "the new committee was not taken up")
     lines = answered(run)
     until(lambda: answered(run) > lines + 8 * BEADS // batch, ipi, "the run stands still after the swap")
     (run.folder / "EXIT").touch()
@@ -217,8 +223,16 @@ def test_no_estimator_is_of_two_committees(ipi, models, committees, start, tmp_p
     server = start.beadwork("run", run, "--baseline", models.baseline, "--delta", pointer)
     until(lambda: answered(run) > 24 or server.poll() is not None, ipi, "no step was answered")
     write_pointer(pointer, committees["new"])
-    word = "the energy jumps by" if told else "is ready and waits"
-    until(lambda: word in start.log(server) or server.poll() is not None, ipi, "nothing came of the new committee")
+    until(
+        lambda: (
+            len(committees_of(run).taken_up) == 2
+            or "is ready and waits" in start.log(server)
+            or server.poll() is not None
+        ),
+        ipi,
+        "nothing came of the new committee",
+    )
+    assert (len(committees_of(run).taken_up) == 2) == told
     lines = answered(run)
     until(lambda: answered(run) > lines + 24, ipi, "the run stands still")
     (run.folder / "EXIT").touch()
@@ -266,25 +280,35 @@ def test_a_bad_committee_is_refused_and_the_old_one_answers_on(ipi, models, comm
     write_pointer(pointer, committees["old"])
     server = start.beadwork("run", run, "--baseline", models.baseline, "--delta", pointer)
     until(lambda: answered(run) > 5 or server.poll() is not None, ipi, "no step was answered")
+    refused: list[str] = []
     for name, reason in reasons.items():
         target = committees.get(name, tmp_path / "nowhere")
         fresh = run.folder / "fresh"
         fresh.write_text(f"{target}\n")  # a user's own way, which checks nothing
         fresh.replace(pointer)
+        seen = len(refused)
         until(
-            lambda reason=reason: reason in start.log(server) or server.poll() is not None, ipi, f"{name} not refused"
+            lambda seen=seen: len(committees_of(run).refused) > seen or server.poll() is not None,
+            ipi,
+            f"{name} not refused",
         )
+        refused = committees_of(run).refused
+        assert reason in refused[-1]
         lines = answered(run)
         until(lambda lines=lines: answered(run) > lines + 5, ipi, f"the run stands still after {name}")
+    assert len(refused) == len(reasons)
     assert start.log(server).count("was refused") == len(reasons)
+    assert all(why in start.log(server) for why in refused)
     written = "".join(file.read_text() for file in run.folder.glob("run.committee_*"))
     assert len(set(re.findall(r"^sha256:\w{12}$", written, re.MULTILINE))) == 1
     write_pointer(pointer, committees["new"])
-    until(lambda: "the energy jumps by" in start.log(server), ipi, "the good committee was not taken up")
+    until(lambda: len(committees_of(run).taken_up) == 2, ipi, "the good committee was not taken up")
+    assert committees_of(run).refused == []
     lines = answered(run)
     until(lambda: answered(run) > lines + 5, ipi, "the run stands still after the swap")
     write_pointer(pointer, committees["old"])  # rollback
-    until(lambda: start.log(server).count("the energy jumps by") == 2, ipi, "no way back")
+    until(lambda: len(committees_of(run).taken_up) == 3, ipi, "no way back")
+    assert start.log(server).count("the energy jumps by") == 2
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 128 + signal.SIGTERM
     taken = json.loads((run.folder / "summary.json").read_text())["committees"]

@@ -199,7 +199,7 @@ class Ipi:
         self.began = time.monotonic()
         return 1
 
-    def poll(self) -> int | None:
+    def stopped(self) -> int | None:
         """The code, where it has one of its own."""
         return self.code if time.monotonic() > self.began + 0.3 else None
 

@@ -67,7 +67,7 @@ def command(loop: Path, *before: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Where the truth can be imported from."""
-    return os.environ | {"PYTHONPATH": str(HERE)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))}
 
 
 def diary(folder: Path, name: str) -> list[str]:

@@ -85,15 +85,13 @@ def at_commit_of_label() -> None:
 def at_commit_of_row() -> None:
     """In the loop: let the server be this script. In the server: die in the transaction that stores its third frame."""
     if "learn" in sys.argv:
-        from beadwork.loop import simulate
-
         before = subprocess.Popen
 
         def started(command: list[str], **how: Any) -> Any:
             shell, words = command[: command.index(sys.executable) + 1], command[command.index("run") :]
             return before([*shell, __file__, ORDER, *words], **how)
 
-        simulate.subprocess.Popen = started  # type: ignore[misc,assignment]
+        subprocess.Popen = started  # type: ignore[misc,assignment]
         return
     from beadwork.harvest import queue
 

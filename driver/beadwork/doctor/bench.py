@@ -22,9 +22,11 @@ from xml.etree import ElementTree
 
 from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
+from beadwork.events import Event
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import SOCKETS, Simulation, as_xml, read
 from beadwork.observe.pace import PARTS
+from beadwork.observe.progress import sentence
 
 #: a part that takes more of the step than this is worth a word
 MUCH = 0.2
@@ -57,9 +59,10 @@ def _run(
         shutil.copy(simulation.directory / file, folder / file)
     for output in read(folder / "bench.xml", directory=folder).outputs:
         (folder / output.name).parent.mkdir(parents=True, exist_ok=True)
-    words = io.StringIO()
-    with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(words):
-        code = Session(replace(config, simulation="bench.xml", queue=None, out="ours"), threads).run(start_ipi=True)
+    events: list[Event] = []
+    with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        asked = replace(config, simulation="bench.xml", queue=None, out="ours")
+        code = Session(asked, threads, [events.append]).run(start_ipi=True)
         summary = json.loads(Path("ours", "summary.json").read_text())
         if code or not summary["steps"]:
             log = Path("ours", "i-pi.log").read_text(errors="replace").strip().splitlines()
@@ -67,8 +70,7 @@ def _run(
                 f"i-PI ended with code {code} after {summary['steps']} steps: {' | '.join(log[-2:])}",
                 f"does i-pi {simulation.path.name} run by itself?",
             )
-    notes = [line for line in words.getvalue().splitlines() if line.startswith("beadwork: ")]
-    return summary, "\n".join(line.removeprefix("beadwork: ") for line in notes)
+    return summary, "\n".join(filter(None, map(sentence, events)))
 
 
 def shorten(simulation: Simulation, steps: int, file: Path) -> None:

@@ -15,6 +15,7 @@ from beadwork.disk import alone, put_aside, writing
 from beadwork.errors import ConfigError, SimulationError
 from beadwork.ipi.simulation import Simulation
 from beadwork.ipi.transport import address_of, held, stale
+from beadwork.processes import as_shell, end, launch
 from beadwork.signals import handled
 
 #: the sign of an i-PI of ours in the folder where it works
@@ -81,21 +82,15 @@ class OwnIpi:
         options = [] if self._prefix is None else ["-S", self._prefix]
         put_aside(folder / "i-pi.log")
         # a terminal that goes away ends neither us nor it
-        hang_up = handled({signal.SIGHUP: signal.SIG_IGN})
-        with hang_up, writing(folder / "i-pi.log"), open(folder / "i-pi.log", "wb") as log:
-            self._process = subprocess.Popen(
-                [str(program), *options, str(self._simulation.path.resolve())],
-                cwd=home,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
+        command = [str(program), *options, str(self._simulation.path.resolve())]
+        with handled({signal.SIGHUP: signal.SIG_IGN}), writing(folder / "i-pi.log"):
+            self._process = launch(command, folder / "i-pi.log", home, environment)
         if home.resolve() != Path.cwd():
             tell(f"i-PI runs in {home}, where the files are that its input names, and writes there")
         return self._process.pid
 
-    def poll(self) -> int | None:
-        """Its exit code; None while it runs, or before it was started."""
+    def stopped(self) -> int | None:
+        """Its exit code where it has ended; None while it runs, or before it was started."""
         return None if self._process is None else self._process.poll()
 
     def end(self, now: Callable[[], bool]) -> int:
@@ -109,13 +104,7 @@ class OwnIpi:
         until = time.monotonic() + FAREWELL
         while self._process.poll() is None and not now() and time.monotonic() < until:
             time.sleep(0.02)
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            code = self._process.wait(FAREWELL)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+        code = end(self._process, FAREWELL)
         with suppress(OSError):  # it has done its work, and would end the next i-PI
             self._exit.unlink(missing_ok=True)
-        return code if code >= 0 else 128 - code
+        return as_shell(code)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import signal
@@ -33,12 +32,13 @@ from beadwork.errors import SimulationError
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.simulation import as_xml, read
 from beadwork.ipi.steps import pattern
-from beadwork.label.program import last_line
 from beadwork.observe import record
-from beadwork.processes import module
+from beadwork.processes import end_noted, last_line, launch, module, noted
 
 #: seconds that a run gets to end by itself when the loop is interrupted
 FAREWELL = 30.0
+#: the number of the process group of i-PI and its server
+GROUP = "group"
 
 
 def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
@@ -108,7 +108,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
 
     options: of `beadwork run`, with absolute paths. kept: frames that earlier attempts have kept already.
     """
-    _end_what_is_left(folder)
+    end_noted(folder / GROUP, FAREWELL)
     if finished(folder):
         return None
     number = len(list(folder.glob("out-*")))
@@ -122,14 +122,9 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
     if "queue" in options:
         mine["keep-most"] = max(0, int(options.get("keep-most", ServeConfig.keep_most)) - kept)
     write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
-    # the shell notes its number before it becomes the run, so there is no instant at which nobody knows of it
-    command = ["sh", "-c", 'echo $$ > group && exec "$@"', "sh", *module("beadwork.cli")]
-    command += ["run", f"run-{number}.toml"]
+    command = noted([*module("beadwork.cli"), "run", f"run-{number}.toml"], GROUP)
     log = folder / f"log-{number}.txt"
-    with open(log, "wb") as said:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
-        )
+    process = launch(command, log, folder, group=True)
     return Run(folder, process, log, out / record.NAME)
 
 
@@ -181,7 +176,7 @@ class Run:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(FAREWELL)
-        _end_what_is_left(self.folder)
+        end_noted(self.folder / GROUP, FAREWELL)
 
     def _failed(self, code: int) -> SimulationError:
         return SimulationError(
@@ -206,30 +201,3 @@ def answered(folder: Path, committee: str) -> list[record.Answered]:
     """Each step that this committee (the first digits of its hash, as beadwork.out has it) has answered, in all
     attempts; each evaluation where steps are not known."""
     return [step for file in folder.glob(f"out-*/{record.NAME}") for step in record.read_answered(file, committee)]
-
-
-def _end_what_is_left(folder: Path) -> None:
-    """End i-PI and the server that an earlier attempt left running here; in order if they can, so no step is lost."""
-    try:
-        group = int((folder / "group").read_text())
-    except (OSError, ValueError):
-        return
-    for number, seconds in ((signal.SIGTERM, FAREWELL), (signal.SIGKILL, FAREWELL)):
-        end = time.monotonic() + seconds
-        for process in _of(group, folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
-        while _of(group, folder) and time.monotonic() < end:
-            time.sleep(0.05)
-    (folder / "group").unlink(missing_ok=True)
-
-
-def _of(group: int, folder: Path) -> list[int]:
-    """Processes of this group that work in this folder: the number of a group may have been given anew."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            alive = (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            if alive and os.getpgid(int(process.name)) == group and (process / "cwd").resolve() == folder.resolve():
-                found.append(int(process.name))
-    return found

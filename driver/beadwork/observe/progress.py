@@ -16,6 +16,25 @@ QUIET = 30.0
 ARROWS = {"rising": "↗", "steady": "→", "falling": "↘", "": ""}
 
 
+def sentence(event: Event) -> str:
+    """What a person is told of an event as it comes; empty where that is nothing."""
+    if isinstance(event, Note):
+        return event.text
+    if isinstance(event, Joined):
+        return (
+            f"{event.address}: i-PI was under way when this server came (its structures are not the file's start), so "
+            "its step is not known, and steps are counted from 0"
+        )
+    if isinstance(event, TakenUp):
+        since = f"evaluation {event.evaluation}" if event.step is None else f"step {event.step}"
+        return f"committee {event.committee} in {event.folder} answers {event.address} from {since} on: {event.found}"
+    if isinstance(event, Refused):
+        return f"the new committee was refused, and {event.folder} goes on: {event.why}"
+    if isinstance(event, Lost):
+        return f"{event.address}: {event.why}; dialling again"
+    return ""
+
+
 class Progress:
     """Shows steps, pace, novelty, spread and its trend, frames kept and where the time goes; on stderr.
 
@@ -40,26 +59,13 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
-        if isinstance(event, Note):
-            self._write(f"beadwork: {event.text}")
-        elif isinstance(event, Joined):
-            self._write(
-                f"beadwork: {event.address}: i-PI was under way when this server came (its structures are not the "
-                "file's start), so its step is not known, and steps are counted from 0"
-            )
+        if said := sentence(event):
+            self._write(f"beadwork: {said}")
+        if isinstance(event, Joined):
             self._shown = 0
             if self._bar is not None:
                 self._bar.initial = self._bar.n = self._bar.last_print_n = 0
                 self._bar.total = None
-        elif isinstance(event, TakenUp):
-            self._write(
-                f"beadwork: committee {event.committee} in {event.folder} answers {event.address} from "
-                f"{f'evaluation {event.evaluation}' if event.step is None else f'step {event.step}'} on: {event.found}"
-            )
-        elif isinstance(event, Refused):
-            self._write(f"beadwork: the new committee was refused, and {event.folder} goes on: {event.why}")
-        elif isinstance(event, Lost):
-            self._write(f"beadwork: {event.address}: {event.why}; dialling again")
         elif isinstance(event, Evaluated):
             step = self._pace.step
             if step == self._shown:

@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from ase.data import chemical_symbols
@@ -41,14 +42,18 @@ from beadwork.signals import handled, interrupt
 class Session:
     """Everything between a configuration and an exit code."""
 
-    def __init__(self, config: ServeConfig, threads: str) -> None:
+    def __init__(self, config: ServeConfig, threads: str, watchers: Sequence[Callable[[Event], None]] = ()) -> None:
+        """threads: a note on them. watchers: told of every event, besides those that a session has itself."""
         self._config = config
+        self._folder = Path(config.out)
+        self._threads = threads
+        self._watchers = list(watchers)
         self._signal = 0  # the one that ended us
         self._answering = False  # whether a signal waits for the answer under way, or ends us where we are
+        self._ended: BaseException | None = None  # what did, where it was raised
         self._ipi: OwnIpi | None = None
-        self._started = time.time()
+        self._ipi_code = 0
         self._restart: int | None = None  # when the RESTART that we found was written
-        self._notes = [threads]
         self._swap: Swap | None = None
         self._outputs: Written | None = None  # i-PI's
 
@@ -59,149 +64,162 @@ class Session:
         """
         end, reload = self._on_signal, self._on_reload
         with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
-            return self._run(start_ipi)
+            with ExitStack() as stack:
+                self._run(stack, start_ipi)
+            return self._end()[0]
 
-    def _run(self, start_ipi: bool) -> int:
-        folder = Path(self._config.out)
-        simulation = read(Path(self._config.simulation), self._config.sockets_prefix)
-        # a second run typed in the folder of a live one must not touch a file of it
-        with ExitStack() as ours:
-            ours.enter_context(claimed(folder))
-            if start_ipi:
-                self._ipi = OwnIpi(simulation, self._config.sockets_prefix)
-                ours.enter_context(self._ipi.alone())
-            return self._go(simulation, folder)
-
-    def _go(self, simulation: Simulation, folder: Path) -> int:
+    def _run(self, stack: ExitStack, start_ipi: bool) -> None:
+        """Serve to the end. What has to be put in order then lies on the stack, and the last of it comes first."""
         config = self._config
+        simulation = read(Path(config.simulation), config.sockets_prefix)
+        # a second run typed in the folder of a live one must not touch a file of it
+        stack.enter_context(claimed(self._folder))
+        if start_ipi:
+            self._ipi = OwnIpi(simulation, config.sockets_prefix)
+            stack.enter_context(self._ipi.alone())
         self._restart = _written(simulation.directory / "RESTART")
-        self._notes += map(str, advice(simulation, config.servers or 1))
-        if config.servers > 1:
-            self._notes.append(
-                f"one of {config.servers} servers, which does not know which bead is which; its steps are i-PI's as "
-                "long as all of them answer, and go faster where one is missing"
-            )
+
         total = simulation.total_steps
         pace = Pace(simulation.systems[0].timestep, len(config.at) or 1, simulation.step)
         services: list[Service] = []
-        watchers: list[Callable[[Event], None]] = []
+        facts = partial(_facts, services)
+        status = Status(self._folder, pace, total, facts, self._watch)
+        self._later(stack, lambda: status.close(*self._end()))
+        found, notes = join(config, simulation)
+        services += found
 
-        def watch(event: Event) -> None:
-            with writing(Path("the log")):  # what a watcher says on a terminal, or into a file on a full disk
-                for watcher in watchers:
-                    watcher(event)
+        self._outputs = Written(simulation.outputs, simulation.step)
+        self._swap = Swap(config, self._watch)
+        self._later(stack, self._swap.close)  # of all but the status the last, for a check under way takes its time
+        progress = Progress(pace, total)
+        record = Record(self._folder, _elements(services), self._about(simulation, services))
+        self._later(stack, lambda: self._finish(simulation, services, record))
+        self._later(stack, progress.close)
+        self._watchers += [pace, progress, record, status]
+        notes = [self._threads, *self._remarks(simulation), *notes]
+        if config.metrics is not None:
+            metrics = Metrics(config.metrics, pace, total, facts)
+            self._later(stack, metrics.close)
+            self._watchers.append(metrics)
+            notes.append(f"metrics for Prometheus are at {metrics.address}")
+        for note in notes:
+            self._watch(Note(note))
 
-        def facts() -> dict[str, Any]:
-            return _facts(services)
+        harvest = self._keeper(simulation, services)
+        if harvest is not None:
+            self._later(stack, partial(_close_keeper, harvest, record))
+        for service in services:
+            if service.potential.members:
+                self._swap.serve(str(service.line.address), service.potential, service.numbers, service.ring)
+        self._answering = True
+        self._later(stack, self._end_ipi)
+        self._meet_ipi(services)
+        server = self._server(simulation, services, harvest)
+        self._later(stack, lambda: self._last_words(server))
+        server.run()
 
-        status = Status(folder, pace, total, facts, watch)
-        try:
-            found, notes = join(config, simulation)
-            services += found
-            self._notes += notes
-            progress = Progress(pace, total)
-            record = Record(folder, _elements(services), self._about(simulation, services, folder))
-        except BaseException as error:
-            status.close(getattr(error, "exit_code", 1), str(error))
-            raise
-        watchers += [pace, progress, record, status]
-        metrics = None
-        harvest = None
-        ended: BaseException | None = None
-        try:
-            if config.metrics is not None:
-                metrics = Metrics(config.metrics, pace, total, facts)
-                watchers.append(metrics)
-                self._notes.append(f"metrics for Prometheus are at {metrics.address}")
-            for note in self._notes:
-                watch(Note(note))
-            if config.queue:
-                if not any(len(service.potential.members) > 1 for service in services):
-                    raise ConfigError(
-                        "a queue keeps what the committee is unsure of, but no forcefield is served two Δ models or "
-                        "more",
-                        "give more of them with --delta, or no --queue",
-                    )
-                harvest = Keeper(config, simulation.sha256, watch)
-            self._swap = Swap(config, watch)
-            self._outputs = Written(simulation.outputs, simulation.step)
-            for service in services:
-                if service.potential.members:
-                    self._swap.serve(str(service.line.address), service.potential, service.numbers, service.ring)
-            self._answering = True
-            if self._ipi is not None:
-                self._start_ipi(self._ipi, services, folder, watch)
-            else:
-                where = ", ".join(str(service.line.address) for service in services)
-                watch(Note(f"i-PI is looked for at {where}, for {config.patience:g} s (--patience)"))
-            server = Server(
-                services,
-                patience=max(config.patience, LISTEN) if self._ipi else config.patience,
-                silence=config.silence,
-                harvest=harvest,
-                watch=watch,
-                stopped=self._stopped,
-                marks=Thresholds(
-                    config.mark_distance,
-                    config.mark_force,
-                    config.mark_spread,
-                    config.mark_novelty,
-                    config.on_mark == "stop",
-                ),
-                directory=simulation.directory if self._ipi else None,
-                swap=self._swap,
-                written=self._outputs,
-            )
-            try:
-                server.run()
-            finally:
-                if self._signal or sys.exc_info()[1] or (self._ipi is not None and self._ipi.poll()):
-                    self._last_words(server, folder)
-        except BaseException as error:
-            ended = error
-            raise
-        finally:
+    def _watch(self, event: Event) -> None:
+        with writing(Path("the log")):  # what a watcher says on a terminal, or into a file on a full disk
+            for watcher in self._watchers:
+                watcher(event)
+
+    def _later(self, stack: ExitStack, part: Callable[[], object]) -> None:
+        """Have a part of the run put in order in the end, whatever becomes of the others.
+
+        What went wrong first is what the run ends with; what goes wrong after that is said.
+        """
+
+        def leave(kind: type[BaseException] | None, ended: BaseException | None, trace: TracebackType | None) -> None:
             self._answering = True  # from here on all is put in order, whatever comes
-            code = self._ipi.end(lambda: bool(self._signal)) if self._ipi else 0
+            self._ended = ended
             try:
-                with ExitStack() as farewell:  # every part of it, from the last to the first, whatever the others do
-                    if self._swap is not None:  # last, for a check that is under way takes its time
-                        farewell.callback(self._swap.close)
-                    farewell.callback(self._finish, simulation, services, record, folder, self._end(ended, code))
-                    farewell.callback(progress.close)
-                    if metrics is not None:
-                        farewell.callback(metrics.close)
-                    if harvest is not None:
-                        record.dropped = harvest.writer.dropped
-                        farewell.callback(harvest.close)
-                    if code:
-                        watch(Note(f"i-PI ended with exit code {code}; what it said is in {folder / 'i-pi.log'}"))
+                part()
             except BeadworkError as error:
                 if ended is None:
-                    ended = error
                     raise
                 if str(error) != str(ended):
-                    _say(str(error))  # what ended the run before is what it ends with
-            finally:
-                code, why = self._end(ended, code)
-                status.close(code, why)
-        return code
+                    _say(str(error))
 
-    def _end(self, ended: BaseException | None, code: int) -> tuple[int, str]:
-        """Our exit code and why we end so: by what was raised, by a signal, or as i-PI did, whose code this is."""
-        if ended is not None:
-            return getattr(ended, "exit_code", 1), str(ended)
+        stack.push(leave)
+
+    def _remarks(self, simulation: Simulation) -> list[str]:
+        """What there is to say of the input before it is served."""
+        servers = self._config.servers
+        found = [str(one) for one in advice(simulation, servers or 1)]
+        if servers > 1:
+            found.append(
+                f"one of {servers} servers, which does not know which bead is which; its steps are i-PI's as "
+                "long as all of them answer, and go faster where one is missing"
+            )
+        return found
+
+    def _keeper(self, simulation: Simulation, services: Sequence[Service]) -> Keeper | None:
+        """Who keeps frames in the queue; None without one. Raises ConfigError, QueueError."""
+        if not self._config.queue:
+            return None
+        if not any(len(service.potential.members) > 1 for service in services):
+            raise ConfigError(
+                "a queue keeps what the committee is unsure of, but no forcefield is served two Δ models or more",
+                "give more of them with --delta, or no --queue",
+            )
+        return Keeper(self._config, simulation.sha256, self._watch)
+
+    def _server(self, simulation: Simulation, services: Sequence[Service], harvest: Keeper | None) -> Server:
+        config = self._config
+        return Server(
+            services,
+            patience=max(config.patience, LISTEN) if self._ipi else config.patience,
+            silence=config.silence,
+            harvest=harvest,
+            watch=self._watch,
+            stopped=self._stopped,
+            marks=Thresholds(
+                config.mark_distance,
+                config.mark_force,
+                config.mark_spread,
+                config.mark_novelty,
+                config.on_mark == "stop",
+            ),
+            directory=simulation.directory if self._ipi else None,
+            swap=self._swap,
+            written=self._outputs,
+        )
+
+    def _meet_ipi(self, services: Sequence[Service]) -> None:
+        """Start i-PI if it is ours, else say where another one is looked for."""
+        if self._ipi is None:
+            where = ", ".join(str(service.line.address) for service in services)
+            patience = self._config.patience
+            self._watch(Note(f"i-PI is looked for at {where}, for {patience:g} s (--patience)"))
+            return
+        pid = self._ipi.start(self._folder, lambda text: self._watch(Note(text)))
+        for service in services:
+            service.line.pid = pid
+
+    def _end_ipi(self) -> None:
+        if self._ipi is None:
+            return
+        self._ipi_code = self._ipi.end(lambda: bool(self._signal))
+        if self._ipi_code:
+            said = self._folder / "i-pi.log"
+            self._watch(Note(f"i-PI ended with exit code {self._ipi_code}; what it said is in {said}"))
+
+    def _end(self) -> tuple[int, str]:
+        """Our exit code and why we end so: by what was raised, by a signal, or as i-PI did."""
+        if self._ended is not None:
+            return getattr(self._ended, "exit_code", 1), str(self._ended)
         if self._signal:
             return 128 + self._signal, f"ended by {signal.Signals(self._signal).name}"
+        code = self._ipi_code
         return code, f"i-PI ended with exit code {code}; what it said is in i-pi.log" if code else ""
 
-    def _about(self, simulation: Simulation, services: list[Service], folder: Path) -> dict[str, Any]:
+    def _about(self, simulation: Simulation, services: Sequence[Service]) -> dict[str, Any]:
         """What `beadwork report` has to know of this run, paths counted from the folder of our outputs."""
         system = simulation.systems[0]
         queue = self._config.queue
 
         def seen_from_there(path: Path | str) -> str:
-            return os.path.relpath(Path(path).resolve(), folder.resolve())  # `folder` may be a link to elsewhere
+            return os.path.relpath(Path(path).resolve(), self._folder.resolve())  # which may be a link to elsewhere
 
         return {
             "simulation": seen_from_there(simulation.path),
@@ -227,26 +245,21 @@ class Session:
             "started": time.time(),
         }
 
-    @staticmethod
-    def _start_ipi(ipi: OwnIpi, services: list[Service], folder: Path, watch: Callable[[Event], None]) -> None:
-        pid = ipi.start(folder, lambda text: watch(Note(text)))
-        for service in services:
-            service.line.pid = pid
-
-    def _last_words(self, server: Server, folder: Path) -> None:
-        """Leave the last frames on disk; what goes wrong with that is said, and is not what ended the run."""
-        last = server.last()
+    def _last_words(self, server: Server) -> None:
+        """Leave the last frames of a run that did not end by itself on disk; what goes wrong with that is said."""
+        by_itself = not (self._signal or self._ended or (self._ipi is not None and self._ipi.stopped()))
+        last = [] if by_itself else server.last()
         if not last:
             return
         count = sum(len(one.frames) for one in last)
         which = "could not be answered for" if server.refused else "were answered last"
         try:
-            _say(f"the {count} frames that {which} are in {save(last, folder)}")
+            _say(f"the {count} frames that {which} are in {save(last, self._folder)}")
         except BeadworkError as error:
             _say(f"the {count} frames that {which} are lost: {error}")
 
     def _stopped(self) -> bool:
-        return bool(self._signal) or (self._ipi is not None and self._ipi.poll() is not None)
+        return bool(self._signal) or (self._ipi is not None and self._ipi.stopped() is not None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
@@ -257,19 +270,14 @@ class Session:
         if self._swap is not None:
             self._swap.ask()
 
-    def _finish(
-        self,
-        simulation: Simulation,
-        services: list[Service],
-        record: Record,
-        folder: Path,
-        end: tuple[int, str],
-    ) -> None:
+    def _finish(self, simulation: Simulation, services: Sequence[Service], record: Record) -> None:
+        """Sum the run up: summary.json, its words, and a picture."""
+        folder = self._folder
         steps = self._steps_done(simulation)
         come_to = None if self._ipi is not None or self._outputs is None else self._outputs.look().step
         pattern = services[0].pattern if len(services) == 1 and services[0].servers == 1 else None
         summary = record.summary(steps, pattern.step if pattern else None, come_to)
-        summary["exit_code"], summary["why"] = end
+        summary["exit_code"], summary["why"] = self._end()
         record.close(summary)
         if not record.answered:
             return  # what ended the run is all there is to say
@@ -303,6 +311,11 @@ def _elements(services: Sequence[Service]) -> list[str]:
         service.numbers for service in services if len(service.potential.members) > 1 or service.potential.knows_novelty
     ]
     return [chemical_symbols[z] for z in sorted({int(z) for numbers in served for z in numbers}, reverse=True)]
+
+
+def _close_keeper(harvest: Keeper, record: Record) -> None:
+    record.dropped = harvest.writer.dropped
+    harvest.close()
 
 
 def _facts(services: Sequence[Service]) -> dict[str, Any]:

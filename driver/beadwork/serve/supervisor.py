@@ -29,7 +29,7 @@ from beadwork.ipi.simulation import read
 from beadwork.observe import status
 from beadwork.observe.record import NAME as RECORD
 from beadwork.observe.record import read_record
-from beadwork.processes import module
+from beadwork.processes import as_shell, launch, module
 from beadwork.signals import handled
 
 #: seconds before a server that died is started again, the first time, the second time, …; then never
@@ -128,15 +128,10 @@ class Child:
             told.unlink(missing_ok=True)
             told.touch(0o600)  # a queue's address may hold a password
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
-            with open(self.folder / "beadwork.log", "wb") as log:
-                self.process = subprocess.Popen(
-                    [*module("beadwork.cli"), "serve", str(told)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # the keyboard's signals come from us, once
-                    env={**os.environ, **_visible(self.config.device)},
-                )
+            command = [*module("beadwork.cli"), "serve", str(told)]
+            environment = {**os.environ, **_visible(self.config.device)}
+            # the keyboard's signals come from us, once
+            self.process = launch(command, self.folder / "beadwork.log", environment=environment, group=True)
         self.began, self.again_at, self._read = time.monotonic(), None, 0
 
     def say(self) -> None:
@@ -264,7 +259,7 @@ class Devices:
 
     def _finished(self) -> bool:
         """Whether i-PI has said EXIT to one of them, or is ours and has ended."""
-        gone = self._ipi is not None and self._ipi.poll() is not None
+        gone = self._ipi is not None and self._ipi.stopped() is not None
         return gone or any(0 in child.codes for child in self._children)
 
     def _ended(self, child: Child, code: int) -> None:
@@ -272,7 +267,7 @@ class Devices:
         if code == 0 or self._signal or late:
             return
         said = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        child.verdict = code if code > 0 else 128 - code
+        child.verdict = as_shell(code)
         if self._finished():
             self._say(f"{child.name} {said}, after i-PI had ended")
             return

@@ -27,11 +27,10 @@ import numpy as np
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.jobs import Jobs, Pool
-from beadwork.label.program import last_line
 from beadwork.potential.bundle import MODEL, Card
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
-from beadwork.processes import module
+from beadwork.processes import kill, last_line, launch, module
 from beadwork.train.dataset import Dataset, Example, to_atoms
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split
@@ -98,7 +97,7 @@ def workers(jobs: Jobs, folder: Path) -> Iterator[Pool]:
                 with _starting:
                     _interrupted.set()
                     for process in _started:
-                        process.kill()
+                        kill(process)
                 raise
     finally:
         _interrupted.clear()
@@ -217,24 +216,16 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
         command += ["--start", str(start / MODEL)]
     environment = os.environ | {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     log = work / "log.txt"
-    with open(log, "wb") as out:
-        with _starting:
-            if _interrupted.is_set():
-                raise ModelError(f"the training in {work} was interrupted; give the command again")
-            process = subprocess.Popen(
-                [*command, "--", *options],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-            _started.add(process)
-        try:
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            _started.discard(process)
+    with _starting:
+        if _interrupted.is_set():
+            raise ModelError(f"the training in {work} was interrupted; give the command again")
+        process = launch([*command, "--", *options], log, environment=environment)
+        _started.add(process)
+    try:
+        code = process.wait()
+    finally:
+        kill(process)
+        _started.discard(process)
     model = work / "model_stagetwo.model"
     if code != 0 or not model.exists():
         raise ModelError(

@@ -19,7 +19,7 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label, as_json
-from beadwork.label.program import last_line, run
+from beadwork.processes import last_line, run
 from beadwork.settings import required, setting
 
 #: what the command says on stdout and stderr
@@ -226,7 +226,7 @@ class Command:
 
     def _run(self, folder: Path) -> None:
         try:
-            code = run(self.command, folder, folder / OUTPUT, self.timeout)
+            code = run(self.command, folder / OUTPUT, folder, self.timeout)
         except OSError as error:
             raise LabelError(f"{self.command[0]} cannot be started: {error.strerror}") from error
         except subprocess.TimeoutExpired:

@@ -29,7 +29,7 @@ from beadwork.label.codes import qmc_env
 from beadwork.label.codes.basis import Basis
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label
-from beadwork.label.program import last_line, run
+from beadwork.processes import last_line, run
 from beadwork.settings import POSITIVE, Rule, at_least, check, required, setting
 
 SAMPLERS = ("vmc", "lrdmc")
@@ -217,7 +217,7 @@ class JQMC:
         # isolated: no PYTHONPATH, and no module of ours that stands beside the driver
         command = [str(python), "-I", str(DRIVER), "job.json", "result.json"]
         try:
-            code = run(command, folder, folder / "driver.log", self.timeout, _environment())
+            code = run(command, folder / "driver.log", folder, self.timeout, _environment())
         except OSError as error:
             raise LabelError(f"jQMC could not be started: {error}; make its environment again") from error
         except subprocess.TimeoutExpired:
