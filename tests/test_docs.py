@@ -13,7 +13,7 @@ from ase.db import connect
 
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
 from beadwork.serve.reply import extra_keys
@@ -50,7 +50,7 @@ def test_queue_columns_are_all_described(tmp_path: Path) -> None:
     for seed in range(4):
         frame = Frame(np.array([8, 1]), np.random.default_rng(seed).normal(size=(2, 3)), np.eye(3) * 9, bead=0)
         rest = {"weights": (0.2, 0.8), "novelty": {"delta": np.ones(2)}}
-        queue.add(Kept(frame, 1, 0.1, np.zeros(2), np.zeros(2), ("a" * 64,), "b" * 64, 1, **rest))
+        queue.add(KeptFrame(frame, 1, 0.1, np.zeros(2), np.zeros(2), ("a" * 64,), "b" * 64, 1, **rest))
     for end in (
         None,
         lambda row: queue.finish(row, "me", {"energy": 1.0}),

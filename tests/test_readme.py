@@ -16,7 +16,7 @@ import pytest
 from beadwork import cli
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import read
 
@@ -114,7 +114,7 @@ def test_the_queue_is_read_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     queue = Queue(tmp_path / "queue.db", create=True)
     for seed in range(3):
         frame = Frame(np.array([8, 1]), np.random.default_rng(seed).normal(size=(2, 3)), np.eye(3) * 9)
-        queue.add(Kept(frame, 1, 0.1, np.ones(2), np.zeros(2), ("a" * 64,), "b" * 64, 1))
+        queue.add(KeptFrame(frame, 1, 0.1, np.ones(2), np.zeros(2), ("a" * 64,), "b" * 64, 1))
     monkeypatch.chdir(tmp_path)
     lines = [line for line in commands() if line.startswith("beadwork queue") and "queue.db" in line]
     assert len(lines) >= 3

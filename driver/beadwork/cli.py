@@ -533,18 +533,18 @@ def _queue(commands: Any) -> None:
 
 
 def _queue_list(args: argparse.Namespace) -> int:
-    from beadwork.harvest.listing import table
+    from beadwork.harvest.listing import format_table
     from beadwork.harvest.queue import Queue
 
-    print(table(Queue(args.queue).rows(status=args.status)))
+    print(format_table(Queue(args.queue).rows(status=args.status)))
     return 0
 
 
 def _queue_show(args: argparse.Namespace) -> int:
-    from beadwork.harvest.listing import describe
+    from beadwork.harvest.listing import format_row
     from beadwork.harvest.queue import Queue
 
-    print(describe(Queue(args.queue).get(args.row)))
+    print(format_row(Queue(args.queue).get(args.row)))
     return 0
 
 
@@ -566,7 +566,7 @@ def _queue_check(args: argparse.Namespace) -> int:
     from beadwork.errors import QueueError
     from beadwork.harvest.queue import Queue
 
-    queue = Queue(args.queue, say=lambda text: None)  # all is said below
+    queue = Queue(args.queue, report=lambda text: None)  # all are printed below
     damaged = queue.damaged()
     for said in damaged.values():
         print(said)

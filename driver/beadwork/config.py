@@ -150,14 +150,14 @@ class SelectionSettings(Options):
     )
     keep_force: list[float] | None = setting(
         None,
-        "band of the largest force spread: LOW, or LOW HIGH",
+        "selection window of the largest force spread: LOW, or LOW HIGH",
         "eV/Å",
         rule=WINDOW,
         unset="that of the committee's card",
         metavar="MARK",
     )
     keep_energy: list[float] = setting(
-        [], "band of the energy spread: LOW, or LOW HIGH", "eV/atom", rule=WINDOW, metavar="MARK"
+        [], "selection window of the energy spread: LOW, or LOW HIGH", "eV/atom", rule=WINDOW, metavar="MARK"
     )
     keep_novelty: float = setting(
         1.0,

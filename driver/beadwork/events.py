@@ -1,4 +1,4 @@
-"""What a server tells those who watch it. Plain data; watchers change nothing.
+"""Events of a running server, for the log, the status, the record and the metrics. Plain data; watchers change nothing.
 
 Times are seconds of a monotonic clock, energies eV, forces eV/Å.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: the parts of a potential that may know what they were trained on, as a person calls them
+#: the parts of a potential that may have a training set, with their names in messages
 WHOSE = {"baseline": "the baseline", "delta": "Δ"}
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where in i-PI's run something belongs.
+    """A position in i-PI's run.
 
-    step: counted from the one that the simulation's file begins with, that start being step 0 (by a server that came to
-    an i-PI under way, and cannot know that, from its own first); None where it is not known. blur: the step is this one
-    or one of so many after it, as i-PI's outputs are written with a stride.
+    step: counted from the one that the simulation's file begins with, which is step 0 (a server that connected to an
+    i-PI under way cannot know that, and counts from its own first); None where it is not known. blur: the step is this
+    one or one of so many after it, since i-PI's outputs, from which it is read, are written with a stride.
     """
 
     step: int | None
@@ -26,27 +26,27 @@ class Moment:
 
     @property
     def exact(self) -> int | None:
-        """The step where it is known, and None where it is blurred."""
+        """The step where it is known exactly, else None."""
         return None if self.blur else self.step
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something a person should read once: which engine was chosen, a connection lost, a frame set aside."""
+    """A message for the log that is shown once: which backend was selected, a connection lost, a frame not kept."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One evaluation has been answered.
+    """The result of one evaluation was sent.
 
-    step, blur: see `Moment`. evaluated: distinct structures in
-    it. energy: mean potential energy a structure. energy_spread: mean over the structures, None without a committee.
-    force_spread: the largest of any atom. seconds: where the time went, by name ("idle" is i-PI's). element_spread:
-    root mean square of the force spread over the atoms of an element in all structures, by its symbol. novelty: the
-    largest of any atom, by the part that it is new to ('baseline', 'delta'); element_novelty: by the atom's symbol;
-    new_structures, new_atoms: how many are above `potential.novelty.NOVELTY_EDGE`.
+    step, blur: see `Moment`. evaluated: distinct structures in it. energy: mean potential energy per structure.
+    energy_spread: mean over the structures, None without a committee. force_spread: the largest of any atom. seconds:
+    where the time went, by name ("idle" is i-PI's). element_spread: root mean square of the force spread over the atoms
+    of an element in all structures, by its symbol. novelty: the largest of any atom, by the part that it is new to
+    ('baseline', 'delta'); element_novelty: by the atom's symbol; new_structures, new_atoms: how many are above
+    `potential.novelty.NOVELTY_EDGE`.
     """
 
     address: str
@@ -65,7 +65,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class FrameKept:
     """A frame is in the queue, committed. why: 'spread', 'novelty' or both."""
 
     row: int
@@ -77,7 +77,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """So many frames wait in memory, because the queue cannot be written, and why; none of them: it can be again."""
+    """The queue cannot be written, and so many frames wait in memory; 0 frames: it can be written again."""
 
     frames: int
     why: str
@@ -85,17 +85,17 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A frame worth keeping could not be: the queue does not keep up, or cannot be written."""
+    """A selected frame was lost: the queue is too slow, or cannot be written."""
 
     step: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """Frames of one evaluation that were worth a look and are not kept.
+    """Frames of one evaluation at or above a lower threshold that are not kept.
 
-    why: 'above' the band, within the 'cooldown', beyond the 'limit', or 'alike' one kept before. force_spread: the
-    largest of any of them.
+    why: 'above' the selection window, within the 'cooldown', beyond the 'limit', or 'alike' one kept before.
+    force_spread: the largest of any of them.
     """
 
     step: int | None
@@ -106,7 +106,7 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A connection to i-PI has ended without EXIT, and will be dialled again. left: how many are still there."""
+    """A connection to i-PI ended without EXIT and will be dialled again. left: the connections that remain."""
 
     address: str
     why: str
@@ -115,18 +115,18 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The first structures that came are not the file's start: i-PI was under way, and its step is not known."""
+    """The first structures are not the file's start: i-PI was already under way, and its step is not known."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
-class TakenUp:
-    """From this step on, this committee answers at this address.
+class Activated:
+    """From this step on, this committee is evaluated at this address.
 
-    step: None where it is not known. evaluation: the first that it answers, counted from 1. committee: the first digits
-    of its hash, as the extras have it; None where the models came from no bundles. folder: where its bundles lie.
-    found: what was found out before, in words.
+    step: None where it is not known. evaluation: the first with it, counted from 1. committee: the first digits of its
+    hash, as in the extras; None where the models came from no bundles. folder: where its bundles lie. found: a message
+    with the results of its verification.
     """
 
     address: str
@@ -150,7 +150,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdPassed:
-    """One structure of an answer has passed one of the guard's marks, and the run goes on as the user chose.
+    """One structure exceeds a safety threshold, and the run goes on as the user chose (--on-mark count).
 
     kind: 'distance' (Å), 'force', 'spread' (eV/Å) or 'novelty'. bead: None where it is not known.
     """
@@ -161,4 +161,16 @@ class ThresholdPassed:
     value: float
 
 
-Event = Note | Joined | ThresholdPassed | Evaluated | Kept | PassedOver | TakenUp | Refused | Waiting | Dropped | Lost
+Event = (
+    Note
+    | Joined
+    | ThresholdPassed
+    | Evaluated
+    | FrameKept
+    | PassedOver
+    | Activated
+    | Refused
+    | Waiting
+    | Dropped
+    | Lost
+)

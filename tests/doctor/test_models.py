@@ -100,14 +100,18 @@ FORCE, ENERGY = 0.16, 0.37
 @pytest.mark.parametrize(
     ("settings", "colour", "said"),
     [
-        ({"keep_force": [1.0]}, GREEN, "below the band of --keep-force, 1 eV/Å"),
-        ({"keep_force": [0.1, 1.0]}, AMBER, "in the band of --keep-force, 0.1 to 1 eV/Å: without --queue no frame"),
+        ({"keep_force": [1.0]}, GREEN, "below the selection window of --keep-force, 1 eV/Å"),
+        (
+            {"keep_force": [0.1, 1.0]},
+            AMBER,
+            "in the selection window of --keep-force, 0.1 to 1 eV/Å: without --queue no frame",
+        ),
         ({"keep_force": [0.1, 1.0], "queue": "q"}, AMBER, "frames will be kept from the first step on"),
-        ({"keep_force": [0.01, 0.1]}, AMBER, "above the band of --keep-force, 0.01 to 0.1 eV/Å"),
+        ({"keep_force": [0.01, 0.1]}, AMBER, "above the selection window of --keep-force, 0.01 to 0.1 eV/Å"),
         ({"keep_force": [0.01, 0.1]}, AMBER, "without --queue the run does not look"),
         ({"keep_force": [0.01, 0.1], "queue": "q"}, AMBER, "the queue keeps no such frame"),
-        ({"keep_force": [1.0], "keep_energy": [0.1]}, AMBER, "in the band of --keep-energy, 0.1 eV/atom"),
-        ({"keep_energy": [0.001, 0.01]}, AMBER, "above the band of --keep-energy, 0.001 to 0.01 eV/atom"),
+        ({"keep_force": [1.0], "keep_energy": [0.1]}, AMBER, "in the selection window of --keep-energy, 0.1 eV/atom"),
+        ({"keep_energy": [0.001, 0.01]}, AMBER, "above the selection window of --keep-energy, 0.001 to 0.01 eV/atom"),
         ({"keep_force": []}, GREEN, "at most at the start"),
         ({"mark_spread": 0.1}, RED, "above the threshold of 0.1 eV/Å (--mark-spread): the run would end"),
         ({"mark_spread": 0.1, "on_mark": "count"}, AMBER, "the run goes on"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from beadwork.events import Moment
-from beadwork.harvest.select import Band, Selector
+from beadwork.harvest.select import SelectionWindow, Selector
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.simulation import read
 from beadwork.ipi.steps import Steps, pattern
@@ -296,7 +296,7 @@ def test_every_kind_of_step(name: str, ipi: Any, start: Any, tmp_path: Path, mon
     for service in services:
         found = service.steps.found  # type: ignore[attr-defined]
         assert found
-        selector = Selector(Band(force_low=0.0), cooldown=COOLDOWN, min_distance=0.0)
+        selector = Selector(SelectionWindow(force_low=0.0), cooldown=COOLDOWN, min_distance=0.0)
         last = None
         begun, kept = set(), []
         for truth, _, here, begins, there, sure in found:

@@ -147,13 +147,13 @@ def test_a_full_disk_under_the_queue_stops_ipi_in_the_end(
     ipi, models, start, serve, fault: Say, tmp_path: Path, monkeypatch, capfd
 ) -> None:
     """It is told at once; after a while i-PI is stopped with exit code 12; what was reported is there."""
-    monkeypatch.setattr(keeper, "FULL", 1.0)
+    monkeypatch.setattr(keeper, "DISK_FULL_SECONDS", 1.0)
     close = QueueWriter.close
     monkeypatch.setattr(QueueWriter, "close", lambda self, timeout=2.0: close(self, timeout))
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield(batch=4, latency=1e-2)], steps=5000).write()
     process = start.ipi(run)
     path, disk = run.folder / "q.db", []
-    settle = QueueWriter._settle
+    settle = QueueWriter._complete
 
     def fill(self: QueueWriter, batch: Any, ids: Any) -> None:
         settle(self, batch, ids)
@@ -161,7 +161,7 @@ def test_a_full_disk_under_the_queue_stops_ipi_in_the_end(
             disk.append(small_disk(path))
             disk[0].__enter__()
 
-    monkeypatch.setattr(QueueWriter, "_settle", fill)
+    monkeypatch.setattr(QueueWriter, "_complete", fill)
     options = ["--baseline", models.baseline, "--delta", *models.delta, "--engine", "native", *KEEP_ALL]
     try:
         assert serve(run, *options) == 12
@@ -297,7 +297,7 @@ class Failing:
 )
 def test_every_operation_fails(fault: Say, tmp_path: Path, monkeypatch, forever, which) -> None:
     """For every n: nothing is half written, what was reported is there, and once the disk works again all is there."""
-    monkeypatch.setattr(writer, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(writer, "_FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(writer, "_LONGEST_PAUSE", 0.002)
     connect = sqlite3.connect
     empty = tmp_path / "empty.db"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from support.kept_frames import make_kept
 
 
 @pytest.fixture
-def kept() -> Callable[[int], Kept]:
+def kept() -> Callable[[int], KeptFrame]:
     """The maker of kept frames, one a seed."""
     return make_kept
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from beadwork.frame import FloatArray, Frame
-from beadwork.harvest.distance import REACH, distance, fingerprint, signature
+from beadwork.harvest.distance import MAX_DISTANCE, distance, fingerprint, signature
 
 seeds = st.integers(0, 2**32 - 1)
 periodicities = st.sampled_from([(True, True, True), (True, True, False), (False, True, False), (False, False, False)])
@@ -28,7 +28,7 @@ def reference(one: Frame, other: Frame) -> float:
     """Compute the distance anew: ASE's neighbour list, and lists of distances filled up with the reach."""
 
     def distances(frame: Frame, a: int, b: int) -> FloatArray:
-        i, j, d = ase.neighborlist.neighbor_list("ijd", frame.to_atoms(), REACH)
+        i, j, d = ase.neighborlist.neighbor_list("ijd", frame.to_atoms(), MAX_DISTANCE)
         z = frame.numbers
         # a full list has every pair of unlike atoms twice as (a, b) and (b, a), of like atoms twice as (a, a)
         found = d[(z[i] == a) & (z[j] == b)]
@@ -39,7 +39,7 @@ def reference(one: Frame, other: Frame) -> float:
         for b in set(one.numbers):
             x, y = distances(one, a, b), distances(other, a, b)
             size = max(len(x), len(y))
-            x, y = (np.pad(v, (0, size - len(v)), constant_values=REACH) for v in (x, y))
+            x, y = (np.pad(v, (0, size - len(v)), constant_values=MAX_DISTANCE) for v in (x, y))
             worst = max(worst, float(np.abs(x - y).max(initial=0.0)))
     return worst
 
@@ -142,11 +142,11 @@ def test_exchange_of_unlike_atoms_is_seen() -> None:
     assert distance(signature(hcn), signature(hnc)) > 1.0
 
 
-@pytest.mark.parametrize("gap", [REACH - 1e-7, REACH, REACH + 1e-7])
+@pytest.mark.parametrize("gap", [MAX_DISTANCE - 1e-7, MAX_DISTANCE, MAX_DISTANCE + 1e-7])
 def test_continuous_at_the_reach(gap: float) -> None:
     """A pair of atoms that leaves the reach does not make a jump; one atom alone has a signature too."""
     numbers, cell, pbc = np.array([1, 1]), np.zeros((3, 3)), (False,) * 3
-    inside = signature(Frame(numbers, np.array([[0.0, 0, 0], [REACH - 1e-6, 0, 0]]), cell, pbc))
+    inside = signature(Frame(numbers, np.array([[0.0, 0, 0], [MAX_DISTANCE - 1e-6, 0, 0]]), cell, pbc))
     assert distance(inside, signature(Frame(numbers, np.array([[0.0, 0, 0], [gap, 0, 0]]), cell, pbc))) < 2e-6
     alone = signature(Frame(numbers[:1], np.zeros((1, 3)), cell, pbc))
     assert distance(alone, alone) == 0.0

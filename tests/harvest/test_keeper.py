@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from beadwork.config import ServeConfig
-from beadwork.events import Event, Moment, Note, Waiting
-from beadwork.events import Kept as KeptEvent
+from beadwork.events import Event, FrameKept, Moment, Note, Waiting
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
-from beadwork.harvest.select import Band
+from beadwork.harvest.row import KeptFrame
+from beadwork.harvest.select import SelectionWindow
 from beadwork.ipi.simulation import read
 from beadwork.observe.record import Record, tell
 from beadwork.potential.evaluation import Evaluation, Novelty, Spread
@@ -41,7 +40,9 @@ def test_labelled_frames_do_not_count_for_the_limit(tmp_path: Path, labelled: in
     """
     simulation = "c" * 64
     queue = Queue(tmp_path / "q.db", create=True)
-    rows = [Kept(water(n), n, 0.01, np.ones(3), np.ones(2), ("a" * 64, "b" * 64), simulation, step=n) for n in range(3)]
+    rows = [
+        KeptFrame(water(n), n, 0.01, np.ones(3), np.ones(2), ("a" * 64, "b" * 64), simulation, step=n) for n in range(3)
+    ]
     queue.add_all(rows)
     for n in range(labelled):
         queue.claim("me", 60, n + 1)
@@ -85,7 +86,7 @@ def test_no_spread_vanishes_between_band_and_guard(
     keeper = Keeper(config, "c" * 64, record)
     frames = [water(n) for n in range(len(SPREADS))]
     keeper("address", Moment(3), frames, answered(SPREADS, usual))
-    band = keeper.selector.band
+    band = keeper.selector.window
     keeper.close()
     summary = record.summary()
     record.close(summary)
@@ -98,7 +99,9 @@ def test_no_spread_vanishes_between_band_and_guard(
     )
     if above:
         assert summary["frames_passed_over"] == {"above": {"frames": len(above), "force_spread_max": max(above)}}
-        assert f"above the band: {len(above)} frames, up to {max(above):.4f} eV/Å" in tell(summary, tmp_path, None)
+        assert f"above the selection window: {len(above)} frames, up to {max(above):.4f} eV/Å" in tell(
+            summary, tmp_path, None
+        )
     else:
         assert summary["frames_passed_over"] == {}
 
@@ -186,12 +189,12 @@ def test_whose_novelty_keeps_a_frame(tmp_path: Path, whose: str, kept: list[int]
 
 def test_novelty_and_spread_are_two_reasons() -> None:
     """A frame is kept for what passes its low mark; first the one that passes it furthest."""
-    band = Band(0.1, 5.0, novelty_low=1.2)
+    band = SelectionWindow(0.1, 5.0, novelty_low=1.2)
     assert band.reasons(0.2, 0.0, 1.0) == ("spread",)
     assert band.reasons(0.01, 0.0, 1.2) == ("novelty",)
     assert band.reasons(0.1, 0.0, 3.0) == ("spread", "novelty")
     force, new = np.array([0.2, 0.0, 0.05, 6.0]), np.array([0.1, 3.6, 1.0, 9.0])
-    inside, above = band.place(force, np.zeros(4), new)
+    inside, above = band.classify(force, np.zeros(4), new)
     assert inside.tolist() == [True, True, False, False]
     assert above.tolist() == [False, False, False, True]
     assert band.excess(force, np.zeros(4), new).argsort().tolist() == [2, 0, 1, 3]
@@ -207,8 +210,8 @@ def test_default_band_is_worth_having() -> None:
         start = read(root / "inputs" / name / "input.xml").systems[0].frame()
         spread = committee.evaluate([start]).spread
         assert spread is not None
-        within.append(Band.of(ServeConfig(), spread.usual).place(spread.largest, np.zeros(1))[0].tolist())
-        assert not Band(0.05, 0.5).place(spread.largest, np.zeros(1))[0].any()
+        within.append(SelectionWindow.of(ServeConfig(), spread.usual).classify(spread.largest, np.zeros(1))[0].tolist())
+        assert not SelectionWindow(0.05, 0.5).classify(spread.largest, np.zeros(1))[0].any()
     assert within == [[False], [True]]
 
 
@@ -219,7 +222,7 @@ def test_band_follows_the_committee_that_answers(tmp_path: Path) -> None:
         keeper = Keeper(config, "c" * 64, lambda event: None)
         for usual, marks in zip((0.0036, 0.35), bands, strict=True):
             keeper("address", Moment(0), [water(0)], answered([0.0], usual))
-            assert (keeper.selector.band.force_low, keeper.selector.band.force_high) == marks
+            assert (keeper.selector.window.force_low, keeper.selector.window.force_high) == marks
         keeper.close()
 
 
@@ -231,7 +234,7 @@ def test_everybody_hears_of_a_queue_that_cannot_be_written(tmp_path: Path, monke
     broken = [True]
     add_all = Queue.add_all
 
-    def store(queue: Queue, frames: list[Kept]) -> list[int | None]:
+    def store(queue: Queue, frames: list[KeptFrame]) -> list[int | None]:
         if broken[0]:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return add_all(queue, frames)
@@ -252,5 +255,5 @@ def test_everybody_hears_of_a_queue_that_cannot_be_written(tmp_path: Path, monke
         f"{why}; 1 frames wait in memory to be kept",
         "the queue can be written again, and the frames that waited are kept",
     ]
-    assert sorted(one.step or 0 for one in seen if isinstance(one, KeptEvent)) == [0, 1, 2]
+    assert sorted(one.step or 0 for one in seen if isinstance(one, FrameKept)) == [0, 1, 2]
     assert len(Queue(config.queue)) == 3

@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 
 from beadwork.errors import ConfigError, QueueError
-from beadwork.harvest.listing import describe, export, table
+from beadwork.harvest.listing import export, format_row, format_table
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept, to_ase
+from beadwork.harvest.row import KeptFrame, to_ase
 
-Make = Callable[[int], Kept]
+Make = Callable[[int], KeptFrame]
 
 
 def test_the_table_has_a_line_for_each_frame_and_counts(queue: Queue, kept: Make) -> None:
     """One line a frame, unknown beads and steps as question marks, and the counts below."""
-    assert table(queue.rows()) == "the queue is empty"
+    assert format_table(queue.rows()) == "the queue is empty"
     queue.add_all([kept(3), kept(4)])
     queue.claim("ann", 60)
-    lines = table(queue.rows()).splitlines()
+    lines = format_table(queue.rows()).splitlines()
     assert len(lines) == 5
     assert lines[0].split()[:5] == ["id", "status", "formula", "bead", "step"]
     assert lines[2].split()[:6] == ["1", "claimed", "H4O2", "3", "?", f"{kept(3).max_force_spread:.4f}"]
@@ -42,7 +42,7 @@ def test_one_frame_shows_its_worst_atom_and_its_failure(queue: Queue, kept: Make
     queue.add(kept(0))
     queue.claim("ann", 60)
     queue.fail(1, "ann", "no convergence", again=False)
-    text = describe(queue.get(1))
+    text = format_row(queue.get(1))
     worst = int(np.argmax(kept(0).force_spread))
     assert f"atom {worst} ({'OHHOHH'[worst]})" in text
     for part in ("failed", "no convergence", "sha256:" + "b" * 64, "6 atoms", "6.0000 0.0000 0.0000"):
@@ -59,7 +59,7 @@ def test_novelty_is_told_by_part(queue: Queue, kept: Make) -> None:
     del data["novelty"]  # as 0.1.0's first rows
     with ase.db.connect(queue.url, use_lock_file=False) as old:
         old.write(atoms, keys, data)
-    lines = [line.split() for line in table(queue.rows()).splitlines()]
+    lines = [line.split() for line in format_table(queue.rows()).splitlines()]
     assert lines[0][9:] == ["novelty", "of", "atom", "new", "to", "kept", "for", "kept", "at"]
     told = [line[7:-2] for line in lines[2:-1]]
     names = "OHHOHH"
@@ -71,20 +71,20 @@ def test_novelty_is_told_by_part(queue: Queue, kept: Make) -> None:
         expected.append([f"{of.max():.2f}", f"{atom}", f"({names[atom]})", *whose])
     nobody = ["?", "?", "?", "spread"]
     assert told == [nobody, [*expected[0], "novelty"], [*expected[1], "spread+novelty"], nobody]
-    text = describe(queue.get(3))
+    text = format_row(queue.get(3))
     for part, name in (("baseline", "the baseline"), ("delta", "Δ")):
         of = kept(2).novelty[part]
         assert f"novelty for {name}" in text
         assert f"{of.max():.2f}, atom {of.argmax()} ({names[of.argmax()]})" in text
     assert "spread and novelty" in text
     for id in (1, 4):
-        assert "unknown: no model says what it was trained on" in describe(queue.get(id))
+        assert "unknown: no model says what it was trained on" in format_row(queue.get(id))
 
 
 def test_one_model_has_no_spread(queue: Queue, kept: Make) -> None:
     """A frame that one Δ model by itself kept for its novelty: no atom is named as the one of a spread that is nan."""
     queue.add(replace(kept(1), force_spread=np.full(6, np.nan), energy_spread=np.nan, member_energies=np.empty(0)))
-    assert "nan" not in table(queue.rows()) + describe(queue.get(1))
+    assert "nan" not in format_table(queue.rows()) + format_row(queue.get(1))
 
 
 def test_novelty_is_exported(queue: Queue, kept: Make, tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ from beadwork.errors import QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.distance import signature
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept, label_digest
+from beadwork.harvest.row import KeptFrame, label_digest
 from beadwork.potential.bundle import committee_hash
 
-Make = Callable[[int], Kept]
+Make = Callable[[int], KeptFrame]
 
 
 def test_frame_comes_back_as_it_went_in(queue: Queue, kept: Make) -> None:
@@ -87,8 +87,12 @@ def test_cluster_and_spreads_that_are_not_finite(queue: Queue) -> None:
     atoms = ase.build.molecule("H2O")
     numbers, nothing = atoms.numbers, np.zeros((3, 3))
     nan = np.array([np.nan, 0.0, np.inf])
-    cluster = Kept(Frame(numbers, atoms.positions, nothing, (False,) * 3), 1, np.nan, nan, nan[:2], ("a" * 64,), "b")
-    slab = Kept(Frame(numbers, atoms.positions * 1.1, np.eye(3) * 5, (True, False, True)), 2, 0.0, nan, nan, (), "b")
+    cluster = KeptFrame(
+        Frame(numbers, atoms.positions, nothing, (False,) * 3), 1, np.nan, nan, nan[:2], ("a" * 64,), "b"
+    )
+    slab = KeptFrame(
+        Frame(numbers, atoms.positions * 1.1, np.eye(3) * 5, (True, False, True)), 2, 0.0, nan, nan, (), "b"
+    )
     assert None not in queue.add_all([cluster, slab])
     first, second = (row.kept for row in queue.rows())
     assert first.frame.pbc == (False,) * 3
@@ -114,7 +118,7 @@ def test_no_frame_is_stored_twice(queue: Queue, path: Path, kept: Make) -> None:
     frame = one.frame
     order = [3, 5, 1, 0, 2, 4]
     moved = Frame(frame.numbers[order], frame.positions[order] + frame.cell[1] + 0.3, frame.cell, bead=3)
-    assert Queue(path).add(Kept(moved, 9, 0.0, np.zeros(6), np.zeros(4), ("e" * 64,), "f" * 64)) is None
+    assert Queue(path).add(KeptFrame(moved, 9, 0.0, np.zeros(6), np.zeros(4), ("e" * 64,), "f" * 64)) is None
     assert queue.add(kept(1)) is not None
     assert len(queue) == 2
 
@@ -409,7 +413,7 @@ def test_other_databases_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kept_frame_must_fit_itself(kept: Make) -> None:
     """A force spread of another number of atoms is a mistake of the caller, found before the writer's thread."""
     with pytest.raises(ValueError, match=r"\(5,\) for 6 atoms"):
-        Kept(kept(0).frame, 0, 0.0, np.zeros(5), np.zeros(4), (), "a")
+        KeptFrame(kept(0).frame, 0, 0.0, np.zeros(5), np.zeros(4), (), "a")
 
 
 def test_fingerprint_is_that_of_the_structure(queue: Queue, kept: Make) -> None:
@@ -441,7 +445,7 @@ def test_what_was_set_aside_can_wait_again(queue: Queue, kept: Make) -> None:
     queue.fail(1, "ann", "no licence", again=False)
     queue.claim("ann", 60, id=2)
     for id in (1, 2):
-        queue.again(id)
+        queue.retry(id)
     assert [(row.status, row.attempts) for row in queue.rows()] == [("waiting", 0), ("claimed", 1)]
 
 
@@ -480,14 +484,14 @@ def test_a_row_that_the_disk_has_changed_is_set_aside(queue: Queue, path: Path, 
     damage(path, *flipped(kept(1).frame.positions))
     damage(path, *flipped(kept(2).force_spread))
     said: list[str] = []
-    damaged = Queue(path, say=said.append)
+    damaged = Queue(path, report=said.append)
     for _ in range(2):
         assert [row.id for row in damaged.rows()] == [4, 5, 6]
     assert len(said) == 3
-    for id, what in ((1, "its label does not fit its digest"), (2, "fit its digest"), (3, "fit its digest")):
+    for id, what in ((1, "its label does not match its digest"), (2, "match its digest"), (3, "match its digest")):
         with pytest.raises(QueueError, match=rf"row {id} of the queue .* is damaged \(.*{what}\)"):
             damaged.get(id)
-    row = Queue(path, say=said.append).claim("w", 60)
+    row = Queue(path, report=said.append).claim("w", 60)
     assert row is not None
     assert row.id == 4
 
@@ -501,8 +505,8 @@ def test_a_row_of_an_older_beadwork_is_held_against_its_fingerprint(queue: Queue
     assert len(queue.rows()) == 2
     damage(path, *flipped(kept(0).frame.positions))
     said: list[str] = []
-    assert [row.id for row in Queue(path, say=said.append).rows()] == [2]
-    assert "its structure does not fit its fingerprint" in said[0]
+    assert [row.id for row in Queue(path, report=said.append).rows()] == [2]
+    assert "its structure does not match its fingerprint" in said[0]
 
 
 def test_check_and_save(
@@ -554,7 +558,7 @@ def test_no_flipped_bits_are_read_as_something_else(queue: Queue, path: Path, ke
         copy.write_bytes(content)
         said: list[str] = []
         try:
-            rows = Queue(copy, say=said.append).rows()
+            rows = Queue(copy, report=said.append).rows()
         except QueueError:
             counts["none"] += 1
             continue

@@ -25,14 +25,14 @@ from ase.calculators.lj import LennardJones
 
 from beadwork.errors import QueueError
 from beadwork.harvest.queue import Queue, _patient
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.label.label import Label
 
 psycopg2 = pytest.importorskip("psycopg2", reason="needs beadwork[postgres]")
 pytest.importorskip("ase_db_backends", reason="needs beadwork[postgres]")
 
 pytestmark = pytest.mark.slow
-Make = Callable[[int], Kept]
+Make = Callable[[int], KeptFrame]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from beadwork.events import Moment
 from beadwork.frame import Frame
 from beadwork.harvest import select
 from beadwork.harvest.distance import distance, signature
-from beadwork.harvest.select import Band, Selector
+from beadwork.harvest.select import SelectionWindow, Selector
 
 
 def dimer(length: float) -> Frame:
@@ -29,36 +29,36 @@ def kept(selector: Selector, step: int, lengths: list[float], spreads: list[floa
     frames = [dimer(length) for length in lengths]
     found = selector.consider(Moment(step), frames, np.array(spreads), np.zeros(len(spreads)))
     assert all(distance(sign, signature(frames[index])) == 0 for index, sign in found.kept)
-    below = np.array(spreads) < (selector.band.force_low or 0)
+    below = np.array(spreads) < (selector.window.force_low or 0)
     told = [*(index for index, _ in found.kept), *(index for those in found.passed.values() for index in those)]
     assert sorted([*told, *np.flatnonzero(below)]) == list(range(len(lengths))), "each frame is in one place"
     return [index for index, _ in found.kept]
 
 
 @pytest.mark.parametrize(
-    ("band", "force", "energy", "inside"),
+    ("window", "force", "energy", "inside"),
     [
-        (Band(force_low=0.1), 0.1, 0.0, True),
-        (Band(force_low=0.1), 0.0999, 9.0, False),
-        (Band(force_low=0.1, force_high=1.0), 1.0, 0.0, False),
-        (Band(force_low=0.1, force_high=1.0), 0.9999, 0.0, True),
-        (Band(energy_low=0.01), 5.0, 0.01, True),
-        (Band(energy_low=0.01), 5.0, 0.0099, False),
-        (Band(force_low=0.1, energy_low=0.01), 0.0, 0.02, True),  # any low mark suffices
-        (Band(force_low=0.1, energy_low=0.01), 0.2, 0.0, True),
-        (Band(force_low=0.1, energy_low=0.01), 0.0, 0.0, False),
-        (Band(force_low=0.1, energy_high=1.0), 0.2, 2.0, False),  # every high mark holds
-        (Band(force_low=0.1, energy_high=1.0), 0.0, 2.0, False),
-        (Band(force_low=0.1), np.nan, 0.0, False),
-        (Band(force_low=0.1), 0.2, np.inf, False),
-        (Band(force_low=0.0), 0.0, 0.0, True),
+        (SelectionWindow(force_low=0.1), 0.1, 0.0, True),
+        (SelectionWindow(force_low=0.1), 0.0999, 9.0, False),
+        (SelectionWindow(force_low=0.1, force_high=1.0), 1.0, 0.0, False),
+        (SelectionWindow(force_low=0.1, force_high=1.0), 0.9999, 0.0, True),
+        (SelectionWindow(energy_low=0.01), 5.0, 0.01, True),
+        (SelectionWindow(energy_low=0.01), 5.0, 0.0099, False),
+        (SelectionWindow(force_low=0.1, energy_low=0.01), 0.0, 0.02, True),  # any low mark suffices
+        (SelectionWindow(force_low=0.1, energy_low=0.01), 0.2, 0.0, True),
+        (SelectionWindow(force_low=0.1, energy_low=0.01), 0.0, 0.0, False),
+        (SelectionWindow(force_low=0.1, energy_high=1.0), 0.2, 2.0, False),  # every high mark holds
+        (SelectionWindow(force_low=0.1, energy_high=1.0), 0.0, 2.0, False),
+        (SelectionWindow(force_low=0.1), np.nan, 0.0, False),
+        (SelectionWindow(force_low=0.1), 0.2, np.inf, False),
+        (SelectionWindow(force_low=0.0), 0.0, 0.0, True),
     ],
 )
 def test_the_low_end_of_a_window_is_in_and_the_high_end_out(
-    band: Band, force: float, energy: float, inside: bool
+    window: SelectionWindow, force: float, energy: float, inside: bool
 ) -> None:
     """At a low mark is in, at a high mark is out, and what is not finite is out."""
-    within, above = band.place(np.array([force]), np.array([energy]))
+    within, above = window.classify(np.array([force]), np.array([energy]))
     assert within.tolist() == [inside]
     assert not (within & above).any()
 
@@ -67,16 +67,18 @@ def test_band_of_a_configuration() -> None:
     """Two marks, the low one alone, or none of a kind; where none was given, what is usual for the committee, up to
     the guard's mark."""
     asked = ServeConfig(keep_force=[0.1], keep_energy=[0.01, 0.2], keep_novelty=1.3)
-    assert Band.of(asked) == Band(0.1, None, 0.01, 0.2, 1.3)
-    assert Band.of(ServeConfig()) == Band(0.05, 5.0, novelty_low=1.0)
+    assert SelectionWindow.of(asked) == SelectionWindow(0.1, None, 0.01, 0.2, 1.3)
+    assert SelectionWindow.of(ServeConfig()) == SelectionWindow(0.05, 5.0, novelty_low=1.0)
     without: dict[str, Any] = {"keep_novelty": np.inf}
-    assert Band.of(ServeConfig(keep_force=[], keep_energy=[0.01], **without)) == Band(energy_low=0.01)
-    assert Band.of(ServeConfig(**without)) == Band(0.05, 5.0)
-    assert Band.of(ServeConfig(**without), 0.0036) == Band(0.0036, 5.0)
-    assert Band.of(ServeConfig(mark_spread=0.02, **without), 0.0036) == Band(0.0036, 0.02)
-    assert Band.of(ServeConfig(mark_spread=0.02, **without)) == Band(0.05)
-    assert Band.of(ServeConfig(mark_spread=np.inf, **without), 0.35) == Band(0.35)
-    assert Band.of(ServeConfig(keep_force=[0.1, 1.0], **without), 0.0036) == Band(0.1, 1.0)
+    assert SelectionWindow.of(ServeConfig(keep_force=[], keep_energy=[0.01], **without)) == SelectionWindow(
+        energy_low=0.01
+    )
+    assert SelectionWindow.of(ServeConfig(**without)) == SelectionWindow(0.05, 5.0)
+    assert SelectionWindow.of(ServeConfig(**without), 0.0036) == SelectionWindow(0.0036, 5.0)
+    assert SelectionWindow.of(ServeConfig(mark_spread=0.02, **without), 0.0036) == SelectionWindow(0.0036, 0.02)
+    assert SelectionWindow.of(ServeConfig(mark_spread=0.02, **without)) == SelectionWindow(0.05)
+    assert SelectionWindow.of(ServeConfig(mark_spread=np.inf, **without), 0.35) == SelectionWindow(0.35)
+    assert SelectionWindow.of(ServeConfig(keep_force=[0.1, 1.0], **without), 0.0036) == SelectionWindow(0.1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +95,12 @@ def test_band_of_a_configuration() -> None:
 def test_impossible_band_is_refused(marks: dict[str, float], named: str) -> None:
     """A band that could keep nothing says which mark is wrong."""
     with pytest.raises(ConfigError, match=named):
-        Band(**marks)
+        SelectionWindow(**marks)
 
 
 def test_impossible_selector_is_refused() -> None:
     """Negative cool-down, limit and distance are named."""
-    band = Band(force_low=0.1)
+    band = SelectionWindow(force_low=0.1)
     for wrong, named in (({"cooldown": -1}, "cool-down"), ({"limit": -1}, "limit"), ({"min_distance": -1.0}, "distan")):
         with pytest.raises(ConfigError, match=named):
             Selector(band, **wrong)  # type: ignore[arg-type]
@@ -106,7 +108,7 @@ def test_impossible_selector_is_refused() -> None:
 
 def test_cooldown_counts_steps_of_the_run() -> None:
     """After a frame of step 10, cool-down 5 passes over its other beads and steps 11 to 14, and takes one of 15."""
-    selector = Selector(Band(force_low=0.1), cooldown=5)
+    selector = Selector(SelectionWindow(force_low=0.1), cooldown=5)
     assert kept(selector, 10, [0.7, 0.9], [0.2, 0.0]) == [0]
     assert kept(selector, 10, [1.1], [0.2]) == []  # the rest of the step, in a call of its own
     for step in (11, 14):
@@ -117,7 +119,7 @@ def test_cooldown_counts_steps_of_the_run() -> None:
 
 def test_limit_takes_the_most_uncertain_first() -> None:
     """Two places and three frames: the one with the smallest spread stays out, and so does all that comes later."""
-    selector = Selector(Band(force_low=0.1), limit=2)
+    selector = Selector(SelectionWindow(force_low=0.1), limit=2)
     assert kept(selector, 0, [0.7, 0.9, 1.1], [0.3, 0.2, 0.4]) == [0, 2]
     assert kept(selector, 1, [1.5], [0.9]) == []
     assert selector.kept == 2
@@ -125,7 +127,7 @@ def test_limit_takes_the_most_uncertain_first() -> None:
 
 def test_no_frame_twice() -> None:
     """A frame like one kept before, or kept in the same call, is passed over; one that was passed over is not known."""
-    selector = Selector(Band(force_low=0.1), min_distance=0.05)
+    selector = Selector(SelectionWindow(force_low=0.1), min_distance=0.05)
     assert kept(selector, 0, [0.70, 0.72, 0.80], [0.3, 0.2, 0.2]) == [0, 2]
     assert kept(selector, 1, [0.76, 0.90, 0.81], [0.2, 0.0, 0.2]) == []
     assert kept(selector, 2, [0.90], [0.2]) == [0]
@@ -133,14 +135,14 @@ def test_no_frame_twice() -> None:
 
 def test_seeded_after_a_restart() -> None:
     """Frames that the queue holds count for the limit and are known."""
-    selector = Selector(Band(force_low=0.1), limit=3, min_distance=0.05)
+    selector = Selector(SelectionWindow(force_low=0.1), limit=3, min_distance=0.05)
     selector.seed([dimer(0.7), dimer(0.9)])
     assert kept(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [1]
 
 
 def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
     """What another simulation has put into the queue is not kept again, and takes no place of this run's limit."""
-    selector = Selector(Band(force_low=0.1), limit=1, min_distance=0.05)
+    selector = Selector(SelectionWindow(force_low=0.1), limit=1, min_distance=0.05)
     selector.seed([], elsewhere=[dimer(0.7), dimer(0.9)])
     assert selector.kept == 0
     assert kept(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [1]
@@ -148,7 +150,7 @@ def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
 
 def test_forgotten_frame_is_welcome_again() -> None:
     """A frame that could not be stored gives its place back."""
-    selector = Selector(Band(force_low=0.1), limit=1)
+    selector = Selector(SelectionWindow(force_low=0.1), limit=1)
     ((_, sign),) = selector.consider(Moment(0), [dimer(0.7)], np.array([0.2]), np.zeros(1)).kept
     selector.forget(sign)
     assert selector.kept == 0
@@ -157,7 +159,7 @@ def test_forgotten_frame_is_welcome_again() -> None:
 
 def test_what_is_not_kept_has_its_reason() -> None:
     """Above the band, after one just kept, beyond the limit, or like one before; below the band nothing is said."""
-    selector = Selector(Band(force_low=0.1, force_high=1.0), cooldown=2, limit=2, min_distance=0.05)
+    selector = Selector(SelectionWindow(force_low=0.1, force_high=1.0), cooldown=2, limit=2, min_distance=0.05)
 
     def passed(step: int, lengths: list[float], spreads: list[float]) -> dict[str, list[int]]:
         return dict(
@@ -177,7 +179,7 @@ def test_distance_only_for_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Frame] = []
     real = select.signature
     monkeypatch.setattr(select, "signature", lambda frame: (seen.append(frame), real(frame))[1])
-    selector = Selector(Band(force_low=0.1, force_high=1.0), cooldown=2, limit=2)
+    selector = Selector(SelectionWindow(force_low=0.1, force_high=1.0), cooldown=2, limit=2)
     for step, spreads in enumerate([[0.0, 2.0], [0.2, 0.0], [0.3, 0.3], [0.2, 0.2], [0.5, 0.5]]):
         kept(selector, step, [0.7 + step / 10, 1.5 + step / 10], spreads)
     assert len(seen) == 2
@@ -197,7 +199,7 @@ def test_distance_only_for_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_rules_hold_for_any_run(run: list[list[tuple[int, float]]], cooldown: int, limit: int) -> None:
     """Whatever comes: the same frames as one by one, each asked for band, cool-down, limit and likeness."""
-    selector = Selector(Band(force_low=0.5, force_high=1.5), cooldown, limit, min_distance=0.1)
+    selector = Selector(SelectionWindow(force_low=0.5, force_high=1.5), cooldown, limit, min_distance=0.1)
     known: list[int] = []  # lengths in units of 0.06 Å, none of which is 0.1 Å from another
     steps: list[int] = []
     for step, frames in enumerate(run):

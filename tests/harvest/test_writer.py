@@ -19,10 +19,10 @@ from beadwork.errors import QueueError
 from beadwork.harvest import row
 from beadwork.harvest import writer as module
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.harvest.writer import QueueWriter
 
-Make = Callable[[int], Kept]
+Make = Callable[[int], KeptFrame]
 
 
 class Gate:
@@ -37,7 +37,7 @@ class Gate:
         self.stored: list[int] = []
         self.threads: set[str] = set()
 
-    def add_all(self, frames: list[Kept]) -> list[int | None]:
+    def add_all(self, frames: list[KeptFrame]) -> list[int | None]:
         self.calls += 1
         self.threads.add(threading.current_thread().name)
         self.open.wait(30)
@@ -51,15 +51,15 @@ class Gate:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other quickly."""
-    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(module, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_SECONDS", 0.05)
 
 
 def test_writes_in_order_and_reports_after_the_commit(queue: Queue, path: Path, kept: Make) -> None:
     """Each report finds its frame in the database through a connection of its own."""
     seen: list[tuple[int, int]] = []
 
-    def look(id: int, frame: Kept) -> None:
+    def look(id: int, frame: KeptFrame) -> None:
         with closing(sqlite3.connect(path)) as connection:
             (count,) = connection.execute("SELECT COUNT(*) FROM systems WHERE id = ?", (id,)).fetchone()
         seen.append((frame.evaluation, count))
@@ -139,7 +139,7 @@ def test_bug_in_the_thread_is_not_silent(kept: Make, capsys: pytest.CaptureFixtu
     class Broken:
         calls = 0
 
-        def add_all(self, frames: list[Kept]) -> list[int | None]:
+        def add_all(self, frames: list[KeptFrame]) -> list[int | None]:
             self.calls += 1
             if self.calls < 4:
                 raise ZeroDivisionError("a bug")

@@ -7,7 +7,7 @@ import pytest
 
 from beadwork.errors import ModelError
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.label.choose import choose, features, from_queue
 from beadwork.potential.importer import mace_imported
 from support import truth
@@ -102,7 +102,7 @@ def test_whose_novelty_weighs(pool, tmp_path, whose, wanted):
         spread = np.full(size, np.nan if n == 0 else 1e-4 if new else 0.1)
         of = {} if n == 0 else {"baseline": np.full(size, 3.0 if new else 0.5), "delta": np.full(size, 0.5)}
         models = () if n == 0 else ("a" * 64,)
-        queue.add(Kept(frame, n, 0.01, spread, np.ones(2), models, "c" * 64, step=n, novelty=of))
+        queue.add(KeptFrame(frame, n, 0.01, spread, np.ones(2), models, "c" * 64, step=n, novelty=of))
     rows, choice = from_queue(queue, truth.BASELINE, 8, whose=whose)
     assert choice is not None
     assert len(rows) == 8

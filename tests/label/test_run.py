@@ -27,7 +27,7 @@ from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept, Row, label_digest
+from beadwork.harvest.row import KeptFrame, Row, label_digest
 from beadwork.label import run as labelling
 from beadwork.label.choose import from_queue
 from beadwork.label.clusters import Cut, units
@@ -166,7 +166,7 @@ def test_a_claim_that_another_took_ends_no_run(
     assert queue.get(2).worker == "another"
 
 
-def liquid(name: str) -> Kept:
+def liquid(name: str) -> KeptFrame:
     """A start structure as a kept frame; the oxygen of its ion, if it has one, is the most uncertain atom."""
     path = INPUTS / name / "init.xyz"
     atoms = ase.io.read(path, format="xyz")
@@ -176,7 +176,7 @@ def liquid(name: str) -> Kept:
     spread = np.linspace(0, 1, len(atoms))
     for unit in units(frame):
         spread[unit.atoms[0]] += 2 * abs(unit.charge)
-    return Kept(frame, 1, 0.01, spread, np.zeros(4), ("a" * 64,), "b" * 64)
+    return KeptFrame(frame, 1, 0.01, spread, np.zeros(4), ("a" * 64,), "b" * 64)
 
 
 def test_clusters_are_labelled_as_themselves(tmp_path: Path, springs: Springs) -> None:
@@ -243,10 +243,10 @@ def test_charge_is_told_from_the_cluster(tmp_path: Path, springs: Springs) -> No
     assert queue.get(1).status == "waiting"
 
 
-def alone(number: int, at: float = 0.0) -> Kept:
+def alone(number: int, at: float = 0.0) -> KeptFrame:
     """One atom, at a place on all three axes, Å."""
     lone = Frame(np.array([number]), np.full((1, 3), at), np.zeros((3, 3)), (False,) * 3)
-    return Kept(lone, 1, 0.1, np.ones(1), np.zeros(4), ("a" * 64,), "b" * 64)
+    return KeptFrame(lone, 1, 0.1, np.ones(1), np.zeros(4), ("a" * 64,), "b" * 64)
 
 
 def test_what_cannot_be_told_is_set_aside_once(fill: Fill, springs: Springs) -> None:
@@ -383,7 +383,7 @@ def test_forces_of_nothing_physical_are_no_label(fill: Fill, springs: Springs) -
     queue = fill(0)
     queue.add_all([alone(10, 100.0), alone(18, 1.0)])
     near = Frame(np.array([18, 18]), np.array([[100.0, 0, 0], [101.0, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
-    queue.add(Kept(near, 1, 0.1, np.ones(2), np.zeros(4), ("a" * 64,), "b" * 64))
+    queue.add(KeptFrame(near, 1, 0.1, np.ones(2), np.zeros(4), ("a" * 64,), "b" * 64))
     assert str(labelling.label(queue, springs())) == "2 labelled, 1 failed"
     assert "gave a force of 173.2 eV/Å on atom 0 (Ne), and no other atom is so near" in str(queue.get(1).reason)
 

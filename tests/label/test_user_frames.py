@@ -167,7 +167,7 @@ def test_frames_of_the_user_are_labelled(tmp_path: Path, springs: Springs, capsy
     assert main(["queue", "show", str(queue), "1"]) == 0
     said = capsys.readouterr().out
     assert "box.extxyz: 2 frames wait for labels" in said
-    assert "not from a simulation" in said
+    assert "the frame was added by hand" in said
     ids, choice = from_queue(Queue(queue), BASELINE, 1)
     assert len(ids) == 1
     assert choice is not None

@@ -137,9 +137,9 @@ def test_all_generations_are_counted_by_one_band(tmp_path) -> None:
     spread = {"shares": [0.5, 0.99], "force_eV_per_angstrom": [0.01, 0.02]}
     about = {"members": ["delta-0", "delta-1"], "spread_held_out": spread}
     (first / "committee.toml").write_text(tomli_w.dumps(about))
-    assert loop.band == [0.02, 5.0]
+    assert loop.window == [0.02, 5.0]
     assert loop.low == 0.02
-    assert read(written(tmp_path, run={"mark-spread": 2.0})).band == [0.02, 2.0]
+    assert read(written(tmp_path, run={"mark-spread": 2.0})).window == [0.02, 2.0]
     assert read(written(tmp_path, run={"keep-force": []})).low == np.inf
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.label import spec as labellers
 from beadwork.label.run import label
 from beadwork.loop.loop import Loop, generations, read
@@ -75,7 +75,7 @@ def learned_water(loop: Loop, folder: Path) -> None:
     queue = Queue(folder / "neutral.db", create=True)
     for n, frame in enumerate(truth.clusters(60, 5)):
         unknown = np.full(len(frame.numbers), np.nan)
-        queue.add(Kept(frame, n, np.nan, unknown, np.empty(0), (), "c" * 64))
+        queue.add(KeptFrame(frame, n, np.nan, unknown, np.empty(0), (), "c" * 64))
     label(queue, labellers.read(loop.labeller))
     train_committee(from_queue(queue, loop.baseline), loop.baseline, loop.delta, loop.train, None, print, "test")
 

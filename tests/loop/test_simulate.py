@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from beadwork.errors import SimulationError
-from beadwork.events import Refused, TakenUp
+from beadwork.events import Activated, Refused
 from beadwork.ipi.simulation import read
 from beadwork.loop import simulate
 from beadwork.observe.record import Record
@@ -123,7 +123,7 @@ def test_a_committee_that_is_refused_ends_the_wait(run: simulate.Run) -> None:
     """What the server records of a refusal is what the loop reads, in whatever words it is: the wait ends at once; it
     went on for ever for steps of a committee that will never answer."""
     record = Record(run.record.parent)
-    record(TakenUp("unix:/tmp/ipi_a", 0, OLD, "models/mine", "as it began"))
+    record(Activated("unix:/tmp/ipi_a", 0, OLD, "models/mine", "as it began"))
     record(Refused("models/mine", "the reason; as it is"))
     with pytest.raises(SimulationError, match="the reason; as it is"):
         run.until(NEW, 3, OLD)

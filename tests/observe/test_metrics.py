@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beadwork.config import listen_at, resolve
 from beadwork.errors import ConfigError
-from beadwork.events import Dropped, Evaluated, Joined, Kept, Lost, Note, Waiting
+from beadwork.events import Dropped, Evaluated, FrameKept, Joined, Lost, Note, Waiting
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
 
@@ -76,7 +76,13 @@ def test_every_number_is_the_one_put_in(metrics: Metrics, pace: Pace) -> None:
     assert math.isnan(before["beadwork_force_spread_electronvolts_per_angstrom"])
     assert math.isnan(before["beadwork_potential_energy_electronvolts"])
     assert before["beadwork_steps_total"] == 0
-    told = [*(event(step) for step in range(6)), Kept(1, 1, 0, 0.1), Kept(2, 1, 1, 0.1), Dropped(3), Lost("a", "x", 0)]
+    told = [
+        *(event(step) for step in range(6)),
+        FrameKept(1, 1, 0, 0.1),
+        FrameKept(2, 1, 1, 0.1),
+        Dropped(3),
+        Lost("a", "x", 0),
+    ]
     for one in told:
         pace(one)
         metrics(one)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from beadwork.events import Evaluated, Event, Joined, Kept, Lost, Note
+from beadwork.events import Evaluated, Event, FrameKept, Joined, Lost, Note
 from beadwork.observe import pace as pace_module
 from beadwork.observe import progress as progress_module
 from beadwork.observe.pace import Pace, span, words
@@ -100,9 +100,9 @@ def test_novelty_is_that_of_all_parts(clock: Clock) -> None:
     """Baseline and Δ at addresses of their own have one each; the larger one is named, and atoms add up."""
     pace = Pace()
     assert pace.novelty == pace.facts()["novelty"] == {}
-    for told in (new("base", 0, {"baseline": 3.2}, 5), new("delta", 0, {"delta": 1.4}, 2), Kept(1, 0, 0, 0.1)):
+    for told in (new("base", 0, {"baseline": 3.2}, 5), new("delta", 0, {"delta": 1.4}, 2), FrameKept(1, 0, 0, 0.1)):
         pace(told)
-    pace(Kept(2, 0, 0, 0.1, ("spread", "novelty")))
+    pace(FrameKept(2, 0, 0, 0.1, ("spread", "novelty")))
     facts = pace.facts()
     assert facts["novelty"] == {"baseline": 3.2, "delta": 1.4}
     assert (facts["new_structures"], facts["new_atoms"]) == (2, 7)
@@ -171,7 +171,7 @@ def test_plain_lines_where_there_is_no_terminal(clock: Clock, capsys: pytest.Cap
     pace = Pace(time_step=0.5)
     progress = Progress(pace, 50)
     for watcher in (pace, progress):
-        watcher(Kept(1, 0, None, 0.1))
+        watcher(FrameKept(1, 0, None, 0.1))
     progress(Note("something to read"))
     progress(Lost("/tmp/ipi_x", "i-PI hung up", 0))
     feed(clock, pace, progress, steps=range(41))
@@ -225,7 +225,7 @@ def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace(time_step=0.5)
     progress = Progress(pace, 30)
     events: list[Event] = [new("a", step, {"baseline": 1.2, "delta": 3.25}) for step in range(26)]
-    for told in [*events[:-1], Kept(1, 24, 0, 0.1), events[-1]]:
+    for told in [*events[:-1], FrameKept(1, 24, 0, 0.1), events[-1]]:
         pace(told)
         progress(told)
     progress.close()

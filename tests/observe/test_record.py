@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from beadwork.events import Evaluated, Kept, Refused, TakenUp
+from beadwork.events import Activated, Evaluated, FrameKept, Refused
 from beadwork.observe.pace import Pace
 from beadwork.observe.record import (
     COLUMNS,
@@ -57,7 +57,7 @@ def test_record_has_a_line_an_evaluation(tmp_path: Path) -> None:
     record = Record(tmp_path)
     record(event(0, 1))
     record(event(1, 4, spread=None))
-    record(Kept(1, 1, None, 0.1))
+    record(FrameKept(1, 1, None, 0.1))
     summary = record.summary()
     record.close(summary)
     table, *_ = read_record(tmp_path / "beadwork.out")
@@ -75,11 +75,11 @@ def test_committees_are_read_as_they_were_written(tmp_path: Path, address: str, 
     path = tmp_path / "beadwork.out"
     assert read_committees(path) == Committees([], [])
     record = Record(tmp_path, ["O"])
-    record(TakenUp(address, 0, "sha256:aaa", "models/old: in use", "as it began"))
+    record(Activated(address, 0, "sha256:aaa", "models/old: in use", "as it began"))
     record(event(0, 2, 0.1))
     record(Refused("models/old", "gone"))
     assert read_committees(path) == Committees(["sha256:aaa"], ["gone"])
-    record(TakenUp(address, step, "sha256:bbb", "models/new", "it is good: in step 3 on x: y in z", 9))
+    record(Activated(address, step, "sha256:bbb", "models/new", "it is good: in step 3 on x: y in z", 9))
     reason = "# from step 0 on a: sha256:ccc in m\nsaid somebody; x"
     record(Refused("models/new", reason))
     record(event(7, 2, 0.3))

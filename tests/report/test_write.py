@@ -20,7 +20,7 @@ from ipi.engine.cell import Cell
 from ipi.utils.io import print_file
 
 from beadwork.cli import main
-from beadwork.events import Evaluated, Kept
+from beadwork.events import Evaluated, FrameKept
 from beadwork.frame import Frame
 from beadwork.harvest import row as queued
 from beadwork.harvest.queue import Queue
@@ -80,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record(Evaluated("s", step, BEADS, -1.0, 0.003, spread, seconds, {"O": spread / 2, "H": spread / 3}))
         if step % 2:
             row = queue.add(kept(step, spread, "f" * 64))
-            record(Kept(row or 0, step, 0, spread))
+            record(FrameKept(row or 0, step, 0, spread))
     queue.add(kept(99, 0.9, "e" * 64))  # of another run
     record.close(record.summary(done=STEPS, each=BEADS))
     lines = [f"# column {k:3d}     --> {name} : words" for k, name in enumerate(COLUMNS, 1)]
@@ -104,12 +104,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kept(step: int, spread: float, simulation: str) -> queued.Kept:
+def kept(step: int, spread: float, simulation: str) -> queued.KeptFrame:
     """A frame in the queue whose fifth atom, a hydrogen, is the most uncertain."""
     frame = Frame(np.array(NUMBERS), positions(step), np.eye(3) * CELL, bead=step % BEADS)
     spreads = np.full(len(NUMBERS), spread / 10)
     spreads[4] = spread
-    return queued.Kept(frame, step, 1e-4, spreads, np.array([1.0, 2.0]), ("a" * 64,), simulation, step)
+    return queued.KeptFrame(frame, step, 1e-4, spreads, np.array([1.0, 2.0]), ("a" * 64,), simulation, step)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import beadwork.serve.hot_swap
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
-from beadwork.events import Event, Moment, Note, Refused, TakenUp
+from beadwork.events import Activated, Event, Moment, Note, Refused
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import MODEL, NOVELTY, Card, members_of, write_pointer
@@ -38,7 +38,7 @@ def test_taken_once_and_only_by_its_forcefield() -> None:
     assert swap.take("here", old, Moment(5), 11, begins=False) is old
     assert swap.take("here", old, Moment(6), 12, begins=True) is new
     assert swap.take("here", new, Moment(7), 13, begins=True) is new
-    taken = [(event.address, event.step) for event in told if isinstance(event, TakenUp)]
+    taken = [(event.address, event.step) for event in told if isinstance(event, Activated)]
     assert taken == [("here", 0), ("there", 0), ("here", 6)]
     swap.close()
 
@@ -58,7 +58,7 @@ def test_where_nobody_can_tell_a_step_it_waits_and_says_so_once() -> None:
     assert "cannot be told where i-PI's steps begin" in note
     assert "with a file EXIT" in note
     taken = told[-1]
-    assert isinstance(taken, TakenUp)
+    assert isinstance(taken, Activated)
     assert (taken.step, taken.evaluation) == (None, 7)
     swap.close()
 
@@ -79,7 +79,7 @@ def test_two_forcefields_of_one_potential(tmp_path: Path) -> None:
         served.next = new, "checked"
     assert swap.take("there", old, Moment(6), 12, begins=True) is new
     assert swap.take("here", old, Moment(9), 15, begins=True) is new
-    taken = [(event.address, event.step) for event in told if isinstance(event, TakenUp)]
+    taken = [(event.address, event.step) for event in told if isinstance(event, Activated)]
     assert taken[2:] == [("there", 6), ("here", 9)]
     swap.close()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from beadwork.frame import Frame
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 
 
-def make_kept(seed: int) -> Kept:
+def make_kept(seed: int) -> KeptFrame:
     """Make a kept frame of six atoms that is told from all others by its seed."""
     rng = np.random.default_rng(seed)
     frame = Frame(
@@ -17,7 +17,7 @@ def make_kept(seed: int) -> Kept:
         cell=np.array([[6.0, 0, 0], [0.5, 6, 0], [0, 0.3, 7]]),
         bead=None if seed % 5 == 4 else seed % 5,
     )
-    return Kept(
+    return KeptFrame(
         frame=frame,
         evaluation=seed,
         energy_spread=float(rng.uniform(0, 0.01)),

@@ -13,17 +13,17 @@ import pytest
 
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.label.spec import Spec
 
 WATER = np.array([[0, 0, 0.1173], [0, 0.7572, -0.4692], [0, -0.7572, -0.4692]])
 
 
-def kept(frame: Frame, seed: int = 0) -> Kept:
+def kept(frame: Frame, seed: int = 0) -> KeptFrame:
     """A frame as a server would keep it."""
     rng = np.random.default_rng(seed)
     spread = rng.uniform(0, 1, len(frame.numbers))
-    return Kept(frame, seed, 0.01, spread, rng.normal(size=4), ("a" * 64, "b" * 64), "c" * 64, step=seed)
+    return KeptFrame(frame, seed, 0.01, spread, rng.normal(size=4), ("a" * 64, "b" * 64), "c" * 64, step=seed)
 
 
 def water(seed: int) -> Frame:

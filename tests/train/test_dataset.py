@@ -11,7 +11,7 @@ import pytest
 from beadwork.errors import LabelError, ModelError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.label.label import Label
 from beadwork.potential.graph import build
 from beadwork.potential.torchscript import TorchScriptEngine
@@ -276,7 +276,7 @@ def test_queue_to_examples(examples, tmp_path: Path):
     queue = Queue(tmp_path / "q.db", create=True)
     for e in examples[:4]:
         n = len(e.frame.numbers)
-        queue.add(Kept(e.frame, 1, 0.1, np.ones(n), np.zeros(2), ("sha256:1", "sha256:2"), "sha256:3"))
+        queue.add(KeptFrame(e.frame, 1, 0.1, np.ones(n), np.zeros(2), ("sha256:1", "sha256:2"), "sha256:3"))
     with pytest.raises(LabelError, match="no labels"):
         from_queue(queue, None)
     rows = queue.rows()
@@ -303,7 +303,7 @@ def test_row_without_a_good_label_is_named(examples, tmp_path: Path):
     """A label that this version did not write is not guessed at."""
     queue = Queue(tmp_path / "q.db", create=True)
     frame = examples[0].frame
-    queue.add(Kept(frame, 1, 0.1, np.ones(len(frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
+    queue.add(KeptFrame(frame, 1, 0.1, np.ones(len(frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
     queue.claim("me", 60)
     queue.finish(1, "me", {"energy": 1.0})
     with pytest.raises(LabelError, match=r"row 1: .*lacks"):
@@ -315,7 +315,7 @@ def test_label_hash_survives_the_queue(examples, tmp_path: Path):
     queue = Queue(tmp_path / "q.db", create=True)
     e = examples[0]
     label = Label(**{**e.label.to_dict(), "extra": {"seed": 3, "trial": {"kind": "JSD", "terms": [1, 2.5]}}})
-    queue.add(Kept(e.frame, 1, 0.1, np.ones(len(e.frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
+    queue.add(KeptFrame(e.frame, 1, 0.1, np.ones(len(e.frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
     queue.claim("me", 60)
     queue.finish(1, "me", label.to_dict())
     assert from_queue(queue, None)[0].label.hash == label.hash

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.train.calibration import Errors, Residuals
 from beadwork.train.committee import _counted, _dataset
 from beadwork.train.dataset import Dataset, Met, from_queue, to_atoms
@@ -284,7 +284,9 @@ def test_steps_come_from_the_queue(examples, tmp_path: Path):
     for n, e in enumerate(examples[:2]):
         spread = np.ones(len(e.frame.numbers))
         models = ("sha256:1",) if n == 0 else ()
-        queue.add(Kept(e.frame, 1, 0.1, spread, np.zeros(len(models)), models, "sha256:3", step=17 if n == 0 else None))
+        queue.add(
+            KeptFrame(e.frame, 1, 0.1, spread, np.zeros(len(models)), models, "sha256:3", step=17 if n == 0 else None)
+        )
         queue.claim("me", 60)
         queue.finish(n + 1, "me", e.label.to_dict())
     assert [(e.simulation, e.step) for e in from_queue(queue, None)] == [("sha256:3", 17), (None, None)]

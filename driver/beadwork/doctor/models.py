@@ -17,7 +17,7 @@ from beadwork.errors import GuardError, ModelError
 from beadwork.events import WHOSE
 from beadwork.frame import Frame
 from beadwork.harvest.row import novelty_of
-from beadwork.harvest.select import force_marks
+from beadwork.harvest.select import force_window
 from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
 from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, worse_than_baseline
 from beadwork.potential.evaluation import Evaluation
@@ -119,7 +119,7 @@ def _model(colour: str, text: str, remedy: str = "") -> Finding:
 
 
 def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
-    """Where the start lies: past the mark that ends a run, in or above the queue's bands, or below them."""
+    """Where the start lies: beyond the threshold that ends a run, in or above the selection windows, or below them."""
     if answer.spread is None:
         yield Finding(GREEN, "spread", "there is no committee of two, so nobody says how sure the models are")
         return
@@ -142,34 +142,34 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
     above: list[tuple[str, str, str]] = []
     within, below = above[:], above[:]
     for option, text, unit, value, marks in (
-        ("--keep-force", where, "eV/Å", force, force_marks(config, answer.spread.usual)),
+        ("--keep-force", where, "eV/Å", force, force_window(config, answer.spread.usual)),
         ("--keep-energy", f"{energy:.3g} eV/atom at most at the start", "eV/atom", energy, config.keep_energy),
     ):
         if marks:
-            band = f"the band of {option}, {' to '.join(f'{mark:g}' for mark in marks)} {unit}"
+            window = f"the selection window of {option}, {' to '.join(f'{mark:g}' for mark in marks)} {unit}"
             low, high = (*marks, math.inf)[:2]
-            (above if value >= high else within if value >= low else below).append((text, band, option))
+            (above if value >= high else within if value >= low else below).append((text, window, option))
     if above:
-        text, band, option = above[0]
+        text, window, option = above[0]
         kept = "so the queue keeps no such frame" if config.queue else "though without --queue the run does not look"
         yield Finding(
             AMBER,
             "spread",
-            f"{text}, above {band}: the models do not know this structure, {kept}",
-            f"{known}; {option} moves the band",
+            f"{text}, above {window}: the models do not know this structure, {kept}",
+            f"{known}; {option} moves the window",
         )
     elif within:
-        text, band, option = within[0]
+        text, window, option = within[0]
         kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
         usual = f"label those first; or raise the low mark of {option}, if such a spread is usual for these models"
         yield Finding(
             AMBER,
             "spread",
-            f"{text}, in {band}: {kept}",
+            f"{text}, in {window}: {kept}",
             usual if config.queue else "--queue keeps such frames for labels",
         )
     else:
-        yield Finding(GREEN, "spread", ", and ".join(f"{text}, below {band}" for text, band, _ in below) or where)
+        yield Finding(GREEN, "spread", ", and ".join(f"{text}, below {window}" for text, window, _ in below) or where)
 
 
 def novelty(

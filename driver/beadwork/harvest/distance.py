@@ -1,4 +1,4 @@
-"""How different two structures are, whatever their atoms are called and wherever they lie.
+"""How different two structures are, independent of the order of like atoms and of position and orientation.
 
 The distance: for every pair of elements, list all interatomic distances below 6 Å (periodic images included), sort
 them, and fill the shorter of two lists up with 6 Å; the largest difference between two sorted lists, entry by entry,
@@ -25,10 +25,10 @@ import numpy as np
 
 from beadwork.frame import FloatArray, Frame
 
-#: Å; pairs beyond it are not looked at
-REACH = 6.0
+#: Å; pairs beyond it are ignored
+MAX_DISTANCE = 6.0
 #: Å; distances are rounded to this before they are hashed
-GRAIN = 1e-4
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,13 +48,13 @@ def signature(frame: Frame) -> Signature:
 
     The frame must have passed `Frame.check`.
     """
-    # vesin, which graph takes too, imports torch, if that is installed: listing a queue should not wait for it
+    # imported here: vesin imports torch where that is installed, and listing a queue should not wait for it
     import vesin
 
     from beadwork.potential.graph import complete
 
-    box = complete(frame.cell, frame.pbc)  # the neighbour list wants a volume
-    neighbours = vesin.NeighborList(cutoff=REACH, full_list=False, n_threads=1)
+    box = complete(frame.cell, frame.pbc)  # vesin needs a cell with a volume
+    neighbours = vesin.NeighborList(cutoff=MAX_DISTANCE, full_list=False, n_threads=1)
     first, second, distances = neighbours.compute(
         points=frame.positions, box=box, periodic=np.array(frame.pbc), quantities="ijd"
     )
@@ -63,7 +63,7 @@ def signature(frame: Frame) -> Signature:
     kinds, counts = np.unique(frame.numbers, return_counts=True)
     composition = tuple((int(kind), int(count)) for kind, count in zip(kinds, counts, strict=True))
     closeness = {
-        (int(a), int(b)): np.sort(REACH - distances[(low == a) & (high == b)])[::-1]
+        (int(a), int(b)): np.sort(MAX_DISTANCE - distances[(low == a) & (high == b)])[::-1]
         for a in kinds
         for b in kinds
         if a <= b
@@ -76,6 +76,8 @@ def distance(one: Signature, other: Signature) -> float:
     if one.composition != other.composition:
         return float("inf")
     worst = 0.0
+    # closeness is 0 at the cutoff, so an entry without a partner differs by its whole closeness: the distance stays
+    # continuous when a pair of atoms leaves the 6 Å
     for kinds, a in one.closeness.items():
         b = other.closeness[kinds]
         if len(a) < len(b):
@@ -83,7 +85,7 @@ def distance(one: Signature, other: Signature) -> float:
         shared = len(b)
         if shared:
             worst = max(worst, float(np.abs(a[:shared] - b).max()))
-        if len(a) > shared:  # sorted: the first of those that have no partner is the farthest inside
+        if len(a) > shared:  # sorted: the first entry without a partner is the closest pair of them
             worst = max(worst, float(a[shared]))
     return worst
 
@@ -91,12 +93,13 @@ def distance(one: Signature, other: Signature) -> float:
 def fingerprint(sign: Signature) -> str:
     """Return `sha256:` and the hash of a signature rounded to 1e-4 Å.
 
-    Copies of one structure share it, permuted, turned or wrapped as they may be (but for one chance in about 1e5
-    that rounding noise of 1e-13 Å moves one of thousands of distances over the edge of a grain). Structures that
-    are only similar do not share it: they need `distance`.
+    Copies of one structure share it, also when permuted, rotated or wrapped (except for one chance in about 1e5 that
+    rounding noise of 1e-13 Å moves one of thousands of distances over a rounding boundary). Structures that are only
+    similar do not share it: they need `distance`.
     """
     digest = hashlib.sha256(repr(sign.composition).encode())
     for kinds in sorted(sign.closeness):
-        grains = np.rint(sign.closeness[kinds] / GRAIN).astype("<i8")
+        grains = np.rint(sign.closeness[kinds] / ROUNDING).astype("<i8")
+        # a pair just inside the cutoff rounds to 0, and one just outside is absent: both must have one hash
         digest.update(repr(kinds).encode() + grains[grains > 0].tobytes())
     return f"sha256:{digest.hexdigest()}"

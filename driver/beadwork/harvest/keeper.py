@@ -1,4 +1,4 @@
-"""From an evaluation to the queue: select, copy, hand to the writer's thread."""
+"""From an evaluation to the queue: select frames, copy them, hand them to the writer's thread."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import numpy as np
 
 from beadwork.config import ServeConfig
 from beadwork.errors import BeadworkError, QueueError, ResourceError
-from beadwork.events import Dropped, Event, Moment, Note, PassedOver, Waiting
-from beadwork.events import Kept as KeptEvent
+from beadwork.events import Dropped, Event, FrameKept, Moment, Note, PassedOver, Waiting
 from beadwork.frame import Frame
 from beadwork.harvest.distance import Signature
 from beadwork.harvest.queue import LABELLED, Queue
-from beadwork.harvest.row import Kept, novelty_of
-from beadwork.harvest.select import Band, Selector
+from beadwork.harvest.row import KeptFrame, novelty_of
+from beadwork.harvest.select import SelectionWindow, Selector
 from beadwork.harvest.writer import QueueWriter
 from beadwork.potential.evaluation import Evaluation, Spread
 
 #: seconds for which a disk may be full, or fail, before the run is stopped
-FULL = 10.0
-#: how SQLite and PostgreSQL say so
-FULL_SIGNS = ("disk is full", "disk I/O", "No space left")
+DISK_FULL_SECONDS = 10.0
+#: texts of SQLite's and PostgreSQL's errors for it
+DISK_FULL_TEXTS = ("disk is full", "disk I/O", "No space left")
 
 
 class Keeper:
@@ -31,8 +30,8 @@ class Keeper:
 
     simulation: sha256 of the simulation's file. Frames that the queue holds already are not kept again, and those of
     the same simulation that have no label yet count for the limit. Raises QueueError for a queue that cannot be written
-    from the start. One that cannot be written later is told once, and the frames wait; where it is the disk that has
-    been full for `FULL` seconds, ResourceError ends the run.
+    from the start. One that cannot be written later is reported once, and the frames wait in memory; where the disk has
+    been full for `DISK_FULL_SECONDS` seconds, ResourceError ends the run.
     """
 
     def __init__(self, config: ServeConfig, simulation: str, watch: Callable[[Event], None]) -> None:
@@ -40,14 +39,15 @@ class Keeper:
         self._watch = watch
         self._evaluations = 0
         self._config = config
-        self._usual: float | None = None  # of the committee that answered last
-        self._waiting = Waiting(0, "")  # as it was told
-        self._news: deque[Event] = deque()  # told by the writer's thread, passed on by ours
-        self.selector = Selector(Band.of(config), config.cooldown, config.keep_most, config.distance)
-        queue = Queue(str(config.queue), create=True, say=lambda text: watch(Note(text)))
+        self._usual: float | None = None  # usual force spread of the committee that was evaluated last
+        self._waiting = Waiting(0, "")  # as it was reported last
+        # filled by the writer's thread, emptied by ours: watchers (status, metrics, log) are not made for two threads
+        self._events: deque[Event] = deque()
+        self.selector = Selector(SelectionWindow.of(config), config.cooldown, config.keep_most, config.distance)
+        queue = Queue(str(config.queue), create=True, report=lambda text: watch(Note(text)))
         queue.check()
         rows = queue.rows()
-        # a run that was killed goes on counting; one that follows upon labels and training begins anew
+        # a run that was killed goes on counting; after labels and training the limit begins anew
         mine = {
             row.id
             for row in rows
@@ -59,31 +59,32 @@ class Keeper:
         self.writer = QueueWriter(queue, on_kept=self._kept)
 
     def __call__(self, address: str, moment: Moment, frames: Sequence[Frame], evaluation: Evaluation) -> None:
-        """Look at one evaluation; called after its reply has left. Where its step is not known, the cool-down counts
-        evaluations.
+        """Select frames of one evaluation; called after its reply was sent, while i-PI integrates.
+
+        Where the step is not known, the cool-down counts evaluations.
         """
         self._evaluations += 1
-        self._look_at_the_queue()
+        self._check_queue()
         spread, novelty = evaluation.spread, evaluation.novelty
-        if spread is None:  # the baseline at an address of its own: its frames are the committee's, seen by half
+        # the baseline at an address of its own: the same frames come to the committee, which has a spread
+        if spread is None:
             return
         if spread.usual != self._usual:
             self._usual = spread.usual
-            self.selector.band = Band.of(self._config, spread.usual)
-        atoms = len(frames[0].numbers)
-        # where no step is known, evaluations are counted
+            self.selector.window = SelectionWindow.of(self._config, spread.usual)
+        atoms = len(frames[0].numbers)  # all systems of a forcefield have one composition
         count = Moment(self._evaluations) if moment.step is None else moment
         force, energy = spread.largest, spread.energy / atoms
         asks = None if novelty is None else novelty_of(novelty.of, self._config.keep_novelty_of)
         new = np.zeros(len(frames)) if asks is None else np.maximum.reduceat(asks, evaluation.ptr[:-1])
         choice = self.selector.consider(count, frames, force, energy, new)
         for index, sign in choice.kept:
-            why = self.selector.band.reasons(float(force[index]), float(energy[index]), float(new[index]))
+            why = self.selector.window.reasons(float(force[index]), float(energy[index]), float(new[index]))
             self._offer(index, sign, moment.exact, frames[index], evaluation, spread, why)
         for reason, those in choice.passed.items():
             self._watch(PassedOver(moment.exact, reason, len(those), float(force[those].max())))
-        while self._news:
-            self._watch(self._news.popleft())
+        while self._events:
+            self._watch(self._events.popleft())
 
     def _offer(
         self,
@@ -95,9 +96,10 @@ class Keeper:
         spread: Spread,
         why: tuple[str, ...],
     ) -> None:
+        # copies: slices would keep the arrays of all beads alive for as long as one frame waits
         atoms = slice(int(evaluation.ptr[index]), int(evaluation.ptr[index + 1]))
         novelty = evaluation.novelty
-        kept = Kept(
+        kept = KeptFrame(
             frame=frame,
             evaluation=self._evaluations,
             energy_spread=float(spread.energy[index]) / len(frame.numbers),
@@ -111,16 +113,19 @@ class Keeper:
             why=why,
         )
         if not self.writer.offer(kept):
-            self.selector.forget(sign)
+            self.selector.forget(sign)  # else a frame that was lost would keep later ones like it out
             which = f"evaluation {self._evaluations}" if step is None else f"step {step}"
             self._watch(
-                Note(f"a frame of {which} could not be kept: the queue does not keep up ({_said(self.writer.error)})")
+                Note(
+                    f"a frame of {which} could not be kept: the queue does not keep up "
+                    f"({_format_cause(self.writer.error)})"
+                )
             )
             self._watch(Dropped(step))
 
-    def _look_at_the_queue(self) -> None:
+    def _check_queue(self) -> None:
         error = self.writer.error
-        now = Waiting(0, "") if error is None else Waiting(self.writer.pending, _said(error))
+        now = Waiting(0, "") if error is None else Waiting(self.writer.pending, _format_cause(error))
         if now.why and not self._waiting.why:
             self._watch(Note(f"{now.why}; {now.frames} frames wait in memory to be kept"))
         elif self._waiting.why and not now.why:
@@ -128,25 +133,27 @@ class Keeper:
         if now != self._waiting:
             self._watch(now)
         self._waiting = now
-        full = error is not None and any(sign in str(error) for sign in FULL_SIGNS)
-        if full and time.monotonic() - self.writer.failing_since >= FULL:
-            raise ResourceError(f"for {FULL:g} s now: {error}; the run was stopped rather than lose frames")
+        full = error is not None and any(sign in str(error) for sign in DISK_FULL_TEXTS)
+        if full and time.monotonic() - self.writer.failing_since >= DISK_FULL_SECONDS:
+            raise ResourceError(
+                f"for {DISK_FULL_SECONDS:g} s now: {error}; the run was stopped rather than lose frames"
+            )
 
-    def _kept(self, row: int, kept: Kept) -> None:
-        self._news.append(KeptEvent(row, kept.step, kept.frame.bead, kept.max_force_spread, kept.why))
+    def _kept(self, row: int, kept: KeptFrame) -> None:
+        self._events.append(FrameKept(row, kept.step, kept.frame.bead, kept.max_force_spread, kept.why))
 
     def close(self) -> None:
         """Write what is pending. Raises QueueError when frames would be lost."""
         stored = self.writer.close()
-        while self._news:
-            self._watch(self._news.popleft())
+        while self._events:
+            self._watch(self._events.popleft())
         if not stored:
-            said = f"{self.writer.pending} frames could not be written to the queue: {_said(self.writer.error)}"
-            raise ResourceError(said) if any(sign in said for sign in FULL_SIGNS) else QueueError(said)
+            said = f"{self.writer.pending} frames could not be written to the queue: {_format_cause(self.writer.error)}"
+            raise ResourceError(said) if any(sign in said for sign in DISK_FULL_TEXTS) else QueueError(said)
 
 
-def _said(error: Exception | None) -> str:
-    """What went wrong, in words; of what is no sentence of ours its kind too."""
+def _format_cause(error: Exception | None) -> str:
+    """The cause as a message; with its type where it is no error of ours."""
     if error is None or isinstance(error, BeadworkError):
         return str(error or "it is written too slowly")
     return f"the queue cannot be written ({type(error).__name__}: {error})"

@@ -1,4 +1,4 @@
-"""What a person sees of a queue: a table, one frame, a file of frames."""
+"""Show a queue: a table of its rows, one row in full, a file of its frames."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADER = (
 _UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "", "", "", "", "")
 
 
-def table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
     """Return the rows as lines of text with a header, and how many there are of each status below."""
     if not rows:
         return "the queue is empty"
@@ -36,8 +36,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def describe(row: Row) -> str:
-    """Return all that is known of one row, a line each."""
+def format_row(row: Row) -> str:
+    """Format all entries of one row, a line each."""
     kept = row.kept
     atoms = kept.frame.to_atoms()
     facts: list[tuple[str, Any]] = [
@@ -58,7 +58,7 @@ def describe(row: Row) -> str:
             ("models", "\n".join(kept.models)),
         ]
     else:
-        facts.append(("spread", "unknown: not from a simulation, but put here (beadwork queue add)"))
+        facts.append(("spread", "unknown: the frame was added by hand (beadwork queue add)"))
     facts += [
         ("simulation", kept.simulation),
         ("fingerprint", row.fingerprint),
@@ -77,13 +77,13 @@ def describe(row: Row) -> str:
 
 
 def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Write the frames as extended XYZ, whole or not at all; into a device or pipe (/dev/stdout) as it comes.
+    """Write the frames as extended XYZ, all or none; into a device or pipe (/dev/stdout) directly.
 
     Per atom: force_spread (eV/Å), and novelty_baseline and novelty_delta where these are known. Per frame: what the
     table shows (novelty_atom counted in the structure that is written, absent where the atom is not in it), and the
     members' energies in eV as member_energy_0, member_energy_1, ... A row with a label has it as `beadwork train` reads
-    it (`put`), on the structure that was computed, which may be a cluster of the frame. Raises ConfigError for a name
-    that is not of this format, and QueueError where the file cannot be written, or there are no rows.
+    it (`attach_label`), on the structure that was computed, which may be a cluster of the frame. Raises ConfigError for
+    a name that is not of this format, and QueueError where the file cannot be written, or there are no rows.
     """
     import ase.io
 
@@ -96,6 +96,7 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
             )
         if not rows:
             raise QueueError(f"no frames to write to {path}; `beadwork queue list` shows what the queue holds")
+        # a reader such as `beadwork train` must never find half of the frames
         with whole(target) as out:
             ase.io.write(out, [_atoms(row) for row in rows], format="extxyz")
     except OSError as error:
@@ -104,15 +105,15 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def put(label: Mapping[str, Any], atoms: Any) -> None:
-    """Give an `ase.Atoms` its label, as `Label.to_dict` has it, under the names that `beadwork train` reads.
+def attach_label(label: Mapping[str, Any], atoms: Any) -> None:
+    """Attach a label, as `Label.to_dict` has it, to an `ase.Atoms`, under the names that `beadwork train` reads.
 
-    Of the structure: REF_energy and REF_energy_error (eV), charge, spin, method, code and version. Of each atom, where
-    the label has them: REF_forces and REF_forces_error (eV/Å).
+    Per structure: REF_energy and REF_energy_error (eV), charge, spin, method, code and version. Per atom, where the
+    label has them: REF_forces and REF_forces_error (eV/Å). MACE's own training reads the REF_ names too.
     """
     atoms.info.update(REF_energy=label["energy"], REF_energy_error=label["energy_error"])
     atoms.info.update({name: label[name] for name in ("charge", "spin", "method", "code")})
-    if label["version"]:  # the format reads an empty one back as something else
+    if label["version"]:  # ASE's extended XYZ reads an empty string back as True
         atoms.info["version"] = label["version"]
     for name in ("forces", "forces_error"):
         if label[name] is not None:
@@ -125,11 +126,12 @@ def _atoms(row: Row) -> Any:
     kept = row.kept
     label = row.label or {}
     atoms, held = kept.frame.to_atoms(), list(range(len(kept.frame.numbers)))
+    # the label may be of a cluster that was cut from the frame: arrays of atoms are those of the cluster
     if cut := label.get("structure"):
         atoms = ase.Atoms(cut["numbers"], cut["positions"], cell=cut["cell"], pbc=cut["pbc"])
         held = list(cut["atoms"])
     if label:
-        put(label, atoms)
+        attach_label(label, atoms)
     atoms.arrays["force_spread"] = kept.force_spread[held]
     for part, of in kept.novelty.items():
         atoms.arrays[f"novelty_{part}"] = of[held]
@@ -150,13 +152,13 @@ def _atoms(row: Row) -> Any:
         fingerprint=row.fingerprint,
         time=kept.time,
     )
-    # one key a member: the format reads an array of nine numbers back as a matrix
+    # one key per member: ASE's extended XYZ reads an array of nine numbers back as a 3 x 3 matrix
     atoms.info.update({f"member_energy_{m}": float(energy) for m, energy in enumerate(kept.member_energies)})
     if kept.frame.bead is not None:
         atoms.info["bead"] = kept.frame.bead
     if kept.step is not None:
         atoms.info["step"] = kept.step
-    if kept.models or kept.step is not None:  # of a frame that the user brought it is a file
+    if kept.models or kept.step is not None:  # for a frame that the user added it is the hash of another file
         atoms.info["simulation"] = kept.simulation
     return atoms
 
@@ -181,7 +183,7 @@ def _spreads(row: Row) -> list[tuple[str, str]]:
     """The largest force spread with its atom, and the energy spread."""
     kept = row.kept
     if math.isnan(kept.max_force_spread):
-        return [("spread", "unknown: one Δ model by itself has none")]
+        return [("spread", "unknown: a single Δ model has none")]
     worst = int(kept.force_spread.argmax())
     return [
         ("force spread", f"{kept.max_force_spread:.4f} eV/Å, atom {_named(row, worst)}"),
@@ -190,7 +192,7 @@ def _spreads(row: Row) -> list[tuple[str, str]]:
 
 
 def _newest(row: Row) -> tuple[str, str, str]:
-    """The largest novelty, the atom that has it, and to whom it is new."""
+    """The largest novelty, the atom that has it, and the part to which it is new."""
     if row.kept.newest is None:
         return "?", "?", "?"
     value, atom, part = row.kept.newest
@@ -198,7 +200,7 @@ def _newest(row: Row) -> tuple[str, str, str]:
 
 
 def _novelty(row: Row) -> list[tuple[str, str]]:
-    """The largest novelty for each part that knows, with its atom."""
+    """The largest novelty for each part of the potential that has a training set, with its atom."""
     found = [
         (f"novelty for {WHOSE[part]}", f"{of.max():.2f}, atom {_named(row, int(of.argmax()))}")
         for part, of in sorted(row.kept.novelty.items())

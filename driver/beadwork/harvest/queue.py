@@ -28,30 +28,30 @@ from urllib.parse import urlsplit
 
 from beadwork.disk import locks
 from beadwork.errors import QueueError
-from beadwork.harvest.row import Damaged, Kept, Row, from_ase, label_digest, to_ase
+from beadwork.harvest.row import Damaged, KeptFrame, Row, from_ase, label_digest, to_ase
 
 WAITING, CLAIMED, LABELLED, FAILED = "waiting", "claimed", "labelled", "failed"
 
-#: what our databases say of themselves in ASE's metadata
-_MARK = {"beadwork_queue": 1}
+#: the entry in ASE's metadata by which our databases are recognised; the number is that of the format
+_METADATA = {"beadwork_queue": 1}
 _UNIQUE = "CREATE UNIQUE INDEX IF NOT EXISTS beadwork_fingerprint ON text_key_values(value) WHERE key = 'fingerprint'"
 
 
-def _say(text: str) -> None:
+def _print_message(text: str) -> None:
     print(f"beadwork: {text}", file=sys.stderr)
 
 
 class ClaimLost(QueueError):
-    """A frame that is not, or not any more, claimed by who wants to change it."""
+    """A change to a frame by a worker that has no claim on it, or no longer."""
 
 
 class Queue:
     """A queue at a path (SQLite) or a `postgresql://` URL. Safe to use from several threads and processes.
 
     create: make it where there is none (the file readable by its user alone); otherwise that is a QueueError.
-    patience: s to wait for other writers. say: told once of every row that is damaged, and left out (stderr by
-    default). Every method raises QueueError when the queue cannot be read or
-    written; a change that raises has not happened.
+    patience: s to wait for other writers. report: called once with a message for every damaged row, which is skipped
+    (stderr by default). Every method raises QueueError when the queue cannot be read or written; a change that raises
+    has not happened.
     """
 
     def __init__(
@@ -60,16 +60,17 @@ class Queue:
         *,
         create: bool = False,
         patience: float = 20.0,
-        say: Callable[[str], None] = _say,
+        report: Callable[[str], None] = _print_message,
     ) -> None:
         address = os.fspath(url)
         self._postgres = address.startswith(("postgresql://", "postgres://"))
-        #: how messages call the queue; a password in the URL is left out
+        #: the queue's name in messages; a password in the URL is left out
         self.name = _without_password(address) if self._postgres else address
         self._address = address if self._postgres else str(Path(address).expanduser().absolute())
         self._patience = patience
-        self._say = say
-        self._damaged: dict[int, str] = {}  # rows that were found so, and how
+        self._report = report
+        self._damaged: dict[int, str] = {}  # damaged rows by id, with what is wrong
+        # a transaction at a time in this process too: SQLite would make a second thread wait until its timeout
         self._one_at_a_time = threading.Lock()
         self._failures: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
         if self._postgres:
@@ -79,11 +80,14 @@ class Queue:
                 f"a queue cannot be kept at {_without_password(address)}: give a path, or a postgresql:// URL"
             )
         else:
-            self._find_file(create)
+            self._ensure_file(create)
         try:
             self._prepare(create)
-        except (ValueError, TypeError, KeyError) as error:  # of what ASE and SQLite read there as text
-            raise QueueError(f"the queue {self.name} cannot be opened: malformed, {error}; {_MALFORMED}") from error
+        # ASE's own reading of damaged text; such errors are no error of sqlite3
+        except (ValueError, TypeError, KeyError) as error:
+            raise QueueError(
+                f"the queue {self.name} cannot be opened: malformed, {error}; {_MALFORMED_REMEDY}"
+            ) from error
 
     def __len__(self) -> int:
         with self._open() as db:
@@ -91,48 +95,49 @@ class Queue:
 
     @property
     def url(self) -> str:
-        """What another process opens the same queue with: an absolute path, or the URL with its password."""
+        """The argument with which another process opens the same queue: an absolute path, or the URL with password."""
         return self._address
 
     def check(self) -> None:
-        """Raise QueueError unless this user may write it, and nobody else holds it for longer than the patience."""
+        """Raise QueueError unless this user may write it, and no other process locks it for longer than patience."""
         with self._change() as db:
-            # SQLite makes BEGIN IMMEDIATE a mere reading where the file may only be read
+            # BEGIN IMMEDIATE succeeds on a read-only file; only a statement that writes fails
             db.connection.cursor().execute("DELETE FROM systems WHERE 1 = 0")
 
-    def add(self, kept: Kept) -> int | None:
+    def add(self, kept: KeptFrame) -> int | None:
         """Store one frame; see `add_all`."""
         return self.add_all([kept])[0]
 
-    def add_all(self, frames: Sequence[Kept]) -> list[int | None]:
+    def add_all(self, frames: Sequence[KeptFrame]) -> list[int | None]:
         """Store frames in one transaction, all or none, and return their ids once they are committed.
 
-        None stands for a frame that the queue has already (equal fingerprint).
+        None for a frame that the queue has already (equal fingerprint).
         """
         rows = [to_ase(kept, WAITING) for kept in frames]
         ids: list[int | None] = []
         with self._change() as db:
             for atoms, keys, data in rows:
-                db.change_count = 0  # else ASE commits in the midst, every 5000 statements
+                db.change_count = 0  # else ASE commits in the middle, after every 5000 statements
                 known = db.count(fingerprint=keys["fingerprint"])
                 ids.append(None if known else int(db.write(atoms, keys, data)))
         return ids
 
     def rows(self, *, status: str | None = None) -> list[Row]:
-        """Return the rows, oldest first; with this status where given. Damaged ones are said, and left out."""
+        """Return the rows, oldest first; with this status where given. Damaged ones are reported and skipped."""
         wanted = {} if status is None else {"status": status}
         with self._open() as db:
             try:
                 return [self._read(row) for row in db.select(sort="id", **wanted)]
-            except Exception as error:  # whatever damaged bytes lead to
-                if _passes(error):
+            except Exception as error:  # damaged bytes can raise anything; then row by row, to lose only those
+                if _is_access_error(error):
                     raise
             return [row for _, row in self._whole(db) if status in (None, row.status)]
 
     def damaged(self) -> dict[int, str]:
         """Read everything, and return what is wrong with each damaged row, by id; 0 stands for the file itself.
 
-        A row's status and fingerprint stand in it and in an index; where these differ it is found or not as it comes.
+        A row's status and fingerprint are stored in it and in a table for searching; where these differ, a search may
+        miss the row.
         """
         with self._open() as db:
             whole = dict(self._whole(db))
@@ -142,21 +147,22 @@ class Queue:
                     try:
                         unlike = db.count(**{key: value, "id": id}) != 1
                     except sqlite3.DatabaseError as error:
-                        if _passes(error):
+                        if _is_access_error(error):
                             raise
                         unlike = True
                     if unlike:
-                        found[id] = self._of(id, f"its {key} is not that of the index")
+                        found[id] = self._damaged_message(id, f"its {key} is not that of the index")
             if not self._postgres:
-                said = [str(line) for (line,) in db.connection.execute("PRAGMA integrity_check(3)")]
-                if said != ["ok"]:
-                    found[0] = f"SQLite finds in the queue {self.name}: {' '.join(' '.join(said).split())}"
+                # 3: the first errors suffice, and a large file could have thousands
+                lines = [str(line) for (line,) in db.connection.execute("PRAGMA integrity_check(3)")]
+                if lines != ["ok"]:
+                    found[0] = f"SQLite finds in the queue {self.name}: {' '.join(' '.join(lines).split())}"
             return found
 
     def save(self, path: Path) -> int:
-        """Copy every row that is whole into a new queue, with its id, status and label, and return how many these are.
+        """Copy every intact row into a new queue, with its id, status and label, and return how many these are.
 
-        Raises QueueError where there is something already.
+        Raises QueueError where the path exists.
         """
         if path.exists():
             raise QueueError(f"{path} is there already; name a new file for the rows that are whole")
@@ -165,16 +171,16 @@ class Queue:
             count = 0
             for id, row in self._whole(db):
                 atoms, keys, data = to_ase(row.kept, row.status)
-                told: dict[str, Any] = {"attempts": row.attempts, "expires": row.expires, "beadwork": row.version}
+                known: dict[str, Any] = {"attempts": row.attempts, "expires": row.expires, "beadwork": row.version}
                 more: dict[str, Any] = {"worker": row.worker, "reason": row.reason, "label": row.label}
-                keys |= {key: value for key, value in told.items() if value is not None}
+                keys |= {key: value for key, value in known.items() if value is not None}
                 data |= {key: value for key, value in more.items() if value is not None}
                 if row.label is not None:
                     data["label_digest"] = label_digest(row.label)
                 other.change_count = 0
                 if other.count(fingerprint=row.fingerprint):
-                    continue  # its index was damaged, and it was kept twice
-                # the next id: a dataset names the rows that it was made of
+                    continue  # the index was damaged, and a second row of the same structure was stored
+                # the same id as before, because datasets and logs name rows by it
                 other.connection.execute("DELETE FROM sqlite_sequence WHERE name = 'systems'")
                 other.connection.execute("INSERT INTO sqlite_sequence VALUES ('systems', ?)", (id - 1,))
                 other.write(atoms, keys, data)
@@ -189,7 +195,7 @@ class Queue:
     def claim(self, worker: str, lease: float, id: int | None = None) -> Row | None:
         """Take the oldest waiting frame (or the one named) for `lease` seconds; None where there is none to take.
 
-        A claim that has expired is as good as waiting: its worker is taken for dead.
+        A frame whose claim has expired can be claimed again: its worker is assumed to be dead.
         """
         with self._change() as db:
             now = self._now(db)
@@ -197,9 +203,9 @@ class Queue:
                 try:
                     row = self._row(db, candidate)
                 except Damaged as error:
-                    self._set_aside(candidate, str(error))
+                    self._skip_damaged(candidate, str(error))
                     continue
-                if self._move(db, candidate, row.status, CLAIMED):
+                if self._change_status(db, candidate, row.status, CLAIMED):
                     db.update(
                         candidate,
                         status=CLAIMED,
@@ -211,13 +217,13 @@ class Queue:
         return None
 
     def renew(self, id: int, worker: str, lease: float) -> None:
-        """Make a claim last for `lease` seconds from now."""
+        """Extend a claim to `lease` seconds from now."""
         with self._change() as db:
             self._claimed(db, id, worker)
             db.update(id, expires=self._now(db) + lease)
 
-    def again(self, id: int) -> None:
-        """Let a frame that was set aside wait once more, its attempts forgotten; other frames stay as they are."""
+    def retry(self, id: int) -> None:
+        """Let a failed frame wait again, with no attempts counted; frames of another status stay as they are."""
         with self._change() as db:
             if self._row(db, id).status == FAILED:
                 db.update(id, status=WAITING, attempts=0)
@@ -238,7 +244,7 @@ class Queue:
             db.update(id, status=LABELLED, data={"label": dict(label), "label_digest": label_digest(label)})
 
     def fail(self, id: int, worker: str, reason: str, *, again: bool) -> None:
-        """Note why a claimed frame got no label; it waits again, or is set aside for good."""
+        """Store why a claimed frame got no label; it waits again, or is marked as failed for good."""
         with self._change() as db:
             self._claimed(db, id, worker)
             db.update(id, status=WAITING if again else FAILED, data={"reason": reason})
@@ -246,6 +252,7 @@ class Queue:
     def _free(self, db: Any, now: float, id: int | None) -> Iterator[int]:
         """Ids that can be claimed, oldest first."""
         named = [] if id is None else [("id", "=", id)]
+        # one id at a time, without data: a queue of thousands of frames is not read to take one
         last = 0
         while True:
             free = [
@@ -265,15 +272,15 @@ class Queue:
             yield last
 
     def _whole(self, db: Any) -> Iterator[tuple[int, Row]]:
-        """Every row that can be read, one by one, by id; the others are set aside, and said."""
+        """Every row that can be read, one by one, by id; the others are reported and skipped."""
         for id in sorted(self._ids(db)):
             try:
                 yield id, self._row(db, id)
             except QueueError as error:
-                self._set_aside(id, str(error))
+                self._skip_damaged(id, str(error))
 
     def _ids(self, db: Any) -> set[int]:
-        """As many as can be found: from the first on, and from the last on until the first page that is damaged."""
+        """The ids that can be read: upwards from the first and downwards from the last, each until a damaged page."""
         found: set[int] = set()
         broken: Exception = QueueError(f"the queue {self.name} is damaged")
         for order in ("ASC", "DESC"):
@@ -283,31 +290,33 @@ class Queue:
                 while (one := cursor.fetchone()) is not None:
                     found.add(int(one[0]))
             except Exception as error:
-                if _passes(error):
+                if _is_access_error(error):
                     raise
                 broken = error
             else:
                 return found
         if not found:
             raise broken
-        self._set_aside(0, f"the list of rows of the queue {self.name} is damaged, and there may be more ({broken})")
+        self._skip_damaged(
+            0, f"the list of rows of the queue {self.name} is damaged, and there may be more rows ({broken})"
+        )
         return found
 
-    def _set_aside(self, id: int, said: str) -> None:
+    def _skip_damaged(self, id: int, message: str) -> None:
         if id not in self._damaged:
-            self._damaged[id] = said
-            self._say(f"{said}; the others are read (`beadwork queue check` tells of all)")
+            self._damaged[id] = message
+            self._report(f"{message}; the other rows are read (`beadwork queue check` lists all damage)")
 
     def _row(self, db: Any, id: int) -> Row:
         try:
             for row in db.select(id=id):
                 return self._read(row)
-        except (QueueError, OverflowError):  # the latter: no row has a number that large
+        except (QueueError, OverflowError):  # an id beyond SQLite's 64 bits is the caller's, no damage
             raise
         except Exception as error:
-            if _passes(error):
+            if _is_access_error(error):
                 raise
-            raise Damaged(self._of(id, f"it cannot be read, {type(error).__name__}: {error}")) from error
+            raise Damaged(self._damaged_message(id, f"it cannot be read, {type(error).__name__}: {error}")) from error
         raise QueueError(f"the queue {self.name} has no row {id}; `beadwork queue list` shows those it has")
 
     def _read(self, row: Any) -> Row:
@@ -317,15 +326,15 @@ class Queue:
                 raise Damaged(f"it is {read.status!r}, which is no status")
             return read
         except Damaged as error:
-            raise Damaged(self._of(row.id, str(error))) from error
+            raise Damaged(self._damaged_message(row.id, str(error))) from error
         except KeyError as error:
             raise QueueError(
                 f"row {row.id} of the queue {self.name} has no {error}: beadwork did not write it; "
                 "move it to a database of its own with `ase db`"
             ) from error
 
-    def _of(self, id: int, said: str) -> str:
-        return f"row {id} of the queue {self.name} is damaged ({said})"
+    def _damaged_message(self, id: int, fault: str) -> str:
+        return f"row {id} of the queue {self.name} is damaged ({fault})"
 
     def _claimed(self, db: Any, id: int, worker: str) -> Row:
         row = self._row(db, id)
@@ -338,22 +347,22 @@ class Queue:
         return row
 
     def _now(self, db: Any) -> float:
-        """Unix time, s. PostgreSQL's own: hosts whose clocks differ by a lease would take each other's claims."""
+        """Unix time, s. That of the PostgreSQL server: hosts whose clocks differ by a lease would steal claims."""
         if not self._postgres:
             return time.time()
         cursor = db.connection.cursor()
         cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
         return float(cursor.fetchone()[0])
 
-    def _move(self, db: Any, id: int, before: str, after: str) -> bool:
-        """Change a status by one conditional UPDATE; False where another was faster."""
+    def _change_status(self, db: Any, id: int, before: str, after: str) -> bool:
+        """Change a status by one conditional UPDATE; False where another worker was faster."""
         cursor = db.connection.cursor()
         sql = "UPDATE text_key_values SET value = ? WHERE id = ? AND key = 'status' AND value = ?"
         cursor.execute(sql, (after, id, before))
-        # ase-db-backends wraps psycopg2's cursor and leaves the count out
+        # ase-db-backends' wrapper of psycopg2's cursor has no rowcount
         return bool(getattr(cursor, "cur", cursor).rowcount == 1)
 
-    def _find_file(self, create: bool) -> None:
+    def _ensure_file(self, create: bool) -> None:
         path = Path(self._address)
         if path.is_dir():
             raise QueueError(f"the queue {self.name} is a directory; give a file's name, e.g. {path / 'queue.db'}")
@@ -362,7 +371,7 @@ class Queue:
         if not create:
             raise QueueError(f"there is no queue at {self.name}; check the path (a server makes it on its first start)")
         try:
-            # an empty file is an empty SQLite database; made here so that nobody else can ever read it
+            # an empty file is an empty SQLite database; SQLite itself would make it readable by others (umask)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             raise QueueError(
@@ -372,7 +381,7 @@ class Queue:
     def _prepare(self, create: bool) -> None:
         """Check that the database is a queue, and make it one where it is empty.
 
-        A creation that was killed half way is finished here: until the mark is set, all steps can be repeated.
+        A creation that was killed half way is finished here: until the metadata are written, all steps can be repeated.
         """
         tables = self._tables()
         if tables and not {"systems", "information", "text_key_values"} <= tables:
@@ -383,28 +392,28 @@ class Queue:
             )
         if not tables:
             with self._change() as db:
-                db.metadata  # noqa: B018  (ASE makes its tables when it is first asked something)
+                db.metadata  # noqa: B018  (ASE makes its tables at the first request)
         with self._open() as db:
             mark, rows = db.metadata, int(db.count())
         version = mark.get("beadwork_queue")
         if version is None and rows == 0 and create:
             with self._change() as db:
                 db.connection.cursor().execute(_UNIQUE)
-                db.metadata = {**db.metadata, **_MARK}
+                db.metadata = {**db.metadata, **_METADATA}
         elif version is None:
             raise QueueError(
                 f"{self.name} is an ASE database that beadwork did not make; choose another place for the queue"
             )
-        elif version > _MARK["beadwork_queue"]:
+        elif version > _METADATA["beadwork_queue"]:
             raise QueueError(f"the queue {self.name} was made by a newer beadwork; update this one")
 
     def _tables(self) -> set[str]:
         sql = "SELECT name FROM sqlite_master WHERE type = 'table'"
         if self._postgres:
             sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
-        with self._failing():
+        with self._translate_errors():
             if self._postgres:
-                connection = _psycopg2().connect(_patient(self._address))
+                connection = _psycopg2().connect(_with_timeouts(self._address))
             else:
                 connection = sqlite3.connect(self._address, timeout=self._patience)
             try:
@@ -416,18 +425,18 @@ class Queue:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        """Give an ASE database whose connection ends with the block: committed, or undone if the block raised."""
+        """Yield an ASE database whose connection ends with the block: committed, or rolled back if the block raised."""
         from ase.db import connect
 
-        with self._one_at_a_time, self._failing():
+        with self._one_at_a_time, self._translate_errors():
             # ASE's lock file would survive kill -9, and the next writer would wait for it for ever
             if self._postgres:
-                db = connect(_patient(self._address), type="postgresql")
+                db = connect(_with_timeouts(self._address), type="postgresql")
             else:
                 db = connect(self._address, type="db", use_lock_file=False)
             with db:
                 if self._postgres:
-                    # ASE undoes with connection.rollback(), which ase-db-backends' wrapper lacks
+                    # ASE calls connection.rollback(), which ase-db-backends' wrapper lacks
                     db.connection.rollback = db.connection.con.rollback
                 else:
                     db.connection.execute(f"PRAGMA busy_timeout = {int(1000 * self._patience)}")
@@ -451,22 +460,24 @@ class Queue:
             yield db
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Turn what a database raises into a sentence."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Raise QueueError for any error of a database."""
         try:
             yield
         except self._failures as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            if "locked" in said and not self._postgres and not locks(Path(self._address).parent):
+            text = " ".join(str(error).split()) or type(error).__name__
+            # SQLite reports a file system without locks as a file that another process holds
+            if "locked" in text and not self._postgres and not locks(Path(self._address).parent):
                 raise QueueError(
-                    f"the queue {self.name}: its file system refuses locks, by which writers keep out of each other's "
-                    "way; put it on a local disk, or use PostgreSQL"
+                    f"the queue {self.name}: its file system refuses locks, without which two writers would damage it",
+                    "put it on a local disk, or use PostgreSQL",
                 ) from error
-            raise QueueError(f"the queue {self.name}: {said}; {_remedy(said, self._patience)}") from error
+            raise QueueError(f"the queue {self.name}: {text}", _remedy(text, self._patience)) from error
 
 
-def _passes(error: Exception) -> bool:
-    """Whether this is none of damaged bytes: a lock, a disk that is full or fails, a database server that is gone."""
+def _is_access_error(error: Exception) -> bool:
+    """Whether this error is not of damaged bytes: a lock, a full or failing disk, a database server that is gone."""
+    # 'Could not decode to UTF-8' is an OperationalError too, and of damaged bytes
     if isinstance(error, sqlite3.OperationalError):
         return "decode" not in str(error)
     return isinstance(error, OSError) or (
@@ -474,8 +485,8 @@ def _passes(error: Exception) -> bool:
     )
 
 
-#: remedy where not even the tables are found
-_MALFORMED = "the file is damaged: keep it, rescue what `sqlite3 FILE .recover` finds, and start a new one"
+#: what to do where not even the tables can be read
+_MALFORMED_REMEDY = "the file is damaged: keep it, rescue what `sqlite3 FILE .recover` finds, and start a new one"
 
 
 def _remedy(said: str, patience: float) -> str:
@@ -486,7 +497,7 @@ def _remedy(said: str, patience: float) -> str:
         ("unable to open", "check that this user may read and write the file and its directory"),
         ("full", "make room on the disk; frames already in the queue are safe"),
         ("not a database", "it is something else or damaged: choose another path (structures: `beadwork queue add`)"),
-        ("malformed", _MALFORMED),
+        ("malformed", _MALFORMED_REMEDY),
         ("disk I/O", "the disk or network file system failed: check it, and prefer a local disk"),
         ("connect", "check that the server runs, and the URL's host, port, user and database"),
     ):
@@ -505,8 +516,11 @@ def _psycopg2() -> Any:
         ) from error
 
 
-def _patient(url: str) -> str:
-    """A PostgreSQL URL with an end to every wait for a host that is gone, unless it says so itself."""
+def _with_timeouts(url: str) -> str:
+    """A PostgreSQL URL with a timeout for every wait, where it has none.
+
+    TCP itself notices a host that has lost its power or its network only after hours.
+    """
     wanted = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 60_000}  # s, s, ms: as libpq names them
     missing = [f"{name}={value}" for name, value in wanted.items() if f"{name}=" not in url]
     return url + ("&" if "?" in url else "?") * bool(missing) + "&".join(missing)
@@ -516,5 +530,5 @@ def _without_password(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")
     user = host[0].partition(":")[0]
-    # a query may hold a password too
+    # without the query, since `?password=` is allowed there too
     return f"{parts.scheme}://{user}{host[1]}{host[2]}{parts.path}"

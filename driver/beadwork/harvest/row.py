@@ -1,4 +1,4 @@
-"""A row of the queue: a frame worth a label, what was said of it, and how ASE's database has it.
+"""A row of the queue: a frame to be labelled, the committee's result for it, and its form in ASE's database.
 
 Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure), `simulation` and `committee`
 (sha256 of the simulation's file, and of the models' hashes and unequal weights taken together), `evaluation`, `step`
@@ -6,10 +6,10 @@ and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (
 absent where unknown), `kept_for` (spread, novelty or spread+novelty), `time` (Unix time, s), `beadwork` (version), and,
 once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å), `member_energies` ((M,) eV),
 `models` (hashes, in the order of evaluation), `weights` (of the members, where they are not equal), `novelty` ((n,) by
-the part that knows, 'baseline' or 'delta'), `digest` and `label_digest` (of all that the row was made with, to the last
-bit, and of its label: they tell bytes that a disk has changed), and, as they come, `worker`, `label`, `reason`. A frame
-that the user has brought (`beadwork queue add`) has NaN as its spreads, no models, and its place in the file and the
-file's hash for `evaluation` and `simulation`.
+the part of the potential, 'baseline' or 'delta'), `digest` and `label_digest` (hashes of all that the row was made
+with, to the last bit, and of its label: they detect bytes that a disk has changed), and, as they come, `worker`,
+`label`, `reason`. A frame that the user has added (`beadwork queue add`) has NaN as its spreads, no models, and its
+place in the file and the file's hash for `evaluation` and `simulation`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from beadwork.potential.bundle import committee_hash, prefixed
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A frame worth a label, and what the committee said of it.
+class KeptFrame:
+    """A frame to be labelled, and the committee's result for it.
 
     force_spread: (n,) eV/Å of every atom. energy_spread: eV/atom. member_energies: (M,) eV. models: sha256 of each
     model that was evaluated, baseline first. simulation: sha256 of the simulation's file. evaluation: count of
@@ -59,7 +59,7 @@ class Kept:
     def __post_init__(self) -> None:
         if self.force_spread.shape != (len(self.frame.numbers),):
             raise ValueError(f"force_spread is {self.force_spread.shape} for {len(self.frame.numbers)} atoms")
-        # ASE refuses strings that read as numbers, which some hashes do
+        # ASE's database refuses strings that can be read as numbers, such as a hash of digits with one 'e'
         object.__setattr__(self, "models", tuple(prefixed(model) for model in self.models))
         object.__setattr__(self, "simulation", prefixed(self.simulation))
 
@@ -85,17 +85,17 @@ class Kept:
 
 
 class Damaged(QueueError):
-    """A row that is not any more as it was written."""
+    """A row whose bytes have changed since it was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A frame in the queue. `worker` and `expires` (Unix time, s) tell of the last claim, `reason` why it failed."""
+    """A frame in the queue. `worker` and `expires` (Unix time, s) are of the last claim; `reason`: why it failed."""
 
     id: int
     status: str
     fingerprint: str
-    kept: Kept
+    kept: KeptFrame
     version: str
     attempts: int = 0
     worker: str | None = None
@@ -113,7 +113,7 @@ def novelty_of(novelty: Mapping[str, FloatArray], whose: str) -> FloatArray | No
     return np.maximum.reduce(parts) if parts else None
 
 
-def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def to_ase(kept: KeptFrame, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The structure, keys and data of a new row, as ASE writes them."""
     keys: dict[str, Any] = {
         "status": status,
@@ -142,17 +142,18 @@ def to_ase(kept: Kept, status: str) -> tuple[Any, dict[str, Any], dict[str, Any]
     }
     if kept.weights:
         data["weights"] = list(kept.weights)
+    # the structure has its fingerprint, but that is rounded: the digest covers every bit that a label depends on
     data["digest"] = _digest(kept, keys["fingerprint"])
     return kept.frame.to_atoms(), keys, data
 
 
 def from_ase(row: Any) -> Row:
-    """Read a row of ASE's. Raises Damaged, with what does not fit in what, for one that is not as it was written, and
-    KeyError where it has not what `to_ase` gives it.
+    """Read a row of ASE's database. Raises Damaged for one whose bytes have changed since it was written, with what
+    differs, and KeyError where it lacks what `to_ase` writes.
     """
     atoms, keys, data = row.toatoms(), row.key_value_pairs, row.data
     frame = Frame.from_atoms(atoms)
-    kept = Kept(
+    kept = KeptFrame(
         frame=Frame(frame.numbers, frame.positions, frame.cell, frame.pbc, keys.get("bead")),
         evaluation=keys["evaluation"],
         energy_spread=_number(keys["energy_spread"]),
@@ -163,19 +164,20 @@ def from_ase(row: Any) -> Row:
         step=keys.get("step"),
         time=keys["time"],
         weights=tuple(data.get("weights", ())),
-        # older rows say nothing of these
+        # older rows lack these
         novelty={part: np.array(of, dtype=np.float64) for part, of in data.get("novelty", {}).items()},
         why=tuple(keys.get("kept_for", "spread").split("+")),
     )
     # rows of an older beadwork have no digest, but the fingerprint of the structure
-    told = data.get("digest")
-    if told is None and fingerprint(signature(frame)) != keys["fingerprint"]:
-        raise Damaged("its structure does not fit its fingerprint")
-    if told is not None and told != _digest(kept, keys["fingerprint"]):
-        raise Damaged("what it says does not fit its digest")
+    stored = data.get("digest")
+    if stored is None and fingerprint(signature(frame)) != keys["fingerprint"]:
+        raise Damaged("its structure does not match its fingerprint")
+    if stored is not None and stored != _digest(kept, keys["fingerprint"]):
+        raise Damaged("its content does not match its digest")
     label = data.get("label")
+    # the label has a digest of its own, since it comes later and the row's must not change with it
     if label is not None and data.get("label_digest", label_digest(label)) != label_digest(label):
-        raise Damaged("its label does not fit its digest")
+        raise Damaged("its label does not match its digest")
     return Row(
         id=int(row.id),
         status=keys["status"],
@@ -190,13 +192,13 @@ def from_ase(row: Any) -> Row:
     )
 
 
-def _digest(kept: Kept, mark: str) -> str:
-    """Hash of all that is written of a frame once and for all. mark: its fingerprint."""
+def _digest(kept: KeptFrame, mark: str) -> str:
+    """Hash of all that is written of a frame when it is kept. mark: its fingerprint."""
     frame, digest = kept.frame, hashlib.sha256()
     arrays = [frame.positions, frame.cell, kept.force_spread, kept.member_energies, kept.weights]
     arrays += [[kept.energy_spread, kept.time], *(of for _, of in sorted(kept.novelty.items()))]
     for array in arrays:
-        # + 0.0: not every database tells -0.0 from 0.0; NaN has one hash
+        # + 0.0: not every database keeps the sign of -0.0; every NaN has the same hash
         numbers = np.asarray(array, dtype="<f8") + 0.0
         digest.update(np.where(np.isnan(numbers), np.nan, numbers).tobytes() + b"|")
     words = [frame.numbers.tolist(), [bool(p) for p in frame.pbc], _whole(frame.bead), _whole(kept.step)]
@@ -207,7 +209,7 @@ def _digest(kept: Kept, mark: str) -> str:
 
 
 def label_digest(label: Mapping[str, Any]) -> str:
-    """Hash of a label, whatever order the database has brought its entries into."""
+    """Hash of a label, independent of the order in which a database returns its entries."""
     from ase.io.jsonio import encode
 
     def number(text: str) -> float:
@@ -221,7 +223,7 @@ def _whole(number: int | None) -> int | None:
     return None if number is None else int(number)
 
 
-@cache  # a file is read for it, which in the midst of a run may fail
+@cache  # it reads a file, which may fail in the middle of a run (no descriptor left, a network disk)
 def _version() -> str:
     try:
         return metadata.version("beadwork")
@@ -230,4 +232,5 @@ def _version() -> str:
 
 
 def _number(value: Any) -> float:
+    # SQLite stores NaN as NULL
     return float("nan") if value is None else float(value)

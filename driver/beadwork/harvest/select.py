@@ -1,4 +1,8 @@
-"""Which of the frames just evaluated are worth a label. Decides, and does nothing: no I/O, no clock."""
+"""Select the frames of an evaluation that should be labelled. Pure decisions: no I/O, no clock.
+
+A frame is selected by the committee's spread, or by novelty, inside a selection window: below it the models are good
+enough, above it the structure is unphysical and would teach them nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,20 @@ from beadwork.events import Moment
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import Signature, distance, signature
 
-#: eV/Å: the low mark where neither the user nor the committee's card gives one
-LOW = 0.05
-#: why a frame that was worth a look is not kept (`events.PassedOver`)
+#: eV/Å: the lower threshold where neither the user nor the committee's card gives one
+DEFAULT_FORCE_THRESHOLD = 0.05
+#: why a frame at or above a lower threshold is not kept (`events.PassedOver`)
 Why = Literal["above", "cooldown", "limit", "alike"]
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
-    """Between knowing and nonsense: the spreads for which a frame is worth a label.
+class SelectionWindow:
+    """The selection window: for which spreads and novelties a frame should be labelled.
 
     force_low, force_high: eV/Å, on the largest force spread of any atom. energy_low, energy_high: eV/atom, on the
-    energy spread. novelty_low: on the largest novelty of any atom. A frame is in the band when it is at or above the
-    low mark of ANY criterion that has one, and below EVERY high mark that is given: an exploded frame teaches nothing.
-    Raises ConfigError where no low mark is given or the marks contradict each other.
+    energy spread. novelty_low: on the largest novelty of any atom. A frame is in the window when it is at or above the
+    lower threshold of ANY criterion that has one, and below EVERY upper threshold. Raises ConfigError where no lower
+    threshold is given or the thresholds contradict each other.
     """
 
     force_low: float | None = None
@@ -40,13 +44,13 @@ class Band:
     novelty_low: float | None = None
 
     @classmethod
-    def of(cls, config: ServeConfig, usual: float | None = None) -> Band:
-        """The band that was configured; a mark that was not given is None.
+    def of(cls, config: ServeConfig, usual: float | None = None) -> SelectionWindow:
+        """The configured window; a threshold that was not given is None.
 
-        Where nothing is said of forces it is from `usual`, the force spread that the committee itself has on frames
-        like those it learned from (`LOW` where that is not known), up to the guard's mark.
+        Without `keep-force` it begins at `usual`, the force spread of the committee on frames like those it learned
+        from (`DEFAULT_FORCE_THRESHOLD` where that is not known), and ends at the safety threshold of the spread.
         """
-        force_low, force_high = (*force_marks(config, usual), None, None)[:2]
+        force_low, force_high = (*force_window(config, usual), None, None)[:2]
         energy_low, energy_high = (*config.keep_energy, None, None)[:2]
         novelty_low = config.keep_novelty if math.isfinite(config.keep_novelty) else None
         return cls(force_low, force_high, energy_low, energy_high, novelty_low)
@@ -54,7 +58,8 @@ class Band:
     def __post_init__(self) -> None:
         if self.force_low is None and self.energy_low is None and self.novelty_low is None:
             raise ConfigError(
-                "the band has no low mark, so no frame would be kept; give force_low, energy_low or novelty_low"
+                "the selection window has no lower threshold, so no frame would be kept; give force_low, energy_low or "
+                "novelty_low"
             )
         for name, low, high in (
             ("force", self.force_low, self.force_high),
@@ -62,35 +67,40 @@ class Band:
         ):
             for mark, value in ((f"{name}_low", low), (f"{name}_high", high)):
                 if value is not None and not (math.isfinite(value) and value >= 0):
-                    raise ConfigError(f"{mark} of the band is {value}; give a number that is not negative")
+                    raise ConfigError(f"{mark} of the selection window is {value}; give a number that is not negative")
             if low is not None and high is not None and low >= high:
-                raise ConfigError(f"{name}_low of the band is {low}, {name}_high {high}; the low mark must be lower")
+                raise ConfigError(
+                    f"{name}_low of the selection window is {low}, {name}_high {high}; the low threshold must be lower"
+                )
 
-    def place(
+    def classify(
         self, force_spread: FloatArray, energy_spread: FloatArray, novelty: FloatArray | float = 0.0
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """(S,) and (S,): which of S frames are in the band, and which above it, as one is whose spread is not finite.
-        The others are below."""
+        """(S,) and (S,): which of S frames are in the window, and which above it; the others are below.
+
+        A frame whose spread is not finite is above it.
+        """
         marks = (self.force_low, self.energy_low, self.novelty_low, self.force_high, self.energy_high)
         low, energy_low, new, high, energy_high = (np.inf if mark is None else mark for mark in marks)
         enough = (force_spread >= low) | (energy_spread >= energy_low) | (novelty >= new)
         too_much = (force_spread >= high) | (energy_spread >= energy_high)
+        # comparisons with NaN are False, which would count as below the window
         too_much |= ~(np.isfinite(force_spread) & np.isfinite(energy_spread))
         return enough & ~too_much, too_much
 
     def excess(
         self, force_spread: FloatArray, energy_spread: FloatArray, novelty: FloatArray | float = 0.0
     ) -> FloatArray:
-        """(S,): by how many times each frame passes the low mark that it passes furthest."""
+        """(S,): each frame's value over the lower threshold, for the criterion where this ratio is largest."""
         marks = ((self.force_low, force_spread), (self.energy_low, energy_spread), (self.novelty_low, novelty))
         found = np.zeros(len(force_spread))
         for mark, value in marks:
-            if mark is not None:
+            if mark is not None:  # a threshold of 0 keeps everything: no division by it
                 found = np.fmax(found, np.asarray(value) / max(mark, 1e-12))
         return found
 
     def reasons(self, force_spread: float, energy_spread: float, novelty: float = 0.0) -> tuple[str, ...]:
-        """What a frame in the band is kept for: 'spread', 'novelty' or both."""
+        """Why a frame in the window is kept: 'spread', 'novelty' or both."""
         spread = (self.force_low is not None and force_spread >= self.force_low) or (
             self.energy_low is not None and energy_spread >= self.energy_low
         )
@@ -98,22 +108,24 @@ class Band:
         return ("spread",) * spread + ("novelty",) * new
 
 
-def force_marks(config: ServeConfig, usual: float | None) -> list[float]:
-    """`keep-force` as it was given, or as it follows from the committee."""
-    return usual_band(usual, config.mark_spread) if config.keep_force is None else config.keep_force
+def force_window(config: ServeConfig, usual: float | None) -> list[float]:
+    """`keep-force` as it was given, or the default that follows from the committee."""
+    return default_window(usual, config.mark_spread) if config.keep_force is None else config.keep_force
 
 
-def usual_band(usual: float | None, mark: float) -> list[float]:
-    """The marks of `keep-force` that nobody gave: from `usual`, or LOW, to the guard's mark, where that is higher."""
-    low = LOW if usual is None else usual
+def default_window(usual: float | None, mark: float) -> list[float]:
+    """The default of `keep-force`: from `usual`, or DEFAULT_FORCE_THRESHOLD, to `mark`, the safety threshold of the
+    spread, where that is higher.
+    """
+    low = DEFAULT_FORCE_THRESHOLD if usual is None else usual
     return [low, mark] if low < mark < math.inf else [low]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What became of the frames of one evaluation, but for those below the band: each is in one of these.
+    """The decision about the frames of one evaluation, except those below the window.
 
-    kept: places and signatures, in their order. passed: places of the others, by the reason.
+    kept: indices and signatures, in their order. passed: indices of the others, by the reason.
     """
 
     kept: list[tuple[int, Signature]]
@@ -122,18 +134,18 @@ class Choice:
 
 @dataclass(slots=True)
 class Selector:
-    """Remembers what was kept in this run and decides about the next frames.
+    """Remembers which frames of this run were kept, and decides about the next ones.
 
-    band: see `Band`. cooldown: after a frame was kept, all others of its step and of the steps less than this many
-    later are passed over, whatever their bead: neighbouring beads and steps teach the same. 0 keeps all there are.
-    Where a step is known within a blur only, it is as many after the last one as are sure.
-    limit: frames a run at most, None for no limit. min_distance: Å, a frame closer than this to one already kept is
-    the same frame (see `distance`).
+    window: see `SelectionWindow`. cooldown: after a frame was kept, all others of its step and of the steps less than
+    this many later are passed over, whatever their bead: neighbouring beads and steps teach the same. 0: no cool-down.
+    Where a step is known only within a blur, the cool-down is longer by the blur.
+    limit: frames kept per run at most, None for no limit. min_distance: Å, a frame closer than this to one already kept
+    is the same frame (see `distance`).
 
-    The distance is computed only for frames that have passed all the rest.
+    The distance, which takes milliseconds, is computed only for frames that pass all other tests.
     """
 
-    band: Band
+    window: SelectionWindow
     cooldown: int = 0
     limit: int | None = None
     min_distance: float = 0.03
@@ -155,8 +167,7 @@ class Selector:
         return len(self._known)
 
     def seed(self, frames: Iterable[Frame], elsewhere: Iterable[Frame] = ()) -> None:
-        """Take in frames that the queue holds already: those from this run count for the limit and as known, those from
-        elsewhere as known."""
+        """Register frames that the queue holds already: all as known, those of this run towards the limit too."""
         self._known.extend(signature(frame) for frame in frames)
         self._elsewhere.extend(signature(frame) for frame in elsewhere)
 
@@ -168,18 +179,19 @@ class Selector:
         energy_spread: FloatArray,
         novelty: FloatArray | float = 0.0,
     ) -> Choice:
-        """Decide about the S frames of one evaluation, the one first that passes a low mark furthest.
+        """Decide about the S frames of one evaluation, the one with the largest excess first.
 
         max_force_spread: (S,) eV/Å. energy_spread: (S,) eV/atom. novelty: (S,), the largest of any atom. moment: its
         step is any count that grows with the simulation; one that goes backwards (a simulation restarted) ends the
-        cool-down. Those to be kept count as kept until `forget` is told otherwise.
+        cool-down. Selected frames count as kept until they are passed to `forget`.
         """
         looks = (max_force_spread, energy_spread, novelty)
-        inside, above = map(np.flatnonzero, self.band.place(*looks))
-        excess = self.band.excess(*looks)
+        inside, above = map(np.flatnonzero, self.window.classify(*looks))
+        excess = self.window.excess(*looks)
         found: list[tuple[int, Signature]] = []
         passed: dict[Why, list[int]] = {"above": above.tolist()} if len(above) else {}
         for index in map(int, inside[np.argsort(-excess[inside], kind="stable")]):
+            # the cheap tests first: a signature needs a neighbour list
             if self._cools(moment):
                 passed.setdefault("cooldown", []).append(index)
                 continue
@@ -199,9 +211,10 @@ class Selector:
         last = self._last
         if last is None or last.step is None or moment.step is None:
             return False
-        # it may have been the last step of its blur, and this the first of its own
+        # the last frame may be of the last step of its blur, and this one of the first step of its own
         return 0 <= moment.step - last.step < self.cooldown + (last.blur if self.cooldown else 0)
 
     def forget(self, sign: Signature) -> None:
-        """Take a frame back: it could not be stored, so a later one like it is welcome."""
+        """Forget a frame that could not be stored, so that a later one like it can be kept."""
+        # by identity: two frames may have equal signatures where min_distance is 0
         self._known = [known for known in self._known if known is not sign]

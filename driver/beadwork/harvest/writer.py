@@ -1,4 +1,4 @@
-"""Frames on their way into the queue, off the path of the reply."""
+"""A thread that writes frames into the queue, so that no reply waits for a disk."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Callable
 from typing import Protocol
 
 from beadwork.errors import QueueError
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 
 #: s between two attempts to write: doubled from the first to the second
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 10.0
 
 
 class Store(Protocol):
     """What the writer needs of a queue."""
 
-    def add_all(self, frames: list[Kept]) -> list[int | None]:
+    def add_all(self, frames: list[KeptFrame]) -> list[int | None]:
         """Store all or none; see `Queue.add_all`."""
         ...
 
 
 class QueueWriter:
-    """A thread that writes what it is offered, in order, and a buffer in front of it.
+    """A thread that writes frames in the order in which they are offered, with a buffer in front of it.
 
     max_pending: frames that the buffer holds at most. on_kept: called in the writer's thread with each frame
     and its id, after the commit that holds it, and not with those that the queue had already; it must be quick and must
@@ -33,25 +33,26 @@ class QueueWriter:
 
     Whatever goes wrong (the queue is locked, the disk full, no descriptor left) is kept in `error`, and the same frames
     are tried again with growing pauses until they are stored or the writer is closed; `error` is None again when they
-    are. What is a fault of ours has its traceback on stderr too. The queue is used in the writer's thread only.
+    are. An error that is a bug of ours has its traceback on stderr too. The queue is used in the writer's thread only.
     """
 
     def __init__(
-        self, queue: Store, *, max_pending: int = 1024, on_kept: Callable[[int, Kept], None] | None = None
+        self, queue: Store, *, max_pending: int = 1024, on_kept: Callable[[int, KeptFrame], None] | None = None
     ) -> None:
         self._queue = queue
         self._max_pending = max_pending
         self._on_kept = on_kept
-        self._pending: deque[Kept] = deque()
+        self._pending: deque[KeptFrame] = deque()
         self._changed = threading.Condition()
         self._deadline: float | None = None  # of closing, on the monotonic clock
         self._ended = False
         #: frames refused because the buffer was full or the writer closed
         self.dropped = 0
-        #: what went wrong with the last attempt, None after one that went well
+        #: the error of the last attempt, None after a successful one
         self.error: Exception | None = None
-        #: since when attempts go wrong, on the monotonic clock
+        #: since when attempts fail, on the monotonic clock
         self.failing_since = 0.0
+        # a daemon: a queue that hangs (a network disk) must not keep the process alive after `close` gave up
         self._thread = threading.Thread(target=self._run, name="beadwork-queue", daemon=True)
         self._thread.start()
 
@@ -60,7 +61,7 @@ class QueueWriter:
         """Frames taken but not yet committed and reported."""
         return len(self._pending)
 
-    def offer(self, kept: Kept) -> bool:
+    def offer(self, kept: KeptFrame) -> bool:
         """Take a frame without waiting. False, and counted in `dropped`, where it could not be taken."""
         with self._changed:
             taken = len(self._pending) < self._max_pending and self._deadline is None and not self._ended
@@ -89,27 +90,28 @@ class QueueWriter:
 
     def _run(self) -> None:
         try:
-            pause = _FIRST_PAUSE
+            pause = _FIRST_PAUSE_SECONDS
             while (batch := self._next()) is not None:
                 try:
-                    self._settle(batch, self._queue.add_all(batch))
-                except Exception as error:  # noqa: BLE001 - it is kept, told, and the frames wait for what is mended
+                    self._complete(batch, self._queue.add_all(batch))
+                except Exception as error:  # noqa: BLE001 - it is kept in `error`, and the frames wait for a repair
                     if self.error is None:
                         self.failing_since = time.monotonic()
+                    # each kind once: the same bug at every attempt would fill stderr
                     if not isinstance(error, (QueueError, OSError)) and type(error) is not type(self.error):
                         traceback.print_exception(error)
                     self.error = error
                     if not self._sleep(pause):
                         return
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 else:
-                    pause = _FIRST_PAUSE
+                    pause = _FIRST_PAUSE_SECONDS
         finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
-    def _next(self) -> list[Kept] | None:
+    def _next(self) -> list[KeptFrame] | None:
         """Wait for frames and return all that are pending; None when the writer is closed and has nothing left."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._deadline is not None)
@@ -122,11 +124,12 @@ class QueueWriter:
             if self._deadline is None:
                 return True
         left = self._deadline - time.monotonic()
-        time.sleep(max(0.0, min(_FIRST_PAUSE, left)))
+        time.sleep(max(0.0, min(_FIRST_PAUSE_SECONDS, left)))
         return left > 0
 
-    def _settle(self, batch: list[Kept], ids: list[int | None]) -> None:
+    def _complete(self, batch: list[KeptFrame], ids: list[int | None]) -> None:
         self.error = None
+        # frames leave the buffer only after they were reported: `pending` counts what could still be lost
         for id, kept in zip(ids, batch, strict=True):
             if id is not None and self._on_kept is not None:
                 self._on_kept(id, kept)

@@ -169,7 +169,7 @@ def command(
     """
     if again and not dry:
         for row in queue.rows(status=FAILED):
-            queue.again(row.id)
+            queue.retry(row.id)
     ids, chosen = None, ""
     if by is not None:
         if most is None:

@@ -20,7 +20,7 @@ from ipi.utils.io import read_file_raw
 from beadwork.errors import BeadworkError, ConfigError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
-from beadwork.harvest.row import Kept
+from beadwork.harvest.row import KeptFrame
 from beadwork.ipi.outputs import ISOTOPES, structure
 from beadwork.label.lines import decoded, ends
 
@@ -321,7 +321,7 @@ def _pdb_blocks(lines: Sequence[str]) -> tuple[list[list[str]], bool]:
     return blocks, cut
 
 
-def _checked(frame: Frame, where: str, number: int, digest: str) -> Kept:
+def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
     try:
         frame.check()
     except BeadworkError as error:
@@ -336,7 +336,7 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> Kept:
             "positions in Å, but forces, velocities, or parts of the cell?"
         )
     unknown = np.full(len(frame.numbers), np.nan)
-    return Kept(frame, number, np.nan, unknown, np.empty(0), (), digest)
+    return KeptFrame(frame, number, np.nan, unknown, np.empty(0), (), digest)
 
 
 def _kinds(frames: Iterable[Frame]) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ from beadwork.config import ServeConfig
 from beadwork.disk import alone, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
-from beadwork.harvest.select import usual_band
+from beadwork.harvest.select import default_window
 from beadwork.ipi.simulation import read as read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
@@ -135,7 +135,7 @@ class Loop:
     @property
     def low(self) -> float:
         """The low mark of the force spread, eV/Å: at or above it a frame is asked for."""
-        return float(self.band[0]) if self.band else float("inf")
+        return float(self.window[0]) if self.window else float("inf")
 
     @property
     def new(self) -> float:
@@ -147,12 +147,12 @@ class Loop:
         return step.spread >= self.low or (step.delta is not None and step.delta >= self.new)
 
     @property
-    def band(self) -> list[float]:
+    def window(self) -> list[float]:
         """`keep-force` of all generations, eV/Å: one that followed each committee would not tell what was learned."""
         if "keep-force" in self.run:
             return list(self.run["keep-force"])
         first = load_committee(members_of([self.delta]))
-        return usual_band(first.usual if first else None, self.run.get("mark-spread", ServeConfig().mark_spread))
+        return default_window(first.usual if first else None, self.run.get("mark-spread", ServeConfig().mark_spread))
 
 
 def read(path: Path) -> Loop:
@@ -248,7 +248,7 @@ class _Learning:
         self.live: dict[str, simulate.Run] = {}
         self.options = {
             **loop.run,
-            "keep-force": loop.band,
+            "keep-force": loop.window,
             "keep-novelty-of": WHOSE,
             "baseline": str(loop.baseline),
             "queue": str((loop.folder / "queue.db").absolute()),

@@ -8,7 +8,7 @@ from typing import Any
 
 from beadwork.config import listen_at
 from beadwork.errors import ConfigError
-from beadwork.events import Dropped, Evaluated, Event, Joined, Kept, Lost, Waiting
+from beadwork.events import Dropped, Evaluated, Event, FrameKept, Joined, Lost, Waiting
 from beadwork.observe.pace import Pace
 
 #: seconds; evaluations take a millisecond to minutes
@@ -110,7 +110,7 @@ class Metrics:
         """Take one event in."""
         if isinstance(event, Evaluated):
             self._add(event)
-        elif isinstance(event, Kept):
+        elif isinstance(event, FrameKept):
             self._kept.inc()
         elif isinstance(event, Waiting):
             self._waiting.set(event.frames)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, Lost
+from beadwork.events import WHOSE, Evaluated, Event, FrameKept, Joined, Lost
 
 #: steps and evaluations that "now" is a mean over
 WINDOW = 100
@@ -62,7 +62,7 @@ class Pace:
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
-        if isinstance(event, Kept):
+        if isinstance(event, FrameKept):
             self.kept += 1
             self.kept_for.update(event.why)
         elif isinstance(event, Joined):

@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 from beadwork.disk import telling
-from beadwork.events import Evaluated, Event, Joined, Lost, Note, Refused, TakenUp
+from beadwork.events import Activated, Evaluated, Event, Joined, Lost, Note, Refused
 from beadwork.observe.pace import Pace, novelty_words, share_words, words
 
 #: seconds between two lines where there is no terminal
@@ -25,7 +25,7 @@ def sentence(event: Event) -> str:
             f"{event.address}: i-PI was under way when this server came (its structures are not the file's start), so "
             "its step is not known, and steps are counted from 0"
         )
-    if isinstance(event, TakenUp):
+    if isinstance(event, Activated):
         since = f"evaluation {event.evaluation}" if event.step is None else f"step {event.step}"
         return f"committee {event.committee} in {event.folder} answers {event.address} from {since} on: {event.found}"
     if isinstance(event, Refused):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.disk import put_aside, write_whole, writing
-from beadwork.events import WHOSE, Evaluated, Event, Joined, Kept, PassedOver, Refused, TakenUp, ThresholdPassed
+from beadwork.events import WHOSE, Activated, Evaluated, Event, FrameKept, Joined, PassedOver, Refused, ThresholdPassed
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import read_table
 from beadwork.potential.novelty import NOVELTY_EDGE
@@ -28,7 +28,7 @@ NAME = "beadwork.out"
 JOINED = "# joined an i-PI under way: its step is not known, and steps are counted from 0"
 #: why frames were passed over, in words
 PASSED = {
-    "above": "they are above the band",
+    "above": "they are above the selection window",
     "cooldown": "one was kept shortly before",
     "limit": "--keep-most are kept",
     "alike": "they are like one kept before",
@@ -91,7 +91,7 @@ class Record:
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
-        if isinstance(event, Kept):
+        if isinstance(event, FrameKept):
             self.kept += 1
             self._kept_for.update(event.why)
         elif isinstance(event, Evaluated):
@@ -103,7 +103,7 @@ class Record:
             self._passed[event.why] = frames + event.frames, max(most, event.force_spread)
         elif isinstance(event, Joined):
             self._write(JOINED)
-        elif isinstance(event, TakenUp):
+        elif isinstance(event, Activated):
             self._committees.append(
                 {
                     "address": event.address,
@@ -113,7 +113,7 @@ class Record:
                     "folder": event.folder,
                 }
             )
-            self._write(_taken_up(event))
+            self._write(_format_activated(event))
         elif isinstance(event, Refused):
             self._write(f"{_REFUSED}{json.dumps({'goes on': event.folder, 'why': event.why})}")
 
@@ -223,7 +223,7 @@ class _New:
         return asdict(self) if self.structures else None
 
 
-def _taken_up(event: TakenUp) -> str:
+def _format_activated(event: Activated) -> str:
     """The line that says whose answers follow; `_TAKEN_UP` finds the committee in it."""
     since = f"evaluation {event.evaluation}" if event.step is None else f"step {event.step}"
     return f"# from {since} on {event.address}: {event.committee} in {event.folder}"

@@ -19,7 +19,7 @@ import numpy as np
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ModelError
-from beadwork.events import Event, Moment, Note, Refused, TakenUp
+from beadwork.events import Activated, Event, Moment, Note, Refused
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import NOVELTY, Card, members_of
@@ -74,7 +74,7 @@ class Swap:
         # replaced while the models were loaded
         loaded = [card.path for card in potential.member_cards]
         self._asked |= self._pointer is not None and members_of(self._config.delta) != loaded
-        self._watch(TakenUp(address, 0, potential.short_identity, potential.folder, "serves from the start"))
+        self._watch(Activated(address, 0, potential.short_identity, potential.folder, "serves from the start"))
 
     def ask(self) -> None:
         """Look at what `--delta` names, whether a pointer has changed or not. May be called by a signal handler."""
@@ -142,7 +142,7 @@ class Swap:
                 served.next, served.told = None, False
                 served.last.clear()  # the old one's energies
                 new = served.potential
-                self._watch(TakenUp(served.address, moment.exact, new.short_identity, new.folder, found, evaluation))
+                self._watch(Activated(served.address, moment.exact, new.short_identity, new.folder, found, evaluation))
                 return new
         return potential
 

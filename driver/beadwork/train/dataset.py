@@ -20,7 +20,7 @@ import numpy as np
 from beadwork.disk import whole, write_whole
 from beadwork.errors import GeometryError, LabelError, ModelError
 from beadwork.frame import FloatArray, Frame
-from beadwork.harvest.listing import put
+from beadwork.harvest.listing import attach_label
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.label.codes.basis import check_stored
 from beadwork.label.codes.command import ENERGIES, LENGTHS
@@ -392,7 +392,7 @@ def reference_energies(examples: Sequence[Example], energies: FloatArray, floor:
 def to_atoms(example: Example) -> Any:
     """An `ase.Atoms` with the label as REF_* and what is to be learned as DELTA_* (eV, eV/Å)."""
     atoms = example.frame.to_atoms()
-    put(example.label.to_dict(), atoms)
+    attach_label(example.label.to_dict(), atoms)
     atoms.info.update(DELTA_energy=example.energy, label=example.label.hash, source=example.source, row=example.row)
     if example.simulation:
         atoms.info["simulation"] = example.simulation
