@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 import beadwork
 from beadwork.ipi.outputs import structure
-from beadwork.ipi.simulation import read as read_simulation
+from beadwork.ipi.simulation import read_simulation
 from beadwork.label.choose import features
 from beadwork.potential.graph import build
 from beadwork.potential.novelty import NOVELTY_EDGE, load_training_set

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import FreeParticle
 from beadwork.potential.potential import Potential
 from beadwork.serve.server import Server
 from beadwork.serve.service import Service
 
-simulation = read(sys.argv[1])
+simulation = read_simulation(sys.argv[1])
 socket = simulation.socket()
 numbers = simulation.numbers(socket)
 line = Line(Address(path=socket.path), 1, socket.mode == "shm", len(numbers))

@@ -18,7 +18,7 @@ from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -132,7 +132,7 @@ def test_the_socket_is_one_without_advice(tmp_path: Path) -> None:
     assert changed == 1
     (tmp_path / "input.xml").write_text(text)
     shutil.copy(water / "init.xyz", tmp_path)
-    simulation = read(tmp_path / "input.xml")
+    simulation = read_simulation(tmp_path / "input.xml")
     assert simulation.sockets[0].batch_size == simulation.nbeads
     assert advice(simulation) == []
 

@@ -489,9 +489,9 @@ def _label_options(commands: Any) -> None:
 def _label(args: argparse.Namespace) -> int:
     from beadwork.harvest.queue import Queue
     from beadwork.label.run import command
-    from beadwork.label.spec import read
+    from beadwork.label.spec import read_spec
 
-    spec, queue = read(args.labeller), Queue(args.queue)
+    spec, queue = read_spec(args.labeller), Queue(args.queue)
     many = {"most": args.most, "by": args.choose}
     print(command(queue, spec, **many, mix=args.mix_methods, again=args.again, dry=args.dry_run))
     return 0
@@ -502,10 +502,10 @@ def _learn(args: argparse.Namespace) -> int:
 
     set_threads(_cores())
     from beadwork.loop.generations import write_page
-    from beadwork.loop.loop import learn, read
+    from beadwork.loop.loop import learn, read_loop
 
     learn(args.loop, lambda text: print(f"beadwork: {text}", file=sys.stderr, flush=True))
-    print(f"the generations side by side: {write_page(read(args.loop))}")
+    print(f"the generations side by side: {write_page(read_loop(args.loop))}")
     return 0
 
 

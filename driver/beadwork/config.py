@@ -14,8 +14,7 @@ from typing import Any
 
 from beadwork.errors import ConfigError
 from beadwork.settings import NOT_NEGATIVE, Options, Rule, check, one_of, setting
-from beadwork.toml import fit
-from beadwork.toml import read as read_toml
+from beadwork.toml import fit, read_toml
 
 ROLES = ("sum", "baseline", "delta")
 ENGINES = ("auto", "native", "torchscript")

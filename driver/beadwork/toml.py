@@ -18,10 +18,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["build", "fit", "names", "read", "tomllib"]
+__all__ = ["build", "fit", "names", "read_toml", "tomllib"]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read a file. Raises ConfigError for one that is not there, or no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import pytest
 from beadwork.config import ServeConfig
 from beadwork.doctor.bench import bench, report, shorten
 from beadwork.errors import SimulationError
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 
 ROOT = Path(__file__).resolve().parents[2]
 WATER = ROOT / "inputs" / "water" / "input.xml"
@@ -31,11 +31,11 @@ def summary(parts: dict[str, float], evaluations: float = 1.0) -> dict[str, obje
 @pytest.mark.parametrize("name", ["water", "water-inet", "water-mts"])
 def test_a_shortened_input_is_the_same_simulation(name: str, tmp_path: Path) -> None:
     """Only the number of steps and the addresses differ, so what is measured is what the user runs."""
-    simulation = read(ROOT / "inputs" / name / "input.xml")
+    simulation = read_simulation(ROOT / "inputs" / name / "input.xml")
     for file in simulation.files:
         (tmp_path / file).write_bytes((simulation.directory / file).read_bytes())
     shorten(simulation, 7, tmp_path / "bench.xml")
-    short = read(tmp_path / "bench.xml")
+    short = read_simulation(tmp_path / "bench.xml")
     assert short.total_steps == simulation.step + 7
     assert [s.batch_size for s in short.sockets] == [s.batch_size for s in simulation.sockets]
     assert [s.latency for s in short.sockets] == [s.latency for s in simulation.sockets]
@@ -48,7 +48,10 @@ def test_a_shortened_input_is_the_same_simulation(name: str, tmp_path: Path) -> 
 def test_report_adds_up() -> None:
     """Structures a second and ns/day follow from the time a step; every part has its share."""
     text = report(
-        summary({"idle": 0.01, "graph": 0.01, "base (native, float64)": 0.08}), read(WATER), ServeConfig(), "a note"
+        summary({"idle": 0.01, "graph": 0.01, "base (native, float64)": 0.08}),
+        read_simulation(WATER),
+        ServeConfig(),
+        "a note",
     )
     assert text.startswith("a note\n10 steps, 0.1 s each:")
     assert re.search(r"80\.00 ms +80\.0 % +base \(native, float64\)", text)
@@ -70,9 +73,9 @@ def test_advice_follows_from_what_was_measured(
     parts: dict[str, float], evaluations: float, config: ServeConfig, word: str
 ) -> None:
     """Each hint comes when its reason is there, and not for a step that has no such reason."""
-    assert word in report(summary(parts, evaluations), read(WATER), config, "")
+    assert word in report(summary(parts, evaluations), read_simulation(WATER), config, "")
     calm = {"idle": 0.01, "m (native, float32)": 0.06, "graph": 0.005}
-    assert word not in report(summary(calm), read(WATER), ServeConfig(dtype="float32"), "")
+    assert word not in report(summary(calm), read_simulation(WATER), ServeConfig(dtype="float32"), "")
 
 
 def test_real_steps_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from beadwork.doctor.finding import AMBER, GREEN, RED, Finding
 from beadwork.doctor.report import doctor, examine
 from beadwork.errors import GeometryError, ModelError, ResourceError, SimulationError
 from beadwork.frame import Frame
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.potential import load as loading
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import amend_card, load_card
@@ -163,7 +163,7 @@ UNITS = "cell{angstrom} positions{angstrom}"
 
 def structure_of(path: Path, **settings: object) -> list[Finding]:
     """What is said of the structure, and whether the models were asked at all."""
-    simulation = read(path)
+    simulation = read_simulation(path)
     system = simulation.systems[0]
     asked = config(path, **settings)
     return [
@@ -258,7 +258,7 @@ def test_a_periodicity_that_does_not_fit_the_structure_is_said(
 def test_gaps_and_widths_of_a_tilted_cell(write: Callable[..., Path]) -> None:
     """In a hexagonal cell a width is not an edge, and atoms outside of the cell are taken back in."""
     start = MONOMER.format("8 8 20").replace("90 90 90", "90 90 60").replace("O 1 1 1", "O 1 1 41")
-    system = read(write(start=start)).systems[0]
+    system = read_simulation(write(start=start)).systems[0]
     high = 8 * np.sqrt(3) / 2
     np.testing.assert_allclose(structure._widths(system), [high, high, 20.0])
     # along c all atoms lie in one plane, or two planes 0 Å apart
@@ -482,7 +482,7 @@ def test_spread_at_the_start(keep_force: list[float], colour: str) -> None:
 def test_a_native_engine_that_disagrees_is_red_or_amber(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Native that disagrees is red where it was asked for and amber where it is only left out; so is none at all."""
     card = load_card(MODELS / "delta-0")
-    frame = read(ROOT / "inputs" / "water" / "input.xml").systems[0].frame()
+    frame = read_simulation(ROOT / "inputs" / "water" / "input.xml").systems[0].frame()
     asked = {name: config(Path("x"), engine=name) for name in ("auto", "native", "torchscript")}
     assert only(models.engines([card], frame, asked["auto"])).colour == GREEN
     bare = load_card(bundle(tmp_path, "delta-1", "bare"))
@@ -521,7 +521,7 @@ def test_the_rounding_of_float32_has_its_size_said() -> None:
 
 def settings(path: Path, seconds: float = 0.1) -> list[Finding]:
     """What is said of i-PI's settings."""
-    return list(machine.settings(read(path), {"beadwork": seconds}))
+    return list(machine.settings(read_simulation(path), {"beadwork": seconds}))
 
 
 GOOD = "<batch_size>2</batch_size><latency>1e-3</latency>"
@@ -575,7 +575,7 @@ def test_a_leftover_exit_file(write: Callable[..., Path], tmp_path: Path) -> Non
 
 def test_each_state_of_a_unix_address_is_told_apart(write: Callable[..., Path], tmp_path: Path) -> None:
     """Free, held by somebody who is not disturbed, left by a killed i-PI, too long, and in no folder."""
-    here = read(write()).sockets[0]
+    here = read_simulation(write()).sockets[0]
     assert only(machine.address(here)).colour == GREEN
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(here.path))
@@ -588,7 +588,7 @@ def test_each_state_of_a_unix_address_is_told_apart(write: Callable[..., Path], 
     assert (left.colour, "was killed left it" in left.text) == (AMBER, True)
     assert left.remedy.startswith(f"rm {here.path}")
     assert stat.S_ISSOCK(os.stat(str(here.path)).st_mode)
-    long = only(machine.address(read(write(address="x" * 120)).sockets[0]))
+    long = only(machine.address(read_simulation(write(address="x" * 120)).sockets[0]))
     assert (long.colour, long.code) == (RED, SimulationError.exit_code)
     with pytest.raises(OSError, match="too long"), socket.socket(socket.AF_UNIX) as probe:
         probe.bind(str(tmp_path / ("x" * 120)))  # the system says so too
@@ -599,7 +599,7 @@ def test_a_port_that_listens_is_seen_and_left_alone(write: Callable[..., Path]) 
     """A port that somebody listens on, before and after."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        inet = read(write(mode="mode='inet'", address="localhost", socket=f"<port>{port}</port>")).sockets[0]
+        inet = read_simulation(write(mode="mode='inet'", address="localhost", socket=f"<port>{port}</port>")).sockets[0]
         assert only(machine.address(inet)).colour == AMBER
     assert only(machine.address(inet)).colour == GREEN
 
@@ -615,7 +615,7 @@ def test_time_is_the_potentials(write: Callable[..., Path], monkeypatch: pytest.
             time.sleep(0.05)
             return super().evaluate(graph)
 
-    simulation = read(write(steps=1000))
+    simulation = read_simulation(write(steps=1000))
     frames = [simulation.systems[0].frame(k) for k in range(2)]
     begin = time.perf_counter()
     wall, computing = machine.timed(Potential(Slow(1.0)), frames)
@@ -635,7 +635,7 @@ def test_time_is_the_potentials(write: Callable[..., Path], monkeypatch: pytest.
 
 def test_multiple_time_steps_are_counted() -> None:
     """The inner forcefield is asked four times a step of 2 fs, the outer one once."""
-    simulation = read(ROOT / "inputs" / "water-mts" / "input.xml")
+    simulation = read_simulation(ROOT / "inputs" / "water-mts" / "input.xml")
     asked = config(Path("x"), device="cuda")
     found = only(machine.duration(simulation, simulation.sockets, [(0.1, 0.1), (0.02, 0.02)], asked))
     assert found.text.startswith("0.42 s per step")
@@ -665,7 +665,7 @@ def test_a_disk_too_small_for_the_outputs_is_red(
 ) -> None:
     """What will be written follows from strides, beads and atoms; a disk too small for it is red."""
     traffic = "<trajectory stride='10' filename='pos'> positions{angstrom} </trajectory>"
-    simulation = read(write(output=traffic, steps=100_000))
+    simulation = read_simulation(write(output=traffic, steps=100_000))
     asked = config(tmp_path / "input.xml", out=str(tmp_path / "not" / "there"))
     # 2 beads of 96 atoms, a line of 48 bytes each, every 10th step; and a line of ours every step
     expected = 100_000 * (2 * (96 * 48 + 100) / 10 + 100)
@@ -687,7 +687,7 @@ def test_disk_against_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(path.parent)
     deltas = [str(MODELS / f"delta-{k}") for k in range(2)]
     assert main(["run", "input.xml", "--baseline", str(MODELS / "baseline"), "--delta", *deltas]) == 0
-    simulation = read(path)
+    simulation = read_simulation(path)
     files = [file for file in path.parent.glob("simulation.*") if file.suffix != ".checkpoint"]
     written = sum(file.stat().st_size for file in files) / simulation.total_steps
     assert written == pytest.approx(simulation.bytes_per_step, rel=0.2)  # a frame of step 0, and a header

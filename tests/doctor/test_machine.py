@@ -16,7 +16,7 @@ from beadwork.doctor import report as doctor
 from beadwork.doctor.finding import AMBER, GREEN, RED, Finding
 from beadwork.doctor.report import examine
 from beadwork.frame import Frame
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.potential.potential import Potential
 
 MODELS = Path(__file__).parents[2] / "models" / "water-revpbe0-d3"
@@ -60,7 +60,7 @@ def test_a_relative_prefix_counts_from_ipis_folder(
     """i-PI binds a relative sockets_prefix where it is started, which need not be where we are."""
     here = tmp_path / "here"
     here.mkdir()
-    simulation = read(write(prefix="sockets/s-", folder=tmp_path / "there"))
+    simulation = read_simulation(write(prefix="sockets/s-", folder=tmp_path / "there"))
     (forcefield,) = simulation.sockets
 
     def look() -> Finding:

@@ -17,7 +17,7 @@ from beadwork.doctor.finding import AMBER, GREEN, RED
 from beadwork.doctor.report import examine
 from beadwork.errors import GuardError, ModelError
 from beadwork.frame import Frame
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.potential import auto_engine as engines
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import CARD, NOVELTY, load_card
@@ -63,7 +63,7 @@ def test_native_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, engine: str
     """Without a compiler `auto` goes on and `torchscript` never tries: amber, with the reason, once for all models."""
     monkeypatch.setattr(models, "NativeEngine", without_native(("float64",)))
     cards = [load_card(MODELS / name) for name in ("baseline", "delta-0")]
-    (found,) = models.engines(cards, read(INPUT).systems[0].frame(), asked(engine=engine, dtype=dtype))
+    (found,) = models.engines(cards, read_simulation(INPUT).systems[0].frame(), asked(engine=engine, dtype=dtype))
     assert (found.colour, found.topic, found.code) == (colour, "engines", ModelError.exit_code)
     assert found.text.startswith("native cannot be run: there is no compiler")
     assert found.remedy == "use the engine 'torchscript'"
@@ -141,7 +141,7 @@ def test_the_mark_is_the_guards() -> None:
 
 def start(name: str) -> Frame:
     """The start structure of a shipped input."""
-    return read(ROOT / "inputs" / name / "input.xml").systems[0].frame()
+    return read_simulation(ROOT / "inputs" / name / "input.xml").systems[0].frame()
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_new_to_one_part_alone(shipped: Potential, proton: Evaluation) -> None:
     (found,) = models.novelty(replace(proton, novelty=known), shipped, [start("zundel-water")], asked())
     assert "the baseline has not seen such an atom" in found.text
     assert "train the baseline on labels" in found.remedy
-    assert "such frames" not in found.remedy
+    assert "label such frames" not in found.remedy
 
 
 def test_models_that_do_not_know_what_they_learned_from(tmp_path: Path, shipped: Potential) -> None:
@@ -227,7 +227,7 @@ def test_models_that_do_not_know_what_they_learned_from(tmp_path: Path, shipped:
     card = re.sub(r'(?m)^"novelty.npz" = .*\n', "", (bundle / CARD).read_text())
     (bundle / CARD).write_text(card)
     potential = load(MODELS / "baseline", [bundle], "torchscript")
-    assert "what delta-0 learned from is not known" in potential.notes[-1]
+    assert "the bundle of delta-0 does not say what it was trained on" in potential.notes[-1]
     frame = start("water")
     lacking, found = models.novelty(potential.evaluate([frame]), potential, [frame], asked())
     assert (lacking.colour, found.colour) == (AMBER, GREEN)

@@ -13,7 +13,7 @@ import pytest
 from beadwork.events import Moment
 from beadwork.harvest.select import SelectionWindow, Selector
 from beadwork.ipi.output_steps import Written
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.ipi.steps import Steps, pattern
 from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.analytic import Harmonic
@@ -277,7 +277,7 @@ def test_every_kind_of_step(name: str, ipi: Any, start: Any, tmp_path: Path, mon
     kind = KINDS[name]
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, kind)
-    simulation = read(path, directory=tmp_path)
+    simulation = read_simulation(path, directory=tmp_path)
     services = []
     for socket in simulation.sockets:
         each = pattern(simulation, socket)

@@ -19,7 +19,7 @@ from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.harvest.select import SelectionWindow
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.observe.record import Record, tell
 from beadwork.potential.evaluation import Evaluation, Novelty, Spread
 from beadwork.potential.load import load
@@ -207,7 +207,7 @@ def test_default_band_is_worth_having() -> None:
     committee = load(None, [root / "models" / "water-revpbe0-d3"], "torchscript")
     within = []
     for name in ("water", "h2-water"):
-        start = read(root / "inputs" / name / "input.xml").systems[0].frame()
+        start = read_simulation(root / "inputs" / name / "input.xml").systems[0].frame()
         spread = committee.evaluate([start]).spread
         assert spread is not None
         within.append(SelectionWindow.of(ServeConfig(), spread.usual).classify(spread.largest, np.zeros(1))[0].tolist())

@@ -84,8 +84,8 @@ def test_band_of_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("marks", "named"),
     [
-        ({}, "low mark"),
-        ({"force_high": 1.0}, "low mark"),
+        ({}, "lower threshold"),
+        ({"force_high": 1.0}, "lower threshold"),
         ({"force_low": 2.0, "force_high": 1.0}, "force_low"),
         ({"energy_low": 1.0, "energy_high": 1.0}, "energy_low"),
         ({"force_low": -1.0}, "force_low"),

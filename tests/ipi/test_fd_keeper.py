@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from beadwork.ipi.fd_keeper import FAREWELL, Guard
+from beadwork.ipi.fd_keeper import EXIT_TIMEOUT_SECONDS, FdKeeper
 from beadwork.ipi.transport import Address, Line, Transport
 
 #: dials, says that it has, and reads nothing
 PROGRAM = textwrap.dedent(
     """
     import socket, sys, time
-    from beadwork.ipi.fd_keeper import Guard
+    from beadwork.ipi.fd_keeper import FdKeeper
     family = socket.AF_INET if sys.argv[1] == "inet" else socket.AF_UNIX
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.connect(("127.0.0.1", int(sys.argv[2])) if sys.argv[1] == "inet" else sys.argv[2])
     if sys.argv[3] == "guarded":
-        guard = Guard()
+        guard = FdKeeper()
         guard.hold(sock)
     sock.sendall(b"here")
     time.sleep(60)
@@ -78,9 +78,9 @@ SERVER = textwrap.dedent(
     transport = Transport([Line(Address(Path(sys.argv[1])))], tell=lambda text: print(text, flush=True))
     while not any(peer.met for line in transport.lines for peer in line.peers):
         transport.poll(0.05)
-    print(transport._guard.pid, flush=True)
-    first = transport._guard
-    while transport._guard is first:
+    print(transport._keeper.pid, flush=True)
+    first = transport._keeper
+    while transport._keeper is first:
         transport.poll(0.05)
     print("replaced", flush=True)
     time.sleep(60)
@@ -108,7 +108,7 @@ def test_a_guard_that_is_lost_is_replaced(number: signal.Signals, tmp_path: Path
                     os.kill(int(child.stdout.readline()), number)
                     became = "killed by signal 9" if number == signal.SIGKILL else f"stopped by signal {int(number)}"
                     assert child.stdout.readline() == (
-                        f"the process that hangs up for a killed server was {became}; another one has taken its place\n"
+                        f"the process that closes the connections of a killed server was {became}; it was replaced\n"
                     )
                     assert child.stdout.readline() == "replaced\n"
                     peer.sendall(b"x" * 1000)
@@ -121,11 +121,11 @@ def test_a_guard_that_is_lost_is_replaced(number: signal.Signals, tmp_path: Path
 
 def test_a_stopped_guard_holds_up_no_end(tmp_path: Path) -> None:
     """The server ends some seconds after its guard was stopped, and leaves no process behind."""
-    guard = Guard()
+    guard = FdKeeper()
     os.kill(guard.pid, signal.SIGSTOP)
     begin = time.monotonic()
     guard.close()
-    assert FAREWELL <= time.monotonic() - begin < FAREWELL + 10
+    assert EXIT_TIMEOUT_SECONDS <= time.monotonic() - begin < EXIT_TIMEOUT_SECONDS + 10
     with pytest.raises(ProcessLookupError):
         os.kill(guard.pid, 0)
 
@@ -133,7 +133,7 @@ def test_a_stopped_guard_holds_up_no_end(tmp_path: Path) -> None:
 def test_a_guard_that_does_not_read_is_never_waited_for() -> None:
     """Connections that come and go while it is stopped fill the channel to it: that blocks no answer, and is a guard
     that is lost."""
-    guard = Guard()
+    guard = FdKeeper()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         os.kill(guard.pid, signal.SIGSTOP)
@@ -148,7 +148,7 @@ def test_a_guard_that_does_not_read_is_never_waited_for() -> None:
 
 def test_what_is_released_is_let_go() -> None:
     """A copy that the guard kept would hold the connection open, and a descriptor for each that ever was."""
-    guard = Guard()
+    guard = FdKeeper()
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.settimeout(20)
@@ -176,9 +176,9 @@ def test_no_process_to_be_had_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
             transport.poll(0.05)
         (said,) = told
         assert "cannot be started ([Errno 11] Resource temporarily unavailable)" in said
-        assert transport._guard is None
-        transport._guard_at = 0.0
+        assert transport._keeper is None
+        transport._keeper_at = 0.0
         transport.poll(0.05)
-        assert transport._guard is not None
+        assert transport._keeper is not None
         assert len(told) == 1
         transport.close()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from beadwork.errors import ConnectionLost
-from beadwork.ipi.peer_identity import check_unix, folder, process
-from beadwork.ipi.transport import Address, Line, Transport, held, stale
+from beadwork.ipi.peer_identity import check_unix, peer_folder, peer_process
+from beadwork.ipi.transport import Address, Line, Transport, address_in_use, is_stale
 
 KINDS = ["unix", "inet"]
 
@@ -94,8 +94,8 @@ def test_a_process_of_another_container_has_no_number(tmp_path: Path) -> None:
             return struct.pack("3i", 0, os.geteuid(), os.getegid())
 
     with Foreign(socket.AF_UNIX) as sock:
-        assert process(sock) is None
-        assert folder(sock) is None
+        assert peer_process(sock) is None
+        assert peer_folder(sock) is None
         check_unix(sock, tmp_path / "socket", None)
         with pytest.raises(OSError, match="another process of a container listens at"):
             check_unix(sock, tmp_path / "socket", os.getpid())
@@ -114,9 +114,9 @@ def test_where_the_other_end_of_a_port_works(name: str, tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             with socket.create_connection(("127.0.0.1", int(process.stdout.readline()))) as sock:
-                found = folder(sock)
+                found = peer_folder(sock)
                 for _ in range(100):  # until it has accepted
-                    found = found or folder(sock)
+                    found = found or peer_folder(sock)
                     if found or name != "i-pi":
                         break
                     time.sleep(0.05)
@@ -133,7 +133,7 @@ def test_a_socket_in_a_deep_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
         server.listen(9)
-        assert not stale(deep / "socket")
+        assert not is_stale(deep / "socket")
         transport = Transport([Line(Address(deep / "socket"))], patience=5.0)
         transport.poll(0.05)
         assert len(transport.lines[0].peers) == 1
@@ -144,8 +144,8 @@ def test_a_socket_in_a_deep_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_address_that_is_held(listening: tuple[socket.socket, Address], tmp_path: Path) -> None:
     """An i-PI started there would die of it, after its server had answered the other one."""
     server, address = listening
-    assert held(address)
+    assert address_in_use(address)
     server.close()
     if address.path is not None:
         address.path.unlink()
-    assert not held(address)
+    assert not address_in_use(address)

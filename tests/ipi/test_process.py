@@ -13,7 +13,7 @@ import pytest
 
 from beadwork.ipi import process as own_ipi
 from beadwork.ipi.process import OwnIpi
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 
 WATER = Path(__file__).parents[2] / "inputs" / "water"
 
@@ -37,7 +37,7 @@ def test_ipi_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
     monkeypatch.setattr(own_ipi, "FAREWELL", FAREWELL)
     shutil.copy(WATER / "input.xml", tmp_path)
     shutil.copy(WATER / "init.xyz", tmp_path)
-    ours = OwnIpi(read(tmp_path / "input.xml", directory=tmp_path), None)
+    ours = OwnIpi(read_simulation(tmp_path / "input.xml", directory=tmp_path), None)
     program = [sys.executable, "-c", f"import os, signal, sys, time; {text}"]
     (tmp_path / "EXIT").touch()
     with subprocess.Popen(program, stdout=subprocess.PIPE) as process:

@@ -26,7 +26,7 @@ from ipi.utils.messages import verbosity
 
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import Extra, Socket, _output, as_xml, read
+from beadwork.ipi.simulation import Extra, Socket, _output, as_xml, read_simulation
 from beadwork.units import BOHR, FEMTOSECOND
 
 INPUTS = Path(__file__).parents[2] / "inputs"
@@ -73,7 +73,7 @@ def theirs(path, monkeypatch):
 def test_shipped_inputs_say_what_ipi_says(name, monkeypatch, capfd):
     """Every field of every shipped input is the value i-PI itself would run with, and reading it prints nothing."""
     path = INPUTS / name / "input.xml"
-    ours = read(path)
+    ours = read_simulation(path)
     assert capfd.readouterr().out == ""
     ipi = theirs(path, monkeypatch)
     assert ours.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -106,7 +106,7 @@ def test_shipped_inputs_say_what_ipi_says(name, monkeypatch, capfd):
 @pytest.mark.parametrize("name", ["water", "zundel-water", "h2-water"])
 def test_start_structures_are_liquid_water(name):
     """Nothing overlaps across molecules and every molecule is whole, by ASE's own reader and distances."""
-    simulation = read(INPUTS / name / "input.xml")
+    simulation = read_simulation(INPUTS / name / "input.xml")
     frame = simulation.systems[0].frame()
     assert frame.bead == 0
     frame.check()
@@ -129,7 +129,7 @@ def test_start_structures_are_liquid_water(name):
 
 def test_positions_and_cell_are_rows_in_angstrom(write):
     """A triclinic cell and positions in Å come back as they stand in the file."""
-    system = read(write()).systems[0]
+    system = read_simulation(write()).systems[0]
     assert system.numbers.tolist() == [8, 1, 1]
     for bead in range(4):
         np.testing.assert_allclose(system.positions[bead], [[0, 0, 0], [0.8, 0.6, 0], [-0.8, 0.6, 0]], atol=1e-12)
@@ -145,7 +145,7 @@ def test_every_socket_setting(write):
         "<slots>2</slots><latency>0.01</latency><timeout>30</timeout><batch_size>4</batch_size>"
         "<offset units='electronvolt'>2</offset><activelist>[0, 2]</activelist></ffsocket>"
     )
-    simulation = read(write(body + SYSTEM, head="<simulation sockets_prefix='/run/x_'>"))
+    simulation = read_simulation(write(body + SYSTEM, head="<simulation sockets_prefix='/run/x_'>"))
     socket = simulation.socket()
     assert socket == Socket(
         name="a", mode="shm", address="elsewhere", port=4000, prefix="/run/x_", batch_size=4, slots=2, latency=0.01,
@@ -154,7 +154,7 @@ def test_every_socket_setting(write):
     )  # fmt: skip
     assert socket.path == Path("/run/x_elsewhere")
     assert simulation.numbers(socket).tolist() == [8, 1]
-    assert read("input.xml", sockets_prefix="/other/").socket().path == Path("/other/elsewhere")
+    assert read_simulation("input.xml", sockets_prefix="/other/").socket().path == Path("/other/elsewhere")
 
 
 def test_sockets_inside_other_forcefields(write, monkeypatch):
@@ -166,7 +166,7 @@ def test_sockets_inside_other_forcefields(write, monkeypatch):
     )
     system = SYSTEM.replace("<force forcefield='a'/>", "<force forcefield='c'/><force forcefield='r' nbeads='2'/>")
     path = write(body + system, head="<simulation sockets_prefix='/run/x_'>")
-    simulation = read(path)
+    simulation = read_simulation(path)
     ipi = theirs(path, monkeypatch)
     peers = [*ipi.fflist["c"].fflist, ipi.fflist["r"].ff]
     assert [(s.name, s.parent, s.rotated) for s in simulation.sockets] == [
@@ -179,8 +179,8 @@ def test_sockets_inside_other_forcefields(write, monkeypatch):
 
     # without a socket of its own, a RESTART says so by a name
     direct = "<ffrotations name='a'><ffsocket name='__DUMMY__'/><ffdirect name='d'/></ffrotations>"
-    assert read(write(direct + SYSTEM)).sockets == ()
-    assert read(write(direct.replace("<ffsocket name='__DUMMY__'/>", "") + SYSTEM)).sockets == ()
+    assert read_simulation(write(direct + SYSTEM)).sockets == ()
+    assert read_simulation(write(direct.replace("<ffsocket name='__DUMMY__'/>", "") + SYSTEM)).sockets == ()
 
 
 def test_templates_labels_masses_and_cell(write, monkeypatch):
@@ -199,7 +199,7 @@ def test_templates_labels_masses_and_cell(write, monkeypatch):
     text = path.read_text().replace("&lt;", "<").replace("&gt;", ">")
     for content in (path.read_text(), text):  # i-PI takes both; the second is how its examples write it
         path.write_text(content)
-        simulation = read(path)
+        simulation = read_simulation(path)
         left, right = simulation.systems
         assert (left.prefix, right.prefix) == ("left", "right")
         assert [o.name for o in simulation.properties] == [f"{s}_i-pi.md" for s in ("left", "right")]
@@ -225,7 +225,7 @@ def test_start_structures_of_every_format(write, mode, monkeypatch):
         "<names shape='(3)'>[O, H, H]</names></beads><cell units='angstrom'>[10, 0, 0, 0, 11, 0, 0, 0, 12]</cell>"
         "<forces><force forcefield='a'/></forces></system></simulation>"
     )
-    system = read(path).systems[0]
+    system = read_simulation(path).systems[0]
     assert system.numbers.tolist() == [8, 1, 1]
     np.testing.assert_allclose(system.positions[3], water.positions, atol=1e-3)  # pdb has three decimals
     expected = ase.geometry.cellpar_to_cell([10, 11, 12, 90, 90, 60 if mode == "xyz" else 90])
@@ -241,13 +241,13 @@ def test_files_are_looked_for_where_ipi_runs_then_beside_the_input(write, tmp_pa
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
-    assert read(path).directory == tmp_path
+    assert read_simulation(path).directory == tmp_path
     Path("init.xyz").write_text(WATER.replace("3\n", "2\n", 1).replace("H -0.8 0.6 0\n", ""))
-    simulation = read(path)
+    simulation = read_simulation(path)
     assert (simulation.directory, simulation.files) == (other, (Path("init.xyz"),))
     assert len(simulation.systems[0].numbers) == 2
     path.write_text(path.read_text().replace("init.xyz", str(tmp_path / "init.xyz")))
-    absolute = read(path)
+    absolute = read_simulation(path)
     assert (absolute.directory, absolute.files) == (other, (tmp_path / "init.xyz",))
     assert len(absolute.systems[0].numbers) == 3
     (tmp_path / "labels.xyz").write_text(WATER)
@@ -256,13 +256,13 @@ def test_files_are_looked_for_where_ipi_runs_then_beside_the_input(write, tmp_pa
             "</initialize>", "<labels mode='xyz'>labels.xyz</labels></initialize>"
         )
     )
-    assert read(path).directory == tmp_path
+    assert read_simulation(path).directory == tmp_path
 
 
 def test_a_checkpoint_is_gone_on_with_where_ipi_would(write, tmp_path, monkeypatch):
     """It names no files, so i-PI would write where it is started; nothing draws it to the folder of the checkpoint."""
     path = write()
-    simulation = read(path)
+    simulation = read_simulation(path)
     beads = "<beads nbeads='1' natoms='1'><q shape='(1, 3)'>[0,0,0]</q><m shape='(1)'>[1837]</m>"
     beads += "<names shape='(1)'>[H]</names></beads><cell shape='(3, 3)'>[9,0,0,0,9,0,0,0,9]</cell>"
     system = re.sub("<initialize.*</initialize>", beads, SYSTEM)
@@ -270,7 +270,7 @@ def test_a_checkpoint_is_gone_on_with_where_ipi_would(write, tmp_path, monkeypat
     there = tmp_path / "cont"
     there.mkdir()
     monkeypatch.chdir(there)
-    simulation = read("../input.xml")
+    simulation = read_simulation("../input.xml")
     assert (simulation.directory, simulation.files, simulation.step) == (there, (), 5)
 
 
@@ -296,7 +296,7 @@ def test_outputs_that_ipi_could_not_open(write, tmp_path, outputs, there, said):
     if there:
         Path(there).parent.mkdir(exist_ok=True)
         Path(there).touch()
-    simulation = read(path)
+    simulation = read_simulation(path)
     if said:
         with pytest.raises(SimulationError, match=re.escape(said.format(tmp_path))):
             simulation.check_outputs()
@@ -311,7 +311,7 @@ def test_outputs_are_what_ipi_says(write, monkeypatch):
     path = write(
         f"<output prefix='p'>{outputs}</output>" + FORCEFIELD + SYSTEM.replace("<system>", "<system prefix='s'>")
     )
-    table, checkpoint = read(path).outputs
+    table, checkpoint = read_simulation(path).outputs
     assert (table.name, table.kind, table.stride, checkpoint.name) == ("s_p.a", "properties", 3, "p.c")
     assert table.columns == ("step", *[""] * 6, "temperature(O){kelvin}", *[""] * 6)
 
@@ -344,15 +344,15 @@ def test_json_is_read_as_xml_is(write, tmp_path):
     path = write()
     same = tmp_path / "input.json"
     same.write_text(json.dumps(xmlnode_to_json(xml_parse_string(path.read_text()))))
-    one, two = read(path), read(same)
+    one, two = read_simulation(path), read_simulation(same)
     assert (two.sockets, two.outputs, two.files) == (one.sockets, one.outputs, one.files)
     assert (two.systems[0].positions == one.systems[0].positions).all()
     (tmp_path / "again.xml").write_bytes(as_xml(same))
-    assert read(tmp_path / "again.xml").sockets == one.sockets
+    assert read_simulation(tmp_path / "again.xml").sockets == one.sockets
     for text in (path.read_text(), "[1, 2]", "{}", '{"output": 7'):
         same.write_text(text)
         with pytest.raises(SimulationError):
-            read(same)
+            read_simulation(same)
 
 
 def test_files_are_looked_for_where_the_caller_says(write, tmp_path, monkeypatch):
@@ -363,12 +363,12 @@ def test_files_are_looked_for_where_the_caller_says(write, tmp_path, monkeypatch
     other.mkdir()
     monkeypatch.chdir(other)
     Path("init.xyz").write_text(WATER.replace("3\n", "2\n", 1).replace("H -0.8 0.6 0\n", ""))
-    simulation = read(path, directory=tmp_path)
+    simulation = read_simulation(path, directory=tmp_path)
     assert (simulation.directory, simulation.files) == (tmp_path, (Path("init.xyz"),))
     assert len(simulation.systems[0].numbers) == 3
     (tmp_path / "init.xyz").unlink()
     with pytest.raises(SimulationError, match=rf"no file in {tmp_path}; put it there$"):
-        read(path, directory=tmp_path)
+        read_simulation(path, directory=tmp_path)
 
 
 def test_restart_of_a_real_run(monkeypatch, tmp_path):
@@ -381,7 +381,7 @@ def test_restart_of_a_real_run(monkeypatch, tmp_path):
         (tmp_path / "input.xml").write_text(text)
         (tmp_path / "init.xyz").write_text((source / "init.xyz").read_text())
         monkeypatch.chdir(tmp_path)
-        before = read("input.xml")
+        before = read_simulation("input.xml")
         paths = [socket.path for socket in before.sockets]
         assert not any(path.exists() for path in paths)
         with (tmp_path / "log").open("w") as log:
@@ -401,7 +401,7 @@ def test_restart_of_a_real_run(monkeypatch, tmp_path):
                 for process in processes:
                     process.kill()
                     process.wait()
-    after = read("RESTART")
+    after = read_simulation("RESTART")
     assert after.step == 2
     assert after.sockets == before.sockets
     assert (after.directory, after.files) == (tmp_path, ())
@@ -419,7 +419,7 @@ def test_restart_of_a_real_run(monkeypatch, tmp_path):
 def test_choice_of_socket(write):
     """One socket is taken, several want a name, none is said so; the names are listed."""
     two = FORCEFIELD + FORCEFIELD.replace("'a'", "'b'")
-    simulation = read(write(two + SYSTEM))
+    simulation = read_simulation(write(two + SYSTEM))
     assert simulation.socket("b").name == "b"
     with pytest.raises(SimulationError, match=r"several ffsockets \(a, b\)"):
         simulation.socket()
@@ -427,7 +427,7 @@ def test_choice_of_socket(write):
         simulation.socket("c")
     with pytest.raises(SimulationError, match=r"no <force> of .* uses the forcefield 'b'"):
         simulation.numbers(simulation.socket("b"))
-    lonely = read(write("<fflj name='a'/>" + SYSTEM))
+    lonely = read_simulation(write("<fflj name='a'/>" + SYSTEM))
     assert (lonely.sockets, advice(lonely)) == ((), [])
     with pytest.raises(SimulationError, match="has no <ffsocket>"):
         lonely.socket()
@@ -436,13 +436,13 @@ def test_choice_of_socket(write):
 def test_several_systems_behind_one_socket(write):
     """Species never travel: the same atoms in the same order are served, anything else is refused."""
     path = write(FORCEFIELD + SYSTEM + SYSTEM.replace("nbeads='4'", "nbeads='8'"))
-    simulation = read(path)
+    simulation = read_simulation(path)
     assert (simulation.nbeads, simulation.structures(simulation.socket())) == (8, 12)
     assert simulation.numbers(simulation.socket()).tolist() == [8, 1, 1]
     path.write_text(path.read_text().replace("init.xyz", "swapped.xyz", 1))
     lines = WATER.splitlines()
     Path("swapped.xyz").write_text("\n".join([*lines[:2], lines[3], lines[2], lines[4]]) + "\n")
-    simulation = read(path)
+    simulation = read_simulation(path)
     with pytest.raises(SimulationError, match=r"systems 0 and 1 of .* differ in their atoms"):
         simulation.numbers(simulation.socket())
 
@@ -453,12 +453,12 @@ def test_keys_that_the_outputs_expect(write):
     """
     output = "<output><trajectory filename='x' extra_type='{}'> extras </trajectory></output>"
     path = write(output.format("committee_pot, dipole") + FORCEFIELD + SYSTEM)
-    assert read(path).extras == (Extra("committee_pot", ("a",)), Extra("dipole", ("a",)))
-    assert read(write(output.format("raw") + FORCEFIELD + SYSTEM)).extras == ()
+    assert read_simulation(path).extras == (Extra("committee_pot", ("a",)), Extra("dipole", ("a",)))
+    assert read_simulation(write(output.format("raw") + FORCEFIELD + SYSTEM)).extras == ()
     force = "<force forcefield='a'><interpolate_extras>[mu]</interpolate_extras></force>"
     system = SYSTEM.replace("<force forcefield='a'/>", force)
-    assert read(write(FORCEFIELD + system)).extras == ()  # i-PI looks at no extras
-    assert read(write(output.format("raw") + FORCEFIELD + system)).extras == (Extra("mu", ("a",)),)
+    assert read_simulation(write(FORCEFIELD + system)).extras == ()  # i-PI looks at no extras
+    assert read_simulation(write(output.format("raw") + FORCEFIELD + system)).extras == (Extra("mu", ("a",)),)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ def test_keys_that_the_outputs_expect(write):
 def test_extras_that_a_motion_expects(write, mode, motion, key):
     """Born charges of a driven run and the friction of an instanton come in the extras: i-PI stops without them."""
     system = SYSTEM.replace("</forces>", f"</forces><motion mode='{mode}'>{motion}</motion>")
-    assert read(write(FORCEFIELD + system)).extras == ((Extra(key, ("a",)),) if key else ())
+    assert read_simulation(write(FORCEFIELD + system)).extras == ((Extra(key, ("a",)),) if key else ())
 
 
 @pytest.mark.parametrize(
@@ -488,7 +488,9 @@ def test_extras_that_a_motion_expects(write, mode, motion, key):
 )
 def test_each_setting_that_hangs_or_slows_has_its_line(write, settings, said):
     """Each setting that hangs or slows has its line, and a good input has none."""
-    lines = list(map(str, advice(read(write(FORCEFIELD.replace("</ffsocket>", settings + "</ffsocket>") + SYSTEM)))))
+    lines = list(
+        map(str, advice(read_simulation(write(FORCEFIELD.replace("</ffsocket>", settings + "</ffsocket>") + SYSTEM))))
+    )
     if said is None:
         assert lines == []
     else:
@@ -508,7 +510,9 @@ def test_each_setting_that_hangs_or_slows_has_its_line(write, settings, said):
 )
 def test_advice_for_several_servers(write, servers, settings, said):
     """Each server is to get one piece of every step, and no more servers than there are pieces."""
-    found = advice(read(write(FORCEFIELD.replace("</ffsocket>", settings + "</ffsocket>") + SYSTEM)), servers)
+    found = advice(
+        read_simulation(write(FORCEFIELD.replace("</ffsocket>", settings + "</ffsocket>") + SYSTEM)), servers
+    )
     lines = [str(one) for one in found if one.key != "slots"]
     assert lines == [] if said is None else said in lines[0]
 
@@ -516,9 +520,9 @@ def test_advice_for_several_servers(write, servers, settings, said):
 def test_advice_on_attributes(write):
     """Matching, wrapping and an unused socket are attributes' business, and have their lines too."""
     batched = FORCEFIELD.replace("</ffsocket>", "<batch_size>4</batch_size><latency>1</latency></ffsocket>")
-    found = advice(read(write(batched.replace("mode=", "matching='lock' pbc='True' mode=") + SYSTEM)))
+    found = advice(read_simulation(write(batched.replace("mode=", "matching='lock' pbc='True' mode=") + SYSTEM)))
     assert [one.key for one in found] == ["matching", "exit_on_disconnect", "pbc"]
-    found = advice(read(write(batched + batched.replace("'a'", "'b'") + SYSTEM)))
+    found = advice(read_simulation(write(batched + batched.replace("'a'", "'b'") + SYSTEM)))
     assert list(map(str, found)) == ["b: no <force> uses it, so i-PI will never ask it"]
 
 
@@ -544,7 +548,7 @@ def test_a_bad_input_is_one_line_that_names_the_file(write, body, said, capfd):
     """What i-PI would not start from is one SimulationError of one line that names the file, and nothing is printed."""
     path = write(body)
     with pytest.raises(SimulationError, match=said) as caught:
-        read(path)
+        read_simulation(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
@@ -566,7 +570,7 @@ def test_a_bad_structure_names_the_atom_or_the_file(write, structure, said):
     """A start structure that is no structure, or no chemistry, says which atom or file."""
     path = write(structure=structure)
     with pytest.raises(SimulationError, match=said) as caught:
-        read(path)
+        read_simulation(path)
     assert "\n" not in str(caught.value)
 
 
@@ -575,28 +579,28 @@ def test_atoms_that_are_no_elements(write):
     nothing else is in it.
     """
     path = write(structure=WATER.replace("H 0.8", "X 0.8"))
-    simulation = read(path)
+    simulation = read_simulation(path)
     assert simulation.systems[0].frame().numbers.tolist() == [8, 1]
-    said = "is called {!r}, which is no element, so no model can answer for it; name it by its element"
+    said = "is called {!r}, which is no element, so no model can evaluate it; name it by its element"
     with pytest.raises(SimulationError, match=f"atom 1 of system 0 of .* {said.format('X')}"):
         simulation.numbers(simulation.socket())
     active = FORCEFIELD.replace("</ffsocket>", "<activelist>[0, 2]</activelist></ffsocket>")
-    simulation = read(write(active + SYSTEM, WATER.replace("H 0.8", "X 0.8")))
+    simulation = read_simulation(write(active + SYSTEM, WATER.replace("H 0.8", "X 0.8")))
     assert simulation.numbers(simulation.socket()).tolist() == [8, 1]
     with pytest.raises(SimulationError, match=f"atom 0 of system 0 of .* {said.format('H2')}"):
-        read(write(structure="1\n# CELL(abcABC): 9 9 9 90 90 90\nH2 0 0 0\n"))
+        read_simulation(write(structure="1\n# CELL(abcABC): 9 9 9 90 90 90\nH2 0 0 0\n"))
 
 
 def test_missing_foreign_and_empty_files(tmp_path):
     """Not there, a directory, XML of somebody else: one sentence each."""
     with pytest.raises(SimulationError, match=r"cannot read the i-PI input .*gone.xml: No such file"):
-        read(tmp_path / "gone.xml")
+        read_simulation(tmp_path / "gone.xml")
     with pytest.raises(SimulationError, match=r"cannot read the i-PI input .*: Is a directory"):
-        read(tmp_path)
+        read_simulation(tmp_path)
     for content, said in ((b"<html/>", "but of <html>"), (b"\x00\xff" * 9, "is no XML")):
         (tmp_path / "f.xml").write_bytes(content)
         with pytest.raises(SimulationError, match=said):
-            read(tmp_path / "f.xml")
+            read_simulation(tmp_path / "f.xml")
 
 
 def test_a_torn_restart(write):
@@ -610,12 +614,12 @@ def test_a_torn_restart(write):
         with pytest.raises(
             SimulationError, match=rf"{path} ends in the middle .*; take a checkpoint of that run"
         ) as caught:
-            read(path)
+            read_simulation(path)
         assert "\n" not in str(caught.value)
     older.write_bytes(whole)
     with pytest.raises(SimulationError, match=rf"ends in the middle .*; take the one before it, {older}"):
-        read(path)
-    assert read(older).step == 0
+        read_simulation(path)
+    assert read_simulation(older).step == 0
 
 
 def test_a_restart_that_is_being_written(write):
@@ -625,19 +629,19 @@ def test_a_restart_that_is_being_written(write):
     path.write_bytes(whole[: len(whole) // 2])
     timer = threading.Timer(0.5, path.write_bytes, [whole])
     timer.start()
-    assert read(path).sha256 == hashlib.sha256(whole).hexdigest()
+    assert read_simulation(path).sha256 == hashlib.sha256(whole).hexdigest()
     timer.join()
     path.write_bytes(whole[: len(whole) // 2])
     begin = time.monotonic()
     with pytest.raises(SimulationError, match="ends in the middle"):
-        read(path)
+        read_simulation(path)
     assert 1 < time.monotonic() - begin < 10
 
 
 def test_active_atoms_that_do_not_exist(write):
     """An activelist beyond the last atom is refused before i-PI trips over it."""
     active = FORCEFIELD.replace("</ffsocket>", "<activelist>[0, 3]</activelist></ffsocket>")
-    simulation = read(write(active + SYSTEM))
+    simulation = read_simulation(write(active + SYSTEM))
     with pytest.raises(SimulationError, match=r"<activelist> of ffsocket 'a' .* outside 0 to 2: \[0, 3\]"):
         simulation.numbers(simulation.socket())
 
@@ -646,4 +650,4 @@ def test_an_output_without_a_stride(write):
     """i-PI divides by it in its first step: the file is refused before that."""
     outputs = "<output><properties stride='0' filename='out'> [ step ] </properties></output>"
     with pytest.raises(SimulationError, match=r"the stride of out in .* is below 1"):
-        read(write(outputs + FORCEFIELD + SYSTEM))
+        read_simulation(write(outputs + FORCEFIELD + SYSTEM))

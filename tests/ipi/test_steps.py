@@ -16,7 +16,7 @@ import pytest
 
 from beadwork.events import Moment
 from beadwork.ipi.output_steps import Written
-from beadwork.ipi.simulation import ASKING, Output, read
+from beadwork.ipi.simulation import EVALUATING_OUTPUTS, Output, read_simulation
 from beadwork.ipi.steps import Pattern, Steps, one_result, pattern
 
 RING = np.random.default_rng(0).normal(size=(8, 3, 3))
@@ -357,9 +357,9 @@ WATER = Path(__file__).parents[2] / "inputs"
 def test_patterns_of_the_inputs_that_ship() -> None:
     """One ring of 16 or 32 a step, and with multiple time steps four inner ones for each outer one."""
     for name in ("water", "water-npt", "zundel-water"):
-        simulation = read(next((WATER / name).glob("*.xml")))
+        simulation = read_simulation(next((WATER / name).glob("*.xml")))
         assert pattern(simulation, simulation.socket()) == Pattern(simulation.nbeads, simulation.nbeads), name
-    simulation = read(next((WATER / "water-mts").glob("*.xml")))
+    simulation = read_simulation(next((WATER / "water-mts").glob("*.xml")))
     found = {socket.name: pattern(simulation, socket) for socket in simulation.sockets}
     nmts = int(np.prod(simulation.systems[0].nmts))
     asked = {socket.name: simulation.structures(socket) for socket in simulation.sockets}
@@ -373,7 +373,7 @@ def test_patterns_of_the_inputs_that_ship() -> None:
 def test_steps_of_one_result_are_of_one_committee() -> None:
     """A Hessian takes many steps, each told by what i-PI writes: nothing begins but with the file's start, as a RESTART
     holds the half of it."""
-    simulation = read(next((WATER / "water").glob("*.xml")))
+    simulation = read_simulation(next((WATER / "water").glob("*.xml")))
     assert not one_result(simulation)
     for name in ("vibrations", "scp", "normalmodes"):
         assert one_result(replace(simulation, systems=(replace(simulation.systems[0], motions=(name,)),)))
@@ -390,7 +390,7 @@ def test_steps_of_one_result_are_of_one_committee() -> None:
 def test_what_has_no_pattern(motions: tuple[str, ...]) -> None:
     """Suzuki-Chin forces are finite differences; searches and trial moves ask as often as they need; a ramp alone asks
     for nothing. Beside dynamics a ramp or an exchange of isotopes changes nothing."""
-    simulation = read(next((WATER / "water").glob("*.xml")))
+    simulation = read_simulation(next((WATER / "water").glob("*.xml")))
     (system,) = simulation.systems
     assert pattern(replace(simulation, systems=(replace(system, motions=motions),)), simulation.socket()) is None
     beside = replace(system, motions=("nvt", "t_ramp", "alchemy"))
@@ -455,4 +455,4 @@ def test_the_outputs_that_ask_are_those_of_ipi(tmp_path: Path, monkeypatch: pyte
                     asking.add(word)
     bosons, driven = {"exchange_distinct_prob", "exchange_all_prob", "fermionic_sign"}, {"dipole", "Efield"}
     assert failed == {*bosons, *driven, "interaction_energy", "bweights_component"}  # which have no forces of their own
-    assert asking == ASKING
+    assert asking == EVALUATING_OUTPUTS

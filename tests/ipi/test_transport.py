@@ -16,7 +16,7 @@ import pytest
 from beadwork.errors import ConnectionLost, RemoteProtocolError
 from beadwork.ipi import wire
 from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, PosData, Status
-from beadwork.ipi.transport import Address, Line, Peer, Transport, stale
+from beadwork.ipi.transport import Address, Line, Peer, Transport, is_stale
 
 #: seconds after which something hangs; less than the default patience
 LONG = 30.0
@@ -69,13 +69,13 @@ def test_stale_socket_file_is_told_from_a_live_one(tmp_path: Path) -> None:
     """A killed i-PI leaves its socket file behind; only that one may be removed."""
     path = tmp_path / "socket"
     with listener(path):
-        assert not stale(path)
+        assert not is_stale(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(path))
-    assert stale(path)
-    assert not stale(tmp_path / "nothing")
+    assert is_stale(path)
+    assert not is_stale(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    assert not stale(tmp_path / "file")
+    assert not is_stale(tmp_path / "file")
 
 
 def test_connections_are_opened_one_handshake_at_a_time(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_foreign_peer_is_refused(tmp_path: Path) -> None:
 
 def test_listener_that_never_speaks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An i-PI whose polling thread has died takes connections and says nothing: an end with a sentence, not a hang."""
-    monkeypatch.setattr("beadwork.ipi.transport.HANDSHAKE", 0.3)
+    monkeypatch.setattr("beadwork.ipi.transport.HANDSHAKE_SECONDS", 0.3)
     transport = Transport([Line(Address(tmp_path / "socket"))], patience=0.0)
     with listener(tmp_path / "socket"):
         begin = time.monotonic()
@@ -176,7 +176,7 @@ def test_listener_that_hangs_up_at_once_is_not_dialled_in_a_loop(tmp_path: Path)
         thread = threading.Thread(target=refuse, args=(server,))
         thread.start()
         before = time.process_time()
-        with pytest.raises(ConnectionLost, match="hung up without a word"):
+        with pytest.raises(ConnectionLost, match="closed the connection without a message"):
             until(transport, Exit)
         assert time.process_time() - before < 0.3
         server.shutdown(socket.SHUT_RDWR)
@@ -223,7 +223,9 @@ def test_a_large_reply_does_not_keep_the_other_connection_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """i-PI reads a reply, asks that connection for READY, and only then reads the next reply, which no buffer holds."""
-    monkeypatch.setattr("beadwork.ipi.transport.SEND", 4096)  # what a stock kernel allows is a few hundred kilobytes
+    monkeypatch.setattr(
+        "beadwork.ipi.transport.SEND_BUFFER_BYTES", 4096
+    )  # what a stock kernel allows is a few hundred kilobytes
     atoms = 5000
     line = Line(Address(tmp_path / "socket"), wanted=2, atoms=atoms)
     transport = Transport([line], patience=LONG)
@@ -277,8 +279,8 @@ def test_a_large_reply_does_not_keep_the_other_connection_waiting(
 
 def test_a_reply_that_nobody_reads_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An i-PI that takes nothing of a reply costs its connection after a while, and not the server."""
-    monkeypatch.setattr("beadwork.ipi.transport.SEND", 4096)
-    monkeypatch.setattr("beadwork.ipi.transport.SEND_TIMEOUT", 0.3)
+    monkeypatch.setattr("beadwork.ipi.transport.SEND_BUFFER_BYTES", 4096)
+    monkeypatch.setattr("beadwork.ipi.transport.SEND_TIMEOUT_SECONDS", 0.3)
     transport = Transport([Line(Address(tmp_path / "socket"))], patience=LONG)
     with listener(tmp_path / "socket") as server:
         transport.poll(0.05)
@@ -297,7 +299,7 @@ def test_a_reply_that_nobody_reads_is_given_up(tmp_path: Path, monkeypatch: pyte
 
 def test_a_word_that_came_while_we_computed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """i-PI has spoken, and we were busy for longer than the patience: its word is read before its silence is judged."""
-    monkeypatch.setattr("beadwork.ipi.transport.HANDSHAKE", 0.2)
+    monkeypatch.setattr("beadwork.ipi.transport.HANDSHAKE_SECONDS", 0.2)
     transport = Transport([Line(Address(tmp_path / "socket"))], patience=0.0)
     with listener(tmp_path / "socket") as server:
         transport.poll(0.0)

@@ -21,7 +21,7 @@ from beadwork.label.codes.ase_calculator import AseCalculator
 from beadwork.label.codes.command import Command, Pattern
 from beadwork.label.codes.pyscf_labeller import PySCF
 from beadwork.label.jobs import Jobs, Slurm
-from beadwork.label.spec import Spec, read
+from beadwork.label.spec import Spec, read_spec
 
 pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
 INPUTS = Path(__file__).parents[2] / "inputs" / "labellers"
@@ -50,7 +50,7 @@ def test_every_table_of_a_labeller_arrives(tmp_path: Path) -> None:
     """Everything arrives where it belongs, whole numbers pass for numbers, and a worker elsewhere can be told it."""
     file = tmp_path / "l.toml"
     file.write_text(PYSCF)
-    spec = read(file)
+    spec = read_spec(file)
     assert (spec.kind, spec.charge, spec.spin, spec.attempts, spec.lease) == ("pyscf", 1, 0, 3, 60.0)
     assert spec.cut == Cut(radius=4.0)
     assert spec.jobs == Jobs("slurm", 16, 1, Slurm("long", nodes=2))
@@ -63,11 +63,11 @@ def test_dashes_and_underscores(tmp_path: Path) -> None:
     """Options take both spellings in every table of the file; names that are the user's own stay as they are."""
     text = PYSCF.replace("frozen_core", "frozen-core").replace("attempts = 3", "same-theory = true")
     (tmp_path / "l.toml").write_text(text)
-    spec = read(tmp_path / "l.toml")
+    spec = read_spec(tmp_path / "l.toml")
     assert spec.same_theory
     assert spec.settings == {"theory": "CCSD(T)", "basis": "cc-pVTZ", "frozen_core": True}
     (tmp_path / "underscores.toml").write_text(text.replace("frozen-core", "frozen_core"))
-    assert read(tmp_path / "underscores.toml").identity == spec.identity
+    assert read_spec(tmp_path / "underscores.toml").identity == spec.identity
     (tmp_path / "a.toml").write_text(
         """
         kind = "ase"
@@ -78,7 +78,7 @@ def test_dashes_and_underscores(tmp_path: Path) -> None:
         arguments = { a-b = 1, a_b = 2 }
         """
     )
-    calculator = read(tmp_path / "a.toml").labeller()
+    calculator = read_spec(tmp_path / "a.toml").labeller()
     assert isinstance(calculator, AseCalculator)
     assert calculator.ignores_charge
     assert calculator.arguments == {"a-b": 1, "a_b": 2}
@@ -100,7 +100,7 @@ def test_paths_and_tables_in_settings(tmp_path: Path) -> None:
         energy = { regex = "(?P<value>.)", unit = "eV" }
         """
     )
-    made = read(tmp_path / "l.toml").labeller()
+    made = read_spec(tmp_path / "l.toml").labeller()
     assert isinstance(made, Command)
     assert made.directory == tmp_path / "work"
     assert made.command == ("true",)
@@ -137,13 +137,13 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, said: str) -> No
     assert old in PYSCF
     file.write_text(PYSCF.replace(old, new))
     with pytest.raises(ConfigError, match=said):
-        read(file)
+        read_spec(file)
 
 
 @pytest.mark.parametrize("file", sorted(INPUTS.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_shipped_labeller_can_be_read_and_made(file: Path) -> None:
     """What ships can be read, makes its labeller, and fills its templates for a molecule."""
-    spec = read(file)
+    spec = read_spec(file)
     labeller = spec.labeller()
     assert labeller.method
     frame = Frame.from_atoms(ase.build.molecule("H2O"))
@@ -215,12 +215,12 @@ def test_a_program_that_is_not_here(tmp_path: Path) -> None:
         """
     (tmp_path / "l.toml").write_text(text)
     with pytest.raises(ConfigError, match="there is no program 'no-such-program' to be run"):
-        read(tmp_path / "l.toml")
+        read_spec(tmp_path / "l.toml")
     (tmp_path / "l.toml").write_text(text + '[jobs]\nexecutor = "slurm"\n[jobs.slurm]\npartition = "long"\n')
-    assert isinstance(read(tmp_path / "l.toml").labeller(), Command)
+    assert isinstance(read_spec(tmp_path / "l.toml").labeller(), Command)
     (tmp_path / "l.toml").write_text(text.replace('"no-such', '"./no-such'))
     with pytest.raises(ConfigError, match=r"begins with './no-such-program', but each label .* folder of its own"):
-        read(tmp_path / "l.toml")
+        read_spec(tmp_path / "l.toml")
 
 
 @pytest.mark.parametrize("path", ["ase.calculators.emt", "ase.calculators.emt:Nothing", "no_such_module:Class"])
@@ -265,7 +265,7 @@ def test_what_a_calculator_cannot_do_is_a_reason() -> None:
 
 def test_turborvb_as_far_as_that_goes_without_it(tmp_path: Path) -> None:
     """The shipped example finds energy and error in a pip0.d of TurboRVB's form; its programs are not run."""
-    made = read(INPUTS / "turborvb.toml").labeller()
+    made = read_spec(INPUTS / "turborvb.toml").labeller()
     assert isinstance(made, Command)
     (tmp_path / "pip0.d").write_text(
         " number of bins read =         490\n"

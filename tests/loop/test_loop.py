@@ -17,7 +17,7 @@ from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.loop import loop as loops
 from beadwork.loop import simulate
 from beadwork.loop.generations import write_page
-from beadwork.loop.loop import Generation, generations, learn, read, served, why_stop
+from beadwork.loop.loop import Generation, generations, learn, read_loop, served, why_stop
 from beadwork.potential.bundle import load_card, members_of
 from beadwork.potential.load import load
 from beadwork.train import committee as train
@@ -60,7 +60,7 @@ def test_one_generation_goes_from_frames_to_a_served_committee(ipi, tmp_path) ->
 
 def test_rule_to_stop(tmp_path) -> None:
     """It goes on while one of the two falls by a tenth, and stops when neither does."""
-    loop = read(written(tmp_path))
+    loop = read_loop(written(tmp_path))
 
     def two(flagged: float, then: float, error: float, new: float) -> str | None:
         before, now = Generation(tmp_path / "a"), Generation(tmp_path / "b")
@@ -109,21 +109,21 @@ def written(folder: Path, **loop: Any) -> Path:
 def test_what_cannot_be_run(tmp_path, wrong, sentence) -> None:
     """A LOOP.toml with a mistake is refused before anything is computed, with the mistake in the sentence."""
     with pytest.raises(ConfigError, match=sentence):
-        read(written(tmp_path, **wrong))
+        read_loop(written(tmp_path, **wrong))
 
 
 def test_paths_count_from_the_file(tmp_path) -> None:
     """A loop can be started from any folder."""
-    loop = read(written(tmp_path))
+    loop = read_loop(written(tmp_path))
     assert loop.baseline == tmp_path / "b"
     assert loop.simulations == {"w": tmp_path / "w.xml"}
     assert loop.folder == tmp_path / "loop"
-    assert read(written(tmp_path, delta=["d"])).delta == tmp_path / "d"
+    assert read_loop(written(tmp_path, delta=["d"])).delta == tmp_path / "d"
 
 
 def test_options_of_the_run_in_either_spelling(tmp_path) -> None:
     """What `beadwork run` takes with _ and with - the loop takes so too, its own uses of the option included."""
-    loop = read(written(tmp_path, run={"keep_most": 7, "keep_force": [0.2], "on-mark": "count"}))
+    loop = read_loop(written(tmp_path, run={"keep_most": 7, "keep_force": [0.2], "on-mark": "count"}))
     assert loop.run == {"keep-most": 7, "keep-force": [0.2], "on-mark": "count"}
     assert loop.low == 0.2
 
@@ -131,7 +131,7 @@ def test_options_of_the_run_in_either_spelling(tmp_path) -> None:
 def test_all_generations_are_counted_by_one_band(tmp_path) -> None:
     """Without keep-force the band is that of the committee that the loop begins with: later ones have a smaller spread,
     and a mark that fell with it would hide what was learned."""
-    loop = read(written(tmp_path, run={}))
+    loop = read_loop(written(tmp_path, run={}))
     first = loop.delta
     first.mkdir(exist_ok=True)
     spread = {"shares": [0.5, 0.99], "force_eV_per_angstrom": [0.01, 0.02]}
@@ -139,8 +139,8 @@ def test_all_generations_are_counted_by_one_band(tmp_path) -> None:
     (first / "committee.toml").write_text(tomli_w.dumps(about))
     assert loop.window == [0.02, 5.0]
     assert loop.low == 0.02
-    assert read(written(tmp_path, run={"mark-spread": 2.0})).window == [0.02, 2.0]
-    assert read(written(tmp_path, run={"keep-force": []})).low == np.inf
+    assert read_loop(written(tmp_path, run={"mark-spread": 2.0})).window == [0.02, 2.0]
+    assert read_loop(written(tmp_path, run={"keep-force": []})).low == np.inf
 
 
 class Stopped:
@@ -229,7 +229,7 @@ def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, m
     def start(folder: Path, options: Any, kept: int) -> Stopped:
         asked.append(options)
         (folder / "out-0").mkdir()
-        hash = served(read(loop).baseline, read(loop).delta)[:19]
+        hash = served(read_loop(loop).baseline, read_loop(loop).delta)[:19]
         lines = ["# step structures energy energy_spread force_spread evaluation/s novelty_baseline novelty_delta"]
         lines += [f"# from step 0 on a: {hash} in m"]
         for step, looks in enumerate(("0.01 0.1 7.25 0.99", "0.01 0.1 7.0 1.0", "0.2 0.1 6.0 3.0", "0.01 0.1 0.9 2.5")):
@@ -251,18 +251,18 @@ def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, m
         in said
     )
     assert "labels of the baseline's own level and a new baseline" in said
-    page = write_page(read(loop)).read_text()
+    page = write_page(read_loop(loop)).read_text()
     assert "7.25, 3 steps above 1" in page
     assert "labels of the baseline's own level and a new baseline" in page
     generation.stages["simulate"]["runs"]["water"].pop("novelty")  # of an earlier release
     (generation.folder / "generation.json").write_text(json.dumps(generation.stages))
-    assert "unknown" in write_page(read(loop)).read_text()
+    assert "unknown" in write_page(read_loop(loop)).read_text()
 
 
 def test_a_label_that_comes_while_training_waits(ipi, tmp_path, monkeypatch) -> None:
     """Training is killed, and a frame is labelled by hand: the training goes on with the labels that it was begun with,
     and the new one is learned in the generation after."""
-    loop = read(project(ipi, tmp_path))
+    loop = read_loop(project(ipi, tmp_path))
     labels = [truth.example(frame, n) for n, frame in enumerate(truth.clusters(4, 1, most=2))]
     there = labels[:3]
     learned = []

@@ -19,7 +19,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.label import spec as labellers
 from beadwork.label.run import label
-from beadwork.loop.loop import Loop, generations, read
+from beadwork.loop.loop import Loop, generations, read_loop
 from beadwork.potential.bundle import members_of
 from beadwork.potential.load import load
 from beadwork.train.committee import train_committee
@@ -93,7 +93,7 @@ def test_labels_mend_deltas_novelty_and_not_the_baselines(ipi: Any, tmp_path: Pa
         train=TRAIN,
         delta="neutral",
     )
-    loop = read(path)
+    loop = read_loop(path)
     learned_water(loop, tmp_path)
     ended = subprocess.run(
         loops.command(path),

@@ -14,7 +14,7 @@ import pytest
 
 from beadwork.errors import SimulationError
 from beadwork.events import Activated, Refused
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.loop import simulate
 from beadwork.observe.record import Record
 
@@ -47,7 +47,7 @@ def test_a_torn_restart_is_passed_over(tmp_path: Path) -> None:
     following = tmp_path / "gen-002" / "water"
     simulate.prepare(WATER / "input.xml", following, simulate.come_to(folder))
     shutil.copy(WATER / "init.xyz", following)  # a checkpoint of i-PI's has its structure in itself
-    begun = read(following / "part-0.xml")
+    begun = read_simulation(following / "part-0.xml")
     assert (begun.step, begun.total_steps) == (100, 220)
 
 
@@ -65,7 +65,7 @@ def test_structures_come_from_beside_the_input(tmp_path: Path, monkeypatch: pyte
     at(120, folder / "RESTART")
     assert simulate.come_to(folder) == folder / "RESTART"
     assert simulate.finished(folder)
-    assert simulate.simulations(folder) == {f"sha256:{read(folder / 'part-0.xml', directory=folder).sha256}"}
+    assert simulate.simulations(folder) == {f"sha256:{read_simulation(folder / 'part-0.xml', directory=folder).sha256}"}
     simulate.prepare(WATER / "input.xml", tmp_path / "gen-001" / "water", folder / "RESTART")
 
 

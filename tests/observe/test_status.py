@@ -22,7 +22,7 @@ from beadwork.errors import ConfigError
 from beadwork.events import Evaluated, Event, Lost, Note, Waiting
 from beadwork.observe import status as module
 from beadwork.observe.pace import Pace
-from beadwork.observe.status import ENDED, HANGS, RUNNING, Status, read, tell
+from beadwork.observe.status import ENDED, HANGS, RUNNING, Status, read_status, tell
 from beadwork.processes import birth
 
 
@@ -51,7 +51,7 @@ def status(tmp_path: Path) -> Status:
 
 def changed(status: Status, **values: object) -> dict[str, Any]:
     """What the file says, with other values."""
-    return {**read(status.path.parent), **values}
+    return {**read_status(status.path.parent), **values}
 
 
 def test_a_running_process_is_running(status: Status, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +171,7 @@ def test_a_clock_that_was_set_changes_nothing(status: Status) -> None:
 def test_a_waiting_one_waits_and_does_not_hang(status: Status) -> None:
     """Without i-PI no answer is due, however long that lasts; the state is written at once."""
     status(Lost("/tmp/ipi_x", "i-PI hung up", 1))
-    assert read(status.path.parent)["state"] == "serving"  # another connection is still there
+    assert read_status(status.path.parent)["state"] == "serving"  # another connection is still there
     status(Lost("/tmp/ipi_x", "i-PI hung up", 0))
     data = changed(status)
     said, code = tell(data | {"updated_monotonic": data["updated_monotonic"] - 3600})

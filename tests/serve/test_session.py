@@ -14,7 +14,7 @@ import pytest
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import committee_hash, load_card
@@ -31,7 +31,7 @@ def test_a_torn_restart_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture
     """An i-PI that had to be killed as it wrote RESTART: its steps are not counted, and one line says which file."""
     for name in ("input.xml", "init.xyz"):
         shutil.copy(WATER / name, tmp_path)
-    simulation = read(tmp_path / "input.xml")
+    simulation = read_simulation(tmp_path / "input.xml")
     session = Session(ServeConfig(simulation=str(simulation.path), baseline="b"), "threads")
     session._ipi = object()  # type: ignore[assignment]  # one that we have started
     restart = tmp_path / "RESTART"
@@ -108,7 +108,7 @@ def test_what_an_ffcommittee_makes_of_our_members(
     inside = f"<ffcommittee name='all'><parse_json>True</parse_json>{tags}{SOCKET.format('ours')}{base}</ffcommittee>"
     text = text.replace(own, inside).replace(f"forcefield='{name[1]}'", "forcefield='all'")
     (tmp_path / "input.xml").write_text(text)
-    socket = read(tmp_path / "input.xml").socket("ours")
+    socket = read_simulation(tmp_path / "input.xml").socket("ours")
     served = Potential(Harmonic(1.0), [Harmonic(1.0), Harmonic(2.0)], **potential)
     service = Service(Line(Address(Path("x"))), served, np.array([8]), 1, member_forces=forces)
     if said:
@@ -124,7 +124,7 @@ def test_a_weighted_baseline_that_is_served_in_parts() -> None:
         simulation="x", baseline="b", delta=["d"], at={"a": "baseline", "b": "delta"}, baseline_uncertainty=0.1
     )
     with pytest.raises(ConfigError, match="serves them apart"):
-        join(config, read(WATER / "input.xml"))
+        join(config, read_simulation(WATER / "input.xml"))
 
 
 def test_what_is_not_periodic_is_looked_at_as_such(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_what_is_not_periodic_is_looked_at_as_such(tmp_path: Path) -> None:
     config = ServeConfig(
         simulation=str(tmp_path / "input.xml"), baseline=names[0], delta=names[1:], engine="torchscript", periodic=False
     )
-    ((service,), _) = join(config, read(tmp_path / "input.xml"))
+    ((service,), _) = join(config, read_simulation(tmp_path / "input.xml"))
     assert not service.periodic
     with pytest.raises(GeometryError, match="apart"):  # so it would be, folded
-        join(replace(config, periodic=True), read(tmp_path / "input.xml"))
+        join(replace(config, periodic=True), read_simulation(tmp_path / "input.xml"))

@@ -19,7 +19,7 @@ from beadwork.doctor.bench import shorten
 from beadwork.doctor.finding import AMBER, Finding
 from beadwork.errors import SimulationError
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import Component, Extra, Simulation, read
+from beadwork.ipi.simulation import Component, Extra, Simulation, read_simulation
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
 from beadwork.serve import assemble as services
@@ -54,7 +54,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, path: Path, at: Mapping[str, str]
 
 def test_a_forcefield_of_bias_alone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """i-PI asks a forcefield that only `<bias>` names: it gets its two structures per step, and nothing is wrong."""
-    simulation = read(HERE / "bias.xml")
+    simulation = read_simulation(HERE / "bias.xml")
     (system,) = simulation.systems
     assert [part.forcefield for part in system.forces] == ["short"]
     assert system.bias == (Component("long", 2, 1.0, ()),)
@@ -69,7 +69,7 @@ def test_a_forcefield_of_bias_alone_is_served(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_forcefield_of_bias_that_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """i-PI waits for ever for the other one: the log says so, and the doctor is amber."""
-    simulation = read(HERE / "bias.xml")
+    simulation = read_simulation(HERE / "bias.xml")
     assert simulation.unserved(["short"]) == ("long",)
     _, notes = joined(monkeypatch, simulation, {"short": "baseline"})
     assert [note for note in notes if note.startswith("nobody answers 'long' here, and i-PI waits for a client there")]
@@ -81,7 +81,7 @@ def test_bias_of_replicas_counts_with_its_weights_and_in_the_outermost_step() ->
     """Bias of weight 0 is not asked in a step; of three replicas two ask a committee in their bias. It is asked once a
     step where the physical forces are asked four times, whatever the forces' levels are.
     """
-    simulation = read(HERE / "bias-of-replicas.xml")
+    simulation = read_simulation(HERE / "bias-of-replicas.xml")
     assert [part.weight for system in simulation.systems for part in system.bias] == [0, 1, 1, 1, 1, 1]
     sockets = {socket.name: socket for socket in simulation.sockets}
     assert {name: simulation.structures(socket) for name, socket in sockets.items()} == {
@@ -102,26 +102,26 @@ def test_forces_without_a_weight_each_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "input.xml"
     path.write_text(text.replace("[W, 1]", "[1]"))
     with pytest.raises(
-        SimulationError, match="has 2 forces in <bias> and 1 numbers in <bias_weights>; give one a force"
+        SimulationError, match="has 2 forces in <bias> and 1 numbers in <bias_weights>; give one for each force"
     ):
-        read(path)
+        read_simulation(path)
     path.write_text(
         text.replace("<forces>", "<forces><force forcefield='plumed'/>").replace(
             "[W, 1]</bias_weights>", "[W, 1]</bias_weights><hamiltonian_weights>[1]</hamiltonian_weights>"
         )
     )
     with pytest.raises(SimulationError, match="has 2 forces in <forces> and 1 numbers in <hamiltonian_weights>; give"):
-        read(path)
+        read_simulation(path)
     path.write_text(text.replace("<force forcefield='umbrella'/>", "<force forcefield='brolly'/>"))
     with pytest.raises(SimulationError, match="names the forcefield 'brolly', which the input does not define"):
-        read(path)
+        read_simulation(path)
 
 
 def test_extras_that_others_send_are_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """PLUMED's collective variables and another program's dipole are no business of ours; where nobody but us could
     send them, they are missed before i-PI stops with a KeyError.
     """
-    simulation = read(HERE / "extras-of-others.xml")
+    simulation = read_simulation(HERE / "extras-of-others.xml")
     assert set(simulation.extras) == {
         Extra("distance", ("plumed",)),
         Extra("mtd.bias", ("plumed",)),
@@ -167,10 +167,10 @@ def test_extras_of_contracted_beads(
     )
     path.write_text(text)
     if said is None:
-        joined(monkeypatch, read(path), {"short": "sum"})
+        joined(monkeypatch, read_simulation(path), {"short": "sum"})
     else:
         with pytest.raises(SimulationError, match=said):
-            joined(monkeypatch, read(path), {"short": "sum"})
+            joined(monkeypatch, read_simulation(path), {"short": "sum"})
 
 
 @pytest.mark.parametrize("around", ["{}", "<ffcommittee name='all'><parse_json>True</parse_json>{}</ffcommittee>"])
@@ -188,7 +188,7 @@ def test_forces_of_members_that_nobody_sends(monkeypatch: pytest.MonkeyPatch, tm
         for key in ("committee_pot", "committee_force")
     )
     path.write_text(text.replace("<simulation>", f"<simulation><output>{outputs}</output>"))
-    simulation = read(path)
+    simulation = read_simulation(path)
     with pytest.raises(SimulationError, match=r"extras committee_force, which will .* out, or add --member-forces$"):
         joined(monkeypatch, simulation, {"short": "sum"})
     joined(monkeypatch, simulation, {"short": "sum"}, member_forces=True)
@@ -216,7 +216,7 @@ def test_extras_of_an_ffcommittee(
     text = (HERE / "bias-of-replicas.xml").read_text().replace("<simulation>", f"<simulation><output>{output}</output>")
     text = text.replace("<force forcefield='plumed' nbeads='1'/>", "").replace("[W, 1]", "[1]")
     path.write_text(text.replace("<ffcommittee name='umbrella'>", f"<ffcommittee name='umbrella'>{settings}"))
-    simulation = read(path)
+    simulation = read_simulation(path)
     if lacking is None:
         joined(monkeypatch, simulation, {"physical": "sum", **at})
     else:
@@ -228,7 +228,7 @@ def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch, 
     """An `<ffcavphsocket>` sends the atoms without its photons, bead after bead: one connection, no word of batches. A
     benchmark of it has an address of its own.
     """
-    simulation = read(HERE / "cavity.xml")
+    simulation = read_simulation(HERE / "cavity.xml")
     (socket,) = simulation.sockets
     assert (socket.photons, socket.active) == (2, (0, 1, 2))
     assert simulation.numbers(socket).tolist() == [8, 1, 1]
@@ -238,7 +238,7 @@ def test_the_photons_of_a_cavity_stay_with_ipi(monkeypatch: pytest.MonkeyPatch, 
     assert (service.line.wanted, service.ring, service.numbers.tolist()) == (1, 2, [8, 1, 1])
     (tmp_path / "water-in-a-cavity.xyz").write_text((HERE / "water-in-a-cavity.xyz").read_text())
     shorten(simulation, 7, tmp_path / "bench.xml")
-    assert read(tmp_path / "bench.xml").socket().path != socket.path
+    assert read_simulation(tmp_path / "bench.xml").socket().path != socket.path
 
 
 @pytest.mark.slow
@@ -250,7 +250,7 @@ def test_a_cavity_with_real_ipi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / name).write_text((HERE / name).read_text())
     monkeypatch.chdir(tmp_path)
     prefix = f"{tmp_path}/"
-    simulation = read("cavity.xml", prefix)
+    simulation = read_simulation("cavity.xml", prefix)
     services_, _ = joined(monkeypatch, simulation, {"cavity": "baseline"}, prefix)
     command = [Path(sys.executable).with_name("i-pi"), "-S", prefix, "cavity.xml"]
     with open("log", "wb") as log:
@@ -261,7 +261,7 @@ def test_a_cavity_with_real_ipi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     finally:
         process.kill()
         process.wait()
-    where = read("RESTART").systems[0].positions / BOHR
+    where = read_simulation("RESTART").systems[0].positions / BOHR
     atoms, light = where[:, :3], where[:, 3:]
     omega, coupling = unit_to_internal("frequency", "inversecm", 3550), 4e-4
     dipole = np.einsum("a,bai->bi", [-0.8, 0.4, 0.4], atoms)

@@ -24,7 +24,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.events import Event
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import SOCKETS, Simulation, as_xml, read
+from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simulation
 from beadwork.observe.pace import PARTS
 from beadwork.observe.progress import sentence
 
@@ -37,7 +37,7 @@ def bench(config: ServeConfig, steps: int, threads: str) -> str:
 
     Raises SimulationError where i-PI does not get through them, or whatever BeadworkError the run ends with.
     """
-    simulation = read(Path(config.simulation), config.sockets_prefix)
+    simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
     with tempfile.TemporaryDirectory(prefix="beadwork-bench-") as folder:
         summary, notes = _run(_elsewhere(config), simulation, steps, threads, Path(folder))
     return report(summary, simulation, config, notes)
@@ -57,7 +57,7 @@ def _run(
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(simulation.directory / file, folder / file)
-    for output in read(folder / "bench.xml", directory=folder).outputs:
+    for output in read_simulation(folder / "bench.xml", directory=folder).outputs:
         (folder / output.name).parent.mkdir(parents=True, exist_ok=True)
     events: list[Event] = []
     with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -82,7 +82,7 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     total.text = str(simulation.step + steps)
     for output in root.iter("output"):  # a prefix may be a path, and lead to the outputs of the run itself
         output.set("prefix", "bench")
-    for k, entry in enumerate(entry for tag in SOCKETS for entry in root.iter(tag)):
+    for k, entry in enumerate(entry for tag in SOCKET_TAGS for entry in root.iter(tag)):
         address = entry.find("address")
         if address is None:
             address = ElementTree.SubElement(entry, "address")

@@ -20,7 +20,7 @@ from beadwork.errors import ResourceError, SimulationError
 from beadwork.frame import Frame
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, Socket
-from beadwork.ipi.transport import dialled
+from beadwork.ipi.transport import dial_name
 from beadwork.observe.pace import span
 from beadwork.potential.memory import free_memory
 from beadwork.potential.potential import Potential
@@ -184,7 +184,7 @@ def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
         return
     # the system knows a path as it was bound, which may be a relative one
     names = {os.path.normpath(path), os.path.normpath(directory / path)}
-    longest = max(os.fsencode(path), os.fsencode(dialled(directory / path)), key=len)  # i-PI's word for it, and ours
+    longest = max(os.fsencode(path), os.fsencode(dial_name(directory / path)), key=len)  # i-PI's word for it, and ours
     path = directory / path
     if len(longest) > LONGEST:
         yield Finding(

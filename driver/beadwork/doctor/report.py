@@ -16,7 +16,7 @@ from beadwork.doctor import machine, models, structure
 from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused
 from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
-from beadwork.ipi.simulation import Simulation, Socket, read
+from beadwork.ipi.simulation import Simulation, Socket, read_simulation
 from beadwork.observe.pace import OF_DELTA_ALONE
 from beadwork.potential.device import unused_gpu
 from beadwork.potential.load import load_for
@@ -67,7 +67,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
     What cannot be looked at, because something before is red, is left out; no BeadworkError leaves this.
     """
     try:
-        simulation = read(Path(config.simulation), config.sockets_prefix)
+        simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
     except BeadworkError as error:
         yield refused("input", error)
         return

@@ -1,8 +1,8 @@
-"""Which bead is which. The wire does not say; i-PI queues beads in order, and a bead stays close to itself.
+"""Identify beads. i-PI's protocol does not name them, but it queues them in order, and a bead moves little in a step.
 
-So the ring of the file's start is known, and one that comes whole, in one batch and over one connection, is in order;
-everything else is told by continuity with the ring before. Several connections come in whatever order i-PI's threads
-gave. Where nothing says it clearly, the bead is unknown, and is not invented.
+So the ring of the file's start is known, and a ring that comes whole, in one batch over one connection, is in order;
+all other structures are identified by continuity with the ring before. Several connections deliver in any order, as
+i-PI's threads happen to run. Where the assignment is not clear, the bead is unknown (None), never guessed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 
 from beadwork.frame import FloatArray
 
-#: Å; atoms of a structure that is one of the file's start are no further off
-SAME = 1e-4
+#: Å; a structure within this of one of the file's start is that one: files and contractions are rounded
+SAME_STRUCTURE = 1e-4
 
 
 class Beads:
@@ -41,20 +41,22 @@ class Beads:
             if bead is not None:
                 self._ring[bead] = flat[index]
         if beads.count(None) and len(flat) == self._count:
-            self._ring = None  # lost the thread: begin again with the next whole ring
+            self._ring = None  # continuity is lost (a jump of all beads): begin again with the next whole ring
         return beads
 
     def _begin(self, flat: FloatArray, in_order: bool) -> FloatArray | None:
-        """The ring that these structures are of; None where that is not known."""
+        """The ring that these structures belong to; None where that is not known."""
+        # a partly filled first batch can be identified by the file's start, a whole ring by its order
         if self._start is not None and self._start.shape[1] == flat.shape[1]:
             beads = _closest(flat, self._start)
-            if None not in beads and np.abs(flat - self._start[np.array(beads)]).max() < SAME:
+            if None not in beads and np.abs(flat - self._start[np.array(beads)]).max() < SAME_STRUCTURE:
                 return self._start.copy()
         return flat.copy() if in_order and len(flat) == self._count else None
 
 
 def _closest(flat: FloatArray, ring: FloatArray) -> list[int | None]:
-    # |a - b|^2 = a a + b b - 2 a b, about the centroid so that nothing large cancels
+    # |a - b|^2 = a a + b b - 2 a b: one matrix product instead of P^2 differences; relative to the centroid, because
+    # the coordinates of unwrapped atoms are large and would cancel
     centroid = ring.mean(axis=0)
     one, two = flat - centroid, ring - centroid
     square = (one**2).sum(axis=1)[:, None] + (two**2).sum(axis=1) - 2 * one @ two.T
@@ -62,7 +64,7 @@ def _closest(flat: FloatArray, ring: FloatArray) -> list[int | None]:
     for row in square:
         bead = int(row.argmin())
         others = np.delete(row, bead)
-        # clear means: the next nearest is at least twice as far, and nobody else has claimed this one
+        # clear: the second nearest is at least twice as far (4 in squares), and no other structure took this bead
         clear = bead not in beads and (len(others) == 0 or others.min() >= 4.0 * row[bead])
         beads.append(bead if clear else None)
     return beads

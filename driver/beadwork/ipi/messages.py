@@ -1,4 +1,4 @@
-"""What passes between i-PI and a force engine, as data. No behaviour, atomic units, i-PI's orientation.
+"""The messages between i-PI and a force engine, as data. No behaviour; atomic units; i-PI's orientation of cells.
 
 i-PI calls itself the server and us the driver or client: i-PI listens, we dial, and i-PI speaks first.
 """
@@ -13,12 +13,12 @@ from beadwork.frame import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """i-PI asks what we are up to; answered with NEEDINIT, READY or HAVEDATA."""
+    """i-PI asks for our state; the reply is NEEDINIT, READY or HAVEDATA. (The server's own status: observe.status.)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """i-PI's answer to NEEDINIT.
+    """i-PI's reply to NEEDINIT.
 
     request: id of the request that comes next; in batched mode that of the batch's first. parameters: the
     forcefield's `<parameters>` as one string, ending in `batch_size:N` in batched mode.
@@ -29,7 +29,8 @@ class Init:
 
     @property
     def batch_size(self) -> int:
-        """Structures in every POSDATA; 1 where the string says nothing (every i-PI up to 3.2)."""
+        """Structures in every POSDATA; 1 where the string does not say it (every i-PI up to 3.2)."""
+        # the last one: a user's own <parameters> come before what i-PI appends
         name, colon, value = self.parameters.rpartition("batch_size:")
         if not colon or (name and name[-1] not in " ,"):
             return 1
@@ -41,7 +42,7 @@ class Init:
 class PosData:
     """Structures to evaluate. cells: (B, 3, 3) Bohr, lattice vectors in columns. positions: (B, N, 3) Bohr.
 
-    Batches that i-PI could not fill end in byte-identical copies of their last structure.
+    A batch that i-PI could not fill ends in byte-identical copies of its last structure.
     """
 
     cells: FloatArray
@@ -67,7 +68,7 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class ForceReady:
-    """Our answer to GETFORCE, one entry a structure of the POSDATA, padding included.
+    """Our reply to GETFORCE, one entry per structure of the POSDATA, padding included.
 
     potentials: (B,) Hartree. forces: (B, N, 3) Hartree/Bohr. virials: (B, 3, 3) Hartree, minus stress times volume.
     extras: B strings in UTF-8, each empty or one JSON object.

@@ -1,8 +1,8 @@
-"""The step that i-PI has come to, as its own outputs have it, where it runs on this machine.
+"""Read i-PI's present step from its own outputs, where it runs on this machine.
 
-i-PI writes the outputs of a step when it is done with it, and asks for nothing more before the next one; so what is
-asked for after a line has appeared belongs to a later step. An output that asks for structures itself (`Output.asks`)
-belongs to the step that it is written for, and with threads it is written beside the others: a step is done when the
+i-PI writes the outputs of a step when it is done with it, and requests no forces before the next one; so a request
+after a line has appeared belongs to a later step. An output that requests structures itself (`Output.asks`) belongs to
+the step for which it is written, and with threads it is written at the same time as the others: a step is done when the
 last of them is there.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from beadwork.events import Moment
 from beadwork.ipi.simulation import Output
 
-#: bytes at the end of a file that are read for its last step, and twice as many until one is found, up to the second
-TAIL, LONGEST = 4096, 1 << 22
+#: bytes at the end of a file that are read for its last step, doubled until a step is found, up to the second number
+TAIL_BYTES, MAX_TAIL_BYTES = 4096, 1 << 22
 
 _TITLE = re.compile(rb"Step:\s*(\d+)\b[^\n]*\n")
 _COUNTER = re.compile(rb"<step[^>]*>\s*(\d+)\s*</step>")
@@ -39,14 +39,14 @@ class Written:
         self.tells = finest is not None and all(o.every and not (o.asks and o.every > o.stride) for o in self._followed)
         self._process: int | None = None
         self._files: list[tuple[Output, Path]] = []
-        # when it was read last, and the last step there: -1 before any, None where those there may be another i-PI's
+        # size and time at the last read, and the last step: -1 before any, None where it may be of an earlier i-PI
         self._found: dict[Path, tuple[tuple[int, int] | None, int | None]] = {}
         self._begin: int | None = None  # the first step that this i-PI has written
 
     def attach(self, process: int | None, directory: Path) -> None:
-        """Follow the i-PI of this process, which works there; again only where it is another one.
+        """Follow the i-PI with this process id in this working directory; repeated calls for the same one do nothing.
 
-        What is in its files already may be of an i-PI before it, and says nothing.
+        Lines that are in its files already may have been written by an earlier i-PI, and are ignored.
         """
         if self._files and process == self._process:
             return
@@ -56,12 +56,13 @@ class Written:
         self._begin = None
         for output, path in self._files:
             stamp = _stamp(path)
-            # one without a line is of an i-PI that has just begun, which opens all but checkpoints before it asks
+            # a file without a line belongs to an i-PI that has just begun: it opens all files but checkpoints before
+            # its first request
             fresh = _last(output, path) is None and (stamp is not None or output.kind == "checkpoint")
             self._found[path] = stamp, -1 if fresh else None
 
     def look(self) -> Moment:
-        """The step that is under way, counted from `first`; None where nothing was written since i-PI came."""
+        """The present step, counted from `first`; None where nothing was written since this i-PI began."""
         steps = [(output, self._read(output, path)) for output, path in self._files]
         known = [step for output, step in steps if output.every == self._every and step is not None]
         if not known or len(known) < sum(output.every == self._every for output, _ in steps):
@@ -71,7 +72,7 @@ class Written:
             return Moment(0 if self._first == 0 else None)
         if self._begin is None:
             self._begin = done
-        for output, step in steps:  # those that ask, and are not through with that step
+        for output, step in steps:  # outputs that request structures and are not done with that step
             due = done - done % output.every
             if output.every != self._every and due >= self._begin and (step is None or step < due):
                 done -= self._every
@@ -82,7 +83,7 @@ class Written:
     def _read(self, output: Output, path: Path) -> int | None:
         stamp = _stamp(path)
         before, step = self._found[path]
-        if stamp != before:
+        if stamp != before:  # stat is cheap, reading at every evaluation is not
             found = _last(output, path)
             step = found if found is not None else step
             self._found[path] = stamp, step
@@ -98,8 +99,8 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _last(output: Output, path: Path) -> int | None:
-    """The last step that a file has whole; None where it has none."""
-    size = TAIL
+    """The last step that is complete in a file; None where there is none."""
+    size = TAIL_BYTES
     while True:
         try:
             with open(path, "rb") as file:
@@ -109,7 +110,7 @@ def _last(output: Output, path: Path) -> int | None:
         except OSError:
             return None
         step = _step(output, text, size >= end)
-        if step is not None or size >= min(end, LONGEST):
+        if step is not None or size >= min(end, MAX_TAIL_BYTES):
             return step
         size *= 2
 
@@ -121,6 +122,7 @@ def _step(output: Output, text: bytes, whole: bool) -> int | None:
     if output.kind == "trajectory":
         titles = _TITLE.findall(text)
         return int(titles[-1]) if titles else None
+    # the last piece is a line without its end, and the first may be the rest of one
     lines = text.split(b"\n")[0 if whole else 1 : -1]
     for line in reversed(lines):
         words = line.split()

@@ -14,7 +14,7 @@ from pathlib import Path
 from beadwork.disk import alone, put_aside, writing
 from beadwork.errors import ConfigError, SimulationError
 from beadwork.ipi.simulation import Simulation
-from beadwork.ipi.transport import address_of, held, stale
+from beadwork.ipi.transport import address_in_use, address_of, is_stale
 from beadwork.processes import as_shell, end, launch
 from beadwork.signals import handled
 
@@ -53,9 +53,9 @@ class OwnIpi:
         found = []
         for socket in self._simulation.sockets:  # i-PI takes them all, whoever serves them
             address = address_of(self._simulation, socket)
-            if address.path is not None and stale(address.path):
+            if address.path is not None and is_stale(address.path):
                 found.append(address.path)
-            elif held(address):
+            elif address_in_use(address):
                 raise SimulationError(
                     f"{address} is held by another i-PI that is running",
                     "end it, or give the forcefield another address",

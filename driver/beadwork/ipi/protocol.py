@@ -6,9 +6,9 @@
     machine.answer(result)                # after a PosData; only then does the conversation go on
     sock.sendall(machine.data_to_send())
 
-The one rule that serves every i-PI: after POSDATA the machine reads nothing more until it is given the result.
-Consolidated i-PI (the default since 3.2) has GETFORCE waiting in the buffer by then, older ones a STATUS, which is
-answered HAVEDATA.
+One rule is right for every version of i-PI: after POSDATA the machine reads nothing more until it is given the result.
+An i-PI with consolidated messages (the default since 3.2) has sent GETFORCE by then, an older one a STATUS, to which
+the reply is HAVEDATA.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from beadwork.ipi.shm import Shared
 
 
 class State(Enum):
-    """Where the conversation is."""
+    """The state of the conversation."""
 
     NEEDS_INIT = auto()
     READY = auto()
@@ -33,10 +33,10 @@ class State(Enum):
     CLOSED = auto()
 
 
-#: what we say to STATUS
+#: our reply to STATUS
 _STATUS_REPLY = {State.NEEDS_INIT: wire.NEEDINIT, State.READY: wire.READY, State.HAS_DATA: wire.HAVEDATA}
 
-#: every legal move: (where we are, what came) -> where we are then
+#: every legal move: (state, message) -> next state. A table, so that what is not in it is refused and not guessed
 _MOVES: dict[tuple[State, bytes], State] = {
     (State.NEEDS_INIT, wire.STATUS): State.NEEDS_INIT,
     (State.NEEDS_INIT, wire.INIT): State.READY,
@@ -73,7 +73,7 @@ class Machine:
         self._eof = False
 
     def receive(self, data: bytes) -> None:
-        """Take what the socket gave; empty means that the peer hung up. After the end it is let go unread."""
+        """Take received bytes; empty means that the peer hung up. After the end they are discarded."""
         if self.state is State.CLOSED:
             return
         if data:
@@ -96,7 +96,7 @@ class Machine:
     def _next_event(self) -> Incoming | None:
         if self.state is State.CLOSED:
             return None
-        if len(self._in) > wire.MAX_HELD:
+        if len(self._in) > wire.MAX_HELD:  # while we compute nothing is parsed, and a peer could fill the memory
             raise RemoteProtocolError(
                 f"the peer sent {len(self._in)} bytes without waiting for an answer",
                 "check that it is i-PI that listens at this address",
@@ -106,6 +106,7 @@ class Machine:
         header = self._in.peek(wire.HEADER)
         if header is None:
             return self._end_of_file() if self._eof else None
+        # before the body is read: a message that is not allowed now need not even be complete
         target = _MOVES.get((self.state, header))
         if target is None:
             raise RemoteProtocolError(self._complaint(header))
@@ -132,6 +133,7 @@ class Machine:
         if shapes != ((structures,), (structures, atoms, 3), (structures, 3, 3), structures):
             raise LocalProtocolError(f"a result of shapes {shapes} for {structures} structures of {atoms} atoms")
         if not all(np.isfinite(values).all() for values in (result.potentials, result.forces, result.virials)):
+            # the last barrier: i-PI 3.3.1 integrates NaN forces and reports success
             raise LocalProtocolError("a result with NaN or infinity was to be sent, which i-PI would integrate")
         self._result = result
         self._pending = None
@@ -139,17 +141,17 @@ class Machine:
 
     @property
     def owes(self) -> bool:
-        """Whether bytes are due."""
+        """Whether there are bytes to send."""
         return bool(self._out)
 
     def data_to_send(self) -> bytes:
-        """Return and forget the bytes that are due."""
+        """Return the bytes to send, once."""
         data = b"".join(self._out)
         self._out.clear()
         return data
 
     def close(self) -> None:
-        """End the conversation from our side and let go of shared memory."""
+        """End the conversation from our side and detach from shared memory."""
         self.state = State.CLOSED
         self._layout.close()
 
@@ -182,7 +184,7 @@ class Machine:
         return Init(wire.integer(fixed[:4]), body.decode("utf-8", "replace"))
 
     def _initialise(self, init: Init) -> None:
-        if not 1 <= init.batch_size <= 65536:
+        if not 1 <= init.batch_size <= 65536:  # 0: `Init.batch_size` could not parse it
             raise RemoteProtocolError(
                 f"INIT's batch size cannot be read: {init.parameters[-60:]!r}", "<batch_size> wants a positive number"
             )

@@ -1,4 +1,4 @@
-"""What an i-PI input says about its sockets, systems and species, so that nobody types anything twice.
+"""Read an i-PI input: its sockets, systems, species and outputs, so that no user types them twice.
 
 The file is read with i-PI's own input classes, and the start structure is built by i-PI's own initializer; no socket
 is opened, no force field is loaded and nothing is written.
@@ -50,14 +50,14 @@ _ISOTOPES = {"D": 1, "T": 1, "Z": 1, "C13": 6, "C14": 6, "O17": 8, "O18": 8, "Cl
 # the prefix that a socket inside another forcefield keeps: i-PI 3.3.1 gives `sockets_prefix` only to the outer ones
 _INNER_PREFIX = "/tmp/ipi_"
 
-#: the forcefields that ask over a socket of their own
-SOCKETS = ("ffsocket", "ffcavphsocket")
+#: the forcefields of i-PI that have a socket of their own
+SOCKET_TAGS = ("ffsocket", "ffcavphsocket")
 
 # the parts of <initialize> that make the structure
 _STRUCTURE = ("positions", "masses", "labels", "cell")
 
-# outputs that send structures of their own: coordinates that are scaled or displaced, and Suzuki-Chin forces
-ASKING = {
+# outputs that request forces of structures of their own: scaled or displaced coordinates, and Suzuki-Chin forces
+EVALUATING_OUTPUTS = {
     "displacedpath",
     "forces_sc",
     "isotope_scfep",
@@ -71,7 +71,7 @@ ASKING = {
     "scaledcoords",
 }
 
-# motions besides dynamics of which something is known, by the mode of <motion>
+# motions besides dynamics whose requests are known, by the mode of <motion>
 _MOTIONS = {
     AlchemyMC: "alchemy",
     TemperatureRamp: "t_ramp",
@@ -81,18 +81,18 @@ _MOTIONS = {
     NormalModeMover: "normalmodes",
 }
 
-# trajectories with a file a bead
+# trajectories with one file per bead
 _FORCES = ("forces", "forces_spring", "forces_sc", "Eforces")
 _EACH_BEAD = ("positions", "velocities", "momenta", *_FORCES, "becx", "becy", "becz")
 
 # seconds since its last change in which a file that ends in the middle may still grow: i-PI writes RESTART in place
-_GROWING = 2.0
+_GROWING_SECONDS = 2.0
 
-# what the parser says of a file that ends too early
-_CUT = (errors.XML_ERROR_NO_ELEMENTS, errors.XML_ERROR_UNCLOSED_TOKEN, errors.XML_ERROR_PARTIAL_CHAR)
+# the XML parser's messages for a file that ends too early
+_TRUNCATED_XML = (errors.XML_ERROR_NO_ELEMENTS, errors.XML_ERROR_UNCLOSED_TOKEN, errors.XML_ERROR_PARTIAL_CHAR)
 
-# what i-PI's input classes raise for a bad file; some of its checks end in exit()
-_FAULTS = (
+# exceptions of i-PI's input classes for a bad file: it has no class of its own, and some of its checks call exit()
+_INPUT_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -108,7 +108,7 @@ _FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class FFCommittee:
-    """What an `<ffcommittee>` makes of its forcefields' answers. members: how many there are, without the baseline."""
+    """How an `<ffcommittee>` combines its forcefields' results. members: their number, without the baseline."""
 
     parse_json: bool
     alpha: float
@@ -118,16 +118,17 @@ class FFCommittee:
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """One `<ffsocket>` or `<ffcavphsocket>`: where i-PI listens and how it hands out the beads.
+    """One `<ffsocket>` or `<ffcavphsocket>`: where i-PI listens and how it distributes the beads.
 
-    name: of the forcefield. address, port: as in the XML; port matters for inet only. prefix: what stands before
-    the address of a unix socket. batch_size: structures in a request, 1 where i-PI does not batch. slots: the
+    name: of the forcefield. address, port: as in the XML; port matters for inet only. prefix: put before the address of
+    a unix socket. batch_size: structures in a request, 1 where i-PI does not batch. slots: the
     backlog of connections that wait to be accepted. latency: seconds between two looks of i-PI's polling thread.
     timeout: seconds after which i-PI drops a client, 0 for never. active: the atoms that are sent, None for all.
     offset: Hartree, subtracted by i-PI from our energy. parent: the `<ffcommittee>` or `<ffrotations>` around it,
-    which is what systems name. rotated: that parent sends every structure in one or more orientations. committee: what
-    that parent does with our answer, if it is an `<ffcommittee>`. photons: of an `<ffcavphsocket>`, how many of the
-    last atoms i-PI keeps to itself; it sends one bead after the other, each when that before has its answer.
+    which is the name that systems use. rotated: that parent sends every structure in one or more orientations.
+    committee: how that parent uses our result, if it is an `<ffcommittee>`. photons: of an `<ffcavphsocket>`, how many
+    of the last atoms are photons, which i-PI does not send; it sends one bead after the other, each after the result of
+    the one before.
     """
 
     name: str
@@ -158,10 +159,10 @@ class Socket:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One `<force>` of a system: which forcefield, on how many beads (fewer than the system's: contracted), and how
-    much of it counts, in all (weight) and at each level of multiple time steps (mts_weights, outermost first; empty for
-    the outermost alone). One of weight 0 is asked for what outputs want of it, and for nothing else. interpolated: the
-    keys of its extras that i-PI treats as it does energies.
+    """One `<force>` of a system: which forcefield, on how many beads (fewer than the system's: contracted), and its
+    weight, in all and at each level of multiple time steps (mts_weights, outermost first; empty for the outermost
+    alone). A force of weight 0 is computed only when an output needs it. interpolated: the keys of its extras that i-PI
+    interpolates between beads, as it does energies.
     """
 
     forcefield: str
@@ -173,8 +174,8 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A key that i-PI looks for in the extras of a system, and the forcefields of which one at least has to send it:
-    none where i-PI would look at nobody's.
+    """A key that i-PI reads from the extras of a system, and the forcefields of which at least one has to send it; no
+    forcefields where i-PI would read no extras at all.
     """
 
     key: str
@@ -185,10 +186,10 @@ class Extra:
 class System:
     """One `<system>`, or one instance of a `<system_template>`, at its start.
 
-    prefix: of its output files. numbers: (n,) atomic numbers, 0 for what is no element. names: what the input calls its
-    atoms. masses: (n,) dalton. positions: (nbeads, n, 3) Å.
+    prefix: of its output files. numbers: (n,) atomic numbers, 0 for what is no element. names: of its atoms in the
+    input. masses: (n,) dalton. positions: (nbeads, n, 3) Å.
     cell: (3, 3) Å, a lattice vector a row (i-PI starts no system without a cell). forces, bias: those of `<forces>`,
-    and those of the ensemble's `<bias>` with their `<bias_weights>`; i-PI asks the forcefields of both. temperature: K,
+    and those of the ensemble's `<bias>` with their `<bias_weights>`; i-PI requests both. temperature: K,
     None where the ensemble has none. timestep: fs, None where nothing moves in time. nmts: for each level of multiple
     time steps, outermost first, how many of its steps make one of the level around it. motions: what moves it in
     each step, one after the other: dynamics by their ensemble, 'alchemy', 't_ramp' and 'p_ramp', 'other' for the rest.
@@ -209,26 +210,27 @@ class System:
     motions: tuple[str, ...] = ()
 
     def parts(self, forcefield: str) -> tuple[Component, ...]:
-        """Return every `<force>`, of forces and of bias, that asks this forcefield."""
+        """Return every `<force>`, of forces and of bias, that uses this forcefield."""
         return tuple(part for part in self.forces + self.bias if part.forcefield == forcefield)
 
     def frame(self, bead: int = 0, active: tuple[int, ...] | None = None, *, periodic: bool = True) -> Frame:
-        """Return the start structure of one bead, all that are elements or the active atoms alone, periodic each way or
-        not at all.
+        """Return the start structure of one bead: its elements, or the active atoms alone; periodic in all directions
+        or in none.
         """
+        # what is no element (a photon of a cavity) is not sent to a forcefield
         atoms = np.flatnonzero(self.numbers) if active is None else list(active)
         return Frame(self.numbers[atoms], self.positions[bead][atoms], self.cell, (periodic,) * 3, bead)
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One file that i-PI will write, or one a bead.
+    """One output that i-PI will write, in one file or one per bead.
 
-    name: relative to i-PI's working directory, without a bead's number and a format. endings: these, a file each, in
-    the order in which i-PI writes. stride: steps from one writing to the next. columns: of properties, what stands in
-    each as the input asks for it; empty for each column of a property that has several. every: a line, or a frame, that
-    says its step is on the disk after so many steps; 0 where none is. number: its place in the input, the same for each
-    system's. asks: whatever it is written for, it sends structures of its own to the forcefields.
+    name: relative to i-PI's working directory, without the number of a bead and without a format. endings: these, one
+    for each file, in the order in which i-PI writes. stride: steps between two entries. columns: of properties, as the
+    input names them; empty for each column of a property that has several. every: steps after which an entry with its
+    step is on the disk; 0 where entries have no step. number: its place in the input, the same for all systems. asks:
+    it requests forces of structures of its own.
     """
 
     name: str
@@ -242,7 +244,7 @@ class Output:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All that it is written to."""
+        """The names of its files."""
         return tuple(self.name + ending for ending in self.endings)
 
     @property
@@ -288,12 +290,12 @@ class Simulation:
         names = ", ".join(socket.name for socket in self.sockets)
         if not self.sockets:
             raise SimulationError(
-                f"{self.path} has no <ffsocket>, so i-PI will ask nobody for forces",
+                f"{self.path} has no <ffsocket>, so i-PI will request forces from no server",
                 "give it one with a name, an address and a mode",
             )
         if name is None:
             if len(self.sockets) > 1:
-                raise SimulationError(f"{self.path} has several ffsockets ({names})", "say by name which one to serve")
+                raise SimulationError(f"{self.path} has several ffsockets ({names})", "name the one to serve")
             return self.sockets[0]
         for socket in self.sockets:
             if socket.name == name:
@@ -301,14 +303,13 @@ class Simulation:
         raise SimulationError(f"{self.path} has no ffsocket named {name!r}", f"it has: {names}")
 
     def served(self, socket: Socket) -> tuple[tuple[System, int], ...]:
-        """Return the systems that ask this socket, each with the structures that it asks for at once.
+        """Return the systems that use this socket, each with the number of structures that it requests at once.
 
-        A forcefield may be used twice by a system and on fewer beads. The copies that an <ffrotations> makes are
-        not counted.
+        A system may use a forcefield twice, and on fewer beads. The copies that an <ffrotations> makes are not counted.
         """
         name = socket.parent or socket.name
         parts = [(system, part) for system in self.systems for part in system.parts(name)]
-        # in a step i-PI asks those that have a weight; what has none anywhere is asked for outputs
+        # in a step i-PI computes the forces that have a weight; those without are computed for outputs alone
         parts = [(system, part) for system, part in parts if part.weight] or parts
         counts = [sum(part.nbeads for asking, part in parts if asking is system) for system in self.systems]
         return tuple((system, count) for system, count in zip(self.systems, counts, strict=True) if count)
@@ -318,7 +319,7 @@ class Simulation:
         return sum(count for _, count in self.served(socket))
 
     def calls(self, socket: Socket) -> int:
-        """Return how often a step asks this socket: more than once at an inner level of multiple time steps."""
+        """Return how often a step uses this socket: more than once at an inner level of multiple time steps."""
         name = socket.parent or socket.name
         levels = [
             level
@@ -335,29 +336,30 @@ class Simulation:
         return tuple(output for output in self.outputs if output.kind == "properties")
 
     def check_outputs(self) -> None:
-        """Raise SimulationError where i-PI would end as it opens its outputs, for what can be seen before: it makes no
-        folders, and what lies there it moves aside in its working directory alone.
+        """Raise SimulationError where i-PI would end with an error as it opens its outputs.
+
+        It makes no folders, and it renames existing files only in its own working directory.
         """
         for output in self.outputs:
             file = self.directory / output.name
             if not file.parent.is_dir():
                 raise SimulationError(
                     f"{self.path} has i-PI write {output.name}, but there is no folder {file.parent}, and i-PI makes "
-                    "none",
+                    "no folders",
                     "make it, or change the prefix of <output>",
                 )
-            anew = self.step == 0 or output.kind == "checkpoint"  # to others a RESTART adds
+            anew = self.step == 0 or output.kind == "checkpoint"  # a RESTART appends to the others
             elsewhere = output.files if Path(output.name).name != output.name else ()
             there = [path for name in elsewhere if (path := self.directory / name).exists()]
             if anew and there:
                 raise SimulationError(
-                    f"{there[0]} is there already: i-PI cannot move it aside from a folder that is not its own, and "
+                    f"{there[0]} exists: i-PI cannot rename it in a folder that is not its working directory, and "
                     "would end",
                     "move it away, or change the prefix of <output>",
                 )
 
     def unserved(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return the sockets, by name, that a system asks and that are not among these: i-PI waits for them for ever.
+        """Return the sockets, by name, that a system uses and that are not in `names`: i-PI waits for them for ever.
 
         An `<ffcommittee>` waits for each of its sockets.
         """
@@ -367,7 +369,7 @@ class Simulation:
     def numbers(self, socket: Socket) -> IntArray:
         """Return the atomic numbers (n,) of the structures that come over this socket, in order.
 
-        Species never travel on the wire, so all systems behind one socket must agree.
+        i-PI's protocol does not send species, so all systems behind one socket must have the same.
         Raises SimulationError when they differ, when no system uses the socket, when an active atom is missing, or when
         one is no element.
         """
@@ -375,7 +377,7 @@ class Simulation:
         if not served:
             raise SimulationError(
                 f"no <force> of {self.path}, of <forces> or of <bias>, uses the forcefield "
-                f"{socket.parent or socket.name!r}: i-PI would never ask it"
+                f"{socket.parent or socket.name!r}: i-PI would never use it"
             )
         found: list[IntArray] = []
         for system in served:
@@ -397,13 +399,13 @@ class Simulation:
             if not np.array_equal(numbers, found[0]):
                 raise SimulationError(
                     f"systems 0 and {k} of {self.path} differ in their atoms or the order of them, but share the "
-                    f"ffsocket {socket.name!r}, over which species never travel",
+                    f"ffsocket {socket.name!r}, and i-PI does not send species",
                     "give each composition its own ffsocket",
                 )
         return found[0]
 
 
-def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | None = None) -> Simulation:
+def read_simulation(path: Path | str, sockets_prefix: str | None = None, directory: Path | None = None) -> Simulation:
     """Read an i-PI input (XML or RESTART).
 
     sockets_prefix: as i-PI's own option `-S`; None takes the XML's. directory: where i-PI will be started, whatever the
@@ -412,18 +414,19 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
     Without `directory` it is the current one, where i-PI would be started by hand, wherever the input lies; but i-PI
     looks for relative names of structure files in its working directory and nowhere else, so where one of them is not
     there the folder of the input must have them all, and i-PI is to be started in it. A RESTART names none.
-    Raises SimulationError with one sentence for anything that i-PI would not start from, or that is no chemistry.
+    Raises SimulationError for anything that i-PI would not start from, or that is no chemistry.
     """
     path = Path(path).absolute()
     content, root = _content(path)
     source = _parse(path, root)
-    with _refusing(f"i-PI refuses {path}"):
+    with _refused_by_ipi(f"i-PI refuses {path}"):
         prefix = sockets_prefix if sockets_prefix is not None else source.sockets_prefix.fetch()
         sockets = tuple(_sockets(source, prefix))
         replicas = [system for tag, entry in source.extra for system in _replicas(tag, entry)]
         outputs = source.output.fetch()
         step, total_steps = int(source.step.fetch()), int(source.total_steps.fetch())
         forcefields = [entry.name.fetch() for tag, entry in source.extra if tag.startswith("ff")]
+    # i-PI checks this only when it starts the forcefield, after minutes of waiting for a client perhaps
     for socket in sockets:
         if socket.batch_size > 1 and not socket.consolidate:
             raise SimulationError(
@@ -432,7 +435,7 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
                 "leave consolidate_messages out",
             )
     if not replicas:
-        raise SimulationError(f"{path} has no <system>", "there is nothing to simulate")
+        raise SimulationError(f"{path} has no <system>", "add the system to simulate")
     directory, files = _locate(path, replicas, directory)
     systems = tuple(_system(path, k, replica) for k, replica in enumerate(replicas))
     sockets = tuple(_without_photons(socket, systems) for socket in sockets)
@@ -448,7 +451,7 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
             f"the stride of {', '.join(never)} in {path} is below 1",
             "i-PI divides the step by it: give it 1 or more, or take the output out",
         )
-    with _refusing(f"i-PI refuses {path}"):
+    with _refused_by_ipi(f"i-PI refuses {path}"):
         extras = _extras(outputs, replicas, systems)
     return Simulation(
         path=path,
@@ -471,14 +474,14 @@ def read(path: Path | str, sockets_prefix: str | None = None, directory: Path | 
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """Silence i-PI, which warns on stdout, and turn what it raises into one sentence."""
+def _refused_by_ipi(what: str) -> Iterator[None]:
+    """Silence i-PI, which prints warnings to stdout, and turn its exceptions into a SimulationError."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # i-PI leaves the closing of its files to Python
         try:
             yield
-        except _FAULTS as error:
-            traceback.clear_frames(error.__traceback__)  # which hold those files open
+        except _INPUT_ERRORS as error:
+            traceback.clear_frames(error.__traceback__)  # the frames keep those files open
             if isinstance(error, UnboundLocalError):  # i-PI's reader of a file in which there is no frame
                 text = "there is no structure in it"
             else:
@@ -487,17 +490,17 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def _content(path: Path) -> tuple[bytes, Any]:
-    """Return the file, and what i-PI's parser makes of it; one that i-PI is just writing is waited for."""
-    until = time.monotonic() + _GROWING
+    """Return the file and its contents as parsed by i-PI; waits for a file that i-PI is just writing."""
+    until = time.monotonic() + _GROWING_SECONDS
     while True:
         try:
             content = path.read_bytes()
-            fresh = time.time() - path.stat().st_mtime < _GROWING and time.monotonic() < until
+            fresh = time.time() - path.stat().st_mtime < _GROWING_SECONDS and time.monotonic() < until
         except OSError as error:
             raise SimulationError(
                 f"cannot read the i-PI input {path}: {error.strerror}", "name an existing XML or RESTART file"
             ) from error
-        if path.suffix == ".json":  # as i-PI tells them apart
+        if path.suffix == ".json":  # i-PI too goes by the name
             try:
                 return content, json_parse_string(content.decode())
             except ValueError as error:
@@ -505,19 +508,19 @@ def _content(path: Path) -> tuple[bytes, Any]:
         try:
             return content, xml_parse_string(content)
         except SAXParseException as error:
-            cut = error.getMessage() in _CUT
+            cut = error.getMessage() in _TRUNCATED_XML
             if cut and fresh:
                 time.sleep(0.1)
                 continue
             where = f"line {error.getLineNumber()}: {error.getMessage()}"
             if not cut:
                 raise SimulationError(f"{path} is no XML ({where})", "name an i-PI input or RESTART") from error
-            # i-PI moves a RESTART aside before it writes another
+            # i-PI renames a RESTART to #RESTART#n# before it writes another
             kept = path.parent.glob(f"#{escape(path.name)}#*#")
             older = max(kept, key=lambda file: file.stat().st_mtime, default=None)
             remedy = f"the one before it, {older}" if older else "a checkpoint of that run, or the input it began with"
             raise SimulationError(
-                f"{path} ends in the middle ({where}): whoever wrote it was killed, or the disk was full",
+                f"{path} ends in the middle ({where}): its writer was killed, or the disk was full",
                 f"take {remedy}",
             ) from error
 
@@ -534,14 +537,14 @@ def _parse(path: Path, root: Any) -> Any:
     if tag != "simulation":
         raise SimulationError(f"{path} is XML, but of <{tag}>", "an i-PI input begins with <simulation>")
     source = InputSimulation()
-    with _refusing(f"i-PI does not understand {path}"):
+    with _refused_by_ipi(f"i-PI does not understand {path}"):
         source.parse(node)
     return source
 
 
 def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
     for tag, entry in source.extra:
-        if tag in SOCKETS:
+        if tag in SOCKET_TAGS:
             yield _socket(entry, prefix, None, False)
         elif tag == "ffcommittee":
             baseline = str(entry.baseline_name.fetch())
@@ -551,7 +554,7 @@ def _sockets(source: Any, prefix: str) -> Iterator[Socket]:
             for inner, member in entry.extra:
                 if inner == "ffsocket":
                     yield replace(_socket(member, _INNER_PREFIX, str(entry.name.fetch()), False), committee=committee)
-        elif tag == "ffrotations" and entry.ffsocket.name.fetch() != "__DUMMY__":  # i-PI's word for none
+        elif tag == "ffrotations" and entry.ffsocket.name.fetch() != "__DUMMY__":  # i-PI's default, meaning none
             yield _socket(entry.ffsocket, _INNER_PREFIX, str(entry.name.fetch()), True)
 
 
@@ -597,14 +600,14 @@ def _replicas(tag: str, entry: Any) -> list[Any]:
 
 
 def _extras(outputs: Any, replicas: list[Any], systems: tuple[System, ...]) -> tuple[Extra, ...]:
-    """Return what this simulation reads of the extras, each once."""
+    """Return the keys that this simulation reads from the extras, each once."""
     found: list[Extra] = []
     for replica, system in zip(replicas, systems, strict=True):
         forces, bias = system.forces, system.bias
         if np.any(np.asarray(replica.ensemble.hweights) != 1):
             bias += forces  # i-PI scales the forces by what it adds to the bias
         wanted = [
-            # i-PI writes all that there is where `raw` alone is asked for
+            # for `raw` i-PI writes the whole string, whatever keys it has
             ([] if output.extra_type == "raw" else output.extra_type.split(","), *_read(output.what, forces, bias))
             for output in outputs
             if isinstance(output, TrajectoryOutput) and output.what.startswith("extras")
@@ -617,7 +620,7 @@ def _extras(outputs: Any, replicas: list[Any], systems: tuple[System, ...]) -> t
         for keys, parts, whole in wanted:
             asked = [part for part in parts if part.weight or whole]
             for key in map(str.strip, keys):
-                # of contracted beads i-PI keeps what it can interpolate
+                # on contracted beads i-PI keeps only the keys that it interpolates
                 senders = [part for part in asked if whole or part.nbeads == system.nbeads or key in part.interpolated]
                 found.append(Extra(key, tuple(dict.fromkeys(part.forcefield for part in senders))))
             found += [Extra(other, (part.forcefield,)) for part in asked for other in part.interpolated]
@@ -625,7 +628,7 @@ def _extras(outputs: Any, replicas: list[Any], systems: tuple[System, ...]) -> t
 
 
 def _read(what: str, forces: tuple[Component, ...], bias: tuple[Component, ...]) -> tuple[tuple[Component, ...], bool]:
-    """Return whose extras an output is of, and whether it takes them as they came, whatever their weight and beads."""
+    """Return the forces whose extras an output writes, and whether it writes them whatever their weight and beads."""
     name, _, arguments, _ = getall(what)
     if name != "extras_component_raw":
         return bias if name == "extras_bias" else forces, False
@@ -634,7 +637,7 @@ def _read(what: str, forces: tuple[Component, ...], bias: tuple[Component, ...])
 
 
 def _output(outputs: Any, number: int, output: Any, system: System) -> Output:
-    """Return what i-PI makes of an output for one system; a checkpoint is of all of them."""
+    """Return the files that i-PI writes of an output for one system; a checkpoint has all systems."""
     name = f"{outputs.prefix}.{output.filename}" if outputs.prefix else str(output.filename)
     stride = int(output.stride)
     if isinstance(output, CheckpointOutput):
@@ -642,14 +645,14 @@ def _output(outputs: Any, number: int, output: Any, system: System) -> Output:
     name = f"{system.prefix}_{name}" if system.prefix else name
     every = stride * int(output.flush)
     if isinstance(output, PropertyOutput):
-        asks = not ASKING.isdisjoint(map(getkey, output.outlist))
+        asks = not EVALUATING_OUTPUTS.isdisjoint(map(getkey, output.outlist))
         table = Output(name, "properties", stride, tuple(_columns(output.outlist)), number=number, asks=asks)
         return table if table.step is None else replace(table, every=every)
     what = getkey(output.what)
     endings = tuple(_endings(output, what, system.nbeads))
-    # ASE rewords i-PI's title, and a binary file has it in four bytes a letter
+    # in ASE's format the title line with the step is rewritten, and a binary file stores it as four bytes per letter
     says = endings and (what.startswith("extras") or output.format not in ("ase", "binary"))
-    asks = what in ASKING
+    asks = what in EVALUATING_OUTPUTS
     return Output(name, "trajectory", stride, every=every if says else 0, number=number, asks=asks, endings=endings)
 
 
@@ -669,12 +672,12 @@ def _columns(properties: Iterable[Any]) -> Iterator[str]:
     sizes = {key: about.get("size", 1) for key, about in Properties().property_dict.items()}
     for asked in map(str, properties):
         size = sizes.get(getkey(asked), 1)
-        # what i-PI cannot number it does not write a header for either, and ends
+        # a property without a fixed number of columns: i-PI cannot write the header either, and ends with an error
         yield from [asked] if size == 1 or not isinstance(size, int) else [""] * size
 
 
 def _bytes(output: Any, system: System) -> float:
-    """Return about how much one writing of this output adds to the disk, in bytes."""
+    """Return roughly how many bytes one entry of this output adds to the disk."""
     atoms, beads = len(system.numbers), system.nbeads
     if isinstance(output, PropertyOutput):
         return 18.0 * len(list(_columns(output.outlist)))
@@ -690,8 +693,8 @@ def _bytes(output: Any, system: System) -> float:
 
 
 def _locate(path: Path, replicas: list[Any], given: Path | None) -> tuple[Path, tuple[Path, ...]]:
-    """Return i-PI's working directory, which may be given, and the files it will read there; make the initializers read
-    just those.
+    """Return i-PI's working directory, which may be given, and the files that it will read there; set the initializers
+    to these files.
     """
     steps = [
         step for replica in replicas for _, step in replica.init.queue if step.mode in ("xyz", "pdb", "chk", "ase")
@@ -710,16 +713,16 @@ def _locate(path: Path, replicas: list[Any], given: Path | None) -> tuple[Path, 
 
 
 def _system(path: Path, k: int, replica: Any) -> System:
-    # momenta need the thermostat's random numbers, and are nobody's business here
+    # without momenta: they need the thermostat's random numbers, and forces do not depend on them
     replica.init.queue = [(what, step) for what, step in replica.init.queue if what in _STRUCTURE]
     files = ", ".join(dict.fromkeys(str(step.value) for _, step in replica.init.queue if step.mode != "manual"))
     try:
-        with _refusing(f"i-PI cannot start system {k} of {path}" + (f" from {files}" if files else "")):
+        with _refused_by_ipi(f"i-PI cannot start system {k} of {path}" + (f" from {files}" if files else "")):
             replica.init.init_stage1(replica)
     except SimulationError:
         names = [str(name) for name in dstrip(replica.beads.names)]
         if all(names) and not (numbers := _numbers(names)).all():
-            atom = int(np.argmin(numbers))  # which has no mass either: this says more than i-PI does
+            atom = int(np.argmin(numbers))  # i-PI's own error is about a missing mass: this names the atom
             raise _unknown(path, k, atom, names[atom]) from None
         raise
     beads, motion = replica.beads, replica.motion
@@ -729,16 +732,16 @@ def _system(path: Path, k: int, replica: Any) -> System:
         ("bias", bias, "bias_weights", weights),
         ("forces", replica.fcomp, "hamiltonian_weights", scales),
     ):
-        if 0 < len(given) < len(forces):  # where none is given, i-PI takes 1 for each
+        if 0 < len(given) < len(forces):  # without any, i-PI takes 1 for each; with too few it ends in the first step
             raise SimulationError(
                 f"system {k} of {path} has {len(forces)} forces in <{where}> and {len(given)} numbers in <{tag}>",
-                "give one a force",
+                "give one for each force",
             )
     names = [str(name) for name in dstrip(beads.names)]
     numbers = _numbers(names)
     if not numbers.any():
         raise _unknown(path, k, 0, names[0])
-    for mover in _movers(motion):  # a replay opens its trajectories, and leaves that to Python
+    for mover in _movers(motion):  # <motion mode='replay'> opens its trajectories and never closes them
         for file in np.atleast_1d(getattr(mover, "rfile", [])):
             file.close()
     temperature, timestep = float(replica.ensemble.temp), float(motion.dt)
@@ -758,14 +761,14 @@ def _system(path: Path, k: int, replica: Any) -> System:
         timestep=timestep * FEMTOSECOND if timestep > 0 else None,
         nmts=_nmts(motion)[0],
         motions=_motions(motion),
-        # i-PI takes bias in the outermost step, whatever its mts_weights are
+        # i-PI applies a bias in the outermost step, whatever its mts_weights are
         bias=tuple(_component(part, beads.nbeads, weight, ()) for part, weight in zip(bias, weights, strict=False)),
     )
 
 
 def _component(part: Any, beads: int, weight: float, mts_weights: tuple[float, ...]) -> Component:
     count = int(part.nbeads)
-    # as i-PI has it: all beads where none are given, or more than there are
+    # i-PI's own rule: all beads where the number is not given, or larger than there are
     count = count if 0 < count < beads else int(beads)
     interpolated = tuple(str(key) for key in part.interpolate_extras)
     return Component(str(part.ffield), count, float(weight), mts_weights, interpolated)
@@ -782,7 +785,8 @@ def _nmts(motion: Any) -> list[tuple[int, ...]]:
 
 
 def _motions(motion: Any) -> tuple[str, ...]:
-    """What moves a system, one after the other; dynamics by their ensemble."""
+    """The motions of a system, in their order; dynamics by their ensemble."""
+    # by exact type: a subclass may request forces in its own way
     names = [
         getattr(one, "enstype", "") if type(one) in (Dynamics, DrivenDynamics) else _MOTIONS.get(type(one), "other")
         for one in _movers(motion)
@@ -796,6 +800,6 @@ def _numbers(names: list[str]) -> IntArray:
 
 def _unknown(path: Path, k: int, atom: int, name: str) -> SimulationError:
     return SimulationError(
-        f"atom {atom} of system {k} of {path} is called {name!r}, which is no element, so no model can answer for it",
+        f"atom {atom} of system {k} of {path} is called {name!r}, which is no element, so no model can evaluate it",
         "name it by its element, and give a special mass in <masses>",
     )

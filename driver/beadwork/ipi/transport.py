@@ -1,7 +1,7 @@
-"""Sockets, and nothing else that knows of them: dial i-PI, read, send, dial again.
+"""Sockets: connect to i-PI, read, send, connect again. No other module opens one.
 
-A `Line` is one forcefield's address and the connections to it. Connections are dialled one after the other, each
-when the one before has shaken hands, so that i-PI's short queue of waiting clients (`slots`) never fills.
+A `Line` is one forcefield's address and the connections to it. Connections are opened one after the other, each when
+the one before has finished its handshake, so that i-PI's short queue of waiting clients (`slots`, 1 to 5) never fills.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beadwork.errors import ConnectionLost
-from beadwork.ipi.fd_keeper import Guard, hang_up
+from beadwork.ipi.fd_keeper import FdKeeper, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
-from beadwork.ipi.peer_identity import check_port, check_unix, folder, process
+from beadwork.ipi.peer_identity import check_port, check_unix, peer_folder, peer_process
 from beadwork.ipi.protocol import Machine
 from beadwork.ipi.shm import SegmentGone
 from beadwork.ipi.simulation import Simulation, Socket
 
-RECEIVE = 1 << 20
-#: bytes of a reply that wait in the kernel, so that sending it does not wait for i-PI to read
-SEND = 1 << 22
-#: seconds in which i-PI must read something of a reply that waits
-SEND_TIMEOUT = 30.0
-#: seconds in which an i-PI that has said EXIT may take us back (it says so to a client that it found too slow)
-GRACE = 1.0
-#: seconds that an i-PI which has taken a connection always gets for its first word
-HANDSHAKE = 5.0
+RECEIVE_BYTES = 1 << 20
+#: of a unix socket: a reply fits into the kernel, so that sending it does not wait for i-PI to read
+SEND_BUFFER_BYTES = 1 << 22
+#: seconds within which i-PI must read some bytes of a reply that waits
+SEND_TIMEOUT_SECONDS = 30.0
+#: seconds after EXIT within which i-PI may accept us again (it sends EXIT to a client that it found too slow, too)
+EXIT_GRACE_SECONDS = 1.0
+#: seconds that i-PI always gets for its first message on an accepted connection, whatever --patience is
+HANDSHAKE_SECONDS = 5.0
+#: as a time to dial at
 NEVER = float("inf")
-#: seconds between two guards that are started, the second time, and at most
-GUARD, GUARD_MOST = 1.0, 600.0
-RETRY = 0.05
-RETRY_MOST = 1.0
+#: seconds until another fd keeper is started: at first, and after doubling at most
+KEEPER_RETRY_SECONDS, KEEPER_RETRY_MAX_SECONDS = 1.0, 600.0
+RETRY_SECONDS = 0.05
+RETRY_MAX_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,10 @@ class Address:
 
 
 def address_of(simulation: Simulation, socket: Socket, host: str | None = None) -> Address:
-    """Where i-PI will listen. host: of an inet address that cannot be dialled as it stands."""
+    """Where i-PI will listen. host: replaces an inet address that cannot be reached as it is written in the XML."""
     if socket.path is not None:
         return Address(path=simulation.directory / socket.path)  # i-PI binds it in its own folder
-    # i-PI binds the address: one that means 'every interface' is dialled here
+    # i-PI binds this address: 'every interface' is no address to connect to
     return Address(
         host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
     )
@@ -74,13 +75,13 @@ class Peer:
     line: Line
     sock: socket.socket
     machine: Machine
-    met: bool = False  # i-PI has spoken
+    met: bool = False  # i-PI has sent its first message
     since: float = field(default_factory=time.monotonic)
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))  # what the kernel has not taken yet
     taken_at: float = 0.0  # when the kernel last took some of it
 
     def send(self) -> None:
-        """Give the kernel what the conversation owes, as much as it takes now. Raises OSError."""
+        """Pass as much to the kernel as it accepts now. Raises OSError."""
         if self.machine.owes:
             data = self.machine.data_to_send()
             if not self.unsent:
@@ -91,23 +92,23 @@ class Peer:
                 self.unsent = self.unsent[self.sock.send(self.unsent) :]
                 self.taken_at = time.monotonic()
         except BlockingIOError:
-            if time.monotonic() - self.taken_at > SEND_TIMEOUT:
-                raise TimeoutError(f"nothing for {SEND_TIMEOUT:g} s") from None
+            if time.monotonic() - self.taken_at > SEND_TIMEOUT_SECONDS:
+                raise TimeoutError(f"nothing for {SEND_TIMEOUT_SECONDS:g} s") from None
 
     def process(self) -> int | None:
-        """i-PI's process; None where that cannot be told (on another machine)."""
-        return process(self.sock)
+        """i-PI's process id; None where it is not known (on another machine)."""
+        return peer_process(self.sock)
 
     def directory(self) -> Path | None:
-        """i-PI's working directory, where it looks for EXIT; None where that cannot be told (on another machine)."""
-        return folder(self.sock)
+        """i-PI's working directory, where it looks for EXIT; None where it is not known (on another machine)."""
+        return peer_folder(self.sock)
 
 
 @dataclass(eq=False)
 class Line:
-    """All connections to one forcefield. wanted: how many; shared: mode 'shm'; atoms: what the file promises.
+    """All connections to one forcefield. wanted: how many; shared: mode 'shm'; atoms: the number in the file.
 
-    pid: of the i-PI that must listen there; None where any of this user's may.
+    pid: of the i-PI that must listen there; None where any i-PI of this user may.
     """
 
     address: Address
@@ -116,43 +117,48 @@ class Line:
     atoms: int | None = None
     pid: int | None = None
     peers: list[Peer] = field(default_factory=list)
-    lost_at: float = field(default_factory=time.monotonic)  # since when nobody there has spoken to us
+    lost_at: float = field(default_factory=time.monotonic)  # since when no i-PI there has sent anything
     dial_at: float = 0.0
-    pause: float = RETRY
-    exited: bool = False  # i-PI has said EXIT and not spoken since
+    pause: float = RETRY_SECONDS
+    exited: bool = False  # i-PI has sent EXIT and nothing since
     why: str = "not tried yet"
 
     @property
     def dials(self) -> bool:
-        """Whether a connection is missing and the last one has shaken hands."""
+        """Whether a connection is missing and all others have finished their handshake."""
         return len(self.peers) < self.wanted and self.dial_at != NEVER and all(peer.met for peer in self.peers)
 
     @property
     def met(self) -> bool:
-        """Whether any connection has shaken hands."""
+        """Whether any connection has finished its handshake."""
         return any(peer.met for peer in self.peers)
 
 
-def stale(path: Path) -> bool:
-    """Whether a unix socket file lies there that nobody listens on (i-PI killed with -9 leaves one)."""
+def is_stale(path: Path) -> bool:
+    """Whether there is a unix socket file on which nobody listens (i-PI killed with -9 leaves one)."""
+    # the kernel alone knows: connecting to a file without a listener is refused
     if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        return probe.connect_ex(dialled(path)) == errno.ECONNREFUSED
+        return probe.connect_ex(dial_name(path)) == errno.ECONNREFUSED
 
 
-def dialled(path: Path) -> str:
-    """The shorter name of a socket file: the kernel takes 107 bytes, and i-PI may have bound it from its own folder."""
+def dial_name(path: Path) -> str:
+    """The shorter name of a socket file, absolute or relative: the kernel accepts 107 bytes at most.
+
+    i-PI may have bound a name that is short in its own working directory and too long from ours.
+    """
     return min(str(path), os.path.relpath(path), key=lambda name: len(os.fsencode(name)))
 
 
-def held(address: Address) -> bool:
-    """Whether an i-PI that is started now would find its address taken."""
+def address_in_use(address: Address) -> bool:
+    """Whether an i-PI that is started now would find its address in use."""
     if address.path is not None:
         return address.path.exists()
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as i-PI does
+        # as i-PI does: else a port in TIME_WAIT would count as taken
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address.host, address.port))
         except OSError as error:
@@ -166,9 +172,9 @@ def _connect(address: Address, pid: int | None) -> socket.socket:
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             sock.setblocking(False)
-            sock.connect(dialled(address.path))
+            sock.connect(dial_name(address.path))
             check_unix(sock, address.path, pid)
         except (OSError, ConnectionLost):
             sock.close()
@@ -176,6 +182,7 @@ def _connect(address: Address, pid: int | None) -> socket.socket:
         return sock
     check_port(address.port, pid)
     sock = socket.create_connection((address.host, address.port), timeout=2.0)
+    # Nagle's algorithm would hold back each 12-byte header until the last one is acknowledged
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setblocking(False)
     return sock
@@ -184,7 +191,7 @@ def _connect(address: Address, pid: int | None) -> socket.socket:
 class Transport:
     """Every line of one server.
 
-    patience: seconds without an i-PI that speaks before a line is given up. tell: called with what a user should know.
+    patience: seconds without any message of i-PI before a line is given up. tell: called with messages for the user.
     """
 
     def __init__(
@@ -198,15 +205,14 @@ class Transport:
             line.lost_at = now
         self._selector = selectors.DefaultSelector()
         self._closed: list[Peer] = []
-        self._guard: Guard | None = None
-        self._guard_at, self._guard_pause = 0.0, GUARD  # when the next one may be started
+        self._keeper: FdKeeper | None = None
+        self._keeper_at, self._keeper_pause = 0.0, KEEPER_RETRY_SECONDS  # when the next one may be started
 
     def poll(self, timeout: float | None) -> list[tuple[Peer, Incoming]]:
-        """Wait for at most `timeout` seconds (None: until something comes) and return what has come.
+        """Wait for at most `timeout` seconds (None: until something comes) and return the messages that have come.
 
-        A connection that has ended comes as Exit or HangUp. Raises ConnectionLost when nobody on a line has spoken for
-        longer than the patience, or another user listens there, RemoteProtocolError when a peer says what i-PI would
-        not.
+        The end of a connection comes as Exit or HangUp. Raises ConnectionLost when a line had no message for longer
+        than patience, or another user listens there, RemoteProtocolError when a peer sends what i-PI would not.
         """
         now = time.monotonic()
         events: list[tuple[Peer, Incoming]] = []
@@ -216,9 +222,9 @@ class Transport:
             if wait is not None:
                 timeout = wait if timeout is None else min(timeout, wait)
         if any(line.peers for line in self.lines):
-            self._keep_guard(now)
+            self._ensure_keeper(now)
         if self.sending:
-            timeout = SEND_TIMEOUT if timeout is None else min(timeout, SEND_TIMEOUT)
+            timeout = SEND_TIMEOUT_SECONDS if timeout is None else min(timeout, SEND_TIMEOUT_SECONDS)
         for key, mask in self._selector.select(timeout):
             if mask & selectors.EVENT_WRITE and key.data in key.data.line.peers:
                 self.send(key.data)
@@ -226,9 +232,9 @@ class Transport:
                 self._read(key.data, events)
         now = time.monotonic()
         for peer in self.sending:
-            if now - peer.taken_at > SEND_TIMEOUT:
+            if now - peer.taken_at > SEND_TIMEOUT_SECONDS:
                 self.send(peer)
-        for line in self.lines:  # only now, since its first word may have lain in the socket while we computed
+        for line in self.lines:  # only after reading: the first message may have waited in the socket while we computed
             if self._silence(line, now) == 0.0:
                 self._give_up_silent(line, now)
         events += [(peer, HangUp(0)) for peer in self._closed]
@@ -237,19 +243,19 @@ class Transport:
 
     @property
     def sending(self) -> list[Peer]:
-        """Those that have not taken all of what they were sent."""
+        """Peers that have not yet read all of their reply."""
         return [peer for line in self.lines for peer in line.peers if peer.unsent]
 
     @property
     def finished(self) -> bool:
-        """Every line was told EXIT by an i-PI that is no longer there."""
+        """Every line had an EXIT of an i-PI that is no longer there."""
         return all(line.dial_at == NEVER for line in self.lines)
 
     def send(self, peer: Peer) -> bool:
-        """Send what a peer is owed; False, and the connection is dropped, when it cannot be.
+        """Send a peer's reply; False, and the connection is dropped, when that fails.
 
-        What the kernel has no room for goes out in `poll`, which answers the other connections meanwhile: i-PI does not
-        read one reply before those that it has asked for first.
+        What the kernel does not accept now goes out in `poll`, together with the replies of other connections: i-PI
+        reads replies in the order of its requests, so waiting for this one alone could wait for ever.
         """
         before = bool(peer.unsent)
         try:
@@ -270,15 +276,15 @@ class Transport:
             line.peers.remove(peer)
             self._selector.unregister(peer.sock)
         peer.machine.close()
-        if self._guard is not None:
-            self._guard.release(peer.sock)
+        if self._keeper is not None:
+            self._keeper.release(peer.sock)
         hang_up(peer.sock)
         line.why = why
         now = time.monotonic()
         if peer.met:
-            line.dial_at, line.pause, line.lost_at = now, RETRY, now
-        elif line.dial_at != NEVER:  # taken and let go without a word: not at once again
-            line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MOST)
+            line.dial_at, line.pause, line.lost_at = now, RETRY_SECONDS, now
+        elif line.dial_at != NEVER:  # accepted and closed without a message: not again at once
+            line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MAX_SECONDS)
 
     def close(self) -> None:
         """Close everything."""
@@ -286,8 +292,8 @@ class Transport:
             for peer in list(line.peers):
                 self.drop(peer, "closed by us")
         self._selector.close()
-        if self._guard is not None:
-            self._guard.close()
+        if self._keeper is not None:
+            self._keeper.close()
 
     def _dial(self, line: Line, now: float) -> None:
         if not line.dials or now < line.dial_at:
@@ -296,49 +302,53 @@ class Transport:
             sock = _connect(line.address, line.pid)
         except OSError as error:
             line.why = self._explain(line.address, error)
-            line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MOST)
+            line.dial_at, line.pause = now + line.pause, min(2 * line.pause, RETRY_MAX_SECONDS)
             gone = error.errno in (errno.ENOENT, errno.ECONNREFUSED)
             self._give_up(line, now, gone)
             return
         peer = Peer(line, sock, Machine(shared=line.shared, atoms=line.atoms))
         line.peers.append(peer)
-        if self._guard is not None:
-            self._guard.hold(sock)
+        # before the first byte is exchanged, so that a kill at any later instant finds the copy
+        if self._keeper is not None:
+            self._keeper.hold(sock)
         self._selector.register(sock, selectors.EVENT_READ, peer)
 
-    def _keep_guard(self, now: float) -> None:
-        """Have a guard that can hang up for every connection there is; one that cannot any more is replaced."""
-        if now < self._guard_at:
+    def _ensure_keeper(self, now: float) -> None:
+        """Have an fd keeper that holds a copy of every connection; one that failed is replaced."""
+        if now < self._keeper_at:
             return
         why = None
-        if self._guard is not None:
-            if (why := self._guard.lost()) is None:
+        if self._keeper is not None:
+            if (why := self._keeper.lost()) is None:
                 return
-            self._guard.kill()
-            self._guard = None
-        self._guard_at, self._guard_pause = now + self._guard_pause, min(2 * self._guard_pause, GUARD_MOST)
+            self._keeper.kill()
+            self._keeper = None
+        self._keeper_at, self._keeper_pause = (
+            now + self._keeper_pause,
+            min(2 * self._keeper_pause, KEEPER_RETRY_MAX_SECONDS),
+        )
         try:
-            self._guard = Guard()
+            self._keeper = FdKeeper()
         except OSError as error:
             self._tell(
-                f"the process that hangs up for a killed server cannot be started ({error}): should this server be "
-                "killed now, i-PI would wait for ever; it is tried again"
+                f"the process that closes the connections of a killed server cannot be started ({error}): if this "
+                "server were killed now, i-PI would wait for ever; it is tried again"
             )
             return
         for line in self.lines:
             for peer in line.peers:
-                self._guard.hold(peer.sock)
+                self._keeper.hold(peer.sock)
         if why:
-            self._tell(f"the process that hangs up for a killed server {why}; another one has taken its place")
+            self._tell(f"the process that closes the connections of a killed server {why}; it was replaced")
 
     def _silence(self, line: Line, now: float) -> float | None:
-        """How much longer a connection that i-PI has taken may wait for its first word; None where none does."""
+        """How much longer an accepted connection may wait for i-PI's first message; None where none waits."""
         if line.met or not line.peers:
             return None
-        return max(0.0, max(self._patience, HANDSHAKE) - (now - line.peers[0].since))
+        return max(0.0, max(self._patience, HANDSHAKE_SECONDS) - (now - line.peers[0].since))
 
     def _give_up_silent(self, line: Line, now: float) -> None:
-        """An i-PI whose polling thread has died still takes connections, for the kernel does that, and never speaks."""
+        """The kernel accepts connections for an i-PI whose polling thread has died, but no message ever comes."""
         waited = now - line.peers[0].since
         if not line.exited:
             raise ConnectionLost(
@@ -354,7 +364,7 @@ class Transport:
         if line.peers:
             return
         if line.exited:
-            if gone or now - line.lost_at >= GRACE:
+            if gone or now - line.lost_at >= EXIT_GRACE_SECONDS:
                 line.dial_at = NEVER
         elif now - line.lost_at >= self._patience:
             elsewhere = "name its machine with --host, " if line.address.local else ""
@@ -379,13 +389,13 @@ class Transport:
 
     def _read(self, peer: Peer, events: list[tuple[Peer, Incoming]]) -> None:
         if peer not in peer.line.peers:
-            return  # dropped by an earlier event of the same round
+            return  # dropped by an earlier event of the same poll
         try:
-            data = peer.sock.recv(RECEIVE)
+            data = peer.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            data = b""  # a connection that breaks is one that ends
+            data = b""  # a broken connection is handled as one that ended
         peer.machine.receive(data)
         self.advance(peer, events)
 
@@ -394,44 +404,45 @@ class Transport:
         try:
             return peer.machine.next_event()
         except SegmentGone:
-            # i-PI removes its shared memory when it lets a connection go, perhaps before we have read what it sent
-            if _ended(peer.sock, GRACE):
+            # i-PI removes its shared memory when it closes a connection, perhaps before we have read what it sent
+            if _ended(peer.sock, EXIT_GRACE_SECONDS):
                 return HangUp(0)
             raise
 
     def advance(self, peer: Peer, events: list[tuple[Peer, Incoming]]) -> None:
-        """Let a conversation go on as far as its bytes reach, sending what it owes on the way."""
+        """Process the messages that have arrived, and send the replies to them."""
         while (event := self._next_event(peer)) is not None:
             events.append((peer, event))
             if isinstance(event, (Exit, HangUp)):
-                # i-PI still accepts for a moment after it has said EXIT: a hang-up before its first word is that
+                # after EXIT i-PI still accepts connections for a moment, and closes them without a message
                 peer.line.exited = isinstance(event, Exit) or (peer.line.exited and not peer.met)
-                self.drop(peer, _farewell(event) if peer.met else "i-PI, or what listens there, hung up without a word")
+                silent = "i-PI, or what listens there, closed the connection without a message"
+                self.drop(peer, _end_reason(event) if peer.met else silent)
                 if not peer.met:
                     self._give_up(peer.line, time.monotonic(), gone=False)
                 return
             peer.met = True
-            peer.line.exited, peer.line.pause = False, RETRY
+            peer.line.exited, peer.line.pause = False, RETRY_SECONDS
         if peer.machine.owes:
             self.send(peer)
 
 
 def _ended(sock: socket.socket, seconds: float) -> bool:
-    """Whether the other end hangs up within this time; whatever else it sends is let go."""
+    """Whether the other end hangs up within this time; anything that it sends is discarded."""
     until = time.monotonic() + seconds
     try:
         while (left := until - time.monotonic()) > 0:
             sock.settimeout(left)
-            if not sock.recv(RECEIVE):
+            if not sock.recv(RECEIVE_BYTES):
                 return True
     except TimeoutError:
         pass
     except OSError:
-        return True  # broken is ended
+        return True  # a reset ends it too
     return False
 
 
-def _farewell(event: Exit | HangUp) -> str:
+def _end_reason(event: Exit | HangUp) -> str:
     if isinstance(event, Exit):
         return "i-PI said EXIT"
     return f"i-PI hung up {event.held} bytes into a message" if event.held else "i-PI hung up"

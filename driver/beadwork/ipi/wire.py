@@ -1,6 +1,6 @@
-"""i-PI's bytes, in and out. No I/O, no state of the conversation: that is `protocol`.
+"""i-PI's bytes, in and out. No I/O, and no state of the conversation, which is in `protocol`.
 
-Headers are 12 bytes of ASCII, integers int32, numbers float64, in the machine's byte order (i-PI knows no other).
+Headers are 12 bytes of ASCII, integers int32, numbers float64, in the machine's byte order (i-PI has no other).
 What differs between the modes is only how POSDATA and FORCEREADY are laid out, so each mode is a `Layout`.
 """
 
@@ -23,16 +23,17 @@ NEEDINIT, READY, HAVEDATA, FORCEREADY = (
     name.ljust(HEADER).encode() for name in ("NEEDINIT", "READY", "HAVEDATA", "FORCEREADY")
 )
 
-#: the largest message body that is believed, bytes; 64 beads of 40,000 atoms fit
+#: bytes; the largest message body that is accepted. 64 beads of 40,000 atoms fit; more is not i-PI, and no memory is
+#: allocated for it
 MAX_BODY = 1 << 26
-#: the most that is kept unread of one connection, bytes: such a message, and what was read along with its end
+#: bytes; the most that is buffered of one connection: such a message, and what was received together with its end
 MAX_HELD = MAX_BODY + (1 << 21)
-#: the longest parameter string that is believed, bytes
+#: bytes; the longest parameter string that is accepted
 MAX_PARAMETERS = 1 << 16
 
 
 class ReceiveBuffer:
-    """Bytes that have arrived and are not yet understood.
+    """Bytes that have arrived and are not yet parsed.
 
     `take` is all or nothing: it returns n bytes, or None and consumes nothing when fewer are here.
     """
@@ -45,8 +46,8 @@ class ReceiveBuffer:
         return len(self._bytes) - self._start
 
     def feed(self, data: bytes) -> None:
-        """Add what the socket gave."""
-        if self._start:
+        """Add received bytes."""
+        if self._start:  # consumed bytes are removed here, once per feed, and not at every `take`
             del self._bytes[: self._start]
             self._start = 0
         self._bytes += data
@@ -81,14 +82,15 @@ def pack_integer(value: int) -> bytes:
 
 
 def announced(data: ReceiveBuffer, structures: int, expected: int | None, offset: int = 0) -> int | None:
-    """The atom count that stands `offset` bytes ahead, None when it is not here yet; nothing is consumed.
+    """The atom count `offset` bytes ahead, None when it is not here yet; nothing is consumed.
 
-    Refuses a count before any memory is asked for: raises RemoteProtocolError.
+    Checked before any memory is allocated for it: raises RemoteProtocolError.
     """
     found = data.peek(4, offset)
     if found is None:
         return None
     count = integer(found)
+    # 24 bytes of position for each atom, and two cells of 72 bytes for each structure
     if count < 1 or structures * (count * 24 + 144) > MAX_BODY:
         raise RemoteProtocolError(
             f"the peer announced {count} atoms in each of {structures} structures",
@@ -114,17 +116,18 @@ class Layout(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what the mode holds on to."""
+        """Release what the mode holds."""
         ...
 
 
 def prefixed(extras: Sequence[bytes]) -> bytes:
-    """Each behind its length."""
+    """Each extra after its length."""
+    # len() of bytes: i-PI counts the bytes of UTF-8, not its characters
     return b"".join(pack_integer(len(extra)) + extra for extra in extras)
 
 
 class Single:
-    """One structure a message: every i-PI up to 3.2, and 3.3 without `<batch_size>`."""
+    """One structure per message: every i-PI up to 3.2, and 3.3 without `<batch_size>`."""
 
     def posdata(self, data: ReceiveBuffer, expected: int | None) -> PosData | None:
         """Cell, inverse cell, atom count, positions."""
@@ -132,12 +135,13 @@ class Single:
         body = None if atoms is None else data.take(148 + 24 * atoms)
         if atoms is None or body is None:
             return None
-        numbers = np.frombuffer(body, np.float64, 9)
+        numbers = np.frombuffer(body, np.float64, 9)  # the inverse cell that follows is not needed
         positions = np.frombuffer(body, np.float64, 3 * atoms, 148)
         return PosData(numbers.reshape(1, 3, 3), positions.reshape(1, atoms, 3))
 
     def forceready(self, result: ForceReady) -> bytes:
-        """Potentials, atom count, forces, virials, extras, of however many structures."""
+        """Potentials, atom count, forces, virials and extras of any number of structures."""
+        # one buffer: i-PI drops a client whose reply stalls for more than two seconds half way
         atoms = result.forces.shape[1]
         return b"".join(
             (
@@ -155,7 +159,7 @@ class Single:
 
 
 class Batched(Single):
-    """`size` structures a message, since i-PI 3.3; short batches come padded and are answered padded."""
+    """`size` structures per message, since i-PI 3.3; short batches come padded, and the reply has as many."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -31,8 +31,7 @@ from beadwork.label.codes.qmc import JQMC
 from beadwork.label.jobs import Jobs
 from beadwork.label.label import Labeller, as_json
 from beadwork.settings import NOT_NEGATIVE, at_least, check, required, setting
-from beadwork.toml import build, names
-from beadwork.toml import read as read_toml
+from beadwork.toml import build, names, read_toml
 
 #: every kind of labeller, and whether it may take periodic frames
 KINDS: dict[str, tuple[Callable[..., Labeller], bool]] = {
@@ -106,7 +105,7 @@ class Spec:
         return hashlib.sha256(as_json(told).encode()).hexdigest()[:16]
 
 
-def read(path: Path) -> Spec:
+def read_spec(path: Path) -> Spec:
     """Read a LABELLER.toml. Raises ConfigError with what is wrong in it."""
     data = read_toml(path)
     settings = data.pop("settings", None)

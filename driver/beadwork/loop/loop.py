@@ -43,7 +43,7 @@ from beadwork.disk import alone, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.select import default_window
-from beadwork.ipi.simulation import read as read_simulation
+from beadwork.ipi.simulation import read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
 from beadwork.label.run import atoms_of, label, set_aside
@@ -61,8 +61,7 @@ from beadwork.potential.bundle import (
 from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.potential.potential import SHORT_HASH_CHARACTERS
 from beadwork.settings import Rule, at_least, check, required, setting
-from beadwork.toml import build, fit
-from beadwork.toml import read as read_toml
+from beadwork.toml import build, fit, read_toml
 from beadwork.train.calibration import Errors, residuals, told
 from beadwork.train.committee import references, train_committee
 from beadwork.train.dataset import DATASET, Dataset, Example, from_queue
@@ -155,7 +154,7 @@ class Loop:
         return default_window(first.usual if first else None, self.run.get("mark-spread", ServeConfig().mark_spread))
 
 
-def read(path: Path) -> Loop:
+def read_loop(path: Path) -> Loop:
     """Read a LOOP.toml; paths in it count from its own folder. Raises ConfigError."""
     data = read_toml(path)
     here = path.parent.absolute()
@@ -200,7 +199,7 @@ def learn(path: Path, tell: Told) -> list[Generation]:
     Safe to kill at any instant and to call again. Raises ConfigError where another process is at it or the models of a
     generation have changed, and whatever a stage raises.
     """
-    loop = read(path)
+    loop = read_loop(path)
     loop.folder.mkdir(parents=True, exist_ok=True)
     busy = f"another beadwork learn is at work in {loop.folder}"
     with alone(loop.folder / "lock", busy, "wait for it, or end it"):
@@ -243,7 +242,7 @@ class _Learning:
 
     def __init__(self, loop: Loop, name: str, tell: Told) -> None:
         self.loop, self.name, self.tell = loop, name, tell
-        self.spec = labellers.read(loop.labeller)
+        self.spec = labellers.read_spec(loop.labeller)
         self.queue = Queue(loop.folder / "queue.db", create=True)
         self.live: dict[str, simulate.Run] = {}
         self.options = {

@@ -30,7 +30,7 @@ from beadwork.config import ServeConfig
 from beadwork.disk import write_whole
 from beadwork.errors import SimulationError
 from beadwork.ipi.output_steps import Written
-from beadwork.ipi.simulation import as_xml, read
+from beadwork.ipi.simulation import as_xml, read_simulation
 from beadwork.ipi.steps import pattern
 from beadwork.observe import record
 from beadwork.processes import end_noted, last_line, launch, module, noted
@@ -50,7 +50,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     """
     if folder.exists():
         return
-    simulation = read(xml, directory=xml.parent)
+    simulation = read_simulation(xml, directory=xml.parent)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -68,7 +68,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     (part / "input.xml").write_text(text, encoding="utf-8")
     if steps_of is not None:
         text = steps_of.read_text(encoding="utf-8")
-        steps = read(steps_of, directory=steps_of.parent).step + simulation.total_steps
+        steps = read_simulation(steps_of, directory=steps_of.parent).step + simulation.total_steps
     if steps is not None:
         text = re.sub(r"(<total_steps>)\s*\d+\s*(<)", rf"\g<1>{steps}\g<2>", text)
     (part / "part-0.xml").write_text(_signed(text, folder, 0), encoding="utf-8")
@@ -91,7 +91,7 @@ def come_to(folder: Path) -> Path | None:
     found: list[tuple[int, Path]] = []
     for file in [folder / "RESTART", *(f for name in names for f in folder.glob(f"{prefix}.{name}*"))]:
         with contextlib.suppress(SimulationError):  # torn, or not there
-            found.append((read(file, directory=folder).step, file))
+            found.append((read_simulation(file, directory=folder).step, file))
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
@@ -100,7 +100,10 @@ def finished(folder: Path) -> bool:
     end = come_to(folder)
     if end is None:
         return False
-    return read(end, directory=folder).step >= read(folder / "part-0.xml", directory=folder).total_steps
+    return (
+        read_simulation(end, directory=folder).step
+        >= read_simulation(folder / "part-0.xml", directory=folder).total_steps
+    )
 
 
 def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
@@ -163,8 +166,8 @@ class Run:
             if found and found[-1] != committee and (committee in found or found[-1] != before):
                 raise SimulationError(
                     f"{found[-1]} answers in {self.folder}, and {committee} was to",
-                    "let the file that its --delta "
-                    "names point to that committee again (beadwork models point), and give the command again",
+                    "let the file that its --delta names point to that committee again (beadwork models point), and "
+                    "give the command again",
                 )
             if served.refused:
                 raise SimulationError(f"{self.folder} does not take up the new committee: {served.refused[-1]}")
@@ -187,7 +190,7 @@ class Run:
 
 def steps_are_told(xml: Path) -> bool:
     """Whether a server of this input can tell where i-PI's steps begin, which is where a committee is taken up."""
-    simulation = read(xml, directory=xml.parent)
+    simulation = read_simulation(xml, directory=xml.parent)
     told = Written(simulation.outputs).tells
     return told or all(pattern(simulation, socket) for socket in simulation.sockets if simulation.served(socket))
 

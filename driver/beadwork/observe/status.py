@@ -120,7 +120,7 @@ class Status:
         self._written = now
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_status(folder: Path) -> dict[str, Any]:
     """Read a folder's status. Raises ConfigError where there is none, or one that no beadwork wrote."""
     path = folder / NAME
     try:

@@ -23,7 +23,7 @@ from beadwork.harvest.keeper import Keeper
 from beadwork.ipi.advice import advice
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.process import LISTEN, OwnIpi
-from beadwork.ipi.simulation import Simulation, read
+from beadwork.ipi.simulation import Simulation, read_simulation
 from beadwork.observe.last import save
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
@@ -71,7 +71,7 @@ class Session:
     def _run(self, stack: ExitStack, start_ipi: bool) -> None:
         """Serve to the end. What has to be put in order then lies on the stack, and the last of it comes first."""
         config = self._config
-        simulation = read(Path(config.simulation), config.sockets_prefix)
+        simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
         # a second run typed in the folder of a live one must not touch a file of it
         stack.enter_context(claimed(self._folder))
         if start_ipi:
@@ -299,7 +299,7 @@ class Session:
         if self._ipi is None or _written(restart) in (None, self._restart):
             return None
         try:
-            return read(restart).step - simulation.step
+            return read_simulation(restart).step - simulation.step
         except SimulationError as error:
             print(f"beadwork: i-PI's steps cannot be counted: {error}", file=sys.stderr)
             return None

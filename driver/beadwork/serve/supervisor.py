@@ -25,7 +25,7 @@ from beadwork.config import ServeConfig, listen_at
 from beadwork.disk import put_aside, telling, writing
 from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceError
 from beadwork.ipi.process import LISTEN, OwnIpi
-from beadwork.ipi.simulation import read
+from beadwork.ipi.simulation import read_simulation
 from beadwork.observe import status
 from beadwork.observe.record import NAME as RECORD
 from beadwork.observe.record import read_record
@@ -150,7 +150,7 @@ class Child:
     def waits(self) -> bool:
         """Whether it has no i-PI to answer."""
         try:
-            return str(status.read(self.folder)["state"]) == "waiting"
+            return str(status.read_status(self.folder)["state"]) == "waiting"
         except ConfigError:
             return True
 
@@ -183,7 +183,7 @@ class Devices:
         self._out = Path(config.out)
         self._ipi = None
         if start_ipi:
-            self._ipi = OwnIpi(read(Path(config.simulation), config.sockets_prefix), config.sockets_prefix)
+            self._ipi = OwnIpi(read_simulation(Path(config.simulation), config.sockets_prefix), config.sockets_prefix)
             config = replace(config, patience=max(config.patience, LISTEN))
         self._children = [Child(one) for one in plan(config, cores)]
         self._signal = 0
@@ -336,6 +336,6 @@ def tell(out: Path) -> tuple[str, int]:
     """How each server is doing, and the worst of the codes of `beadwork status`."""
     folders = _servers(out)
     if (out / status.NAME).exists() or not folders:
-        return status.tell(status.read(out))
-    told = [status.tell(status.read(folder), folder.name) for folder in folders]
+        return status.tell(status.read_status(out))
+    told = [status.tell(status.read_status(folder), folder.name) for folder in folders]
     return "\n".join(text for text, _ in told), max(code for _, code in told)

@@ -10,8 +10,7 @@ from typing import Any
 from beadwork.errors import ConfigError
 from beadwork.label.jobs import Jobs
 from beadwork.settings import NOT_NEGATIVE, POSITIVE, at_least, check, setting
-from beadwork.toml import build
-from beadwork.toml import read as read_toml
+from beadwork.toml import build, read_toml
 from beadwork.train.split import APART
 
 
