@@ -21,7 +21,6 @@ from pathlib import Path
 
 import ase.io
 from ase import Atoms
-from beadwork.report.outputs import structure
 from ipi.utils.io import iter_file_name_raw
 from simulations import write
 from tqdm import tqdm
