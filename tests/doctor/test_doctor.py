@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from beadwork.cli import main
-from beadwork.config import ServeConfig
+from beadwork.config import LimitSettings, SelectionSettings, ServeConfig
 from beadwork.doctor import machine, models, structure
 from beadwork.doctor.finding import AMBER, GREEN, RED, Finding
 from beadwork.doctor.report import doctor, examine
@@ -169,9 +169,9 @@ def structure_of(path: Path, **settings: object) -> list[Finding]:
     return [
         *structure.tilt(simulation),
         *structure.cell(system),
-        *structure.contacts(system, asked),
-        *structure.periodicity(system, asked, simulation.sockets, 4.5),
-        *structure.cutoff(system, asked, 4.5),
+        *structure.contacts(system, asked.periodic),
+        *structure.periodicity(system, asked.periodic, simulation.sockets, 4.5),
+        *structure.cutoff(system, asked.periodic, 4.5),
     ]
 
 
@@ -376,7 +376,7 @@ def together(tmp_path: Path, delta: list[str], engines: list[Harmonic], offset: 
     assert answer.delta is not None
     if offset:
         answer = replace(answer, delta=replace(answer.delta, energies=answer.delta.energies + offset))
-    return list(models.together(cards, config(Path("x"), alpha=1.0), potential, answer))
+    return list(models.together(cards, 1.0, potential, answer))
 
 
 def test_models_made_for_each_other(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_an_uncalibrated_spread_is_amber(tmp_path: Path) -> None:
     sites = np.random.default_rng(2).uniform(-3, 3, (6, 3))
     potential = Potential(Harmonic(2.0), [Harmonic(0.1, sites), Harmonic(0.101, sites)])
     cards = [load_card(MODELS / name) for name in ("baseline", "delta-0", "delta-1")]
-    found = list(models.together(cards, config(Path("x")), potential, potential.evaluate([SOME])))
+    found = list(models.together(cards, None, potential, potential.evaluate([SOME])))
     assert colours(iter(found)) == [GREEN, AMBER]
     assert "--alpha" in found[1].remedy
 
@@ -475,7 +475,7 @@ def test_spread_at_the_start(keep_force: list[float], colour: str) -> None:
     answer = potential.evaluate([SOME])
     assert answer.spread is not None
     assert 0.001 < answer.spread.largest[0] < 10.0
-    finding = only(models.spread(answer, config(Path("x"), keep_force=keep_force)))
+    finding = only(models.spread(answer, SelectionSettings(keep_force=keep_force), LimitSettings()))
     assert (finding.colour, finding.code) == (colour, 0)
 
 
@@ -510,10 +510,10 @@ def test_the_rounding_of_float32_has_its_size_said() -> None:
     exact = Potential(Harmonic(2.0)).evaluate([SOME])
     for error, colour in ((1e-4, GREEN), (1e-2, AMBER)):
         rough = replace(exact, forces=exact.forces + error)
-        finding = only(models.precision(rough, exact, config(Path("x"), dtype="float32")))
+        finding = only(models.precision(rough, exact, "float32"))
         assert finding.colour == colour
         assert f"{error:.1e} eV/Å" in finding.text
-        assert only(models.precision(rough, exact, config(Path("x")))).colour == GREEN
+        assert only(models.precision(rough, exact, "float64")).colour == GREEN
 
 
 # ---- i-PI and the machine
@@ -622,22 +622,20 @@ def test_time_is_the_potentials(write: Callable[..., Path], monkeypatch: pytest.
     # however slow the machine is: one evaluation, and no sum of several
     assert 0.05 <= wall <= (time.perf_counter() - begin) / 2
     assert computing < 0.5 * wall  # asleep
-    asked = config(Path("x"))
-    found = list(machine.duration(simulation, simulation.sockets, [(0.05, 0.01)], asked))
+    found = list(machine.duration(simulation, simulation.sockets, [(0.05, 0.01)]))
     # 0.5 fs in 0.05 s is 0.864 ns/day; 1000 steps take 50 s
     assert "0.05 s per step for the models: at most 0.864 ns/day, at least 50 s for 1000 steps" in found[0].text
     assert [finding.colour for finding in found] == [GREEN, AMBER]
     assert "other programs use these cores" in found[1].text
-    assert len(list(machine.duration(simulation, simulation.sockets, [(0.05, 0.05)], asked))) == 1
+    assert len(list(machine.duration(simulation, simulation.sockets, [(0.05, 0.05)]))) == 1
     long = replace(simulation, total_steps=10**8)
-    assert only(machine.duration(long, long.sockets, [(0.05, 0.05)], asked)).colour == AMBER
+    assert only(machine.duration(long, long.sockets, [(0.05, 0.05)])).colour == AMBER
 
 
 def test_multiple_time_steps_are_counted() -> None:
     """The inner forcefield is asked four times a step of 2 fs, the outer one once."""
     simulation = read_simulation(ROOT / "inputs" / "water-mts" / "input.xml")
-    asked = config(Path("x"), device="cuda")
-    found = only(machine.duration(simulation, simulation.sockets, [(0.1, 0.1), (0.02, 0.02)], asked))
+    found = only(machine.duration(simulation, simulation.sockets, [(0.1, 0.1), (0.02, 0.02)], device="cuda"))
     assert found.text.startswith("0.42 s per step")
 
 
@@ -654,7 +652,7 @@ def test_memory_is_the_peak_against_what_the_machine_has_left(monkeypatch: pytes
     assert 0.5 * peak < room <= 1.05 * total
     for share, colour in ((10.0, GREEN), (1.5, AMBER), (1.05, RED)):
         monkeypatch.setattr(machine, "_room", lambda share=share: share * peak)
-        finding = only(machine.memory(config(Path("x"))))
+        finding = only(machine.memory())
         assert (finding.colour, bool(finding.remedy)) == (colour, colour != GREEN)
         assert finding.text.startswith(f"{peak / 1e9:.2f} GB")
     assert finding.code == ResourceError.exit_code
@@ -666,12 +664,11 @@ def test_a_disk_too_small_for_the_outputs_is_red(
     """What will be written follows from strides, beads and atoms; a disk too small for it is red."""
     traffic = "<trajectory stride='10' filename='pos'> positions{angstrom} </trajectory>"
     simulation = read_simulation(write(output=traffic, steps=100_000))
-    asked = config(tmp_path / "input.xml", out=str(tmp_path / "not" / "there"))
     # 2 beads of 96 atoms, a line of 48 bytes each, every 10th step; and a line of ours every step
     expected = 100_000 * (2 * (96 * 48 + 100) / 10 + 100)
     for free, colour in ((1e12, GREEN), (1.5 * expected, AMBER), (0.9 * expected, RED)):
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
-        finding = only(machine.disk(simulation, asked))
+        finding = only(machine.disk(simulation, tmp_path / "not" / "there", 0))
         assert finding.colour == colour
         assert "about 104 MB" in finding.text
     assert finding.code == ResourceError.exit_code

@@ -123,7 +123,7 @@ def test_only_the_mark_ends_a_run(settings: dict[str, object], colour: str, said
     assert answer.spread is not None
     assert answer.spread.largest[0] == pytest.approx(FORCE, rel=0.1)
     assert answer.spread.energy[0] / 6 == pytest.approx(ENERGY, rel=0.1)
-    (found,) = models.spread(answer, asked(**settings))
+    (found,) = models.spread(answer, *(asked(**settings),) * 2)
     assert (found.colour, found.code) == (colour, GuardError.exit_code if colour == RED else 0)
     assert said in found.text
     assert ("eV/atom" in found.text) == ("--keep-energy" in found.text)
@@ -135,7 +135,7 @@ def test_the_mark_is_the_guards() -> None:
     answer = Potential(None, [Harmonic(2.0), Harmonic(2.1)]).evaluate([SOME])
     assert answer.spread is not None
     for mark in (0.999 * answer.spread.largest[0], 1.001 * answer.spread.largest[0]):
-        (found,) = models.spread(answer, asked(mark_spread=mark))
+        (found,) = models.spread(answer, *(asked(mark_spread=mark),) * 2)
         assert (found.colour == RED) == bool(Thresholds(spread=mark).breaches(answer))
 
 
@@ -160,9 +160,9 @@ def test_water_is_known_and_a_proton_is_not(shipped: Potential, proton: Evaluati
     """The shipped start of liquid water is green. The proton's is amber, and says of which atom, of which element and
     for whom: the oxygen of the hydronium ion, which is atom 0, for both; and what is to be done for either.
     """
-    (found,) = models.novelty(shipped.evaluate([start("water")]), shipped, [start("water")], asked())
+    (found,) = models.novelty(shipped.evaluate([start("water")]), shipped, [start("water")], *(asked(),) * 2)
     assert (found.colour, found.remedy) == (GREEN, "")
-    (found,) = models.novelty(proton, shipped, [start("zundel-water")], asked(queue="q"))
+    (found,) = models.novelty(proton, shipped, [start("zundel-water")], *(asked(queue="q"),) * 2)
     assert (found.colour, found.topic, found.code) == (AMBER, "novelty", 0)
     assert re.match(
         r"the novelty of atom 0 \(O\) is 3\.\d\d for the baseline and [12]\.\d\d for Δ, the larg", found.text
@@ -189,7 +189,7 @@ def test_novelty_is_looked_at_as_the_run_does(
     shipped: Potential, proton: Evaluation, settings: dict[str, object], colour: str, said: str
 ) -> None:
     """Red where the guard would stop the run, and nowhere else; what the queue would do is said."""
-    (found,) = models.novelty(proton, shipped, [start("zundel-water")], asked(**settings))
+    (found,) = models.novelty(proton, shipped, [start("zundel-water")], *(asked(**settings),) * 2)
     assert (found.colour, found.code) == (colour, GuardError.exit_code if colour == RED else 0)
     assert said in found.text
     assert (colour == RED) == bool(
@@ -203,7 +203,7 @@ def test_novelty_is_looked_at_as_the_run_does(
 def test_a_low_mark_keeps_what_is_known(shipped: Potential) -> None:
     """--keep-novelty below 1 keeps frames of water from the first step on: amber, as the spread's band is."""
     frame = start("water")
-    (found,) = models.novelty(shipped.evaluate([frame]), shipped, [frame], asked(keep_novelty=0.3, queue="q"))
+    (found,) = models.novelty(shipped.evaluate([frame]), shipped, [frame], *(asked(keep_novelty=0.3, queue="q"),) * 2)
     assert (found.colour, "has seen" in found.text) == (AMBER, False)
     assert "frames will be kept from the first step on" in found.text
     assert "--keep-novelty 1" in found.remedy
@@ -213,7 +213,7 @@ def test_new_to_one_part_alone(shipped: Potential, proton: Evaluation) -> None:
     """Whose novelty it is decides what is to be done: the other part's remedy is not there."""
     assert proton.novelty is not None
     known = replace(proton.novelty, of={**proton.novelty.of, "delta": np.full(97, 0.5)})
-    (found,) = models.novelty(replace(proton, novelty=known), shipped, [start("zundel-water")], asked())
+    (found,) = models.novelty(replace(proton, novelty=known), shipped, [start("zundel-water")], *(asked(),) * 2)
     assert "the baseline has not seen such an atom" in found.text
     assert "train the baseline on labels" in found.remedy
     assert "label such frames" not in found.remedy
@@ -229,7 +229,7 @@ def test_models_that_do_not_know_what_they_learned_from(tmp_path: Path, shipped:
     potential = load(MODELS / "baseline", [bundle], "torchscript")
     assert "the bundle of delta-0 does not say what it was trained on" in potential.notes[-1]
     frame = start("water")
-    lacking, found = models.novelty(potential.evaluate([frame]), potential, [frame], asked())
+    lacking, found = models.novelty(potential.evaluate([frame]), potential, [frame], *(asked(),) * 2)
     assert (lacking.colour, found.colour) == (AMBER, GREEN)
     assert lacking.text.startswith("what delta-0 learned from is not known")
     assert lacking.remedy.startswith(f"beadwork models novelty {bundle} --frames FILE")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from beadwork.cli import main
-from beadwork.config import ServeConfig
+from beadwork.config import SelectionSettings
 from beadwork.errors import QueueError
 from beadwork.harvest import keeper, writer
 from beadwork.harvest.queue import Queue
@@ -240,7 +240,7 @@ def test_read_only_queue(fault: Say, tmp_path: Path) -> None:
         os.seteuid(65534)
     try:
         with pytest.raises(QueueError, match="readonly") as error:
-            keeper.Keeper(ServeConfig(queue=str(path)), "f" * 64, watch=lambda event: None)
+            keeper.Keeper(SelectionSettings(queue=str(path)), 5.0, "f" * 64, watch=lambda event: None)
     finally:
         if root:
             os.seteuid(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beadwork.config import ServeConfig
+from beadwork.config import SelectionSettings
 from beadwork.events import Event, FrameKept, Moment, Note, Waiting
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
@@ -47,7 +47,9 @@ def test_labelled_frames_do_not_count_for_the_limit(tmp_path: Path, labelled: in
     for n in range(labelled):
         queue.claim("me", 60, n + 1)
         queue.finish(n + 1, "me", {"energy": 0.0})
-    keeper = Keeper(ServeConfig(queue=str(tmp_path / "q.db"), keep_most=4, cooldown=0), simulation, lambda event: None)
+    keeper = Keeper(
+        SelectionSettings(queue=str(tmp_path / "q.db"), keep_most=4, cooldown=0), GUARD, simulation, lambda event: None
+    )
     frames = [water(n) for n in range(20)]
     found = keeper.selector.consider(Moment(50), frames, np.full(20, 0.2), np.full(20, 0.01))
     keeper.close()
@@ -81,9 +83,9 @@ def test_no_spread_vanishes_between_band_and_guard(
     """Frames at 0.3 to 4.9 eV/Å and at 0.3 to 4.9 times the guard's mark are kept, or counted with how far up they
     are, or below the band; the summary has every one of them, and says so in words.
     """
-    config = ServeConfig(queue=str(tmp_path / "q.db"), keep_force=keep_force, cooldown=0, mark_spread=GUARD)
+    config = SelectionSettings(queue=str(tmp_path / "q.db"), keep_force=keep_force, cooldown=0)
     record = Record(tmp_path)
-    keeper = Keeper(config, "c" * 64, record)
+    keeper = Keeper(config, GUARD, "c" * 64, record)
     frames = [water(n) for n in range(len(SPREADS))]
     keeper("address", Moment(3), frames, answered(SPREADS, usual))
     band = keeper.selector.window
@@ -120,8 +122,8 @@ def test_cooldown_and_step_of_what_is_kept(
 ) -> None:
     """It counts steps, however many evaluations one has, and evaluations where none is known; a row has a step where it
     is known, and where not it has none."""
-    config = ServeConfig(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=3, distance=1e-9)
-    keeper = Keeper(config, "c" * 64, lambda event: None)
+    config = SelectionSettings(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=3, distance=1e-9)
+    keeper = Keeper(config, GUARD, "c" * 64, lambda event: None)
     for k in range(20):
         keeper("address", moment(k), [water(k)], answered([0.3], None))
     keeper.close()
@@ -145,9 +147,9 @@ def test_novelty_keeps_what_the_spread_does_not(tmp_path: Path) -> None:
         novelty=novelty,
         models=("a" * 64,),
     )
-    config = ServeConfig(queue=str(tmp_path / "q.db"), cooldown=0)
+    config = SelectionSettings(queue=str(tmp_path / "q.db"), cooldown=0)
     record = Record(tmp_path)
-    keeper = Keeper(config, "c" * 64, record)
+    keeper = Keeper(config, GUARD, "c" * 64, record)
     keeper("baseline", Moment(3), [water(2), water(3)], replace(evaluation, spread=None))
     keeper("address", Moment(3), [water(0), water(1)], evaluation)
     keeper.close()
@@ -173,8 +175,8 @@ def test_whose_novelty_keeps_a_frame(tmp_path: Path, whose: str, kept: list[int]
     atoms = np.maximum.reduce(list(of.values()))
     novelty = Novelty(of, atoms, atoms.reshape(2, 3).max(axis=1), np.array([1, 1]))
     evaluation = replace(answered([0.001, 0.002], 0.1), novelty=novelty, models=("a" * 64,))
-    config = ServeConfig(queue=str(tmp_path / "q.db"), cooldown=0, keep_novelty_of=whose)
-    keeper = Keeper(config, "c" * 64, lambda event: None)
+    config = SelectionSettings(queue=str(tmp_path / "q.db"), cooldown=0, keep_novelty_of=whose)
+    keeper = Keeper(config, GUARD, "c" * 64, lambda event: None)
     frames = [water(0), water(1)]
     keeper("address", Moment(3), frames, evaluation)
     keeper.close()
@@ -210,7 +212,9 @@ def test_default_band_is_worth_having() -> None:
         start = read_simulation(root / "inputs" / name / "input.xml").systems[0].frame()
         spread = committee.evaluate([start]).spread
         assert spread is not None
-        within.append(SelectionWindow.of(ServeConfig(), spread.usual).classify(spread.largest, np.zeros(1))[0].tolist())
+        within.append(
+            SelectionWindow.of(SelectionSettings(), 5.0, spread.usual).classify(spread.largest, np.zeros(1))[0].tolist()
+        )
         assert not SelectionWindow(0.05, 0.5).classify(spread.largest, np.zeros(1))[0].any()
     assert within == [[False], [True]]
 
@@ -218,8 +222,8 @@ def test_default_band_is_worth_having() -> None:
 def test_band_follows_the_committee_that_answers(tmp_path: Path) -> None:
     """A committee taken up while a run goes on brings the band of its own card; one that the user gave stays."""
     for keep_force, bands in ((None, [(0.0036, 5.0), (0.35, 5.0)]), ([0.1], [(0.1, None)] * 2)):
-        config = ServeConfig(queue=str(tmp_path / f"{keep_force}.db"), keep_force=keep_force)
-        keeper = Keeper(config, "c" * 64, lambda event: None)
+        config = SelectionSettings(queue=str(tmp_path / f"{keep_force}.db"), keep_force=keep_force)
+        keeper = Keeper(config, GUARD, "c" * 64, lambda event: None)
         for usual, marks in zip((0.0036, 0.35), bands, strict=True):
             keeper("address", Moment(0), [water(0)], answered([0.0], usual))
             assert (keeper.selector.window.force_low, keeper.selector.window.force_high) == marks
@@ -228,9 +232,9 @@ def test_band_follows_the_committee_that_answers(tmp_path: Path) -> None:
 
 def test_everybody_hears_of_a_queue_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once in words when it begins and when it ends, and as an event with how many frames wait; none is lost."""
-    config = ServeConfig(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=0)
+    config = SelectionSettings(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=0)
     seen: list[Event] = []
-    keeper = Keeper(config, "c" * 64, seen.append)
+    keeper = Keeper(config, GUARD, "c" * 64, seen.append)
     broken = [True]
     add_all = Queue.add_all
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beadwork.config import ServeConfig
+from beadwork.config import SelectionSettings
 from beadwork.errors import ConfigError
 from beadwork.events import Moment
 from beadwork.frame import Frame
@@ -66,19 +66,21 @@ def test_the_low_end_of_a_window_is_in_and_the_high_end_out(
 def test_band_of_a_configuration() -> None:
     """Two marks, the low one alone, or none of a kind; where none was given, what is usual for the committee, up to
     the guard's mark."""
-    asked = ServeConfig(keep_force=[0.1], keep_energy=[0.01, 0.2], keep_novelty=1.3)
-    assert SelectionWindow.of(asked) == SelectionWindow(0.1, None, 0.01, 0.2, 1.3)
-    assert SelectionWindow.of(ServeConfig()) == SelectionWindow(0.05, 5.0, novelty_low=1.0)
+    asked = SelectionSettings(keep_force=[0.1], keep_energy=[0.01, 0.2], keep_novelty=1.3)
+    assert SelectionWindow.of(asked, 5.0) == SelectionWindow(0.1, None, 0.01, 0.2, 1.3)
+    assert SelectionWindow.of(SelectionSettings(), 5.0) == SelectionWindow(0.05, 5.0, novelty_low=1.0)
     without: dict[str, Any] = {"keep_novelty": np.inf}
-    assert SelectionWindow.of(ServeConfig(keep_force=[], keep_energy=[0.01], **without)) == SelectionWindow(
+    assert SelectionWindow.of(SelectionSettings(keep_force=[], keep_energy=[0.01], **without), 5.0) == SelectionWindow(
         energy_low=0.01
     )
-    assert SelectionWindow.of(ServeConfig(**without)) == SelectionWindow(0.05, 5.0)
-    assert SelectionWindow.of(ServeConfig(**without), 0.0036) == SelectionWindow(0.0036, 5.0)
-    assert SelectionWindow.of(ServeConfig(mark_spread=0.02, **without), 0.0036) == SelectionWindow(0.0036, 0.02)
-    assert SelectionWindow.of(ServeConfig(mark_spread=0.02, **without)) == SelectionWindow(0.05)
-    assert SelectionWindow.of(ServeConfig(mark_spread=np.inf, **without), 0.35) == SelectionWindow(0.35)
-    assert SelectionWindow.of(ServeConfig(keep_force=[0.1, 1.0], **without), 0.0036) == SelectionWindow(0.1, 1.0)
+    assert SelectionWindow.of(SelectionSettings(**without), 5.0) == SelectionWindow(0.05, 5.0)
+    assert SelectionWindow.of(SelectionSettings(**without), 5.0, 0.0036) == SelectionWindow(0.0036, 5.0)
+    assert SelectionWindow.of(SelectionSettings(**without), 0.02, 0.0036) == SelectionWindow(0.0036, 0.02)
+    assert SelectionWindow.of(SelectionSettings(**without), 0.02) == SelectionWindow(0.05)
+    assert SelectionWindow.of(SelectionSettings(**without), np.inf, 0.35) == SelectionWindow(0.35)
+    assert SelectionWindow.of(SelectionSettings(keep_force=[0.1, 1.0], **without), 5.0, 0.0036) == SelectionWindow(
+        0.1, 1.0
+    )
 
 
 @pytest.mark.parametrize(

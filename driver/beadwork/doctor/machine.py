@@ -14,7 +14,6 @@ from statistics import median
 
 import numpy as np
 
-from beadwork.config import ServeConfig
 from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused
 from beadwork.errors import ResourceError, SimulationError
 from beadwork.frame import Frame
@@ -60,7 +59,11 @@ def timed(potential: Potential, frames: Sequence[Frame]) -> tuple[float, float]:
 
 
 def duration(
-    simulation: Simulation, sockets: Sequence[Socket], taken: Sequence[tuple[float, float]], config: ServeConfig
+    simulation: Simulation,
+    sockets: Sequence[Socket],
+    taken: Sequence[tuple[float, float]],
+    servers: int = 0,
+    device: str = "cpu",
 ) -> Iterator[Finding]:
     """How long all steps will take, from what `timed` found for this server's part of each socket's structures."""
     step, computing = (
@@ -69,7 +72,7 @@ def duration(
     )
     steps, timestep = simulation.total_steps - simulation.step, simulation.systems[0].timestep
     speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns/day, " if timestep else ""
-    shared = f", with {config.servers} servers as fast as this one" if config.servers > 1 else ""
+    shared = f", with {servers} servers as fast as this one" if servers > 1 else ""
     text = (
         f"{step:.3g} s per step for the models{shared}: {speed}at least {span(steps * step)} for {steps} steps; "
         "i-PI adds its own"
@@ -78,7 +81,7 @@ def duration(
         yield Finding(AMBER, "time", text, "`beadwork bench` says where a step's time goes and what would help")
     else:
         yield Finding(GREEN, "time", text)
-    if config.device == "cpu" and computing < BUSY * step:
+    if device == "cpu" and computing < BUSY * step:
         yield Finding(
             AMBER,
             "time",
@@ -87,12 +90,12 @@ def duration(
         )
 
 
-def memory(config: ServeConfig) -> Iterator[Finding]:
+def memory(servers: int = 0, device: str = "cpu") -> Iterator[Finding]:
     """The largest so far, which an evaluation of all that this server gets in a step has been part of."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _room()
-    where = "" if config.device == "cpu" else " on the host; the GPU's memory is not looked at"
-    part = "this server's part of the" if config.servers > 1 else "the whole"
+    where = "" if device == "cpu" else " on the host; the GPU's memory is not looked at"
+    part = "this server's part of the" if servers > 1 else "the whole"
     text = f"{peak / 1e9:.2f} GB with {part} ring polymer"
     if room is None:
         yield Finding(GREEN, "memory", f"{text}{where}")
@@ -242,13 +245,12 @@ def _ports() -> set[int]:
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
 
 
-def disk(simulation: Simulation, config: ServeConfig) -> Iterator[Finding]:
-    """What i-PI and beadwork will write, against what is free where it goes."""
+def disk(simulation: Simulation, out: Path, kept: int) -> Iterator[Finding]:
+    """What i-PI and beadwork will write, against what is free where it goes. out: our folder. kept: frames, at most."""
     steps = max(0, simulation.total_steps - simulation.step)
     calls = sum(simulation.calls(socket) for socket in simulation.sockets)
-    kept = config.keep_most * 100 * max(len(system.numbers) for system in simulation.systems) if config.queue else 0
-    need = steps * (simulation.bytes_per_step + RECORD * calls) + kept
-    out = Path(config.out)
+    frames = kept * 100 * max(len(system.numbers) for system in simulation.systems)
+    need = steps * (simulation.bytes_per_step + RECORD * calls) + frames
     while not out.exists():
         out = out.parent
     free = min(shutil.disk_usage(folder).free for folder in (out, simulation.directory))

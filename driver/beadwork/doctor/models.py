@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from ase.data import chemical_symbols
 
-from beadwork.config import ServeConfig
+from beadwork.config import LimitSettings, ModelSettings, SelectionSettings
 from beadwork.doctor.finding import AMBER, GREEN, RED, Finding
 from beadwork.doctor.structure import name
 from beadwork.errors import GuardError, ModelError
@@ -45,8 +45,8 @@ APART_ENERGY = 0.1
 _POINTS, _WEIGHTS = (-2, -1, 1, 2), (1 / 12, -8 / 12, 8 / 12, -1 / 12)
 
 
-def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, answer: Evaluation) -> Iterator[Finding]:
-    """Whether baseline and Δ were made for each other, by their cards and by what they answer."""
+def together(cards: Sequence[Card], alpha: float | None, potential: Potential, answer: Evaluation) -> Iterator[Finding]:
+    """Whether baseline and Δ were made for each other, by their cards and by what they answer. alpha: as given."""
     if answer.delta is None or answer.baseline is None:
         yield Finding(GREEN, "models", f"{len(cards)} of one kind, so there is nothing to fit together")
         return
@@ -108,7 +108,7 @@ def together(cards: Sequence[Card], config: ServeConfig, potential: Potential, a
     calibrated = load_committee(paths) is not None
     if calibrated and (said := worse_than_baseline(paths[0].resolve().parent)):
         yield _model(AMBER, said, LEARN_MORE)
-    if potential.members[1:] and config.alpha is None and not calibrated:
+    if potential.members[1:] and alpha is None and not calibrated:
         yield _model(
             AMBER, "no committee.toml gives alpha, so the spread is not calibrated", "--alpha, or a committee.toml"
         )
@@ -118,7 +118,7 @@ def _model(colour: str, text: str, remedy: str = "") -> Finding:
     return Finding(colour, "models", text, remedy, ModelError.exit_code)
 
 
-def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
+def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -> Iterator[Finding]:
     """Where the start lies: beyond the threshold that ends a run, in or above the selection windows, or below them."""
     if answer.spread is None:
         yield Finding(GREEN, "spread", "there is no committee of two, so nobody says how sure the models are")
@@ -128,12 +128,12 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
     energy = float(answer.spread.energy.max()) * len(answer.energies) / len(answer.forces)
     where = f"{force:.3g} eV/Å at most at the start (atom {int(answer.spread.atom[worst])})"
     known = "relax the start structure, or label frames like it and train"
-    if force > config.mark_spread:
-        stops = config.on_mark == "stop"
+    if force > limits.mark_spread:
+        stops = limits.on_mark == "stop"
         yield Finding(
             RED if stops else AMBER,
             "spread",
-            f"{where}, above the threshold of {config.mark_spread:g} eV/Å (--mark-spread): "
+            f"{where}, above the threshold of {limits.mark_spread:g} eV/Å (--mark-spread): "
             + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
             f"{known}; --mark-spread moves the mark",
             GuardError.exit_code if stops else 0,
@@ -142,8 +142,8 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
     above: list[tuple[str, str, str]] = []
     within, below = above[:], above[:]
     for option, text, unit, value, marks in (
-        ("--keep-force", where, "eV/Å", force, force_window(config, answer.spread.usual)),
-        ("--keep-energy", f"{energy:.3g} eV/atom at most at the start", "eV/atom", energy, config.keep_energy),
+        ("--keep-force", where, "eV/Å", force, force_window(keep.keep_force, limits.mark_spread, answer.spread.usual)),
+        ("--keep-energy", f"{energy:.3g} eV/atom at most at the start", "eV/atom", energy, keep.keep_energy),
     ):
         if marks:
             window = f"the selection window of {option}, {' to '.join(f'{mark:g}' for mark in marks)} {unit}"
@@ -151,7 +151,7 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
             (above if value >= high else within if value >= low else below).append((text, window, option))
     if above:
         text, window, option = above[0]
-        kept = "so the queue keeps no such frame" if config.queue else "though without --queue the run does not look"
+        kept = "so the queue keeps no such frame" if keep.queue else "though without --queue the run does not look"
         yield Finding(
             AMBER,
             "spread",
@@ -160,20 +160,24 @@ def spread(answer: Evaluation, config: ServeConfig) -> Iterator[Finding]:
         )
     elif within:
         text, window, option = within[0]
-        kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
+        kept = "frames will be kept from the first step on" if keep.queue else "without --queue no frame is kept"
         usual = f"label those first; or raise the low mark of {option}, if such a spread is usual for these models"
         yield Finding(
             AMBER,
             "spread",
             f"{text}, in {window}: {kept}",
-            usual if config.queue else "--queue keeps such frames for labels",
+            usual if keep.queue else "--queue keeps such frames for labels",
         )
     else:
         yield Finding(GREEN, "spread", ", and ".join(f"{text}, below {window}" for text, window, _ in below) or where)
 
 
 def novelty(
-    answer: Evaluation, potential: Potential, frames: Sequence[Frame], config: ServeConfig
+    answer: Evaluation,
+    potential: Potential,
+    frames: Sequence[Frame],
+    keep: SelectionSettings,
+    limits: LimitSettings,
 ) -> Iterator[Finding]:
     """Whether the models learned from atoms like those of the start; frames: what was evaluated."""
     if lacking := [card for card in potential.cards if card.novelty is None]:
@@ -199,23 +203,23 @@ def novelty(
         told = _and([f"{n} {symbol}" for symbol, n in many.items()])
         where = f" in {len(frames)} structures" if len(frames) > 1 else ""
         text += f": {whom} seen such an atom (new atoms: {told}{where})"
-    if worst > config.mark_novelty:
-        stops = config.on_mark == "stop"
+    if worst > limits.mark_novelty:
+        stops = limits.on_mark == "stop"
         yield Finding(
             RED if stops else AMBER,
             "novelty",
-            f"{text}; it is above the threshold of {config.mark_novelty:g} (--mark-novelty): "
+            f"{text}; it is above the threshold of {limits.mark_novelty:g} (--mark-novelty): "
             + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
             "relax the start structure, or label frames like it and train; --mark-novelty moves the mark",
             GuardError.exit_code if stops else 0,
         )
         return
-    asks = novelty_of(found.of, config.keep_novelty_of)
-    keeps = asks is not None and float(asks.max()) >= config.keep_novelty
+    asks = novelty_of(found.of, keep.keep_novelty_of)
+    keeps = asks is not None and float(asks.max()) >= keep.keep_novelty
     if parts or keeps:
-        kept = "frames will be kept from the first step on" if config.queue else "without --queue no frame is kept"
+        kept = "frames will be kept from the first step on" if keep.queue else "without --queue no frame is kept"
         if not keeps:
-            kept = f"--keep-novelty {config.keep_novelty:g} of {config.keep_novelty_of} keeps no such frame"
+            kept = f"--keep-novelty {keep.keep_novelty:g} of {keep.keep_novelty_of} keeps no such frame"
         wanted = (NOVELTY_REMEDIES[part] for part, of in found.of.items() if (of > NOVELTY_EDGE).any())
         remedy = "; ".join(wanted) or f"--keep-novelty {NOVELTY_EDGE:g} keeps what is new and no more"
         yield Finding(AMBER, "novelty", f"{text}; {kept}", remedy)
@@ -296,7 +300,7 @@ def _held(topic: str, error: float, limit: float, text: str) -> Finding:
     )
 
 
-def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterator[Finding]:
+def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Iterator[Finding]:
     """Native against torchscript, model by model, in float64.
 
     Red where a run would refuse it; what a run can do without, or falls back from, is amber.
@@ -346,12 +350,12 @@ def engines(cards: Sequence[Card], frame: Frame, config: ServeConfig) -> Iterato
         )
 
 
-def precision(rough: Evaluation, exact: Evaluation, config: ServeConfig) -> Iterator[Finding]:
+def precision(rough: Evaluation, exact: Evaluation, dtype: str) -> Iterator[Finding]:
     """What float32 (rough) costs against float64 (exact), whether it was asked for or not."""
     energy = float(np.abs(rough.energies - exact.energies).max()) * len(rough.energies) / len(rough.forces)
     force = float(np.abs(rough.forces - exact.forces).max())
     text = f"{force:.1e} eV/Å and {energy:.1e} eV/atom at most from float64"
-    if config.dtype == "float64":
+    if dtype == "float64":
         yield Finding(GREEN, "precision", f"float64; --dtype float32 would be {text}")
     elif energy <= TOLERANCE["float32"][0] and force <= TOLERANCE["float32"][1]:
         yield Finding(GREEN, "precision", f"float32, {text}")

@@ -76,7 +76,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
     yield from tilts
     sound = not tilts
     for system in simulation.systems:
-        for finding in (*structure.cell(system), *structure.contacts(system, config)):
+        for finding in (*structure.cell(system), *structure.contacts(system, config.periodic)):
             yield finding
             sound = sound and finding.colour != RED
     seconds: dict[str, float] = {}
@@ -90,7 +90,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
         yield from machine.outputs(simulation)
         for socket in simulation.sockets:
             yield from machine.address(socket, simulation.directory)
-    yield from machine.disk(simulation, config)
+    yield from machine.disk(simulation, Path(config.out), config.keep_most if config.queue else 0)
 
 
 def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, float]) -> Iterator[Finding]:
@@ -102,29 +102,29 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     cards = potentials[0].cards
     reach = max(card.cutoff for card in cards)
     for system in simulation.systems:
-        yield from structure.periodicity(system, config, sockets, reach)
-        yield from structure.cutoff(system, config, reach)
+        yield from structure.periodicity(system, config.periodic, sockets, reach)
+        yield from structure.cutoff(system, config.periodic, reach)
     shared = set.intersection(*(set(card.elements) for card in cards))
     known = ", ".join(chemical_symbols[z] for z in sorted(shared))
     yield Finding(GREEN, "elements", f"every model knows the elements of the system; all of them know {known}")
     # memory is measured before other engines and precisions are loaded
-    starts = [_start(simulation, socket, config) for socket in sockets]
+    starts = [_start(simulation, socket, config.periodic) for socket in sockets]
     # i-PI hands out the structures of a step among the servers, at best evenly
     parts = [frames[: -(-len(frames) // (config.servers or 1))] for frames in starts]
     taken = [machine.timed(potential, frames) for potential, frames in zip(potentials, parts, strict=True)]
     seconds.update({socket.name: wall for socket, (wall, _) in zip(sockets, taken, strict=True)})
-    yield from machine.duration(simulation, sockets, taken, config)
-    yield from machine.memory(config)
+    yield from machine.duration(simulation, sockets, taken, config.servers, config.device)
+    yield from machine.memory(config.servers, config.device)
     distinct = list({frame.positions.tobytes(): frame for frame in starts[0]}.values())
     # a native model may be refused in one precision alone; a run in the other has no need of it
     asked = config.engine if config.dtype == "float64" or config.engine != "native" else "auto"
     potential = load_for(replace(config, engine=asked, dtype="float64"))
     exact = potential.evaluate(distinct)
-    yield from models.together(cards, config, potential, exact)
-    for finding in models.spread(exact, config):
+    yield from models.together(cards, config.alpha, potential, exact)
+    for finding in models.spread(exact, config, config):
         alone = potential.spread_of_delta_alone
         yield replace(finding, text=f"{finding.text}; {OF_DELTA_ALONE}") if alone else finding
-    yield from models.novelty(exact, potential, distinct, config)
+    yield from models.novelty(exact, potential, distinct, config, config)
     yield from models.derivatives(potential, distinct[0], len(parts[0]))
     yield from models.engines(cards, distinct[0], config)
     try:
@@ -134,13 +134,13 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
             raise
         yield Finding(AMBER, "precision", f"float32 is not there: {error.what}", error.remedy)
     else:
-        yield from models.precision(rough, exact, config)
+        yield from models.precision(rough, exact, config.dtype)
 
 
-def _start(simulation: Simulation, socket: Socket, config: ServeConfig) -> list[Frame]:
+def _start(simulation: Simulation, socket: Socket, periodic: bool) -> list[Frame]:
     """The structures of one evaluation as the run begins; contracted beads are stood for by the first ones."""
     return [
-        system.frame(k % system.nbeads, socket.active, periodic=config.periodic)
+        system.frame(k % system.nbeads, socket.active, periodic=periodic)
         for system, count in simulation.served(socket)
         for k in range(count)
     ]

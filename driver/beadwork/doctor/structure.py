@@ -9,7 +9,6 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.geometry import cell_to_cellpar
 
-from beadwork.config import ServeConfig
 from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused
 from beadwork.errors import GeometryError, SimulationError
 from beadwork.frame import FloatArray, Frame
@@ -76,9 +75,9 @@ def cell(system: System) -> Iterator[Finding]:
     )
 
 
-def contacts(system: System, config: ServeConfig) -> Iterator[Finding]:
+def contacts(system: System, periodic: bool) -> Iterator[Finding]:
     """The closest atoms, against their covalent radii: how wrong units show."""
-    frame = system.frame(periodic=config.periodic)
+    frame = system.frame(periodic=periodic)
     units = "name the units beside the numbers: cell{angstrom} positions{angstrom} in an xyz, units='angstrom' in XML"
     try:
         graph = build([frame], 4.0)
@@ -122,11 +121,11 @@ def contacts(system: System, config: ServeConfig) -> Iterator[Finding]:
         yield Finding(GREEN, "distances", f"the closest atoms, {pair}, {100 * ratio:.0f} % of a bond")
 
 
-def periodicity(system: System, config: ServeConfig, sockets: Sequence[Socket], cutoff: float) -> Iterator[Finding]:
+def periodicity(system: System, periodic: bool, sockets: Sequence[Socket], cutoff: float) -> Iterator[Finding]:
     """Whether the cell is filled, against what the user and i-PI say of it. cutoff: Å, of the models."""
     gaps = _gaps(system)
     folded = [socket.name for socket in sockets if socket.pbc]
-    if not config.periodic:
+    if not periodic:
         if folded:
             yield Finding(
                 RED,
@@ -175,9 +174,9 @@ def _widths(system: System) -> FloatArray:
     return widths
 
 
-def cutoff(system: System, config: ServeConfig, cutoff: float) -> Iterator[Finding]:
+def cutoff(system: System, periodic: bool, cutoff: float) -> Iterator[Finding]:
     """The models' cutoff (Å) against the cell; a graph holds every image of an atom that is within it."""
-    if not config.periodic:
+    if not periodic:
         return
     width = float(_widths(system).min())
     text = f"the models' cutoff is {cutoff:g} Å, the cell's smallest width {width:.3g} Å"

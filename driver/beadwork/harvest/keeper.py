@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from beadwork.config import ServeConfig
+from beadwork.config import SelectionSettings
 from beadwork.errors import BeadworkError, QueueError, ResourceError
 from beadwork.events import Dropped, Event, FrameKept, Moment, Note, PassedOver, Waiting
 from beadwork.frame import Frame
@@ -28,22 +28,28 @@ DISK_FULL_TEXTS = ("disk is full", "disk I/O", "No space left")
 class Keeper:
     """Called with every evaluation after its reply has left. Opens the queue, and makes it where it is missing.
 
-    simulation: sha256 of the simulation's file. Frames that the queue holds already are not kept again, and those of
-    the same simulation that have no label yet count for the limit. Raises QueueError for a queue that cannot be written
-    from the start. One that cannot be written later is reported once, and the frames wait in memory; where the disk has
-    been full for `DISK_FULL_SECONDS` seconds, ResourceError ends the run.
+    mark_spread: eV/Å, the safety threshold where the selection window ends. simulation: sha256 of the simulation's
+    file. Frames that the queue holds already are not kept again, and those of the same simulation that have no label
+    yet count for the limit. Raises QueueError for a queue that cannot be written from the start. One that cannot be
+    written later is reported once, and the frames wait in memory; where the disk has been full for `DISK_FULL_SECONDS`
+    seconds, ResourceError ends the run.
     """
 
-    def __init__(self, config: ServeConfig, simulation: str, watch: Callable[[Event], None]) -> None:
+    def __init__(
+        self, config: SelectionSettings, mark_spread: float, simulation: str, watch: Callable[[Event], None]
+    ) -> None:
         self._simulation = simulation
         self._watch = watch
         self._evaluations = 0
         self._config = config
+        self._mark_spread = mark_spread
         self._usual: float | None = None  # usual force spread of the committee that was evaluated last
         self._waiting = Waiting(0, "")  # as it was reported last
         # filled by the writer's thread, emptied by ours: watchers (status, metrics, log) are not made for two threads
         self._events: deque[Event] = deque()
-        self.selector = Selector(SelectionWindow.of(config), config.cooldown, config.keep_most, config.distance)
+        self.selector = Selector(
+            SelectionWindow.of(config, mark_spread), config.cooldown, config.keep_most, config.distance
+        )
         queue = Queue(str(config.queue), create=True, report=lambda text: watch(Note(text)))
         queue.check()
         rows = queue.rows()
@@ -71,7 +77,7 @@ class Keeper:
             return
         if spread.usual != self._usual:
             self._usual = spread.usual
-            self.selector.window = SelectionWindow.of(self._config, spread.usual)
+            self.selector.window = SelectionWindow.of(self._config, self._mark_spread, spread.usual)
         atoms = len(frames[0].numbers)  # all systems of a forcefield have one composition
         count = Moment(self._evaluations) if moment.step is None else moment
         force, energy = spread.largest, spread.energy / atoms

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from beadwork.config import ServeConfig
+from beadwork.config import SelectionSettings
 from beadwork.errors import ConfigError
 from beadwork.events import Moment
 from beadwork.frame import FloatArray, Frame
@@ -44,13 +44,14 @@ class SelectionWindow:
     novelty_low: float | None = None
 
     @classmethod
-    def of(cls, config: ServeConfig, usual: float | None = None) -> SelectionWindow:
+    def of(cls, config: SelectionSettings, mark_spread: float, usual: float | None = None) -> SelectionWindow:
         """The configured window; a threshold that was not given is None.
 
         Without `keep-force` it begins at `usual`, the force spread of the committee on frames like those it learned
-        from (`DEFAULT_FORCE_THRESHOLD` where that is not known), and ends at the safety threshold of the spread.
+        from (`DEFAULT_FORCE_THRESHOLD` where that is not known), and ends at `mark_spread`, eV/Å, the safety
+        threshold of the spread.
         """
-        force_low, force_high = (*force_window(config, usual), None, None)[:2]
+        force_low, force_high = (*force_window(config.keep_force, mark_spread, usual), None, None)[:2]
         energy_low, energy_high = (*config.keep_energy, None, None)[:2]
         novelty_low = config.keep_novelty if math.isfinite(config.keep_novelty) else None
         return cls(force_low, force_high, energy_low, energy_high, novelty_low)
@@ -108,9 +109,9 @@ class SelectionWindow:
         return ("spread",) * spread + ("novelty",) * new
 
 
-def force_window(config: ServeConfig, usual: float | None) -> list[float]:
+def force_window(keep_force: list[float] | None, mark_spread: float, usual: float | None) -> list[float]:
     """`keep-force` as it was given, or the default that follows from the committee."""
-    return default_window(usual, config.mark_spread) if config.keep_force is None else config.keep_force
+    return default_window(usual, mark_spread) if keep_force is None else keep_force
 
 
 def default_window(usual: float | None, mark: float) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from beadwork.config import ServeConfig
+from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
@@ -84,8 +84,8 @@ def load(
     return potential
 
 
-def load_for(config: ServeConfig) -> Potential:
-    """Load what a configuration names. Raises ModelError."""
+def load_for(config: ModelSettings) -> Potential:
+    """Load the models that a run names. Raises ModelError."""
     return load(
         config.baseline,
         config.delta,

@@ -162,7 +162,7 @@ class Session:
                 "a queue keeps what the committee is unsure of, but no forcefield is served two Δ models or more",
                 "give more of them with --delta, or no --queue",
             )
-        return Keeper(self._config, simulation.sha256, self._watch)
+        return Keeper(self._config, self._config.mark_spread, simulation.sha256, self._watch)
 
     def _server(self, simulation: Simulation, services: Sequence[Service], harvest: Keeper | None) -> Server:
         config = self._config
