@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
+from beadwork.analyse.command import add as add_analyse
 from beadwork.config import GROUPS, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError, ConfigError
 from beadwork.settings import WORDS, Declared, declared, meant, title
@@ -129,6 +130,7 @@ def _parser() -> _Parser:
     _models(_family(commands, "models", "make and look at model bundles"))
     _queue(_family(commands, "queue", "look at the frames that were kept"))
     _report(commands)
+    add_analyse(_family(commands, "analyse", "observables of runs, with error bars"), _command)
     _label_options(commands)
     _training(commands)
     text = "simulate, label, train, swap, and again; or go on with it"

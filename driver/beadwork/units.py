@@ -15,3 +15,5 @@ HARTREE: float = 1.0 / float(unit_to_internal("energy", "electronvolt", 1.0))
 FORCE: float = HARTREE / BOHR
 #: i-PI's time unit in fs
 FEMTOSECOND: float = 1.0 / float(unit_to_internal("time", "femtosecond", 1.0))
+#: kJ/mol in one Hartree
+KJ_MOL: float = 1e-3 / float(unit_to_internal("energy", "j/mol", 1.0))

@@ -78,7 +78,7 @@ def test_committee_error_is_that_of_its_members() -> None:
     stiffer = np.array([0.04, -0.01, -0.03, 0.0])
     x = rng.normal(0, np.sqrt(thermal), 400_000)
     energies = 0.5 * np.outer(x**2, 1 + stiffer) + np.array([3.0, -2.0, 0.0, 1.0])  # apart at all times: no uncertainty
-    found = uncertainty([np.column_stack([x**2, x])], [energies], thermal)
+    found = uncertainty([np.column_stack([x**2, x])], [energies / thermal])
     assert found.members is not None
     assert found.committee is not None
     assert np.allclose(found.members[0], -thermal * stiffer, rtol=0.02, atol=2e-4)

@@ -173,15 +173,15 @@ class _Space:
 
     def vectors(self, begin: Any, end: Any) -> FloatArray:
         """(F, V, 3) from atoms to atoms, Å, to the nearest image where there is a cell."""
-        result: FloatArray = self.positions[:, list(end)] - self.positions[:, list(begin)]
+        apart: FloatArray = self.positions[:, list(end)] - self.positions[:, list(begin)]
         if self.cells is None:
-            return result
-        result = result - np.round(result @ np.linalg.inv(self.cells)) @ self.cells
+            return apart
+        apart = apart - np.round(apart @ np.linalg.inv(self.cells)) @ self.cells
         shifts = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))
-        images = result[:, :, None, :] + (shifts @ self.cells)[:, None]
+        images = apart[:, :, None, :] + (shifts @ self.cells)[:, None]
         nearest = np.argmin(np.einsum("fvik,fvik->fvi", images, images), axis=2)
-        result = np.take_along_axis(images, nearest[:, :, None, None], axis=2)[:, :, 0]
-        return result
+        found: FloatArray = np.take_along_axis(images, nearest[:, :, None, None], axis=2)[:, :, 0]
+        return found
 
     def distances(self, begin: Any, end: Any) -> FloatArray:
         """(F, V) Å."""
@@ -204,7 +204,8 @@ def _angle(space: _Space, call: _Call) -> FloatArray:
     one, middle, other = space.every(*call.atoms)
     left, right = space.vectors(middle, one), space.vectors(middle, other)
     cosine = (left * right).sum(axis=2) / np.linalg.norm(left, axis=2) / np.linalg.norm(right, axis=2)
-    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    degrees: FloatArray = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    return degrees
 
 
 def _transfer(space: _Space, call: _Call) -> FloatArray:

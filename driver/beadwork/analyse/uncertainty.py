@@ -1,8 +1,7 @@
 """How far an average is uncertain: because the run is short, because the committee disagrees, and by both.
 
-Every average, and every smooth function of averages, is linear in small changes of them. So an observable comes here as
-a series whose mean changes as it does (for a mean the series itself, for a variance (x - mean)^2, for a free energy
--kT [in this bin] / p), and one recipe gives all errors.
+An observable is an average or a smooth function of averages (a variance, a free energy), which is linear in small
+changes of them. So one recipe gives all errors, from series of what is averaged and the function's derivatives.
 
 The statistical error is that of blocks (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461, 1989) of one length, so long
 that some 32 fill all pieces. An estimator that cuts an autocorrelation where it first crosses zero is no use here:
@@ -15,7 +14,7 @@ The committee's error is what its members would have had for an average, by the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,16 +61,25 @@ class Uncertainty:
 
 
 def uncertainty(
-    pieces: Sequence[FloatArray], energies: Sequence[FloatArray | None] = (), thermal: float = 1.0
+    pieces: Sequence[FloatArray],
+    energies: Sequence[FloatArray | None] = (),
+    jacobian: Callable[[FloatArray], FloatArray] | None = None,
 ) -> Uncertainty:
-    """Return the errors of the means of the K columns of these series.
+    """Return the errors of K functions of the means of the N columns of these series.
 
-    pieces: (F, K) each, of simulations that know nothing of each other, samples evenly spaced. energies: for each piece
-    (F, M), the members' energies (of a ring polymer their mean over the beads), rows of NaN where they are not known;
-    or None; the same M members in all. thermal: kT in their unit.
+    pieces: (F, N) each, of simulations that know nothing of each other, samples evenly spaced. energies: for each piece
+    (F, M) in kT, the members' energies (of a ring polymer their mean over the beads), rows of NaN where they are not
+    known; or None; the same M members in all. jacobian: means (N,) -> derivatives (K, N) of the functions there; None
+    for the means themselves.
     """
-    every = np.concatenate(pieces)
-    blocks = [_means(piece, _length(pieces)) for piece in pieces]
+
+    def changes(series: FloatArray, mean: FloatArray) -> FloatArray:
+        return series - mean if jacobian is None else (series - mean) @ jacobian(mean).T
+
+    average = np.concatenate(pieces).mean(axis=0)
+    parts = [changes(piece, average) for piece in pieces]
+    every = np.concatenate(parts)
+    blocks = [_means(part, _length(parts)) for part in parts]
     means = np.concatenate(blocks)
     short = len(means) < FEWEST
     width = every.shape[1]
@@ -79,9 +87,8 @@ def uncertainty(
     variance = every.var(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         independent = np.minimum(variance / statistical**2, len(every))
-        about = [block - every.mean(axis=0) for block in blocks]
-        neighbours = sum((one[1:] * one[:-1]).sum(axis=0) for one in about)
-        dependence = neighbours / sum((one**2).sum(axis=0) for one in about)
+        neighbours = sum((one[1:] * one[:-1]).sum(axis=0) for one in blocks)
+        dependence = neighbours / sum((one**2).sum(axis=0) for one in blocks)
     members, wander = None, 0.0
     known = [(piece, one) for piece, one in zip(pieces, energies, strict=False) if one is not None and one.shape[1] > 1]
     if known:
@@ -89,8 +96,9 @@ def uncertainty(
         there = np.isfinite(potentials).all(axis=1)
         if there.sum() > 1:
             series, potentials = series[there], potentials[there]
-            members = reweight(potentials, series, thermal) - series.mean(axis=0)[:, None]
-            wander = float(deviations(potentials, thermal).std(axis=0).max())
+            # at the means of these frames: a bin's own frames then say what a member would have there
+            members = reweight(potentials, changes(series, series.mean(axis=0)), 1.0)
+            wander = float(deviations(potentials, 1.0).std(axis=0).max())
     return Uncertainty(statistical, members, len(every), independent, np.asarray(dependence), wander)
 
 

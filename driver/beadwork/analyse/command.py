@@ -1,0 +1,104 @@
+"""`beadwork analyse`: one observable a command, from runs to a table, a CSV file and a picture.
+
+The libraries are imported where a command is carried out, so that `beadwork --help` does not wait for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any, command: Callable[..., Any]) -> None:
+    """Add the commands. command: how `cli` adds one: name, what it does, a line about it, an example."""
+    text = "free energy along a coordinate, and the coordinate's averages"
+    example = "results --coordinate dc:O1,O2 --symmetric --at 0 0.2 0.4"
+    energy = command(commands, "free-energy", _free_energy, text, example)
+    _runs(energy, "free-energy")
+    _coordinate(energy)
+    energy.add_argument("--bins", type=int, default=50, metavar="N", help="bins of the histogram (default: 50)")
+    energy.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of the bins (default: all)")
+    energy.add_argument("--zero", type=float, metavar="X", help="where F is 0 (default: in the lowest bin)")
+    energy.add_argument("--at", type=float, nargs="+", default=[], metavar="X", help="places to print F at")
+    energy.add_argument("--symmetric", action="store_true", help="X and -X are the same state")
+    energy.add_argument(
+        "--against", type=Path, nargs="+", default=[], metavar="FILE", help="curves of elsewhere: x and F, or PLUMED's"
+    )
+    energy.add_argument("--field", metavar="NAME", help="of a grid by PLUMED, which field the coordinate is")
+    energy.add_argument("--scale", type=float, default=1.0, metavar="C", help="times x of --against (10 for nm)")
+
+
+def _runs(parser: argparse.ArgumentParser, stem: str) -> None:
+    """What every command knows."""
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, or i-PI's input (XML) beside its outputs"
+    )
+    parser.add_argument("--skip", type=float, default=0.0, metavar="PS", help="ps at the beginning to leave out")
+    parser.add_argument("--out", type=Path, metavar="STEM", help=f"where files go (default: RUN/{stem})")
+    parser.set_defaults(stem=stem)
+
+
+def _coordinate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--coordinate",
+        required=True,
+        metavar="C",
+        help="dc:O1,O2, distance:O1,O2, transfer:O1,H5,O2, … or sums of these",
+    )
+    parser.add_argument("--of", choices=("centroid", "beads"), default="centroid", help="(default: centroid)")
+    parser.add_argument("--not-periodic", action="store_true", help="distances are not those to the nearest image")
+
+
+def _out(args: argparse.Namespace, ending: str) -> Path:
+    first: Path = args.runs[0]
+    stem: Path = args.out or (first if first.is_dir() else first.parent) / args.stem
+    return stem.with_name(stem.name + ending)
+
+
+def _free_energy(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from beadwork.analyse.coordinate import parse
+    from beadwork.analyse.free_energy import free_energy, read_curve
+    from beadwork.analyse.picture import draw_free_energy
+    from beadwork.analyse.runs import open_run, sample
+    from beadwork.analyse.table import notes, show, write_csv, write_estimates
+
+    coordinate = parse(args.coordinate)
+    periodic = False if args.not_periodic else None
+    pieces = [sample(open_run(path), [coordinate], args.of, args.skip, periodic) for path in args.runs]
+    reach = tuple(args.range) if args.range else None
+    found = free_energy(pieces, coordinate.text, args.bins, reach, args.zero, args.at, args.symmetric)
+    curves = {
+        path.name: read_curve(path, found.kelvin, args.field, args.scale, args.symmetric) for path in args.against
+    }
+    if args.zero is not None:
+        curves = {name: (x, energy - np.interp(args.zero, x, energy)) for name, (x, energy) in curves.items()}
+    unit = coordinate.unit or "no unit"
+    columns = {coordinate.label: found.x.tolist(), "F (kJ/mol)": found.energy.tolist()}
+    columns["statistical (kJ/mol)"] = found.statistical.tolist()
+    columns["committee (kJ/mol)"] = [None] * len(found.x) if found.committee is None else found.committee.tolist()
+    columns["both (kJ/mol)"] = found.both.tolist()
+    if found.members is not None:
+        columns |= {f"member {k} (kJ/mol)": (found.energy + one).tolist() for k, one in enumerate(found.members.T)}
+    estimates = {f"F({place:g})": (one, "kJ/mol") for place, one in found.at.items()}
+    estimates |= {f"{name} of {coordinate.text}": (one, unit) for name, one in found.averages.items()}
+    write_csv(_out(args, ".csv"), columns)
+    write_estimates(_out(args, "-averages.csv"), estimates)
+    draw_free_energy(_out(args, ".png"), {found.whose: found}, coordinate.label, curves)
+    runs = f"{len(args.runs)} runs" if len(args.runs) > 1 else "one run"
+    print(
+        f"free energy along {coordinate.text}, {found.whose}, {found.kelvin:g} K: {found.samples} frames of {runs}, of "
+        f"which about {found.independent:.0f} are independent"
+    )
+    print(show(estimates))
+    for name, (x, energy) in curves.items():
+        if places := list(found.at):
+            told = ", ".join(f"{value:.2f}" for value in np.interp(places, x, energy))
+            print(f"{name} at these places: {told} kJ/mol")
+    for note in notes(found.gap, found.dependence, found.wander):
+        print(note)
+    print(", ".join(str(_out(args, ending)) for ending in (".csv", "-averages.csv", ".png")))
+    return 0

@@ -1,0 +1,217 @@
+"""Runs as averages want them: what was measured at each step, with the members' energies of that step beside it.
+
+A run is the folder of its beadwork.out, or the input (XML) of an i-PI that beadwork did not serve, beside its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ipi.utils.units import unit_to_internal
+
+from beadwork.analyse.coordinate import Coordinate
+from beadwork.errors import ConfigError
+from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.ipi.outputs import Potentials, Series, Trajectory, find_trajectory, read_properties
+from beadwork.ipi.simulation import read_simulation
+from beadwork.report.committee import read_committee
+from beadwork.report.run import Run, load
+
+#: of a ring polymer: which of its distributions
+OF = ("centroid", "beads")
+#: frames of which a coordinate is computed at once
+_BATCH = 500
+#: what i-PI is asked for where a trajectory is missing
+_ASK = "<trajectory stride='10' filename='{file}' format='xyz' cell_units='angstrom'> {what} </trajectory>"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What was measured in one run.
+
+    steps: (F,), i-PI's, evenly spaced but for gaps. values: by name, (F, V) of V values a step. energies: (F, M) of the
+    members in units of kT, rows of NaN where they are not known, None where there are none: `gap` says why. kelvin: the
+    temperature. beads: of the ring polymer. of: centroid or beads. time_step: fs, None where it is not known.
+    """
+
+    steps: IntArray
+    values: dict[str, FloatArray]
+    energies: FloatArray | None
+    gap: str
+    kelvin: float
+    beads: int
+    of: str
+    time_step: float | None
+
+
+def open_run(path: Path) -> Run:
+    """Read what there is of a run. Raises ConfigError or SimulationError where there is none."""
+    if not path.is_file():
+        return load(path)
+    simulation = read_simulation(path, directory=path.absolute().parent)
+    system = simulation.systems[0]
+    about = {
+        "outputs": f"{system.prefix}_{simulation.prefix}" if system.prefix else simulation.prefix,
+        "first_step": simulation.step,
+        "time_step_fs": system.timestep,
+        "temperature_K": system.temperature,
+        "beads": system.nbeads,
+    }
+    properties: dict[str, Series] = {}
+    for output in simulation.properties:
+        if (simulation.directory / output.name).exists():
+            clock = output.stride, simulation.step, system.timestep
+            properties = read_properties(simulation.directory / output.name, output.columns, *clock) | properties
+    nothing = np.empty((0, 6))
+    return Run(simulation.directory, about, {}, nothing, {}, {}, properties, [], {})
+
+
+def thermal(run: Run) -> float:
+    """Return kT in Hartree. Raises ConfigError where the run has no temperature."""
+    kelvin = run.about.get("temperature_K")
+    if not kelvin:
+        raise ConfigError(f"the simulation in {run.folder} has no temperature", "take one of a thermostatted ensemble")
+    return float(unit_to_internal("temperature", "kelvin", kelvin))
+
+
+def first_step(run: Run, skip: float) -> int:
+    """Return the step from which on a run counts, `skip` ps after its start. Raises ConfigError without a time step."""
+    step = run.about.get("time_step_fs")
+    if skip and not step:
+        raise ConfigError(f"the time step of {run.folder} is not known, so no ps can be left out", "leave --skip out")
+    return int(np.ceil(1000 * skip / step - 1e-9)) if skip and step else 0
+
+
+def weighed(steps: IntArray, potentials: Potentials | str, thermal: float) -> tuple[FloatArray | None, str]:
+    """Return the members' energies (F, M) in kT at these steps, NaN where they are not known, or None and why."""
+    if isinstance(potentials, str):
+        return None, potentials
+    found = [potentials.by_step.get(int(step)) for step in steps]
+    known = [one for one in found if one is not None]
+    if len(known) < 2:
+        return None, "fewer than two steps have both what is averaged and the members' energies"
+    if len(known[0]) < 2:
+        return None, "there is one member only"
+    if potentials.resolution > 0.05 * thermal:
+        coarse = f"i-PI wrote the members' energies to {potentials.resolution / thermal:.2g} kT only"
+        return None, f"{coarse}, which `<simulation floatformat='%20.12e'>` mends"
+    nothing = np.full(len(known[0]), np.nan)
+    return np.array([nothing if one is None else one for one in found]) / thermal, ""
+
+
+def sample(
+    run: Run,
+    coordinates: Sequence[Coordinate],
+    of: str = "centroid",
+    skip: float = 0.0,
+    periodic: bool | None = None,
+) -> Sampled:
+    """Return the values of these coordinates over a run, after `skip` ps.
+
+    of: the centroid, or every bead for itself. periodic: whether distances are those to the nearest image; None takes
+    what the run says, or its frames. Raises ConfigError where i-PI did not write what this needs.
+    """
+    beads = int(run.about.get("beads", 1))
+    kt = thermal(run)
+    if periodic is None:
+        periodic = bool(run.about.get("periodic", True))
+    files = [_values(frames, coordinates, first_step(run, skip), periodic) for frames in _files(run, of, beads)]
+    steps = sorted(set.intersection(*(set(found) for found in files)))
+    if not steps:
+        raise ConfigError(f"{run.folder} has no frames after {skip:g} ps", "leave out less with --skip")
+    energies, gap = weighed(np.array(steps), read_committee(run), kt)
+    values = {
+        coordinate.text: np.array([np.concatenate([found[step][place] for found in files]) for step in steps])
+        for place, coordinate in enumerate(coordinates)
+    }
+    kelvin = float(run.about["temperature_K"])
+    return Sampled(np.array(steps), values, energies, gap, kelvin, beads, of, run.about.get("time_step_fs"))
+
+
+def _values(
+    frames: Iterator[tuple[int, Frame]], coordinates: Sequence[Coordinate], first: int, periodic: bool
+) -> dict[int, list[FloatArray]]:
+    """By the steps from `first` on, the values of each coordinate; of a step written twice (a restart) the last."""
+    values: dict[int, list[FloatArray]] = {}
+    for batch in _batches(frames, first):
+        positions = np.array([frame.positions for _, frame in batch])
+        there = periodic and all(all(frame.pbc) for _, frame in batch)
+        cells = np.array([frame.cell for _, frame in batch]) if there else None
+        found = [coordinate.values(batch[0][1].numbers, positions, cells) for coordinate in coordinates]
+        values |= {step: [of[row] for of in found] for row, (step, _) in enumerate(batch)}
+    return values
+
+
+def _batches(frames: Iterator[tuple[int, Frame]], first: int) -> Iterator[list[tuple[int, Frame]]]:
+    """Frames from this step on, some at a time."""
+    batch: list[tuple[int, Frame]] = []
+    for step, frame in frames:
+        if step >= first:
+            batch.append((step, frame))
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _files(run: Run, of: str, beads: int) -> list[Iterator[tuple[int, Frame]]]:
+    """The frames of the centroid, or of each bead that was written."""
+    stem = str(run.about.get("outputs", ""))
+    positions = find_trajectory(run.directory, stem, "positions")
+    if of == "centroid" and beads > 1:
+        if centroid := find_trajectory(run.directory, stem, "x_centroid"):
+            return [((step, frame) for step, _, frame in centroid)]
+        if positions is not None and len(positions.files) == beads:
+            return [_centroids(positions)]
+        ask = _ASK.format(file="centroid", what="x_centroid{angstrom}")
+        raise ConfigError(f"i-PI wrote no positions of the centroid into {run.directory}", f"have it write {ask}")
+    if positions is None:
+        ask = _ASK.format(file="positions", what="positions{angstrom}")
+        raise ConfigError(f"i-PI wrote no positions of the beads into {run.directory}", f"have it write {ask}")
+    return [_of_bead(positions, bead) for bead in range(len(positions.files))]
+
+
+def _of_bead(trajectory: Trajectory, bead: int) -> Iterator[tuple[int, Frame]]:
+    one = Trajectory(trajectory.quantity, trajectory.files[bead : bead + 1], trajectory.stride)
+    for step, _, frame in one:
+        yield step, frame
+
+
+def _centroids(positions: Trajectory) -> Iterator[tuple[int, Frame]]:
+    """The mean of all beads of a step, each taken at the image that is nearest to the first."""
+    first: dict[int, Frame] = dict(_of_bead(positions, 0))
+    sums = {step: frame.positions.copy() for step, frame in first.items()}
+    counts = dict.fromkeys(first, 1)
+    for bead in range(1, len(positions.files)):
+        for step, frame in dict(_of_bead(positions, bead)).items():
+            if step not in first:
+                continue
+            apart = frame.positions - first[step].positions
+            if all(frame.pbc):
+                apart -= np.round(apart @ np.linalg.inv(frame.cell)) @ frame.cell
+            sums[step] += first[step].positions + apart
+            counts[step] += 1
+    for step, frame in first.items():
+        if counts[step] == len(positions.files):
+            yield step, Frame(frame.numbers, sums[step] / counts[step], frame.cell, frame.pbc)
+
+
+def alike(pieces: Sequence[Sampled]) -> None:
+    """Raise ConfigError where runs cannot be averaged: other temperatures, beads or committees."""
+    names: dict[str, set[object]] = {
+        "temperatures": {piece.kelvin for piece in pieces},
+        "numbers of beads": {piece.beads for piece in pieces},
+        "distributions": {piece.of for piece in pieces},
+        "numbers of members": {piece.energies.shape[1] for piece in pieces if piece.energies is not None},
+        "numbers of values a step": {one.shape[1] for piece in pieces for one in list(piece.values.values())[:1]},
+    }
+    for name, found in names.items():
+        if len(found) > 1:
+            told = " and ".join(map(str, sorted(found, key=str)))
+            raise ConfigError(f"these runs have different {name}: {told}", "average runs of one kind")
+    if len({np.diff(piece.steps).min() for piece in pieces if len(piece.steps) > 1}) > 1:
+        raise ConfigError("these runs were written with different strides", "average runs of one stride")

@@ -1,0 +1,87 @@
+"""What was found as text for a terminal, and as files that other programs read."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from beadwork.analyse.free_energy import Estimate
+from beadwork.analyse.uncertainty import DEPENDENT
+from beadwork.disk import whole, writing
+
+#: columns of a table of numbers with errors
+HEAD = ("", "value", "statistical", "committee", "both", "unit")
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns by their names; None and NaN are empty. Raises ConfigError or ResourceError."""
+    with writing(path), whole(path) as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            rows.writerow([_cell(value) for value in row])
+
+
+def write_estimates(path: Path, estimates: Mapping[str, tuple[Estimate, str]]) -> None:
+    """Write numbers with their errors and units, a line each."""
+    names = ("value", "statistical", "committee", "both")
+    columns: dict[str, list[Any]] = {"observable": list(estimates)}
+    columns |= {name: [getattr(estimate, name) for estimate, _ in estimates.values()] for name in names}
+    write_csv(path, columns | {"unit": [unit for _, unit in estimates.values()]})
+
+
+def show(estimates: Mapping[str, tuple[Estimate, str]]) -> str:
+    """A table of numbers with their errors, with as many digits as leave the error two."""
+    rows = [HEAD]
+    for name, (one, unit) in estimates.items():
+        digits = _digits(one)
+        bars = ["" if bar is None else "?" if bar != bar else f"{bar:.{digits}f}" for bar in _bars(one)]
+        value = "not sampled" if one.value != one.value else f"{one.value:.{digits}f}"
+        rows.append((name, value, bars[0], bars[1], bars[2], unit))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
+    lines = []
+    for row in rows:
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:5], widths[1:5], strict=True)),
+        ]
+        lines.append("  ".join([*cells, row[5]]).rstrip())
+    return "\n".join(lines)
+
+
+def notes(gap: str, dependence: float, wander: float) -> list[str]:
+    """What a reader has to know of the errors, a sentence each."""
+    found = []
+    if gap:
+        found.append(f"no committee's error, or none of every run: {gap}")
+    if dependence > DEPENDENT:
+        found.append(
+            f"neighbouring blocks depend on each other (correlation {dependence:.2f}): the run is too short for its "
+            "slowest motion, and the statistical error is too small"
+        )
+    if wander > 1:
+        found.append(
+            f"a member's energy wanders about the others' by {wander:.2g} kT; the expansion behind the committee's "
+            "error holds up to about 1"
+        )
+    return found
+
+
+def _bars(one: Estimate) -> tuple[float | None, float | None, float | None]:
+    return one.statistical, one.committee, one.both
+
+
+def _digits(one: Estimate) -> int:
+    """Digits after the point that leave the error two; three where there is none."""
+    digits = 0
+    while one.both > 0 and digits < 9 and one.both * 10**digits < 9.5:
+        digits += 1
+    return digits if one.both > 0 else 3
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else value

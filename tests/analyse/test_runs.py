@@ -1,0 +1,126 @@
+"""What i-PI wrote of a ring polymer whose distributions are known in closed form, read and averaged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beadwork.analyse.coordinate import parse
+from beadwork.analyse.free_energy import free_energy
+from beadwork.analyse.runs import open_run, sample
+from beadwork.errors import ConfigError
+from beadwork.units import BOHR
+from support.exact_runs import BEADS, KELVIN, KT, RingPolymer, write_about, write_energies, write_frames
+
+DISTANCE = parse("distance:O1,H1")
+KJ = 8.31446e-3 * KELVIN
+
+
+@pytest.mark.parametrize("of", ["centroid", "beads"])
+def test_centroid_and_beads_have_each_their_own_distribution(ring_polymer: RingPolymer, of: str) -> None:
+    """Maxwell's with the exact width of each, which at this frequency differ by a third: averages and free energies
+    from i-PI's files, within four errors."""
+    sigma = ring_polymer.centroid if of == "centroid" else ring_polymer.bead
+    assert ring_polymer.bead > 1.3 * ring_polymer.centroid
+    run = sample(open_run(ring_polymer.folder), [DISTANCE], of)
+    assert run.values[DISTANCE.text].shape == (2000, 1 if of == "centroid" else BEADS)
+    near, far = sigma, 2.2 * sigma
+    found = free_energy([run], DISTANCE.text, bins=40, zero=1.4 * sigma, at=(near, far))
+    for place in (near, far):
+        wanted = KJ * ((place**2 - (1.4 * sigma) ** 2) / 2 / sigma**2 - 2 * np.log(place / 1.4 / sigma))
+        assert abs(found.at[place].value - wanted) < 4 * found.at[place].statistical + 0.02
+        assert found.at[place].statistical < 0.6
+    for name, wanted in (("mean", 2 * np.sqrt(2 / np.pi) * sigma), ("root mean square", np.sqrt(3) * sigma)):
+        assert abs(found.averages[name].value - wanted) < 4 * found.averages[name].statistical
+        assert found.averages[name].statistical < 0.03 * sigma
+
+
+def test_members_weigh_the_ring_polymer_by_the_mean_over_its_beads(ring_polymer: RingPolymer) -> None:
+    """A stiffer well about the centroid: <q²> is kT / k, so its root mean square is less by half of what k is more."""
+    run = sample(open_run(ring_polymer.folder), [DISTANCE])
+    found = free_energy([run], DISTANCE.text)
+    wanted = 0.5 * np.std(ring_polymer.stiffer, ddof=1) * found.averages["root mean square"].value
+    assert found.averages["root mean square"].committee == pytest.approx(wanted, rel=0.15)
+    assert found.gap == ""
+    assert found.members is not None
+    assert found.members.shape[1] == 3
+
+
+def test_a_centroid_that_was_written_is_that_of_the_beads(ring_polymer: RingPolymer, tmp_path: Path) -> None:
+    """Both ways give the same; a step of which a bead is missing is none; without any of them it is said what to ask
+    of i-PI, and neither is taken for the other."""
+    whole = sample(open_run(ring_polymer.folder), [DISTANCE])
+    folder = tmp_path / "written"
+    folder.mkdir()
+    write_about(folder, beads=BEADS)
+    for of, said in (("centroid", "x_centroid"), ("beads", "positions{angstrom}")):
+        with pytest.raises(ConfigError, match=said):
+            sample(open_run(folder), [DISTANCE], of)
+    frames = np.zeros((2000, 2, 3))
+    frames[:, 1] = ring_polymer.positions.mean(axis=1)
+    write_frames(folder / "run.c.xyz", ["O", "H"], ring_polymer.steps, frames, "x_centroid")
+    written = sample(open_run(folder), [DISTANCE])
+    assert np.allclose(written.values[DISTANCE.text], whole.values[DISTANCE.text], atol=2e-5)
+    with pytest.raises(ConfigError, match="no positions of the beads"):
+        sample(open_run(folder), [DISTANCE], "beads")
+    shutil.copy(ring_polymer.folder / "run.pos_0.xyz", folder)
+    (folder / "run.c.xyz").unlink()
+    with pytest.raises(ConfigError, match="no positions of the centroid"):
+        sample(open_run(folder), [DISTANCE])
+
+
+def test_beads_across_a_face_of_the_cell(tmp_path: Path) -> None:
+    """Beads that i-PI wrote into the cell, one at each face, have their centroid at the face and not in the middle."""
+    write_about(tmp_path, beads=2, periodic=True)
+    for bead, x in enumerate((0.2, 9.6)):
+        places = np.array([[[5.0, 0.0, 0.0], [x, 0.0, 0.0]]] * 3) / BOHR
+        write_frames(tmp_path / f"run.pos_{bead}.xyz", ["O", "H"], [0, 1, 2], places, side=10.0, bead=bead)
+    assert sample(open_run(tmp_path), [DISTANCE]).values[DISTANCE.text] == pytest.approx(4.9, abs=1e-4)
+    far = sample(open_run(tmp_path), [DISTANCE], "beads", periodic=False).values[DISTANCE.text]
+    assert far == pytest.approx(np.array([[4.8, 4.6]] * 3), abs=1e-4)
+
+
+def test_time_at_the_beginning_is_left_out_and_energies_belong_to_their_step(tmp_path: Path) -> None:
+    """--skip is in ps; energies of every third frame stand beside these and no others; of a step that was written
+    twice the last counts."""
+    write_about(tmp_path, time_step_fs=0.5)
+    steps = [*range(0, 60, 10), 40, 50, 60]
+    places = np.zeros((len(steps), 2, 3))
+    places[:, 1, 0] = np.arange(len(steps)) + 1
+    write_frames(tmp_path / "run.pos_0.xyz", ["O", "H"], steps, places / BOHR)
+    write_energies(tmp_path, [0, 30, 60], np.array([[1.0, 2.0], [3.0, 5.0], [7.0, 7.0]]))
+    run = sample(open_run(tmp_path), [DISTANCE], skip=0.01, periodic=False)
+    assert run.steps.tolist() == [20, 30, 40, 50, 60]
+    assert run.values[DISTANCE.text][:, 0] == pytest.approx([3, 4, 7, 8, 9], abs=1e-4)
+    assert run.energies is not None
+    assert np.isfinite(run.energies[:, 0]).tolist() == [False, True, False, False, True]
+    assert run.energies[[1, 4]] * KT == pytest.approx(np.array([[3.0, 5.0], [7.0, 7.0]]))
+    with pytest.raises(ConfigError, match="no frames after 1 ps"):
+        sample(open_run(tmp_path), [DISTANCE], skip=1)
+
+
+@pytest.mark.parametrize(
+    ("about", "gap"),
+    [
+        ({"plain_mean": False}, "weights are unequal"),
+        ({"joined": True}, "under way"),
+    ],
+)
+def test_energies_that_say_nothing_are_left_out_with_a_reason(
+    tmp_path: Path, about: dict[str, object], gap: str
+) -> None:
+    """The reasons of the report hold here too; and a resolution that is coarser than what is looked for."""
+    write_about(tmp_path, **about)
+    rng = np.random.default_rng(1)
+    write_frames(tmp_path / "run.pos_0.xyz", ["O", "H"], range(40), rng.normal(size=(40, 2, 3)))
+    energies = -70 + 1e-4 * rng.normal(size=(40, 2))
+    write_energies(tmp_path, range(40), energies)
+    run = sample(open_run(tmp_path), [DISTANCE])
+    assert gap in run.gap
+    assert (run.energies is None) == bool(gap)
+    write_energies(tmp_path, range(40), energies, form=".4e")
+    write_about(tmp_path)
+    assert "floatformat" in sample(open_run(tmp_path), [DISTANCE]).gap
