@@ -25,7 +25,7 @@ from beadwork.cli import main
 from beadwork.errors import QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.distance import signature
-from beadwork.harvest.queue import Queue
+from beadwork.harvest.queue import DiskFullError, Queue
 from beadwork.harvest.row import KeptFrame, label_digest
 from beadwork.potential.bundle import committee_hash
 
@@ -364,13 +364,23 @@ def test_failure_at_any_statement_undoes_the_batch(
 
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, factory=Frail))
     Frail.left = stop
-    with pytest.raises(QueueError, match="disk I/O error; the disk"):
+    with pytest.raises(DiskFullError, match="disk I/O error; the disk"):
         queue.add_all([kept(1), kept(2), kept(3), kept(4), kept(5), kept(6)])
     monkeypatch.undo()
     with closing(sqlite3.connect(path)) as connection:
         for table in ("systems", "keys", "text_key_values", "number_key_values", "species"):
             assert connection.execute(f"SELECT COUNT(DISTINCT id) FROM {table}").fetchone() == (1,), table
     assert len(queue.add_all([kept(1), kept(2)])) == len(queue) - 1 == 2
+
+
+def test_the_name_of_a_queue_says_nothing_of_its_disk(tmp_path: Path, kept: Make) -> None:
+    """A queue that is locked is no full disk, which ends a run, whatever its file is called."""
+    queue = Queue(tmp_path / "No space left, disk is full.db", create=True, patience=0.1)
+    with closing(sqlite3.connect(tmp_path / "No space left, disk is full.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(QueueError, match=r"disk is full.* database is locked") as raised:
+            queue.add(kept(0))
+    assert type(raised.value) is QueueError
 
 
 def test_failed_commit_leaves_no_lock(path: Path, kept: Make) -> None:

@@ -13,7 +13,7 @@ from beadwork.errors import BeadworkError, QueueError, ResourceError
 from beadwork.events import Dropped, Event, FrameKept, Moment, Note, PassedOver, Waiting
 from beadwork.frame import Frame
 from beadwork.harvest.distance import Signature
-from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.harvest.queue import LABELLED, DiskFullError, Queue
 from beadwork.harvest.row import KeptFrame, novelty_of
 from beadwork.harvest.select import SelectionWindow, Selector
 from beadwork.harvest.writer import QueueWriter
@@ -21,8 +21,6 @@ from beadwork.potential.evaluation import Evaluation, Spread
 
 #: seconds for which a disk may be full, or fail, before the run is stopped
 DISK_FULL_SECONDS = 10.0
-#: texts of SQLite's and PostgreSQL's errors for it
-DISK_FULL_TEXTS = ("disk is full", "disk I/O", "No space left")
 
 
 class Keeper:
@@ -139,8 +137,7 @@ class Keeper:
         if now != self._waiting:
             self._watch(now)
         self._waiting = now
-        full = error is not None and any(sign in str(error) for sign in DISK_FULL_TEXTS)
-        if full and time.monotonic() - self.writer.failing_since >= DISK_FULL_SECONDS:
+        if isinstance(error, DiskFullError) and time.monotonic() - self.writer.failing_since >= DISK_FULL_SECONDS:
             raise ResourceError(
                 f"for {DISK_FULL_SECONDS:g} s now: {error}; the run was stopped rather than lose frames"
             )
@@ -155,7 +152,7 @@ class Keeper:
             self._watch(self._events.popleft())
         if not stored:
             said = f"{self.writer.pending} frames could not be written to the queue: {_format_cause(self.writer.error)}"
-            raise ResourceError(said) if any(sign in said for sign in DISK_FULL_TEXTS) else QueueError(said)
+            raise ResourceError(said) if isinstance(self.writer.error, DiskFullError) else QueueError(said)
 
 
 def _format_cause(error: Exception | None) -> str:

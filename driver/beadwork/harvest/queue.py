@@ -41,6 +41,10 @@ def _print_message(text: str) -> None:
     print(f"beadwork: {text}", file=sys.stderr)
 
 
+class DiskFullError(QueueError):
+    """A disk that is full, or fails: nothing can be written until somebody mends it."""
+
+
 class ClaimLost(QueueError):
     """A change to a frame by a worker that has no claim on it, or no longer."""
 
@@ -472,7 +476,8 @@ class Queue:
                     f"the queue {self.name}: its file system refuses locks, without which two writers would damage it",
                     "put it on a local disk, or use PostgreSQL",
                 ) from error
-            raise QueueError(f"the queue {self.name}: {text}", _remedy(text, self._patience)) from error
+            kind = DiskFullError if any(sign in text for sign in DISK_FULL_TEXTS) else QueueError
+            raise kind(f"the queue {self.name}: {text}", _remedy(text, self._patience)) from error
 
 
 def _is_access_error(error: Exception) -> bool:
@@ -485,6 +490,8 @@ def _is_access_error(error: Exception) -> bool:
     )
 
 
+#: texts of SQLite's, PostgreSQL's and the system's errors where a disk is full or fails: they have no class for it
+DISK_FULL_TEXTS = ("disk is full", "disk I/O", "No space left")
 #: what to do where not even the tables can be read
 _MALFORMED_REMEDY = "the file is damaged: keep it, rescue what `sqlite3 FILE .recover` finds, and start a new one"
 

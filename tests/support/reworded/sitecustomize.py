@@ -23,7 +23,7 @@ WORD = re.compile(r"%\(\w+\)|\{[^{}]*\}|(?<![\w.{<$%/-])[A-Za-z]{2,}(?![\w}>=(/-
 #: languages of others
 FOREIGN = re.compile(r"\s*(<|#!|import |(SELECT|CREATE|UPDATE|DELETE|INSERT|SET|LOCK|PRAGMA)\b)")
 #: by the names that they are assigned to: what libraries say, and words of formats
-KEPT = {"SIGNS", "FULL_SIGNS", "COLUMNS", "_WITHOUT"}
+KEPT = {"DISK_FULL_TEXTS", "OUT_OF_MEMORY_TEXTS", "COLUMNS", "_WITHOUT"}
 #: names that tests give to words which they look for
 SAID = {"said", "sentence", "reason", "words"}
 
