@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ipi.engine.forcefields import ForceRequest
 from ipi.interfaces.sockets import Driver
 from ipi.utils.units import unit_to_internal
 
@@ -29,7 +29,8 @@ from beadwork.potential.potential import Potential
 from beadwork.serve.reply import extra_keys, extras
 from beadwork.serve.server import Server
 from beadwork.serve.service import Service
-from beadwork.units import BOHR
+from support.conversation import request
+from support.pair_potential import Pair
 
 # i-PI 3.3.1 cannot bear these: `raw` is its own, the others crash ffcommittee's thread
 FORBIDDEN = {"raw", "pot", "force", "virial", "uncertainty"}
@@ -259,13 +260,45 @@ def test_one_of_several_claims_no_bead_and_waits_for_no_ring() -> None:
     assert several(8, 1).beads is not None
 
 
-def test_a_tilted_cell_arrives_as_it_is(tmp_path: Path) -> None:
-    """i-PI has the lattice vectors in columns and sends them so, and a Frame has them in rows: the model sees the
-    images of atoms where i-PI has them. i-PI's own Driver speaks; a tilted cell shows a transposition."""
-    columns = np.array([[18.0, 3.0, -2.0], [0.0, 20.0, 4.0], [0.0, 0.0, 22.0]])  # Bohr, as i-PI has them
-    positions = np.array([[0.5, 1.0, 2.0], [2.0, 1.0, 2.5], [0.0, 2.5, 1.0]])
-    path = tmp_path / "socket"
+def by_hand(strength: float, positions: np.ndarray, columns: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Energy (eV), forces (eV/Å) and virial (eV) of `Pair`, over all atoms and images, without a neighbour list.
+
+    positions: (n, 3) Å. columns: (3, 3) Å, the lattice vectors as i-PI has them.
+    """
+    energy, forces, virial = 0.0, np.zeros_like(positions), np.zeros((3, 3))
+    for image in product((-2, -1, 0, 1, 2), repeat=3):
+        for i, j in product(range(len(positions)), repeat=2):
+            way = positions[j] + columns @ image - positions[i]
+            r = np.linalg.norm(way)
+            if 0 < r < 3.5:
+                x = 1 - (r / 3.5) ** 2
+                energy += strength / 4 * x**3
+                force = strength / 4 * 6 * x**2 / 3.5**2 * way  # on j
+                forces[j] += force
+                forces[i] -= force
+                virial += np.outer(way, force)
+    return energy, forces, virial
+
+
+def test_a_batch_in_tilted_cells_through_ipi_s_own_driver(tmp_path: Path) -> None:
+    """What i-PI gets for each bead of a batch is what that bead has, in atomic units: energy, forces, virial, extras.
+
+    i-PI has the lattice vectors in columns and sends them so, and a Frame has them in rows: tilted cells, where atoms
+    see images, show a transposition. i-PI fills the batch up with copies of the last bead, which are answered and not
+    evaluated.
+    """
+    rng = np.random.default_rng(3)
+    angstrom = unit_to_internal("length", "angstrom", 1.0)
+    hartree = unit_to_internal("energy", "electronvolt", 1.0)
+    columns = [np.array([[5.0, 1.5, -1.0 - 0.1 * k], [0.0, 5.2, 1.4], [0.0, 0.0, 5.6]]) for k in range(3)]  # Å
+    beads = [rng.uniform(0, 5, (6, 3)) * [1, 0.9, 0.8] for _ in columns]
+    requests = [request(rng, k) for k in range(3)]
+    for one, where, cell in zip(requests, beads, columns, strict=True):
+        one["pos"], one["active"] = where.ravel() * angstrom, np.arange(18)
+        one["cell"] = cell * angstrom, np.linalg.inv(cell * angstrom)
+        one["pars"] = "batch_size:5"
     frames: list[Frame] = []
+    path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -273,25 +306,10 @@ def test_a_tilted_cell_arrives_as_it_is(tmp_path: Path) -> None:
         def ipi() -> None:
             client, _ = listener.accept()
             driver = Driver(client)
+            driver.batch_size = 5
             driver.get_status()
-            asked = ForceRequest(
-                {
-                    "id": 0,
-                    "pos": positions.ravel(),
-                    "active": np.arange(9),
-                    "cell": (columns, np.linalg.inv(columns)),
-                    "pars": " ",
-                    "result": None,
-                    "status": "Queued",
-                    "start": -1,
-                    "offset": 0.0,
-                    "t_queued": 0,
-                    "t_dispatched": 0,
-                    "t_finished": 0,
-                }
-            )
-            driver.dispatch_send(asked)
-            driver.dispatch_recv(asked)
+            driver.dispatch_send_batch(requests)
+            driver.dispatch_recv_batch(requests)
             listener.close()
             path.unlink()
             driver.shutdown()
@@ -300,11 +318,21 @@ def test_a_tilted_cell_arrives_as_it_is(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=ipi)
         thread.start()
-        one = Service(Line(Address(path)), committee(), np.array([8, 1, 1]), 1)
+        potential = Potential(Pair(2.0), [Pair(0.2), Pair(0.6)], energy_alpha=2.0)
+        one = Service(Line(Address(path)), potential, np.array([8, 1, 1] * 2), 3)
         Server([one], patience=30.0, harvest=lambda address, moment, asked, evaluation: frames.extend(asked)).run()
         thread.join(10)
         assert not thread.is_alive()
-    (frame,) = frames
-    assert np.allclose(frame.cell[1], np.array([3.0, 20.0, 0.0]) * BOHR, rtol=1e-14)
-    assert np.allclose(frame.cell, columns.T * BOHR, rtol=1e-14)
-    assert np.allclose(frame.positions, positions * BOHR, rtol=1e-14)
+    assert len(frames) == 3
+    for n, (asked, where, cell) in enumerate(zip(requests, beads, columns, strict=True)):
+        assert frames[n].bead == n
+        assert np.allclose(frames[n].cell, cell.T, rtol=1e-14)
+        assert np.allclose(frames[n].positions, where, rtol=1e-14)
+        assert not np.allclose(by_hand(2.4, where, cell.T)[0], by_hand(2.4, where, cell)[0], rtol=1e-3)
+        energy, forces, virial = by_hand(2.0 + 0.4, where, cell)
+        got = asked["result"]
+        assert got[0] == pytest.approx(energy * hartree, rel=1e-12)
+        assert np.allclose(got[1], forces.ravel() * hartree / angstrom, rtol=1e-10, atol=1e-14)
+        assert np.allclose(got[2], virial * hartree, rtol=1e-10, atol=1e-14)
+        members = [by_hand(2.0 + 0.4 + 2.0 * d, where, cell)[0] * hartree for d in (-0.2, 0.2)]
+        assert np.allclose(got[3]["committee_pot"], members, rtol=1e-12)
