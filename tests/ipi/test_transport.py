@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
 import threading
 import time
@@ -13,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beadwork.errors import ConnectionLost, RemoteProtocolError
+from beadwork.errors import ConfigError, ConnectionLost, RemoteProtocolError, SimulationError
 from beadwork.ipi import wire
 from beadwork.ipi.messages import Exit, ForceReady, HangUp, Incoming, PosData, Status
-from beadwork.ipi.transport import Address, Line, Peer, Transport, is_stale
+from beadwork.ipi.simulation import read_simulation
+from beadwork.ipi.transport import Address, Line, Peer, Transport, address_of, is_stale
 
 #: seconds after which something hangs; less than the default patience
 LONG = 30.0
@@ -318,3 +321,26 @@ def test_patience_begins_with_the_first_dial(tmp_path: Path) -> None:
     transport = Transport([line], patience=0.2)
     assert transport.poll(0.0) == []
     transport.close()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "100000000000000000000"])
+def test_a_port_that_is_none_is_refused_at_once(tmp_path: Path, port: str) -> None:
+    """It is said of the input and its forcefield, and is neither a traceback nor waited for."""
+    inputs = Path(__file__).parents[2] / "inputs" / "water-inet"
+    shutil.copy(inputs / "init.xyz", tmp_path)
+    text, count = re.subn(r"<port>\d+</port>", f"<port>{port}</port>", (inputs / "input.xml").read_text())
+    assert count == 1
+    (tmp_path / "input.xml").write_text(text)
+    simulation = read_simulation(tmp_path / "input.xml")
+    with pytest.raises(SimulationError, match=rf"the port {port} of .* is none; give one from 1 to 65535"):
+        address_of(simulation, simulation.sockets[0])
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "x" * 300])
+def test_what_can_be_no_machines_name_is_refused_at_once(host: str) -> None:
+    """Python's resolver raises for it what is no error of the system's; it is `--host` that has to be mended."""
+    simulation = read_simulation(Path(__file__).parents[2] / "inputs" / "water-inet" / "input.xml")
+    with pytest.raises(ConfigError, match=r"is no name of a machine .*; give another with --host"):
+        address_of(simulation, simulation.sockets[0], host)
+    for good in ("node-7.cluster", "10.0.0.7", "::1", "münchen.example"):
+        assert address_of(simulation, simulation.sockets[0], good).host == good

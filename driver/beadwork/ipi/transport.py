@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from beadwork.errors import ConnectionLost
+from beadwork.errors import ConfigError, ConnectionLost, SimulationError
 from beadwork.ipi.fd_keeper import FdKeeper, hang_up
 from beadwork.ipi.messages import Exit, HangUp, Incoming
 from beadwork.ipi.peer_identity import check_port, check_unix, peer_folder, peer_process
@@ -59,13 +59,24 @@ class Address:
 
 
 def address_of(simulation: Simulation, socket: Socket, host: str | None = None) -> Address:
-    """Where i-PI will listen. host: replaces an inet address that cannot be reached as it is written in the XML."""
+    """Where i-PI will listen. host: replaces an inet address that cannot be reached as it is written in the XML.
+
+    Raises SimulationError for a port that is none, ConfigError for what can be no machine's name.
+    """
     if socket.path is not None:
         return Address(path=simulation.directory / socket.path)  # i-PI binds it in its own folder
     # i-PI binds this address: 'every interface' is no address to connect to
-    return Address(
-        host=host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost"), port=socket.port
-    )
+    if not 0 < socket.port <= 65535:
+        raise SimulationError(
+            f"the port {str(socket.port)[:30]} of the forcefield {socket.name!r} in {simulation.path} is none",
+            "give one from 1 to 65535",
+        )
+    name = host or (socket.address if socket.address not in ("", "0.0.0.0") else "localhost")
+    try:
+        name.encode("idna")  # as the system's resolver gets it
+    except UnicodeError as error:
+        raise ConfigError(f"{name[:80]!r} is no name of a machine ({error})", "give another with --host") from error
+    return Address(host=name, port=socket.port)
 
 
 @dataclass(eq=False)
@@ -163,8 +174,6 @@ def address_in_use(address: Address) -> bool:
             probe.bind((address.host, address.port))
         except OSError as error:
             return error.errno == errno.EADDRINUSE
-        except OverflowError:  # no port has this number, as i-PI will say
-            return False
     return False
 
 
