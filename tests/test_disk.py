@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from beadwork.disk import alone, write_whole
+from beadwork.disk import alone, reading, write_whole
 from beadwork.errors import BeadworkError, ConfigError, ResourceError
 
 HOLD = "from beadwork.disk import alone; from pathlib import Path; import sys, time\n"
@@ -154,3 +155,16 @@ def test_a_full_disk_leaves_the_old_text_and_nothing_else(tmp_path: Path, monkey
         write_whole(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("raised", [IndexError("1"), KeyError("kind"), zipfile.BadZipFile("no zip"), RecursionError()])
+def test_what_a_reader_stumbles_over_is_a_sentence(tmp_path: Path, raised: Exception) -> None:
+    """Whatever Python says of a damaged file is an error of ours that names the file and what to do; an error of ours
+    stays what it is, and what is no matter of files is not hidden."""
+    said = rf"^{tmp_path} cannot be read \(.+\); copy it again$"
+    with pytest.raises(ConfigError, match=said), reading(tmp_path, ConfigError, "copy it again"):
+        raise raised
+    with pytest.raises(ResourceError, match=r"^full$"), reading(tmp_path, ConfigError, "copy it again"):
+        raise ResourceError("full")
+    with pytest.raises(AssertionError), reading(tmp_path, ConfigError, "copy it again"):
+        raise AssertionError

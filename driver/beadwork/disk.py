@@ -12,18 +12,35 @@ import stat
 import tempfile
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from beadwork.errors import ConfigError, ResourceError
+from beadwork.errors import BeadworkError, ConfigError, ResourceError
 
 #: no room: on the disk, in the user's quota, or below the limit for one file (ulimit -f)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: what flock says where somebody else has the lock, and where the file system has none
 _TAKEN, _NO_LOCKS = (errno.EAGAIN, errno.EACCES), (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+#: what Python and its libraries raise of a file that does not hold what it should
+DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    EOFError,
+    StopIteration,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 #: names of a process's own streams, which may be redirected into a regular file
 _STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
@@ -144,6 +161,28 @@ def telling() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EIO, errno.EPIPE):
             raise
+
+
+@contextmanager
+def reading(path: Path, error: type[BeadworkError], remedy: str) -> Iterator[None]:
+    """Raise this error of ours where a file, or what stands in it, is not what the block takes it for.
+
+    Only around what reads and looks at the file: elsewhere such exceptions are faults of ours.
+    """
+    try:
+        yield
+    except DAMAGE as cause:
+        raise error(f"{path} cannot be read ({damage(cause)})", remedy) from cause
+
+
+def damage(cause: Exception) -> str:
+    """What Python said of a file's content, on one line that is not too long."""
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    if isinstance(cause, RecursionError):
+        return "it is nested too deeply"
+    said = " ".join(str(cause).split())[:200]
+    return f"it lacks {said}" if isinstance(cause, KeyError) else f"{type(cause).__name__}: {said}"
 
 
 @contextmanager

@@ -232,6 +232,15 @@ def test_within_and_part(shapes):
         assert np.array_equal(part.system, build(frames[a:b], 5.0).system)
 
 
+def test_a_pair_at_the_cutoff_is_none():
+    """Neighbours are closer than the cutoff, whether the graph is built with it or cut down to it, so that both have
+    the same edges; the next number below it is closer."""
+    for length, edges in ((2.0, 0), (np.nextafter(2.0, 0.0), 2)):
+        frame = Frame(np.array([1, 1]), np.array([[0, 0, 0], [length, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
+        assert len(build([frame], 2.0).neighbor) == edges
+        assert len(build([frame], 3.0).within(2.0).neighbor) == edges
+
+
 def test_no_cutoff_no_edges(shapes):
     """Toys ask for no neighbours, and get none."""
     assert len(build([shapes.structure("liquid", 0)], 0.0).center) == 0

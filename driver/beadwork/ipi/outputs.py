@@ -156,7 +156,7 @@ def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = N
     files = []
     for path in _outputs(folder, stem, ".*"):
         if path.suffix in _FRAMING:
-            with open(path) as lines:
+            with open(path, errors="replace") as lines:
                 if any(re.search(rf"Bead:.*(?<![\w]){quantity}(?![\w])", line) for line in islice(lines, 2)):
                     files.append(path)
     # one output of all beads; where the user asked for several, that with the longest files
@@ -168,7 +168,7 @@ def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = N
     chosen = max(groups.values(), key=lambda group: (len(group), group[0].stat().st_size))
     if most is None:
         return Trajectory(quantity, tuple(chosen), 1)
-    with open(chosen[0]) as lines:
+    with open(chosen[0], errors="replace") as lines:
         atoms, size = _size(lines, chosen[0].suffix)
     frames = max(1, round(chosen[0].stat().st_size / max(1, size)))  # of a bead, about
     return Trajectory(quantity, tuple(chosen), max(1, -(-frames * atoms * len(chosen) // most)))
@@ -196,10 +196,10 @@ def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
 
 def _frames(path: Path, stride: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every stride-th frame as i-PI's reader gives it, with its step; a frame that a killed i-PI tore is left out."""
-    with open(path) as lines:
+    with open(path, errors="replace") as lines:
         atoms, _ = _size(lines, path.suffix)
     length = atoms + _FRAMING[path.suffix]
-    with open(path) as lines:
+    with open(path, errors="replace") as lines:
         block: list[str] = []
         while True:
             block += islice(lines, length + 1 - len(block))  # and the line after it, by which its last one is whole
@@ -280,13 +280,14 @@ def _potentials(path: Path) -> tuple[dict[int, FloatArray], float]:
     """One bead's series, step -> (M,), and the value of the last digit. Of a step written twice the last counts."""
     series: dict[int, FloatArray] = {}
     step, resolution = None, 0.0
-    with open(path) as lines:
+    with open(path, errors="replace") as lines:
         for line in lines:
             if head := _POTENTIALS.search(line):
                 step = int(head[1])
             elif step is not None and line.strip() and line.endswith("\n"):
-                series[step] = np.array(line.split(), dtype=np.float64)
-                if not resolution:
+                with suppress(ValueError):  # torn, and written into by its successor
+                    series[step] = np.array(line.split(), dtype=np.float64)
+                if not resolution and step in series:
                     mantissa, _, exponent = line.split()[0].lower().partition("e")
                     resolution = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
     return series, resolution

@@ -99,6 +99,7 @@ _INPUT_ERRORS = (
     NameError,
     OSError,
     RuntimeError,
+    StopIteration,
     SystemExit,
     TypeError,
     ValueError,

@@ -33,13 +33,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from beadwork.config import ServeConfig
-from beadwork.disk import alone, write_whole
+from beadwork.disk import alone, reading, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.select import default_window
@@ -174,7 +175,11 @@ class Generation:
         self.folder = folder
         self._tell = tell
         self._file = folder / RECORD
-        self.stages: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self.stages: dict[str, Any] = {}
+        if self._file.exists():
+            with self._reading():
+                told = json.loads(self._file.read_text(encoding="utf-8"))
+                self.stages = {stage: dict(found) for stage, found in told.items()}
 
     def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What this stage found, once it is done; it is done now where it was not."""
@@ -189,8 +194,12 @@ class Generation:
     @property
     def flagged(self) -> float:
         """Flagged rate of its simulations, all steps together."""
-        runs = self.stages["simulate"]["runs"].values()
-        return float(sum(run["flagged"] for run in runs) / max(1, sum(run["steps"] for run in runs)))
+        with self._reading():
+            runs = self.stages["simulate"]["runs"].values()
+            return float(sum(run["flagged"] for run in runs) / max(1, sum(run["steps"] for run in runs)))
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self._file, ConfigError, "bring it back from a copy, or move its folder away to begin that anew")
 
 
 def learn(path: Path, tell: Told) -> list[Generation]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from beadwork.config import DTYPES, SENSE, sensible, weighs
-from beadwork.disk import write_whole
+from beadwork.disk import reading, write_whole
 from beadwork.errors import ModelError
 from beadwork.toml import tomllib
 
@@ -30,6 +30,8 @@ UNITS = {"energy": "eV", "length": "angstrom"}
 #: bytes: no model has a larger file, and no card is larger, even with a line for each of 100,000 frames. A bundle may
 #: come from anyone, and a huge file would fill the memory of whoever reads it
 MAX_FILE_BYTES, MAX_CARD_BYTES = 2**34, 2**24
+#: characters; longer is no path that the system takes
+MAX_PATH_LENGTH = 4096
 AnyEngine = TypeVar("AnyEngine")
 
 
@@ -255,11 +257,12 @@ def members_of(delta: Sequence[str | Path]) -> list[Path]:
         return [Path(member) for member in delta]
     folder = Path(delta[0])
     if folder.is_file():
-        lines = folder.read_text(encoding="utf-8", errors="replace").splitlines()
+        with folder.open(encoding="utf-8", errors="replace") as file:
+            named = file.readline(MAX_PATH_LENGTH + 1).strip()
         # a machine that crashed can leave a file of the right length full of NULs (delayed allocation)
-        if not lines or not lines[0].strip() or "\0" in lines[0]:
+        if not named or "\0" in named or len(named) > MAX_PATH_LENGTH:
             raise ModelError(f"{folder} names no committee", "its first line must be the path of a committee's folder")
-        pointer, folder = folder, (folder.parent / lines[0].strip()).resolve()
+        pointer, folder = folder, (folder.parent / named).resolve()
         if not (folder / COMMITTEE).exists():
             raise ModelError(
                 f"{pointer} names {folder}, where there is no {COMMITTEE}", "point it to a committee's folder"
@@ -327,8 +330,10 @@ def _no_better(held_out: Mapping[str, Any]) -> str:
 
 def worse_than_baseline(committee: Path) -> str:
     """The same for a committee's folder, without LEARN_MORE. Raises ModelError where it cannot be read."""
-    held_out = _read_toml(committee / COMMITTEE).get("held_out", {})
-    return _no_better(held_out) if isinstance(held_out, Mapping) else ""
+    file = committee / COMMITTEE
+    with reading(file, ModelError, "correct [held_out] in it, or copy it again"):
+        held_out = _read_toml(file).get("held_out", {})
+        return _no_better(held_out) if isinstance(held_out, Mapping) else ""
 
 
 def sha256(file: Path) -> str:

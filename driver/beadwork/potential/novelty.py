@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from beadwork.disk import reading
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.graph import Graph
@@ -137,47 +138,42 @@ class TrainingSet:
 
 def load_training_set(file: Path) -> TrainingSet:
     """Read what `TrainingSet.save` wrote. Raises ModelError for anything else."""
-    try:
-        with np.load(file, allow_pickle=False) as data:  # a pickle could run any code, and bundles are shared
-            elements = tuple(int(z) for z in data["elements"])
-            mixtures = {
-                z: Mixture(
-                    np.ascontiguousarray(data[f"projection-{z}"], dtype=np.float64),
-                    np.asarray(data[f"shift-{z}"], dtype=np.float64),
-                    np.asarray(data[f"height-{z}"], dtype=np.float64),
-                    float(data[f"edge-{z}"]),
-                )
-                for z in elements
-                if f"edge-{z}" in data
-            }
-            found = TrainingSet(
-                elements,
-                mixtures,
-                np.asarray(data["contacts"], dtype=np.float64),
-                float(data["cutoff"]),
-                str(data["frames"]),
-                dict(zip(elements, data["atoms"].tolist(), strict=True)),
+    again = "make it again: beadwork models novelty"
+    # no pickle: it could run any code, and bundles are shared
+    with reading(file, ModelError, again), np.load(file, allow_pickle=False) as data:
+        elements = tuple(int(z) for z in data["elements"])
+        mixtures = {
+            z: Mixture(
+                np.ascontiguousarray(data[f"projection-{z}"], dtype=np.float64),
+                np.asarray(data[f"shift-{z}"], dtype=np.float64),
+                np.asarray(data[f"height-{z}"], dtype=np.float64),
+                float(data[f"edge-{z}"]),
             )
-    except (OSError, KeyError, ValueError, EOFError, TypeError) as error:
-        raise ModelError(
-            f"{file} does not hold the training set of a model ({type(error).__name__}: {error})",
-            "make it again: beadwork models novelty",
-        ) from error
+            for z in elements
+            if f"edge-{z}" in data
+        }
+        found = TrainingSet(
+            elements,
+            mixtures,
+            np.asarray(data["contacts"], dtype=np.float64),
+            float(data["cutoff"]),
+            str(data["frames"]),
+            dict(zip(elements, data["atoms"].tolist(), strict=True)),
+        )
     # shapes are checked here, because a wrong one would fail at some step of a run, with a message about tensors
     n = len(elements)
-    sane = found.contacts.shape == (n, n, 2) and all(
+    sane = found.contacts.shape == (n, n, 2) and bool(np.isfinite(found.contacts).all()) and 0 < found.cutoff < np.inf
+    sane &= list(elements) == sorted(set(elements)) and all(
         m.projection.ndim == 2
         and m.shift.ndim == 2
         and m.projection.shape[1] == m.shift.size
         and m.height.shape == (len(m.shift),)
-        and m.edge > 0
+        and 0 < m.edge < np.inf
         and all(np.isfinite(array).all() for array in (m.projection, m.shift, m.height))
         for m in mixtures.values()
     )
     if not n or not sane:
-        raise ModelError(
-            f"{file} has arrays of wrong shapes or impossible values", "make it again: beadwork models novelty"
-        )
+        raise ModelError(f"{file} has arrays of wrong shapes or impossible values", again)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beadwork.disk import DAMAGE, damage
 from beadwork.errors import ConfigError
 from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
@@ -99,8 +100,12 @@ def load(folder: Path) -> Run:
     if about.get("cut"):
         said = "The line <code># run:</code> of beadwork.out is cut: which input and queue it was of is not known."
         gaps["summary"] = f"{gaps.get('summary', '')} {said}".strip()
-    properties = _properties(folder / about.get("directory", "."), about)
-    if not properties:
+    properties: dict[str, Series] = {}
+    try:
+        properties = _properties(folder / about.get("directory", "."), about)
+    except DAMAGE as cause:
+        gaps["properties"] = f"i-PI's property files, or what beadwork.out says of them, are damaged: {damage(cause)}."
+    if not properties and "properties" not in gaps:
         gaps["properties"] = (
             "i-PI's property files are not there, or are empty: write one with <code>&lt;properties&gt; [ step, "
             "temperature{kelvin}, potential{electronvolt}, conserved{electronvolt} ] &lt;/properties&gt;</code>."

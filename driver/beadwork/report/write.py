@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 
-from beadwork.disk import writing
-from beadwork.errors import QueueError
+from beadwork.disk import DAMAGE, damage, reading, writing
+from beadwork.errors import ConfigError, QueueError
 from beadwork.events import WHOSE
 from beadwork.harvest.queue import Queue
+from beadwork.observe.record import NAME
 from beadwork.report import html, sections
 from beadwork.report.run import Run, load
 from beadwork.report.viewer import Shown
+
+Made = TypeVar("Made")
 
 
 def report(folder: Path, page: Path | None = None, queue: str | None = None) -> str:
@@ -26,8 +31,9 @@ def report(folder: Path, page: Path | None = None, queue: str | None = None) -> 
     queue: where it is not the one that the run names. Raises ConfigError where there is no run, or no page can be
     written, and QueueError where the queue that was named cannot be read.
     """
-    run = load(folder)
-    kept, gap = _kept(run, queue)
+    with reading(folder / NAME, ConfigError, "name the folder of another run, or bring the file back from a copy"):
+        run = load(folder)
+        kept, gap = _kept(run, queue)
     if gap:
         run.gaps["queue"] = gap
     run = replace(run, kept=kept)
@@ -72,24 +78,39 @@ def _kept(run: Run, queue: str | None) -> tuple[list[Shown], str]:
 def write(run: Run) -> str:
     """The page as text."""
     drawing = importlib.util.find_spec("matplotlib") is not None
-    kept, scripts = sections.kept(run)
+    kept, scripts = _whole(lambda: sections.kept(run), lambda said: (said, []))
+
+    def part(title: str, content: Callable[[], str]) -> str:
+        return sections.section(title, _whole(content, str))
+
     parts = [
-        sections.headline(run),
-        sections.section("Energies", sections.energies(run) if drawing else sections.NO_PLOTS),
-        sections.section("Temperature", sections.temperature(run) if drawing else sections.NO_PLOTS),
-        sections.section("Spread of the committee", sections.spread(run) if drawing else sections.NO_PLOTS),
-        sections.section("Spread by element", sections.elements(run) if drawing else sections.NO_PLOTS),
-        *([sections.section("Novelty", sections.novelty(run, drawing))] if run.novelty_of_parts else []),
+        _whole(lambda: sections.headline(run), lambda said: sections.section("headline", said)),
+        part("Energies", lambda: sections.energies(run) if drawing else sections.NO_PLOTS),
+        part("Temperature", lambda: sections.temperature(run) if drawing else sections.NO_PLOTS),
+        part("Spread of the committee", lambda: sections.spread(run) if drawing else sections.NO_PLOTS),
+        part("Spread by element", lambda: sections.elements(run) if drawing else sections.NO_PLOTS),
+        *([part("Novelty", lambda: sections.novelty(run, drawing))] if run.novelty_of_parts else []),
         sections.section("Frames kept", kept),
-        sections.section("Radial distribution functions", sections.distributions(run, drawing)),
-        sections.section("Where the time goes", sections.time(run, drawing)),
+        part("Radial distribution functions", lambda: sections.distributions(run, drawing)),
+        part("Where the time goes", lambda: sections.time(run, drawing)),
     ]
     name = str(run.about.get("simulation", run.folder.resolve().name))
     return html.fill(
         title=f"beadwork: {escape(name)}",
-        subtitle=sections.subtitle(run),
+        subtitle=_whole(lambda: sections.subtitle(run), str),
         sections=parts,
         footer=f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} from the files of {escape(run.folder.resolve().name)}. "
         "The definitions are in docs/formulas.md of beadwork.",
         scripts=scripts,
     )
+
+
+def _whole(make: Callable[[], Made], instead: Callable[[str], Made]) -> Made:
+    """A part of the page; where the files that it is made of are damaged, a sentence takes its place."""
+    try:
+        return make()
+    except DAMAGE as cause:
+        return instead(
+            f"What the run left for this part is damaged ({escape(damage(cause))}): see beadwork.out, summary.json and "
+            "i-PI's own files."
+        )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from beadwork.disk import whole, write_whole
+from beadwork.disk import reading, whole, write_whole
 from beadwork.errors import GeometryError, LabelError, ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.listing import attach_label
@@ -223,8 +223,11 @@ class Dataset:
     def read(cls, folder: Path) -> Dataset:
         """Read the dataset of a committee's folder. Raises LabelError where it is missing, damaged or changed."""
         file = folder / DATASET
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+        with reading(file, LabelError, "copy it again"):
+            try:
+                data = json.loads(file.read_text(encoding="utf-8"))
+            except FileNotFoundError as error:
+                raise LabelError(f"{file} is missing: {folder} was not made by beadwork train") from error
             if data["format"] != FORMAT:
                 raise LabelError(f"{file} has format {data['format']!r}, this beadwork reads {FORMAT}; train again")
             examples = tuple(_from_json(f, data) for f in data["frames"])
@@ -234,13 +237,9 @@ class Dataset:
                 for f in data.get("before", ())
             )
             said = str(data["hash"])
-        except FileNotFoundError as error:
-            raise LabelError(f"{file} is missing: {folder} was not made by beadwork train") from error
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise LabelError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again") from error
-        dataset = cls(examples, held_out, before)
-        if dataset.hash != said:
-            raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, it says {said})")
+            dataset = cls(examples, held_out, before)
+            if dataset.hash != said:
+                raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, it says {said})")
         return dataset
 
 
