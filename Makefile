@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-full kill-loop faults mutants suites soak check format bench docs clean
+.PHONY: help install demo test test-full kill-loop faults mutants fuzz suites soak check format bench docs clean
 help:      ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,6 +27,8 @@ faults: install ## provoke every fault, and write what happened to docs/faults.m
 	$(BIN)/python -m pytest -m fault -n 3 --dist loadfile --timeout 1500 --continue-on-collection-errors --fault-table=docs/faults.md
 mutants: install ## put faults into the code, one at a time: does a test notice? to docs/mutants.md, under half an hour
 	$(BIN)/python tests/mutants/run.py
+fuzz: install ## damaged files of every kind and a hostile i-PI, some thousand cases from a seed: to docs/fuzz.md, minutes
+	$(BIN)/python tests/fuzz/run.py
 suites: install ## other people's tests with our client, to docs/suites.md; IPI=checkout, else it is cloned
 	$(BIN)/python tests/suites/run.py $(if $(IPI),--ipi $(IPI))
 soak: install ## a million exchanges with real i-PI: does anything grow? to docs/soak.md, a quarter of an hour
