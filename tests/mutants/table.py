@@ -39,6 +39,14 @@ NOVELTY = "potential/test_novelty.py"
 LIMITS = "potential/test_limits.py"
 SPLIT = "train/test_split.py"
 GRAPH = "potential/test_graph.py"
+CUTOFF = f"{GRAPH}::test_a_pair_at_the_cutoff_is_none"
+CROWD = f"{GRAPH}::test_a_collapsed_cell_is_refused_before_its_pairs_are_counted"
+TOP = f"{GRAPH}::test_atoms_on_top_of_each_other_are_named"
+BAD = f"{GRAPH}::test_bad_frames_are_refused"
+LOOP = f"{ENGINES}::test_virials_against_a_loop"
+PICKLE = f"{BUNDLE}::test_pickle_runs_nothing_without_trust"
+CARD = f"{BUNDLE}::test_bad_bundles_are_refused"
+PACKED = "potential/test_torchscript.py::test_the_packed_way_is_the_plain_way"
 
 MUTANTS = (
     # what goes over the wire
@@ -238,41 +246,34 @@ MUTANTS = (
         "potential/native.py",
         "0.5 * (found + found.transpose(0, 2, 1))",
         "found",
-        ENGINES,
+        LOOP,
         "a virial that is not symmetric",
-    ),
-    _in(
-        "potential/torchscript.py",
-        "of_atoms,\n            None if known",
-        "of_atoms,\n            novelty if known",
-        ENGINES,
-        "a model that knows no training set tells of novelty",
     ),
     _in(
         "potential/torchscript.py",
         'node = out["node_energy"].double() + self._reference[given.numbers]',
         'node = (out["node_energy"] + self._reference[given.numbers].to(self._dtype)).double()',
-        "potential/test_torchscript.py",
+        PACKED,
         "reference energies are added in float32",
     ),
     _in(
         "potential/torchscript.py",
         "given.batch, node)",
         "given.batch, node.to(self._dtype).double())",
-        "potential/test_torchscript.py",
+        PACKED,
         "atoms' energies, references included, are rounded to float32",
     ),
     _in(
         "potential/graph.py",
         "self.lengths < cutoff",
         "self.lengths <= cutoff",
-        GRAPH,
+        CUTOFF,
         "a pair at the cutoff is a neighbour",
     ),
-    _in("potential/pair_kernel.py", "square < limit", "square <= limit", GRAPH, "the same, in the compiled loop"),
-    _in("potential/graph.py", ">= CLOSEST:", ">= -CLOSEST:", GRAPH, "atoms on top of each other are answered for"),
-    _in("potential/graph.py", "> CROWD:", "> 1e9 * CROWD:", GRAPH, "a collapsed cell takes all memory"),
-    _in("frame.py", "worst = np.abs(self.positions).max()", "worst = 0.0", GRAPH, "NaN positions are answered for"),
+    _in("potential/pair_kernel.py", "square < limit", "square <= limit", CUTOFF, "the same, in the compiled loop"),
+    _in("potential/graph.py", ">= CLOSEST:", ">= -CLOSEST:", TOP, "atoms on top of each other are answered for"),
+    _in("potential/graph.py", "> CROWD:", "> 1e9 * CROWD:", CROWD, "a collapsed cell takes all memory"),
+    _in("frame.py", "worst = np.abs(self.positions).max()", "worst = 0.0", BAD, "NaN positions are answered for"),
     _in(
         "potential/limits.py",
         "np.flatnonzero(near < mark)",
@@ -292,38 +293,44 @@ MUTANTS = (
         "potential/evaluation.py",
         "np.maximum.reduce(members)",
         "np.minimum.reduce(members)",
-        NOVELTY,
+        f"{NOVELTY}::test_whose_it_is",
         "what is new to one member is told of none",
     ),
-    _in("potential/novelty.py", "torch.clamp(-2 * log", "torch.clamp(-log", NOVELTY, "novelty is too small by sqrt(2)"),
+    _in(
+        "potential/novelty.py",
+        "torch.clamp(-2 * log",
+        "torch.clamp(-log",
+        f"{NOVELTY}::test_one_gaussian_gives_the_mahalanobis_distance",
+        "novelty is too small by sqrt(2)",
+    ),
     _in(
         "potential/novelty.py",
         "torch.maximum(found, contacts)",
         "found",
-        NOVELTY,
+        f"{NOVELTY}::test_contacts_need_no_model",
         "contacts that training never had are not new",
     ),
     # models from a disk
-    _in("potential/bundle.py", "if got != expected:", "if False:", BUNDLE, "a changed model is served"),
+    _in("potential/bundle.py", "if got != expected:", "if False:", CARD, "a changed model is served"),
     _in(
         "potential/bundle.py",
         'Path(name).name != name or name == ".."',
         "False",
-        BUNDLE,
+        CARD,
         "a card reads files outside of its bundle",
     ),
     _in(
         "potential/importer.py",
         'kind == "pickle" and not trust_pickle',
         "False",
-        BUNDLE,
+        PICKLE,
         "a pickle runs code without being trusted",
     ),
     _in(
         "potential/native.py",
         "check_native(file)",
         "pass",
-        "potential/test_native_file.py",
+        "potential/test_native_file.py::test_the_engine_looks_first",
         "absurd sizes end in SIGSEGV",
     ),
     _in("serve/hot_swap.py", "if begins:", "if True:", SWAP, "a step is of two committees"),
@@ -443,7 +450,7 @@ MUTANTS = (
         "label/user_frames.py",
         "do_not_split_by_at_sign=True",
         "do_not_split_by_at_sign=False",
-        "label/test_user_frames.py strangers",
+        "label/test_user_frames.py::test_a_name_with_an_at_sign_is_a_name",
         "another file is read than the one named",
     ),
     _in(
