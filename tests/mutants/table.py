@@ -271,8 +271,8 @@ MUTANTS = (
         "a pair at the cutoff is a neighbour",
     ),
     _in("potential/pair_kernel.py", "square < limit", "square <= limit", CUTOFF, "the same, in the compiled loop"),
-    _in("potential/graph.py", ">= CLOSEST:", ">= -CLOSEST:", TOP, "atoms on top of each other are answered for"),
-    _in("potential/graph.py", "> CROWD:", "> 1e9 * CROWD:", CROWD, "a collapsed cell takes all memory"),
+    _in("potential/graph.py", ">= MIN_DISTANCE:", ">= -1:", TOP, "atoms on top of each other are answered for"),
+    _in("potential/graph.py", "> MAX_NEIGHBOURS:", "> 1e99:", CROWD, "a collapsed cell takes all memory"),
     _in("frame.py", "worst = np.abs(self.positions).max()", "worst = 0.0", BAD, "NaN positions are answered for"),
     _in(
         "potential/limits.py",
