@@ -16,15 +16,16 @@ import numpy as np
 
 from beadwork import cli, config
 from beadwork.errors import BeadworkError
-from beadwork.events import Evaluated, Kept
+from beadwork.events import Evaluated, FrameKept
 from beadwork.harvest.queue import Queue
-from beadwork.ipi import simulation, wire
+from beadwork.ipi import wire
 from beadwork.ipi.advice import advice
 from beadwork.ipi.output_steps import Written
+from beadwork.ipi.simulation import Output, read_simulation
 from beadwork.ipi.steps import pattern
 from beadwork.ipi.transport import Address, Line
-from beadwork.label import spec
 from beadwork.label.label import Label
+from beadwork.label.spec import read_spec
 from beadwork.loop import loop, simulate
 from beadwork.observe.record import Record
 from beadwork.potential.bundle import describe, load_committee, members_of, worse_than_baseline
@@ -158,7 +159,7 @@ def _run(folder: Path) -> list[Path]:
     for step in range(5):
         seconds = {"idle": 0.05, "baseline": 0.15}
         record(Evaluated("s", step, 2, -1.0, 0.003, 0.01, seconds, {"O": 0.01, "H": 0.02}))
-    record(Kept(1, 2, 0, 0.1))
+    record(FrameKept(1, 2, 0, 0.1))
     record.close(record.summary(done=4, each=2))
     lines = [f"# column {k:3d}     --> {name} : words" for k, name in enumerate(COLUMNS, 1)]
     lines += [f"{k} {0.5 * k} {-9 + 0.001 * k} {290 + k} {-10 + 0.1 * k}" for k in range(5)]
@@ -191,7 +192,7 @@ def _input(folder: Path) -> list[Path]:
 
 
 def _read_input(folder: Path) -> None:
-    found = simulation.read(folder / "input.xml")
+    found = read_simulation(folder / "input.xml")
     advice(found, 1)
     found.check_outputs()
     for one in found.sockets:
@@ -216,7 +217,7 @@ def _read_settings(folder: Path) -> None:
     """All of them: the others are valid, and the damaged one is refused by whoever reads it."""
     config.resolve({"simulation": str(folder / "run.toml")})
     for name in ("pyscf.toml", "cluster-mp2.toml", "slurm.toml", "ase.toml"):
-        spec.read(folder / name)
+        read_spec(folder / name)
     TrainSettings.read(folder / "train.toml")
     loop.read(folder / "loop.toml")
 
@@ -263,7 +264,7 @@ def _read_loop(folder: Path) -> None:
     if "simulate" in done.stages:
         assert done.flagged >= 0
     simulate.answered(folder, "sha256:1")
-    outputs = simulation.Output("simulation.out", "properties", 1, tuple(COLUMNS), 1)
+    outputs = Output("simulation.out", "properties", 1, tuple(COLUMNS), 1)
     written = Written([outputs])
     written.attach(None, folder)
     written.look()

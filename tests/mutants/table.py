@@ -136,8 +136,8 @@ MUTANTS = (
     ),
     _in(
         "ipi/transport.py",
-        "if now - peer.taken_at > SEND_TIMEOUT:\n                self.send",
-        "if False:\n                self.send",
+        "if now - peer.taken_at > SEND_TIMEOUT_SECONDS",
+        "if False",
         "ipi/test_transport.py",
         "a reply that nobody reads is waited for without end",
     ),
@@ -157,7 +157,7 @@ MUTANTS = (
     ),
     _in(
         "ipi/fd_keeper.py",
-        "self._say(sock, [])",
+        "self._send(sock, [])",
         "pass",
         "ipi/test_fd_keeper.py",
         "connections that were closed stay open in the helper process",
@@ -276,7 +276,7 @@ MUTANTS = (
     _in("frame.py", "worst = np.abs(self.positions).max()", "worst = 0.0", BAD, "NaN positions are answered for"),
     _in(
         "potential/limits.py",
-        "np.flatnonzero(near < mark)",
+        "np.flatnonzero(near < least)",
         "np.flatnonzero(near < 0)",
         LIMITS,
         "no guard of distances",
@@ -376,14 +376,14 @@ MUTANTS = (
     ),
     _in(
         "harvest/row.py",
-        "if told is not None and told !=",
-        "if told is None and told !=",
+        "if stored is not None and stored !=",
+        "if stored is None and stored !=",
         QUEUE,
         "changed bytes are read as positions",
     ),
     _in(
         "harvest/row.py",
-        "if told is None and fingerprint(",
+        "if stored is None and fingerprint(",
         "if False and fingerprint(",
         QUEUE,
         "the same, in rows of an older beadwork",
@@ -397,8 +397,8 @@ MUTANTS = (
     ),
     _in(
         "harvest/writer.py",
-        "self._settle(batch, self._queue.add_all(batch))",
-        "self._settle(batch, [1] * len(batch)), self._queue.add_all(batch)",
+        "self._complete(batch, self._queue.add_all(batch))",
+        "self._complete(batch, [1] * len(batch)), self._queue.add_all(batch)",
         "harvest/test_writer.py",
         "frames are reported before they are stored",
     ),
