@@ -26,9 +26,9 @@ from beadwork.ipi.steps import pattern
 from beadwork.ipi.transport import Address, Line
 from beadwork.label.label import Label
 from beadwork.label.spec import read_spec
-from beadwork.loop import loop, simulate
-from beadwork.observe.record import Record
-from beadwork.potential.bundle import describe, load_committee, members_of, worse_than_baseline
+from beadwork.loop import loop
+from beadwork.observe.record import Record, read_answered, read_committees
+from beadwork.potential.bundle import format_card, load_committee, members_of, worse_than_baseline
 from beadwork.potential.native_file import check_native
 from beadwork.potential.novelty import load_training_set
 from beadwork.potential.potential import Potential
@@ -219,7 +219,7 @@ def _read_settings(folder: Path) -> None:
     for name in ("pyscf.toml", "cluster-mp2.toml", "slurm.toml", "ase.toml"):
         read_spec(folder / name)
     TrainSettings.read(folder / "train.toml")
-    loop.read(folder / "loop.toml")
+    loop.read_loop(folder / "loop.toml")
 
 
 def _frames(folder: Path) -> list[Path]:
@@ -263,7 +263,8 @@ def _read_loop(folder: Path) -> None:
     done = loop.Generation(folder)
     if "simulate" in done.stages:
         assert done.flagged >= 0
-    simulate.answered(folder, "sha256:1")
+    read_committees(folder / "beadwork.out")
+    read_answered(folder / "beadwork.out", "sha256:1")
     outputs = Output("simulation.out", "properties", 1, tuple(COLUMNS), 1)
     written = Written([outputs])
     written.attach(None, folder)
@@ -337,7 +338,7 @@ def _check_sent(data: bytes) -> None:
 
 SUBJECTS = (
     Subject("queue.db", _queue, _read_queue, 1.5),
-    Subject("card.toml", lambda folder: _bundles(folder, "card.toml"), lambda folder: describe(folder / "delta-0")),
+    Subject("card.toml", lambda folder: _bundles(folder, "card.toml"), lambda folder: format_card(folder / "delta-0")),
     Subject("committee.toml and pointers", _committee, _read_committee),
     Subject(
         "novelty.npz",
