@@ -28,7 +28,7 @@ def test_sentences_are_other_words_and_records_are_not() -> None:
     program = """
 from beadwork import config, errors
 from beadwork.observe import record
-from beadwork.observe.progress import sentence
+from beadwork.observe.progress import format_event
 from beadwork.events import Refused
 try:
     config.ServeConfig(simulation="x", servers=0, device="tpu").check()
@@ -36,7 +36,7 @@ except errors.ConfigError as error:
     assert "give" not in str(error) and ";" not in str(error), error
     assert "--baseline" in str(error), error
 assert str(errors.ModelError("a b", "c d")) == "a b / c d"
-assert "refused" not in sentence(Refused("folder", "reason"))
+assert "refused" not in format_event(Refused("folder", "reason"))
 assert record.NOVELTY == ("novelty_baseline", "novelty_delta")
 assert record._REFUSED == "# refused: "
 import sitecustomize

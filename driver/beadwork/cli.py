@@ -342,9 +342,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from beadwork.serve.supervisor import tell
+    from beadwork.serve.supervisor import format_status
 
-    text, code = tell(args.out)
+    text, code = format_status(args.out)
     print(text)
     return code
 

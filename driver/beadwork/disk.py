@@ -1,5 +1,5 @@
-"""Files written whole, folders that one process has alone, and what an operating system says when a file cannot be
-written, as a sentence and an exit code.
+"""Files that are written completely or not at all, folders that only one process uses, and errors of the file system as
+a message and an exit code.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import TextIO
 
 from beadwork.errors import BeadworkError, ConfigError, ResourceError
 
-#: no room: on the disk, in the user's quota, or below the limit for one file (ulimit -f)
+#: no space left: on the disk, in the user's quota, or below the limit for one file (ulimit -f)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: what flock says where somebody else has the lock, and where the file system has none
+#: errors of flock where another process has the lock, and where the file system has no locks (some network disks)
 _TAKEN, _NO_LOCKS = (errno.EAGAIN, errno.EACCES), (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 #: what Python and its libraries raise of a file that does not hold what it should
@@ -48,11 +48,11 @@ _STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
 
 @contextmanager
 def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
-    """Hold a lock, of which this file is the sign; its folder is made.
+    """Hold a lock on this file; its folder is made.
 
-    The kernel lets go of it when the process ends, however that comes. Where the file system has no locks, nobody is
-    kept out. busy, remedy: what is said to a second process, with who has the lock between them. Raises ConfigError, or
-    ResourceError where the disk fails.
+    The kernel releases it when the process ends, in whatever way. Where the file system has no locks, no process is
+    kept out. busy, remedy: the message for a second process, with the holder of the lock in between. Raises
+    ConfigError, or ResourceError where the disk fails.
     """
     with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether this open file is the one that stands there."""
+    """Whether this open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -103,8 +103,11 @@ def locks(folder: Path) -> bool:
     return True
 
 
-def put_aside(path: Path, mark: str = ".") -> Path:
-    """Rename what is there to `path.1`, `path.2`, …: what an earlier run left is not written over. Return the name."""
+def rotate_file(path: Path, mark: str = ".") -> Path:
+    """Rotate a file or folder: rename it to `path.1`, `path.2`, …, so that no earlier run is overwritten.
+
+    Returns the new name. mark: between the name and the number.
+    """
     number = 1
     while (aside := path.with_name(f"{path.name}{mark}{number}")).exists():
         number += 1
@@ -114,7 +117,7 @@ def put_aside(path: Path, mark: str = ".") -> Path:
 
 
 def in_place(file: Path) -> bool:
-    """Whether this is no file of its own that another could take the place of: a device, a pipe, /dev/stdout."""
+    """Whether this cannot be replaced by another file: a device, a pipe, /dev/stdout."""
     try:
         regular = stat.S_ISREG(file.stat().st_mode)
     except FileNotFoundError:
@@ -125,23 +128,25 @@ def in_place(file: Path) -> bool:
 
 @contextmanager
 def whole(file: Path) -> Iterator[TextIO]:
-    """Give a stream whose text is in the file when the block has ended: all of it, or nothing where the block raised.
+    """Yield a stream whose text is in the file when the block ends: all of it, or nothing where the block raised.
 
-    That holds whatever is killed, and whoever writes the file at the same time. A link is followed; what is no regular
-    file is written in place. Raises OSError.
+    That holds also when the process is killed, and when others write the file at the same time. A link is followed;
+    what is no regular file is written in place. Raises OSError.
     """
     if in_place(file):
         with file.open("a", encoding="utf-8") as stream:  # where it is redirected into a file, behind what is there
             yield stream
         return
     file = Path(os.path.realpath(file))
-    # who writes stands in the name: `learn.labelling` removes what its process left when it was killed
+    # host, process and thread in the name: parts of a killed process can be recognised and removed (`label.run`)
     part = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         with part.open("w", encoding="utf-8") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            os.fsync(
+                stream.fileno()
+            )  # before the rename: after a power failure the new name must not have an empty file
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
@@ -154,8 +159,8 @@ def write_whole(file: Path, text: str) -> None:
 
 
 @contextmanager
-def telling() -> Iterator[None]:
-    """A terminal or a pipe that is gone ends no run: there is nobody left to tell."""
+def ignore_closed_terminal() -> Iterator[None]:
+    """Ignore that a terminal or a pipe is closed: a run of days must not end because nobody reads its output."""
     try:
         yield
     except OSError as error:
@@ -187,7 +192,7 @@ def damage(cause: Exception) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise ResourceError where there is no room for `path` or the disk fails, else ConfigError."""
+    """Raise ResourceError where there is no space for `path` or the disk fails, ConfigError for any other OSError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One structure as beadwork passes it around: Å, rows, atomic numbers."""
+"""One structure, in the form that all of beadwork uses: Å, lattice vectors as rows, atomic numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Frame:
         return ase.Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
 
     def check(self) -> None:
-        """Refuse what a model would answer for with a straight face.
+        """Refuse structures for which a model would return finite numbers that mean nothing.
 
         Raises GeometryError for no atoms, non-finite or absurdly far positions (1e6 Å), a non-finite cell, or a
         periodic direction without volume. Atoms on top of each other are found where distances are known
@@ -70,5 +70,5 @@ class Frame:
             if not (gram > 0 and np.sqrt(gram) > 1e-3 * lengths.prod() and lengths.min() > 0.1):
                 raise GeometryError(
                     f"the cell{where} has no volume in its periodic directions: {self.cell.tolist()} Å",
-                    "give a proper cell, or say --not-periodic (pbc False in Python)",
+                    "give a proper cell, or the option --not-periodic (pbc False in Python)",
                 )

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception, wherever nobody has said that a run will end in its own way."""
+"""SIGINT and SIGTERM as an exception, except where a run handles them in its own way."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Interrupted(BaseException):
-    """A signal came; the command ends, with `exit_code`. Not an Exception, so that nothing takes it for a failure."""
+    """A signal came; the command ends with `exit_code`. A BaseException, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # the convention of shells
 
 
 @contextmanager
 def handled(handlers: Mapping[int, Handler | signal.Handlers]) -> Iterator[None]:
-    """Handle these signals so, and afterwards as before. In the main thread only."""
+    """Install these handlers for the block, and the old ones afterwards. In the main thread only."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -1,6 +1,7 @@
 """i-PI's own constants: other CODATA values would shift the energy of a 64-water box by 3 meV.
 
-Inside beadwork all is eV and Å; whoever speaks to i-PI, or reads its files, converts with these numbers.
+Inside beadwork all is eV and Å; the modules that exchange data with i-PI, or read its files, convert with these
+numbers.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_seen_from_outside(ipi, models, start, tmp_path, capsys, command, how) -
         assert "with exit code 143" in said
     else:
         assert f"dead: process {process.pid} on" in said
-        assert "gone without a word" in said
+        assert "ended without writing its end" in said
     assert re.search(r"step (\d+) of 100000", said) is not None
     with pytest.raises(urllib.error.URLError):
         scrape(url[0])

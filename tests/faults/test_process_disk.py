@@ -67,7 +67,7 @@ def full(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     def call(run: Any, name: str, *options: object) -> tuple[int, str]:
         (run.folder / name).symlink_to("/dev/full")
         for module in (record, last):
-            monkeypatch.setattr(module, "put_aside", lambda path: path)
+            monkeypatch.setattr(module, "rotate_file", lambda path: path)
         monkeypatch.chdir(run.folder)
         code = main(["run", run.path.name, *(str(option) for option in options), "--engine", "torchscript"])
         return code, capfd.readouterr().err

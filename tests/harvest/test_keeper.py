@@ -20,7 +20,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.harvest.select import SelectionWindow
 from beadwork.ipi.simulation import read_simulation
-from beadwork.observe.record import Record, tell
+from beadwork.observe.record import Record, format_summary
 from beadwork.potential.evaluation import Evaluation, Novelty, Spread
 from beadwork.potential.load import load
 
@@ -101,7 +101,7 @@ def test_no_spread_vanishes_between_band_and_guard(
     )
     if above:
         assert summary["frames_passed_over"] == {"above": {"frames": len(above), "force_spread_max": max(above)}}
-        assert f"above the selection window: {len(above)} frames, up to {max(above):.4f} eV/Å" in tell(
+        assert f"above the selection window: {len(above)} frames, up to {max(above):.4f} eV/Å" in format_summary(
             summary, tmp_path, None
         )
     else:

@@ -12,7 +12,7 @@ import pytest
 from beadwork.events import Evaluated, Event, FrameKept, Joined, Lost, Note
 from beadwork.observe import pace as pace_module
 from beadwork.observe import progress as progress_module
-from beadwork.observe.pace import Pace, span, words
+from beadwork.observe.pace import Pace, format_duration, format_pace
 from beadwork.observe.progress import Progress
 
 
@@ -107,10 +107,10 @@ def test_novelty_is_that_of_all_parts(clock: Clock) -> None:
     assert facts["novelty"] == {"baseline": 3.2, "delta": 1.4}
     assert (facts["new_structures"], facts["new_atoms"]) == (2, 7)
     assert facts["frames_kept_for"] == {"spread": 2, "novelty": 1}
-    said = "; ".join(words(facts, 10))
+    said = "; ".join(format_pace(facts, 10))
     assert "novelty 3.20 (baseline), spread 0.01 eV/Å; frames kept: 2, 1 of them for novelty" in said
     pace(new("base", 1, {"baseline": 0.5}))
-    assert "novelty 1.40 (Δ)" in "; ".join(words(pace.facts(), 10))
+    assert "novelty 1.40 (Δ)" in "; ".join(format_pace(pace.facts(), 10))
     pace(new("delta", 1, {}))  # a committee that does not know was taken up
     assert pace.novelty == {"baseline": 0.5}
 
@@ -119,7 +119,7 @@ def test_novelty_without_a_committee(clock: Clock) -> None:
     """A baseline alone may know what it was trained on."""
     pace = Pace()
     pace(replace(new("a", 0, {"baseline": 0.5}), force_spread=None))
-    assert words(pace.facts(), 10)[1] == "novelty 0.50 (baseline); frames kept: 0"
+    assert format_pace(pace.facts(), 10)[1] == "novelty 0.50 (baseline); frames kept: 0"
 
 
 def test_step_is_that_of_ipi(clock: Clock) -> None:
@@ -137,8 +137,8 @@ def test_the_step_of_an_ipi_under_way_is_not_made_up(clock: Clock, capsys: pytes
         watcher(Joined("a"))
     feed(clock, pace, progress, steps=range(4))
     assert pace.step == 3
-    said = "; ".join(words(pace.facts(), 1000))
-    assert said.startswith("3 steps since this server came to an i-PI under way, whose step of 1000 is not known")
+    said = "; ".join(format_pace(pace.facts(), 1000))
+    assert said.startswith("3 steps since this server connected to a running i-PI, whose step of 1000 is not known")
     assert "left" not in said
     assert "i-PI was under way" in capsys.readouterr().err
 
@@ -274,4 +274,4 @@ def _eager(real: type) -> object:
 )
 def test_a_time_has_two_units_and_is_never_negative(seconds: float, said: str) -> None:
     """Two units at most, and never a negative time."""
-    assert span(seconds) == said
+    assert format_duration(seconds) == said

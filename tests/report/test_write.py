@@ -145,12 +145,12 @@ def test_figures_are_those_of_the_run(text: str) -> None:
     assert "simulated 0.003 ps" in head
     assert "speed 0.216 ns/day" in head
     assert "time of one step 0.2 s" in head
-    assert "structures a bead-step 1.000" in head
+    assert "force evaluations per bead and step 1.000" in head
     assert "largest force spread 70 meV/Å" in head
     assert "frames kept 3" in head
     assert "sha256:" + "a" * 64 in head
     assert "3 frames. The most uncertain is row 3 of the queue, 60 meV/Å on atom 4 (H)." in words(text, "frames-kept")
-    assert "it went by +2 eV a ps, and scattered by" in words(text, "energies")
+    assert "it drifted by +2 eV/ps, with a scatter of" in words(text, "energies")
     radial = words(text, "radial-distribution-functions")
     assert "4 steps of 2 beads" in radial
     assert "from 4 steps and 2 members" in radial
@@ -294,8 +294,8 @@ def test_novelty_stands_beside_the_spread(run: Path) -> None:
     assert re.findall(r'<section id="([^"]*)">', text) == [*SECTIONS[:5], "novelty", *SECTIONS[5:]]
     assert "largest novelty 3.00 for Δ" in words(text, "headline")
     said = words(text, "novelty")
-    assert "4 of 14 structures have an atom above 1, which is the edge of training; 8 of their atoms are." in said
-    assert "What is new to Δ wants labels of the high level" in said
+    assert "4 of 14 structures have an atom above 1, the edge of training; these are 8 atoms." in said
+    assert "For atoms that are new to Δ, label these frames at the high level" in said
     assert "new to the baseline" not in said  # it is not
     section = re.search(r'<section id="novelty">(.*?)</section>', text, re.DOTALL)
     assert section is not None
@@ -306,7 +306,7 @@ def test_novelty_stands_beside_the_spread(run: Path) -> None:
     assert "6 frames: 3 for spread, 2 for novelty, 1 for spread and novelty." in said
     assert "The most uncertain is row 3 of the queue, 60 meV/Å on atom 4 (H)." in said
     assert "The newest is row 7, of novelty 3.90 for Δ on atom 5 (H)." in said
-    sentence = "he spread speaks of Δ alone: what the baseline misses of its own reference is not in it"
+    sentence = "he spread is that of Δ alone: the baseline's error against its own reference is not in it"
     assert f"T{sentence}" in words(text, "spread-of-the-committee")
     swap = {"step": 3, "evaluation": 3, "committee": "b", "folder": "c"}
     rewrite("summary.json", lambda text: json.dumps({**json.loads(text), "committees": [swap]}))(run)
@@ -328,7 +328,7 @@ def test_novelty_without_a_committee(run: Path) -> None:
 def test_without_novelty_the_page_is_as_before(text: str) -> None:
     """Models that do not know what they were trained on: no section, no tile and no word of it."""
     assert "novelty" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL).lower()
-    assert "the spread speaks of" not in text.lower()
+    assert "the spread is that of" not in text.lower()
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_how_a_run_ended(run: Path) -> None:
     rewrite("summary.json", lambda text: json.dumps({**json.loads(text), **facts}))(run)
     head = words(page(run), "headline")
     assert "It ended with exit code 11: a force of 101 eV/Å on atom 3 &lt;O&gt;" in head
-    assert "Thresholds that structures have passed, and how many did: spread 12, force 1." in head
+    assert "Safety thresholds, and how many structures exceeded them: spread 12, force 1." in head
 
 
 def test_properties_in_two_files_without_steps(run: Path) -> None:
@@ -450,7 +450,7 @@ def test_properties_in_two_files_without_steps(run: Path) -> None:
     old_files = json.dumps({"simulation.out": {"stride": 1, "columns": COLUMNS}})
     about(f'"properties": {old_files}', f'"properties": {json.dumps(files)}')(run)
     text = page(run)
-    assert "it went by +2 eV a ps, and scattered by" in words(text, "energies")
+    assert "it drifted by +2 eV/ps, with a scatter of" in words(text, "energies")
     assert "None of i-PI's property files has a temperature" in words(text, "temperature")
 
 
@@ -483,7 +483,7 @@ def test_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.Capture
 def test_a_summary_that_a_full_disk_has_cut(run: Path, left: str) -> None:
     """The page is written without it, and says so."""
     (run / "summary.json").write_text(left)
-    assert "summary.json is empty or cut" in page(run)
+    assert "summary.json is empty or truncated" in page(run)
 
 
 def test_a_record_that_a_full_disk_has_cut(run: Path) -> None:

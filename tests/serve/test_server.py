@@ -21,7 +21,7 @@ from beadwork.errors import ConnectionLost
 from beadwork.events import Evaluated, Event, Moment, Note
 from beadwork.frame import Frame
 from beadwork.ipi.transport import Address, Line
-from beadwork.observe.last import Last
+from beadwork.observe.last import LastFrames
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
@@ -129,7 +129,7 @@ def test_an_ipi_that_comes_back_with_other_atoms() -> None:
     one = service(2)
     server = Server([one], watch=told.append)
     before = frames()
-    server._remember(Last("nowhere", 3, before, None))
+    server._remember(LastFrames("nowhere", 3, before, None))
     lattices = np.array([frame.cell for frame in before])
     for moved in (0.0, 0.5, np.array([10.0, -20.0, 0.0])):
         server._compare(one, np.array([frame.positions for frame in before]) + moved, lattices)

@@ -14,7 +14,7 @@ from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError
 from beadwork.frame import Frame
 from beadwork.observe import status
-from beadwork.observe.last import NAME, Last, save
+from beadwork.observe.last import NAME, LastFrames, save_last_frames
 from beadwork.serve.supervisor import Devices
 
 
@@ -80,6 +80,6 @@ def test_last_frames_of_an_earlier_run_stay(tmp_path: Path) -> None:
     """What two runs left behind may both be wanted."""
     frame = Frame(np.array([8]), np.zeros((1, 3)), np.eye(3))
     for step in (3, 7):
-        save([Last("here", step, [frame], None)], tmp_path)
+        save_last_frames([LastFrames("here", step, [frame], None)], tmp_path)
     assert "step=7" in (tmp_path / NAME).read_text()
     assert "step=3" in (tmp_path / f"{NAME}.1").read_text()

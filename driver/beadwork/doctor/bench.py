@@ -25,8 +25,8 @@ from beadwork.errors import SimulationError
 from beadwork.events import Event
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simulation
-from beadwork.observe.pace import PARTS
-from beadwork.observe.progress import sentence
+from beadwork.observe.pace import TIME_PARTS
+from beadwork.observe.progress import format_event
 
 #: a part that takes more of the step than this is worth a word
 MUCH = 0.2
@@ -70,7 +70,7 @@ def _run(
                 f"i-PI ended with code {code} after {summary['steps']} steps: {' | '.join(log[-2:])}",
                 f"does i-pi {simulation.path.name} run by itself?",
             )
-    return summary, "\n".join(filter(None, map(sentence, events)))
+    return summary, "\n".join(filter(None, map(format_event, events)))
 
 
 def shorten(simulation: Simulation, steps: int, file: Path) -> None:
@@ -102,7 +102,7 @@ def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda part: -part[1])
     lines = [notes, f"{summary['steps']} steps, {total:.4g} s each:"]
     for name, seconds in parts:
-        word = PARTS[name][0] if name in PARTS else name
+        word = TIME_PARTS[name][0] if name in TIME_PARTS else name
         lines.append(f"  {1e3 * seconds:9.2f} ms  {100 * seconds / total:5.1f} %  {word}")
     each = summary["structures_evaluated"] / summary["steps"]
     lines.append(f"{each / total:.4g} structures a second")
@@ -117,7 +117,7 @@ def _hints(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
     parts = summary["seconds_per_step_by_part"]
     total = summary["seconds_per_step"]
     share = {name: seconds / total for name, seconds in parts.items()}
-    models = {name: part for name, part in share.items() if name not in PARTS}
+    models = {name: part for name, part in share.items() if name not in TIME_PARTS}
     batched = any(entry.batch_size > 1 for entry in simulation.sockets)
     evaluations = summary["evaluations_per_step"]
     if batched and evaluations > 1.1:

@@ -20,7 +20,7 @@ from beadwork.frame import Frame
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, Socket
 from beadwork.ipi.transport import dial_name
-from beadwork.observe.pace import span
+from beadwork.observe.pace import format_duration
 from beadwork.potential.memory import free_memory
 from beadwork.potential.potential import Potential
 
@@ -74,8 +74,8 @@ def duration(
     speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns/day, " if timestep else ""
     shared = f", with {servers} servers as fast as this one" if servers > 1 else ""
     text = (
-        f"{step:.3g} s per step for the models{shared}: {speed}at least {span(steps * step)} for {steps} steps; "
-        "i-PI adds its own"
+        f"{step:.3g} s per step for the models{shared}: {speed}at least {format_duration(steps * step)} for {steps} "
+        "steps; i-PI adds its own"
     )
     if steps * step > MONTH:
         yield Finding(AMBER, "time", text, "`beadwork bench` says where a step's time goes and what would help")

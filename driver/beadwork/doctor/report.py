@@ -17,7 +17,7 @@ from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused
 from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read_simulation
-from beadwork.observe.pace import OF_DELTA_ALONE
+from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE
 from beadwork.potential.device import unused_gpu
 from beadwork.potential.load import load_for
 from beadwork.serve.assemble import join
@@ -123,7 +123,7 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     yield from models.together(cards, config.alpha, potential, exact)
     for finding in models.spread(exact, config, config):
         alone = potential.spread_of_delta_alone
-        yield replace(finding, text=f"{finding.text}; {OF_DELTA_ALONE}") if alone else finding
+        yield replace(finding, text=f"{finding.text}; {SPREAD_OF_DELTA_ALONE}") if alone else finding
     yield from models.novelty(exact, potential, distinct, config, config)
     yield from models.derivatives(potential, distinct[0], len(parts[0]))
     yield from models.engines(cards, distinct[0], config)

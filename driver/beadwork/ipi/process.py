@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from beadwork.disk import alone, put_aside, writing
+from beadwork.disk import alone, rotate_file, writing
 from beadwork.errors import ConfigError, SimulationError
 from beadwork.ipi.simulation import Simulation
 from beadwork.ipi.transport import address_in_use, address_of, is_stale
@@ -80,7 +80,7 @@ class OwnIpi:
                 "yourself and use beadwork serve"
             )
         options = [] if self._prefix is None else ["-S", self._prefix]
-        put_aside(folder / "i-pi.log")
+        rotate_file(folder / "i-pi.log")
         # a terminal that goes away ends neither us nor it
         command = [str(program), *options, str(self._simulation.path.resolve())]
         with handled({signal.SIGHUP: signal.SIG_IGN}), writing(folder / "i-pi.log"):

@@ -1,4 +1,4 @@
-"""The last frames of the ring polymer, which a run leaves behind that did not end by itself."""
+"""The last frames of the ring polymer, written by a run that did not end normally."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import ase.io
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from beadwork.disk import put_aside, writing
+from beadwork.disk import rotate_file, writing
 from beadwork.errors import BeadworkError
 from beadwork.frame import Frame
 from beadwork.potential.evaluation import Evaluation
@@ -18,9 +18,9 @@ NAME = "last-frames.extxyz"
 
 
 @dataclass(frozen=True, slots=True)
-class Last:
-    """What was evaluated last at one address. step: None where it is not known. evaluation: None for frames that have
-    no answer.
+class LastFrames:
+    """The structures evaluated last at one address. step: None where it is not known. evaluation: None for frames whose
+    evaluation failed.
     """
 
     address: str
@@ -29,10 +29,10 @@ class Last:
     evaluation: Evaluation | None
 
 
-def save(last: Sequence[Last], folder: Path) -> Path:
-    """Write them, with step, bead and address, and with energy (eV) and forces (eV/Å) where there are any.
+def save_last_frames(last: Sequence[LastFrames], folder: Path) -> Path:
+    """Write them as extended XYZ with step, bead and address, and with energy (eV) and forces (eV/Å) where known.
 
-    Those of an earlier run get a number. Raises ResourceError or ConfigError where the file cannot be written.
+    The file of an earlier run is rotated. Raises ResourceError or ConfigError where the file cannot be written.
     """
     structures = []
     for one in last:
@@ -47,11 +47,11 @@ def save(last: Sequence[Last], folder: Path) -> Path:
                 atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
             structures.append(atoms)
     path = folder / NAME
-    put_aside(path)
+    rotate_file(path)
     try:
         with writing(path):
             ase.io.write(path, structures, format="extxyz")
     except BeadworkError:
-        path.unlink(missing_ok=True)  # torn, it would be worse than none
+        path.unlink(missing_ok=True)  # half a file would be read as all frames
         raise
     return path

@@ -1,4 +1,4 @@
-"""The same numbers for Prometheus, on a port that listens only where it was told to, and by default on loopback."""
+"""The same numbers for Prometheus, on a port that listens on loopback unless a host is given."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from beadwork.errors import ConfigError
 from beadwork.events import Dropped, Evaluated, Event, FrameKept, Joined, Lost, Waiting
 from beadwork.observe.pace import Pace
 
-#: seconds; evaluations take a millisecond to minutes
+#: upper limits of the histogram, seconds: evaluations take from a millisecond to minutes
 BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Metrics:
     """Serves /metrics from a thread. where: 'PORT' or 'HOST:PORT'; port 0 takes a free one.
 
-    facts: asked at every event; `committee` and `engines` of it become the info metric. Raises ConfigError where the
-    address cannot be listened on, or prometheus_client is not installed.
+    facts: called at every event; its `committee` and `engines` become the info metric. Raises ConfigError where the
+    port cannot be opened, or prometheus_client is not installed.
     """
 
     def __init__(self, where: str | int, pace: Pace, total: int, facts: Callable[[], Mapping[str, Any]]) -> None:
@@ -38,13 +38,13 @@ class Metrics:
         host, port = listen_at(where)
         self._pace = pace
         self._facts = facts
-        self._said: dict[str, str] = {}
-        # of our own: the default one also holds whatever a library put there
+        self._last_info: dict[str, str] = {}
+        # our own registry: any library may have added metrics to the default one
         registry = CollectorRegistry()
         ProcessCollector("beadwork", registry=registry)  # memory and open files, for those who watch for leaks
 
         def gauge(name: str, text: str, value: Callable[[], float | None]) -> None:
-            # read when it is asked for; NaN is Prometheus' word for not known
+            # evaluated when Prometheus asks; NaN is its value for 'not known'
             Gauge(name, text, registry=registry).set_function(lambda: float("nan") if (v := value()) is None else v)
 
         self._steps = Counter("beadwork_steps", "Steps answered since this server was started", registry=registry)
@@ -83,7 +83,7 @@ class Metrics:
             ["part"],
             registry=registry,
         )
-        # registered once a model is known to know what it was trained on: a 0 would say that nothing was new
+        # registered only when a model has a training set: else a 0 would say that nothing was new
         self._registry = registry
         self._parts: set[str] = set()
         self._new_structures = Counter(
@@ -107,7 +107,7 @@ class Metrics:
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def __call__(self, event: Event) -> None:
-        """Take one event in."""
+        """Process one event."""
         if isinstance(event, Evaluated):
             self._add(event)
         elif isinstance(event, FrameKept):
@@ -126,8 +126,8 @@ class Metrics:
     def _add(self, event: Evaluated) -> None:
         step = self._pace.step
         if step is not None and self._first is not None:
-            self._steps.inc(max(0, step - self._first))  # less where i-PI was started again
-        self._first = step  # what was done while it was not known is not counted
+            self._steps.inc(max(0, step - self._first))  # negative where i-PI was started again from a RESTART
+        self._first = step  # steps done while it was not known are not counted
         self._structures.inc(event.evaluated)
         for part, seconds in event.seconds.items():
             self._seconds.labels(part).observe(seconds)
@@ -143,21 +143,21 @@ class Metrics:
             self._registry.register(self._new_structures)
             self._registry.register(self._new_atoms)
         self._parts |= novelty.keys()
-        for part in self._parts:  # NaN where a new committee knows less
+        for part in self._parts:  # NaN where a new committee has no training set
             self._novelty.labels(part).set(novelty.get(part, float("nan")))
         self._new_structures.inc(event.new_structures)
         self._new_atoms.inc(event.new_atoms)
 
     def _info(self) -> None:
-        """The models change only where something is said of it, so a change is there with the next event."""
+        """Update the info metric. Models change only together with an event, so events are when to look."""
         facts = self._facts()
-        said = {"hash": str(facts["committee"] or ""), "engines": ", ".join(facts["engines"])}
-        if said != self._said:
-            self._said = said
-            self._committee.info(said)
+        info = {"hash": str(facts["committee"] or ""), "engines": ", ".join(facts["engines"])}
+        if info != self._last_info:
+            self._last_info = info
+            self._committee.info(info)
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Close the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

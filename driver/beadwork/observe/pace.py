@@ -1,4 +1,4 @@
-"""Where a run is and how fast it goes: what the live line, the status file and the metrics all show."""
+"""The progress and speed of a run, as the live line, the status file and the metrics show them."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from typing import Any
 
 from beadwork.events import WHOSE, Evaluated, Event, FrameKept, Joined, Lost
 
-#: steps and evaluations that "now" is a mean over
-WINDOW = 100
-#: the newest of them, held against all for the trend
-NEWEST = 10
-#: a spread that is this much away from its running mean has a trend
-TREND = 0.1
-#: parts of a step by the names that `Evaluated.seconds` gives them: a person's word for each, and the share that it
-#: counts to; everything else is a model
-PARTS = {
+#: present values are means over so many steps and evaluations
+WINDOW_STEPS = 100
+#: the newest of them, whose mean is compared with that of all for the trend
+NEWEST_EVALUATIONS = 10
+#: relative difference from the running mean above which the spread rises or falls
+TREND_FRACTION = 0.1
+#: parts of a step by their names in `Evaluated.seconds`: the name for users, and the share to which it counts; any
+#: other name is a model
+TIME_PARTS = {
     "idle": ("i-PI and waiting for it", "i-PI"),
     "graph": ("graph", "graph"),
     "reduce": ("sum and spread", "rest"),
     "pack": ("replies and extras", "rest"),
     "send": ("wire", "rest"),
-    "aside": ("what waits for no reply", "rest"),
+    "aside": ("work after the reply", "rest"),
 }
 
 
-#: of a spread with which that is so (`Potential.spread_of_delta_alone`)
-OF_DELTA_ALONE = "the spread speaks of Δ alone: what the baseline misses of its own reference is not in it"
+#: the message where `Potential.spread_of_delta_alone` holds
+SPREAD_OF_DELTA_ALONE = "the spread is that of Δ alone: the baseline's error against its own reference is not in it"
 
 
 class Pace:
-    """Counts and times what it is told; give it every event before those who look at it.
+    """Counts and times events; it must get every event before the watchers that read it.
 
-    time_step: fs, where it is known. forcefields: how many are served; with multiple time steps one is asked more often
-    than another, and the rarest has the steps. first: the step that i-PI starts at.
+    time_step: fs, where it is known. forcefields: how many are served; with multiple time steps they are evaluated at
+    different rates, and the one with the lowest rate counts the steps. first: the step at which i-PI starts.
     """
 
     def __init__(self, time_step: float | None = None, forcefields: int = 1, first: int = 0) -> None:
         self.step: int | None = first
         self.evaluations = 0
-        self.joined = False  #: `step` is this server's count, as i-PI had begun before
+        self.joined = False  #: `step` is this server's count, since i-PI was under way when it connected
         self.kept = 0
         self.kept_for: Counter[str] = Counter()  #: a frame may be kept for two reasons
         self.new_structures = 0  #: with an atom above `potential.novelty.NOVELTY_EDGE`, since the start
         self.new_atoms = 0
         self.spread: float | None = None  #: eV/Å, the largest of the last evaluation that has one
-        self.answered: float | None = None  #: when the last answer had left, on the monotonic clock
-        self._novelty: dict[str, Mapping[str, float]] = {}  # by address, for the parts may have one each
+        self.answered: float | None = None  #: when the last result was sent, on the monotonic clock
+        self._novelty: dict[str, Mapping[str, float]] = {}  # by address: baseline and Δ may have one each
         self._first = first
         self._time_step = time_step
         self._forcefields = forcefields
         self._steps: dict[str, int | None] = {}
-        self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW + 1)
-        self._spreads: deque[float] = deque(maxlen=WINDOW)
-        self._seconds: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW_STEPS + 1)
+        self._spreads: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._seconds: deque[Mapping[str, float]] = deque(maxlen=WINDOW_STEPS)
         self._last: float | None = None  # seconds of the last evaluation, without the wait for it
-        self._resumed = True  # the next evaluation's idle time is a wait for i-PI, and no part of a step
+        self._resumed = True  # the next evaluation's idle time is a wait for i-PI to start, not part of a step
 
     def __call__(self, event: Event) -> None:
-        """Take one event in."""
+        """Process one event."""
         if isinstance(event, FrameKept):
             self.kept += 1
             self.kept_for.update(event.why)
@@ -84,11 +84,11 @@ class Pace:
         self._novelty[event.address] = event.novelty
         self.new_structures += event.new_structures
         self.new_atoms += event.new_atoms
-        if self._resumed or event.step == 0:  # the first also loads and compiles
+        if self._resumed or event.step == 0:  # the first evaluation also loads and compiles
             self._resumed = False
         else:
             self._seconds.append(event.seconds)
-        # of a blurred one it is known that all before it are done
+        # of a blurred step it is certain only that the steps before it are done
         step = None if event.step is None else event.step - bool(event.blur and event.step)
         self._steps[event.address] = step
         known = [step for step in self._steps.values() if step is not None]
@@ -97,7 +97,7 @@ class Pace:
             self._marks.clear()
             return
         done = self._first + (min(known) if len(known) == self._forcefields else 0)
-        if self.step is None or done < self.step:  # known at last, or i-PI was started again
+        if self.step is None or done < self.step:  # it has become known, or i-PI was started again
             self.step = done
             self._marks.clear()
         if done > self.step:
@@ -114,7 +114,7 @@ class Pace:
 
     @property
     def ns_per_day(self) -> float | None:
-        """At that pace; None where the time step is not known."""
+        """Simulated time per day at that pace; None where the time step is not known."""
         seconds = self.seconds_per_step
         return None if not seconds or not self._time_step else 1e-6 * self._time_step / seconds * 86400
 
@@ -126,16 +126,16 @@ class Pace:
     @property
     def trend(self) -> str:
         """'rising', 'falling' or 'steady': the newest spreads against their running mean; empty where there are few."""
-        if len(self._spreads) <= NEWEST:
+        if len(self._spreads) <= NEWEST_EVALUATIONS:
             return ""
-        newest, mean = fmean(list(self._spreads)[-NEWEST:]), fmean(self._spreads)
-        if abs(newest - mean) <= TREND * mean:
+        newest, mean = fmean(list(self._spreads)[-NEWEST_EVALUATIONS:]), fmean(self._spreads)
+        if abs(newest - mean) <= TREND_FRACTION * mean:
             return "steady"
         return "rising" if newest > mean else "falling"
 
     @property
     def novelty(self) -> dict[str, float]:
-        """The largest of any atom, by the part that it is new to; of the last evaluations, empty where none knows."""
+        """The largest of any atom in the last evaluations, by the part that it is new to; empty where not known."""
         found: dict[str, float] = {}
         for of in self._novelty.values():
             for part, value in of.items():
@@ -144,11 +144,11 @@ class Pace:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the time of the last hundred evaluations: i-PI's, the models', the graph's and the rest; they sum to 1."""
+        """The time of the last hundred evaluations as fractions: i-PI, models, graph and the rest; they sum to 1."""
         sums: dict[str, float] = defaultdict(float)
         for seconds in self._seconds:
             for name, value in seconds.items():
-                sums[PARTS[name][1] if name in PARTS else "models"] += value
+                sums[TIME_PARTS[name][1] if name in TIME_PARTS else "models"] += value
         total = sum(sums.values())
         return {name: sums[name] / total for name in ("i-PI", "models", "graph", "rest")} if total else {}
 
@@ -173,18 +173,18 @@ class Pace:
         }
 
 
-def words(facts: Mapping[str, Any], total: int) -> list[str]:
-    """All of `Pace.facts` as a person reads it; what is not known yet is left out."""
+def format_pace(facts: Mapping[str, Any], total: int) -> list[str]:
+    """Format `Pace.facts`; what is not known yet is left out."""
     far = f"step {facts['step']} of {total}"
     if facts["step"] is None:
         far = f"evaluation {facts['evaluations']}, i-PI's step of {total} is not known"
-    joined = facts.get("joined")  # an older run says nothing of it
+    joined = facts.get("joined")  # older runs lack the entry
     if joined:
-        far = f"{facts['step']} steps since this server came to an i-PI under way, whose step of {total} is not known"
+        far = f"{facts['step']} steps since this server connected to a running i-PI, whose step of {total} is not known"
     if seconds := facts["seconds_per_step"]:
         far += f", {seconds:.3g} s per step"
         far += f", {facts['ns_per_day']:.3g} ns/day" if facts["ns_per_day"] else ""
-        far += "" if joined else f", {span((total - facts['step']) * seconds)} left"
+        far += "" if joined else f", {format_duration((total - facts['step']) * seconds)} left"
     sure = f"frames kept: {facts['frames_kept']}"
     if new := facts.get("frames_kept_for", {}).get("novelty"):
         sure += f", {new} of them for novelty"
@@ -192,23 +192,23 @@ def words(facts: Mapping[str, Any], total: int) -> list[str]:
         trend = f", {facts['trend']}" if facts["trend"] else ""
         sure = f"spread {facts['force_spread']:.3g} eV/Å{trend}; {sure}"
     if novelty := facts.get("novelty"):
-        sure = f"{novelty_words(novelty)}{'; ' if facts['force_spread'] is None else ', '}{sure}"
-    return [far, sure] + ([share_words(facts["shares"])] if facts["shares"] else [])
+        sure = f"{format_largest_novelty(novelty)}{'; ' if facts['force_spread'] is None else ', '}{sure}"
+    return [far, sure] + ([format_shares(facts["shares"])] if facts["shares"] else [])
 
 
-def novelty_words(novelty: Mapping[str, float]) -> str:
+def format_largest_novelty(novelty: Mapping[str, float]) -> str:
     """'novelty 3.20 (baseline)': the largest, and the part that it is new to."""
     part = max(novelty, key=lambda part: novelty[part])
     return f"novelty {novelty[part]:.2f} ({WHOSE[part].removeprefix('the ')})"
 
 
-def share_words(shares: Mapping[str, float]) -> str:
+def format_shares(shares: Mapping[str, float]) -> str:
     """'i-PI 10 %, models 85 %, …'."""
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
 
 
-def span(seconds: float) -> str:
-    """A stretch of time as a person says it: two units at most."""
+def format_duration(seconds: float) -> str:
+    """Format a duration, with two units at most."""
     seconds = max(0.0, seconds)
     if seconds < 90:
         return f"{seconds:.0f} s"

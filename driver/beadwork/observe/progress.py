@@ -1,4 +1,4 @@
-"""The line that a person looks at while it runs: live on a terminal, a plain line now and then elsewhere."""
+"""The progress of a run on stderr: a live line on a terminal, a plain line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import time
 
 from tqdm import tqdm
 
-from beadwork.disk import telling
+from beadwork.disk import ignore_closed_terminal
 from beadwork.events import Activated, Evaluated, Event, Joined, Lost, Note, Refused
-from beadwork.observe.pace import Pace, novelty_words, share_words, words
+from beadwork.observe.pace import Pace, format_largest_novelty, format_pace, format_shares
 
 #: seconds between two lines where there is no terminal
-QUIET = 30.0
+PLAIN_LINE_SECONDS = 30.0
 ARROWS = {"rising": "↗", "steady": "→", "falling": "↘", "": ""}
 
 
-def sentence(event: Event) -> str:
-    """What a person is told of an event as it comes; empty where that is nothing."""
+def format_event(event: Event) -> str:
+    """The message for an event; empty for an event without one."""
     if isinstance(event, Note):
         return event.text
     if isinstance(event, Joined):
         return (
-            f"{event.address}: i-PI was under way when this server came (its structures are not the file's start), so "
-            "its step is not known, and steps are counted from 0"
+            f"{event.address}: i-PI was under way when this server connected (its structures are not the file's "
+            "start), so its step is not known, and steps are counted from 0"
         )
     if isinstance(event, Activated):
         since = f"evaluation {event.evaluation}" if event.step is None else f"step {event.step}"
-        return f"committee {event.committee} in {event.folder} answers {event.address} from {since} on: {event.found}"
+        return (
+            f"committee {event.committee} in {event.folder} is active at {event.address} from {since} on: {event.found}"
+        )
     if isinstance(event, Refused):
-        return f"the new committee was refused, and {event.folder} goes on: {event.why}"
+        return f"the new committee was refused, and {event.folder} stays active: {event.why}"
     if isinstance(event, Lost):
         return f"{event.address}: {event.why}; dialling again"
     return ""
@@ -38,7 +40,7 @@ def sentence(event: Event) -> str:
 class Progress:
     """Shows steps, pace, novelty, spread and its trend, frames kept and where the time goes; on stderr.
 
-    pace: told of every event before this is. total: the step at which i-PI ends.
+    pace: gets every event before this does. total: the step at which i-PI ends.
     """
 
     def __init__(self, pace: Pace, total: int) -> None:
@@ -58,9 +60,9 @@ class Progress:
             )
 
     def __call__(self, event: Event) -> None:
-        """Take one event in."""
-        if said := sentence(event):
-            self._write(f"beadwork: {said}")
+        """Process one event."""
+        if message := format_event(event):
+            self._write(f"beadwork: {message}")
         if isinstance(event, Joined):
             self._shown = 0
             if self._bar is not None:
@@ -71,14 +73,14 @@ class Progress:
             if step == self._shown:
                 return
             if self._bar is not None:
-                with telling():
-                    # words first: tqdm prints on update
+                with ignore_closed_terminal():
+                    # the text first: tqdm prints on update
                     self._bar.set_postfix_str(self._brief(), refresh=False)
-                    # less than nothing where i-PI was started again from an earlier RESTART
+                    # negative where i-PI was started again from an earlier RESTART
                     self._bar.update(0 if step is None else step - self._shown)
             self._shown = self._shown if step is None else step
-            if self._bar is None and time.monotonic() - self._said >= QUIET:
-                self._say()
+            if self._bar is None and time.monotonic() - self._said >= PLAIN_LINE_SECONDS:
+                self._print_line()
 
     def _brief(self) -> str:
         pace = self._pace
@@ -86,29 +88,29 @@ class Progress:
         if pace.ns_per_day:
             parts.append(f"{pace.ns_per_day:.3g} ns/day")
         if novelty := pace.novelty:
-            parts.append(novelty_words(novelty))
+            parts.append(format_largest_novelty(novelty))
         if pace.spread is not None:
             parts.append(f"spread {pace.spread:.3g} eV/Å {ARROWS[pace.trend]}".rstrip())
         parts.append(f"kept {pace.kept}")
         if pace.shares:
-            parts.append(share_words(pace.shares))
+            parts.append(format_shares(pace.shares))
         return ", ".join(parts)
 
-    def _say(self) -> None:
+    def _print_line(self) -> None:
         self._said = time.monotonic()
-        self._write("; ".join(words(self._pace.facts(), self._total)))
+        self._write("; ".join(format_pace(self._pace.facts(), self._total)))
 
     def _write(self, line: str) -> None:
-        with telling():
+        with ignore_closed_terminal():
             if self._bar is not None:
                 self._bar.write(line, file=sys.stderr)
             else:
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the last line standing."""
+        """Print the last state."""
         if self._bar is not None:
-            with telling():
+            with ignore_closed_terminal():
                 self._bar.close()
         elif self._pace.answered is not None:
-            self._say()
+            self._print_line()

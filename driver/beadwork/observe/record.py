@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beadwork.disk import put_aside, write_whole, writing
+from beadwork.disk import rotate_file, write_whole, writing
 from beadwork.events import WHOSE, Activated, Evaluated, Event, FrameKept, Joined, PassedOver, Refused, ThresholdPassed
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import read_table
@@ -58,7 +58,7 @@ class Record:
         self.answered = False  # anything at all
         self._path = folder / NAME
         for old in (self._path, folder / "summary.json"):
-            put_aside(old)
+            rotate_file(old)
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open for the run's length
@@ -340,7 +340,7 @@ def read_answered(path: Path, committee: str) -> list[Answered]:
     return list(steps.values())
 
 
-def tell(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
+def format_summary(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
     """The summary in words, with where to look next."""
     lines = [
         f"{summary['steps']} steps, {summary['evaluations']} evaluations, "

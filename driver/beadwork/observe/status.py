@@ -1,4 +1,4 @@
-"""`status.json`: what a running session says of itself, for another shell to read. Written whole or not at all."""
+"""`status.json`: the state of a running session, for `beadwork status` in another shell. Never half written."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Any
 from beadwork.disk import alone
 from beadwork.errors import ConfigError, ConnectionLost
 from beadwork.events import Evaluated, Event, Lost, Note, Waiting
-from beadwork.observe.pace import OF_DELTA_ALONE, Pace, span, words
+from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE, Pace, format_duration, format_pace
 from beadwork.processes import birth, boot
 
 NAME = "status.json"
-#: the sign of a run in the folder of its outputs
+#: locked by a run in the folder of its outputs
 LOCK = ".beadwork.lock"
 FORMAT = 1
 #: seconds between two writes
-OFTEN = 1.0
-#: no answer for so many seconds, and for so many of its own steps, while i-PI is connected: it hangs
-SILENCE, STEPS = 60.0, 20
+WRITE_INTERVAL_SECONDS = 1.0
+#: without a result for so many seconds, and for so many of its own steps, while i-PI is connected, a run hangs
+HANG_AFTER_SECONDS, HANG_AFTER_STEPS = 60.0, 20
 #: exit codes of `beadwork status`
-RUNNING, ENDED, HANGS = 0, 1, ConnectionLost.exit_code
+RUNNING, ENDED, HANGING = 0, 1, ConnectionLost.exit_code
 
 
-class Status:
-    """Keeps the file up to date, once a second at most, after the replies have left.
+class StatusFile:
+    """Keeps the file up to date, at most once a second, after the replies were sent.
 
-    total: the step at which i-PI ends. facts: asked at every write; plain data about what answers. The file is its
-    user's own (mode 600), and is replaced in one step. Where it cannot be written the run goes on without it.
+    total: the step at which i-PI ends. facts: called at every write; plain data about the models. The file is readable
+    by its user alone (mode 600), and is replaced in one step. Where it cannot be written the run goes on without it.
     """
 
     def __init__(
@@ -49,8 +49,9 @@ class Status:
         self._pace = pace
         self._facts = facts
         self._watch = watch
-        self._written = -OFTEN
+        self._written = -WRITE_INTERVAL_SECONDS
         self._broken = False
+        # a process id alone can be given to another process after a reboot or a while: with its start time it is unique
         pid = os.getpid()
         self._fixed = {
             "format": FORMAT,
@@ -65,10 +66,10 @@ class Status:
         self._write()
 
     def __call__(self, event: Event) -> None:
-        """Take one event in."""
+        """Process one event."""
         if isinstance(event, Evaluated):
             self._state = {"state": "serving", "why": ""}
-            if time.monotonic() - self._written >= OFTEN:
+            if time.monotonic() - self._written >= WRITE_INTERVAL_SECONDS:
                 self._write()
         elif isinstance(event, Waiting):
             began_or_ended = bool(event.why) != bool(self._queue["frames_wait_because"])
@@ -80,7 +81,7 @@ class Status:
             self._write()
 
     def close(self, code: int, why: str = "") -> None:
-        """Say that it ended, with which exit code, and which words if it was an error."""
+        """Write that the run ended, with its exit code and the message of its error."""
         self._state = {"state": "ended", "why": why, "exit_code": code}
         self._write()
 
@@ -102,7 +103,7 @@ class Status:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 beside.unlink()
-            # exclusive, so that nothing that somebody else put there is followed
+            # O_EXCL: a link that another user has put there is not followed
             with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump(data, file, indent=1)
             os.replace(beside, self.path)
@@ -110,18 +111,19 @@ class Status:
         except OSError as error:
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
-            if self._state["state"] == "ended":  # its last word: a full disk has no room but that of the old file
+            # the end must be recorded: on a full disk there is no space but that of the old file, which is overwritten
+            if self._state["state"] == "ended":
                 with contextlib.suppress(OSError), open(self.path, "r+", encoding="utf-8") as file:
                     file.write(json.dumps(data))
                     file.truncate()
             if not self._broken:
-                self._watch(Note(f"{self.path} cannot be written ({error}); `beadwork status` will know less"))
+                self._watch(Note(f"{self.path} cannot be written ({error}); `beadwork status` will show an old state"))
             self._broken = True
         self._written = now
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Read a folder's status. Raises ConfigError where there is none, or one that no beadwork wrote."""
+    """Read a folder's status. Raises ConfigError where there is none, or it is of no version of beadwork."""
     path = folder / NAME
     try:
         data = json.loads(path.read_text())
@@ -137,22 +139,22 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def claimed(folder: Path) -> AbstractContextManager[None]:
-    """Have the folder of a run's outputs alone. Raises ConfigError on entering it where another run has it."""
+    """Lock the folder of a run's outputs. Raises ConfigError on entering it where another run has it."""
     busy = f"a run is under way in {folder.resolve()}"
     return alone(folder / LOCK, busy, "end it, or choose another folder with --out")
 
 
-def tell(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
-    """What is known, in words, and the exit code: RUNNING, ENDED (well, badly or killed) or HANGS."""
+def format_status(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
+    """Format a status, and return the exit code: RUNNING, ENDED (with success, an error, or killed) or HANGING."""
     try:
         head, code = _judge(data)
         lines = [f"{name}: {head}" if name else head]
         if data["answered_before_update"] is not None:
-            lines += words(data, data["total_steps"])
-            if data["force_spread"] is not None and data.get("spread_of_delta_alone"):  # older runs say nothing of it
-                lines.append(OF_DELTA_ALONE)
+            lines += format_pace(data, data["total_steps"])
+            if data["force_spread"] is not None and data.get("spread_of_delta_alone"):  # older runs lack the entry
+                lines.append(SPREAD_OF_DELTA_ALONE)
             if data["state"] != "ended":
-                lines.append(f"last answer {span(_age(data) + data['answered_before_update'])} ago")
+                lines.append(f"last result {format_duration(_age(data) + data['answered_before_update'])} ago")
         if data.get("frames_waiting") and data["state"] != "ended":
             lines.append(f"{data['frames_waiting']} frames wait in memory to be kept: {data['frames_wait_because']}")
         if data["engines"]:
@@ -167,33 +169,33 @@ def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(data["since"]))
     who = f"process {pid} on {host}, since {since}"
     if data["state"] == "ended":
-        after = span(data["updated"] - data["since"])
+        after = format_duration(data["updated"] - data["since"])
         why = f": {data['why']}" if data["why"] else ""
-        return f"ended {span(_age(data))} ago, after {after}, with exit code {data['exit_code']}{why}", ENDED
+        return f"ended {format_duration(_age(data))} ago, after {after}, with exit code {data['exit_code']}{why}", ENDED
     here = host == platform.node()
     if here and birth(int(pid)) != data["birth"]:
         return (
-            f"dead: {who}, is gone without a word {span(_age(data))} after its last (killed, out of memory, or the "
-            "machine went down); start it again, i-PI waits or goes on from its RESTART",
+            f"dead: {who}, ended without writing its end, {format_duration(_age(data))} after its last status (killed, "
+            "out of memory, or the machine went down); start it again, i-PI waits or goes on from its RESTART",
             ENDED,
         )
     if data["state"] == "waiting":
         return f"running: {who}; waits {data['why']}", RUNNING
     silent = _age(data) + data["answered_before_update"]
-    # before the second step, and after a lost connection, nothing is known but what the last evaluation took
+    # before the second step, and after a lost connection, only the time of the last evaluation is known
     pace = data["seconds_per_step"] or data["seconds_of_the_last"] or 0.0
-    if silent > max(SILENCE, STEPS * pace):
+    if silent > max(HANG_AFTER_SECONDS, HANG_AFTER_STEPS * pace):
         where = "" if here else f", as far as can be seen from {platform.node()}"
         return (
-            f"hangs: {who}, is connected but has not answered for {span(silent)}{where}; see whether i-PI still "
-            "asks (its log) and whether the process computes (top)",
-            HANGS,
+            f"hangs: {who}, is connected but has sent no result for {format_duration(silent)}{where}; check whether "
+            "i-PI still runs (its log) and whether the process computes (top)",
+            HANGING,
         )
     return f"running: {who}", RUNNING
 
 
 def _age(data: Mapping[str, Any]) -> float:
-    """Seconds since the file was written; by the clock that cannot be set, where it is this machine's."""
+    """Seconds since the file was written; on the same machine by the monotonic clock, which nobody can set."""
     if data["host"] == platform.node() and str(data["birth"]).startswith(f"{_boot_or_none()} "):
         return max(0.0, time.monotonic() - float(data["updated_monotonic"]))
     return max(0.0, time.time() - float(data["updated"]))

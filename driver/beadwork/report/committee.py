@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from beadwork.ipi.outputs import Potentials, read_potentials
-from beadwork.report.run import Run
+from beadwork.report.run import RunFolder
 
 
-def read_committee(run: Run) -> Potentials | str:
+def read_committee(run: RunFolder) -> Potentials | str:
     """Read the energies of the steps that the last committee answered; or why there are none that averages can be
     weighed with, in words without a full stop that may have `code` in backticks.
     """

@@ -1,7 +1,7 @@
-"""The report's pictures: SVG by matplotlib, in colours that read on white and on black.
+"""The report's pictures: SVG by matplotlib, in colours that are readable on white and on black.
 
-Text takes the page's own colour. Series longer than a picture is wide are drawn as means of stretches, with the range
-of each stretch behind them.
+Text has the page's own colour. Long series are drawn as means over intervals, with the range of each interval behind
+them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from beadwork.report.radial import Radial
 
 #: at least 3:1 against white and against the dark page
 COLOURS = ("#3b82c4", "#c96f1a", "#2a9d6f", "#c0508c", "#8a6fd1", "#8f8420", "#7a7a7a")
-#: becomes the page's colour of text
+#: a colour that occurs nowhere else; replaced by the page's own text colour
 _INK = "#010203"
-#: points of a line; more are drawn as stretches
+#: points of a line; of more, intervals are drawn: a million points would make an SVG of many MB
 _POINTS = 1500
-#: above so much novelty an axis goes by decades, or what is below 1 could not be seen
-TALL = 10.0
+#: the axis is logarithmic above this novelty: on a linear one values below 1 could not be seen
+LOG_AXIS_ABOVE = 10.0
 _STYLE = {
-    "svg.fonttype": "path",  # drawn, so that no font that is missing can shift or cut a label
-    "font.family": "DejaVu Sans",  # matplotlib brings it
+    "svg.fonttype": "path",  # letters as shapes: a missing font would shift or cut a label
+    "font.family": "DejaVu Sans",  # part of matplotlib
     "font.size": 10,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -60,6 +60,7 @@ def _svg(figure: Any, title: str) -> str:
     from matplotlib import pyplot
 
     text = io.StringIO()
+    # without the date: the same run gives the same page
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
     svg = text.getvalue().replace(_INK, "currentColor")
@@ -110,7 +111,7 @@ def series(
 
 
 def _legend(figure: Any, panel: Any) -> None:
-    """Above the panel, where no curve can run through it."""
+    """Place the legend above the panel, where no curve can cross it."""
     handles, labels = panel.get_legend_handles_labels()
     if len(labels) > 1:
         figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
@@ -119,8 +120,8 @@ def _legend(figure: Any, panel: Any) -> None:
 def distributions(
     radial: Radial, errors: Mapping[str, tuple[FloatArray, FloatArray]], bonds: Mapping[str, float], title: str
 ) -> str:
-    """g(r), a panel a pair. errors: mean and standard deviation over the members. bonds: Å, below which a peak may be
-    cut.
+    """g(r), one panel per pair. errors: mean and standard deviation over the members. bonds: Å, below which a peak may
+    be cut off.
     """
     names = list(radial.pairs)
     columns = min(3, len(names))
@@ -135,6 +136,7 @@ def distributions(
             panel.fill_between(r, middle - deviation, middle + deviation, color=COLOURS[1], alpha=0.6, lw=0)
         panel.plot(r, mean, color=COLOURS[0], lw=1.3)
         panel.axhline(1, color="#7a7a7a", ls="--", lw=1)
+        # a bond's peak is tens of times as high as the shells of a liquid, which would be flat lines beside it
         beyond = mean[r > bonds[name]]
         panel.set_ylim(0, 1.2 * max(1.0, float(beyond.max()) if len(beyond) else 1.0))
         panel.set_xlim(0, float(r[-1]))
@@ -148,7 +150,7 @@ def distributions(
 
 
 def bar(parts: Sequence[tuple[str, float]], title: str) -> str:
-    """One bar of milliseconds, a colour a part; (name, ms)."""
+    """One bar of milliseconds, one colour per part; (name, ms)."""
     figure, panel = _start(height=1.3 + 0.24 * -(-len(parts) // 2))
     left = 0.0
     total = sum(value for _, value in parts)

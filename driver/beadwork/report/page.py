@@ -1,4 +1,4 @@
-"""Pages that need nothing else: report.html with sections in it, and pictures in those."""
+"""Self-contained HTML pages: report.html as the template, with sections and pictures inside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from beadwork.report import html
 
 
 def write(file: Path, title: str, subtitle: str, sections: Sequence[str], footer: str) -> None:
-    """Write a page whole or not at all. All of it is HTML already."""
+    """Write a page, completely or not at all. All arguments are HTML already."""
     write_whole(file, html.fill(title, subtitle, sections, footer))
 
 
@@ -29,7 +29,7 @@ def panels(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def png(figure: Any, alt: str) -> str:
-    """A figure as an element of the page; it is closed."""
+    """Embed a figure as an element of the page, and close it."""
     from matplotlib import pyplot
 
     stream = io.BytesIO()

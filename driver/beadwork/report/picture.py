@@ -1,4 +1,4 @@
-"""run.png: temperature, energy, spread and novelty against time, from what i-PI and beadwork wrote."""
+"""run.png: temperature, energy, spread and novelty against time, from the files of i-PI and beadwork."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from beadwork.events import WHOSE
-from beadwork.report.figures import TALL
-from beadwork.report.run import load
+from beadwork.report.figures import LOG_AXIS_ABOVE
+from beadwork.report.run import read_run
 
 
 def draw(folder: Path) -> str:
-    """Draw what there is of the panels, and return a sentence that says where it is or why it is not.
+    """Draw the panels for which there are data, and return a message with the file, or why there is none.
 
-    folder: of the run. Needs matplotlib (extra `plots`) and one evaluation. Raises what `load` raises.
+    folder: of the run. Needs matplotlib (extra `plots`) and one evaluation. Raises what `read_run` raises.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return "no picture: matplotlib is not installed (pip install 'beadwork[plots]')"
-    run = load(folder)
+    run = read_run(folder)
     if not len(run.record):
         return f"no picture: {folder / 'beadwork.out'} has no evaluations"
     import matplotlib
@@ -28,7 +28,7 @@ def draw(folder: Path) -> str:
     from matplotlib import pyplot
 
     shown = {name: run.properties[name] for name in ("temperature", "potential", "conserved") if name in run.properties}
-    # where i-PI was under way nobody knows at which of its steps; ours begin with 0, i-PI's with those of its RESTART
+    # where i-PI was under way its step at our step 0 is not known: both series begin at the left of the picture
     first = next((series.steps[0] for series in shown.values() if len(series.steps)), 0) if run.joined else run.first
     steps = [series.steps for series in shown.values()] + [run.record[:, 0] + first]
     together, label = run.clock(np.concatenate(steps))
@@ -66,7 +66,7 @@ def draw(folder: Path) -> str:
             panels[3].plot(ours, values, lw=1, label=f"largest novelty for {WHOSE[part]}")
         panels[3].axhline(1, color="0.4", ls=":", lw=1, label="1: the edge of training")
         panels[3].set_ylabel("novelty")
-        if max(float(np.nanmax(values)) for values in new.values()) > TALL:
+        if max(float(np.nanmax(values)) for values in new.values()) > LOG_AXIS_ABOVE:
             panels[3].set_yscale("log")
         else:
             panels[3].set_ylim(bottom=0)

@@ -1,6 +1,6 @@
-"""Radial distribution functions, and how far a committee's members would have them differ.
+"""Radial distribution functions, and their error from the disagreement of a committee's members.
 
-The members are reweighted by the cumulant expansion, as i-PI's `i-pi-committee-reweight` does it (Imbalzano et al.,
+The members are reweighted by the cumulant expansion, as in i-PI's `i-pi-committee-reweight` (Imbalzano et al.,
 J. Chem. Phys. 154, 074102, 2021; Ceriotti et al., Proc. R. Soc. A 468, 2, 2012). For a ring polymer the potential is
 the mean over its beads.
 """
@@ -17,15 +17,15 @@ from vesin import NeighborList
 
 from beadwork.frame import FloatArray, Frame, IntArray
 
-#: Å
-FARTHEST, BINS = 6.0, 120
+#: Å, and the number of bins: 0.05 Å each
+MAX_DISTANCE, BINS = 6.0, 120
 
 
 @dataclass(frozen=True, slots=True)
 class Radial:
     """g(r) of every pair of elements.
 
-    distances: (K,) Å, the middles of the bins. pairs: "OH" -> (F, K), one row a frame (a step, its beads averaged).
+    distances: (K,) Å, the centres of the bins. pairs: "OH" -> (F, K), one row per frame (a step, its beads averaged).
     steps: (F,).
     """
 
@@ -52,8 +52,9 @@ def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
         if not all(frame.pbc):
             continue
         if not farthest:
+            # beyond half the smallest width an atom would be counted together with its own images
             widths = 1 / np.linalg.norm(np.linalg.inv(frame.cell), axis=0)
-            farthest = min(FARTHEST, float(widths.min()) / 2)
+            farthest = min(MAX_DISTANCE, float(widths.min()) / 2)
             edges = np.linspace(0.0, farthest, BINS + 1)
         if bead in seen.setdefault(step, set()):
             continue  # a restarted run may have written a step twice
@@ -63,6 +64,7 @@ def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
             mine[pair] = mine.get(pair, np.zeros(BINS)) + values
     if not sums:
         return None
+    # a run that was killed may have written a step for some beads only: their average would weigh them differently
     most = max(len(beads) for beads in seen.values())
     whole = [step for step in sorted(sums) if len(seen[step]) == most]
     names = list(sums[whole[0]])
@@ -91,7 +93,7 @@ def _one(frame: Frame, edges: FloatArray) -> dict[str, FloatArray]:
 def deviations(potentials: FloatArray, thermal: float) -> FloatArray:
     """The members' potentials about their mean over kT, (F, M), from (F, M) energies and kT in one unit.
 
-    What a member is apart from the others at all times is left out: it changes no average (`offsets`).
+    The constant part of a member's deviation is left out: it changes no average (`offsets`).
     """
     apart = (potentials - potentials.mean(axis=1, keepdims=True)) / thermal
     result: FloatArray = apart - apart.mean(axis=0)
@@ -99,7 +101,7 @@ def deviations(potentials: FloatArray, thermal: float) -> FloatArray:
 
 
 def offsets(potentials: FloatArray) -> FloatArray:
-    """(M,): what each member's energy is apart from their mean, on the average of F frames (F, M)."""
+    """(M,): each member's deviation from the mean of members, averaged over F frames (F, M)."""
     result: FloatArray = (potentials - potentials.mean(axis=1, keepdims=True)).mean(axis=0)
     return result
 

@@ -1,4 +1,4 @@
-"""The sections of the report: what a picture shows, and how to read it. A piece that is missing is a sentence."""
+"""The sections of the report: pictures, and how to read them. Missing data becomes a message in their place."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from numpy.typing import NDArray
 from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import Series, find_positions
-from beadwork.observe.pace import OF_DELTA_ALONE, PARTS
+from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE, TIME_PARTS
 from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.report import figures, viewer
 from beadwork.report.committee import read_committee
-from beadwork.report.radial import FARTHEST, Radial, deviations, matched, offsets, radial, reweight
-from beadwork.report.run import Run
+from beadwork.report.radial import MAX_DISTANCE, Radial, deviations, matched, offsets, radial, reweight
+from beadwork.report.run import RunFolder
 from beadwork.report.viewer import Shown
 
-#: frames that the viewer is given, the most uncertain and the newest; each is some ten kB of the page
+#: frames in the viewer, the most uncertain and the newest; each takes some ten kB of the page
 MOST_FRAMES = 300
-#: how bead positions are had from i-PI
+#: the output by which i-PI writes bead positions
 POSITIONS = (
     "<code>&lt;trajectory stride='20' filename='positions' format='xyz'&gt; positions{angstrom} "
     "&lt;/trajectory&gt;</code>"
 )
-#: how i-PI's energies are read
+#: how to read i-PI's energies
 ENERGIES = {
-    "potential": "The potential energy, less its value at the first step. It settles at its own level within the first "
-    "picoseconds (beads that start in one place spread out first), and then goes up and down about it.",
-    "conserved": "The conserved quantity, less its value at the first step. It belongs to the integrator and the "
-    "thermostat, and should go nowhere but for a jump at the start. If it climbs or falls steadily, the time step is "
-    "too long, or the forces are not those of the energy.",
+    "potential": "The potential energy relative to its value at the first step. It reaches its mean within the first "
+    "picoseconds (beads that start in one place spread out first), and then fluctuates about it.",
+    "conserved": "The conserved quantity relative to its value at the first step. It belongs to the integrator and the "
+    "thermostat, and should stay constant except for a jump at the start. If it rises or falls steadily, the time step "
+    "is too long, or the forces are not the derivatives of the energy.",
 }
-#: what is to be done about novelty above the edge, by the part
+#: what to do about novelty above the edge, by the part of the potential
 ASKS = {
-    "baseline": "What is new to the baseline wants labels of the baseline's own level and a new baseline: labels for Δ "
-    "leave it as new as it is.",
-    "delta": "What is new to Δ wants labels of the high level, and Δ will know it.",
+    "baseline": "For atoms that are new to the baseline, train the baseline again with labels of its own level of "
+    "theory: labels for Δ do not change their novelty.",
+    "delta": "For atoms that are new to Δ, label these frames at the high level and train Δ again.",
 }
-#: how the viewer is read
+#: how to read the viewer
 UNCERTAIN_FIRST = (
-    "Left, a point a frame: when it was kept, and its largest force spread. Right, the frame whose point was clicked, "
-    "to be turned with the mouse: bright atoms are those on whose force the committee disagrees, dark ones are sure; "
-    "large balls are heavy atoms. One bright molecule among dark ones is a rare geometry, and a label of this frame "
-    "teaches it. If all atoms glow, the committee does not know this phase at all."
+    "Left, one point per frame: when it was kept, and its largest force spread. Right, the frame whose point was "
+    "clicked; it can be turned with the mouse. On bright atoms the members disagree about the force, on dark ones they "
+    "agree; large spheres are heavy atoms. One bright molecule among dark ones is a rare geometry: label this frame. "
+    "If all atoms are bright, the committee was not trained on this phase."
 )
 NEWEST_FIRST = (
-    "Left, a point a frame: when it was kept, and its largest novelty; its sign, where there are two, says what it "
-    "was kept for. Right, the frame whose point was clicked, to be turned with the mouse: bright atoms are the "
-    "newest, and above 1 at the bar beside them the models have learned from no such atom; large balls are heavy "
-    "atoms. The settings (the three lines above the frame) colour by novelty for the baseline, by novelty for Δ or by "
-    "the force spread. An atom that is bright in novelty and dark in the spread is one on which the members agree "
-    "without having seen its like. If all atoms are above 1, the models know no such phase at all."
+    "Left, one point per frame: when it was kept, and its largest novelty; the symbol, where there are two, says why "
+    "it was kept. Right, the frame whose point was clicked; it can be turned with the mouse. Bright atoms are the "
+    "newest: above 1 on the colour bar, the models were trained on no such atom; large spheres are heavy atoms. The "
+    "settings (the three lines above the frame) colour by novelty for the baseline, by novelty for Δ or by the force "
+    "spread. For an atom that is bright in novelty and dark in the spread, the members agree without having been "
+    "trained on such an atom. If all atoms are above 1, the models were not trained on this phase."
 )
 NO_PLOTS = "Pictures need matplotlib, which is not installed: <code>pip install 'beadwork[report]'</code>."
 
 
 def section(title: str, content: str) -> str:
-    """One section of the page; content that is no element becomes a paragraph."""
+    """One section of the page; text that is not an HTML element becomes a paragraph."""
     name = title.lower().replace(" ", "-")
     body = content if content.startswith("<") else f"<p>{content}</p>"
     return f'<section id="{name}">\n<h2>{title}</h2>\n{body}\n</section>'
@@ -77,8 +77,8 @@ def _figure(svg: str, words: str) -> str:
     return f"<figure>{svg}<figcaption>{words}</figcaption></figure>"
 
 
-def subtitle(run: Run) -> str:
-    """What was run, in one line."""
+def subtitle(run: RunFolder) -> str:
+    """The system and its settings, in one line."""
     about = run.about
     facts = []
     if about.get("beads"):
@@ -91,10 +91,10 @@ def subtitle(run: Run) -> str:
         facts.append("not periodic")
     if about.get("started"):
         facts.append(f"started {clock.strftime('%Y-%m-%d %H:%M', clock.localtime(about['started']))}")
-    return escape(", ".join(facts)) or "beadwork.out does not say what was run: an older beadwork wrote it."
+    return escape(", ".join(facts)) or "beadwork.out has no settings of the run: an older beadwork wrote it."
 
 
-def headline(run: Run) -> str:
+def headline(run: RunFolder) -> str:
     """Tiles of figures and the table of models."""
     summary, about = run.summary, run.about
     counted = run.record[np.isfinite(run.record[:, 0]), 0]
@@ -108,7 +108,7 @@ def headline(run: Run) -> str:
             tiles.append(("speed", f"{86400 / seconds * femtoseconds * 1e-6:.3g}", "ns/day"))
         tiles.append(("time of one step", f"{seconds:.3g}", "s"))
     if summary.get("structures_per_bead_step"):
-        tiles.append(("structures a bead-step", f"{summary['structures_per_bead_step']:.3f}", ""))
+        tiles.append(("force evaluations per bead and step", f"{summary['structures_per_bead_step']:.3f}", ""))
     if (spreads := run.record[:, 4][np.isfinite(run.record[:, 4])]).size:
         tiles.append(("largest force spread", f"{1e3 * spreads.max():.3g}", "meV/Å"))
     if largest := {part: float(np.nanmax(values)) for part, values in run.novelty_of_parts.items()}:
@@ -125,8 +125,8 @@ def headline(run: Run) -> str:
             f"<p><strong>It ended with exit code {escape(str(code))}: {escape(str(summary['why']))}</strong></p>"
         )
     if passed := summary.get("marks_passed"):
-        told = ", ".join(f"{kind} {times}" for kind, times in passed.items())
-        lines.append(f"<p>Thresholds that structures have passed, and how many did: {escape(told)}.</p>")
+        listed = ", ".join(f"{kind} {times}" for kind, times in passed.items())
+        lines.append(f"<p>Safety thresholds, and how many structures exceeded them: {escape(listed)}.</p>")
     if about.get("models"):
         rows = "".join(
             f"<tr><td>{escape(Path(path).name)}</td><td><code>{escape(str(digest))}</code></td></tr>"
@@ -135,13 +135,13 @@ def headline(run: Run) -> str:
         lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
     for swap in [swap for swap in summary.get("committees", []) if swap["step"] != 0]:
         since = f"evaluation {swap['evaluation']}" if swap["step"] is None else f"step {swap['step'] + run.first}"
-        words = f"From {since} on, the committee {swap['committee']} in {swap['folder']} answered."
-        lines.append(f"<p>{escape(words)}</p>")
+        text = f"From {since} on, the committee {swap['committee']} in {swap['folder']} was active."
+        lines.append(f"<p>{escape(text)}</p>")
     return "\n".join([*lines, "</section>"])
 
 
-def energies(run: Run) -> str:
-    """Potential and conserved energy, less their start."""
+def energies(run: RunFolder) -> str:
+    """Potential and conserved energy, relative to their start."""
     if not run.properties:
         return run.gaps["properties"]
     names = [name for name in ENERGIES if name in run.properties]
@@ -153,13 +153,14 @@ def energies(run: Run) -> str:
         x, label = run.clock(series.steps)
         curve = {name: series.values - series.values[:1]}
         svg = figures.series(x, label, curve, f"{name} energy ({_unit(series.unit)})", f"{name} energy over time")
-        said = _drift(run, series) if name == "conserved" else ""
-        pictures.append(_figure(svg, ENERGIES[name] + said))
+        drift = _drift(run, series) if name == "conserved" else ""
+        pictures.append(_figure(svg, ENERGIES[name] + drift))
     return "\n".join(pictures)
 
 
-def _drift(run: Run, series: Series) -> str:
-    """How steadily the second half of a series goes somewhere, by a straight line through it."""
+def _drift(run: RunFolder, series: Series) -> str:
+    """The drift of the second half of a series, by a straight line through it."""
+    # the first half may still contain the equilibration
     half = slice(len(series.values) // 2, None)
     steps, rest, unit = series.steps[half], series.values[half], _unit(series.unit)
     if len(rest) < 4 or steps[-1] == steps[0]:
@@ -167,12 +168,14 @@ def _drift(run: Run, series: Series) -> str:
     slope, level = np.polyfit(steps, rest, 1)
     scatter = float(np.std(rest - slope * steps - level))
     step = run.about.get("time_step_fs")
-    per = f"{1e3 * slope / step:+.2g} {unit} a ps" if step else f"{slope:+.2g} {unit} a step"
-    return f" In the second half of this run it went by {per}, and scattered by {scatter:.2g} {unit} about that."
+    per = f"{1e3 * slope / step:+.2g} {unit}/ps" if step else f"{slope:+.2g} {unit} per step"
+    return (
+        f" In the second half of this run it drifted by {per}, with a scatter of {scatter:.2g} {unit} about the line."
+    )
 
 
-def temperature(run: Run) -> str:
-    """The temperature of all beads about what was set."""
+def temperature(run: RunFolder) -> str:
+    """The temperature of all beads, with that of the thermostat."""
     if not run.properties:
         return run.gaps["properties"]
     if "temperature" not in run.properties:
@@ -190,16 +193,16 @@ def temperature(run: Run) -> str:
             "temperature over time",
             level=level,
         ),
-        "From the kinetic energy of all beads. After a start it should go up and down about the dashed line, which is "
-        "what the thermostat was set to. The fewer atoms, the further it swings.",
+        "From the kinetic energy of all beads. After equilibration it should fluctuate about the dashed line, the "
+        "temperature of the thermostat. The fewer atoms, the larger the fluctuations.",
     )
 
 
-def spread(run: Run) -> str:
+def spread(run: RunFolder) -> str:
     """Force spread with the frames kept, and energy spread."""
     known = np.isfinite(run.record[:, 4])
     if not known.any():
-        return "beadwork.out has no spread: the run had no committee of two Δ models at least."
+        return "beadwork.out has no spread: the run had no committee of at least two Δ models."
     record = run.record[known]
     x, label = run.when(known)
     kept_for = [row for row in run.kept if "spread" in row.why]
@@ -226,25 +229,25 @@ def spread(run: Run) -> str:
     if run.about.get("spread_of_delta_alone"):
         taken_up = any(swap["step"] != 0 for swap in run.summary.get("committees", []))
         which = "With the committee that the run began with, t" if taken_up else "T"
-        alone = f" {which}{OF_DELTA_ALONE[1:]}."
+        alone = f" {which}{SPREAD_OF_DELTA_ALONE[1:]}."
     return _figure(
         force,
-        "How far the Δ models disagree about the force on the atom where they disagree most, in any bead. A level that "
-        "stays is the committee's everyday uncertainty. A climb says that the run goes where the models have not been "
-        "trained. Single peaks are rare events, and these are what the queue keeps (circles; one lies below the curve "
-        f"where another bead of its step was higher).{alone}",
+        "How far the Δ models disagree about the force on the atom where they disagree most, in any bead. A constant "
+        "level is the committee's usual uncertainty. A rise means that the run leaves the region where the models were "
+        "trained. Single peaks are rare events, which the queue keeps (circles; a circle lies below the curve where "
+        f"another bead of its step had a larger spread).{alone}",
     ) + _figure(
         energy,
-        "How far they disagree about the energy of the whole system, the mean over the beads. What counts for averages "
-        f"is how much of it changes from step to step, held against kT{_thermal_words(run)}: a disagreement that never "
-        "changes shifts all energies alike and does no harm.",
+        "How far they disagree about the energy of the whole system, the mean over the beads. For averages only its "
+        f"changes from step to step matter, compared with kT{_thermal_words(run)}: a constant disagreement shifts all "
+        "energies alike and changes no average.",
     )
 
 
 def _when_kept(
-    run: Run, x: FloatArray, rows: NDArray[np.bool_], kept: Sequence[Shown], values: Sequence[float]
+    run: RunFolder, x: FloatArray, rows: NDArray[np.bool_], kept: Sequence[Shown], values: Sequence[float]
 ) -> tuple[FloatArray, FloatArray]:
-    """Where frames stand in a picture over the times x of these rows of the record; those of unknown step nowhere."""
+    """The points of kept frames in a picture over the times x of these rows; frames of unknown step are left out."""
     # the unit of time is that of the whole run, not of its last kept frame
     steps = run.record[rows, 0] + run.first
     last = int(np.nanargmax(steps)) if np.isfinite(steps).any() else None
@@ -254,17 +257,17 @@ def _when_kept(
     return (when[at] + run.first) * size, np.asarray(values, dtype=np.float64)[at]
 
 
-def novelty(run: Run, drawing: bool) -> str:
+def novelty(run: RunFolder, drawing: bool) -> str:
     """The largest novelty over time, for baseline and Δ and by element, and how much of it was above the edge."""
     parts = run.novelty_of_parts
     words = ""
     if new := run.summary.get("novelty"):
         asked = " ".join(ASKS[part] for part, values in parts.items() if float(np.nanmax(values)) > NOVELTY_EDGE)
-        told = (
-            f"{new['new_structures']} of {new['structures']} structures have an atom above {NOVELTY_EDGE:g}, which is "
-            f"the edge of training; {new['new_atoms']} of their atoms are. {asked}"
+        text = (
+            f"{new['new_structures']} of {new['structures']} structures have an atom above {NOVELTY_EDGE:g}, the edge "
+            f"of training; these are {new['new_atoms']} atoms. {asked}"
         )
-        words = f"<p>{escape(told)}</p>"
+        words = f"<p>{escape(text)}</p>"
     if not drawing:
         return f"{words}<p>{NO_PLOTS}</p>"
     x, label = run.when()
@@ -272,7 +275,7 @@ def novelty(run: Run, drawing: bool) -> str:
     everything = np.ones(len(run.record), dtype=np.bool_)
     look: dict[str, Any] = {
         "level": ("1: the edge of training", NOVELTY_EDGE),
-        "decades": max(float(np.nanmax(values)) for values in parts.values()) > figures.TALL,
+        "decades": max(float(np.nanmax(values)) for values in parts.values()) > figures.LOG_AXIS_ABOVE,
         "from_zero": True,
     }
     over_time = figures.series(
@@ -286,32 +289,31 @@ def novelty(run: Run, drawing: bool) -> str:
     )
     elements = {name: values for name, values in run.novelty.items() if name not in WHOSE}
     elements = {name: values for name, values in elements.items() if np.isfinite(values).any()}
-    said = _figure(
+    pictures = _figure(
         over_time,
-        "How far the atom that is farthest from all training frames is from them, in any bead. Below 1 (dashed) the "
-        "models have learned from atoms like all of these. Above it they have not, and no spread, however small, says "
-        "what they are wrong by there; nor does novelty, which is no error. A level above 1 from the first step on: "
-        "the simulation is of another kind than the training frames. A climb: it goes there. Circles are frames that "
-        "the queue keeps for it.",
+        "The novelty of the newest atom in any bead. Below 1 (dashed) the models were trained on atoms like all of "
+        "these. Above 1 they were not, and there a small spread does not mean a small error; novelty is no error "
+        "either. Above 1 from the first step on: the simulation is of another kind than the training frames. A rise: "
+        "it moves away from them. Circles are frames that the queue keeps for their novelty.",
     )
     if elements:
         by_element = figures.series(
             x, label, elements, "largest novelty (no unit)", "novelty by element over time", **look
         )
-        said += _figure(
+        pictures += _figure(
             by_element,
             "The same by the element of the atom, the larger one of baseline and Δ. If one element alone is above 1, "
             "look at its bonds in the frames kept.",
         )
-    return words + said
+    return words + pictures
 
 
-def _thermal_words(run: Run) -> str:
+def _thermal_words(run: RunFolder) -> str:
     kelvin = run.about.get("temperature_K")
     return f" ({8.617333e-2 * kelvin:.1f} meV here)" if kelvin else ""
 
 
-def elements(run: Run) -> str:
+def elements(run: RunFolder) -> str:
     """The force spread of each element."""
     curves = {name: 1e3 * values for name, values in run.elements.items() if np.isfinite(values).any()}
     if not curves:
@@ -327,13 +329,13 @@ def elements(run: Run) -> str:
             "force spread by element over time",
             from_zero=True,
         ),
-        "The root mean square over all atoms of an element in all beads. It can be held against the error of the "
-        "forces on held-out frames in the models' cards: about the same is what they were trained for. If one element "
-        "rises alone, look at its surroundings in the frames kept.",
+        "The root mean square over all atoms of an element in all beads. Compare it with the error of the forces on "
+        "held-out frames in the models' cards: about the same is normal. If one element rises alone, look at its "
+        "surroundings in the frames kept.",
     )
 
 
-def kept(run: Run) -> tuple[str, list[str]]:
+def kept(run: RunFolder) -> tuple[str, list[str]]:
     """The section with the viewer, and the scripts that fill it."""
     if "queue" in run.gaps:
         return run.gaps["queue"], []
@@ -399,13 +401,13 @@ def _atom(row: Shown, atom: int) -> str:
     return f"{atom} ({chemical_symbols[row.frame.numbers[atom]]})"
 
 
-def distributions(run: Run, drawing: bool) -> str:
+def distributions(run: RunFolder, drawing: bool) -> str:
     """g(r) of all pairs with the committee's error bar, and their peaks in figures."""
     about = run.about
     if not about.get("periodic", True):
         return (
-            "The run was not periodic (<code>--not-periodic</code>): its atoms fill no volume, so there is no density "
-            "to count pairs against."
+            "The run was not periodic (<code>--not-periodic</code>): there is no volume, and so no density to compare "
+            "the numbers of pairs with."
         )
     trajectory = find_positions(run.directory, str(about["outputs"])) if "outputs" in about else None
     found = radial(trajectory) if trajectory is not None else None
@@ -418,8 +420,8 @@ def distributions(run: Run, drawing: bool) -> str:
     elif (found := radial((one.row, 0, one.frame) for one in kept)) is not None:
         those = "frames kept" if len(kept) == len(run.kept) else f"frames kept of one composition, of {len(run.kept)}"
         source = (
-            f"i-PI wrote no bead positions, so this is from the {len(kept)} {those}. They are unusual ones: "
-            f"take it as a look, not as an average. To have the average, let it write {POSITIONS}."
+            f"i-PI wrote no bead positions, so this is from the {len(kept)} {those}. They are unusual structures, and "
+            f"this is no thermal average. For the average, let i-PI write {POSITIONS}."
         )
         words = ""
     else:
@@ -427,16 +429,16 @@ def distributions(run: Run, drawing: bool) -> str:
     bonds = {name: 1.3 * sum(_radius(symbol) for symbol in _symbols(name)) for name in found.pairs}
     svg = figures.distributions(found, errors, bonds, "radial distribution functions") if drawing else ""
     caption = (
-        "How much likelier than by chance two atoms are found at this distance, each bead counted for itself; 1 "
-        "(dashed) is chance. The peaks of bonds may be cut at the top, so that the shells around a molecule can be "
+        "The probability to find two atoms at this distance relative to an ideal gas (dashed: 1), for each bead "
+        "separately. The peaks of bonds may be cut off at the top, so that the shells around a molecule can be "
         f"seen; the curves go up to {found.reach:.3g} Å"
-        + (". " if found.reach >= FARTHEST else ", half the cell's smallest width. ")
+        + (". " if found.reach >= MAX_DISTANCE else ", half the cell's smallest width. ")
     )
     if errors:
         caption += (
-            "The band is one standard deviation over the members of the committee: had a member driven the run, its "
-            "curve would lie about there. Where no band can be seen, it is thinner than the line. Noise from too few "
-            "steps comes on top of it."
+            "The shaded range is one standard deviation over the members of the committee: the curve that each member "
+            "alone would give. Where it cannot be seen, it is thinner than the line. The statistical error of a short "
+            "run adds to it."
         )
     return (
         f"<p>{source} {words}</p>"
@@ -446,14 +448,14 @@ def distributions(run: Run, drawing: bool) -> str:
 
 
 def _alike(kept: Sequence[Shown]) -> list[Shown]:
-    """Those of the most frequent composition."""
+    """The frames of the most frequent composition."""
     groups: dict[bytes, list[Shown]] = {}
     for one in kept:
         groups.setdefault(np.sort(one.frame.numbers).tobytes(), []).append(one)
     return max(groups.values(), key=len, default=[])
 
 
-def _committee_error(run: Run, found: Radial) -> tuple[dict[str, tuple[FloatArray, FloatArray]], str]:
+def _committee_error(run: RunFolder, found: Radial) -> tuple[dict[str, tuple[FloatArray, FloatArray]], str]:
     """Mean and standard deviation over the members of each pair's g(r), and what there is to say of them."""
     potentials = read_committee(run)
     if isinstance(potentials, str):
@@ -513,7 +515,7 @@ def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bond
     return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
 
 
-def time(run: Run, drawing: bool) -> str:
+def time(run: RunFolder, drawing: bool) -> str:
     """The mean step by part, and each evaluation."""
     parts = run.summary.get("seconds_per_step_by_part")
     after = ~(run.record[:, 0] <= 0)
@@ -523,7 +525,7 @@ def time(run: Run, drawing: bool) -> str:
     if not drawing:
         return NO_PLOTS
     ordered = sorted((parts or {}).items(), key=lambda part: -part[1])
-    bars = [(PARTS["idle"][0] if name == "idle" else name, 1e3 * value) for name, value in ordered]
+    bars = [(TIME_PARTS["idle"][0] if name == "idle" else name, 1e3 * value) for name, value in ordered]
     pictures = "i-PI's steps are not known, so none is timed."
     if parts:
         pictures = _figure(

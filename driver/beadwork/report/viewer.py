@@ -1,4 +1,4 @@
-"""The frames that were kept, in chemiscope, whole within the page: its program is copied from the installed package."""
+"""The kept frames in chemiscope, self-contained in the page: its program is copied from the installed package."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from beadwork.events import WHOSE
 from beadwork.frame import FloatArray, Frame
 
-#: where chemiscope's Python package has its program, for Sphinx and for itself
+#: chemiscope's JavaScript within its Python package
 _PROGRAM = "sphinx/static/chemiscope.min.js"
-#: dark blue where the committee is sure or the atom known, yellow where not
+#: dark blue where members agree or the atom is known, yellow where not; readable for colour-blind people
 PALETTE = "plasma"
-#: of the atoms; chemiscope shows no units at the colours' bar but those in the name
+#: colour of the atoms; the unit is in the name, because chemiscope's colour bar shows nothing else
 COLOUR = "force spread (meV/Å)"
-#: the largest of a frame, by which the map begins
+#: largest values of a frame: the axes with which the map begins
 SPREAD, NOVELTY = "largest force spread", "largest novelty"
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A frame to be looked at.
+    """A frame in the viewer.
 
     row: its number in the queue. force_spread: (n,) eV/Å. energy_spread: eV/atom. Both NaN where there was no
-    committee. novelty: (n,) by the part that knows. why: what it was kept for, 'spread', 'novelty' or both.
+    committee. novelty: (n,) by part, 'baseline' or 'delta'. why: it was kept for 'spread', 'novelty' or both.
     """
 
     frame: Frame
@@ -45,12 +45,12 @@ class Shown:
 
     @property
     def largest(self) -> float:
-        """Force spread of the atom that has most of it, eV/Å."""
+        """The largest force spread of any atom, eV/Å."""
         return float(self.force_spread.max())
 
     @property
     def newest(self) -> float:
-        """Novelty of the atom that has most of it; NaN where it is not known."""
+        """The largest novelty of any atom; NaN where it is not known."""
         return max((float(of.max()) for of in self.novelty.values()), default=math.nan)
 
 
@@ -64,15 +64,14 @@ def program() -> Path | None:
 
 
 def inlined(script: str) -> str:
-    """A program in a form that may stand inside <script>: what would open or close a tag is written otherwise."""
+    """Escape a program so that it can stand inside <script>: no text in it may open or close a tag."""
     for sign in ("<!--", "<script", "</script"):
         script = script.replace(sign, "\\x3c" + sign[1:])
     return script
 
 
 def data(rows: Sequence[Shown], name: str) -> str:
-    """What chemiscope shows, as JSON that may stand inside <script>: structures, their spreads and novelty, where to
-    begin.
+    """chemiscope's input as JSON that can stand inside <script>: structures, their spreads and novelty, the first view.
 
     It begins with novelty where that is known of all frames and one was kept for it, and with the spread elsewhere.
     """
@@ -91,7 +90,7 @@ def data(rows: Sequence[Shown], name: str) -> str:
     for part in WHOSE:
         of = [row.novelty.get(part, np.full(len(row.frame.numbers), math.nan)) for row in rows]
         properties[novelty_name(part)] = _property("atom", np.concatenate(of), "")
-    # a name for what is missing, and not NaN, which is no JSON
+    # properties with missing values are left out: JSON has no NaN
     whole = {key: value for key, value in properties.items() if not _missing(value["values"])}
     axis, colour = SPREAD, COLOUR
     first = max(range(len(rows)), key=lambda k: -math.inf if math.isnan(rows[k].largest) else rows[k].largest)
@@ -112,7 +111,7 @@ def data(rows: Sequence[Shown], name: str) -> str:
         map_settings={"palette": PALETTE},
         structure_settings=shown,
     )
-    settings["pinned"] = [first]  # the one to begin with
+    settings["pinned"] = [first]  # the frame that is shown first
     made = chemiscope.create_input(
         structures=structures,
         properties=whole,
@@ -129,7 +128,7 @@ def by_novelty(rows: Sequence[Shown]) -> bool:
 
 
 def novelty_name(part: str) -> str:
-    """What the viewer calls the novelty of every atom for a part."""
+    """The name in the viewer of the atoms' novelty for a part."""
     return f"novelty for {WHOSE[part]}"
 
 
@@ -146,7 +145,7 @@ def _missing(values: Any) -> bool:
 
 
 def _whole(frame: Frame) -> Any:
-    """The structure with its molecules in one piece and in the cell: i-PI lets them drift as far as they like."""
+    """The structure with its molecules whole and inside the cell: i-PI does not fold atoms back (pbc='False')."""
     atoms = frame.to_atoms()
     if not all(frame.pbc):
         return atoms

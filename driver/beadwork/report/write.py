@@ -1,6 +1,6 @@
 """`beadwork report RUN`: one page about a run, from what it left in its folder.
 
-What is missing is left out with a sentence. The page asks for nothing from anywhere when it is opened.
+Missing data is replaced by a message. The page is self-contained: opening it loads nothing from a network.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from beadwork.events import WHOSE
 from beadwork.harvest.queue import Queue
 from beadwork.observe.record import NAME
 from beadwork.report import html, sections
-from beadwork.report.run import Run, load
+from beadwork.report.run import RunFolder, read_run
 from beadwork.report.viewer import Shown
 
 Made = TypeVar("Made")
 
 
 def report(folder: Path, page: Path | None = None, queue: str | None = None) -> str:
-    """Write the page (report.html in the run's folder by default), and return a sentence that says where it is.
+    """Write the page (report.html in the run's folder by default), and return a message that says where it is.
 
     queue: where it is not the one that the run names. Raises ConfigError where there is no run, or no page can be
     written, and QueueError where the queue that was named cannot be read.
     """
-    with reading(folder / NAME, ConfigError, "name the folder of another run, or bring the file back from a copy"):
-        run = load(folder)
+    with reading(folder / NAME, ConfigError, "name the folder of another run, or restore the file from a copy"):
+        run = read_run(folder)
         kept, gap = _kept(run, queue)
     if gap:
         run.gaps["queue"] = gap
@@ -44,8 +44,8 @@ def report(folder: Path, page: Path | None = None, queue: str | None = None) -> 
     return f"the run on one page: {page} ({len(text.encode()) / 1e6:.1f} MB, opens in any browser)"
 
 
-def _kept(run: Run, queue: str | None) -> tuple[list[Shown], str]:
-    """This run's frames, or a sentence. A queue that the user named must be readable; another one may be gone."""
+def _kept(run: RunFolder, queue: str | None) -> tuple[list[Shown], str]:
+    """This run's frames, or a message. A queue that the user named must be readable; the run's own may be gone."""
     named = run.about.get("queue")
     if queue is not None:
         rows = Queue(queue).rows()
@@ -75,7 +75,7 @@ def _kept(run: Run, queue: str | None) -> tuple[list[Shown], str]:
     return mine, "" if mine else f"No frame was kept; the queue holds {len(rows)} of other runs."
 
 
-def write(run: Run) -> str:
+def write(run: RunFolder) -> str:
     """The page as text."""
     drawing = importlib.util.find_spec("matplotlib") is not None
     kept, scripts = _whole(lambda: sections.kept(run), lambda said: (said, []))

@@ -19,7 +19,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.ipi.messages import Exit, HangUp, Incoming, Init, PosData
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.transport import Peer, Transport
-from beadwork.observe.last import Last
+from beadwork.observe.last import LastFrames
 from beadwork.potential.evaluation import Evaluation, Novelty
 from beadwork.potential.limits import (
     NOVELTY_REMEDIES,
@@ -82,8 +82,8 @@ class Server:
         self._noted: set[str] = set()  # kinds of marks of which the first has been told
         self._new: set[tuple[str, int]] = set()  # parts and elements to them of which a new atom has been told
         #: the frames that could not be answered for
-        self.refused: Last | None = None
-        self._answered: dict[str, list[Last]] = {}
+        self.refused: LastFrames | None = None
+        self._answered: dict[str, list[LastFrames]] = {}
         self._directory = directory
         self._swap = swap
         self._written = written if written is not None and written.tells else None
@@ -205,13 +205,13 @@ class Server:
             evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
         except BeadworkError:
             named = _named(service, positions, frames, in_order=len(peers) == 1)
-            self.refused = Last(str(service.line.address), moment.exact, named, None)
+            self.refused = LastFrames(str(service.line.address), moment.exact, named, None)
             service.potential.evaluate(named)  # the same error again, which now names the bead
             raise
         passed = [] if self._marks is None else self._marks.breaches(evaluation)
         if passed and self._marks is not None and self._marks.stop:
             named = _named(service, positions, frames, in_order=len(peers) == 1)
-            self.refused = Last(str(service.line.address), moment.exact, named, evaluation)
+            self.refused = LastFrames(str(service.line.address), moment.exact, named, evaluation)
             raise threshold_error(passed[0], named[passed[0].system], self._when(moment), service.potential)
         packing = time.perf_counter()
         replies = packed(evaluation, inverse, service.potential)
@@ -244,7 +244,7 @@ class Server:
         service.potential.prefetch()
         for note in evaluation.notes:
             self._watch(Note(note))
-        self._remember(Last(str(service.line.address), moment.exact, frames, evaluation))
+        self._remember(LastFrames(str(service.line.address), moment.exact, frames, evaluation))
         for breach in passed:
             frame = frames[breach.system]
             self._watch(ThresholdPassed(breach.kind, moment.exact, frame.bead, breach.value))
@@ -341,7 +341,7 @@ class Server:
                 )
             )
 
-    def _remember(self, last: Last) -> None:
+    def _remember(self, last: LastFrames) -> None:
         """Keep what was answered of this step and of the one before: references, no copies."""
         answered = self._answered.setdefault(last.address, [])
         if last.step is None:
@@ -349,11 +349,11 @@ class Server:
         else:
             answered[:] = [one for one in answered if one.step is not None and one.step >= last.step - 1] + [last]
 
-    def last(self) -> list[Last]:
+    def last(self) -> list[LastFrames]:
         """The frames that could not be answered for; where all could, those answered last: a ring polymer at least."""
         if self.refused is not None:
             return [self.refused]
-        found: list[Last] = []
+        found: list[LastFrames] = []
         for service in self.services:
             answered = self._answered.get(str(service.line.address), [])
             newest = [one for one in answered if one.step is not None and one.step == answered[-1].step]

@@ -16,7 +16,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from beadwork.config import ServeConfig
-from beadwork.disk import telling, writing
+from beadwork.disk import ignore_closed_terminal, writing
 from beadwork.errors import BeadworkError, ConfigError, SimulationError
 from beadwork.events import Event, Note
 from beadwork.harvest.keeper import Keeper
@@ -24,12 +24,12 @@ from beadwork.ipi.advice import advice
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.process import LISTEN, OwnIpi
 from beadwork.ipi.simulation import Simulation, read_simulation
-from beadwork.observe.last import save
+from beadwork.observe.last import save_last_frames
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
 from beadwork.observe.progress import Progress
-from beadwork.observe.record import Record, tell
-from beadwork.observe.status import Status, claimed
+from beadwork.observe.record import Record, format_summary
+from beadwork.observe.status import StatusFile, claimed
 from beadwork.potential.limits import Thresholds
 from beadwork.report.picture import draw
 from beadwork.serve.assemble import join
@@ -83,7 +83,7 @@ class Session:
         pace = Pace(simulation.systems[0].timestep, len(config.at) or 1, simulation.step)
         services: list[Service] = []
         facts = partial(_facts, services)
-        status = Status(self._folder, pace, total, facts, self._watch)
+        status = StatusFile(self._folder, pace, total, facts, self._watch)
         self._later(stack, lambda: status.close(*self._end()))
         found, notes = join(config, simulation)
         services += found
@@ -254,7 +254,7 @@ class Session:
         count = sum(len(one.frames) for one in last)
         which = "could not be answered for" if server.refused else "were answered last"
         try:
-            _say(f"the {count} frames that {which} are in {save(last, self._folder)}")
+            _say(f"the {count} frames that {which} are in {save_last_frames(last, self._folder)}")
         except BeadworkError as error:
             _say(f"the {count} frames that {which} are lost: {error}")
 
@@ -281,8 +281,8 @@ class Session:
         record.close(summary)
         if not record.answered:
             return  # what ended the run is all there is to say
-        with writing(Path("the summary's words")), telling():
-            print(tell(summary, folder, self._config.queue), flush=True)
+        with writing(Path("the summary's words")), ignore_closed_terminal():
+            print(format_summary(summary, folder, self._config.queue), flush=True)
         with writing(folder / "run.png"):
             try:
                 said = draw(folder)
@@ -290,7 +290,7 @@ class Session:
                 raise  # a full disk has a code
             except Exception as error:  # noqa: BLE001 - the run has ended, and its code is not the picture's
                 said = f"no picture: {type(error).__name__}: {error}"
-            with telling():
+            with ignore_closed_terminal():
                 print(said, flush=True)
 
     def _steps_done(self, simulation: Simulation) -> int | None:

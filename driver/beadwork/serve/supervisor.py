@@ -22,7 +22,7 @@ from typing import Any
 import tomli_w
 
 from beadwork.config import ServeConfig, listen_at
-from beadwork.disk import put_aside, telling, writing
+from beadwork.disk import ignore_closed_terminal, rotate_file, writing
 from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceError
 from beadwork.ipi.process import LISTEN, OwnIpi
 from beadwork.ipi.simulation import read_simulation
@@ -116,11 +116,11 @@ class Child:
     def start(self) -> None:
         """Start it, with its configuration and its words in its folder."""
         if self.codes:
-            self.folders.append(put_aside(self.folder, "-died-"))
+            self.folders.append(rotate_file(self.folder, "-died-"))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (RECORD, "beadwork.log"):  # `_answered` would count an earlier run's
-                put_aside(self.folder / name)
+                rotate_file(self.folder / name)
             (self.folder / status.NAME).unlink(missing_ok=True)
             # paths in serve.toml count from its own folder, which is where the outputs go
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
@@ -138,7 +138,7 @@ class Child:
         """Pass on the whole lines that are new."""
         if self.process is None:
             return
-        with writing(Path("the log")), telling():
+        with writing(Path("the log")), ignore_closed_terminal():
             with open(self.folder / "beadwork.log", "rb") as log:
                 log.seek(self._read)
                 new = log.read()
@@ -237,7 +237,7 @@ class Devices:
         ours = {child.folder for child in self._children}
         for folder in found:
             if folder not in ours:
-                put_aside(folder, "-earlier-")
+                rotate_file(folder, "-earlier-")
 
     def _look(self) -> None:
         for child in self._children:
@@ -288,7 +288,7 @@ class Devices:
 
     def _sum_up(self, code: int) -> None:
         path = self._out / "summary.json"
-        put_aside(path)
+        rotate_file(path)
         devices: list[dict[str, Any]] = [
             {
                 "device": child.config.device,
@@ -322,7 +322,7 @@ class Devices:
 
     @staticmethod
     def _say(text: str) -> None:
-        with writing(Path("the log")), telling():
+        with writing(Path("the log")), ignore_closed_terminal():
             print(f"beadwork: {text}", file=sys.stderr, flush=True)
 
 
@@ -332,10 +332,10 @@ def _servers(out: Path) -> list[Path]:
     return [folder for folder in named if folder.name.removeprefix("dev-").isdigit()]
 
 
-def tell(out: Path) -> tuple[str, int]:
+def format_status(out: Path) -> tuple[str, int]:
     """How each server is doing, and the worst of the codes of `beadwork status`."""
     folders = _servers(out)
     if (out / status.NAME).exists() or not folders:
-        return status.tell(status.read_status(out))
-    told = [status.tell(status.read_status(folder), folder.name) for folder in folders]
+        return status.format_status(status.read_status(out))
+    told = [status.format_status(status.read_status(folder), folder.name) for folder in folders]
     return "\n".join(text for text, _ in told), max(code for _, code in told)
