@@ -65,7 +65,7 @@ def test_a_server_that_comes_in_the_middle(ipi, models, start, serve, tmp_path, 
     assert serve(run, "--baseline", models.baseline) == 0
     assert process.wait(ipi.PATIENCE) == 0
     said = capsys.readouterr().err
-    assert ("i-PI was under way when this server came" in said) != written
+    assert ("i-PI was under way when this server connected" in said) != written
     assert main(["status", str(run.folder)]) == 1
     if written:
         assert "step 40 of 40" in capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_a_server_that_comes_in_the_middle(ipi, models, start, serve, tmp_path, 
         assert ours == 40 - int(next(step for step in steps if step != "nan")) + 1
         return
     shown = capsys.readouterr().out
-    steps = int(re.search(r"(\d+) steps since this server came", shown).group(1))
+    steps = int(re.search(r"(\d+) steps since this server connected", shown).group(1))
     assert 40 - before - 1 <= steps + 1 <= 40 - before
     assert read_about(record)["joined"]
 
@@ -107,7 +107,7 @@ def test_seen_from_outside(ipi, models, start, tmp_path, capsys, command, how) -
     code, said = status()
     assert code == 0
     assert f"running: process {process.pid} on" in said
-    for words in ("of 100000", "ns/day", "eV/Å", "frames kept", "i-PI", "models", "graph", "last answer"):
+    for words in ("of 100000", "ns/day", "eV/Å", "frames kept", "i-PI", "models", "graph", "last result"):
         assert words in said
     cards = [load_card(bundle).hash for bundle in (models.baseline, *models.delta)]
     assert f"committee: {committee_hash(cards)}" in said

@@ -64,7 +64,7 @@ def test_a_running_process_is_running(status: StatusFile, capsys: pytest.Capture
         "ns/day",
         "spread 0.02 eV/Å; frames kept: 0",
         "i-PI 25 %, models 75 %",
-        "last answer 0 s ago",
+        "last result 0 s ago",
         "engines: baseline (native, float64)",
         "committee: sha256:abc",
     ):
@@ -165,7 +165,7 @@ def test_a_clock_that_was_set_changes_nothing(status: StatusFile) -> None:
         data = changed(status)
         said, code = format_status(data | {"updated": data["updated"] + shift})
         assert code == RUNNING
-        assert "last answer 0 s ago" in said
+        assert "last result 0 s ago" in said
 
 
 def test_a_waiting_one_waits_and_does_not_hang(status: StatusFile) -> None:
@@ -177,7 +177,7 @@ def test_a_waiting_one_waits_and_does_not_hang(status: StatusFile) -> None:
     said, code = format_status(data | {"updated_monotonic": data["updated_monotonic"] - 3600})
     assert code == RUNNING
     assert "waits for i-PI at /tmp/ipi_x (i-PI hung up)" in said
-    assert "last answer 60 min ago" in said
+    assert "last result 60 min ago" in said
 
 
 def test_an_end_is_told_with_its_reason(status: StatusFile) -> None:

@@ -18,7 +18,7 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.outputs import Potentials, Series, Trajectory, find_trajectory, read_properties
 from beadwork.ipi.simulation import read_simulation
 from beadwork.report.committee import read_committee
-from beadwork.report.run import Run, load
+from beadwork.report.run import RunFolder, read_run
 
 #: of a ring polymer: which of its distributions
 OF = ("centroid", "beads")
@@ -47,10 +47,10 @@ class Sampled:
     time_step: float | None
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path) -> RunFolder:
     """Read what there is of a run. Raises ConfigError or SimulationError where there is none."""
     if not path.is_file():
-        return load(path)
+        return read_run(path)
     simulation = read_simulation(path, directory=path.absolute().parent)
     system = simulation.systems[0]
     about = {
@@ -66,10 +66,10 @@ def open_run(path: Path) -> Run:
             clock = output.stride, simulation.step, system.timestep
             properties = read_properties(simulation.directory / output.name, output.columns, *clock) | properties
     nothing = np.empty((0, 6))
-    return Run(simulation.directory, about, {}, nothing, {}, {}, properties, [], {})
+    return RunFolder(simulation.directory, about, {}, nothing, {}, {}, properties, [], {})
 
 
-def thermal(run: Run) -> float:
+def thermal(run: RunFolder) -> float:
     """Return kT in Hartree. Raises ConfigError where the run has no temperature."""
     kelvin = run.about.get("temperature_K")
     if not kelvin:
@@ -77,7 +77,7 @@ def thermal(run: Run) -> float:
     return float(unit_to_internal("temperature", "kelvin", kelvin))
 
 
-def first_step(run: Run, skip: float) -> int:
+def first_step(run: RunFolder, skip: float) -> int:
     """Return the step from which on a run counts, `skip` ps after its start. Raises ConfigError without a time step."""
     step = run.about.get("time_step_fs")
     if skip and not step:
@@ -103,7 +103,7 @@ def weighed(steps: IntArray, potentials: Potentials | str, thermal: float) -> tu
 
 
 def sample(
-    run: Run,
+    run: RunFolder,
     coordinates: Sequence[Coordinate],
     of: str = "centroid",
     skip: float = 0.0,
@@ -158,7 +158,7 @@ def _batches(frames: Iterator[tuple[int, Frame]], first: int) -> Iterator[list[t
         yield batch
 
 
-def _files(run: Run, of: str, beads: int) -> list[Iterator[tuple[int, Frame]]]:
+def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Frame]]]:
     """The frames of the centroid, or of each bead that was written."""
     stem = str(run.about.get("outputs", ""))
     positions = find_trajectory(run.directory, stem, "positions")

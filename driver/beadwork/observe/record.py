@@ -344,7 +344,7 @@ def format_summary(summary: dict[str, Any], folder: Path, queue: str | None) -> 
     """The summary in words, with where to look next."""
     lines = [
         f"{summary['steps']} steps, {summary['evaluations']} evaluations, "
-        f"{_figure(summary['structures_per_bead_step'], '.3f')} structures evaluated a bead-step, "
+        f"{_figure(summary['structures_per_bead_step'], '.3f')} force evaluations per bead and step, "
         f"{_figure(summary['seconds_per_step'], '.3f')} s a step:"
     ]
     if summary["steps"] is None:
