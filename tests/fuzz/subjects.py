@@ -86,7 +86,7 @@ def _queue(folder: Path) -> list[Path]:
 
 
 def _read_queue(folder: Path) -> None:
-    queue = Queue(folder / "queue.db", say=lambda text: None)
+    queue = Queue(folder / "queue.db", report=lambda text: None)
     rows = queue.rows()
     for row in rows:
         assert np.isfinite(row.kept.frame.positions).all()
