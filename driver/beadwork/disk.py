@@ -144,9 +144,8 @@ def whole(file: Path) -> Iterator[TextIO]:
         with part.open("w", encoding="utf-8") as stream:
             yield stream
             stream.flush()
-            os.fsync(
-                stream.fileno()
-            )  # before the rename: after a power failure the new name must not have an empty file
+            # before the rename: after a power failure the new name must not have an empty file
+            os.fsync(stream.fileno())
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
