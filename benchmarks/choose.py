@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from beadwork.label.choose import choose, features
-from beadwork.train.label_file import NONE, from_file
+from beadwork.train.label_file import NO_FORCES, from_file
 
 DRAWS = 40
 COUNTS = (10, 20, 40, 60)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--key", default="REF", help="prefix of the energies")
     parser.add_argument("--model", type=Path, required=True, help="bundle whose features are used")
     args = parser.parse_args()
-    examples = [e for file in args.files for e in from_file(file, None, "known", f"{args.key}_energy", NONE)]
+    examples = [e for file in args.files for e in from_file(file, None, "known", f"{args.key}_energy", NO_FORCES)]
     frames = [e.frame for e in examples]
     names = np.array([e.composition for e in examples])
     kernel = Kernel(frames, np.array([e.energy for e in examples]), names, args.model)

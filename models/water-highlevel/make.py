@@ -41,7 +41,7 @@ from beadwork.label.codes.pyscf_labeller import PySCF
 from beadwork.potential.bundle import COMMITTEE, members_of
 from beadwork.toml import tomllib
 from beadwork.train.calibration import calibrate as calibrated
-from beadwork.train.calibration import residuals, scale, told
+from beadwork.train.calibration import format_calibration, residuals, scale
 from beadwork.train.committee import references, train_committee, train_model
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
@@ -141,7 +141,7 @@ def calibrate() -> None:
     found = residuals(unseen(examples, Dataset.read(HERE)), members, references(members[0]))
     fitted = calibrated(found)
     card = tomllib.loads((HERE / COMMITTEE).read_text(encoding="utf-8"))
-    measured = found.measured | {"alpha": told(fitted)}
+    measured = found.measured | {"alpha": format_calibration(fitted)}
     write_whole(HERE / COMMITTEE, tomli_w.dumps(card | scale(found, fitted) | {"held_out": measured}))
     print(measured)
 

@@ -41,7 +41,7 @@ from scipy.spatial.distance import squareform
 import beadwork
 from beadwork.potential.bundle import COMMITTEE, amend_card, load_card
 from beadwork.potential.importer import import_model
-from beadwork.train.calibration import Errors, calibrate, residuals, scale, told
+from beadwork.train.calibration import Errors, calibrate, format_calibration, residuals, scale
 from beadwork.train.fit_novelty import fit_bundle
 from beadwork.train.label_file import from_file
 
@@ -185,7 +185,7 @@ def measure(work: Path, out: Path, simulations: list[Path]) -> None:
         amend_card(out / name, held_out={key: errors(beadwork.load(out / name), held, key, block)})
     card = {
         **scale(found, fitted),
-        "alpha_from": told(fitted),
+        "alpha_from": format_calibration(fitted),
         "members": names,
         "weights": [1.0] * MEMBERS,
         "limits": "trained for liquid water at 0.997 g/cm3 and about 300 K alone: not for H3O+, OH- or H2",

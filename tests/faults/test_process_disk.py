@@ -298,7 +298,7 @@ class Failing:
 def test_every_operation_fails(fault: Say, tmp_path: Path, monkeypatch, forever, which) -> None:
     """For every n: nothing is half written, what was reported is there, and once the disk works again all is there."""
     monkeypatch.setattr(writer, "_FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(writer, "_LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr(writer, "_LONGEST_PAUSE_SECONDS", 0.002)
     connect = sqlite3.connect
     empty = tmp_path / "empty.db"
     Queue(empty, create=True)

@@ -177,10 +177,10 @@ def _run(folder: Path) -> list[Path]:
 
 def _status(folder: Path) -> list[Path]:
     from beadwork.observe.pace import Pace
-    from beadwork.observe.status import Status
+    from beadwork.observe.status import StatusFile
 
     facts: dict[str, Any] = {"engines": ["a"], "committee": "sha256:1", "spread_of_delta_alone": True}
-    status = Status(folder, Pace(0.5, 1, 0), 100, lambda: facts, lambda event: None)
+    status = StatusFile(folder, Pace(0.5, 1, 0), 100, lambda: facts, lambda event: None)
     status(Evaluated("s", 3, 2, -1.0, 0.003, 0.01, {"idle": 0.1, "baseline": 0.1}, {"O": 0.1}))
     return [folder / "status.json"]
 

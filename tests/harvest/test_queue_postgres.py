@@ -24,7 +24,7 @@ import pytest
 from ase.calculators.lj import LennardJones
 
 from beadwork.errors import QueueError
-from beadwork.harvest.queue import Queue, _patient
+from beadwork.harvest.queue import Queue, _with_timeouts
 from beadwork.harvest.row import KeptFrame
 from beadwork.label.label import Label
 
@@ -258,7 +258,7 @@ def test_a_claim_is_renewed(url: str, kept: Make) -> None:
 @pytest.mark.parametrize("query", ["", "?host=/tmp", "?connect_timeout=3&host=/tmp"])
 def test_a_host_that_is_gone_is_not_waited_for_without_end(query: str) -> None:
     """libpq itself reads the limits that are added; one that the URL has is kept."""
-    read = psycopg2.extensions.parse_dsn(_patient(f"postgresql://me:secret@host/water{query}"))
+    read = psycopg2.extensions.parse_dsn(_with_timeouts(f"postgresql://me:secret@host/water{query}"))
     assert (read["keepalives_idle"], read["tcp_user_timeout"]) == ("30", "60000")
     assert read["connect_timeout"] == ("3" if "connect_timeout" in query else "10")
     assert (read["user"], read["password"], read["dbname"]) == ("me", "secret", "water")

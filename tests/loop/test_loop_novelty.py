@@ -76,7 +76,7 @@ def learned_water(loop: Loop, folder: Path) -> None:
     for n, frame in enumerate(truth.clusters(60, 5)):
         unknown = np.full(len(frame.numbers), np.nan)
         queue.add(KeptFrame(frame, n, np.nan, unknown, np.empty(0), (), "c" * 64))
-    label(queue, labellers.read(loop.labeller))
+    label(queue, labellers.read_spec(loop.labeller))
     train_committee(from_queue(queue, loop.baseline), loop.baseline, loop.delta, loop.train, None, print, "test")
 
 

@@ -18,11 +18,11 @@ from beadwork.observe.record import (
     JOINED,
     Committees,
     Record,
+    format_summary,
     read_about,
     read_answered,
     read_committees,
     read_record,
-    tell,
 )
 from beadwork.report.picture import draw
 
@@ -144,13 +144,13 @@ def test_spreads_are_means_over_what_has_one(tmp_path: Path) -> None:
     summary = record.summary()
     record.close(summary)
     assert (summary["force_spread_mean"], summary["energy_spread_mean"]) == (0.05, 0.05)
-    assert "force spread: mean of the largest 0.0500" in tell(summary, tmp_path, None)
+    assert "force spread: mean of the largest 0.0500" in format_summary(summary, tmp_path, None)
     alone = Record(tmp_path)
     alone(event(1, 4, spread=None))
     summary = alone.summary()
     alone.close(summary)
     assert summary["force_spread_max"] is None
-    assert "force spread" not in tell(summary, tmp_path, None)
+    assert "force spread" not in format_summary(summary, tmp_path, None)
 
 
 def recorded(folder: Path, steps: int, about: dict[str, Any]) -> None:
@@ -238,8 +238,8 @@ def test_steps_that_are_not_known_are_not_summed_up(tmp_path: Path) -> None:
         record(replace(event(1, 2), step=None))
     summary = record.summary()
     assert (summary["steps"], summary["seconds_per_step"], summary["evaluations"]) == (None, None, 3)
-    assert tell(summary, tmp_path, None).startswith("3 evaluations, ")
-    assert "i-PI's steps are not known" in tell(summary, tmp_path, None)
+    assert format_summary(summary, tmp_path, None).startswith("3 evaluations, ")
+    assert "i-PI's steps are not known" in format_summary(summary, tmp_path, None)
     assert record.summary(done=2)["steps"] == 2
     record.close(summary)
     rows, *_ = read_record(tmp_path / "beadwork.out")

@@ -160,7 +160,7 @@ def test_what_fits_is_chosen_beforehand(pair, frames, monkeypatch) -> None:
             self.taken = None
             return super().evaluate(graph)
 
-    monkeypatch.setattr(memory, "available", lambda device: 400_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 400_000_000)
     potential = Potential(Greedy(5.0, 3.0))
     notes = potential.fit(frames[0], "cpu", 8)
     edges = len(build(frames[:1], 3.0).neighbor)

@@ -231,7 +231,7 @@ def test_an_ipi_of_ours(
     i-PI without any server is not waited for."""
     ours = Ipi(ipi)
     monkeypatch.setattr(devices, "OwnIpi", lambda *_: ours)
-    monkeypatch.setattr(devices, "read", lambda *_: None)
+    monkeypatch.setattr(devices, "read_simulation", lambda *_: None)
     assert scripted(*([server] for server in servers), start_ipi=True) == code
     assert ours.told == [True, hurried]
     assert json.loads((tmp_path / "summary.json").read_text())["exit_code"] == code

@@ -16,9 +16,9 @@ from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.harvest.queue import Queue
 from beadwork.label.user_frames import add
 from beadwork.potential.bundle import load_card
-from beadwork.train.committee import GIVEN, _counted, _dataset, _plan, train_committee, train_model
+from beadwork.train.committee import ATOM_ENERGIES_KEY, _counted, _dataset, _plan, train_committee, train_model
 from beadwork.train.dataset import check, to_atoms
-from beadwork.train.label_file import NONE, from_file, read_examples
+from beadwork.train.label_file import NO_FORCES, from_file, read_examples
 from beadwork.train.settings import TrainSettings
 from support import truth
 
@@ -92,7 +92,7 @@ def test_forces_under_another_name_are_not_left_out(examples, tmp_path: Path, ca
     found = from_file(file, None, forces=name)
     for e, original in zip(found, examples, strict=False):
         assert np.allclose(e.forces, original.label.forces, atol=1e-7)
-    assert all(e.forces is None for e in from_file(file, None, forces=NONE))
+    assert all(e.forces is None for e in from_file(file, None, forces=NO_FORCES))
     with pytest.raises(LabelError, match=r"0 of 5 frames of .* have f; correct --forces-key|the others have"):
         from_file(file, None, forces="f")
 
@@ -313,9 +313,9 @@ def test_isolated_atoms_are_a_baseline_s_reference_energies(examples, tmp_path: 
 
     found = with_atoms(examples, tmp_path, "IsolatedAtom")
     plan = train(found, "a")
-    assert plan["reference_energies"] == {"1": -100.0, "8": 50.0} == plan[GIVEN]
+    assert plan["reference_energies"] == {"1": -100.0, "8": 50.0} == plan[ATOM_ENERGIES_KEY]
     assert "4 isolated atoms (H, O), neither learned from nor tested: their energies are the reference" in said[-1]
-    assert GIVEN not in train(found[2:3] + found[4:], "b")
+    assert ATOM_ENERGIES_KEY not in train(found[2:3] + found[4:], "b")
     assert "1 isolated atoms (H), neither learned from nor tested: O is not there: references are fitted" in said[-1]
     other = replace(found[2], energy=found[2].energy + 0.5)
     with pytest.raises(LabelError, match=r"frame 0 of x.extxyz has -100.0000 eV, the one in frame 2 of .* -99.5000"):

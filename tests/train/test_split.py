@@ -15,7 +15,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.train.calibration import Errors, Residuals
 from beadwork.train.committee import _counted, _dataset
-from beadwork.train.dataset import Dataset, Met, from_queue, to_atoms
+from beadwork.train.dataset import Dataset, KnownFrame, from_queue, to_atoms
 from beadwork.train.label_file import from_file
 from beadwork.train.member import _draw
 from beadwork.train.settings import TrainSettings
@@ -343,4 +343,4 @@ def test_labels_near_to_what_was_learned_are_no_test(harvested):
     assert 0 < len(found) < 0.4 * len(beside)
     assert unseen(dataset.examples, dataset) == dataset.testing
     assert unseen([replace(e, simulation="another") for e in beside], dataset)
-    assert Met(beside[0].frame, True).held_out
+    assert KnownFrame(beside[0].frame, True).held_out

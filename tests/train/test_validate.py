@@ -11,12 +11,12 @@ from scipy import stats
 from beadwork.errors import LabelError
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
-from beadwork.train.calibration import Errors, calibrate, residuals, scale, told
+from beadwork.train.calibration import Errors, calibrate, format_calibration, residuals, scale
 from beadwork.train.committee import references
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
 from beadwork.train.split import split, unseen
-from beadwork.train.validate import CURVE, Validation, _part, validate, write_page
+from beadwork.train.validate import CURVE_FRACTIONS, Validation, _part, validate, write_page
 from support import truth
 
 MEMBERS = [truth.BASELINE.parent / f"delta-{m}" for m in range(4)]
@@ -138,7 +138,7 @@ def test_energies_alone_are_calibrated_on_energies(examples):
     assert found.forces is None
     fitted = calibrate(found)
     assert {what: one.frames for what, one in fitted.items()} == {"energy": (20, 20)}
-    assert "the forces can say nothing of theirs, and take that one" in told(fitted)
+    assert "the forces can say nothing of theirs, and take that one" in format_calibration(fitted)
     card = scale(found, fitted)
     assert card["alpha"] == card["energy_alpha"] == round(fitted["energy"].alpha, 4)
     assert calibrate(replace(found, energy=found.energy.take([0, 1, 2]))) == {}
@@ -148,7 +148,7 @@ def test_energies_alone_are_calibrated_on_energies(examples):
         some = [e if n in whole[:count] else a for n, (e, a) in enumerate(zip(examples, alone, strict=True))]
         fitted = calibrate(residuals(some, MEMBERS, {1: 0.0, 8: 0.0}))
         assert {what: one.frames for what, one in fitted.items()} == said
-        assert "nan" not in told(fitted)
+        assert "nan" not in format_calibration(fitted)
     assert calibrate(replace(found, energy=replace(found.energy, spread=None))) == {}
     assert scale(found, {})["alpha"] == 1.0
 
@@ -178,7 +178,7 @@ def test_forces_and_energies_have_an_alpha_each(found):
         for (share, bar), expected in zip(one.after, one.expected, strict=True):
             assert abs(share - expected) < max(4 * bar, 0.05)
         assert one.before[0][0] < one.after[0][0] - 0.1
-    assert told(fitted).count("of the errors in the other") == 2
+    assert format_calibration(fitted).count("of the errors in the other") == 2
     card = scale(made, fitted)
     assert (card["alpha"], card["energy_alpha"]) == tuple(round(fitted[what].alpha, 4) for what in ("forces", "energy"))
     assert card["spread_held_out"]["shares"] == [0.5, 0.9, 0.99, 1.0]
@@ -208,13 +208,13 @@ def test_page_stands_alone(examples, found, tmp_path: Path):
     assert page.count("data:image/png;base64") == 3
     assert "http" not in page.replace("http-equiv", "")
     assert set(v.calibration) == {"forces", "energy"}
-    assert told(v.calibration) in page
+    assert format_calibration(v.calibration) in page
     assert "standard errors from a bootstrap over blocks" in page
     assert dataset.hash in page
     for row in v.rows():
         for cell in row:
             assert cell in page
-    assert told(v.calibration) in str(v)
+    assert format_calibration(v.calibration) in str(v)
     assert "trained on 10 frames" in str(v)
     assert [row[1] for row in v.rows()[2:]] == ["14", "13", "13", "40"]
 
@@ -248,7 +248,7 @@ def test_points_of_a_learning_curve_have_their_share(examples, simulations, gap)
         for n, e in enumerate(examples)
     ]
     dataset = Dataset(tuple(training), (False,) * len(training))
-    for share in CURVE[:-1]:
+    for share in CURVE_FRACTIONS[:-1]:
         part = _part(dataset, share)
         assert abs(len(part) - share * len(training)) < 1
         for name, count in Counter(e.composition for e in training).items():

@@ -63,7 +63,7 @@ from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.potential.potential import SHORT_HASH_CHARACTERS
 from beadwork.settings import Rule, at_least, check, required, setting
 from beadwork.toml import build, fit, read_toml
-from beadwork.train.calibration import Errors, residuals, told
+from beadwork.train.calibration import Errors, format_calibration, residuals
 from beadwork.train.committee import references, train_committee
 from beadwork.train.dataset import DATASET, Dataset, Example, from_queue
 from beadwork.train.duplicates import among
@@ -448,7 +448,7 @@ class _Learning:
         found = validate(out)
         write_page(found, now.folder / VALIDATION)
         common = unseen(testing, [committee])
-        calibration = told(found.calibration) if found.calibration else None
+        calibration = format_calibration(found.calibration) if found.calibration else None
         return {
             "frames": len(common),
             "old": errors_of(committee, common, out),
@@ -488,14 +488,14 @@ def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> 
         return {}
     found = residuals(examples, members_of([committee]), references(members_of([reference])[0]))
 
-    def told(errors: Errors | None) -> list[float] | None:
+    def format_calibration(errors: Errors | None) -> list[float] | None:
         return None if errors is None else [1e3 * value for value in errors.rmse]
 
     return {
-        "energy": told(found.energy),
-        "force": told(found.forces),
-        "baseline_energy": told(found.baseline_energy),
-        "baseline_force": told(found.baseline_forces),
+        "energy": format_calibration(found.energy),
+        "force": format_calibration(found.forces),
+        "baseline_energy": format_calibration(found.baseline_energy),
+        "baseline_force": format_calibration(found.baseline_forces),
     }
 
 

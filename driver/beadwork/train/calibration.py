@@ -32,17 +32,17 @@ from beadwork.potential.load import load
 from beadwork.train.dataset import BATCH, Example
 from beadwork.train.split import APART, blocks, split
 
-BOOTSTRAP = 1000
+BOOTSTRAP_SAMPLES = 1000
 NO_CALIBRATION = (
     "alpha is 1, for nothing can be said of the spread: too few frames or blocks, one member, or labels noisier than "
     "the errors"
 )
 #: points at which chi squared is averaged over
-NODES = 50
+CHI_SQUARED_NODES = 50
 #: fewer frames than this calibrate nothing
-FEWEST = 4
+MIN_FRAMES = 4
 #: of the frames held out, whose spread stays below what committee.toml says
-SHARES = (0.5, 0.9, USUAL_QUANTILE, 1.0)
+QUANTILE_FRACTIONS = (0.5, 0.9, USUAL_QUANTILE, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,16 @@ class Errors:
         """Mean of the values, and then its bootstrap samples over blocks; the mean alone where there is one."""
         _, at = np.unique(self.frame if self.block is None else self.block, return_inverse=True)
         sums, counts = np.bincount(at, weights=values), np.bincount(at)
-        draws = np.random.default_rng(0).integers(len(sums), size=(BOOTSTRAP if len(sums) > 1 else 0, len(sums)))
+        draws = np.random.default_rng(0).integers(
+            len(sums), size=(BOOTSTRAP_SAMPLES if len(sums) > 1 else 0, len(sums))
+        )
         return np.concatenate(([sums.sum() / counts.sum()], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)))
 
     def _widths(self, alpha: float) -> FloatArray:
-        """What the width of each error may truly be: (NODES, values), equally likely."""
+        """What the width of each error may truly be: (CHI_SQUARED_NODES, values), equally likely."""
         from scipy.stats import chi2
 
-        x = chi2.ppf((np.arange(NODES) + 0.5) / NODES, self.freedom) / self.freedom
+        x = chi2.ppf((np.arange(CHI_SQUARED_NODES) + 0.5) / CHI_SQUARED_NODES, self.freedom) / self.freedom
         if self.spread is None:
             raise LabelError("one model has no spread; validate a committee of at least two members")
         widths: FloatArray = np.maximum(np.sqrt((alpha * self.spread) ** 2 / x[:, None] + self.noise**2), 1e-12)
@@ -252,7 +254,7 @@ def calibrate(found: Residuals, fit_on: Sequence[int] | None = None) -> dict[str
         if errors is None or errors.spread is None:
             continue
         fit, test = found.halves(errors) if fit_on is None else _sides(errors, fit_on)
-        if len(fit) + len(test) < FEWEST or not fit or not test or (alpha := errors.take(fit).fit_alpha()) is None:
+        if len(fit) + len(test) < MIN_FRAMES or not fit or not test or (alpha := errors.take(fit).fit_alpha()) is None:
             continue
         rest = errors.take(test)
         fitted[quantity] = Calibration(
@@ -273,7 +275,7 @@ def _sides(errors: Errors, fit_on: Sequence[int]) -> tuple[list[int], list[int]]
     return have[chosen].tolist(), have[~chosen].tolist()
 
 
-def told(fitted: Mapping[str, Calibration]) -> str:
+def format_calibration(fitted: Mapping[str, Calibration]) -> str:
     """What was found, for people; which alpha stands in where one could not be fitted."""
     if not fitted:
         return NO_CALIBRATION
@@ -304,12 +306,12 @@ def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None
 
     largest: (F,) eV/Å before alpha, of frames that no member has seen. None for too few frames, or one member.
     """
-    if largest is None or len(largest) < FEWEST:
+    if largest is None or len(largest) < MIN_FRAMES:
         return None
     return {
         "frames": len(largest),
-        "shares": list(SHARES),
-        "force_eV_per_angstrom": [float(f"{q:.4g}") for q in alpha * np.quantile(largest, SHARES)],
+        "shares": list(QUANTILE_FRACTIONS),
+        "force_eV_per_angstrom": [float(f"{q:.4g}") for q in alpha * np.quantile(largest, QUANTILE_FRACTIONS)],
     }
 
 

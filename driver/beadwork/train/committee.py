@@ -27,7 +27,7 @@ from beadwork.errors import LabelError, ModelError
 from beadwork.label.jobs import Jobs, lost
 from beadwork.potential.bundle import COMMITTEE, amend_card, check, format_no_better, load_card, members_of
 from beadwork.potential.load import load
-from beadwork.train.calibration import calibrate, residuals, scale, told
+from beadwork.train.calibration import calibrate, format_calibration, residuals, scale
 from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
 from beadwork.train.duplicates import among
 from beadwork.train.fit_novelty import fit_bundle
@@ -36,11 +36,11 @@ from beadwork.train.settings import TrainSettings
 from beadwork.train.split import APART, blocks, split
 
 #: energies of isolated atoms, in the plan of a baseline that was told them
-GIVEN = "energies_of_atoms"
+ATOM_ENERGIES_KEY = "energies_of_atoms"
 #: eV; energies of an atom that are closer are the same
-SAME_ENERGY = 1e-4
+SAME_ENERGY_EV = 1e-4
 #: of a member whose worker dies
-ATTEMPTS = 2
+MAX_ATTEMPTS = 2
 
 
 def train_committee(
@@ -127,11 +127,11 @@ def _train(
             losses[m] += lost(future.exception())
             if not lost(future.exception()):
                 progress(future.result())
-            elif losses[m] < ATTEMPTS:
+            elif losses[m] < MAX_ATTEMPTS:
                 items.append(m)
             else:
                 raise ModelError(
-                    f"the worker that trained {out / f'delta-{m}'} died {ATTEMPTS} times: killed, out of memory, "
+                    f"the worker that trained {out / f'delta-{m}'} died {MAX_ATTEMPTS} times: killed, out of memory, "
                     "or its node went; give it more memory or time, and the command again"
                 )
 
@@ -152,7 +152,7 @@ def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[dict[str, Any],
     if whole:
         return {}, {key: value for key, value in measured.items() if not key.startswith("baseline")}
     fitted = calibrate(found)
-    measured["alpha"] = told(fitted)
+    measured["alpha"] = format_calibration(fitted)
     return scale(found, fitted), measured
 
 
@@ -296,7 +296,7 @@ def _energies_of(atoms: Sequence[Example]) -> dict[int, float]:
     found: dict[int, Example] = {}
     for e in atoms:
         first = found.setdefault(int(e.frame.numbers[0]), e)
-        if abs(first.energy - e.energy) > SAME_ENERGY:
+        if abs(first.energy - e.energy) > SAME_ENERGY_EV:
             raise LabelError(
                 f"the isolated atom in {first.place} has {first.energy:.4f} eV, the one in {e.place} {e.energy:.4f}: "
                 "one element has one reference energy; take one of them out"
@@ -337,7 +337,7 @@ def _plan(
         "reference_energies_undetermined": undetermined,
         **_scale(training, reference),
         "start": [load_card(p).hash for p in start],
-        **({} if atoms is None else {GIVEN: {str(z): float(atoms[z]) for z in elements}}),
+        **({} if atoms is None else {ATOM_ENERGIES_KEY: {str(z): float(atoms[z]) for z in elements}}),
     }
 
 
@@ -399,7 +399,9 @@ def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
     # one of before there was `apart` says none
     then = then | {"settings": {"apart": plan["settings"]["apart"]} | then.get("settings", {})}
     # the rest of the plan follows from these, but for rounding
-    if about.get("dataset") != dataset.hash or any(then.get(k) != plan.get(k) for k in ("settings", "start", GIVEN)):
+    if about.get("dataset") != dataset.hash or any(
+        then.get(k) != plan.get(k) for k in ("settings", "start", ATOM_ENERGIES_KEY)
+    ):
         raise ModelError(
             f"{bundle} was trained with other labels or settings; choose another folder, or remove this one"
         )

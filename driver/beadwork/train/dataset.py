@@ -35,17 +35,17 @@ FORMAT = 1
 #: frames evaluated at once
 BATCH = 256
 #: how names of files with labels end; every other source is a queue
-FILES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
+LABEL_SUFFIXES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
 #: cosine between forces of labels and baseline from which on they are the same but for their size
-ALONG = 0.9
+SAME_DIRECTION_COSINE = 0.9
 #: how far (in logarithms) their sizes may be from a ratio of units
-SAME_SIZE = 0.1
+SAME_UNIT_LOG_RATIO = 0.1
 #: Å; an atom without another within is an isolated one
-ALONE = 6.0
+ISOLATED_DISTANCE = 6.0
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class KnownFrame:
     """A structure that a committee has met, and whether it was held out. simulation, step: as of an `Example`."""
 
     frame: Frame
@@ -89,9 +89,9 @@ class Example:
         """Standard errors (N, 3) in eV/Å, None where there are none."""
         return self.label.forces_error
 
-    def met(self, held_out: bool) -> Met:
+    def known_frame(self, held_out: bool) -> KnownFrame:
         """What later generations know of it."""
-        return Met(self.frame, held_out, self.simulation, self.step)
+        return KnownFrame(self.frame, held_out, self.simulation, self.step)
 
     @property
     def hash(self) -> str:
@@ -105,7 +105,7 @@ class Example:
     @property
     def place(self) -> str:
         """Where it came from, for a person: `frame 3 of labels.extxyz`, `row 3 of queue.db`."""
-        return f"{'frame' if self.source.lower().endswith(FILES) else 'row'} {self.row} of {self.source}"
+        return f"{'frame' if self.source.lower().endswith(LABEL_SUFFIXES) else 'row'} {self.row} of {self.source}"
 
     @property
     def isolated(self) -> bool:
@@ -115,7 +115,7 @@ class Example:
             return False
         shifts = np.array(list(product(*((-1, 0, 1) if periodic else (0,) for periodic in frame.pbc))))
         images = np.linalg.norm(shifts[shifts.any(axis=1)] @ frame.cell, axis=1)
-        return bool(images.min(initial=np.inf) > ALONE)
+        return bool(images.min(initial=np.inf) > ISOLATED_DISTANCE)
 
     @property
     def composition(self) -> str:
@@ -147,7 +147,7 @@ class Dataset:
 
     examples: tuple[Example, ...]
     held_out: tuple[bool, ...]
-    before: tuple[Met, ...] = ()
+    before: tuple[KnownFrame, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.examples)
@@ -182,9 +182,9 @@ class Dataset:
         return [e for e, out in zip(self.examples, self.held_out, strict=True) if out]
 
     @property
-    def past(self) -> list[Met]:
+    def past(self) -> list[KnownFrame]:
         """Every structure that these models or those before them have met."""
-        now = (e.met(out) for e, out in zip(self.examples, self.held_out, strict=True))
+        now = (e.known_frame(out) for e, out in zip(self.examples, self.held_out, strict=True))
         return [*self.before, *now]
 
     @property
@@ -233,7 +233,7 @@ class Dataset:
             examples = tuple(_from_json(f, data) for f in data["frames"])
             held_out = tuple(bool(f["held_out"]) for f in data["frames"])
             before = tuple(
-                Met(frame_of(f), bool(f["held_out"]), f.get("simulation"), f.get("step"))
+                KnownFrame(frame_of(f), bool(f["held_out"]), f.get("simulation"), f.get("step"))
                 for f in data.get("before", ())
             )
             said = str(data["hash"])
@@ -304,11 +304,11 @@ def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
     size = float(np.linalg.norm(label)) * float(np.linalg.norm(baseline))
     along = float((label * baseline).sum()) / max(size, 1e-12)
     times = float(np.linalg.norm(label)) / max(float(np.linalg.norm(baseline)), 1e-12)
-    if abs(along) < ALONG:
+    if abs(along) < SAME_DIRECTION_COSINE:
         return
     units = {f"{e}/{x}": LENGTHS[x] / ENERGIES[e] for e in ENERGIES for x in LENGTHS}
     near = min(units, key=lambda unit: abs(np.log(times / units[unit])))
-    if along > 0 and (near == "ev/angstrom" or abs(np.log(times / units[near])) > SAME_SIZE):
+    if along > 0 and (near == "ev/angstrom" or abs(np.log(times / units[near])) > SAME_UNIT_LOG_RATIO):
         return
     raise LabelError(
         f"{where}: the labels' forces are {np.copysign(times, along):.3g} times the baseline's, as "

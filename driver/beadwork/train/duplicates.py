@@ -10,14 +10,15 @@ import numpy as np
 from beadwork.frame import Frame
 
 #: Å, of every coordinate: far above what files round off, far below what steps of a simulation move
-TOLERANCE = 1e-3
+SAME_COORDINATE = 1e-3
 
 
 def firsts(frames: Sequence[Frame]) -> list[int]:
     """For each frame the index of the first one that is the same: its own where there is none before it.
 
     The same are equal atomic numbers in one order and equal periodicity, with positions (but for a shift of the whole)
-    and periodic cell vectors that differ by less than TOLERANCE. Charge and spin, which no model sees, do not count.
+    and periodic cell vectors that differ by less than SAME_COORDINATE. Charge and spin, which no model sees, do not
+    count.
     """
     found = list(range(len(frames)))
     groups: dict[bytes, list[int]] = {}
@@ -29,7 +30,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
         # only those are compared whose projections on one direction are as near as two of the same can be
         direction = np.random.default_rng(0).normal(size=points.shape[1])
         shadow = points @ direction
-        width = TOLERANCE * np.abs(direction).sum()
+        width = SAME_COORDINATE * np.abs(direction).sum()
         order = shadow.argsort()
         low = np.searchsorted(shadow[order], shadow - width)
         high = np.searchsorted(shadow[order], shadow + width, side="right")
@@ -37,7 +38,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
             others = order[low[place] : high[place]]
             others = np.sort(others[others < place])
             apart = np.abs(points[others] - points[place]).max(axis=1)
-            if (near := np.flatnonzero(apart < TOLERANCE)).size:
+            if (near := np.flatnonzero(apart < SAME_COORDINATE)).size:
                 found[group[place]] = found[group[int(others[near[0]])]]
     return found
 

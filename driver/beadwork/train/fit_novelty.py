@@ -23,27 +23,27 @@ from beadwork.label.choose import features
 from beadwork.potential.bundle import NOVELTY, Card, amend_card, check, load_card, members_of
 from beadwork.potential.graph import build
 from beadwork.potential.novelty import NOVELTY_EDGE, Mixture, TrainingSet, nearest
-from beadwork.train.dataset import DATASET, Dataset, Met
+from beadwork.train.dataset import DATASET, Dataset, KnownFrame
 from beadwork.train.duplicates import frames_hash
 from beadwork.train.split import APART, blocks
 
 #: numbers of components that are tried, as long as each has so many atoms a feature
 COMPONENTS = (1, 2, 4, 8)
-ATOMS_A_FEATURE = 8
+ATOMS_PER_FEATURE = 8
 #: by how much the logarithm of the likelihood of an atom left out must grow, in the mean, for more components
-WORTH = 0.1
+MIN_LIKELIHOOD_GAIN = 0.1
 #: parts into which the blocks are put: each is left out once
 FOLDS = 4
 #: atoms of an element that a mixture is fitted to, at most: enough for its shape, and seconds of work
-MOST = 6_000
+MAX_ATOMS = 6_000
 #: atoms of an element that a mixture is fitted to, at least; of fewer only the contacts are known
-FEWEST = 10
+MIN_ATOMS = 10
 #: a part is like no other when its edge is so many times the next largest
-ODD = 1.5
+OUTLIER_EDGE_RATIO = 1.5
 #: the part of the training atoms that lie beyond the edge
-BEYOND = 1e-4
+FRACTION_BEYOND_EDGE = 1e-4
 #: added to the variances of a component's whitened features, so that none becomes a needle
-FLOOR = 1e-2
+VARIANCE_FLOOR = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
 
     block: a number for each frame; frames that know each other (of one stretch of one simulation) share it.
     vectors: (A, F), the model's features of all atoms, frame by frame. cutoff: Å, the model's. Raises ModelError for
-    frames of one block, and where no element has FEWEST atoms.
+    frames of one block, and where no element has MIN_ATOMS atoms.
     """
     if len(set(block)) < 2:
         raise ModelError(
@@ -81,11 +81,11 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
     left_out = np.full(len(numbers), np.nan)
     for z in elements:
         mine = np.flatnonzero(numbers == z)
-        if len(mine) >= FEWEST:
+        if len(mine) >= MIN_ATOMS:
             fold = _folds(blocks_of_atoms[mine], seed)  # of this element, which may be in few of the blocks
             mixtures[z], components[z], left_out[mine] = _fit_element(vectors[mine], fold, seed)
     if not mixtures:
-        raise ModelError(f"the frames have less than {FEWEST} atoms of each element, too few to say what is known")
+        raise ModelError(f"the frames have less than {MIN_ATOMS} atoms of each element, too few to say what is known")
     contacts = _contacts(frames, elements, cutoff)
     training_set = TrainingSet(
         elements,
@@ -117,7 +117,9 @@ def read_frames(files: Sequence[Path]) -> tuple[list[Frame], list[int]]:
             for atoms in ase.io.iread(file, ":", do_not_split_by_at_sign=True):
                 step = atoms.info.get("step")
                 known = {"simulation": str(atoms.info["simulation"])} if "simulation" in atoms.info else {}
-                met.append(Met(Frame.from_atoms(atoms), False, **known, step=None if step is None else int(step)))
+                met.append(
+                    KnownFrame(Frame.from_atoms(atoms), False, **known, step=None if step is None else int(step))
+                )
         except Exception as error:  # ASE's readers raise whatever they meet
             raise ModelError(f"{file} cannot be read as structures ({type(error).__name__}: {error})") from error
     return [m.frame for m in met], blocks(met, APART).tolist()
@@ -152,7 +154,7 @@ def fit_bundle(
     vectors, _, _ = features(frames, bundle)
     fitted = fit(frames, block, vectors, card.cutoff)
     about = summary(fitted, len(frames), len(set(block)))
-    say(f"{card.name}: {describe(about)}")
+    say(f"{card.name}: {format_fit(about)}")
     return amend_card(bundle, NOVELTY, fitted.training_set.save, novelty=about)
 
 
@@ -171,7 +173,7 @@ def summary(fitted: Fitted, frames: int, blocks: int) -> dict[str, Any]:
     }
 
 
-def describe(about: dict[str, Any]) -> str:
+def format_fit(about: dict[str, Any]) -> str:
     """The same in a sentence."""
     parts = ", ".join(
         f"{about['atoms'][s]} {s} in {k} component{'s' * (k > 1)}" for s, k in about["components"].items()
@@ -199,23 +201,23 @@ def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixtur
 
     The last is NaN where a fold cannot be left out, as too few atoms would remain.
     """
-    folds = [k for k in np.unique(fold) if (fold != k).sum() >= FEWEST]
-    tried = [k for k in COMPONENTS if k == 1 or len(vectors) >= k * ATOMS_A_FEATURE * vectors.shape[1]]
+    folds = [k for k in np.unique(fold) if (fold != k).sum() >= MIN_ATOMS]
+    tried = [k for k in COMPONENTS if k == 1 or len(vectors) >= k * ATOMS_PER_FEATURE * vectors.shape[1]]
     best, found = 1, -np.inf
     if len(tried) > 1 and len(folds) > 1:
         test = fold == folds[0]
         for k in tried:
             likelihood = _Fit(vectors[~test], k, seed).likelihood(vectors[test])
-            if likelihood > found + WORTH:
+            if likelihood > found + MIN_LIKELIHOOD_GAIN:
                 best, found = k, likelihood
     left_out = np.full(len(vectors), np.nan)
     for part in folds:
         left_out[fold == part] = _Fit(vectors[fold != part], best, seed).distance(vectors[fold == part])
     whole = _Fit(vectors, best, seed)
     known = [left_out[fold == part] for part in folds] or [whole.distance(vectors)]
-    edges = sorted(float(np.quantile(one, 1 - BEYOND, method="higher")) for one in known)
+    edges = sorted(float(np.quantile(one, 1 - FRACTION_BEYOND_EDGE, method="higher")) for one in known)
     # a part that is like no other must not set the edge: the whole fit knows it, and the others lie far within
-    edge = edges[-2] if len(edges) > 2 and edges[-1] > ODD * edges[-2] else edges[-1]
+    edge = edges[-2] if len(edges) > 2 and edges[-1] > OUTLIER_EDGE_RATIO * edges[-2] else edges[-1]
     mixture = whole.mixture(max(edge, 1e-6))
     return mixture, best, left_out / mixture.edge
 
@@ -230,14 +232,14 @@ class _Fit:
             from sklearn.mixture import GaussianMixture
         except ImportError as error:
             raise ModelError("fitting novelty needs scikit-learn: pip install 'beadwork[mace]'") from error
-        if len(vectors) > MOST:
-            vectors = vectors[np.random.default_rng(seed).choice(len(vectors), MOST, replace=False)]
+        if len(vectors) > MAX_ATOMS:
+            vectors = vectors[np.random.default_rng(seed).choice(len(vectors), MAX_ATOMS, replace=False)]
         self._mean = vectors.mean(axis=0)
         # shrunk as far as so few atoms demand (Chen et al., IEEE Trans. Signal Process. 58, 5016, 2010)
         covariance, _ = oas(vectors - self._mean, assume_centered=True)
         values, axes = np.linalg.eigh(covariance)
         self._white = axes / np.sqrt(np.maximum(values, values[-1] * 1e-12 + 1e-30))
-        mixture = GaussianMixture(components, reg_covar=FLOOR, random_state=seed, tol=1e-2)
+        mixture = GaussianMixture(components, reg_covar=VARIANCE_FLOOR, random_state=seed, tol=1e-2)
         with warnings.catch_warnings():
             # an edge of a cloud needs no last digit of the likelihood
             warnings.simplefilter("ignore", ConvergenceWarning)

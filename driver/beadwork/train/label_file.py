@@ -16,11 +16,11 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.label import Label
 from beadwork.label.lines import decoded, ends
-from beadwork.train.dataset import FILES, Example, difference, from_queue
+from beadwork.train.dataset import LABEL_SUFFIXES, Example, difference, from_queue
 
 ENERGY, FORCES = "REF_energy", "REF_forces"
 #: for a name: that the file has none which are to be learned
-NONE = "none"
+NO_FORCES = "none"
 #: what total charge is called, ours first and then MACE's
 CHARGES = ("charge", "total_charge")
 #: what a spin is called (ours, MACE's, others), and by how much its number is above that of unpaired electrons
@@ -35,7 +35,7 @@ def read_examples(
     Raises ConfigError for other names than the usual ones of a queue, which has no names, and as `from_file` and
     `from_queue` do.
     """
-    if source.lower().endswith(FILES):
+    if source.lower().endswith(LABEL_SUFFIXES):
         return from_file(Path(source), baseline, method, energy, forces)
     if (energy, forces) != (ENERGY, FORCES):
         raise ConfigError(f"--energy-key and --forces-key are of files, and {source} is a queue: leave them out")
@@ -84,7 +84,7 @@ def from_file(
         simulation = str(info["simulation"]) if "simulation" in info else None
         step = _whole(info, "step", where, "a step of the simulation") if simulation and "step" in info else None
         example = Example(Frame.from_atoms(one), label, 0.0, None, path.name, number, simulation, step=step)
-        if _says_isolated(one) and not example.isolated:
+        if _is_marked_isolated(one) and not example.isolated:
             raise LabelError(
                 f"{where} has config_type={one.info['config_type']}, and is {example.composition}, whose atoms have "
                 "neighbours; give it another config_type, or take it out"
@@ -160,7 +160,7 @@ def _arrays(atoms: Any) -> dict[str, Any]:
     return {**whole, **atoms.arrays}
 
 
-def _says_isolated(atoms: Any) -> bool:
+def _is_marked_isolated(atoms: Any) -> bool:
     said = str(atoms.info.get("config_type", "")).lower()
     return said.replace("_", "").replace("-", "").replace(" ", "") == "isolatedatom"
 
@@ -177,15 +177,16 @@ def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> N
             f"{sum(have)} of {len(read)} frames of {path} have {energy}, frame {have.index(False)} has not"
             + (f" but {others}; name what holds eV in all frames (--energy-key NAME)" if others else "; take it out")
         )
-    bound = [_arrays(one) for one in read if not _says_isolated(one)]
-    if forces == NONE:
+    bound = [_arrays(one) for one in read if not _is_marked_isolated(one)]
+    if forces == NO_FORCES:
         return
     without = [arrays for arrays in bound if forces not in arrays]
     others = _other_names(without, "force")
     if others:
         raise LabelError(
             f"{len(bound) - len(without)} of {len(bound)} frames of {path} have {forces}, the others have {others}; "
-            f"name what holds eV/Å in all frames (--forces-key NAME), or learn energies alone (--forces-key {NONE})"
+            "name what holds eV/Å in all frames (--forces-key NAME), or learn energies alone (--forces-key "
+            f"{NO_FORCES})"
         )
     if forces != FORCES and len(without) == len(bound):
         raise LabelError(f"0 of {len(bound)} frames of {path} have {forces}; correct --forces-key")

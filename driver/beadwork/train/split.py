@@ -2,9 +2,9 @@
 
 Frames of one simulation that follow each other look alike: one that is tested a few steps from one that was learned
 tests nothing, and a hundred of them are no hundred tests. So frames are moved in blocks. A block is what one
-simulation gave without a gap of `apart` steps, cut into pieces of LONG times `apart` steps where it is longer; a
-whole simulation where the steps are not known; and a frame by itself where the simulation is not. Frames of one
-structure, whoever wrote them, are in one block. At the borders of a piece that is held out, what lies closer than
+simulation gave without a gap of `apart` steps, cut into pieces of MAX_BLOCK_LENGTH times `apart` steps where it is
+longer; a whole simulation where the steps are not known; and a frame by itself where the simulation is not. Frames of
+one structure, whoever wrote them, are in one block. At the borders of a piece that is held out, what lies closer than
 `apart` steps is neither learned from nor tested on. Periodic frames, beads and clusters count alike: beads of
 one step are no steps apart.
 """
@@ -19,17 +19,17 @@ from dataclasses import replace
 import numpy as np
 
 from beadwork.frame import IntArray
-from beadwork.train.dataset import Dataset, Example, Met
+from beadwork.train.dataset import Dataset, Example, KnownFrame
 from beadwork.train.duplicates import firsts
 
 #: steps of a simulation: 50 fs where a step is 0.5 fs, as long as molecules turn to and fro
 APART = 100
-#: a block of time is at most so many times as long, and never cut below SHORT times
-LONG, SHORT = 10, 2
+#: a block of time is at most so many times as long, and never cut below MIN_BLOCK_LENGTH times
+MAX_BLOCK_LENGTH, MIN_BLOCK_LENGTH = 10, 2
 
 
 def split(
-    examples: Sequence[Example], fraction: float, seed: int, before: Sequence[Met] = (), apart: int = APART
+    examples: Sequence[Example], fraction: float, seed: int, before: Sequence[KnownFrame] = (), apart: int = APART
 ) -> tuple[bool | None, ...]:
     """Choose what to hold out: for each example True, False where it may be learned from, None where it may not either.
 
@@ -41,7 +41,7 @@ def split(
     """
     kind = firsts([*(m.frame for m in before), *(e.frame for e in examples)])
     before = _loose(_placed(before, examples, kind), examples)
-    met = [*before, *(e.met(False) for e in examples)]
+    met = [*before, *(e.known_frame(False) for e in examples)]
     unit = _joined(kind, blocks(met, apart, least=2 / fraction if fraction else 1))
     fixed: dict[int, bool] = {}
     for n, one in enumerate(before):
@@ -82,7 +82,7 @@ def split(
     return tuple(None if k in lost else mark[k] for k in kind[len(before) :])
 
 
-def blocks(met: Sequence[Met | Example], apart: int, least: float = 1) -> IntArray:
+def blocks(met: Sequence[KnownFrame | Example], apart: int, least: float = 1) -> IntArray:
     """Number of the block of each frame; pieces of a simulation are shorter where there would be less than `least`."""
     if apart == 0:
         return np.arange(len(met))
@@ -90,12 +90,12 @@ def blocks(met: Sequence[Met | Example], apart: int, least: float = 1) -> IntArr
     for n, one in enumerate(met):
         if one.simulation is not None:
             simulations.setdefault(one.simulation, []).append(n)
-    length = LONG * apart
+    length = MAX_BLOCK_LENGTH * apart
     while True:
         found = np.arange(len(met))
         for several in simulations.values():
             found[several] = several[0] + _pieces([met[n].step for n in several], apart, length)
-        if len(np.unique(found)) >= least or length // 2 < SHORT * apart:
+        if len(np.unique(found)) >= least or length // 2 < MIN_BLOCK_LENGTH * apart:
             return found
         length //= 2
 
@@ -109,7 +109,7 @@ def unseen(examples: Sequence[Example], dataset: Dataset, apart: int = APART) ->
     return [e for e, first, close in zip(examples, here, near, strict=True) if first >= len(learned) and not close]
 
 
-def _placed(met: Sequence[Met], examples: Sequence[Example], kind: Sequence[int]) -> list[Met]:
+def _placed(met: Sequence[KnownFrame], examples: Sequence[Example], kind: Sequence[int]) -> list[KnownFrame]:
     """What was met, with simulation and step of the equal example where it lacks them. kind: `firsts` of both.
 
     Steps were not always written: a dataset.json of the first committees has none.
@@ -125,7 +125,7 @@ def _placed(met: Sequence[Met], examples: Sequence[Example], kind: Sequence[int]
     return found
 
 
-def _loose(before: Sequence[Met], examples: Sequence[Example]) -> list[Met]:
+def _loose(before: Sequence[KnownFrame], examples: Sequence[Example]) -> list[KnownFrame]:
     """What was met, without its simulation where that would lay every frame of it beside one of unknown step.
 
     That is one whose other frames have steps, or lie on both sides already, as they did before there were blocks:
@@ -173,14 +173,14 @@ def _joined(kind: Sequence[int], block: IntArray) -> list[int]:
     return [root(n) for n in range(len(kind))]
 
 
-def _distance(one: Met | Example, other: Met | Example) -> float:
+def _distance(one: KnownFrame | Example, other: KnownFrame | Example) -> float:
     """Steps between two frames; 0 in one simulation whose steps are not known, and endless in two."""
     if one.simulation is None or one.simulation != other.simulation:
         return np.inf
     return 0.0 if one.step is None or other.step is None else abs(one.step - other.step)
 
 
-def _near(some: Sequence[Met | Example], others: Sequence[Met], apart: int) -> list[bool]:
+def _near(some: Sequence[KnownFrame | Example], others: Sequence[KnownFrame], apart: int) -> list[bool]:
     """Whether each is closer than `apart` steps to one of the others."""
     steps: dict[str, list[int]] = {}
     unknown: set[str] = set()
@@ -191,7 +191,7 @@ def _near(some: Sequence[Met | Example], others: Sequence[Met], apart: int) -> l
     for several in steps.values():
         several.sort()
 
-    def near(one: Met | Example) -> bool:
+    def near(one: KnownFrame | Example) -> bool:
         if apart == 0 or one.simulation is None or one.simulation not in steps:
             return False
         if one.step is None or one.simulation in unknown:

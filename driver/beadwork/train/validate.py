@@ -15,7 +15,7 @@ from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
 from beadwork.potential.bundle import format_no_better, members_of
 from beadwork.report import page
-from beadwork.train.calibration import Calibration, Errors, Residuals, calibrate, residuals, told
+from beadwork.train.calibration import Calibration, Errors, Residuals, calibrate, format_calibration, residuals
 from beadwork.train.committee import apart_of, references, train_committee
 from beadwork.train.dataset import Dataset, Example
 from beadwork.train.settings import TrainSettings
@@ -23,7 +23,7 @@ from beadwork.train.split import split, unseen
 
 PAGE = "validation.html"
 #: shares of the training frames in a learning curve
-CURVE = (0.25, 0.5, 1.0)
+CURVE_FRACTIONS = (0.25, 0.5, 1.0)
 _COLOURS = ("#3b82c4", "#c96f1a", "#2a9d6f")
 
 
@@ -51,9 +51,9 @@ class Validation:
         lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         if self.worse:
             lines.append(self.worse)
-        lines.append(told(self.calibration))
+        lines.append(format_calibration(self.calibration))
         for frames, found in self.curve:
-            lines.append(f"trained on {frames} frames: " + ", ".join(_said(e, u) for e, u in _both(found)))
+            lines.append(f"trained on {frames} frames: " + ", ".join(_format_errors(e, u) for e, u in _both(found)))
         return "\n".join(lines)
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -112,7 +112,7 @@ def validate(
     found = residuals(testing, members, reference, apart)
     curve = []
     if settings is not None and baseline is not None:
-        for share in CURVE[:-1]:
+        for share in CURVE_FRACTIONS[:-1]:
             part = _part(dataset, share)
             with tempfile.TemporaryDirectory(prefix="beadwork-curve-") as folder:
                 progress(f"learning curve: {len(part)} of {len(dataset.training)} frames")
@@ -142,7 +142,7 @@ def write_page(validation: Validation, file: Path) -> None:
         _picture(_parity, v),
         "<h2>Spread against error</h2>",
     ]
-    sections.append(f"<p>{html.escape(told(v.calibration))}.</p>")
+    sections.append(f"<p>{html.escape(format_calibration(v.calibration))}.</p>")
     if v.calibration:
         sections += [
             _picture(_reliability, v),
@@ -179,7 +179,7 @@ def _both(found: Residuals) -> list[tuple[Errors, str]]:
     return [(errors, unit) for errors, unit in pair if errors is not None]
 
 
-def _said(errors: Errors, unit: str) -> str:
+def _format_errors(errors: Errors, unit: str) -> str:
     return f"{_number(errors)} {unit}"
 
 
