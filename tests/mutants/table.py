@@ -484,7 +484,7 @@ MUTANTS = (
     ),
     _in(
         "train/dataset.py",
-        "forces = e.label.forces - answer",
+        "forces = e.label.forces - result",
         "forces = answer",
         "train/test_dataset.py",
         "the baseline's forces are learned for the difference",

@@ -183,8 +183,8 @@ def test_values_that_are_none(tmp_path: Path, said, told):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("REF_forces:R:3", "REF_forces:S:3", "REF_forces holds strings; it wants three numbers an atom"),
-        ("REF_forces:R:3", "REF_forces:R:1:more:R:2", "REF_forces has 1 columns; it wants three numbers an atom"),
+        ("REF_forces:R:3", "REF_forces:S:3", "REF_forces holds strings; it must have three numbers per atom"),
+        ("REF_forces:R:3", "REF_forces:R:1:more:R:2", "REF_forces has 1 columns; it must have three numbers per atom"),
         ("-0.1 -0.2 0.0", "-0.1 nan 0.0", "REF_forces of atom 2 is -0.1 nan 0.0; take the frame out"),
         ("-0.1 -0.2 0.0", "-0.1 -0.2D0 0.0", "cannot be read as extended XYZ"),
         ("H 0.0 -", "Q 0.0 -", "cannot be read as extended XYZ"),
@@ -314,9 +314,9 @@ def test_isolated_atoms_are_a_baseline_s_reference_energies(examples, tmp_path: 
     found = with_atoms(examples, tmp_path, "IsolatedAtom")
     plan = train(found, "a")
     assert plan["reference_energies"] == {"1": -100.0, "8": 50.0} == plan[ATOM_ENERGIES_KEY]
-    assert "4 isolated atoms (H, O), neither learned from nor tested: their energies are the reference" in said[-1]
+    assert "4 isolated atoms (H, O), neither trained on nor tested: their energies are the reference" in said[-1]
     assert ATOM_ENERGIES_KEY not in train(found[2:3] + found[4:], "b")
-    assert "1 isolated atoms (H), neither learned from nor tested: O is not there: references are fitted" in said[-1]
+    assert "1 isolated atoms (H), neither trained on nor tested: O is missing: references are fitted" in said[-1]
     other = replace(found[2], energy=found[2].energy + 0.5)
     with pytest.raises(LabelError, match=r"frame 0 of x.extxyz has -100.0000 eV, the one in frame 2 of .* -99.5000"):
         train_model([*found[:2], other, *found[3:]], tmp_path / "c", TrainSettings())
@@ -332,4 +332,4 @@ def test_a_delta_sets_isolated_atoms_aside_and_says_so(examples, tmp_path: Path,
     with pytest.raises(ModelError, match="seen enough"):
         train_committee(found, truth.BASELINE, tmp_path / "c", progress=said.append)
     assert "60 labels, 60 with forces and 0 with energies alone; 12 are held out" in said[0]
-    assert "4 isolated atoms (H, O) are set aside, neither learned from nor tested" in said[1]
+    assert "4 isolated atoms (H, O) are left out, neither trained on nor tested" in said[1]

@@ -165,7 +165,7 @@ def test_one_simulation_is_cut_finer(harvested):
     assert True not in split(one, 0.2, 0, apart=50), "one block is not held out whole"
     settings = TrainSettings(apart=50)
     said = _counted(Path("new"), one, _dataset(one, settings, None), settings)
-    assert "none is held out, for no block of frames 50 steps apart is small enough" in said
+    assert "none is held out, because no block of frames 50 steps apart is small enough" in said
 
 
 def test_duplicates_move_as_a_whole(harvested):
@@ -235,7 +235,7 @@ def test_frames_without_steps_are_said(harvested, tmp_path: Path):
     pairs = [(replace(e, step=None), n % 5 == 0) for n, e in enumerate(harvested[:60])]
     Dataset(*map(tuple, zip(*pairs, strict=True))).write(tmp_path)
     for given, said in (
-        (harvested[60:200], "; 60 frames of these simulations .* have no step, and new ones may be near"),
+        (harvested[60:200], "; 60 frames of these simulations .* have no step, and new frames may be close"),
         (harvested[:200], None),
         ([replace(e, simulation="another") for e in harvested[60:200]], None),
     ):

@@ -138,7 +138,7 @@ def test_energies_alone_are_calibrated_on_energies(examples):
     assert found.forces is None
     fitted = calibrate(found)
     assert {what: one.frames for what, one in fitted.items()} == {"energy": (20, 20)}
-    assert "the forces can say nothing of theirs, and take that one" in format_calibration(fitted)
+    assert "that of the forces could not be fitted, so the same alpha is used" in format_calibration(fitted)
     card = scale(found, fitted)
     assert card["alpha"] == card["energy_alpha"] == round(fitted["energy"].alpha, 4)
     assert calibrate(replace(found, energy=found.energy.take([0, 1, 2]))) == {}

@@ -1,16 +1,16 @@
-"""How wrong a committee is on frames with labels, and whether its spread says so.
+"""The errors of a committee on labelled frames, and the calibration of its spread with them.
 
 Errors are those of the committee's mean against the label. Their error bars are standard deviations over a thousand
-bootstrap samples of the blocks (`split.blocks`): atoms of one frame are not independent, nor are frames of one
-simulation that follow each other, blocks are taken to be. There is none of a single block: NaN.
+bootstrap samples of the blocks (`split.blocks`): atoms of one frame are not independent, nor are consecutive frames of
+one simulation; blocks are assumed to be. A single block has no error bar: NaN.
 
 alpha makes the mean square spread equal to the mean square error beyond the labels' own noise:
 alpha^2 = (mean error^2 - mean sigma^2) / mean s^2, s^2 the sample variance of the members. That is right in the mean
 for any number of members, any distribution of widths and any noise; a maximum likelihood (Imbalzano et al., J. Chem.
 Phys. 154, 074102, 2021) scatters less, but with four members and noisy labels it is wrong by tens of percent.
 
-How many errors should lie inside. s^2 has M - 1 degrees of freedom (3 (M - 1) for the force on an atom), so the true
-variance is s^2 (M - 1) / x with x distributed as chi squared, and an error is Gaussian of variance
+The expected fraction of errors inside so many sigmas: s^2 has M - 1 degrees of freedom (3 (M - 1) for the force on an
+atom), so the true variance is s^2 (M - 1) / x with x distributed as chi squared, and an error is Gaussian of variance
 alpha^2 s^2 (M - 1) / x + sigma^2, averaged over x; without noise that is Student's t, and with four members far from a
 Gaussian: 61 and 86 % of energies lie inside one and two sigma, not 68 and 95 %.
 """
@@ -34,20 +34,20 @@ from beadwork.train.split import APART, blocks, split
 
 BOOTSTRAP_SAMPLES = 1000
 NO_CALIBRATION = (
-    "alpha is 1, for nothing can be said of the spread: too few frames or blocks, one member, or labels noisier than "
-    "the errors"
+    "alpha is 1, since the spread cannot be calibrated: too few frames or blocks, a single member, or labels noisier "
+    "than the errors"
 )
-#: points at which chi squared is averaged over
+#: quantiles of chi squared over which is averaged
 CHI_SQUARED_NODES = 50
-#: fewer frames than this calibrate nothing
+#: an alpha is fitted to no fewer frames
 MIN_FRAMES = 4
-#: of the frames held out, whose spread stays below what committee.toml says
+#: fractions of the held-out frames for which committee.toml gives quantiles of the spread
 QUANTILE_FRACTIONS = (0.5, 0.9, USUAL_QUANTILE, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Of one quantity on n frames, all of its values (one, or three an atom) after one another.
+    """Errors of one quantity on n frames: all of its values (one per frame, or three per atom), concatenated.
 
     error: value of the committee minus the label's. noise: standard error of the label. spread: of the committee,
     before alpha, or None with one member. frame: index of the frame of each value. freedom: degrees of freedom of the
@@ -81,24 +81,25 @@ class Errors:
         return np.sqrt((alpha * self.spread) ** 2 + self.noise**2)
 
     def inside(self, alpha: float, sigmas: float) -> tuple[float, float]:
-        """Share of the errors within so many standard deviations, and its error bar."""
+        """Fraction of the errors within so many standard deviations, and its error bar."""
         return _with_bar(self._means(np.abs(self.error) < sigmas * self.width(alpha)))
 
     def expected(self, alpha: float, sigmas: float) -> float:
-        """The share of the errors that should be within so many standard deviations."""
+        """Expected fraction of the errors within so many standard deviations."""
         from scipy.special import erf
 
         return float(np.mean(erf(sigmas * self.width(alpha) / self._widths(alpha) / np.sqrt(2))))
 
     def fit_alpha(self) -> float | None:
-        """The alpha of these errors; None where the labels' noise is all there is, so that nothing can be said."""
+        """The alpha of these errors; None where they are no larger than the labels' noise."""
         if self.spread is None:
             raise LabelError("one model has no spread; validate a committee of at least two members")
         beyond = float((self.error**2).mean() - (self.noise**2).mean())
         return float(np.sqrt(beyond / (self.spread**2).mean())) if beyond > 0 and self.spread.any() else None
 
     def _means(self, values: FloatArray | NDArray[np.bool_]) -> FloatArray:
-        """Mean of the values, and then its bootstrap samples over blocks; the mean alone where there is one."""
+        """The mean of the values, followed by its bootstrap samples over blocks; the mean alone for one block."""
+        # sums and counts of blocks suffice: a sample of a million force components costs as much as one of few blocks
         _, at = np.unique(self.frame if self.block is None else self.block, return_inverse=True)
         sums, counts = np.bincount(at, weights=values), np.bincount(at)
         draws = np.random.default_rng(0).integers(
@@ -107,7 +108,7 @@ class Errors:
         return np.concatenate(([sums.sum() / counts.sum()], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)))
 
     def _widths(self, alpha: float) -> FloatArray:
-        """What the width of each error may truly be: (CHI_SQUARED_NODES, values), equally likely."""
+        """Possible true widths of each error: (CHI_SQUARED_NODES, values), equally likely."""
         from scipy.stats import chi2
 
         x = chi2.ppf((np.arange(CHI_SQUARED_NODES) + 0.5) / CHI_SQUARED_NODES, self.freedom) / self.freedom
@@ -119,11 +120,11 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """Errors of a committee on examples: energies an atom (eV), and force components (eV/Å) of those that have forces.
+    """Errors of a committee on examples: energies (eV/atom), and force components (eV/Å) of those that have forces.
 
-    baseline_energy, baseline_forces: what the baseline alone is wrong by, once the reference energies are taken away.
+    baseline_energy, baseline_forces: the errors of the baseline alone, with the reference energies subtracted.
     largest: the largest force spread of any atom of each frame, eV/Å before alpha, None with one member.
-    apart: steps of a simulation that blocks are apart.
+    apart: steps of a simulation between two blocks.
     """
 
     examples: tuple[Example, ...]
@@ -149,8 +150,8 @@ class Residuals:
         return table
 
     def halves(self, errors: Errors) -> tuple[list[int], list[int]]:
-        """Frames to fit alpha on, and frames to test it on: half of the blocks of those that have such errors each,
-        and no frame of one closer than `apart` steps to the other.
+        """Frames to fit alpha on, and frames to test it on: half of the blocks each, of the frames that have such
+        errors, and no frame of one half closer than `apart` steps to the other.
         """
         have = np.unique(errors.frame).tolist()
         marks = split([self.examples[i] for i in have], 0.5, 0, apart=self.apart)
@@ -169,10 +170,10 @@ class Residuals:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """alpha, from one half of the frames held out, and what it does on the other.
+    """alpha from one half of the held-out frames, and its test on the other half.
 
-    quantity: `forces`, or `energy` where too few labels have any. inside: share of errors within one and two standard
-    deviations, each with its error bar, before and after alpha, and what is expected of so many members.
+    quantity: `forces` or `energy`. before, after: fractions of the errors within one and two standard deviations, each
+    with its error bar, without and with alpha. expected: those fractions for this number of members.
     """
 
     alpha: float
@@ -202,13 +203,13 @@ def residuals(
     atoms = np.array([len(e.frame.numbers) for e in examples])
     energies, spreads, forces, force_spreads, largest = [], [], [], [], []
     for start in range(0, len(examples), BATCH):
-        answer = potential.evaluate([e.frame for e in examples[start : start + BATCH]])
-        energies.append(answer.energies)
-        forces.append(answer.forces)
-        if answer.spread is not None:
-            spreads.append(answer.spread.energy)
-            force_spreads.append(answer.spread.force)
-            largest.append(answer.spread.largest)
+        result = potential.evaluate([e.frame for e in examples[start : start + BATCH]])
+        energies.append(result.energies)
+        forces.append(result.forces)
+        if result.spread is not None:
+            spreads.append(result.spread.energy)
+            force_spreads.append(result.spread.force)
+            largest.append(result.spread.largest)
     label = np.array([e.energy for e in examples])
     shift = np.array([sum(reference[int(z)] for z in e.frame.numbers) for e in examples])
     noise = np.array([e.energy_error for e in examples]) / atoms
@@ -231,6 +232,7 @@ def residuals(
         ]
     ).ravel()
     where = np.repeat(np.repeat(index, atoms)[have], 3)
+    # the spread of an atom is that of one component, so all three have the same
     spread = np.repeat(np.concatenate(force_spreads)[have], 3) if force_spreads else None
     return Residuals(
         tuple(examples),
@@ -276,11 +278,11 @@ def _sides(errors: Errors, fit_on: Sequence[int]) -> tuple[list[int], list[int]]
 
 
 def format_calibration(fitted: Mapping[str, Calibration]) -> str:
-    """What was found, for people; which alpha stands in where one could not be fitted."""
+    """Format the calibrations, and which alpha is used where one could not be fitted."""
     if not fitted:
         return NO_CALIBRATION
     lone = "".join(
-        f"; the {missing} can say nothing of theirs, and take that one"
+        f"; that of the {missing} could not be fitted, so the same alpha is used"
         for missing in ("forces", "energy")
         if missing not in fitted
     )
@@ -288,9 +290,9 @@ def format_calibration(fitted: Mapping[str, Calibration]) -> str:
 
 
 def scale(found: Residuals, fitted: Mapping[str, Calibration]) -> dict[str, Any]:
-    """What committee.toml has of the spread: alpha (of forces), energy_alpha, and quantiles on the frames held out.
+    """The entries of committee.toml about the spread: alpha (of forces), energy_alpha, quantiles on held-out frames.
 
-    One that could not be fitted is the other, and 1 where neither could.
+    An alpha that could not be fitted is equal to the other one, and 1 where neither could.
     """
     either = next((one.alpha for one in fitted.values()), 1.0)
     forces, energy = (fitted[what].alpha if what in fitted else either for what in ("forces", "energy"))
@@ -301,8 +303,7 @@ def scale(found: Residuals, fitted: Mapping[str, Calibration]) -> dict[str, Any]
 
 
 def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None:
-    """Those of the largest force spread of a frame, after alpha, as committee.toml has them under
-    `bundle.SPREAD_TABLE`.
+    """Quantiles of the largest force spread of a frame, after alpha: the table `bundle.SPREAD_TABLE` of committee.toml.
 
     largest: (F,) eV/Å before alpha, of frames that no member has seen. None for too few frames, or one member.
     """
@@ -316,5 +317,5 @@ def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None
 
 
 def _with_bar(samples: FloatArray) -> tuple[float, float]:
-    """A value and its error bar, of the value and its bootstrap samples; NaN where there are none."""
+    """A value and its error bar, from the value and its bootstrap samples; NaN without samples."""
     return float(samples[0]), float(samples[1:].std()) if len(samples) > 1 else np.nan

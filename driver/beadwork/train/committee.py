@@ -1,10 +1,10 @@
-"""Training: examples in, a committee of Δ bundles out. mace_run_train does the work, one process a member.
+"""Train a committee of Δ bundles from examples, with one process of mace_run_train per member.
 
-The frames held out (`dataset.split`) are kept from all members and from the choice of the best epoch (`member`).
+The held-out frames (`split`) are used neither to train any member nor to choose its best epoch (`member`).
 
-The folder: dataset.json first, then the members as they are done, committee.toml last. `training/` beside them has
-logs and checkpoints, and goes when all is done. A member's bundle appears by a rename, so it is whole or not there: the
-same call after a kill trains only those that are missing.
+The folder gets dataset.json first, then the members as they finish, committee.toml last. `training/` beside them has
+logs and checkpoints, and is removed at the end. A member's bundle appears by a rename, so it is complete or not there:
+the same call after a kill trains only the missing members.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from beadwork.train.member import TRAINING, train_member, workers
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import APART, blocks, split
 
-#: energies of isolated atoms, in the plan of a baseline that was told them
+#: key of the isolated atoms' energies in the plan of a baseline for which they were given
 ATOM_ENERGIES_KEY = "energies_of_atoms"
-#: eV; energies of an atom that are closer are the same
+#: eV; closer energies of an isolated atom count as equal
 SAME_ENERGY_EV = 1e-4
-#: of a member whose worker dies
+#: trainings of a member whose worker dies, before the command ends
 MAX_ATTEMPTS = 2
 
 
@@ -54,11 +54,10 @@ def train_committee(
 ) -> list[Path]:
     """Train a Δ committee and return its bundles, `out`/delta-0, delta-1, …
 
-    previous: a committee of an earlier generation, from whose weights each member goes on; its frames held out stay
-    held out. progress: is told a sentence now and then. command: for the cards. Members that `out` has already, of the
-    same data and settings, are kept. Raises LabelError for examples that do not go together or not to the
-    baseline, ModelError for an `out` with something else in it, a previous committee that does not fit, or a training
-    that failed.
+    previous: a committee of an earlier generation, from whose weights each member starts; its held-out frames stay held
+    out. progress: called with messages. command: for the cards. Members that `out` has already, of the same data and
+    settings, are kept. Raises LabelError for examples that do not fit each other or the baseline, ModelError for an
+    `out` with something else in it, a previous committee that does not fit, or a training that failed.
     """
     settings = settings or TrainSettings()
     name = load_card(baseline).hash
@@ -67,7 +66,7 @@ def train_committee(
     progress(_counted(out, examples, dataset, settings))
     if atoms := [e for e in examples if e.isolated]:
         progress(
-            f"{len(atoms)} isolated atoms ({_symbols(atoms)}) are set aside, neither learned from nor tested: a Δ's "
+            f"{len(atoms)} isolated atoms ({_symbols(atoms)}) are left out, neither trained on nor tested: a Δ's "
             "reference energies are fitted to the other frames"
         )
     if dataset.baseline != name:
@@ -79,7 +78,7 @@ def train_committee(
     missing = [m for m, member in enumerate(members) if not _finished(out / member, dataset, plan)]
     if len(missing) < len(members):
         progress(f"{len(members) - len(missing)} of {len(members)} members of {out} are there already")
-    if missing:  # or a job of Slurm would be asked for to do nothing
+    if missing:  # else a Slurm job would be submitted for nothing
         _train(missing, out, settings, plan, start, about, progress)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
@@ -110,7 +109,7 @@ def _train(
     about: Mapping[str, Any],
     progress: Callable[[str], None],
 ) -> None:
-    """Train these members, at the same time where there is room."""
+    """Train these members, as many at the same time as there are cores or jobs."""
     jobs = settings.jobs
     if jobs is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -132,13 +131,13 @@ def _train(
             else:
                 raise ModelError(
                     f"the worker that trained {out / f'delta-{m}'} died {MAX_ATTEMPTS} times: killed, out of memory, "
-                    "or its node went; give it more memory or time, and the command again"
+                    "or its node failed; give it more memory or time, and run the command again"
                 )
 
 
 def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the card has of the spread (`residual.scale`), and of the errors on the frames held out; with none, the
-    reason.
+    """The card's entries about the spread (`calibration.scale`), and the errors on the held-out frames; without such
+    frames, the reason.
 
     A model of the labels themselves has neither alpha nor a baseline, so its card has only its own errors.
     """
@@ -146,7 +145,7 @@ def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[dict[str, Any],
     if not dataset.testing:
         if whole:
             return {}, {"frames": 0}
-        return {"alpha": 1.0}, {"frames": 0, "alpha": "1, for want of frames held out"}
+        return {"alpha": 1.0}, {"frames": 0, "alpha": "1, because no frames were held out"}
     found = residuals(dataset.testing, members, references(members[0]), apart_of(members[0]))
     measured = found.measured
     if whole:
@@ -165,7 +164,7 @@ def references(bundle: Path) -> dict[int, float]:
 
 
 def apart_of(bundle: Path) -> int:
-    """Steps between what was learned from and what was held out, by a bundle's card; the default where it says none."""
+    """Steps between training and held-out frames, from a bundle's card; the default where the card does not say it."""
     return int(_settings_of(bundle).get("apart", APART))
 
 
@@ -182,8 +181,8 @@ def train_model(
 
     energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; where not given, those of the
     isolated atoms among the examples if they are of all elements, and fitted else.
-    previous: a bundle that was trained here, from whose weights to go on; its frames held out stay held out.
-    Returns the bundle `out`, which holds dataset.json too. Otherwise as `train_committee`.
+    previous: a bundle trained by beadwork, from whose weights to start; its held-out frames stay held out.
+    Returns the bundle `out`, which contains dataset.json too. Otherwise as `train_committee`.
     """
     dataset = _framewise(out, [out], examples) or _dataset(examples, settings, previous)
     if dataset.baseline is not None:
@@ -195,8 +194,8 @@ def train_model(
         used = "their energies are the reference energies"
         if lacking:
             energies_of_atoms = None
-            used = f"{', '.join(chemical_symbols[z] for z in sorted(lacking))} is not there: references are fitted"
-        progress(f"{len(atoms)} isolated atoms ({_symbols(atoms)}), neither learned from nor tested: {used}")
+            used = f"{', '.join(chemical_symbols[z] for z in sorted(lacking))} is missing: references are fitted"
+        progress(f"{len(atoms)} isolated atoms ({_symbols(atoms)}), neither trained on nor tested: {used}")
     start = [] if previous is None else [previous]
     plan = _plan(dataset, settings, start, energies_of_atoms)
     work = out.with_name(f"{out.name}.parts")
@@ -218,19 +217,19 @@ def train_model(
 
 
 def _remember(dataset: Dataset, bundles: Sequence[Path], apart: int, progress: Callable[[str], None]) -> None:
-    """Let each bundle that does not know it yet know what it was trained on, and those before it."""
+    """Add the training set to each bundle without one: the frames of this and of earlier generations."""
     known = [met for met in dataset.past if not met.held_out]
     block = blocks(known, apart).tolist()
     for bundle in bundles:
         if load_card(bundle).novelty is None:
             try:
                 fit_bundle(bundle, [met.frame for met in known], block, progress)
-            except ModelError as error:  # the model is as good as before
-                progress(f"{bundle}: it will not know what is new to it: {error}")
+            except ModelError as error:  # without novelty the model itself is as good as before
+                progress(f"{bundle}: there will be no novelty for it: {error}")
 
 
 def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Path | None) -> Dataset:
-    """The examples but for isolated atoms, and what is held out of them."""
+    """The examples without isolated atoms, and which of them are held out."""
     examples = [e for e in examples if not e.isolated]
     before = [] if previous is None else Dataset.read(previous).past
     again = among([met.frame for met in before], [e.frame for e in examples])
@@ -244,9 +243,9 @@ def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Pat
 
 
 def _framewise(out: Path, bundles: Sequence[Path], examples: Sequence[Example]) -> Dataset | None:
-    """The dataset that is in `out`, where it was split before there was `apart` and has these examples; else None.
+    """The dataset in `out`, where it has these examples and was split before `apart` was introduced; else None.
 
-    The split of today is another one, and what these bundles learned from does not change.
+    The present rule would split it differently, and what the existing bundles were trained on cannot change.
     """
     if not (out / DATASET).exists() or all("apart" in _settings_of(bundle) for bundle in bundles if bundle.exists()):
         return None
@@ -259,13 +258,13 @@ def _framewise(out: Path, bundles: Sequence[Path], examples: Sequence[Example]) 
 
 
 def _settings_of(bundle: Path) -> Mapping[str, Any]:
-    """The settings that its card says it was trained with."""
+    """The training settings in a bundle's card."""
     settings: Mapping[str, Any] = load_card(bundle).about.get("plan", {}).get("settings", {})
     return settings
 
 
 def _counted(out: Path, examples: Sequence[Example], dataset: Dataset, settings: TrainSettings) -> str:
-    """What there is to learn from, and how it was split."""
+    """Format the size of the dataset and its split."""
     count, testing = len(dataset.examples), dataset.testing
     forces = sum(e.forces is not None for e in dataset.examples)
     lost = sum(not e.isolated for e in examples) - count
@@ -277,14 +276,14 @@ def _counted(out: Path, examples: Sequence[Example], dataset: Dataset, settings:
         + (
             f"{len(testing)} are held out in {len(set(blocks(testing, settings.apart)))} blocks"
             if testing or not settings.held_out
-            else f"none is held out, for no block of frames {settings.apart} steps apart is small enough: errors and "
-            "alpha cannot be measured (a smaller `apart`, or labels of more simulations)"
+            else f"none is held out, because no block of frames {settings.apart} steps apart is small enough: errors "
+            "and alpha cannot be measured (use a smaller `apart`, or labels of more simulations)"
         )
         + (f"; {lost} closer than {settings.apart} steps to one of those are left out" if lost else "")
         + (f"; {alone} of no known simulation are blocks by themselves" if alone else "")
         + (
-            f"; {undated} frames of these simulations that the committee before has met have no step, and new ones may "
-            "be near to them (give their labels too)"
+            f"; {undated} frames of these simulations in the previous committee's dataset have no step, and new frames "
+            "may be close to them (give their labels too)"
             if undated
             else ""
         )
@@ -299,7 +298,7 @@ def _energies_of(atoms: Sequence[Example]) -> dict[int, float]:
         if abs(first.energy - e.energy) > SAME_ENERGY_EV:
             raise LabelError(
                 f"the isolated atom in {first.place} has {first.energy:.4f} eV, the one in {e.place} {e.energy:.4f}: "
-                "one element has one reference energy; take one of them out"
+                "one element has one reference energy; remove one of them"
             )
     return {z: e.energy for z, e in found.items()}
 
@@ -311,7 +310,7 @@ def _symbols(atoms: Sequence[Example]) -> str:
 def _plan(
     dataset: Dataset, settings: TrainSettings, start: Sequence[Path], atoms: Mapping[int, float] | None = None
 ) -> dict[str, Any]:
-    """What all members share, as it stands in their cards: settings, reference energies, scale, start models."""
+    """What all members share, as written in their cards: settings, reference energies, scale, start models."""
     training = dataset.training
     if len(training) < 2:
         raise LabelError(f"{len(training)} frames to train on, of {len(dataset.examples)}; label more")
@@ -320,7 +319,7 @@ def _plan(
     old = dict.fromkeys(elements, 0.0)
     if start:
         old = _old_energies(start, elements, settings)
-        # the weights stay, so the reference energies take up what the old committee leaves
+        # weights and old reference energies stay, so the new ones are fitted to the residual of the old committee
         energies = energies - load(None, start).evaluate([e.frame for e in training]).energies
     if atoms is None:
         fitted, undetermined = reference_energies(training, energies, settings.energy_floor)
@@ -342,7 +341,7 @@ def _plan(
 
 
 def _scale(training: Sequence[Example], reference: Mapping[int, float]) -> dict[str, float]:
-    """Mean (eV) of the energy an atom above the reference, and root mean square force component (eV/Å).
+    """Mean (eV) of the energy per atom above the reference, and root mean square force component (eV/Å).
 
     Computed here because mace would count frames without forces as frames without force.
     """
@@ -350,13 +349,13 @@ def _scale(training: Sequence[Example], reference: Mapping[int, float]) -> dict[
         [(e.energy - sum(reference[int(z)] for z in e.frame.numbers)) / len(e.frame.numbers) for e in training]
     )
     forces = [e.forces for e in training if e.forces is not None]
-    # of energies alone: their spread over one Å
+    # without forces: the standard deviation of the energies, per Å
     scale = float(np.sqrt((np.concatenate(forces) ** 2).mean()) if forces else rest.std())
     return {"mean": float(rest.mean()), "std": scale if scale > 1e-6 else 1.0}
 
 
 def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: TrainSettings) -> dict[int, float]:
-    """Check that the old members can be gone on with, and return the mean of their reference energies (eV)."""
+    """Check that training can start from the old members, and return the mean of their reference energies (eV)."""
     totals = dict.fromkeys(elements, 0.0)
     for path in start:
         card, then = check(path), _settings_of(path)
@@ -377,12 +376,12 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
 
 
 def _open(out: Path, dataset: Dataset) -> None:
-    """Make the committee's folder, or find that it is the same committee's already."""
+    """Make the committee's folder, or check that it is of the same committee."""
     if (out / DATASET).exists():
         if Dataset.read(out).hash != dataset.hash:
-            raise ModelError(f"{out} holds a committee that learned from other labels; choose another folder")
+            raise ModelError(f"{out} contains a committee trained on other labels; choose another folder")
         return
-    # frames alone, or parts of files, are what a call leaves that was killed at this very point
+    # a call that was killed while it wrote the dataset leaves only frames.extxyz or parts of files
     if out.exists() and (
         not out.is_dir() or any(file.name != FRAMES and not file.name.endswith(".part") for file in out.iterdir())
     ):
@@ -391,14 +390,14 @@ def _open(out: Path, dataset: Dataset) -> None:
 
 
 def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
-    """Whether this member is there, whole, and of this dataset and plan. Raises ModelError for one of another plan."""
+    """Whether this member exists, complete, with this dataset and plan. Raises ModelError for one of another plan."""
     if not bundle.exists():
         return False
     about = check(bundle).about
     then = about.get("plan", {})
-    # one of before there was `apart` says none
+    # cards older than `apart` do not have it
     then = then | {"settings": {"apart": plan["settings"]["apart"]} | then.get("settings", {})}
-    # the rest of the plan follows from these, but for rounding
+    # the rest of the plan follows from these, up to rounding errors of another machine
     if about.get("dataset") != dataset.hash or any(
         then.get(k) != plan.get(k) for k in ("settings", "start", ATOM_ENERGIES_KEY)
     ):

@@ -1,7 +1,7 @@
-"""Labels in, differences out: Δ = label - baseline, on the structure that was computed, with errors and origin.
+"""Make training examples from labels: Δ = label - baseline, on the structure that was computed, with errors and origin.
 
-A dataset is what one committee learned from. Its file, dataset.json, lies beside the members and holds every frame
-with its label, code, input and simulation; each member's card names it by its hash.
+A dataset is all examples of one committee. Its file, dataset.json, lies beside the members and has every frame with its
+label, code, input and simulation; each member's card names it by its hash.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ FRAMES = "frames.extxyz"
 FORMAT = 1
 #: frames evaluated at once
 BATCH = 256
-#: how names of files with labels end; every other source is a queue
+#: suffixes of files with labels; every other source is a queue
 LABEL_SUFFIXES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
-#: cosine between forces of labels and baseline from which on they are the same but for their size
+#: cosine between forces of labels and baseline above which they differ only by a factor
 SAME_DIRECTION_COSINE = 0.9
-#: how far (in logarithms) their sizes may be from a ratio of units
+#: how far (in logarithms) that factor may be from a ratio of units
 SAME_UNIT_LOG_RATIO = 0.1
-#: Å; an atom without another within is an isolated one
+#: Å; an atom without another one within this distance is isolated
 ISOLATED_DISTANCE = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class KnownFrame:
-    """A structure that a committee has met, and whether it was held out. simulation, step: as of an `Example`."""
+    """A structure that a committee was trained or tested on. simulation, step: as in `Example`."""
 
     frame: Frame
     held_out: bool
@@ -56,7 +56,7 @@ class KnownFrame:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A structure, its label, and what is to be learned from it.
+    """A structure, its label, and the energy and forces to train on.
 
     frame: the structure that was computed. energy: eV, forces: (N, 3) eV/Å or None: label minus baseline, or the label
     itself where `baseline` is None. baseline: hash of the baseline's model. source: name of the queue or file it came
@@ -90,7 +90,7 @@ class Example:
         return self.label.forces_error
 
     def known_frame(self, held_out: bool) -> KnownFrame:
-        """What later generations know of it."""
+        """The part of it that later generations need."""
         return KnownFrame(self.frame, held_out, self.simulation, self.step)
 
     @property
@@ -104,12 +104,12 @@ class Example:
 
     @property
     def place(self) -> str:
-        """Where it came from, for a person: `frame 3 of labels.extxyz`, `row 3 of queue.db`."""
+        """Its origin for messages: `frame 3 of labels.extxyz`, `row 3 of queue.db`."""
         return f"{'frame' if self.source.lower().endswith(LABEL_SUFFIXES) else 'row'} {self.row} of {self.source}"
 
     @property
     def isolated(self) -> bool:
-        """Whether it is an isolated atom: its energy is a reference energy, there is nothing else to learn from it."""
+        """Whether it is an isolated atom: its energy is a reference energy, and it has no forces to train on."""
         frame = self.frame
         if len(frame.numbers) != 1:
             return False
@@ -124,7 +124,8 @@ class Example:
 
     @property
     def solute(self) -> str:
-        """What is left when all water is taken away, e.g. `H +1` for a protonated cluster, `water` where nothing is."""
+        """What remains without all water molecules, e.g. `H +1` for a protonated cluster; `water` where nothing
+        does."""
         kinds, counts = np.unique(self.frame.numbers, return_counts=True)
         left = dict(zip(kinds.tolist(), counts.tolist(), strict=True))
         waters = min(left.get(8, 0), (left.get(1, 0) + 1) // 2)  # OH- is a water that lacks a hydrogen
@@ -140,9 +141,9 @@ class Example:
 class Dataset:
     """Examples of one method against one baseline, and which of them are held out from training.
 
-    before: structures that are none of these, but of the committees from whose weights this one went on. Raises
+    before: other structures, on which the committees were trained or tested from whose weights this one started. Raises
     LabelError for no examples, more than one method or baseline, one label twice, or two charges or spins of one
-    composition, which no MACE model can tell apart.
+    composition, which no MACE model can distinguish.
     """
 
     examples: tuple[Example, ...]
@@ -166,34 +167,34 @@ class Dataset:
 
     @property
     def hash(self) -> str:
-        """`sha256:` and the hash of the baseline, all labels and which are held out, in whatever order."""
+        """`sha256:` and the hash of the baseline, all labels and which are held out, independent of their order."""
         lines = sorted(f"{e.hash} {out}" for e, out in zip(self.examples, self.held_out, strict=True))
         lines += sorted(_hash(as_json([structure(met.frame), met.held_out])) for met in self.before)
         return _hash("\n".join([str(self.baseline), *lines]))
 
     @property
     def training(self) -> list[Example]:
-        """Those that may be learned from."""
+        """The examples for training."""
         return [e for e, out in zip(self.examples, self.held_out, strict=True) if not out]
 
     @property
     def testing(self) -> list[Example]:
-        """Those that are held out."""
+        """The held-out examples."""
         return [e for e, out in zip(self.examples, self.held_out, strict=True) if out]
 
     @property
     def past(self) -> list[KnownFrame]:
-        """Every structure that these models or those before them have met."""
+        """Every structure on which these models or earlier generations were trained or tested."""
         now = (e.known_frame(out) for e, out in zip(self.examples, self.held_out, strict=True))
         return [*self.before, *now]
 
     @property
     def learned(self) -> list[Frame]:
-        """Every structure that these models or those before them have learned from."""
+        """Every structure on which these models or earlier generations were trained."""
         return [met.frame for met in self.past if not met.held_out]
 
     def write(self, folder: Path) -> None:
-        """Write dataset.json, exact, and frames.extxyz, the same for other programs, into a folder."""
+        """Write dataset.json, with all digits, and frames.extxyz, the same for other programs, into a folder."""
         inputs = {_hash(e.label.input): e.label.input for e in self.examples}
         data = {
             "format": FORMAT,
@@ -216,7 +217,7 @@ class Dataset:
             one.info["held_out"] = out
         with whole(folder / FRAMES) as file:
             ase.io.write(file, atoms, format="extxyz")
-        # last, because it says that all is there
+        # last, because its presence means that the folder is complete
         write_whole(folder / DATASET, json.dumps(data, separators=(",", ":"), default=plain))
 
     @classmethod
@@ -236,10 +237,10 @@ class Dataset:
                 KnownFrame(frame_of(f), bool(f["held_out"]), f.get("simulation"), f.get("step"))
                 for f in data.get("before", ())
             )
-            said = str(data["hash"])
+            stored = str(data["hash"])
             dataset = cls(examples, held_out, before)
-            if dataset.hash != said:
-                raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, it says {said})")
+            if dataset.hash != stored:
+                raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, stored {stored})")
         return dataset
 
 
@@ -248,8 +249,8 @@ def from_queue(
 ) -> list[Example]:
     """Make examples of all labelled rows of a queue, oldest first.
 
-    method: take only labels of this method. Raises LabelError for what is no label or does not fit its frame, and
-    where labels of several methods would mix.
+    method: take only labels of this method. Raises LabelError for a label that is damaged or does not fit its frame,
+    and where labels of several methods would be mixed.
     """
     queue = queue if isinstance(queue, Queue) else Queue(queue)
     found = []
@@ -257,17 +258,17 @@ def from_queue(
         frame, label = computed(row)
         if method in (None, label.method):
             kept = row.kept
-            # what the user brought comes from a file of frames, which has the place of the simulation's
+            # for a frame that the user added, `simulation` is the hash of the file of frames, which is no simulation
             ours = kept.simulation if kept.models or kept.step is not None else None
             found.append(Example(frame, label, 0.0, None, Path(queue.name).name, row.id, ours, step=kept.step))
     return difference(found, baseline, f"the queue {queue.name}")
 
 
 def difference(labelled: Sequence[Example], baseline: Path | None, where: str = "the labels") -> list[Example]:
-    """Fill in energy and forces: label minus baseline, evaluated by the engine that will serve it.
+    """Fill in energy and forces: label minus baseline, by the same engine that will serve the baseline.
 
-    baseline: a bundle, or None to learn the labels themselves. Raises LabelError as `check` does and for structures
-    that no model can answer for, ModelError for a baseline that does not know an element.
+    baseline: a bundle, or None to train on the labels themselves. Raises LabelError as `check` does and for unphysical
+    structures, ModelError for a baseline that does not know an element.
     """
     check(labelled, where)
     for start in range(0, len(labelled), BATCH):
@@ -280,19 +281,19 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
             potential.check_species(np.unique(e.frame.numbers))
         except ModelError as error:
             raise ModelError(f"{e.place}: {error}") from error
-    # an atom alone would let any engine pass
+    # the largest frame: on a single atom every engine agrees with the reference
     potential.select_backends(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
     name = load_card(baseline).hash
     examples = []
     pairs = []
     for start in range(0, len(labelled), BATCH):
         batch = labelled[start : start + BATCH]
-        answer = potential.evaluate([e.frame for e in batch])
-        for e, energy, a, b in zip(batch, answer.energies, answer.ptr[:-1], answer.ptr[1:], strict=True):
+        result = potential.evaluate([e.frame for e in batch])
+        for e, energy, a, b in zip(batch, result.energies, result.ptr[:-1], result.ptr[1:], strict=True):
             forces = None
             if e.label.forces is not None:
-                forces = e.label.forces - answer.forces[a:b]
-                pairs.append((e.label.forces, answer.forces[a:b]))
+                forces = e.label.forces - result.forces[a:b]
+                pairs.append((e.label.forces, result.forces[a:b]))
             examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name))
     if pairs:
         _check_unit(np.concatenate([label for label, _ in pairs]), np.concatenate([own for _, own in pairs]), where)
@@ -300,7 +301,10 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
 
 
 def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
-    """Refuse forces that are the baseline's but for a unit or the sign: they are no eV/Å, whatever was said."""
+    """Refuse forces that are the baseline's times a ratio of units or -1: they are not in eV/Å, or are gradients.
+
+    A file names no units, and Δ trained on such labels would be nonsense that looks like a large correction.
+    """
     size = float(np.linalg.norm(label)) * float(np.linalg.norm(baseline))
     along = float((label * baseline).sum()) / max(size, 1e-12)
     times = float(np.linalg.norm(label)) / max(float(np.linalg.norm(baseline)), 1e-12)
@@ -322,13 +326,13 @@ def _check_structures(examples: Sequence[Example]) -> None:
         build([e.frame for e in examples], MIN_DISTANCE)
     except GeometryError as error:
         if len(examples) == 1:
-            raise LabelError(f"{examples[0].place}: {error.what}; mend it, or take it out") from error
-        for e in examples:
+            raise LabelError(f"{examples[0].place}: {error.what}; correct it, or remove it") from error
+        for e in examples:  # one by one, to name the frame
             _check_structures([e])
 
 
 def check(examples: Sequence[Example], where: str = "the dataset") -> None:
-    """Refuse what must not be learned together.
+    """Refuse examples that must not be in one training set.
 
     Raises LabelError for no examples, more than one method or baseline, one label twice, forces that do not fit their
     frame, two charges or spins of one composition, and labels that lack their basis's pseudopotential.

@@ -1,4 +1,4 @@
-"""Which structures are the same one, whoever wrote them down: what was learned from once is no test."""
+"""Find equal structures, wherever they come from: a frame that was trained on must not be used as a test."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 from beadwork.frame import Frame
 
-#: Å, of every coordinate: far above what files round off, far below what steps of a simulation move
+#: Å, in every coordinate: far above the rounding of files, far below the displacement in a step of a simulation
 SAME_COORDINATE = 1e-3
 
 
 def firsts(frames: Sequence[Frame]) -> list[int]:
-    """For each frame the index of the first one that is the same: its own where there is none before it.
+    """For each frame the index of the first equal one: its own where there is none before it.
 
-    The same are equal atomic numbers in one order and equal periodicity, with positions (but for a shift of the whole)
-    and periodic cell vectors that differ by less than SAME_COORDINATE. Charge and spin, which no model sees, do not
-    count.
+    Equal frames have the same atomic numbers in the same order and the same periodicity, and positions (after removing
+    a common translation) and periodic cell vectors that differ by less than SAME_COORDINATE. Charge and spin do not
+    count, since no model uses them.
     """
     found = list(range(len(frames)))
     groups: dict[bytes, list[int]] = {}
@@ -27,7 +27,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
         groups.setdefault(key, []).append(index)
     for group in groups.values():
         points = np.stack([_point(frames[index]) for index in group])
-        # only those are compared whose projections on one direction are as near as two of the same can be
+        # compare only frames whose projections on a random direction are close: n log n instead of n^2 comparisons
         direction = np.random.default_rng(0).normal(size=points.shape[1])
         shadow = points @ direction
         width = SAME_COORDINATE * np.abs(direction).sum()
@@ -44,7 +44,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
 
 
 def among(frames: Sequence[Frame], known: Sequence[Frame]) -> list[bool]:
-    """Whether each frame is one of those that are known."""
+    """Whether each frame is equal to one of the known ones."""
     return [first < len(known) for first in firsts([*known, *frames])[len(known) :]]
 
 

@@ -1,8 +1,8 @@
-"""Fitting a bundle's training set: what `potential.novelty` holds new atoms against.
+"""Fit a bundle's training set, with which `potential.novelty` compares new atoms.
 
-Of each element a Gaussian mixture is fitted to the model's features. How many components it has is decided by the
-likelihood of atoms in blocks of frames that were left out, and its edge by the distances of atoms whose own block was
-left out, so neither flatters itself with neighbours in time.
+For each element a Gaussian mixture is fitted to the model's features. The number of components is chosen by the
+likelihood of atoms in blocks of frames that were left out, and the edge by the distances of atoms whose own block was
+left out: neighbours in time are so similar that they would make both look better than they are.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from beadwork.train.dataset import DATASET, Dataset, KnownFrame
 from beadwork.train.duplicates import frames_hash
 from beadwork.train.split import APART, blocks
 
-#: numbers of components that are tried, as long as each has so many atoms a feature
+#: numbers of components that are tried, as long as each component has so many atoms per feature
 COMPONENTS = (1, 2, 4, 8)
 ATOMS_PER_FEATURE = 8
-#: by how much the logarithm of the likelihood of an atom left out must grow, in the mean, for more components
+#: more components must raise the mean log-likelihood of a left-out atom by at least this
 MIN_LIKELIHOOD_GAIN = 0.1
-#: parts into which the blocks are put: each is left out once
+#: cross-validation: the blocks are divided into so many parts, and each is left out once
 FOLDS = 4
-#: atoms of an element that a mixture is fitted to, at most: enough for its shape, and seconds of work
+#: a mixture is fitted to at most so many atoms of an element: enough for its shape, and done in seconds
 MAX_ATOMS = 6_000
-#: atoms of an element that a mixture is fitted to, at least; of fewer only the contacts are known
+#: a mixture is fitted to at least so many atoms of an element; for fewer only the contacts are used
 MIN_ATOMS = 10
-#: a part is like no other when its edge is so many times the next largest
+#: a part is an outlier when its edge is so many times the next largest
 OUTLIER_EDGE_RATIO = 1.5
-#: the part of the training atoms that lie beyond the edge
+#: fraction of the training atoms beyond the edge
 FRACTION_BEYOND_EDGE = 1e-4
-#: added to the variances of a component's whitened features, so that none becomes a needle
+#: added to the variances of a component's whitened features, so that none collapses onto a few atoms
 VARIANCE_FLOOR = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A training set, and for the card how it does on atoms whose block was left out.
+    """A training set, and for the card its cross-validation on atoms whose block was left out.
 
-    components: by atomic number. new: by atomic number, the part of those atoms that would be called new; NaN where all
-    atoms of an element are in one block. frames_new: the part of frames with such an atom.
+    components: by atomic number. new: by atomic number, the fraction of those atoms that would be called new; NaN where
+    all atoms of an element are in one block. frames_new: the fraction of frames with such an atom.
     """
 
     training_set: TrainingSet
@@ -63,14 +63,14 @@ class Fitted:
 def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cutoff: float, seed: int = 0) -> Fitted:
     """Fit the training set of one model.
 
-    block: a number for each frame; frames that know each other (of one stretch of one simulation) share it.
+    block: a number for each frame; correlated frames (of one interval of one simulation) have the same.
     vectors: (A, F), the model's features of all atoms, frame by frame. cutoff: Å, the model's. Raises ModelError for
     frames of one block, and where no element has MIN_ATOMS atoms.
     """
     if len(set(block)) < 2:
         raise ModelError(
-            f"{len(frames)} frames of one block do not say what a model was trained on; give frames of two simulations "
-            "at least, or of two stretches of one"
+            f"{len(frames)} frames of one block are not enough for novelty; give frames of at least two simulations, "
+            "or of two separate intervals of one"
         )
     numbers = np.concatenate([frame.numbers for frame in frames])
     owner = np.repeat(np.arange(len(frames)), [len(frame.numbers) for frame in frames])
@@ -85,7 +85,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
             fold = _folds(blocks_of_atoms[mine], seed)  # of this element, which may be in few of the blocks
             mixtures[z], components[z], left_out[mine] = _fit_element(vectors[mine], fold, seed)
     if not mixtures:
-        raise ModelError(f"the frames have less than {MIN_ATOMS} atoms of each element, too few to say what is known")
+        raise ModelError(f"the frames have fewer than {MIN_ATOMS} atoms of each element, too few for novelty")
     contacts = _contacts(frames, elements, cutoff)
     training_set = TrainingSet(
         elements,
@@ -120,13 +120,13 @@ def read_frames(files: Sequence[Path]) -> tuple[list[Frame], list[int]]:
                 met.append(
                     KnownFrame(Frame.from_atoms(atoms), False, **known, step=None if step is None else int(step))
                 )
-        except Exception as error:  # ASE's readers raise whatever they meet
+        except Exception as error:  # ASE's readers can raise anything
             raise ModelError(f"{file} cannot be read as structures ({type(error).__name__}: {error})") from error
     return [m.frame for m in met], blocks(met, APART).tolist()
 
 
 def learned(folder: Path) -> tuple[list[Frame], list[int]]:
-    """The frames that a bundle or a committee of `beadwork train` has learned from, and their blocks.
+    """The frames on which a bundle or a committee of `beadwork train` was trained, and their blocks.
 
     Raises LabelError where there is no dataset.json of it, in the folder or the one above it.
     """
@@ -136,17 +136,17 @@ def learned(folder: Path) -> tuple[list[Frame], list[int]]:
     card = load_card(members_of([folder])[0])
     if card.about.get("dataset", dataset.hash) != dataset.hash:
         raise LabelError(
-            f"{card.path} learned from {card.about['dataset']}, and the {DATASET} there is {dataset.hash}; name the "
-            "frames that it learned from (--frames)"
+            f"{card.path} was trained on {card.about['dataset']}, and the {DATASET} there is {dataset.hash}; name the "
+            "frames on which it was trained (--frames)"
         )
-    plan = card.about.get("plan", {})  # of one that was made elsewhere there is none
+    plan = card.about.get("plan", {})  # a bundle from another program has none
     return [met.frame for met in known], blocks(known, plan.get("settings", {}).get("apart", APART)).tolist()
 
 
 def fit_bundle(
     bundle: Path, frames: Sequence[Frame], block: Sequence[int], say: Callable[[str], None] = lambda text: None
 ) -> Card:
-    """Fit a bundle's training set on these frames, put it into the bundle and what was found into its card.
+    """Fit a bundle's training set on these frames, and write it into the bundle and its summary into the card.
 
     Raises ModelError as `fit` and `choose.features` do.
     """
@@ -159,7 +159,7 @@ def fit_bundle(
 
 
 def summary(fitted: Fitted, frames: int, blocks: int) -> dict[str, Any]:
-    """What a card says about a training set."""
+    """The entries of a card about a training set."""
     return {
         "frames": frames,
         "frames_hash": fitted.training_set.frames,
@@ -174,7 +174,7 @@ def summary(fitted: Fitted, frames: int, blocks: int) -> dict[str, Any]:
 
 
 def format_fit(about: dict[str, Any]) -> str:
-    """The same in a sentence."""
+    """Format the same as a message."""
     parts = ", ".join(
         f"{about['atoms'][s]} {s} in {k} component{'s' * (k > 1)}" for s, k in about["components"].items()
     )
@@ -185,7 +185,7 @@ def format_fit(about: dict[str, Any]) -> str:
 
 
 def _folds(block: IntArray, seed: int) -> IntArray:
-    """(A,): which part each atom belongs to; a block is never divided, and the parts are about as large."""
+    """(A,): the part of each atom; a block is never divided, and the parts are of similar size."""
     names, index, sizes = np.unique(block, return_inverse=True, return_counts=True)
     fold = np.zeros(len(names), dtype=np.int_)
     filled = np.zeros(min(FOLDS, len(names)))
@@ -216,14 +216,14 @@ def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixtur
     whole = _Fit(vectors, best, seed)
     known = [left_out[fold == part] for part in folds] or [whole.distance(vectors)]
     edges = sorted(float(np.quantile(one, 1 - FRACTION_BEYOND_EDGE, method="higher")) for one in known)
-    # a part that is like no other must not set the edge: the whole fit knows it, and the others lie far within
+    # an outlier part must not set the edge: the final fit contains it, and all other parts would lie far inside
     edge = edges[-2] if len(edges) > 2 and edges[-1] > OUTLIER_EDGE_RATIO * edges[-2] else edges[-1]
     mixture = whole.mixture(max(edge, 1e-6))
     return mixture, best, left_out / mixture.edge
 
 
 class _Fit:
-    """A mixture of one element's features: whitened by their whole covariance first, so that one floor suits all."""
+    """A mixture of one element's features, which are whitened first, so that one variance floor is right for all."""
 
     def __init__(self, vectors: FloatArray, components: int, seed: int) -> None:
         try:
@@ -241,7 +241,7 @@ class _Fit:
         self._white = axes / np.sqrt(np.maximum(values, values[-1] * 1e-12 + 1e-30))
         mixture = GaussianMixture(components, reg_covar=VARIANCE_FLOOR, random_state=seed, tol=1e-2)
         with warnings.catch_warnings():
-            # an edge of a cloud needs no last digit of the likelihood
+            # the edge does not depend on the last digits of the likelihood
             warnings.simplefilter("ignore", ConvergenceWarning)
             mixture.fit(self._whiten(vectors))
         self._mixture = mixture
@@ -253,7 +253,7 @@ class _Fit:
         return float(self._mixture.score(self._whiten(vectors)))
 
     def distance(self, vectors: FloatArray) -> FloatArray:
-        """(A,): d, by the same code that serves it."""
+        """(A,): d, by the same code that evaluates it in a run."""
         return np.asarray(self.mixture(1.0).distance(torch.from_numpy(vectors)).numpy())
 
     def mixture(self, edge: float) -> Mixture:
@@ -266,7 +266,7 @@ class _Fit:
 
 
 def _contacts(frames: Sequence[Frame], elements: tuple[int, ...], cutoff: float) -> FloatArray:
-    """(n, n, 2) Å: the least and the largest distance from an atom of one element to the nearest of another."""
+    """(n, n, 2) Å: the smallest and the largest distance from an atom of one element to the nearest of another."""
     found = np.empty((len(elements), len(elements), 2))
     found[..., 0], found[..., 1] = np.inf, -np.inf
     for frame in frames:

@@ -1,4 +1,4 @@
-"""Labels out of an extended XYZ file, whoever wrote it: a value is what its name says, or its frame is named."""
+"""Read labels from an extended XYZ file of any program; a value that is not what its name says is refused by frame."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from beadwork.label.lines import decoded, ends
 from beadwork.train.dataset import LABEL_SUFFIXES, Example, difference, from_queue
 
 ENERGY, FORCES = "REF_energy", "REF_forces"
-#: for a name: that the file has none which are to be learned
+#: in place of a name: train on energies alone
 NO_FORCES = "none"
-#: what total charge is called, ours first and then MACE's
+#: names of the total charge: ours, then MACE's
 CHARGES = ("charge", "total_charge")
-#: what a spin is called (ours, MACE's, others), and by how much its number is above that of unpaired electrons
+#: names of a spin (ours, MACE's, others), and the difference of its number from that of unpaired electrons
 SPINS = {"spin": 0, "total_spin": 1, "multiplicity": 1, "spin_multiplicity": 1}
 
 
@@ -32,8 +32,7 @@ def read_examples(
 ) -> list[Example]:
     """Make examples of a queue (path or URL), or of an extended XYZ file (by its suffix).
 
-    Raises ConfigError for other names than the usual ones of a queue, which has no names, and as `from_file` and
-    `from_queue` do.
+    Raises ConfigError for names of keys together with a queue, which has none, and as `from_file` and `from_queue` do.
     """
     if source.lower().endswith(LABEL_SUFFIXES):
         return from_file(Path(source), baseline, method, energy, forces)
@@ -47,10 +46,10 @@ def from_file(
 ) -> list[Example]:
     """Make examples of an extended XYZ file with energies (eV) and, where there are, forces (eV/Å).
 
-    energy, forces: what the file calls them; forces `none`: learn none. Standard errors are read from the same names
-    with `_error` added, and charge, spin, method, code, version and input from where they stand. method: of frames
-    that do not say. Raises LabelError for a file that cannot be read whole, frames without energies or a method, forces
-    under another name, and a value that is not what its name says.
+    energy, forces: their names in the file; forces `none`: train on energies alone. Standard errors are read from the
+    same names with `_error` added, and charge, spin, method, code, version and input from the entries of these names.
+    method: of frames without one. Raises LabelError for a file that cannot be read completely, frames without energies
+    or a method, forces under another name, and a value that is not what its name says.
     """
     read, digest = _read(path)
     if not read:
@@ -73,7 +72,7 @@ def from_file(
             "charge": charge,
             "spin": _spin(info, where, int(one.numbers.sum()) - charge),
             "seconds": _number(info, "seconds", where, "a number of seconds", 0.0),
-            # a file may hold equal energies of equal structures: its place tells them apart
+            # a file may contain equal energies of equal structures: the number of the frame distinguishes their labels
             "extra": {"frame": number},
             **{name: str(value) for name, value in about.items()},
         }
@@ -108,16 +107,16 @@ def _read(path: Path) -> tuple[list[Any], str]:
     try:
         for atoms in ase.io.iread(io.StringIO(text), ":", format="extxyz"):
             read.append(atoms)
-    except Exception as error:  # whatever the reader raises
-        said = " ".join(str(error).split())
+    except Exception as error:  # ASE's reader can raise anything
+        text = " ".join(str(error).split())
         raise LabelError(
-            f"frame {len(read)} of {path} cannot be read as extended XYZ ({type(error).__name__}: {said}); mend it"
+            f"frame {len(read)} of {path} cannot be read as extended XYZ ({type(error).__name__}: {text}); correct it"
         ) from error
     return read, digest
 
 
 def _check_whole(path: Path, text: str) -> None:
-    """Refuse what a reader would end at, or take for whole, without a word: empty lines, and a file that was cut."""
+    """Refuse files that ASE would read in part without an error: empty lines between frames, and a truncated file."""
     lines = text.splitlines(keepends=True)
     at = number = 0
     last: list[str] = []
@@ -136,7 +135,7 @@ def _check_whole(path: Path, text: str) -> None:
         if at > len(lines):
             raise LabelError(f"frame {number} of {path} ends before its last atom: the file was cut; copy it again")
         last, rows = lines[first:at], at
-        while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # the cell, as some programs write it
+        while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # the cell in the form of some programs
             at += 1
         last = lines[rows:at] or last
         number += 1
@@ -148,25 +147,28 @@ def _check_whole(path: Path, text: str) -> None:
 
 
 def _info(atoms: Any) -> dict[str, Any]:
-    """What a frame's comment line says; ASE hands some of it to a calculator."""
+    """The entries of a frame's comment line; ASE moves `energy` and others to a calculator."""
     results = {} if atoms.calc is None else atoms.calc.results
     return {**{name: value for name, value in results.items() if np.ndim(value) == 0}, **atoms.info}
 
 
 def _arrays(atoms: Any) -> dict[str, Any]:
-    """What a frame says of each atom."""
+    """A frame's arrays with one row per atom, those that ASE moved to a calculator included."""
     results = {} if atoms.calc is None else atoms.calc.results
     whole = {name: value for name, value in results.items() if np.ndim(value) and len(value) == len(atoms)}
     return {**whole, **atoms.arrays}
 
 
 def _is_marked_isolated(atoms: Any) -> bool:
-    said = str(atoms.info.get("config_type", "")).lower()
-    return said.replace("_", "").replace("-", "").replace(" ", "") == "isolatedatom"
+    kind = str(atoms.info.get("config_type", "")).lower()  # MACE's own key, in several spellings
+    return kind.replace("_", "").replace("-", "").replace(" ", "") == "isolatedatom"
 
 
 def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> None:
-    """Refuse a file that has energies or forces under other names than those that would be read."""
+    """Refuse a file with energies or forces under other names than those that would be read.
+
+    Silently training without forces, or on another energy, would give a model that is wrong without a sign of it.
+    """
     have = [energy in _info(one) for one in read]
     if not all(have):
         without = [info for info in map(_info, read) if energy not in info]
@@ -193,7 +195,7 @@ def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> N
 
 
 def _other_names(frames: Sequence[Mapping[str, Any]], part: str) -> str:
-    """Names that contain a part, each with the number of frames that have it; our own differences are no labels."""
+    """Names that contain `part`, each with the number of frames that have it; our own differences are no labels."""
     counts = Counter(
         name
         for frame in frames
@@ -213,22 +215,23 @@ def _number(info: Mapping[str, Any], name: str, where: str, wanted: str, default
     values = np.ravel(info.get(name, default))
     if len(values) == 1 and values.dtype.kind in "iuf" and np.isfinite(values[0]):
         return float(values[0])
-    said = "true (T)" if values.dtype.kind == "b" and values.all() else " ".join(map(str, values))
-    raise LabelError(f"{where}: {name} is {said!r}; it wants {wanted}, as -14.2 or -1.42e+01")
+    # extended XYZ reads T as true, which NumPy would take for 1
+    text = "true (T)" if values.dtype.kind == "b" and values.all() else " ".join(map(str, values))
+    raise LabelError(f"{where}: {name} is {text!r}; it must be {wanted}, as -14.2 or -1.42e+01")
 
 
 def _whole(info: Mapping[str, Any], name: str, where: str, wanted: str) -> int:
     value = _number(info, name, where, wanted)
     if value != int(value):
-        raise LabelError(f"{where}: {name} is {value:g}; it wants {wanted}")
+        raise LabelError(f"{where}: {name} is {value:g}; it must be {wanted}")
     return int(value)
 
 
 def _charge(info: Mapping[str, Any], where: str) -> int:
     found = {name: _whole(info, name, where, "the total charge in e") for name in CHARGES if name in info}
     if len(set(found.values())) > 1:
-        said = " and ".join(f"{name}={value}" for name, value in found.items())
-        raise LabelError(f"{where} has {said}: one of them is wrong; take it out")
+        listed = " and ".join(f"{name}={value}" for name, value in found.items())
+        raise LabelError(f"{where} has {listed}: one of them is wrong; remove it")
     return next(iter(found.values()), 0)
 
 
@@ -240,14 +243,15 @@ def _spin(info: Mapping[str, Any], where: str, electrons: int) -> int:
         if name in info
     }
     for name, spin in found.items():
+        # spin 0 is the default of files that do not know it, so it is accepted for any number of electrons
         if spin and (not 0 <= spin <= electrons or (electrons - spin) % 2):
             raise LabelError(
                 f"{where}: {name} is {spin + SPINS[name]}, which {electrons} electrons cannot have; give the unpaired "
                 "electrons as spin, or the multiplicity as total_spin, and the charge"
             )
     if len(set(found.values())) > 1:
-        said = " and ".join(f"{name}={value + SPINS[name]}" for name, value in found.items())
-        raise LabelError(f"{where} has {said}: one of them is wrong; take it out")
+        listed = " and ".join(f"{name}={value + SPINS[name]}" for name, value in found.items())
+        raise LabelError(f"{where} has {listed}: one of them is wrong; remove it")
     return next(iter(found.values()), 0)
 
 
@@ -257,10 +261,12 @@ def _vectors(arrays: Mapping[str, Any], name: str, where: str) -> FloatArray | N
     values = np.asarray(arrays[name])
     if values.dtype.kind not in "iuf":
         kind = "truth values" if values.dtype.kind == "b" else "strings"
-        raise LabelError(f"{where}: {name} holds {kind}; it wants three numbers an atom ({name}:R:3 in Properties)")
+        raise LabelError(
+            f"{where}: {name} holds {kind}; it must have three numbers per atom ({name}:R:3 in Properties)"
+        )
     if values.ndim != 2 or values.shape[1] != 3:
         columns = 1 if values.ndim == 1 else values.shape[1]
-        raise LabelError(f"{where}: {name} has {columns} columns; it wants three numbers an atom")
+        raise LabelError(f"{where}: {name} has {columns} columns; it must have three numbers per atom")
     if not np.isfinite(values).all():
         atom = int(np.argmin(np.isfinite(values).all(axis=1)))
         raise LabelError(f"{where}: {name} of atom {atom} is {' '.join(map(str, values[atom]))}; take the frame out")

@@ -1,12 +1,12 @@
-"""One member of a committee: what it draws, mace_run_train in a process of its own, and its bundle.
+"""Train one member of a committee: its draw of frames, mace_run_train in a process of its own, and its bundle.
 
-What the loss is. A label with standard error sigma counts floor^2 / (floor^2 + sigma^2), for the energy an atom and
-for the forces: as 1/sigma^2 where the noise is large, capped at 1 where it is below what the model can resolve anyway
-(the floor). A label without forces has a force weight of zero.
+The loss: a label with standard error sigma has the weight floor^2 / (floor^2 + sigma^2), for the energy per atom and
+for the forces: 1/sigma^2 where the noise is large, at most 1 where it is below what the model can resolve anyway (the
+floor). A label without forces has a force weight of zero.
 
-What it learns from. Of the frames that are not held out each member draws its own share, with its own seed; what it did
-not draw chooses its best epoch. The frames with the closest and the widest contact of two elements are drawn by all: a
-member that lacks them extrapolates where its fellows do not, and spoils the mean.
+The frames: of those that are not held out each member draws its own fraction, with its own seed; the rest choose its
+best epoch. Frames with the closest and the widest contact of two elements are drawn by all members: a member without
+them extrapolates where the others do not, and spoils the mean.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split
 
 TRAINING = "training"
-#: scripting a model patches modules of Python's for a while, so only one thread at a time may do it
+#: compiling a model to TorchScript patches Python modules for a moment, so only one thread at a time may do it
 _importing = threading.Lock()
 #: trainings that threads of this process have started; none may start once it was interrupted
 _started: set[subprocess.Popen[bytes]] = set()
@@ -53,7 +53,7 @@ def train_member(
     about: Mapping[str, Any],
     name: str | None = None,
 ) -> str:
-    """Train one member of the committee in `folder` (which has its dataset) and return a sentence.
+    """Train one member of the committee in `folder` (which has its dataset) and return a message.
 
     name: of its bundle there, delta-0, delta-1, … where not given. The result depends on nothing but the arguments and
     the folder, so a member can be trained in any process, on any machine that sees the folder.
@@ -62,7 +62,7 @@ def train_member(
     dataset = Dataset.read(folder)
     drawn, other = _draw(dataset.training, settings, member)
     (folder / TRAINING).mkdir(exist_ok=True)
-    # a folder of its own for each attempt: mace would take a checkpoint that a killed one left
+    # a new folder for each attempt: mace would continue from a checkpoint that a killed training left
     work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / TRAINING))
     for file, part in (("train.extxyz", drawn), ("valid.extxyz", other)):
         _write(work / file, part, settings)
@@ -79,16 +79,16 @@ def train_member(
         frames_held_out=len(dataset.testing),
         member=member,
         plan=plan,
-        mace_run_train=shlex.join(options).replace(str(work), "."),  # other people have other folders
+        mace_run_train=shlex.join(options).replace(str(work), "."),  # cards are shared, and folders differ
     )
-    shutil.rmtree(folder / name, ignore_errors=True)  # one that is there is not finished, or it would have been kept
+    shutil.rmtree(folder / name, ignore_errors=True)  # an existing one is incomplete, else it would have been kept
     os.replace(work / "bundle" / name, folder / name)
     return f"{name} is trained on {len(drawn)} frames"
 
 
 @contextmanager
 def workers(jobs: Jobs, folder: Path) -> Iterator[Pool]:
-    """A pool that trains members. Where it is left by an exception, trainings under way are killed and none follows."""
+    """A pool that trains members. An exception in the block kills the running trainings, and no other one starts."""
     try:
         with Pool(jobs, folder) as pool:
             try:
@@ -104,9 +104,9 @@ def workers(jobs: Jobs, folder: Path) -> Iterator[Pool]:
 
 
 def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> tuple[list[Example], list[Example]]:
-    """What a member learns from, and what chooses its best epoch; both have at least one frame."""
+    """The frames on which a member is trained, and those that choose its best epoch; both have at least one frame."""
     marks = split(training, 1 - settings.share, 1000 * (settings.seed + 1) + member, apart=settings.apart)
-    # what lies too near to those that choose the epoch tests nothing, so it may as well be learned from
+    # frames too close to those that choose the epoch are trained on: here they cannot spoil a test
     other = [mark is True for mark in marks]
     outermost = _outermost([e.frame for e in training], settings.r_max)
     for i in outermost:
@@ -121,7 +121,7 @@ def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> 
 
 
 def _outermost(frames: Sequence[Frame], cutoff: float) -> set[int]:
-    """The frames whose closest contact of some pair of elements, within cutoff Å, is the shortest or longest of all."""
+    """Frames whose closest contact of some pair of elements, within cutoff Å, is the shortest or longest of all."""
     graph = build(frames, cutoff)
     system = graph.system[graph.center]
     ends = np.sort([graph.numbers[graph.center], graph.numbers[graph.neighbor]], axis=0)
@@ -180,7 +180,7 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
         "r_max": settings.r_max,
         "hidden_irreps": settings.hidden_irreps,
         "MLP_irreps": "16x0e",
-        # what the compiled engine can serve
+        # the only values that the native engine supports
         "num_interactions": 2,
         "max_ell": 3,
         "correlation": 3,
@@ -197,7 +197,7 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
         "ema_decay": 0.99,
         "max_num_epochs": epochs,
         "eval_interval": max(1, epochs // 30),
-        # mace drops the last, unfilled batch: more frames a batch than there are would train nothing at all
+        # mace drops the last, incomplete batch: with a batch larger than the dataset it would train on nothing
         "batch_size": min(settings.batch_size, frames),
         "valid_batch_size": settings.batch_size,
         "default_dtype": settings.dtype,
@@ -210,7 +210,7 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
 
 
 def _run(work: Path, options: Sequence[str], start: Path | None, settings: TrainSettings) -> Path:
-    """Run mace_run_train and return the eager model that it wrote. It hides failures, so that is looked at."""
+    """Run mace_run_train and return the eager model that it wrote. It can fail with exit code 0, so the file counts."""
     command = module("beadwork.train.mace_run")
     if start is not None:
         command += ["--start", str(start / MODEL)]
@@ -218,7 +218,7 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
     log = work / "log.txt"
     with _starting:
         if _interrupted.is_set():
-            raise ModelError(f"the training in {work} was interrupted; give the command again")
+            raise ModelError(f"the training in {work} was interrupted; run the command again")
         process = launch([*command, "--", *options], log, environment=environment)
         _started.add(process)
     try:

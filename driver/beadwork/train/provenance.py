@@ -1,4 +1,4 @@
-"""From a model back to where its labels came from: card -> dataset -> frames -> label, code, input, simulation."""
+"""Trace a model back to its labels: card -> dataset -> frames -> label, code, input, simulation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from beadwork.train.dataset import DATASET, Dataset, Example
 
 
 def chain(bundle: Path, frames: bool = False) -> str:
-    """Say in a few lines what a model learned from; with `frames`, a line for each of them too.
+    """Format in a few lines what a model was trained on; with `frames`, a line for each of them too.
 
-    Empty for a model that names no dataset. Raises LabelError for a dataset that is missing, was changed, or is not the
-    one that the card names.
+    Empty for a model whose card names no dataset. Raises LabelError for a dataset that is missing, was changed, or is
+    not the one that the card names.
     """
     named = load_card(bundle).about.get("dataset")
     if named is None:

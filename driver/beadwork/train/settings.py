@@ -1,4 +1,4 @@
-"""How to train: everything that a TOML file for `beadwork train` may set."""
+"""The settings of a training: all that a TOML file for `beadwork train` may contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from beadwork.train.split import APART
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How to train. Everything a TOML file for `beadwork train` may set. Raises ConfigError for what cannot be done."""
+    """All settings that a TOML file for `beadwork train` may contain. Raises ConfigError for impossible values."""
 
     members: int = setting(4, "members of the committee", "members", rule=at_least(1))
     held_out: float = setting(

@@ -1,12 +1,11 @@
-"""What is held out: by simulation and block of time, never closer to what is learned than a stated number of steps.
+"""Choose the held-out frames: by simulation and block of time, never within a given number of steps of training frames.
 
-Frames of one simulation that follow each other look alike: one that is tested a few steps from one that was learned
-tests nothing, and a hundred of them are no hundred tests. So frames are moved in blocks. A block is what one
-simulation gave without a gap of `apart` steps, cut into pieces of MAX_BLOCK_LENGTH times `apart` steps where it is
-longer; a whole simulation where the steps are not known; and a frame by itself where the simulation is not. Frames of
-one structure, whoever wrote them, are in one block. At the borders of a piece that is held out, what lies closer than
-`apart` steps is neither learned from nor tested on. Periodic frames, beads and clusters count alike: beads of
-one step are no steps apart.
+Consecutive frames of one simulation are alike: a test a few steps from a training frame tests nothing, and a hundred of
+them are not a hundred independent tests. So frames are held out in blocks. A block is a part of one simulation without
+a gap of `apart` steps, cut into pieces of MAX_BLOCK_LENGTH times `apart` steps where it is longer; a whole simulation
+where the steps are not known; and a frame by itself where the simulation is not. Equal structures, wherever they come
+from, are in one block. At the borders of a held-out piece, frames closer than `apart` steps are neither trained on nor
+tested on. Periodic frames, beads and clusters count alike: beads of one step are 0 steps apart.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from beadwork.frame import IntArray
 from beadwork.train.dataset import Dataset, Example, KnownFrame
 from beadwork.train.duplicates import firsts
 
-#: steps of a simulation: 50 fs where a step is 0.5 fs, as long as molecules turn to and fro
+#: steps of a simulation: 50 fs where a step is 0.5 fs, about the time of a libration of a water molecule
 APART = 100
-#: a block of time is at most so many times as long, and never cut below MIN_BLOCK_LENGTH times
+#: in units of `apart`: a block of time is cut to at most the first, and never below the second
 MAX_BLOCK_LENGTH, MIN_BLOCK_LENGTH = 10, 2
 
 
 def split(
     examples: Sequence[Example], fraction: float, seed: int, before: Sequence[KnownFrame] = (), apart: int = APART
 ) -> tuple[bool | None, ...]:
-    """Choose what to hold out: for each example True, False where it may be learned from, None where it may not either.
+    """For each example: True where it is held out, False where it is for training, None where it is used for neither.
 
-    It is every k-th block, with the blocks ordered by size (in powers of two), solute, composition and a seeded
+    Held out is every k-th block, with the blocks ordered by size (in powers of two), solute, composition and a seeded
     shuffle: so each of these is held out in proportion, as far as blocks allow. A block of more than twice the wanted
-    number of frames is left to learn from. None: closer than `apart` steps to what is on the other side. before: what
-    the generations before have met (`Dataset.past`); it stays what it was, since what was once learned is no test, and
-    a new frame beside it goes where it went.
+    number of frames stays in training. None: closer than `apart` steps to the other side. before: the frames of earlier
+    generations (`Dataset.past`). They stay where they were, since a frame that was once trained on is no test, and a
+    new frame beside one goes to the same side.
     """
     kind = firsts([*(m.frame for m in before), *(e.frame for e in examples)])
     before = _loose(_placed(before, examples, kind), examples)
@@ -55,7 +54,7 @@ def split(
         if kind[n] in fixed:
             old.setdefault(unit[n], []).append(n)
     mark = dict(fixed)
-    # frames of a block that the generations before have met go where the nearest of those went; to learn, if in doubt
+    # new frames of a block with frames of earlier generations go where the nearest of those are; in doubt, to training
     for name in members.keys() & old.keys():
         for n in members.pop(name):
             nearest = min(old[name], key=lambda m: (_distance(met[n], met[m]), fixed[kind[m]]))
@@ -68,7 +67,7 @@ def split(
         return len(kinds[name]).bit_length(), e.solute, e.composition, _hash(f"{seed} {e.hash}")
 
     most, owed = max(1.0, 2 * fraction * sum(map(len, kinds.values()))), 0
-    # or every seed would take the same of few blocks; one is held out of however few
+    # the phase depends on the seed, or every seed would hold out the same of few blocks; at least one is held out
     phase = max(int(_hash(str(seed))[:8], 16) / 2**32, 1 - fraction * len(members))
     for number, name in enumerate(sorted(members, key=place)):
         owed += int((number + 1) * fraction + phase) - int(number * fraction + phase)
@@ -158,7 +157,7 @@ def _pieces(steps: Sequence[int | None], apart: int, length: int) -> IntArray:
 
 
 def _joined(kind: Sequence[int], block: IntArray) -> list[int]:
-    """One number for all frames that equal structures or blocks hold together."""
+    """The same number for all frames that are connected by equal structures or blocks (union-find)."""
     parent = list(range(len(kind)))
 
     def root(n: int) -> int:
@@ -174,7 +173,7 @@ def _joined(kind: Sequence[int], block: IntArray) -> list[int]:
 
 
 def _distance(one: KnownFrame | Example, other: KnownFrame | Example) -> float:
-    """Steps between two frames; 0 in one simulation whose steps are not known, and endless in two."""
+    """Steps between two frames; 0 in one simulation whose steps are not known, infinity for two simulations."""
     if one.simulation is None or one.simulation != other.simulation:
         return np.inf
     return 0.0 if one.step is None or other.step is None else abs(one.step - other.step)

@@ -1,4 +1,4 @@
-"""`beadwork validate`: what a committee is worth on frames it never saw, as a page with pictures."""
+"""`beadwork validate`: the errors of a committee on frames that it was not trained on, as a page with pictures."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split, unseen
 
 PAGE = "validation.html"
-#: shares of the training frames in a learning curve
+#: fractions of the training frames in a learning curve
 CURVE_FRACTIONS = (0.25, 0.5, 1.0)
 _COLOURS = ("#3b82c4", "#c96f1a", "#2a9d6f")
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What was found. curve: (frames trained on, Residuals) of each point of a learning curve, the whole set last."""
+    """The result. curve: (frames trained on, Residuals) of each point of a learning curve, the whole set last."""
 
     committee: Path
     dataset: Dataset
@@ -39,7 +39,7 @@ class Validation:
 
     @property
     def worse(self) -> str:
-        """A sentence where Δ is no better than its baseline; empty where it is, or where there is no baseline."""
+        """A message where Δ is no better than its baseline; empty where it is, or where there is no baseline."""
         return "" if self.dataset.baseline is None else format_no_better(self.found.measured)
 
     def __str__(self) -> str:
@@ -83,31 +83,29 @@ def validate(
     baseline: Path | None = None,
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> Validation:
-    """Measure a committee on the frames its dataset holds out, or on other labels that none of its members saw.
+    """Measure the errors of a committee on its held-out frames, or on other labels that no member was trained on.
 
-    settings, baseline: where given, train on shares of the training frames too, for a learning curve. Raises LabelError
-    where there is nothing to measure on, or the labels are of another method or baseline.
+    settings, baseline: where given, train on fractions of the training frames too, for a learning curve. Raises
+    LabelError where there are no such frames, or the labels are of another method or baseline.
     """
-    dataset = Dataset.read(committee)  # first: of a wrong folder it says more than its missing card would
+    dataset = Dataset.read(committee)  # first: for a wrong folder its error is clearer than that of a missing card
     members = members_of([committee])
     apart = apart_of(members[0])
     testing = dataset.testing
     if labels is not None:
         labels = [e for e in labels if not e.isolated]
         testing = unseen(labels, dataset, apart)
-        progress(
-            f"{len(testing)} of {len(labels)} labels are neither what was learned from nor within {apart} steps of it"
-        )
+        progress(f"{len(testing)} of {len(labels)} labels are neither training frames nor within {apart} steps of one")
         for what, got, wanted in (
             ("method", {e.label.method for e in testing}, dataset.method),
             ("baseline", {e.baseline for e in testing}, dataset.baseline),
         ):
             if testing and got != {wanted}:
                 raise LabelError(
-                    f"the labels have the {what} {got}, the committee learned from {wanted}: not comparable"
+                    f"the labels have the {what} {got}, the committee was trained on {wanted}: not comparable"
                 )
     if not testing:
-        raise LabelError(f"{committee} has no frames held out; give labels that it has not learned from (--labels)")
+        raise LabelError(f"{committee} has no held-out frames; give labels that it was not trained on (--labels)")
     reference = references(members[0])
     found = residuals(testing, members, reference, apart)
     curve = []
@@ -124,7 +122,7 @@ def validate(
 
 
 def write_page(validation: Validation, file: Path) -> None:
-    """Write the tables and pictures as one page that needs nothing else. Needs matplotlib (extra `plots`)."""
+    """Write the tables and pictures as one self-contained page. Needs matplotlib (extra `plots`)."""
     v = validation
     rows = v.rows()
     head, body = (
@@ -147,8 +145,8 @@ def write_page(validation: Validation, file: Path) -> None:
         sections += [
             _picture(_reliability, v),
             "<p>Left: errors sorted by predicted width into bins of equal size; on the line the width is right. Right: "
-            "share of the errors inside so many predicted widths; black is what so many members should give (forces "
-            "dashed).</p>",
+            "fraction of the errors within so many predicted widths; black: the expected fraction for this number of "
+            "members (forces dashed).</p>",
         ]
     if v.curve:
         sections += ["<h2>Learning curve</h2>", _picture(_curve, v)]
@@ -162,7 +160,8 @@ def write_page(validation: Validation, file: Path) -> None:
 
 
 def _part(dataset: Dataset, share: float) -> list[Example]:
-    """A share of the training frames, of each composition its part: frame by frame, for nothing is tested on these."""
+    """A fraction of the training frames, in proportion of each composition; frame by frame, since these test
+    nothing."""
     kept = split(dataset.training, share, 0, apart=0)
     return [e for e, take in zip(dataset.training, kept, strict=True) if take]
 
