@@ -64,8 +64,11 @@ class Mixture:
             arrays = (self.projection, self.shift, self.height)
             self._there[device] = [torch.from_numpy(array).to(device) for array in arrays]
         projection, shift, height = self._there[device]
-        away = (features @ projection).view(-1, *shift.shape) - shift
-        log = torch.logsumexp(height - 0.5 * (away**2).sum(-1), dim=1)
+        # in place: arrays of atoms x components x features are most of what this costs
+        away = (features @ projection).view(-1, *shift.shape)
+        away -= shift
+        away *= away
+        log = torch.logsumexp(height - 0.5 * away.sum(-1), dim=1)
         # the density of several overlapping components can exceed the highest single one: no negative number under a
         # root
         return torch.sqrt(torch.clamp(-2 * log, min=0.0)) / self.edge
