@@ -85,6 +85,38 @@ def draw_ring_polymer(folder: Path) -> RingPolymer:
         write_frames(folder / f"run.pos_{bead}.xyz", ["O", "H"], steps, both, bead=bead)
         energy = 0.5 * HYDROGEN * OMEGA**2 * (positions[:, bead] ** 2).sum(axis=1)
         write_energies(folder, steps, np.outer(energy, 1 + stiffer) - 70.0, bead)
-    write_about(folder, beads=BEADS)
+    write_about(folder, beads=BEADS, properties={"run.out": {"stride": 10, "columns": []}})
+    _write_properties(folder, steps, positions)
     bead = float(np.sqrt((sigma**2).sum() / BEADS)) * BOHR
     return RingPolymer(folder, steps, positions, float(sigma[0]) / np.sqrt(BEADS) * BOHR, bead, stiffer)
+
+
+def _write_properties(folder: Path, steps: Sequence[int], q: np.ndarray) -> None:
+    """What i-PI measures of these frames (F, BEADS, 3) of the hydrogen, by its own formulas, in its own formats."""
+    spring = HYDROGEN * OMEGA**2
+    about = q - q.mean(axis=1, keepdims=True)
+    kinetic = 0.5 * KT + 0.5 * spring * (about * q).mean(axis=1)  # (F, 3)
+    gyration = np.sqrt((about**2).mean(axis=1))
+    delta = 1e-3
+
+    def potential(stretched: np.ndarray) -> np.ndarray:
+        return 0.5 * spring * (stretched**2).sum(axis=2).mean(axis=1)
+
+    less, here, more = (potential(q - about + np.sqrt(1 + change) * about) for change in (-delta, 0.0, delta))
+    # two atoms count for the kinetic part
+    energy = ((1 + delta) * more - (1 - delta) * less) / (2 * delta) + 1.5 * 2 * KT
+    slope = ((1 + delta) * more + (1 - delta) * less - 2 * here) * KT / delta**2 - 1.5 * 2 * KT**2
+    head = ["column   1", "column   2", "column   3", "column   4", "cols.    5-6  "]
+    asked = ["step", "time{femtosecond}", "potential{electronvolt}", "volume{angstrom3}", "scaledcoords"]
+    lines = [f"# {column}     --> {name} : words" for column, name in zip(head, asked, strict=True)]
+    volt = float(unit_to_internal("energy", "electronvolt", 1.0))
+    for row in zip(steps, 0.5 * np.array(steps), here / volt, np.full(len(steps), 8000.1), energy, slope, strict=True):
+        lines.append(" ".join(f"{value:.12e}" for value in row))
+    (folder / "run.out").write_text("\n".join(lines) + "\n")
+    for key, dimension, units, values in (
+        ("kinetic_cv", "energy", "electronvolt", kinetic),
+        ("r_gyration", "length", "angstrom", gyration),
+    ):
+        both = np.zeros((len(steps), 2, 3))
+        both[:, 1] = values
+        write_frames(folder / f"run.{key}.xyz", ["O", "H"], steps, both, key, dimension, units)

@@ -28,6 +28,16 @@ def add(commands: Any, command: Callable[..., Any]) -> None:
     )
     energy.add_argument("--field", metavar="NAME", help="of a grid by PLUMED, which field the coordinate is")
     energy.add_argument("--scale", type=float, default=1.0, metavar="C", help="times x of --against (10 for nm)")
+    text = "temperature, pressure, kinetic energies, radii of gyration, heat capacity: averages of what i-PI wrote"
+    _runs(command(commands, "properties", _properties, text, "results --skip 2"), "properties")
+    text = "vibrational density of states of the centroid's velocities, by element, and its peaks"
+    vdos = command(commands, "vdos", _vdos, text, "results --window 1000 --skip 2")
+    _runs(vdos, "vdos")
+    vdos.add_argument("--window", type=float, default=500, metavar="FS", help="of the autocorrelation (default: 500)")
+    vdos.add_argument("--highest", type=float, default=4500, metavar="CM", help="wavenumber, cm^-1 (default: 4500)")
+    vdos.add_argument(
+        "--members", action="store_true", help="each RUN is of one member: their mean and standard deviation"
+    )
 
 
 def _runs(parser: argparse.ArgumentParser, stem: str) -> None:
@@ -64,7 +74,7 @@ def _free_energy(args: argparse.Namespace) -> int:
     from beadwork.analyse.free_energy import free_energy, read_curve
     from beadwork.analyse.picture import draw_free_energy
     from beadwork.analyse.runs import open_run, sample
-    from beadwork.analyse.table import notes, show, write_csv, write_estimates
+    from beadwork.analyse.table import notes, show, too_short, write_csv, write_estimates
 
     coordinate = parse(args.coordinate)
     periodic = False if args.not_periodic else None
@@ -98,7 +108,48 @@ def _free_energy(args: argparse.Namespace) -> int:
         if places := list(found.at):
             told = ", ".join(f"{value:.2f}" for value in np.interp(places, x, energy))
             print(f"{name} at these places: {told} kJ/mol")
-    for note in notes(found.gap, found.dependence, found.wander):
+    for note in [*notes(found.gap, found.wander), *too_short({"it": found.dependence})]:
         print(note)
     print(", ".join(str(_out(args, ending)) for ending in (".csv", "-averages.csv", ".png")))
+    return 0
+
+
+def _properties(args: argparse.Namespace) -> int:
+    from beadwork.analyse.properties import properties
+    from beadwork.analyse.runs import open_run
+    from beadwork.analyse.table import show, too_short, write_observables
+
+    found, said = properties([open_run(path) for path in args.runs], args.skip)
+    write_observables(_out(args, ".csv"), found)
+    print(show({one.name: (one.estimate, one.unit) for one in found}))
+    said += too_short({one.name: one.dependence for one in found})
+    for line in [*said, str(_out(args, ".csv"))]:
+        print(line)
+    return 0
+
+
+def _vdos(args: argparse.Namespace) -> int:
+    from beadwork.analyse.picture import draw_spectrum
+    from beadwork.analyse.runs import open_run
+    from beadwork.analyse.spectrum import members, spectrum
+    from beadwork.analyse.table import write_csv
+
+    runs = [open_run(path) for path in args.runs]
+    options = args.window, args.highest, args.skip
+    each = [spectrum([run], *options) for run in runs] if args.members else []
+    found = members(each) if args.members else spectrum(runs, *options)
+    bar = "standard deviation of members" if args.members else "statistical"
+    columns = {"wavenumber (cm^-1)": found.wavenumbers.tolist()}
+    for name, values in found.elements.items():
+        columns |= {f"{name} (cm)": values.tolist(), f"{name} {bar} (cm)": found.errors[name].tolist()}
+    for path, one in zip(args.runs, each, strict=False):
+        columns[f"all, {path} (cm)"] = one.elements["all"].tolist()
+    write_csv(_out(args, ".csv"), columns)
+    curves = [(name, values, found.errors[name]) for name, values in found.elements.items()]
+    draw_spectrum(_out(args, ".png"), found.wavenumbers, curves, "density of states (cm), ± " + bar)
+    over = f"{len(runs)} members" if args.members else f"{found.stretches} stretches"
+    print(f"density of states from {over}; lines are {found.resolution:.0f} cm^-1 wide at half their height")
+    for name, peaks in found.peaks.items():
+        print(f"{name:4} peaks at {', '.join(f'{peak:.0f}' for peak in peaks) or 'no'} cm^-1")
+    print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
     return 0

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.analyse.free_energy import Estimate
+from beadwork.analyse.properties import Observable
 from beadwork.analyse.uncertainty import DEPENDENT
 from beadwork.disk import whole, writing
 
 #: columns of a table of numbers with errors
-HEAD = ("", "value", "statistical", "committee", "both", "unit")
+ERRORS = ("value", "statistical", "committee", "both")
+HEAD = ("", *ERRORS, "unit")
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -26,10 +28,17 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
 
 def write_estimates(path: Path, estimates: Mapping[str, tuple[Estimate, str]]) -> None:
     """Write numbers with their errors and units, a line each."""
-    names = ("value", "statistical", "committee", "both")
     columns: dict[str, list[Any]] = {"observable": list(estimates)}
-    columns |= {name: [getattr(estimate, name) for estimate, _ in estimates.values()] for name in names}
+    columns |= {name: [getattr(estimate, name) for estimate, _ in estimates.values()] for name in ERRORS}
     write_csv(path, columns | {"unit": [unit for _, unit in estimates.values()]})
+
+
+def write_observables(path: Path, found: Sequence[Observable]) -> None:
+    """Write averages, a line each, with the steps that they are from and how many independent ones these stand for."""
+    columns: dict[str, list[Any]] = {"observable": [one.name for one in found]}
+    columns |= {name: [getattr(one.estimate, name) for one in found] for name in ERRORS}
+    columns |= {name: [getattr(one, name) for one in found] for name in ("unit", "samples", "independent")}
+    write_csv(path, columns)
 
 
 def show(estimates: Mapping[str, tuple[Estimate, str]]) -> str:
@@ -51,22 +60,26 @@ def show(estimates: Mapping[str, tuple[Estimate, str]]) -> str:
     return "\n".join(lines)
 
 
-def notes(gap: str, dependence: float, wander: float) -> list[str]:
-    """What a reader has to know of the errors, a sentence each."""
-    found = []
-    if gap:
-        found.append(f"no committee's error, or none of every run: {gap}")
-    if dependence > DEPENDENT:
-        found.append(
-            f"neighbouring blocks depend on each other (correlation {dependence:.2f}): the run is too short for its "
-            "slowest motion, and the statistical error is too small"
-        )
+def notes(gap: str, wander: float) -> list[str]:
+    """What a reader has to know of the committee's error, a sentence each."""
+    found = [f"no committee's error, or not of every run: {gap}"] if gap else []
     if wander > 1:
         found.append(
             f"a member's energy wanders about the others' by {wander:.2g} kT; the expansion behind the committee's "
             "error holds up to about 1"
         )
     return found
+
+
+def too_short(dependence: Mapping[str, float]) -> list[str]:
+    """A sentence where blocks are none, by the correlation of neighbouring ones."""
+    slow = [f"{name} ({value:.2f})" for name, value in dependence.items() if value > DEPENDENT]
+    if not slow:
+        return []
+    return [
+        f"neighbouring blocks depend on each other in {', '.join(slow)}: the run is too short for its slowest motion, "
+        "and the statistical error is too small"
+    ]
 
 
 def _bars(one: Estimate) -> tuple[float | None, float | None, float | None]:

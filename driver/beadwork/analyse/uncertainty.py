@@ -89,6 +89,8 @@ def uncertainty(
         independent = np.minimum(variance / statistical**2, len(every))
         neighbours = sum((one[1:] * one[:-1]).sum(axis=0) for one in blocks)
         dependence = neighbours / sum((one**2).sum(axis=0) for one in blocks)
+    still = np.ptp(every, axis=0) == 0  # a volume that is held; what is left of it is the rounding of its mean
+    statistical, dependence = np.where(still, 0.0, statistical), np.where(still, 0.0, dependence)
     members, wander = None, 0.0
     known = [(piece, one) for piece, one in zip(pieces, energies, strict=False) if one is not None and one.shape[1] > 1]
     if known:

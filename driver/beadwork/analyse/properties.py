@@ -1,0 +1,179 @@
+"""Averages of what i-PI wrote of the whole system and of its atoms, with their errors.
+
+The committee's error is given where a member would have measured the same in a frame as the mean does: of what depends
+on positions and cell alone, and of the potential, whose constant part is left out as everywhere. Estimators with forces
+in them, as kinetic_cv and pressures, would be other ones with a member's forces, and have none; nor have momenta, which
+know of no potential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ase.data import chemical_symbols
+from ipi.utils.units import unit_to_internal
+
+from beadwork.analyse.free_energy import Estimate, estimates
+from beadwork.analyse.runs import first_step, thermal, weighed
+from beadwork.analyse.uncertainty import uncertainty
+from beadwork.errors import ConfigError
+from beadwork.frame import FloatArray, IntArray
+from beadwork.ipi.outputs import find_trajectory
+from beadwork.report.committee import read_committee
+from beadwork.report.run import Run
+from beadwork.units import BOHR, HARTREE
+
+#: what says where the run is, and is no observable
+_CLOCK = ("step", "time", "conserved")
+#: i-PI's properties of positions and cell, and the potential
+_OF_MEMBERS = (
+    "potential", "kinetic_td", "spring", "r_gyration", "volume", "density", "cell_h",
+    "cell_abcABC", "atom_x", "atom_x_path",
+)  # fmt: skip
+#: J/mol/K
+_GAS_CONSTANT = 8.314462618
+
+
+@dataclass(frozen=True, slots=True)
+class Observable:
+    """An average. name: i-PI's, or ours in words. samples: steps that it is from. The rest as in `Uncertainty`."""
+
+    name: str
+    estimate: Estimate
+    unit: str
+    samples: int
+    independent: float
+    dependence: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """A number that is made of N means: value (N,) -> itself, and slope (N,) -> (N,) its derivatives."""
+
+    value: Callable[[FloatArray], float]
+    slope: Callable[[FloatArray], FloatArray]
+
+
+_MEAN = _Function(lambda means: float(means[0]), lambda means: np.ones(1))
+# of one bead the radius of gyration is 0, and so is all that a slope is multiplied with
+_ROOT = _Function(lambda means: float(np.sqrt(means[0])), lambda means: 0.5 / np.sqrt(np.maximum(means, 1e-300)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """What one run has of an observable. steps: (F,). values: (F, N) of what is averaged. members: whether they would
+    measure the same in a frame.
+    """
+
+    name: str
+    unit: str
+    members: bool
+    steps: IntArray
+    values: FloatArray
+    function: _Function = _MEAN
+
+
+def properties(runs: Sequence[Run], skip: float = 0.0) -> tuple[list[Observable], list[str]]:
+    """Return the averages of all that i-PI wrote in every one of these runs, after `skip` ps, and what there is to say.
+
+    Its properties by their names and in their units; of the trajectories of kinetic_cv and r_gyration, the quantum
+    kinetic energy (meV) and the radius of gyration (Å, the root of the mean square) of one atom of each element; the
+    heat capacity at constant volume (J/mol/K of the whole system) from scaledcoords (Yamamoto, J. Chem. Phys. 123,
+    104101, 2005), and of a classical run that part of it which is the potential's. Raises ConfigError where there are
+    none, or the runs have different temperatures.
+    """
+    kts = {thermal(run) for run in runs}
+    if len(kts) > 1:
+        raise ConfigError("these runs have different temperatures", "average runs of one kind")
+    kt = kts.pop()
+    found: dict[str, list[_Series]] = {}
+    for run in runs:
+        first = first_step(run, skip)
+        for one in _series(run, kt):
+            keep = _last(one.steps, first)
+            if len(keep):
+                found.setdefault(one.name, []).append(replace(one, steps=one.steps[keep], values=one.values[keep]))
+    whole = {name: pieces for name, pieces in found.items() if len(pieces) == len(runs)}
+    if not whole:
+        raise ConfigError(
+            f"i-PI wrote no properties into {runs[0].directory}"
+            + (f" after {skip:g} ps" if skip else "")
+            + (" that all of these runs have" if len(runs) > 1 else ""),
+            "have it write <properties stride='1' filename='out'> [ step, temperature{kelvin} ] </properties>",
+        )
+    said = [f"{name} is not in every run, and is left out" for name in found if name not in whole]
+    committees = [read_committee(run) for run in runs]
+    observables = []
+    for name, pieces in whole.items():
+        if len(units := {one.unit for one in pieces}) > 1:
+            raise ConfigError(f"{name} is in {' and in '.join(sorted(units))}", "average runs of one kind")
+        told = [weighed(one.steps, of, kt) for one, of in zip(pieces, committees, strict=True)]
+        said += [f"no committee's error: {gap}" for _, gap in told if gap]
+        observables.append(_observable(pieces, [energies for energies, _ in told] if pieces[0].members else []))
+    return observables, list(dict.fromkeys(said))
+
+
+def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]) -> Observable:
+    one, values = pieces[0], [piece.values for piece in pieces]
+    errors = uncertainty(values, energies, lambda means: one.function.slope(means)[None])
+    value = one.function.value(np.concatenate(values).mean(axis=0))
+    estimate = estimates(np.array([value]), errors)[0]
+    return Observable(
+        one.name, estimate, one.unit, errors.samples, float(errors.independent[0]), float(errors.dependence[0])
+    )
+
+
+def _series(run: Run, kt: float) -> Iterator[_Series]:
+    """All that this run has."""
+    for name, series in run.properties.items():
+        base = name.partition("(")[0].partition("[")[0]
+        if base not in (*_CLOCK, "scaledcoords"):
+            yield _Series(name, series.unit, base in _OF_MEMBERS, series.steps.astype(np.int_), series.values[:, None])
+    yield from _heat_capacities(run, kt)
+    for name, steps, values in _of_atoms(run, "kinetic_cv"):
+        energies = 1e3 * HARTREE * values.sum(axis=2).mean(axis=1, keepdims=True)
+        yield _Series(f"quantum kinetic energy of one {name}", "meV", False, steps, energies)
+    for name, steps, values in _of_atoms(run, "r_gyration"):
+        squares = BOHR**2 * (values**2).sum(axis=2).mean(axis=1, keepdims=True)
+        yield _Series(f"radius of gyration of one {name}", "Å", True, steps, squares, _ROOT)
+
+
+def _of_atoms(run: Run, quantity: str) -> Iterator[tuple[str, IntArray, FloatArray]]:
+    """Of a trajectory: by element its symbol, the steps (F,) and the values (F, atoms of it, 3)."""
+    trajectory = find_trajectory(run.directory, str(run.about.get("outputs", "")), quantity)
+    frames = [(step, numbers, values) for step, _, numbers, values in trajectory.vectors()] if trajectory else []
+    if frames:
+        steps, numbers = np.array([step for step, _, _ in frames]), frames[0][1]
+        values = np.array([values for _, _, values in frames])
+        for element in np.unique(numbers):
+            yield chemical_symbols[element], steps, values[:, numbers == element]
+
+
+def _heat_capacities(run: Run, kt: float) -> Iterator[_Series]:
+    """C/k = (<ε²> - <ε>² - <ε'>) / (kT)², and of a classical run the variance of its potential over (kT)²."""
+    scale = _GAS_CONSTANT / kt**2
+    variance = _Function(
+        lambda means: float(scale * (means[1] - means[0] ** 2)), lambda means: scale * np.array([-2 * means[0], 1.0])
+    )
+    for name, series in run.properties.items():
+        if name.startswith("scaledcoords") and name.endswith("[0]"):
+            prime = run.properties[f"{name[:-3]}[1]"].values
+            columns = np.stack([series.values, series.values**2 - prime], axis=1)
+            yield _Series("heat capacity", "J/mol/K", False, series.steps.astype(np.int_), columns, variance)
+    potential = run.properties.get("potential")
+    if potential is not None and run.about.get("beads") == 1:
+        unit = "atomic_unit" if potential.unit == "atomic units" else potential.unit
+        energy = potential.values * float(unit_to_internal("energy", unit, 1.0))
+        columns = np.stack([energy, energy**2], axis=1)
+        name = "heat capacity less its kinetic part"
+        yield _Series(name, "J/mol/K", False, potential.steps.astype(np.int_), columns, variance)
+
+
+def _last(steps: IntArray, first: int) -> IntArray:
+    """Rows of the steps from `first` on, in order; of a step that was written twice (a restart) the last."""
+    _, back = np.unique(steps[::-1], return_index=True)
+    rows = len(steps) - 1 - back
+    result: IntArray = rows[steps[rows] >= first]
+    return result

@@ -1,0 +1,176 @@
+"""Vibrational density of states from velocities: the spectrum of their autocorrelation, by element.
+
+    g(ν) = 4c (3N / K) ∫_0^T w(t) Σ_i m_i <v_i(0) v_i(t)> cos(2πcνt) dt        K = Σ_i m_i <v_i²>, per cm^-1
+
+so that its integral over all wavenumbers is the number of degrees of freedom, 3 for each atom, whatever the temperature
+of what moves. w is Hann's window, 1 at 0 and 0 at T; lines are 2 / (cT) wide at half their height. Velocities are the
+centroid's, of masses those of the elements; the autocorrelation is had by Fourier transforms of stretches with as many
+zeros behind them (Allen and Tildesley, Computer Simulation of Liquids, 2nd edition, chapter 8). i-PI's own
+`i-pi-getacf` has it of all chosen atoms without masses, and takes a stretch as periodic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import chemical_symbols
+from ipi.utils.units import Elements, unit_to_internal
+from scipy.signal import find_peaks
+
+from beadwork.analyse.runs import first_step
+from beadwork.errors import ConfigError
+from beadwork.frame import FloatArray, IntArray
+from beadwork.ipi.outputs import find_trajectory
+from beadwork.report.run import Run
+from beadwork.units import FEMTOSECOND
+
+#: stretches that all velocities are cut into, about, for the errors
+STRETCHES = 10
+#: a peak is as high, and rises above both of its sides, by this part of the highest; the window's own ripples do not
+PROMINENCE = 0.03
+#: i-PI's angular frequency of one cm^-1 per fs, over 2π: c in cm/fs
+LIGHT = float(unit_to_internal("frequency", "inversecm", 1.0)) / FEMTOSECOND / (2 * np.pi)
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """A density of states.
+
+    wavenumbers: (W,) cm^-1. elements: symbol -> (W,) per cm^-1, and 'all' their sum. errors: the same, one standard
+    deviation: of the mean over the stretches, or between members. peaks: cm^-1, of each. stretches: how many were
+    averaged. resolution: cm^-1, how wide a line is.
+    """
+
+    wavenumbers: FloatArray
+    elements: dict[str, FloatArray]
+    errors: dict[str, FloatArray]
+    peaks: dict[str, list[float]]
+    stretches: int
+    resolution: float
+
+
+def spectrum(runs: Sequence[Run], window: float = 500.0, highest: float = 4500.0, skip: float = 0.0) -> Spectrum:
+    """Return the density of states of runs that are pieces of one kind.
+
+    window: fs, T. highest: cm^-1. skip: ps at the beginning of each. The centroid's velocities are those of v_centroid,
+    or made of all beads'. Raises ConfigError where i-PI wrote none, too short a time, or too seldom.
+    """
+    pieces = [piece for run in runs for piece in _velocities(run, skip)]
+    spacings = {spacing for _, _, spacing in pieces}
+    if len(spacings) > 1:
+        raise ConfigError("the velocities of these runs have different strides", "average runs of one stride")
+    spacing = spacings.pop()
+    fastest = 0.5 / spacing / LIGHT
+    if fastest < highest:
+        raise ConfigError(
+            f"velocities every {spacing:g} fs tell vibrations up to {fastest:.0f} cm^-1, and fold faster ones back",
+            "have i-PI write them at a smaller stride, or, if there are no faster ones, ask for less with --highest",
+        )
+    lag = max(1, round(window / spacing))
+    length = max(2 * lag, sum(len(frames) for _, frames, _ in pieces) // STRETCHES)
+    stretches: dict[str, list[FloatArray]] = {}
+    for numbers, frames, _ in pieces:
+        for begin in range(0, len(frames) - length + 1, length):
+            for name, values in _density(numbers, frames[begin : begin + length], lag).items():
+                stretches.setdefault(name, []).append(spacing * LIGHT * values)
+    if not stretches:
+        raise ConfigError(
+            f"no velocities in {runs[0].directory} go on for {2 * window:g} fs, twice the window",
+            "simulate longer, or choose a shorter --window",
+        )
+    size = _padded(lag)
+    wavenumbers = np.arange(size // 2 + 1) / (size * spacing * LIGHT)
+    shown = wavenumbers <= highest
+    count = len(stretches["all"])
+    elements = {name: np.mean(values, axis=0)[shown] for name, values in stretches.items()}
+    errors = {
+        name: np.std(values, axis=0, ddof=1)[shown] / np.sqrt(count) if count > 1 else np.full(shown.sum(), np.nan)
+        for name, values in stretches.items()
+    }
+    peaks = {name: _peaks(wavenumbers[shown], values) for name, values in elements.items()}
+    return Spectrum(wavenumbers[shown], elements, errors, peaks, count, 2 / (lag * spacing * LIGHT))
+
+
+def members(spectra: Sequence[Spectrum]) -> Spectrum:
+    """Return the mean of the spectra of committee members that were run one by one, with their standard deviation.
+
+    Peaks are those of the mean. Raises ConfigError for fewer than two, or for spectra of different kinds.
+    """
+    if len(spectra) < 2:
+        raise ConfigError("one spectrum has no standard deviation over members", "give a run of each member")
+    one = spectra[0]
+    if any(
+        list(of.elements) != list(one.elements) or not np.array_equal(of.wavenumbers, one.wavenumbers) for of in spectra
+    ):
+        raise ConfigError("the members' spectra are of different atoms or strides", "run all members alike")
+    elements = {name: np.mean([of.elements[name] for of in spectra], axis=0) for name in one.elements}
+    errors = {name: np.std([of.elements[name] for of in spectra], axis=0, ddof=1) for name in one.elements}
+    peaks = {name: _peaks(one.wavenumbers, values) for name, values in elements.items()}
+    return Spectrum(one.wavenumbers, elements, errors, peaks, sum(of.stretches for of in spectra), one.resolution)
+
+
+def _velocities(run: Run, skip: float) -> list[tuple[IntArray, FloatArray, float]]:
+    """Atomic numbers (n,), velocities (F, n, 3) in atomic units without a gap, and the fs between two."""
+    step = run.about.get("time_step_fs")
+    if not step:
+        raise ConfigError(f"the time step of {run.folder} is not known", "name i-PI's input")
+    stem, beads = str(run.about.get("outputs", "")), int(run.about.get("beads", 1))
+    trajectory = find_trajectory(run.directory, stem, "v_centroid") or find_trajectory(
+        run.directory, stem, "velocities"
+    )
+    if trajectory is None or (trajectory.quantity == "velocities" and len(trajectory.files) != beads):
+        raise ConfigError(
+            f"i-PI wrote no velocities of the centroid into {run.directory}",
+            "have it write <trajectory stride='2' filename='v' format='xyz'> v_centroid </trajectory>",
+        )
+    first = first_step(run, skip)
+    numbers: IntArray = np.empty(0, dtype=np.int_)
+    frames: list[dict[int, FloatArray]] = [{} for _ in trajectory.files]
+    for at, bead, numbers, values in trajectory.vectors():  # noqa: B007 - the same in every frame
+        if at >= first:
+            frames[bead][at] = values  # of a step that was written twice (a restart) the last
+    steps = np.array(sorted(set.intersection(*map(set, frames))))
+    if len(steps) < 2:
+        raise ConfigError(f"{run.directory} has no velocities after {skip:g} ps", "leave out less with --skip")
+    stride = int(np.diff(steps).min())
+    parts = np.split(steps, np.flatnonzero(np.diff(steps) != stride) + 1)
+    return [
+        (numbers, np.array([np.mean([of[at] for of in frames], axis=0) for at in part]), stride * float(step))
+        for part in parts
+    ]
+
+
+def _padded(lag: int) -> int:
+    """Points of the last Fourier transform: four times as many as the window has, for a smooth curve."""
+    return 8 * lag
+
+
+def _density(numbers: IntArray, frames: FloatArray, lag: int) -> dict[str, FloatArray]:
+    """g of one stretch (L, n, 3), by element, in units of the time between two frames."""
+    masses = np.array([Elements.mass(chemical_symbols[number]) for number in numbers])
+    length = len(frames)
+    power = np.abs(np.fft.rfft(frames, n=2 * length, axis=0)) ** 2
+    pairs = length - np.arange(lag)
+    window = 0.5 * (1 + np.cos(np.pi * np.arange(lag) / lag))
+    kinetic = float(np.einsum("i,fix->", masses, frames**2)) / length
+    found: dict[str, FloatArray] = {}
+    for element in np.unique(numbers):
+        here = numbers == element
+        weighed = np.einsum("i,fix->f", masses[here], power[:, here])
+        correlation = np.fft.irfft(weighed)[:lag] / pairs * window
+        correlation[0] /= 2
+        of_time = np.fft.rfft(correlation, n=_padded(lag)).real
+        found[chemical_symbols[element]] = 4 * of_time * 3 * len(numbers) / kinetic
+    return {"all": np.sum(list(found.values()), axis=0), **found}
+
+
+def _peaks(wavenumbers: FloatArray, values: FloatArray) -> list[float]:
+    """Where it is highest about, by a parabola through three points."""
+    least = PROMINENCE * values.max()
+    tops, _ = find_peaks(values, height=least, prominence=least)
+    low, top, high = values[tops - 1], values[tops], values[tops + 1]
+    shift = 0.5 * (low - high) / (low - 2 * top + high)
+    result: list[float] = (wavenumbers[tops] + shift * (wavenumbers[1] - wavenumbers[0])).tolist()
+    return result

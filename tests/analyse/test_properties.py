@@ -1,0 +1,197 @@
+"""Averages of i-PI's outputs against a harmonic ring polymer's, which are known for any number of beads."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beadwork.analyse.properties import Observable, properties
+from beadwork.analyse.runs import open_run
+from beadwork.cli import main
+from beadwork.errors import ConfigError
+from support.exact_runs import BEADS, KT, OMEGA, RingPolymer, write_about
+
+MEV = 27211.386
+GAS_CONSTANT = 8.314462618
+
+
+def by_name(found: list[Observable]) -> dict[str, Observable]:
+    """Each by its name."""
+    return {one.name: one for one in found}
+
+
+def free_modes(beads: int, kt: float) -> np.ndarray:
+    """ω_k of the free ring polymer of P beads, atomic units."""
+    return 2 * beads * kt * np.sin(np.arange(beads) * np.pi / beads)
+
+
+def kinetic(beads: int, kt: float, omega: float) -> float:
+    """Of one degree of freedom, the exact value for P beads: kT/2 Σ_k ω² / (ω_k² + ω²)."""
+    return float(0.5 * kt * (omega**2 / (free_modes(beads, kt) ** 2 + omega**2)).sum())
+
+
+def heat_capacity(beads: int, kt: float, omega: float) -> float:
+    """Of one degree of freedom in k, from ln Z_P = -1/2 Σ_k ln(4 sin² + (βω/P)²) by finite differences."""
+
+    def energy(beta: float) -> float:
+        places = 4 * np.sin(np.arange(beads) * np.pi / beads) ** 2 + (beta * omega / beads) ** 2
+        return float((beta * (omega / beads) ** 2 / places).sum())
+
+    beta, step = 1 / kt, 1e-4 / kt
+    return -(beta**2) * (energy(beta + step) - energy(beta - step)) / (2 * step)
+
+
+def test_the_formulas_of_this_test() -> None:
+    """With many beads they are those of the quantum oscillator, with one the classical ones."""
+    x = OMEGA / KT / 2
+    assert kinetic(512, KT, OMEGA) == pytest.approx(OMEGA / 4 / np.tanh(x), rel=1e-3)
+    assert heat_capacity(512, KT, OMEGA) == pytest.approx((x / np.sinh(x)) ** 2, rel=2e-2)
+    assert (kinetic(1, KT, OMEGA), heat_capacity(1, KT, OMEGA)) == pytest.approx((KT / 2, 1.0))
+
+
+def test_a_harmonic_ring_polymer_by_what_ipi_writes(ring_polymer: RingPolymer) -> None:
+    """Quantum kinetic energy, radius of gyration, potential and heat capacity, each the exact one of four beads within
+    four errors, and the errors small enough for that to mean something."""
+    found, said = properties([open_run(ring_polymer.folder)])
+    assert said == []
+    names = by_name(found)
+    spread = KT * (OMEGA**2 / (free_modes(BEADS, KT) ** 2 + OMEGA**2)).sum()
+    gyration = np.sqrt(3 * (ring_polymer.bead**2 - ring_polymer.centroid**2))
+    capacity = GAS_CONSTANT * (3 * heat_capacity(BEADS, KT, OMEGA) + 1.5)  # the oxygen is free
+    for name, wanted, unit, bound in (
+        ("quantum kinetic energy of one H", MEV * 3 * kinetic(BEADS, KT, OMEGA), "meV", 0.02),
+        ("radius of gyration of one H", gyration, "Å", 0.01),
+        ("potential", MEV * 1e-3 * 1.5 * spread, "electronvolt", 0.02),
+        ("heat capacity", capacity, "J/mol/K", 0.08),
+    ):
+        one = names[name]
+        assert one.unit == unit
+        assert abs(one.estimate.value - wanted) < 4 * one.estimate.statistical, name
+        assert one.estimate.statistical < bound * wanted
+        assert one.samples == 2000
+        assert one.independent > 800
+    assert names["volume"].estimate.statistical == 0
+    assert names["volume"].estimate.value == pytest.approx(8000.1)
+    assert names["volume"].dependence == 0
+    assert not {"step", "time", "conserved"} & set(names)
+
+
+def test_the_committee_says_what_it_knows_and_no_more(ring_polymer: RingPolymer) -> None:
+    """A potential stiffer by k has an average less by k, to first order, as it would be of a member; a radius of
+    gyration less by what the members' ring polymers are smaller; estimators with forces in them get no number."""
+    found = by_name(properties([open_run(ring_polymer.folder)])[0])
+    bar = np.std(ring_polymer.stiffer, ddof=1)
+    modes = free_modes(BEADS, KT)[1:]
+    # d ln Σ 1 / (ω_k² + κ ω²) / dκ, halved for the root
+    parts = 1 / (modes**2 + OMEGA**2)
+    softer = 0.5 * OMEGA**2 * (parts**2).sum() / parts.sum()
+    one = found["radius of gyration of one H"].estimate
+    assert one.committee == pytest.approx(bar * softer * one.value, rel=0.25)
+    assert one.both == pytest.approx(np.hypot(one.statistical, one.committee or 0))
+    # the potential's own stiffness is an offset of its average, to first order that of its variance
+    variance = KT**2 / 2 * 3 * (OMEGA**4 / (free_modes(BEADS, KT) ** 2 + OMEGA**2) ** 2).sum()
+    assert found["potential"].estimate.committee == pytest.approx(bar * variance / KT * MEV * 1e-3, rel=0.2)
+    assert found["quantum kinetic energy of one H"].estimate.committee is None
+    assert found["heat capacity"].estimate.committee is None
+
+
+def test_pieces_are_averaged_together(ring_polymer: RingPolymer, tmp_path: Path) -> None:
+    """Two halves as two runs are the whole; what one of them lacks is said and left out; the beginning of each is."""
+    halves = []
+    rows = (ring_polymer.folder / "run.out").read_text().splitlines(True)
+    for k in range(2):
+        folder = tmp_path / f"half-{k}"
+        folder.mkdir()
+        write_about(folder, beads=BEADS, properties={"run.out": {"stride": 10, "columns": []}})
+        (folder / "run.out").write_text("".join(rows[:5] + rows[5 + 1000 * k : 1005 + 1000 * k]))
+        halves.append(folder)
+    shutil.copy(ring_polymer.folder / "run.r_gyration.xyz", halves[0])
+    whole = by_name(properties([open_run(ring_polymer.folder)])[0])
+    found, said = properties([open_run(folder) for folder in halves])
+    names = by_name(found)
+    for name in ("potential", "heat capacity"):
+        assert names[name].estimate.value == pytest.approx(whole[name].estimate.value, rel=1e-6)
+        assert names[name].estimate.statistical == pytest.approx(whole[name].estimate.statistical, rel=0.3)
+    assert "radius of gyration of one H is not in every run, and is left out" in said
+    assert "no committee's error: i-PI did not write the members' energies" in " ".join(said)
+    later = by_name(properties([open_run(halves[0])], skip=2.5)[0])
+    assert later["potential"].samples == 500
+    with pytest.raises(ConfigError, match=r"no properties into .* after 500 ps"):
+        properties([open_run(halves[1])], skip=500)
+
+
+def test_properties_as_they_are_typed(
+    ring_polymer: RingPolymer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table and the same in a CSV, with nothing where nothing is known."""
+    assert main(["analyse", "properties", str(ring_polymer.folder), "--out", str(tmp_path / "p")]) == 0
+    said = capsys.readouterr().out
+    with open(tmp_path / "p.csv", encoding="utf-8") as stream:
+        rows = {row["observable"]: row for row in csv.DictReader(stream)}
+    found = by_name(properties([open_run(ring_polymer.folder)])[0])
+    assert set(rows) == set(found)
+    for name, row in rows.items():
+        assert float(row["value"]) == pytest.approx(found[name].estimate.value, rel=1e-6)
+        assert float(row["both"]) == pytest.approx(found[name].estimate.both, rel=1e-6)
+        assert (row["committee"] == "") == (found[name].estimate.committee is None)
+        assert name in said
+
+
+HARMONIC = """<simulation verbosity='quiet' floatformat='%20.12e'>
+<output prefix='run'>
+<properties stride='2' filename='out'> [ step, temperature{{kelvin}}, kinetic_cv{{millielectronvolt}}(H), potential,
+  kinetic_cv{{millielectronvolt}}(O), scaledcoords(fd_delta=-5e-3) ] </properties>
+<trajectory stride='4' filename='kin' format='xyz'> kinetic_cv{{electronvolt}} </trajectory>
+<trajectory stride='4' filename='rg' format='xyz'> r_gyration{{angstrom}} </trajectory>
+<trajectory stride='1' filename='vc' format='xyz'> v_centroid{{m/s}} </trajectory>
+</output>
+<total_steps>{steps}</total_steps><prng><seed>7</seed></prng>
+<ffdirect name='harmonic'><pes>harmonic</pes><parameters>{{k1: {spring}}}</parameters></ffdirect>
+<system><initialize nbeads='{beads}'><file mode='xyz'>init.xyz</file>
+<velocities mode='thermal' units='kelvin'>300</velocities></initialize>
+<forces><force forcefield='harmonic'/></forces>
+<ensemble><temperature units='kelvin'>300</temperature></ensemble>
+<motion mode='dynamics'><fixcom>False</fixcom><dynamics mode='nvt'><timestep units='femtosecond'>0.5</timestep>
+<thermostat mode='pile_l'><tau units='femtosecond'>20</tau></thermostat></dynamics></motion></system>
+</simulation>
+"""
+
+
+@pytest.mark.slow
+def test_real_ipi_of_harmonic_oscillators(tmp_path: Path) -> None:
+    """i-PI's own run of two oscillators of 8 beads, read by its input alone: kinetic energies of each element by its
+    properties and by its trajectory, radii of gyration and the heat capacity are the exact ones of 8 beads."""
+    beads, spring = 8, 0.2
+    (tmp_path / "init.xyz").write_text(
+        "2\n# CELL(abcABC): 30 30 30 90 90 90 cell{angstrom} positions{angstrom}\nO 0.01 0 0\nH 0.0 0.05 0\n"
+    )
+    (tmp_path / "input.xml").write_text(HARMONIC.format(steps=12_000, spring=spring, beads=beads))
+    ipi = Path(sys.executable).with_name("i-pi")
+    subprocess.run([sys.executable, ipi, "input.xml"], cwd=tmp_path, check=True, capture_output=True, timeout=280)
+    found, said = properties([open_run(tmp_path / "input.xml")], skip=0.5)
+    names = by_name(found)
+    assert any("did not write the members' energies" in line for line in said)
+    total = 0.0
+    for element, mass in (("H", 1837.47), ("O", 29156.9)):
+        omega = np.sqrt(spring / mass)
+        total += 3 * heat_capacity(beads, KT, omega)
+        modes = free_modes(beads, KT)[1:]
+        gyration = np.sqrt(3 * KT / mass * (1 / (modes**2 + omega**2)).sum()) * 0.529177
+        for name, wanted in (
+            (f"kinetic_cv({element})", MEV * 3 * kinetic(beads, KT, omega)),
+            (f"quantum kinetic energy of one {element}", MEV * 3 * kinetic(beads, KT, omega)),
+            (f"radius of gyration of one {element}", gyration),
+        ):
+            one = names[name].estimate
+            assert abs(one.value - wanted) < 4 * one.statistical + 1e-3 * wanted, name
+            assert one.statistical < 0.06 * wanted
+    one = names["heat capacity"].estimate
+    assert abs(one.value - GAS_CONSTANT * total) < 4 * one.statistical
+    assert one.statistical < 0.4 * one.value
+    assert abs(names["temperature"].estimate.value - 300) < 4 * names["temperature"].estimate.statistical
