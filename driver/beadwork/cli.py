@@ -400,6 +400,9 @@ def _models(commands: Any) -> None:
     make.add_argument("file", type=Path, help="of a MACE model; for one of mace's own (medium, …) download it first")
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, which is made")
     make.add_argument("--head", help="which head of a multi-head model")
+    make.add_argument(
+        "--committee", action="store_true", help="all heads of a multi-head model, as a committee that shares a trunk"
+    )
     make.add_argument("--trust-pickle", action="store_true", help="a pickle can run code: say that this file may")
     show = _command(commands, "show", _show_model, "print a bundle's card and check its files", "models/water")
     show.add_argument("bundle", type=Path, help="a bundle, or a committee's folder")
@@ -424,8 +427,9 @@ def _models(commands: Any) -> None:
 def _import(args: argparse.Namespace) -> int:
     from beadwork.potential.importer import NO_NATIVE_KEYS, import_model
 
-    card = import_model(args.file, args.out, head=args.head, trust_pickle=args.trust_pickle)
-    print(f"{card.path}: {'TorchScript and native' if card.native else 'TorchScript'}, {card.hash}")
+    card = import_model(args.file, args.out, head=args.head, trust_pickle=args.trust_pickle, committee=args.committee)
+    heads = f", a committee of {card.about['heads']} heads" if args.committee else ""
+    print(f"{card.path}: {'TorchScript and native' if card.native else 'TorchScript'}{heads}, {card.hash}")
     if not card.native:
         print(f"no native model: {'; '.join(str(card.about[key]) for key in NO_NATIVE_KEYS if key in card.about)}")
     return 0

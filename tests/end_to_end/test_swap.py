@@ -170,7 +170,7 @@ def test_swap_in_mid_run(ipi, models, committees, start, serve, tmp_path, way, b
     assert server.wait(ipi.PATIENCE) == 0
     said = start.log(server)
     assert "the energy jumps by" in said, said
-    assert "2 of 2 members run natively, and agree with torchscript" in said
+    assert "2 of 2 Δ models run natively, and agree with torchscript" in said
 
     named = tags(run)
     changed = next(k for k, tag in enumerate(named) if tag != named[0])

@@ -19,7 +19,8 @@ from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import Frame
 from beadwork.label.jobs import Jobs
-from beadwork.potential.bundle import check, format_no_better, load_card, load_committee, worse_than_baseline
+from beadwork.potential.bundle import HEADS, check, format_no_better, load_card, load_committee, worse_than_baseline
+from beadwork.potential.heads import load_heads
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
 from beadwork.train.committee import _dataset, _open, _plan, held_out, references, train_committee, train_model
@@ -27,6 +28,7 @@ from beadwork.train.dataset import Dataset
 from beadwork.train.member import _draw, _write, train_member, weights
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split
+from beadwork.train.validate import validate
 from support import truth
 
 SMALL = TrainSettings(members=2, epochs=3, hidden_irreps="8x0e", batch_size=5, r_max=4.0, energy_weight=10.0, seed=5)
@@ -520,3 +522,49 @@ def test_all_members_draw_the_ends_of_a_dissociation_curve():
         learned, other = _draw(examples[:count], SMALL, 0)
         assert learned
         assert other
+
+
+@pytest.mark.slow
+def test_heads_on_one_trunk(tmp_path, capsys):
+    """A committee of one bundle: each head has a draw of its own, validate and the swap's checks take it, and training
+    goes on from it with the same trunk alone."""
+    settings = replace(SMALL, members=3, epochs=12, trunk="shared")
+    said: list[str] = []
+    (path,) = train_committee(mixed(), truth.BASELINE, tmp_path / "one", settings, None, said.append, "make it so")
+    about = check(path).about
+    assert path.name == "delta-0"
+    assert about["heads"] == 3
+    assert load_card(path).native, about.get("native")
+    dataset = Dataset.read(tmp_path / "one")
+    draws = [_draw(dataset.training, settings, m) for m in range(3)]
+    assert about["frames"] == len({e.hash for drawn, _ in draws for e in drawn})
+    assert "--heads={'head0': {'train_file': './train-0.extxyz'" in about["mace_run_train"]
+    assert "--max_num_epochs=4" in about["mace_run_train"]
+    potential = load(truth.BASELINE, [tmp_path / "one"])
+    answer = potential.evaluate([mixed()[4].frame])
+    assert len(answer.spread.members) == 3
+    assert answer.spread.largest[0] > 0, "the heads are not the same"
+    assert load_committee([path]).weights == {"delta-0": 1.0}
+    found = validate(tmp_path / "one")
+    assert found.found.energy.freedom == 2
+    assert train_committee(mixed(), truth.BASELINE, tmp_path / "one", settings, None, said.append) == [path]
+    assert "1 of 1 members" in said[-3], said
+
+    for other, why in ((replace(settings, members=4), "members"), (replace(SMALL, members=3), "trunk")):
+        with pytest.raises(ModelError, match=f"{why} .*train without --from"):
+            train_committee(mixed(33), truth.BASELINE, tmp_path / "no", other, tmp_path / "one")
+    with pytest.raises(ConfigError, match="one model"):
+        train_model(mixed(), tmp_path / "no", settings)
+    (on,) = train_committee(mixed(33), truth.BASELINE, tmp_path / "two", settings, tmp_path / "one")
+    assert check(on).about["plan"]["start"] == [load_card(path).hash]
+    # four epochs with a small learning rate: the same neurons, moved
+    old, new = (load_heads(p / HEADS, (1, 8)).hidden for p in (path, on))
+    assert np.corrcoef(old.ravel(), new.ravel())[0, 1] > 0.5
+
+
+def test_a_trunk_that_is_none_is_refused():
+    """A word that is no kind of trunk, and a shared one of a single member."""
+    with pytest.raises(ConfigError, match="separate, shared"):
+        TrainSettings(trunk="common")
+    with pytest.raises(ConfigError, match="members = 2 or more"):
+        TrainSettings(trunk="shared", members=1)

@@ -67,7 +67,7 @@ class AutoEngine:
         self.choice = ""
         #: whether the native model was selected, and whether there is one that does not agree; False until verified
         self.native = self.disagrees = False
-        self._dtype = dtype
+        self._dtype, self._device = dtype, device
         self._card = card
         self._required = required
         self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
@@ -76,7 +76,7 @@ class AutoEngine:
         self._engine: FeatureEngine = torchscript
         self._torchscript = torchscript
         self.name, self.reference = torchscript.name, torchscript.reference
-        self.training_set = torchscript.training_set
+        self.training_set, self.heads = torchscript.training_set, torchscript.heads
         if required:
             return
         if not card.native:
@@ -121,6 +121,12 @@ class AutoEngine:
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
         """Evaluate with torchscript, whatever was selected: native kernels have no derivative of one atom's energy."""
         return self._torchscript.weighted(graph, weights)
+
+    def open_head(self, number: int, *, weighing: bool) -> Engine:
+        """One of the heads, by the engine that was chosen for their mean, and by torchscript where it must weigh."""
+        if weighing or not self.native:
+            return self._torchscript.open_head(number, weighing=weighing)
+        return NativeEngine(self._card.path, self._dtype, self._device, number)
 
     def features(self, graph: Graph) -> FloatArray:
         """(A, F): the model's features, by the selected backend."""
@@ -176,6 +182,8 @@ def compare(
     one, two = (memory.evaluate(engine, graph)[0] for engine in (native, torchscript))
     atoms, first = np.diff(graph.ptr), graph.ptr[:-1]
     energies = np.abs(one.energies - two.energies) / atoms
+    if one.of_heads is not None and two.of_heads is not None:
+        energies = np.maximum(energies, np.abs(one.of_heads - two.of_heads).max(axis=0) / atoms)
     forces = np.maximum.reduceat(np.abs(one.forces - two.forces).max(axis=1), first)
     # a virial sums the forces on the pairs times their lengths, of which an atom has many
     virials = np.abs(one.virials - two.virials).max(axis=(1, 2)) / atoms

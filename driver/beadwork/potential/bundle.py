@@ -21,6 +21,7 @@ CARD = "card.toml"
 MODEL = "model.pt"
 NATIVE = "native.json"
 NOVELTY = "novelty.npz"
+HEADS = "heads.npz"
 COMMITTEE = "committee.toml"
 #: committee.toml's table of quantiles of the largest force spread of a frame, on frames held out; and which of them
 #: the selection window begins at by default
@@ -64,11 +65,16 @@ class Card:
         return self.path / NOVELTY if NOVELTY in self.sha256 else None
 
     @property
+    def heads(self) -> Path | None:
+        """The file that tells its heads apart, where the bundle is a committee on one trunk."""
+        return self.path / HEADS if HEADS in self.sha256 else None
+
+    @property
     def hash(self) -> str:
-        """The TorchScript model's hash (and its head's), prefixed: what the queue and the log call this model."""
+        """The TorchScript model's hash (and its head's or heads'), prefixed: what queue and log call this model."""
         # not the native file's: it is made from the same weights and must not give the same model another name
-        model = self.sha256[MODEL]
-        return "sha256:" + (hashlib.sha256(f"{model} {self.head}".encode()).hexdigest() if self.head else model)
+        model, which = self.sha256[MODEL], self.head or self.sha256.get(HEADS)
+        return "sha256:" + (hashlib.sha256(f"{model} {which}".encode()).hexdigest() if which else model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +159,12 @@ def check(bundle: str | Path) -> Card:
     return card
 
 
-def reopen(
-    engine: Callable[[Path, str, str], AnyEngine], bundle: Path, sha256: Mapping[str, str], dtype: str, device: str
-) -> AnyEngine:
+def reopen(engine: Callable[..., AnyEngine], bundle: Path, sha256: Mapping[str, str], *how: object) -> AnyEngine:
     """Open a bundle again, for a copy of an engine. Raises ModelError where its files have changed since."""
     # a copy that silently had other weights would be a wrong result
     if load_card(bundle).sha256 != sha256:
         raise ModelError(f"{bundle} has changed since the engine that was copied was opened", "load the model again")
-    return engine(bundle, dtype, device)
+    return engine(bundle, *how)
 
 
 def format_card(bundle: str | Path) -> str:
@@ -179,7 +183,7 @@ def format_card(bundle: str | Path) -> str:
 
 def write_card(bundle: Path, card: Mapping[str, Any], without: str | None = None) -> Card:
     """Write card.toml for the files that are in the folder now, except `without`; adds format, units and hashes."""
-    files = [name for name in (MODEL, NATIVE, NOVELTY) if (bundle / name).is_file() and name != without]
+    files = [name for name in (MODEL, NATIVE, NOVELTY, HEADS) if (bundle / name).is_file() and name != without]
     hashes = {name: sha256(bundle / name) for name in files}
     about = {k: v for k, v in card.items() if v is not None}  # TOML has no null
     data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
 from beadwork.potential.graph import Graph
 from beadwork.potential.novelty import TrainingSet
@@ -21,6 +22,7 @@ class Energies:
     stress times volume (positive under compression), the sign that i-PI's wire has. of_atoms: (A,) eV, each atom's part
     of the energy, its reference energy included; None where the engine has none. novelty: (A,) how far each atom is
     from those that the model was trained on, 1 at their edge (`potential.novelty`); None where that is not known.
+    of_heads: (M, S) eV, energies of the heads where the model is the mean of M (`potential.heads`); else None.
     """
 
     energies: FloatArray
@@ -28,6 +30,7 @@ class Energies:
     virials: FloatArray
     of_atoms: FloatArray | None = None
     novelty: FloatArray | None = None
+    of_heads: FloatArray | None = None
 
 
 def join(pieces: Sequence[Energies]) -> Energies:
@@ -40,6 +43,7 @@ def join(pieces: Sequence[Energies]) -> Energies:
         np.concatenate([p.virials for p in pieces]),
         combine_known([p.of_atoms for p in pieces], np.concatenate),
         combine_known([p.novelty for p in pieces], np.concatenate),
+        combine_known([p.of_heads for p in pieces], lambda parts: np.concatenate(parts, axis=1)),
     )
 
 
@@ -55,6 +59,23 @@ class Weighted(Protocol):
 
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
         """The energy Σ_i weights_i (energy of atom i), with its derivatives. weights: (A,)."""
+        ...
+
+
+@runtime_checkable
+class Trunk(Protocol):
+    """An engine whose model is the mean of M heads on one trunk (`potential.heads`): it answers `of_heads`.
+
+    heads: M; 0 for a model that is no such mean.
+    """
+
+    name: str
+    cutoff: float
+    elements: tuple[int, ...]
+    heads: int
+
+    def open_head(self, number: int, *, weighing: bool) -> Engine:
+        """One of the heads as an engine of its own; weighing: `Weighted`, where there is such a one."""
         ...
 
 
@@ -86,3 +107,29 @@ class FeatureEngine(Engine, Protocol):
     def features(self, graph: Graph) -> FloatArray:
         """(A, F): the node features' scalars of every atom, the same in every engine (`potential.novelty`)."""
         ...
+
+
+class Head:
+    """One head of a trunk as an engine, opened when it is first asked. It says no novelty: that is its trunk's."""
+
+    def __init__(self, trunk: Trunk, number: int) -> None:
+        self.name = f"{trunk.name}, head {number}"
+        self.cutoff, self.elements = trunk.cutoff, trunk.elements
+        self._trunk, self._number = trunk, number
+        self._opened: dict[bool, Engine] = {}
+
+    def evaluate(self, graph: Graph) -> Energies:
+        """Evaluate every system of the graph with this head."""
+        return self._engine(weighing=False).evaluate(graph)
+
+    def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
+        """As `Weighted` has it."""
+        engine = self._engine(weighing=True)
+        if not isinstance(engine, Weighted):
+            raise ModelError(f"{self.name} cannot weigh an atom's energy")
+        return engine.weighted(graph, weights)
+
+    def _engine(self, *, weighing: bool) -> Engine:
+        if weighing not in self._opened:
+            self._opened[weighing] = self._trunk.open_head(self._number, weighing=weighing)
+        return self._opened[weighing]

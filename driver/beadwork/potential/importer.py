@@ -23,9 +23,10 @@ import torch
 from beadwork.disk import writing
 from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import compare_dense, trial
-from beadwork.potential.bundle import CARD, MODEL, NATIVE, Card, load_card, write_card
+from beadwork.potential.bundle import CARD, HEADS, MODEL, NATIVE, Card, load_card, write_card
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
+from beadwork.potential.heads import MEAN, Heads, join
 from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine, load_module
@@ -47,11 +48,13 @@ def import_model(
     head: str | None = None,
     trust_pickle: bool = False,
     name: str | None = None,
+    committee: bool = False,
     **about: Any,
 ) -> Card:
     """Make the bundle `out` from a TorchScript or an eager MACE model, and return its card.
 
-    head: which head to serve; needed where the model has several. trust_pickle: an eager model is a Python pickle and
+    head: which head to serve; needed where the model has several. committee: all of them together, as a committee on
+    one trunk (`potential.heads`), which takes an eager model. trust_pickle: an eager model is a Python pickle and
     can run any code: it is read only with this. name: of the model in messages, by default that of the folder.
     about: further entries for the card (what it was trained on, command, errors).
     Only an eager model can be made native, and the native model is kept only where it agrees with TorchScript; else the
@@ -72,6 +75,10 @@ def import_model(
         )
     eager = _load_eager(source) if kind == "pickle" else None
     model = load_module(source) if eager is None else eager
+    heads = None
+    if committee:
+        eager, heads = _join(source, eager, head)
+        model, about = eager, {"heads": len(heads), **about}
     head = _choose_head(source, model, head)
     elements = sorted(int(z) for z in model.atomic_numbers)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -92,12 +99,19 @@ def import_model(
             (part / MODEL).write_bytes(source.read_bytes())
             why: NoNative = ("made from TorchScript, and a native model needs the eager one", "import the eager model")
         else:
+            if heads is not None:
+                heads.save(part / HEADS)
             _compile(source, eager, part / MODEL)
             _check_compiled(source, eager, part / MODEL, head, trial(elements, cutoff))
-            why = _make_native(source, eager, part, entries)
+            why = _make_native(source, eager, heads, part, entries)
         write_card(part, entries | dict(zip(NO_NATIVE_KEYS, why, strict=True)))
         bundle.mkdir(parents=True, exist_ok=True)
-        for made in (MODEL, NATIVE, CARD):  # the card last: a folder without one is no bundle, and no half of one
+        for made in (
+            MODEL,
+            NATIVE,
+            HEADS,
+            CARD,
+        ):  # the card last: a folder without it is no bundle
             if (part / made).exists():
                 os.replace(part / made, bundle / made)
     return load_card(bundle)
@@ -185,10 +199,43 @@ def _load_eager(file: Path) -> Any:
 def _choose_head(file: Path, model: Any, head: str | None) -> str | None:
     heads = list(getattr(model, "heads", None) or ["Default"])
     if head is None and len(heads) > 1:
-        raise ModelError(f"{file} has several heads ({', '.join(heads)})", "name the one to serve (--head)")
+        raise ModelError(
+            f"{file} has several heads ({', '.join(heads)})",
+            "name the one to serve (--head), or take all of them as a committee (--committee)",
+        )
     if head is not None and head not in heads:
         raise ModelError(f"{file} has no head {head!r}", f"it has {', '.join(heads)}")
     return head if len(heads) > 1 else None
+
+
+def _join(source: Path, eager: Any, head: str | None) -> tuple[Any, Heads]:
+    """The mean of all heads as an eager model of one, and the heads, both held to the model that they come from."""
+    if eager is None:
+        raise ModelError(
+            f"{source} is TorchScript, and a committee on one trunk is made from an eager model", "import that"
+        )
+    if head is not None:
+        raise ModelError(f"of {source} the head {head!r} is asked for, and all heads as a committee", "choose one")
+    with mace_imported(), _default_dtype(torch.float64):
+        try:
+            mean, heads = join(copy.deepcopy(eager))
+        except ModelError as error:
+            raise ModelError(f"{source} is no committee on one trunk: {error}") from error
+        graph = trial(tuple(int(z) for z in mean.atomic_numbers), float(mean.r_max))
+        alone = np.array(
+            [
+                ModuleEvaluator(copy.deepcopy(eager).double(), name, "float64", "cpu").evaluate(graph).energies
+                for name in eager.heads
+            ]
+        )
+        joint = ModuleEvaluator(copy.deepcopy(mean), None, "float64", "cpu", heads=heads).evaluate(graph)
+    apart = float(np.abs(joint.of_heads - alone).max() / max(1.0, np.abs(alone).max()))
+    if not apart < 1e-10:
+        raise ModelError(
+            f"the heads of {source} on one trunk do not answer what they do alone ({apart:.1e} of an energy)",
+            "please report this with the versions of mace-torch and e3nn",
+        )
+    return mean, heads
 
 
 @contextlib.contextmanager
@@ -239,7 +286,7 @@ def _check_compiled(source: Path, eager: Any, file: Path, head: str | None, grap
         )
 
 
-def _make_native(source: Path, eager: Any, bundle: Path, card: dict[str, Any]) -> NoNative:
+def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, card: dict[str, Any]) -> NoNative:
     """Write native.json and keep it if it agrees with TorchScript; else return why not, and what to do."""
     if not available():
         return (
@@ -252,10 +299,15 @@ def _make_native(source: Path, eager: Any, bundle: Path, card: dict[str, Any]) -
     with mace_imported(), _default_dtype(torch.float64):
         from symmetrix.extract_mace_data import extract_mace_data
 
+        if heads is not None:
+            source = bundle / "mean.model"
+            torch.save(eager, source)
         try:
             data = extract_mace_data(str(source), species=[], head=card["head"], num_spline_points=SPLINE_POINTS)
         except Exception as error:  # noqa: BLE001  (it fails in any way on an architecture that it does not know)
             return f"not possible for this architecture: {_error_line(error)}", None
+    if heads is not None:
+        data |= {"prediction_heads": heads.native(data), "head": MEAN}
     (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
     write_card(bundle, card)  # both engines read the card and check the files against it
     try:

@@ -78,7 +78,8 @@ def load(
         notes=notes,
     )
     # what Δ gives a lone atom is the weighted mean of the members', like the rest of Δ
-    for weight, member in zip(potential.weights.tolist(), opened, strict=True):
+    shares = [1.0] if potential.trunk else potential.weights.tolist()
+    for weight, member in zip(shares, opened, strict=True):
         for z, energy in member.reference.items():
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
     return potential

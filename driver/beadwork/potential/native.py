@@ -19,6 +19,7 @@ from beadwork.frame import FloatArray
 from beadwork.potential.bundle import NATIVE, check, reopen
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
+from beadwork.potential.heads import load_heads, said
 from beadwork.potential.memory import reason
 from beadwork.potential.native_file import check_native
 from beadwork.potential.novelty import load_training_set
@@ -35,23 +36,29 @@ class NativeEngine:
     The first time, it compiles kernels for the model with the system's C++ compiler (seconds) and keeps them in
     SYMMETRIX_JIT_CACHE (by default beadwork/kernels in the user's cache folder, readable by the user alone).
     device: 'cpu', or 'cuda' where one of Symmetrix-XL's GPU packages is installed for the device that is there.
+    head, heads: as in `TorchScriptEngine`.
     Raises ModelError where the bundle has no native model, symmetrix-xl is missing, or the kernels cannot be made.
     """
 
-    def __init__(self, bundle: str | Path, dtype: str = "float64", device: str = "cpu") -> None:
+    def __init__(
+        self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", head: int | None = None
+    ) -> None:
         card = check(bundle)
         if not card.native:
             why = card.about.get("native", "it was not extracted")
             raise ModelError(f"{card.path} has no native model ({why})", "use the engine 'torchscript'")
-        self._opened = (card.path.absolute(), card.sha256, dtype, device)
-        self.name = f"{card.name} (native, {dtype})"
+        self._opened = (card.path.absolute(), card.sha256, dtype, device, head)
+        self.name = f"{card.name}{said(head)} (native, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
-        self._evaluator = load_evaluator(card.path / NATIVE, card.head, dtype, device)
+        self._heads = load_heads(card.heads, card.elements) if card.heads and head is None else None
+        self.heads = 0 if self._heads is None else len(self._heads)
+        chosen = card.head if head is None else str(head)
+        self._evaluator = load_evaluator(card.path / NATIVE, chosen, dtype, device)
         numbers = np.array(self._evaluator.atomic_numbers)
         self._type_of = np.full(int(numbers.max()) + 1, -1, dtype=np.int32)
         self._type_of[numbers] = np.arange(len(numbers), dtype=np.int32)
-        self.training_set = load_training_set(card.novelty) if card.novelty else None
+        self.training_set = load_training_set(card.novelty) if card.novelty and head is None else None
         self._retaining = False
         model = json.loads((card.path / NATIVE).read_text(encoding="utf-8"))
         self._channels, self._layers = int(model["num_channels"]), int(model["num_interactions"])
@@ -64,12 +71,23 @@ class NativeEngine:
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate every system of the graph in one call."""
         graph = graph.within(self.cutoff)
-        self._compute(graph, retaining=self.training_set is not None)
+        known, heads = self.training_set, self._heads
+        self._compute(graph, retaining=known is not None or heads is not None)
         answer = self._reduce(graph)
-        if self.training_set is None:
+        if known is None and heads is None:
             return answer
         features = torch.from_numpy(self._features(len(graph.numbers)))
-        return replace(answer, novelty=self.training_set.novelty(features, graph).numpy())
+        if known is not None:
+            answer = replace(answer, novelty=known.novelty(features, graph).numpy())
+        if heads is not None:
+            away = heads.deviations(features, graph.numbers).numpy()
+            answer = replace(answer, of_heads=answer.energies + np.add.reduceat(away, graph.ptr[:-1], axis=1))
+        return answer
+
+    def open_head(self, number: int, *, weighing: bool) -> NativeEngine:
+        """One of the heads; none of them can weigh."""
+        bundle, _, dtype, device, _ = self._opened
+        return NativeEngine(bundle, dtype, device, number)
 
     def _compute(self, graph: Graph, retaining: bool = True) -> None:
         """One call of the kernels. retaining: the features are kept, which the evaluator else writes gradients over."""

@@ -14,7 +14,7 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import Card, committee_hash
-from beadwork.potential.engine import Energies, Engine, Weighted, combine_known
+from beadwork.potential.engine import Energies, Engine, Head, Trunk, Weighted, combine_known
 from beadwork.potential.evaluation import Evaluation, Spread, check_finite, first_index, novelty_of, summed
 from beadwork.potential.graph import Graph, GraphBuilder
 from beadwork.potential.weighting import AVERAGING_RADIUS, Neighbourhoods, weigh
@@ -54,7 +54,10 @@ class Potential:
     lowered after an out-of-memory error and doubled again after some time, because the error may have been due to
     another process.
 
-    cards: of the baseline and the members, in this order, where they come from bundles. notes: sentences for the log.
+    members: M models, or the one that is the mean of M heads on one trunk (`engine.Trunk`), of equal weights: then the
+    heads are the members, models has their mean, and trunk is it; else models are the members, and trunk is None.
+
+    cards: of the baseline and the models, in this order, where they come from bundles. notes: sentences for the log.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
     """
 
@@ -76,7 +79,13 @@ class Potential:
         self.reference = dict(reference or {})
         self.usual = usual
         self.baseline = baseline
-        self.members = tuple(members)
+        self.models = tuple(members)
+        first = self.models[0] if len(self.models) == 1 else None
+        self.trunk = first if isinstance(first, Trunk) and first.heads > 1 else None
+        if self.trunk is None and (among := [e.name for e in self.models if isinstance(e, Trunk) and e.heads > 1]):
+            raise ModelError(f"{among[0]} is a whole committee on one trunk", "serve it as the only Δ model")
+        heads = 0 if self.trunk is None else self.trunk.heads
+        self.members = tuple(Head(self.trunk, m) for m in range(heads)) if self.trunk else self.models
         self.alpha = alpha
         self.energy_alpha = alpha if energy_alpha is None else energy_alpha
         self.baseline_uncertainty = baseline_uncertainty
@@ -94,14 +103,14 @@ class Potential:
                 "the baseline's uncertainty is given for the whole system and for an atom", "give one of them"
             )
         for s, unit in ((baseline_uncertainty, "eV"), (atom_uncertainty, "eV/atom")):
-            if s is not None and (baseline is None or len(members) < 2 or not s > 0):
+            if s is not None and (baseline is None or len(self.members) < 2 or not s > 0):
                 raise ModelError(
                     f"a weighted baseline (uncertainty {s} {unit}) needs a baseline, at least two Δ models and a "
                     "positive uncertainty"
                 )
         if atom_uncertainty is not None:
             # the factor of each neighbourhood needs the derivative of every atom's energy, which not all engines have
-            for member in members:
+            for member in self.members:
                 if not isinstance(member, Weighted):
                     raise ModelError(
                         f"{member.name} cannot weigh an atom's energy", "give the uncertainty of the system"
@@ -120,9 +129,10 @@ class Potential:
         for name, scale in scales.items():
             if scale is not None and not sensible(scale):
                 raise ModelError(f"{name} is {scale}", f"it must be {SENSE}")
+        raw = np.ones(len(self.members)) if self.trunk else raw  # what is trained together has one weight
         self.weights = raw / raw.sum() if len(raw) else raw
         # the sample variance divides by 1 - sum w^2, which is 0 where one member has all the weight
-        if len(members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
+        if len(self.members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
             raise ModelError(
                 f"weights {raw.tolist()} leave one Δ model alone, so there is no spread", "drop the others"
             )
@@ -132,8 +142,8 @@ class Potential:
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """The baseline, where there is one, and the members."""
-        return self.members if self.baseline is None else (self.baseline, *self.members)
+        """The baseline, where there is one, and the Δ models: the members, or their trunk."""
+        return self.models if self.baseline is None else (self.baseline, *self.models)
 
     @property
     def identity(self) -> str | None:
@@ -153,13 +163,13 @@ class Potential:
 
     @property
     def baseline_cards(self) -> tuple[Card, ...]:
-        """What stands before the members' cards: the baseline's, which the part that serves Δ alone has too."""
-        return self.cards[: len(self.cards) - len(self.members)]
+        """What stands before the Δ models' cards: the baseline's, which the part that serves Δ alone has too."""
+        return self.cards[: len(self.cards) - len(self.models)]
 
     @property
     def member_cards(self) -> tuple[Card, ...]:
-        """The members' cards, in their order."""
-        return self.cards[len(self.cards) - len(self.members) :]
+        """The cards of the Δ models, in their order."""
+        return self.cards[len(self.cards) - len(self.models) :]
 
     @property
     def weighs(self) -> bool:
@@ -175,7 +185,7 @@ class Potential:
         """
         # `beadwork train` alone writes this entry; what other programs trained against cannot be known from a card
         known = all("dataset" in card.about for card in self.member_cards)
-        return bool(self.baseline_cards) and len(self.member_cards) > 1 and not known
+        return bool(self.baseline_cards) and len(self.members) > 1 and not known
 
     @property
     def knows_novelty(self) -> bool:
@@ -204,8 +214,8 @@ class Potential:
         # the uncertainties of the weighted baseline belong to the baseline, alpha and reference energies to the members
         whole = Potential(
             self.baseline,
-            other.members,
-            other.weights.tolist(),
+            other.models,
+            other._of_models(),
             other.alpha,
             self.baseline_uncertainty,
             reference=other.reference,
@@ -221,8 +231,8 @@ class Potential:
         """The committee alone, weighed as it is beside the baseline, with the cards of both."""
         alone = Potential(
             None,
-            self.members,
-            self.weights.tolist(),
+            self.models,
+            self._of_models(),
             self.alpha,
             reference=self.reference,
             usual=self.usual,
@@ -235,6 +245,11 @@ class Potential:
         alone.builder = GraphBuilder(self.cutoff)
         alone.share_memory_limit(self)
         return alone
+
+    def _of_models(self) -> list[float] | None:
+        """The weights as the class takes them."""
+        weights: list[float] = self.weights.tolist()
+        return None if self.trunk else weights
 
     def share_memory_limit(self, other: Potential) -> None:
         """Evaluate no more edges at once than another potential does on the same device."""
@@ -291,11 +306,14 @@ class Potential:
         # it is made once too (`device.bring`)
         graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self.engines}}
         baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
-        results = [self._run(member, graphs, seconds) for member in self.members]
+        of_models = [self._run(model, graphs, seconds) for model in self.models]
+        results = of_models
+        if self.trunk is not None:
+            results = [self._run(head, graphs, seconds) for head in self.members]
         started = time.perf_counter()
         before = sum(seconds.values())
         evaluation = self._combine(graph, graphs, baseline, results, member_forces, seconds)
-        novelty = novelty_of(graph, baseline, results)
+        novelty = novelty_of(graph, baseline, of_models)
         # finite parts can have a sum that is not, and i-PI integrates NaN without a word
         check_finite("the sum of the models", graph, evaluation)
         # `_combine` may evaluate members again (weighted baseline by atom), which adds to their own seconds
@@ -310,8 +328,8 @@ class Potential:
             )
         # equal weights are left out, so that a committee has one hash whether its card lists them or not
         weights = tuple(self.weights.tolist()) if len(set(self.weights.tolist())) > 1 else ()
-        found = replace(evaluation, novelty=novelty, models=models, weights=weights)
-        return replace(found, closest=graph.closest, notes=notes, seconds=seconds)
+        evaluation = replace(evaluation, novelty=novelty, models=models, weights=weights)
+        return replace(evaluation, closest=graph.closest, notes=notes, seconds=seconds)
 
     def _limit(self, graph: Graph) -> int | None:
         """max_edges of this evaluation: twice as many when the last out-of-memory error is long enough ago."""

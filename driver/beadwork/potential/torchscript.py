@@ -10,10 +10,11 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
-from beadwork.potential.bundle import MODEL, check, reopen
+from beadwork.potential.bundle import MODEL, Card, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.graph import Graph
+from beadwork.potential.heads import Heads, load_heads, said
 from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
 
 #: edges evaluated at once on the CPU: larger pieces do not fit into its caches and take up to twice as long per atom
@@ -25,11 +26,14 @@ class TorchScriptEngine:
 
     dtype: 'float64' or 'float32', whatever it was trained in: the weights are cast. In float32 the atoms' reference
     energies and all sums over atoms stay in float64. reference: eV of an atom of each element, independent of its
-    environment: its reference energy and the model's mean shift.
+    environment: its reference energy and the model's mean shift. head: of a committee on one trunk, to be this head
+    instead of the mean of all; it knows no novelty. heads: how many the mean has, 0 for a model that is none.
     Raises ModelError for a bundle that fails its check, a file that is no MACE model, or a device that is not there.
     """
 
-    def __init__(self, bundle: str | Path, dtype: str = "float64", device: str = "cpu") -> None:
+    def __init__(
+        self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", head: int | None = None
+    ) -> None:
         card = check(bundle)
         module = load_module(card.path / MODEL, device)
         elements, cutoff = tuple(sorted(module.atomic_numbers.tolist())), float(module.r_max)
@@ -39,13 +43,18 @@ class TorchScriptEngine:
                 f"has {elements} and {cutoff:g} Å: the card is another model's",
                 "import the model again",
             )
-        self._opened = (card.path.absolute(), card.sha256, dtype, device)  # for copies, see __reduce__
-        self.name = f"{card.name} (torchscript, {dtype})"
+        self._opened = (card.path.absolute(), card.sha256, dtype, device, head)  # for copies, see __reduce__
+        self.name = f"{card.name}{said(head)} (torchscript, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
+        heads = load_heads(card.heads, card.elements) if card.heads else None
+        if head is not None:
+            _become(module, card, heads, head)
+            heads = None
+        self.heads = 0 if heads is None else len(heads)
         self.reference = _reference(module, card.head)
-        self.training_set = load_training_set(card.novelty) if card.novelty else None
-        self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set)
+        self.training_set = load_training_set(card.novelty) if card.novelty and head is None else None
+        self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set, heads)
         self._piece = CPU_EDGES_PER_PIECE if device == "cpu" else None
 
     def evaluate(self, graph: Graph) -> Energies:
@@ -61,6 +70,11 @@ class TorchScriptEngine:
             [self._evaluator.evaluate(graph.part(a, b), weights[graph.ptr[a] : graph.ptr[b]]) for a, b in pieces]
         )
 
+    def open_head(self, number: int, *, weighing: bool) -> TorchScriptEngine:
+        """One of the heads; each can weigh."""
+        bundle, _, dtype, device, _ = self._opened
+        return TorchScriptEngine(bundle, dtype, device, number)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled by opening the bundle again: TorchScript modules cannot be pickled."""
         return reopen, (type(self), *self._opened)
@@ -72,10 +86,19 @@ class TorchScriptEngine:
 
 
 class ModuleEvaluator:
-    """Runs any MACE module, scripted or eager, on a graph; with its training set it returns novelty too."""
+    """Runs any MACE module, scripted or eager, on a graph.
+
+    With its training set it returns novelty too, and with the heads whose mean it is, the energies of these.
+    """
 
     def __init__(
-        self, module: Any, head: str | None, dtype: str, device: str, training_set: TrainingSet | None = None
+        self,
+        module: Any,
+        head: str | None,
+        dtype: str,
+        device: str,
+        training_set: TrainingSet | None = None,
+        heads: Heads | None = None,
     ) -> None:
         index = _head(module, head)
         self._dtype = getattr(torch, dtype)
@@ -96,8 +119,8 @@ class ModuleEvaluator:
         # forces are derivatives by positions alone: gradients of the weights would take time and memory for nothing
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-        self._training_set = training_set
-        self._layers = [] if training_set is None else self._find_features()
+        self._training_set, self._heads = training_set, heads
+        self._layers = [] if training_set is None and heads is None else self._find_features()
 
     def _find_features(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         found = read_features(self._module.state_dict())
@@ -124,17 +147,21 @@ class ModuleEvaluator:
         out = self.outputs(graph) if weights is None else self._weighted(graph, weights)
         packed = self._reduce(out, bring(graph, self._dtype, self._device), weights)
         # the second pass of the weighted baseline has the same features, and novelty is known from the first
-        known = self._training_set if weights is None else None
-        if known is not None:
-            packed = torch.cat((packed, known.novelty(self._read_features(out), graph)))
-        ends = np.cumsum((systems, 3 * atoms, 9 * systems, atoms))
-        energies, forces, virials, of_atoms, novelty = np.split(to_host(packed), ends)
+        known, heads = (self._training_set, self._heads) if weights is None else (None, None)
+        features = None if known is None and heads is None else self._read_features(out)
+        if known is not None and features is not None:
+            packed = torch.cat((packed, known.novelty(features, graph)))
+        if heads is not None and features is not None:
+            packed = torch.cat((packed, heads.deviations(features, graph.numbers).flatten()))
+        ends = np.cumsum((systems, 3 * atoms, 9 * systems, atoms, 0 if known is None else atoms))
+        energies, forces, virials, of_atoms, novelty, of_heads = np.split(to_host(packed), ends)
         return Energies(
             energies,
             forces.reshape(atoms, 3),
             virials.reshape(systems, 3, 3),
             of_atoms,
             None if known is None else novelty,
+            None if heads is None else energies + np.add.reduceat(of_heads.reshape(-1, atoms), graph.ptr[:-1], axis=1),
         )
 
     def outputs(self, graph: Graph) -> dict[str, Any]:
@@ -205,6 +232,16 @@ class ModuleEvaluator:
             # i-PI keeps the upper triangle alone, so rounding must not make the two differ
             virials = 0.5 * (virials + virials.transpose(1, 2))
             return torch.cat((energies, out["forces"].double().flatten(), virials.flatten(), node))
+
+
+def _become(module: Any, card: Card, heads: Heads | None, head: int) -> None:
+    """Make the module of a mean into that of one of its heads."""
+    if heads is None or not 0 <= head < len(heads):
+        raise ModelError(f"{card.path} has no head {head} on its trunk")
+    state = module.state_dict()
+    with torch.no_grad():
+        for name, value in heads.put({key: tensor.cpu() for key, tensor in state.items()}, head).items():
+            state[name].copy_(value)
 
 
 def _head(module: Any, head: str | None) -> int:

@@ -294,9 +294,9 @@ def _jump(new: FloatArray, old: FloatArray) -> str:
 def _admitted(potential: Potential) -> str:
     """Which engines will answer. Raises ModelError where a bundle's two models do not agree with each other."""
     natively = 0
-    for engine, card in zip(potential.members, potential.cards, strict=True):
+    for engine, card in zip(potential.models, potential.cards, strict=True):
         if isinstance(engine, AutoEngine):
             if engine.disagrees:
                 raise ModelError(f"{card.path}: {engine.choice}", "import the model again")
             natively += engine.native
-    return f"{natively} of {len(potential.members)} members run natively, and agree with torchscript"
+    return f"{natively} of {len(potential.models)} Δ models run natively, and agree with torchscript"

@@ -216,7 +216,7 @@ def residuals(
     index = np.arange(len(examples))
     block = blocks(examples, apart)
     most = np.concatenate(largest) if largest else None
-    freedom = max(1, len(members) - 1)
+    freedom = max(1, len(potential.members) - 1)
     spread = np.concatenate(spreads) / atoms if spreads else None
     energy = Errors((np.concatenate(energies) - label) / atoms, noise, spread, index, freedom, block)
     baseline = Errors((shift - label) / atoms, noise, None, index, freedom, block)

@@ -23,7 +23,7 @@ import tomli_w
 from ase.data import chemical_symbols
 
 from beadwork.disk import write_whole
-from beadwork.errors import LabelError, ModelError
+from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.label.jobs import Jobs, lost
 from beadwork.potential.bundle import COMMITTEE, amend_card, check, format_no_better, load_card, members_of
 from beadwork.potential.load import load
@@ -32,7 +32,7 @@ from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example, reference_
 from beadwork.train.duplicates import among
 from beadwork.train.fit_novelty import fit_bundle
 from beadwork.train.member import TRAINING, train_member, workers
-from beadwork.train.settings import TrainSettings
+from beadwork.train.settings import SEPARATE, SHARED, TrainSettings
 from beadwork.train.split import APART, blocks, split
 
 #: key of the isolated atoms' energies in the plan of a baseline for which they were given
@@ -52,7 +52,7 @@ def train_committee(
     progress: Callable[[str], None] = lambda sentence: None,
     command: str = "beadwork.train.committee.train_committee",
 ) -> list[Path]:
-    """Train a Δ committee and return its bundles, `out`/delta-0, delta-1, …
+    """Train a Δ committee and return its bundles, `out`/delta-0, delta-1, …, or the one of all on a shared trunk.
 
     previous: a committee of an earlier generation, from whose weights each member starts; its held-out frames stay held
     out. progress: called with messages. command: for the cards. Members that `out` has already, of the same data and
@@ -61,7 +61,7 @@ def train_committee(
     """
     settings = settings or TrainSettings()
     name = load_card(baseline).hash
-    members = [f"delta-{m}" for m in range(settings.members)]
+    members = [f"delta-{m}" for m in range(1 if settings.trunk == SHARED else settings.members)]
     dataset = _framewise(out, [out / member for member in members], examples) or _dataset(examples, settings, previous)
     progress(_counted(out, examples, dataset, settings))
     if atoms := [e for e in examples if e.isolated]:
@@ -184,6 +184,8 @@ def train_model(
     previous: a bundle trained by beadwork, from whose weights to start; its held-out frames stay held out.
     Returns the bundle `out`, which contains dataset.json too. Otherwise as `train_committee`.
     """
+    if settings.trunk == SHARED:
+        raise ConfigError("trunk is shared, which is for the members of a Δ committee; a baseline is one model")
     dataset = _framewise(out, [out], examples) or _dataset(examples, settings, previous)
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
@@ -364,7 +366,9 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
                 f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}; its weights cannot "
                 "be used: train without --from"
             )
-        for key in ("hidden_irreps", "r_max", "pair_repulsion"):
+        then = {"trunk": SEPARATE} | dict(then)
+        of_heads = ("members",) if settings.trunk == SHARED else ()
+        for key in ("hidden_irreps", "r_max", "pair_repulsion", "trunk", *of_heads):
             if then.get(key) != getattr(settings, key):
                 raise ModelError(
                     f"{path} has {key} {then.get(key)!r}, the settings say {getattr(settings, key)!r}; keep it, or "
@@ -395,8 +399,9 @@ def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
         return False
     about = check(bundle).about
     then = about.get("plan", {})
-    # cards older than `apart` do not have it
-    then = then | {"settings": {"apart": plan["settings"]["apart"]} | then.get("settings", {})}
+    # cards older than `apart` and `trunk` do not have them
+    older = {"apart": plan["settings"]["apart"], "trunk": SEPARATE}
+    then = then | {"settings": older | then.get("settings", {})}
     # the rest of the plan follows from these, up to rounding errors of another machine
     if about.get("dataset") != dataset.hash or any(
         then.get(k) != plan.get(k) for k in ("settings", "start", ATOM_ENERGIES_KEY)

@@ -32,7 +32,7 @@ from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
 from beadwork.processes import kill, last_line, launch, module
 from beadwork.train.dataset import Dataset, Example, to_atoms
-from beadwork.train.settings import TrainSettings
+from beadwork.train.settings import SHARED, TrainSettings
 from beadwork.train.split import split
 
 TRAINING = "training"
@@ -55,27 +55,33 @@ def train_member(
 ) -> str:
     """Train one member of the committee in `folder` (which has its dataset) and return a message.
 
+    With a shared trunk the member is the whole committee: one model with a head for each draw.
     name: of its bundle there, delta-0, delta-1, … where not given. The result depends on nothing but the arguments and
     the folder, so a member can be trained in any process, on any machine that sees the folder.
     """
     name = name or f"delta-{member}"
     dataset = Dataset.read(folder)
-    drawn, other = _draw(dataset.training, settings, member)
+    shared = settings.trunk == SHARED
+    draws = [_draw(dataset.training, settings, m) for m in (range(settings.members) if shared else [member])]
     (folder / TRAINING).mkdir(exist_ok=True)
     # a new folder for each attempt: mace would continue from a checkpoint that a killed training left
     work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / TRAINING))
-    for file, part in (("train.extxyz", drawn), ("valid.extxyz", other)):
-        _write(work / file, part, settings)
-    options = _options(work, settings, plan, len(drawn), member)
+    for m, draw in enumerate(draws):
+        for file, part in zip(_files(work, m), draw, strict=True):
+            _write(file, part, settings)
+    options = _options(work, settings, plan, sum(len(drawn) for drawn, _ in draws), member)
+    if shared:
+        options += _heads(work, settings.members)
     model = _run(work, options, start[member % len(start)] if start else None, settings)
     _write_bundle(
         model,
         work / "bundle" / name,
+        committee=shared,
         **about,
         method=dataset.method,
         dataset=dataset.hash,
-        frames=len(drawn),
-        frames_choosing_the_epoch=len(other),
+        frames=len({e.hash for drawn, _ in draws for e in drawn}),
+        frames_choosing_the_epoch=len({e.hash for _, other in draws for e in other}),
         frames_held_out=len(dataset.testing),
         member=member,
         plan=plan,
@@ -83,7 +89,9 @@ def train_member(
     )
     shutil.rmtree(folder / name, ignore_errors=True)  # an existing one is incomplete, else it would have been kept
     os.replace(work / "bundle" / name, folder / name)
-    return f"{name} is trained on {len(drawn)} frames"
+    drawn = sorted({len(drawn) for drawn, _ in draws})
+    frames = "-".join(map(str, drawn[:1] + drawn[1:][-1:]))
+    return f"{name} is trained on {frames} frames" + (f" by each of its {len(draws)} heads" if shared else "")
 
 
 @contextmanager
@@ -161,15 +169,31 @@ def _write(file: Path, examples: Sequence[Example], settings: TrainSettings) -> 
     ase.io.write(file, frames, format="extxyz")
 
 
+def _files(work: Path, head: int) -> tuple[Path, Path]:
+    """Where a head has what it learns from, and what chooses the best epoch; a model of its own is head 0."""
+    return work / f"train-{head}.extxyz", work / f"valid-{head}.extxyz"
+
+
+def _heads(work: Path, count: int) -> list[str]:
+    """What makes so many heads of mace_run_train: it then has a frame once for each head that drew it."""
+    files = [map(str, _files(work, m)) for m in range(count)]
+    heads = {f"head{m}": dict(zip(("train_file", "valid_file"), both, strict=True)) for m, both in enumerate(files)}
+    # mace looks at all frames of each head again in the end, which takes as long as an epoch and is not read
+    return [f"--heads={heads}", f"--skip_evaluate_heads={','.join(heads)}"]
+
+
 def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frames: int, member: int) -> list[str]:
     """The command line of mace_run_train."""
     epochs = settings.epochs
+    if settings.trunk == SHARED:  # in an epoch the trunk sees each frame as often as heads drew it
+        epochs = max(4, -(-epochs // settings.members))
+    train_file, valid_file = _files(work, 0)
     options = {
         "name": "model",
         "seed": settings.seed + member,
         "work_dir": work,
-        "train_file": work / "train.extxyz",
-        "valid_file": work / "valid.extxyz",
+        "train_file": train_file,
+        "valid_file": valid_file,
         "energy_key": "DELTA_energy",
         "forces_key": "DELTA_forces",
         "E0s": str({int(z): e for z, e in plan["reference_energies"].items()}),

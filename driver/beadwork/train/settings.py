@@ -13,12 +13,20 @@ from beadwork.settings import NOT_NEGATIVE, POSITIVE, at_least, check, setting
 from beadwork.toml import build, read_toml
 from beadwork.train.split import APART
 
+#: what members have in common: nothing, or all but their readouts
+SEPARATE, SHARED = "separate", "shared"
+
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """All settings that a TOML file for `beadwork train` may contain. Raises ConfigError for impossible values."""
 
     members: int = setting(4, "members of the committee", "members", rule=at_least(1))
+    trunk: str = setting(
+        SEPARATE,
+        "separate: each member is a model; shared: all are heads of one",
+        choices=(SEPARATE, SHARED),
+    )
     held_out: float = setting(
         0.2, "share of the frames kept for tests, by solute and composition, the same for all members", ""
     )
@@ -52,6 +60,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.trunk == SHARED and self.members < 2:
+            raise ConfigError("trunk is shared by one member", "give it members = 2 or more, or leave trunk out")
         if not 0 <= self.held_out < 1 or not 0 < self.share < 1:
             raise ConfigError(
                 f"held_out is {self.held_out} and share is {self.share}; they are fractions, and share must leave "
