@@ -140,7 +140,7 @@ class Heads:
 def load_heads(file: Path, elements: tuple[int, ...]) -> Heads:
     """Read what `Heads.save` wrote, for a model of these elements. Raises ModelError for anything else."""
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:  # NumPy leaves a torn file open
             reference, first, hidden, out = (
                 np.asarray(data[key], dtype=np.float64) for key in ("reference", "first", "hidden", "out")
             )
