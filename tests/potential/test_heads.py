@@ -178,7 +178,7 @@ def test_a_loaded_committee_settles_on_the_native_engine(trunks, made, shapes):
     """`load` takes one bundle for all members: native agrees with TorchScript, reference energies are the mean's."""
     potential = load(made["vector"].bundle, [trunks / "vector"], baseline_uncertainty_atom=0.05)
     frames = shapes.beads(2, 3)
-    said = potential.settle(frames[0])
+    said = potential.select_backends(frames[0])
     assert "vector (native, float64): native agrees" in said[1]
     assert [card.about.get("heads") for card in potential.cards] == [None, COUNT]
     heads = load_heads(trunks / "vector" / HEADS, (1, 8))

@@ -113,7 +113,7 @@ class Head:
     """One head of a trunk as an engine, opened when it is first asked. It says no novelty: that is its trunk's."""
 
     def __init__(self, trunk: Trunk, number: int) -> None:
-        self.name = f"{trunk.name}, head {number}"
+        self.name = f"{trunk.name.partition(' (')[0]}, head {number}"  # whatever engine the trunk will select
         self.cutoff, self.elements = trunk.cutoff, trunk.elements
         self._trunk, self._number = trunk, number
         self._opened: dict[bool, Engine] = {}
