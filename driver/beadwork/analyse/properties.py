@@ -22,7 +22,7 @@ from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.outputs import find_trajectory
 from beadwork.report.committee import read_committee
-from beadwork.report.run import Run
+from beadwork.report.run import RunFolder
 from beadwork.units import BOHR, HARTREE
 
 #: what says where the run is, and is no observable
@@ -75,7 +75,7 @@ class _Series:
     function: _Function = _MEAN
 
 
-def properties(runs: Sequence[Run], skip: float = 0.0) -> tuple[list[Observable], list[str]]:
+def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Observable], list[str]]:
     """Return the averages of all that i-PI wrote in every one of these runs, after `skip` ps, and what there is to say.
 
     Its properties by their names and in their units; of the trajectories of kinetic_cv and r_gyration, the quantum
@@ -125,7 +125,7 @@ def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]
     )
 
 
-def _series(run: Run, kt: float) -> Iterator[_Series]:
+def _series(run: RunFolder, kt: float) -> Iterator[_Series]:
     """All that this run has."""
     for name, series in run.properties.items():
         base = name.partition("(")[0].partition("[")[0]
@@ -140,7 +140,7 @@ def _series(run: Run, kt: float) -> Iterator[_Series]:
         yield _Series(f"radius of gyration of one {name}", "Å", True, steps, squares, _ROOT)
 
 
-def _of_atoms(run: Run, quantity: str) -> Iterator[tuple[str, IntArray, FloatArray]]:
+def _of_atoms(run: RunFolder, quantity: str) -> Iterator[tuple[str, IntArray, FloatArray]]:
     """Of a trajectory: by element its symbol, the steps (F,) and the values (F, atoms of it, 3)."""
     trajectory = find_trajectory(run.directory, str(run.about.get("outputs", "")), quantity)
     frames = [(step, numbers, values) for step, _, numbers, values in trajectory.vectors()] if trajectory else []
@@ -151,7 +151,7 @@ def _of_atoms(run: Run, quantity: str) -> Iterator[tuple[str, IntArray, FloatArr
             yield chemical_symbols[element], steps, values[:, numbers == element]
 
 
-def _heat_capacities(run: Run, kt: float) -> Iterator[_Series]:
+def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
     """C/k = (<ε²> - <ε>² - <ε'>) / (kT)², and of a classical run the variance of its potential over (kT)²."""
     scale = _GAS_CONSTANT / kt**2
     variance = _Function(

@@ -23,7 +23,7 @@ from beadwork.analyse.runs import first_step
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.outputs import find_trajectory
-from beadwork.report.run import Run
+from beadwork.report.run import RunFolder
 from beadwork.units import FEMTOSECOND
 
 #: stretches that all velocities are cut into, about, for the errors
@@ -51,7 +51,7 @@ class Spectrum:
     resolution: float
 
 
-def spectrum(runs: Sequence[Run], window: float = 500.0, highest: float = 4500.0, skip: float = 0.0) -> Spectrum:
+def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 4500.0, skip: float = 0.0) -> Spectrum:
     """Return the density of states of runs that are pieces of one kind.
 
     window: fs, T. highest: cm^-1. skip: ps at the beginning of each. The centroid's velocities are those of v_centroid,
@@ -111,7 +111,7 @@ def members(spectra: Sequence[Spectrum]) -> Spectrum:
     return Spectrum(one.wavenumbers, elements, errors, peaks, sum(of.stretches for of in spectra), one.resolution)
 
 
-def _velocities(run: Run, skip: float) -> list[tuple[IntArray, FloatArray, float]]:
+def _velocities(run: RunFolder, skip: float) -> list[tuple[IntArray, FloatArray, float]]:
     """Atomic numbers (n,), velocities (F, n, 3) in atomic units without a gap, and the fs between two."""
     step = run.about.get("time_step_fs")
     if not step:
