@@ -3,7 +3,7 @@
     g(ν) = 4c (3N / K) ∫_0^T w(t) Σ_i m_i <v_i(0) v_i(t)> cos(2πcνt) dt        K = Σ_i m_i <v_i²>, per cm^-1
 
 so that its integral over all wavenumbers is the number of degrees of freedom, 3 for each atom, whatever the temperature
-of what moves. w is Hann's window, 1 at 0 and 0 at T; lines are 2 / (cT) wide at half their height. Velocities are the
+of what moves. w is Hann's window, 1 at 0 and 0 at T; lines are 1 / (cT) wide at half their height. Velocities are the
 centroid's, of masses those of the elements; the autocorrelation is had by Fourier transforms of stretches with as many
 zeros behind them (Allen and Tildesley, Computer Simulation of Liquids, 2nd edition, chapter 8). i-PI's own
 `i-pi-getacf` has it of all chosen atoms without masses, and takes a stretch as periodic.
@@ -90,7 +90,7 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
         for name, values in stretches.items()
     }
     peaks = {name: _peaks(wavenumbers[shown], values) for name, values in elements.items()}
-    return Spectrum(wavenumbers[shown], elements, errors, peaks, count, 2 / (lag * spacing * LIGHT))
+    return Spectrum(wavenumbers[shown], elements, errors, peaks, count, 1 / (lag * spacing * LIGHT))
 
 
 def members(spectra: Sequence[Spectrum]) -> Spectrum:
