@@ -40,7 +40,7 @@ def listen_at(where: str | int) -> tuple[str, int]:
     """Return host and port of PORT, HOST:PORT or [HOST]:PORT; loopback where no host is named. Raises ConfigError."""
     host, _, port = str(where).rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"metrics is {where!r}; it wants PORT or HOST:PORT; port 0 takes a free one")
+        raise ConfigError(f"metrics is {where!r}", "it wants PORT or HOST:PORT; port 0 takes a free one")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
@@ -220,9 +220,9 @@ class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSetti
     def check(self) -> ServeConfig:
         """Return self, or raise ConfigError with what is wrong and what to do."""
         if not self.simulation:
-            raise ConfigError("no simulation named; give i-PI's XML or RESTART file")
+            raise ConfigError("no simulation named", "give i-PI's XML or RESTART file")
         if self.baseline is None and not self.delta:
-            raise ConfigError("no model named; give --baseline, --delta or both")
+            raise ConfigError("no model named", "give --baseline, --delta or both")
         check(self)
         _check_devices(self)
         for name, role in self.at.items():
@@ -232,7 +232,7 @@ class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSetti
             if role == "delta" and not self.delta:
                 raise ConfigError(f"forcefield {name!r} is to serve the delta, but there is no --delta")
         if self.queue and not self.delta:
-            raise ConfigError("a queue keeps what the committee is unsure of; give --delta as well, or no --queue")
+            raise ConfigError("a queue keeps what the committee is unsure of", "give --delta as well, or no --queue")
         if self.metrics is not None:
             listen_at(self.metrics)
         return self
@@ -241,19 +241,20 @@ class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSetti
 def _check_devices(config: ServeConfig) -> None:
     if config.device not in ("cpu", "cuda"):
         raise ConfigError(
-            f"device is {config.device!r}; it wants cpu or cuda (for another GPU than the first: CUDA_VISIBLE_DEVICES)"
+            f"device is {config.device!r}",
+            "it wants cpu or cuda (for another GPU than the first: CUDA_VISIBLE_DEVICES)",
         )
     for device in config.devices:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", device) and config.devices != ["all"]:
             raise ConfigError(
-                f"devices names {device!r}; it wants cpu, cuda or cuda:N, with commas between them, or all alone"
+                f"devices names {device!r}", "it wants cpu, cuda or cuda:N, with commas between them, or all alone"
             )
     if config.devices and config.device != "cpu":
-        raise ConfigError(f"device {config.device} and devices {','.join(config.devices)} are both set; choose one")
+        raise ConfigError(f"device {config.device} and devices {','.join(config.devices)} are both set", "choose one")
     if 0 < config.servers < len(config.devices):
         raise ConfigError(
-            f"servers is {config.servers} with {len(config.devices)} devices, each of which is a server; leave it out, "
-            "or count those on other machines as well"
+            f"servers is {config.servers} with {len(config.devices)} devices, each of which is a server",
+            "leave it out, or count those on other machines as well",
         )
 
 

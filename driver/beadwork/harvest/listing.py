@@ -91,17 +91,17 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     try:
         if target.suffix not in SUFFIXES and not in_place(target):
             raise ConfigError(
-                f"{path}: frames are written as extended XYZ; give a name that ends in {' or '.join(SUFFIXES)} "
-                "(`ase convert` makes other formats of it)"
+                f"{path}: frames are written as extended XYZ",
+                f"give a name that ends in {' or '.join(SUFFIXES)} (`ase convert` makes other formats of it)",
             )
         if not rows:
-            raise QueueError(f"no frames to write to {path}; `beadwork queue list` shows what the queue holds")
+            raise QueueError(f"no frames to write to {path}", "`beadwork queue list` shows what the queue holds")
         # a reader such as `beadwork train` must never find half of the frames
         with whole(target) as out:
             ase.io.write(out, [_atoms(row) for row in rows], format="extxyz")
     except OSError as error:
         raise QueueError(
-            f"cannot write {path}: {error.strerror}; give a path in a directory that you may write to"
+            f"cannot write {path}: {error.strerror}", "give a path in a directory that you may write to"
         ) from error
 
 

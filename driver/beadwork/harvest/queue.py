@@ -90,7 +90,7 @@ class Queue:
         # ASE's own reading of damaged text; such errors are no error of sqlite3
         except (ValueError, TypeError, KeyError) as error:
             raise QueueError(
-                f"the queue {self.name} cannot be opened: malformed, {error}; {_MALFORMED_REMEDY}"
+                f"the queue {self.name} cannot be opened: malformed, {error}", _MALFORMED_REMEDY
             ) from error
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class Queue:
         Raises QueueError where the path exists.
         """
         if path.exists():
-            raise QueueError(f"{path} is there already; name a new file for the rows that are whole")
+            raise QueueError(f"{path} is there already", "name a new file for the rows that are whole")
         new = Queue(path, create=True, patience=self._patience)
         with self._open() as db, new._change() as other:
             count = 0
@@ -321,7 +321,7 @@ class Queue:
             if _is_access_error(error):
                 raise
             raise Damaged(self._damaged_message(id, f"it cannot be read, {type(error).__name__}: {error}")) from error
-        raise QueueError(f"the queue {self.name} has no row {id}; `beadwork queue list` shows those it has")
+        raise QueueError(f"the queue {self.name} has no row {id}", "`beadwork queue list` shows those it has")
 
     def _read(self, row: Any) -> Row:
         try:
@@ -333,8 +333,8 @@ class Queue:
             raise Damaged(self._damaged_message(row.id, str(error))) from error
         except KeyError as error:
             raise QueueError(
-                f"row {row.id} of the queue {self.name} has no {error}: beadwork did not write it; "
-                "move it to a database of its own with `ase db`"
+                f"row {row.id} of the queue {self.name} has no {error}: beadwork did not write it",
+                "move it to a database of its own with `ase db`",
             ) from error
 
     def _damaged_message(self, id: int, fault: str) -> str:
@@ -346,7 +346,8 @@ class Queue:
             holder = f" by {row.worker}" if row.status == CLAIMED else ""
             raise ClaimLost(
                 f"row {id} of the queue {self.name} is {row.status}{holder}, not claimed by {worker}: "
-                "the claim expired; claim frames for longer than a label takes"
+                "the claim expired",
+                "claim frames for longer than a label takes",
             )
         return row
 
@@ -369,17 +370,20 @@ class Queue:
     def _ensure_file(self, create: bool) -> None:
         path = Path(self._address)
         if path.is_dir():
-            raise QueueError(f"the queue {self.name} is a directory; give a file's name, e.g. {path / 'queue.db'}")
+            raise QueueError(f"the queue {self.name} is a directory", f"give a file's name, e.g. {path / 'queue.db'}")
         if path.exists():
             return
         if not create:
-            raise QueueError(f"there is no queue at {self.name}; check the path (a server makes it on its first start)")
+            raise QueueError(
+                f"there is no queue at {self.name}", "check the path (a server makes it on its first start)"
+            )
         try:
             # an empty file is an empty SQLite database; SQLite itself would make it readable by others (umask)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             raise QueueError(
-                f"cannot make the queue {self.name}: {error.strerror}; give a path in a directory that you may write to"
+                f"cannot make the queue {self.name}: {error.strerror}",
+                "give a path in a directory that you may write to",
             ) from error
 
     def _prepare(self, create: bool) -> None:
@@ -389,10 +393,10 @@ class Queue:
         """
         tables = self._tables()
         if tables and not {"systems", "information", "text_key_values"} <= tables:
-            raise QueueError(f"{self.name} is a database of something else; choose another place for the queue")
+            raise QueueError(f"{self.name} is a database of something else", "choose another place for the queue")
         if not tables and not create:
             raise QueueError(
-                f"the queue {self.name} is empty; start a server with it, `queue add` frames, or check the path"
+                f"the queue {self.name} is empty", "start a server with it, `queue add` frames, or check the path"
             )
         if not tables:
             with self._change() as db:
@@ -406,10 +410,10 @@ class Queue:
                 db.metadata = {**db.metadata, **_METADATA}
         elif version is None:
             raise QueueError(
-                f"{self.name} is an ASE database that beadwork did not make; choose another place for the queue"
+                f"{self.name} is an ASE database that beadwork did not make", "choose another place for the queue"
             )
         elif version > _METADATA["beadwork_queue"]:
-            raise QueueError(f"the queue {self.name} was made by a newer beadwork; update this one")
+            raise QueueError(f"the queue {self.name} was made by a newer beadwork", "update this one")
 
     def _tables(self) -> set[str]:
         sql = "SELECT name FROM sqlite_master WHERE type = 'table'"
@@ -519,7 +523,7 @@ def _psycopg2() -> Any:
         return import_module("psycopg2")
     except ImportError as error:
         raise QueueError(
-            f"a queue on PostgreSQL needs a package that is missing ({error.name}); pip install 'beadwork[postgres]'"
+            f"a queue on PostgreSQL needs a package that is missing ({error.name})", "pip install 'beadwork[postgres]'"
         ) from error
 
 

@@ -59,8 +59,8 @@ class SelectionWindow:
     def __post_init__(self) -> None:
         if self.force_low is None and self.energy_low is None and self.novelty_low is None:
             raise ConfigError(
-                "the selection window has no lower threshold, so no frame would be kept; give force_low, energy_low or "
-                "novelty_low"
+                "the selection window has no lower threshold, so no frame would be kept",
+                "give force_low, energy_low or novelty_low",
             )
         for name, low, high in (
             ("force", self.force_low, self.force_high),
@@ -68,10 +68,13 @@ class SelectionWindow:
         ):
             for mark, value in ((f"{name}_low", low), (f"{name}_high", high)):
                 if value is not None and not (math.isfinite(value) and value >= 0):
-                    raise ConfigError(f"{mark} of the selection window is {value}; give a number that is not negative")
+                    raise ConfigError(
+                        f"{mark} of the selection window is {value}", "give a number that is not negative"
+                    )
             if low is not None and high is not None and low >= high:
                 raise ConfigError(
-                    f"{name}_low of the selection window is {low}, {name}_high {high}; the low threshold must be lower"
+                    f"{name}_low of the selection window is {low}, {name}_high {high}",
+                    "the low threshold must be lower",
                 )
 
     def classify(
@@ -156,11 +159,11 @@ class Selector:
 
     def __post_init__(self) -> None:
         if self.cooldown < 0:
-            raise ConfigError(f"the cool-down is {self.cooldown} steps; give 0 or more")
+            raise ConfigError(f"the cool-down is {self.cooldown} steps", "give 0 or more")
         if self.limit is not None and self.limit < 0:
-            raise ConfigError(f"the limit is {self.limit} frames a run; give 0 or more")
+            raise ConfigError(f"the limit is {self.limit} frames a run", "give 0 or more")
         if not (math.isfinite(self.min_distance) and self.min_distance >= 0):
-            raise ConfigError(f"the smallest distance is {self.min_distance} Å; give a number that is not negative")
+            raise ConfigError(f"the smallest distance is {self.min_distance} Å", "give a number that is not negative")
 
     @property
     def kept(self) -> int:

@@ -163,7 +163,9 @@ def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray
     """
     card = check(model)
     if lacking := sorted({int(z) for f in frames for z in f.numbers} - set(card.elements)):
-        raise ModelError(f"{model} does not know the atomic numbers {lacking}; take a model that was trained with them")
+        raise ModelError(
+            f"{model} does not know the atomic numbers {lacking}", "take a model that was trained with them"
+        )
     engine = open_engine(model)
     heard = [engine.features(build(frames[at : at + BATCH], card.cutoff)) for at in range(0, len(frames), BATCH)]
     sizes = [len(f.numbers) for f in frames]

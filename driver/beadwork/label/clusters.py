@@ -134,7 +134,8 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
         elif not len(oxygens):
             raise LabelError(
                 f"hydrogen {atom} is more than {BOND} Å from every oxygen and from another hydrogen: its charge cannot "
-                "be told; give charge and spin, or leave this frame out"
+                "be told",
+                "give charge and spin, or leave this frame out",
             )
         else:
             for rank, pair in enumerate(oxygens):
@@ -144,8 +145,8 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
         other = int(second[pair])
         if other not in mates or int(second[mates[other][1]]) != atom:
             raise LabelError(
-                f"hydrogen {atom} is nearest to hydrogen {other}, but they are no H2: charges cannot be told; give "
-                "charge and spin, or leave this frame out"
+                f"hydrogen {atom} is nearest to hydrogen {other}, but they are no H2: charges cannot be told",
+                "give charge and spin, or leave this frame out",
             )
         if atom < other:
             tie(pair)
@@ -172,7 +173,7 @@ def _unit(frame: Frame, start: int, bonds: dict[int, list[tuple[int, FloatArray]
         count = sum(1.0 / len(bonds[other]) for other, _ in bonds[oxygen])
         if not 1 <= count <= 3:
             raise LabelError(
-                f"oxygen {oxygen} has {count:g} hydrogens: its charge cannot be told; give charge and spin"
+                f"oxygen {oxygen} has {count:g} hydrogens: its charge cannot be told", "give charge and spin"
             )
     return Unit(tuple(atoms), np.array([where[atom] for atom in atoms]), hydrogens - 2 * len(oxygens) if oxygens else 0)
 

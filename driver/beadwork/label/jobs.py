@@ -131,7 +131,7 @@ class Pool:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 if _without_workers(future.exception()):
                     said = " ".join(str(future.exception()).split())
-                    raise ResourceError(f"no worker could be started, {FAILURES} times over: {said}; look at [jobs]")
+                    raise ResourceError(f"no worker could be started, {FAILURES} times over: {said}", "look at [jobs]")
                 yield running.pop(future), future
 
 
@@ -217,5 +217,5 @@ def _parsl(part: str = "") -> Any:
         if (error.name or "").partition(".")[0] != "parsl":
             raise
         raise ConfigError(
-            "more than one worker needs a package that is missing; pip install 'beadwork[learn]'"
+            "more than one worker needs a package that is missing", "pip install 'beadwork[learn]'"
         ) from error

@@ -47,15 +47,15 @@ class Label:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.energy) and np.isfinite(self.energy_error) and self.energy_error >= 0):
             raise LabelError(
-                f"{self.code} gave an energy of {self.energy} eV with an error of {self.energy_error}; "
-                "look at its output before you label again"
+                f"{self.code} gave an energy of {self.energy} eV with an error of {self.energy_error}",
+                "look at its output before you label again",
             )
         for name in ("forces", "forces_error"):
             values = getattr(self, name)
             if values is None:
                 continue
             if values.ndim != 2 or values.shape[1] != 3 or not np.isfinite(values).all():
-                raise LabelError(f"{self.code} gave {name} of shape {values.shape}, or not finite; (N, 3) are wanted")
+                raise LabelError(f"{self.code} gave {name} of shape {values.shape}, or not finite", "(N, 3) are wanted")
         if self.forces_error is not None and (
             self.forces is None or self.forces_error.shape != self.forces.shape or (self.forces_error < 0).any()
         ):
@@ -127,7 +127,7 @@ def computed(row: Row) -> tuple[Frame, Label]:
     try:
         return frame, Label.from_dict(stored)
     except LabelError as error:
-        raise LabelError(f"row {row.id}: {error}") from error
+        raise LabelError(f"row {row.id}: {error.what}", error.remedy) from error
 
 
 def as_json(values: Any) -> str:

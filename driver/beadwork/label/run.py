@@ -173,7 +173,7 @@ def command(
     ids, chosen = None, ""
     if by is not None:
         if most is None:
-            raise ConfigError(f"how many frames {by} is to choose is not said; give --most as well")
+            raise ConfigError(f"how many frames {by} is to choose is not said", "give --most as well")
         from beadwork.label.choose import from_queue
 
         if not dry:
@@ -435,7 +435,7 @@ def _refusal(row: Row, spec: Spec, labeller: Labeller) -> str | None:
 def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None, again: bool = False) -> list[Row]:
     """Rows to be labelled: waiting, or claimed by someone whose time is up; again: those that were set aside, too."""
     if most is not None and most < 1:
-        raise ConfigError(f"most is {most}; give 1 or more, or leave it out")
+        raise ConfigError(f"most is {most}", "give 1 or more, or leave it out")
     now = time.time()
     free = [
         row
@@ -467,14 +467,14 @@ def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
     if unlike and not spec.same_theory:
         raise LabelError(
             f"the queue {queue.name} holds {unlike} labels that are called {method!r} too, but were made with other "
-            "settings (arguments, command, files, patterns): name the level of theory anew where it changed; where it "
-            "did not, set same_theory = true in the TOML"
+            "settings (arguments, command, files, patterns)",
+            "name the level of theory anew where it changed; where it did not, set same_theory = true in the TOML",
         )
     if others and not mix:
         held = "; ".join(f"{count} of {name}" for name, count in sorted(others.items()))
         raise LabelError(
-            f"the queue {queue.name} holds labels of another method ({held}), and the labeller's is {method}: use "
-            "another queue, or say --mix-methods; training takes one method at a time in any case"
+            f"the queue {queue.name} holds labels of another method ({held}), and the labeller's is {method}",
+            "use another queue, or say --mix-methods; training takes one method at a time in any case",
         )
 
 

@@ -70,7 +70,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ConfigError(f"there is no kind of labeller {self.kind!r}; choose from {', '.join(KINDS)}")
+            raise ConfigError(f"there is no kind of labeller {self.kind!r}", f"choose from {', '.join(KINDS)}")
         check(self)
 
     def labeller(self) -> Labeller:

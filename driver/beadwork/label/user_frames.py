@@ -69,7 +69,7 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
     a file that cannot be read or a frame that cannot be computed, and QueueError; all frames are stored, or none.
     """
     if every < 1:
-        raise ConfigError(f"every is {every}; it wants 1 or more")
+        raise ConfigError(f"every is {every}", "it wants 1 or more")
     try:
         text = path.read_bytes()
         digest = hashlib.sha256(text).hexdigest()
@@ -80,7 +80,7 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
         said = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, KeyError) and re.fullmatch(r"\w{1,4}", str(error.args[0])):
             said = f"an atom is called {error.args[0]!r}, which is no element"
-        raise ConfigError(f"cannot read frames from {path}: {said}; give a file that ASE reads, or i-PI's") from error
+        raise ConfigError(f"cannot read frames from {path}: {said}", "give a file that ASE reads, or i-PI's") from error
     kept = []
     for number, frame in list(enumerate(read.frames))[::every]:
         if periodic is not None:
@@ -258,7 +258,7 @@ def _dump(path: Path, lines: Sequence[str]) -> _Read:
     starts = [row for row, line in enumerate(lines) if line.startswith("ITEM: TIMESTEP")]
     units = next((after.strip() for line, after in pairwise(lines) if line.startswith("ITEM: UNITS")), "")
     if units not in ("", "real", "metal"):
-        raise ConfigError(f"{path} is in LAMMPS's units {units!r}; write it in Å (real, metal)")
+        raise ConfigError(f"{path} is in LAMMPS's units {units!r}", "write it in Å (real, metal)")
     read = _Read([], torn=lines[-1].startswith("I") and not lines[-1].endswith("\n"))  # of the next frame
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
         block = lines[start:end]
@@ -271,7 +271,7 @@ def _dump(path: Path, lines: Sequence[str]) -> _Read:
             if end == len(lines):
                 read.torn = True
                 break
-            raise ConfigError(f"frame {number} of {path} is torn; take it out")
+            raise ConfigError(f"frame {number} of {path} is torn", "take it out")
         if not {"element", "mass"} & set(columns):
             raise ConfigError(
                 f"frame {number} of {path} has types and no elements: let LAMMPS write the column element "
@@ -299,7 +299,7 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
         if len(block) < int(block[0]) + 2 or not ends(block[2:]):
             return blocks, True
         if any(len(line.split()) < 4 for line in block[2:]):
-            raise ConfigError(f"a frame of {path} that ends in line {at} is torn; take it out")
+            raise ConfigError(f"a frame of {path} that ends in line {at} is torn", "take it out")
         while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # a cell, as some programs write it
             block.append(lines[at])
             at += 1
@@ -325,15 +325,15 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
     try:
         frame.check()
     except BeadworkError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error.what}", "mend it, or take it out") from error
     if not frame.numbers.all():
-        raise ConfigError(f"{where} has atoms of no known element; take it out of the file")
+        raise ConfigError(f"{where} has atoms of no known element", "take it out of the file")
     first, second, far = neighbor_list("ijd", frame.to_atoms(), _NEAR)
     if len(far):
         pair = int(far.argmin())
         raise ConfigError(
-            f"{where} has atoms {first[pair]} and {second[pair]} {far[pair]:.4f} Å apart: take it out; or are these no "
-            "positions in Å, but forces, velocities, or parts of the cell?"
+            f"{where} has atoms {first[pair]} and {second[pair]} {far[pair]:.4f} Å apart",
+            "take it out; or are these no positions in Å, but forces, velocities, or parts of the cell?",
         )
     unknown = np.full(len(frame.numbers), np.nan)
     return KeptFrame(frame, number, np.nan, unknown, np.empty(0), (), digest)

@@ -48,8 +48,8 @@ class AseCalculator:
         made = self._made  # a wrong path ends here, not with the first frame
         if "directory" in self.arguments:
             raise ConfigError(
-                f"the arguments of {self.calculator} name a directory, in which two labels would overwrite each other; "
-                "set directory beside them: each label gets a folder of its own there"
+                f"the arguments of {self.calculator} name a directory, in which two labels would overwrite each other",
+                "set directory beside them: each label gets a folder of its own there",
             )
         if not self.ignores_charge and "{charge}" not in self.arguments.values():
             raise ConfigError(
@@ -71,7 +71,7 @@ class AseCalculator:
         module, colon, name = self.calculator.partition(":")
         if not colon:
             raise ConfigError(
-                f"calculator is {self.calculator!r}; it wants module:Class, as in ase.calculators.emt:EMT"
+                f"calculator is {self.calculator!r}", "it wants module:Class, as in ase.calculators.emt:EMT"
             )
         try:
             return getattr(import_module(module), name)
@@ -87,8 +87,8 @@ class AseCalculator:
         """Refuse a charge or spin that the calculator would ignore. Raises LabelError."""
         if self.ignores_charge and (charge or spin):
             raise LabelError(
-                f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}; where its answer "
-                "holds all the same, set charge = 0 and spin = 0 in the TOML"
+                f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}",
+                "where its answer holds all the same, set charge = 0 and spin = 0 in the TOML",
             )
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:

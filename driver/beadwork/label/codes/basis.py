@@ -46,7 +46,9 @@ class Basis:
 
     def __post_init__(self) -> None:
         if self.ecp and self.pseudo:
-            raise ConfigError(f"ecp {self.ecp!r} and pseudo {self.pseudo!r} are both set; an atom takes one: leave one")
+            raise ConfigError(
+                f"ecp {self.ecp!r} and pseudo {self.pseudo!r} are both set", "an atom takes one: leave one"
+            )
         elements = range(1, 104)
         for what, name, load in (
             ("basis", self.name, _functions),
@@ -54,7 +56,7 @@ class Basis:
             ("pseudo", self.pseudo, _pseudo),
         ):
             if name is not None and not any(load(name, number) for number in elements):
-                raise ConfigError(f"PySCF has no {what} {name!r}; check its name")
+                raise ConfigError(f"PySCF has no {what} {name!r}", "check its name")
 
     @property
     def potential(self) -> str:
@@ -86,8 +88,9 @@ class Basis:
                 given = f"{kind} {potential}" if kind else "all electrons"
                 raise LabelError(
                     f"the basis {self.name} has no functions for the core of {symbol} ({given}): energy and forces "
-                    'would mean nothing; give the pseudopotential that it was made for (ecp = "ccecp" for ccECP\'s '
-                    'sets, pseudo = "gth-pbe" for GTH\'s, ...), or an all-electron basis'
+                    "would mean nothing",
+                    'give the pseudopotential that it was made for (ecp = "ccecp" for ccECP\'s '
+                    'sets, pseudo = "gth-pbe" for GTH\'s, ...), or an all-electron basis',
                 )
         return told
 
@@ -112,7 +115,7 @@ class Basis:
     def _shells(self, number: int) -> list[Any]:
         shells = _functions(self.name, number)
         if not shells:
-            raise LabelError(f"the basis {self.name} has no {_symbol(number)}; choose one that has")
+            raise LabelError(f"the basis {self.name} has no {_symbol(number)}", "choose one that has")
         return shells
 
     def _potential(self, number: int) -> tuple[str | None, str | None]:

@@ -63,7 +63,7 @@ class Pattern:
         allowed += [{"x", "y", "z"}, {"x", "y", "z", "ex", "ey", "ez"}] if forces else []
         if groups not in allowed:
             raise ConfigError(
-                f"{self.regex!r} has the groups {sorted(groups)}; it wants one of {list(map(sorted, allowed))}"
+                f"{self.regex!r} has the groups {sorted(groups)}", f"it wants one of {list(map(sorted, allowed))}"
             )
         self.factor(forces)
 
@@ -72,7 +72,7 @@ class Pattern:
         energy, _, length = self.unit.lower().rpartition("/") if forces else (self.unit.lower(), "", "angstrom")
         if energy not in ENERGIES or length not in LENGTHS:
             wanted = f"{' or '.join(ENERGIES)}" + (f" over {' or '.join(LENGTHS)}" if forces else "")
-            raise ConfigError(f"the unit {self.unit!r} is not known; give {wanted}")
+            raise ConfigError(f"the unit {self.unit!r} is not known", f"give {wanted}")
         return ENERGIES[energy] / LENGTHS[length] * (-1.0 if self.gradient else 1.0)
 
     def find(self, folder: Path) -> list[re.Match[str]]:
@@ -121,10 +121,12 @@ class Command:
                 "the program's absolute path, or its name alone"
             )
         if self.length not in LENGTHS:
-            raise ConfigError(f"the length {self.length!r} is not known; give {' or '.join(LENGTHS)}")
+            raise ConfigError(f"the length {self.length!r} is not known", f"give {' or '.join(LENGTHS)}")
         for name in self.files:
             if Path(name).name != name or name == OUTPUT:
-                raise ConfigError(f"an input file cannot be called {name!r}; give a plain name other than {OUTPUT!r}")
+                raise ConfigError(
+                    f"an input file cannot be called {name!r}", f"give a plain name other than {OUTPUT!r}"
+                )
         self.energy.check(forces=False)
         if self.forces is not None:
             self.forces.check(forces=True)
@@ -220,7 +222,7 @@ class Command:
                 filled[name] = string.Template(template).substitute(known)
             except (KeyError, ValueError) as error:
                 raise ConfigError(
-                    f"the template of {name} wants {error}; known are ${', $'.join(known)}, and $$ for a dollar sign"
+                    f"the template of {name} wants {error}", f"known are ${', $'.join(known)}, and $$ for a dollar sign"
                 ) from error
         return filled
 
@@ -230,9 +232,9 @@ class Command:
         except OSError as error:
             raise LabelError(f"{self.command[0]} cannot be started: {error.strerror}") from error
         except subprocess.TimeoutExpired:
-            raise LabelError(f"{self.code} was stopped after {self.timeout:g} s; see {folder}") from None
+            raise LabelError(f"{self.code} was stopped after {self.timeout:g} s", f"see {folder}") from None
         if code:
-            raise LabelError(f"{self.code} ended with code {code}: {last_line(folder / OUTPUT)[:300]}; see {folder}")
+            raise LabelError(f"{self.code} ended with code {code}: {last_line(folder / OUTPUT)[:300]}", f"see {folder}")
 
     def _energy(self, folder: Path) -> tuple[float, float]:
         matches = self.energy.find(folder)
@@ -286,5 +288,5 @@ def _number(match: re.Match[str], group: str, folder: Path) -> float:
         return float(re.sub("[dD]", "e", match[group]))  # Fortran writes 1.0D-3
     except (TypeError, ValueError) as error:
         raise LabelError(
-            f"{match[group]!r} was found for a number in {folder}, by the group {group!r}; mend the pattern"
+            f"{match[group]!r} was found for a number in {folder}, by the group {group!r}", "mend the pattern"
         ) from error

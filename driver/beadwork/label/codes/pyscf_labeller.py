@@ -72,7 +72,7 @@ class PySCF:
         for theory in sorted({level.theory for level in self._scheme.weights if level.kind == "DFT"}):
             _functional(theory, self.dispersion, self.forces)
         if self.dispersion is not None and "DFT" not in kinds:
-            raise ConfigError(f"{self.theory} takes no dispersion correction; leave out {self.dispersion!r}")
+            raise ConfigError(f"{self.theory} takes no dispersion correction", f"leave out {self.dispersion!r}")
         if self.frozen_core and not correlated:
             raise ConfigError(f"{self.theory} has no core to freeze: leave out frozen_core")
         if self.pseudo and correlated and self.forces:
@@ -85,8 +85,8 @@ class PySCF:
             raise ConfigError(f"PySCF has no forces of {fitted[0]}: set forces = false, or leave out {FITTED}")
         if not (self.scf_tol > 0 and self.cc_tol > 0 and 0 <= self.grid <= 9 and min(self.threads, self.max_cycle) > 0):
             raise ConfigError(
-                f"tolerances, threads and max_cycle are positive, grid is 0 to 9; got {self.scf_tol}, {self.cc_tol}, "
-                f"{self.threads}, {self.max_cycle} and {self.grid}"
+                "tolerances, threads and max_cycle are positive, grid is 0 to 9; "
+                f"got {self.scf_tol}, {self.cc_tol}, {self.threads}, {self.max_cycle} and {self.grid}",
             )
 
     @cached_property
@@ -258,7 +258,8 @@ class PySCF:
         if not field.converged:
             raise LabelError(
                 f"{level.title}: the self-consistent field did not converge in {self.max_cycle} cycles to "
-                f"{self.scf_tol} Hartree; check charge and spin of the structure, or raise max_cycle"
+                f"{self.scf_tol} Hartree",
+                "check charge and spin of the structure, or raise max_cycle",
             )
         return field
 
@@ -269,8 +270,8 @@ class PySCF:
         solver.kernel(eris=integrals)
         if not solver.converged:
             raise LabelError(
-                f"{level.title}: coupled cluster did not converge in {self.max_cycle} cycles to {self.cc_tol} Hartree; "
-                "the structure may be far from closed shells: look at it, or raise max_cycle"
+                f"{level.title}: coupled cluster did not converge in {self.max_cycle} cycles to {self.cc_tol} Hartree",
+                "the structure may be far from closed shells: look at it, or raise max_cycle",
             )
         energy = float(solver.e_tot)
         if level.kind == "CCSD":
@@ -314,7 +315,7 @@ class PySCF:
 
 def _settled(converged: bool) -> None:
     if not converged:
-        raise LabelError("the Λ equations, which the forces need, did not converge; raise max_cycle")
+        raise LabelError("the Λ equations, which the forces need, did not converge", "raise max_cycle")
 
 
 def _pyscf(part: str = "") -> Any:
@@ -324,7 +325,7 @@ def _pyscf(part: str = "") -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "pyscf":
             raise
-        raise ConfigError("labels by PySCF need a package that is missing; pip install 'beadwork[pyscf]'") from error
+        raise ConfigError("labels by PySCF need a package that is missing", "pip install 'beadwork[pyscf]'") from error
 
 
 def _functional(theory: str, dispersion: str | None, forces: bool) -> None:
@@ -352,7 +353,7 @@ def _dispersion(functional: str, version: str) -> None:
     """Refuse a correction that has no parameters for the functional. Raises ConfigError."""
     known = ("d3bj", "d3zero", "d3bjm", "d3zerom", "d3op", "d4")
     if version not in known:
-        raise ConfigError(f"there is no dispersion correction {version!r}; give one of {', '.join(known)}")
+        raise ConfigError(f"there is no dispersion correction {version!r}", f"give one of {', '.join(known)}")
     try:
         parse = _pyscf("scf.dispersion").parse_disp
         module = _pyscf("dispersion.dftd4" if version == "d4" else "dispersion.dftd3")
@@ -363,6 +364,6 @@ def _dispersion(functional: str, version: str) -> None:
         else:
             module.DFTD3Dispersion(probe, xc=name, version=kind, atm=three_body)
     except (ImportError, OSError) as error:
-        raise ConfigError("dispersion needs a package that is missing; pip install pyscf-dispersion") from error
+        raise ConfigError("dispersion needs a package that is missing", "pip install pyscf-dispersion") from error
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise ConfigError(f"{version} has no parameters for {functional}: {error}") from error

@@ -219,19 +219,21 @@ class JQMC:
         try:
             code = run(command, folder / "driver.log", folder, self.timeout, _environment())
         except OSError as error:
-            raise LabelError(f"jQMC could not be started: {error}; make its environment again") from error
+            raise LabelError(f"jQMC could not be started: {error}", "make its environment again") from error
         except subprocess.TimeoutExpired:
             raise LabelError(
-                f"jQMC was stopped after {self.timeout} s, see {folder}; raise timeout, or ask for less"
+                f"jQMC was stopped after {self.timeout} s, see {folder}", "raise timeout, or ask for less"
             ) from None
         if code:
-            raise LabelError(f"jQMC ended with code {code}: {last_line(folder / 'driver.log')[:400]}; see {folder}")
+            raise LabelError(f"jQMC ended with code {code}: {last_line(folder / 'driver.log')[:400]}", f"see {folder}")
         try:
             result = json.loads((folder / "result.json").read_text())
         except (OSError, ValueError) as error:
-            raise LabelError(f"jQMC ended well but left no result that can be read: {error}; see {folder}") from error
+            raise LabelError(
+                f"jQMC ended well but left no result that can be read: {error}", f"see {folder}"
+            ) from error
         if not isinstance(result, dict):
-            raise LabelError(f"jQMC left a {type(result).__name__} for a result; see {folder}")
+            raise LabelError(f"jQMC left a {type(result).__name__} for a result", f"see {folder}")
         return result
 
     def _label(self, job: dict[str, Any], result: dict[str, Any], folder: Path, seconds: float) -> Label:
@@ -258,7 +260,7 @@ class JQMC:
                 extra=self._card(result),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise LabelError(f"jQMC's result lacks or garbles {error}; see {folder}") from error
+            raise LabelError(f"jQMC's result lacks or garbles {error}", f"see {folder}") from error
 
     def _fits(self, forces: FloatArray | None, job: dict[str, Any]) -> bool:
         return forces.shape == (len(job["symbols"]), 3) if forces is not None else not self.forces

@@ -57,7 +57,7 @@ def install(folder: Path) -> str:
     )
     for command, failure in steps:
         if subprocess.run(command).returncode:
-            raise ConfigError(f"{failure} in {folder}: see above; the same command takes up where it stopped")
+            raise ConfigError(f"{failure} in {folder}: see above", "the same command takes up where it stopped")
     check = subprocess.run([str(python), "-I", "-c", _CHECK], capture_output=True, text=True)
     if check.returncode:
         raise ConfigError(f"jQMC is installed in {folder}, but does not start: {check.stderr.strip()[-300:]}")
