@@ -105,7 +105,7 @@ class Basis:
         named.verbose = 0
         named.basis = {mol.atom_pure_symbol(atom): self.name for atom in range(mol.natm)}  # `mol` has the functions
         sets = import_module("pyscf.df").make_auxbasis(named, mp2fit=correlated)
-        if lacking := [symbol for symbol, name in sets.items() if not isinstance(name, str)]:
+        if lacking := [symbol for symbol in named.basis if not isinstance(sets[symbol], str)]:
             raise LabelError(
                 f"PySCF has no auxiliary basis of {', '.join(lacking)} for {self.name}: leave out DF-, or take a basis "
                 "that has one (cc-pVXZ, aug-cc-pVXZ, def2)"
