@@ -12,7 +12,7 @@ from beadwork import config, errors
 from beadwork.label.clusters import Cut
 from beadwork.label.codes.command import Pattern
 from beadwork.label.jobs import Jobs, Slurm
-from beadwork.label.spec import KINDS, Spec
+from beadwork.label.spec import LABELLERS, Spec
 from beadwork.loop.loop import Loop
 from beadwork.settings import declared, title
 from beadwork.train.settings import TrainSettings
@@ -78,7 +78,7 @@ def labellers() -> str:
         "The keys of `[settings]` in LABELLER.toml ([labelling.md](labelling.md)) by kind, with their defaults; those",
         "without one must be given. Paths count from the file's own folder.",
     ]
-    for kind, (make, _) in KINDS.items():
+    for kind, (make, _) in LABELLERS.items():
         rows += ["", f"## {kind}", "", *_settings(make)]
         if kind == "command":
             rows += ["", "### `energy` and `forces` of a command: tables with", "", *_settings(Pattern)]

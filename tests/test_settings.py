@@ -13,13 +13,13 @@ from beadwork.errors import ConfigError
 from beadwork.label.clusters import Cut
 from beadwork.label.codes.command import Pattern
 from beadwork.label.jobs import Jobs, Slurm
-from beadwork.label.spec import KINDS, Spec
+from beadwork.label.spec import LABELLERS, Spec
 from beadwork.loop.loop import Loop
 from beadwork.settings import NOT_NEGATIVE, Declared, at_least, check, declared, meant, setting
 from beadwork.toml import build, fit
 from beadwork.train.settings import TrainSettings
 
-CLASSES = [*GROUPS, TrainSettings, Spec, Cut, Jobs, Slurm, Loop, Pattern, *(make for make, _ in KINDS.values())]
+CLASSES = [*GROUPS, TrainSettings, Spec, Cut, Jobs, Slurm, Loop, Pattern, *(make for make, _ in LABELLERS.values())]
 PAGES = Path(__file__).parents[1] / "docs"
 
 

@@ -137,7 +137,7 @@ def test_a_block_that_ends_is_followed_by_another(
     fill: Callable[[int], Queue], springs: Callable[..., Spec], diary: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole node goes in mid-label, as at the end of a Slurm job: nothing hangs, and no label is lost."""
-    monkeypatch.setattr(jobs, "GIVEN_UP", 15)  # a busy machine is no dead one
+    monkeypatch.setattr(jobs, "NODE_TIMEOUT_SECONDS", 15)  # a busy machine is no dead one
     queue = fill(6)
     spec = springs(arguments={"seconds": 1.0}, jobs=Jobs("processes", 2))
     ended: list[int] = []

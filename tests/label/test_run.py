@@ -135,11 +135,11 @@ def test_one_name_for_two_settings(fill: Fill, springs: Springs) -> None:
     queue = fill(4)
     labelling.label(queue, springs(), most=1)
     other = springs(arguments={"fail": -2.0})
-    with pytest.raises(LabelError, match="1 labels that are called 'springs' too"):
+    with pytest.raises(LabelError, match="1 labels with the same name 'springs'"):
         labelling.label(queue, other)
     same = springs()
     labelling.label(queue, replace(same, settings={**same.settings, "estimate": 99.0}), most=1)
-    with pytest.raises(LabelError, match="2 labels that are called 'springs' too"):
+    with pytest.raises(LabelError, match="2 labels with the same name 'springs'"):
         labelling.label(queue, other, mix=True)
     labelling.label(queue, replace(other, same_theory=True))
     assert len(queue.rows(status="labelled")) == 4
@@ -150,7 +150,7 @@ def test_a_claim_that_another_took_ends_no_run(
     fill: Fill, springs: Springs, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     """This machine slept for longer than the lease, and another took the frame: it is theirs, and the rest goes on."""
-    queue, answer, told = fill(3), labelling._answer, []
+    queue, answer, told = fill(3), labelling._find_or_compute, []
 
     def slept(row: Row, *args: Any) -> Any:
         if row.id == 2:
@@ -160,7 +160,7 @@ def test_a_claim_that_another_took_ends_no_run(
                 raise LabelError("no convergence")
         return answer(row, *args)
 
-    monkeypatch.setattr(labelling, "_answer", slept)
+    monkeypatch.setattr(labelling, "_find_or_compute", slept)
     labelling.label(queue, springs(), watch=lambda one, of: told.append((one.id, one.status)))
     assert told == [(1, "labelled"), (2, "taken by another"), (3, "labelled")]
     assert queue.get(2).worker == "another"
@@ -238,7 +238,7 @@ def test_charge_is_told_from_the_cluster(tmp_path: Path, springs: Springs) -> No
     """A cluster with the excess proton has a charge of 1, which a labeller that ignores charges refuses, by name."""
     queue = Queue(tmp_path / "queue.db", create=True)
     queue.add(liquid("zundel-water"))
-    with pytest.raises(ConfigError, match="ignores charge and spin, but the frame has 1 and 0; where its answer holds"):
+    with pytest.raises(ConfigError, match="ignores charge and spin, but the frame has 1 and 0; if its result is valid"):
         labelling.label(queue, springs(cut=Cut(molecules=32), attempts=1))
     assert queue.get(1).status == "waiting"
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_told_is_set_aside_once(fill: Fill, springs: Springs) -> 
     queue.add(alone(8))
     said = str(labelling.estimate(queue, spec))
     assert "labels     1: 1 H2O" in said
-    assert "set aside  row 2: oxygen 0 has 0 hydrogens" in said
+    assert "fail       row 2: oxygen 0 has 0 hydrogens" in said
     assert str(labelling.label(queue, spec)) == "1 labelled, 1 failed"
     assert queue.get(2).status == "failed"
     assert "labels     1: 1 O" in labelling.command(queue, replace(spec, charge=0), again=True, dry=True)
@@ -296,7 +296,9 @@ def test_settings_that_fail_with_every_frame_are_refused_before_the_first(
         pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
     queue, spec = fill(3), replace(Spec(kind, settings), **changes)
     for act in (labelling.estimate, labelling.label):
-        with pytest.raises(ConfigError, match=f"none of 3 frames can be labelled, and none was begun; row 1: .*{said}"):
+        with pytest.raises(
+            ConfigError, match=f"none of 3 frames can be labelled, and none was started; row 1: .*{said}"
+        ):
             act(queue, spec)
     assert [(row.status, row.attempts) for row in queue.rows()] == [("waiting", 0)] * 3
 
@@ -344,7 +346,7 @@ def test_frames_that_cannot_be_labelled_never_block_the_queue(tmp_path: Path) ->
     the next call reaches the row behind them. A queue that is nothing else is refused, and waits."""
     pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
     queue, spec = radicals_first(tmp_path)
-    assert str(labelling.estimate(queue, spec, most=1)).count("\nset aside  row 1: ") == 1
+    assert str(labelling.estimate(queue, spec, most=1)).count("\nfail       row 1: ") == 1
     assert str(labelling.label(queue, spec, most=1)) == "0 labelled, 1 failed"
     reason = str(queue.get(1).reason)
     assert "PySCF cannot set up the frame: RuntimeError: Electron number 3 and spin 0 are not consistent" in reason
@@ -355,8 +357,8 @@ def test_frames_that_cannot_be_labelled_never_block_the_queue(tmp_path: Path) ->
     assert str(labelling.label(queue, spec)) == "0 labelled, 1 failed"
     radicals = Queue(tmp_path / "radicals.db", create=True)
     radicals.add_all([alone(3), alone(5)])
-    for act in (labelling.estimate, labelling.label, labelling.set_aside):
-        with pytest.raises(ConfigError, match="none of 2 frames can be labelled, and none was begun; row 1: PySCF"):
+    for act in (labelling.estimate, labelling.label, labelling.fail_impossible):
+        with pytest.raises(ConfigError, match="none of 2 frames can be labelled, and none was started; row 1: PySCF"):
             act(radicals, spec)
     assert [row.status for row in radicals.rows()] == ["waiting"] * 2
 
@@ -367,12 +369,12 @@ def test_what_cannot_be_labelled_is_set_aside_before_a_choice(tmp_path: Path) ->
     queue, spec = radicals_first(tmp_path)
     queue.add(liquid("water"))
     told: list[tuple[int, str | None]] = []
-    labelling.set_aside(queue, spec, lambda one, of: told.append((one.id, one.reason)))
+    labelling.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)))
     assert [row.status for row in queue.rows()] == ["failed", "failed", "waiting", "failed"]
     assert [id for id, _ in told] == [1, 2, 4]
     assert told[2][1] == "the frame is periodic, and pyscf computes clusters: add a table [cut] to the TOML"
     queue.add(alone(8))
-    labelling.set_aside(queue, spec, lambda one, of: told.append((one.id, one.reason)), BASELINE)
+    labelling.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)), BASELINE)
     assert [row.status for row in queue.rows()][2:] == ["failed", "failed", "waiting"]
     assert told[3] == (3, f"{BASELINE} does not know the atomic numbers [10]; take a model that was trained with them")
     assert str(labelling.label(queue, spec)) == "1 labelled"

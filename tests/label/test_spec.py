@@ -171,7 +171,7 @@ def test_charge_and_spin_reach_the_calculator() -> None:
     label = made.label(Frame.from_atoms(ase.build.molecule("H2")), 2, 4)
     assert '"epsilon": 2' in label.input
     assert '"rc": 5' in label.input
-    with pytest.raises(ConfigError, match="is not told the charge"):
+    with pytest.raises(ConfigError, match="does not get the charge"):
         AseCalculator("ase.calculators.emt:EMT", "EMT")
     blind = AseCalculator("ase.calculators.emt:EMT", "EMT", ignores_charge=True)
     with pytest.raises(LabelError, match="ignores charge"):

@@ -113,9 +113,9 @@ def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> st
         ("f.xyz", frame("Step: 0 Bead: 0 forces{ev/ang} cell{angstrom}"), "frame 1 .* no positions"),
         # i-PI does not know the word, and would take Å
         ("f.pdb", "TITLE cell{atomic_unit} position{atomic_unit}\nATOM\nEND\n", "frame 0 .* no positions"),
-        ("f.xyz", frame(""), "frame 1 .* does not say its units"),
-        ("f.xyz", frame("cell{angstrom}"), "frame 1 .* does not say its units"),
-        ("f.xyz", GOOD[:-3] + GOOD, "is torn"),
+        ("f.xyz", frame(""), "frame 1 .* does not name its units"),
+        ("f.xyz", frame("cell{angstrom}"), "frame 1 .* does not name its units"),
+        ("f.xyz", GOOD[:-3] + GOOD, "is incomplete"),
         ("f.xyz", GOOD[:-12] + GOOD, "torn|number of atoms"),
         ("f.xyz", GOOD + GOOD.replace("2\n", "3\n", 1).replace("O 1", "O 0 0 0\nO 1", 1), "3 atoms, the first 2"),
         ("f.xyz", frame(x="nan"), "frame 1 of"),

@@ -30,10 +30,10 @@ def queue(tmp_path: Path) -> Queue:
         ("forces-of-ipi.extxyz", "frame 0 of .* has no positions, but forces$"),
         ("x_centroid-of-ipi.extxyz", "frame 0 of .* has no positions, but x_centroid$"),
         ("instanton_forces.xyz", r"has atoms 1 and 2 0\.0087 Å apart: .* or are these no positions in Å, but"),
-        ("types.lammpstrj", r"frame 0 of .* has types and no elements: .* \(dump_modify ID element O H\)"),
+        ("types.lammpstrj", r"frame 0 of .* has types instead of elements: .* \(dump_modify ID element O H\)"),
         (
             "types.xyz",
-            r"frame 0 of .* has types and no elements, as LAMMPS's dump xyz .* \(dump_modify ID element O H\)",
+            r"frame 0 of .* has types instead of elements, as LAMMPS's dump xyz .* \(dump_modify ID element O H\)",
         ),
         ("names.xyz", r"has an atom that is called 'OW', which is no element: .* symbol \(perhaps O\)"),
     ],
@@ -98,7 +98,7 @@ def test_forces_of_an_instanton_of_one_atom(queue: Queue, tmp_path: Path) -> Non
     file = tmp_path / "simulation.instanton_FINAL_forces_7.xyz"
     file.write_text("".join(["1\n", *lines[1:3]]))
     with pytest.raises(
-        ConfigError, match=r"FINAL_forces_7\.xyz has no positions: i-PI writes an instanton's forces so"
+        ConfigError, match=r"FINAL_forces_7\.xyz has no positions: i-PI writes the forces of an instanton"
     ):
         add(queue, file)
 
@@ -107,7 +107,7 @@ def test_forces_of_an_instanton_of_one_atom(queue: Queue, tmp_path: Path) -> Non
 def test_water_is_water(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Deuterium is hydrogen, which is said, 8 is oxygen, and a file without a cell is said to be not periodic."""
     assert main(["queue", "add", str(tmp_path / "q.db"), str(HERE / name)]) == 0
-    isotopes = "; D and T were taken as H, as no label depends on masses" * name.startswith("deuterium")
+    isotopes = "; D and T were read as H, since no label depends on masses" * name.startswith("deuterium")
     assert capsys.readouterr().out == (
         f"{HERE / name}: 1 frame waits for its label{isotopes}\n  1 of H2O, not periodic (the file has no cell)\n"
     )
@@ -127,7 +127,7 @@ def test_a_file_that_is_refused_stops_no_other(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr()
     assert said.out.startswith(f"{files[2]}: 1 frame waits for its label\n")
     first, second = said.err.splitlines()
-    assert first.startswith(f"beadwork: frame 0 of {files[0]} has atoms 1 and 2 0.0100 Å apart: take it out")
+    assert first.startswith(f"beadwork: frame 0 of {files[0]} has atoms 1 and 2 0.0100 Å apart; remove it")
     assert second.startswith(f"beadwork: cannot read frames from {files[1]}: ")
     assert len(Queue(tmp_path / "q.db")) == 1
 

@@ -1,14 +1,14 @@
 """Which of the waiting frames to label: farthest-point selection on a model's features, weighted by uncertainty.
 
-The features are MACE's own: the scalar node features of all layers, one vector an atom, whitened by the covariance of
-its element's atoms: what varies little among them counts as much as what varies a lot. An atom is as new as its
-features are far from those of every atom of its element that is labelled already; a frame counts as its atom with the
-largest newness times force spread. The frame that counts most is taken, its atoms count as labelled from then on, and
-so on (Imbalzano et al., J. Chem. Phys. 148, 241730, 2018, with atoms in place of structures).
+The features are MACE's own: the scalar node features of all layers, one vector per atom, whitened by the covariance of
+the atoms of its element, so that all directions count alike. An atom's distance is that of its features from the
+nearest labelled atom of the same element; a frame's score is the largest product of distance and force spread of its
+atoms. The frame with the highest score is taken, its atoms count as labelled from then on, and so on (Imbalzano et al.,
+J. Chem. Phys. 148, 241730, 2018, with atoms in place of structures).
 
-Where the spread is not known, as in frames that the user has brought, it is taken to be the median of the others. Of an
-atom whose novelty is above 1 (`potential.novelty`) it says nothing, since members agree where none of them knows: it is
-taken to be the largest of all waiting atoms, and among such atoms the newness alone decides.
+Where the spread is not known, as for frames that the user added, the median of the others is used. For an atom whose
+novelty is above 1 (`potential.novelty`) the spread means little, since members can agree where all are wrong: the
+largest of all waiting atoms is used, so that among such atoms the distance alone decides.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from beadwork.potential.bundle import check
 from beadwork.potential.graph import build
 from beadwork.potential.novelty import NOVELTY_EDGE
 
-#: of the mean variance of an element's features: what varies less counts as if it varied so much
-FLOOR = 3e-2
-#: random choices that the report compares with
-RANDOM = 10
+#: fraction of the mean variance of an element's features: smaller variances are raised to this
+VARIANCE_FLOOR = 3e-2
+#: random choices with which the report compares
+RANDOM_CHOICES = 10
 #: frames of one neighbour list
 BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """order: indices of the chosen frames, the most wanted first.
+    """order: indices of the chosen frames, the highest score first.
 
     Coverage is the mean, over all atoms of the waiting frames, of the distance in features to the nearest labelled or
-    chosen atom of the same element. before, after: this choice's. random: that of random choices of the same number,
-    their mean. frames_random: how many frames a random choice needs, in the mean, for what this one reaches; None where
-    three times as many are not enough.
+    chosen atom of the same element. before, after: of this choice. random: the mean of random choices of the same size.
+    frames_random: how many frames a random choice needs on average for the same coverage; None where three times as
+    many are not enough.
     """
 
     order: tuple[int, ...]
@@ -95,7 +95,7 @@ def choose(
         weight[np.concatenate(of_frames)[held] > NOVELTY_EDGE] = weight.max()
     start = np.full(len(pool), np.inf)
     _cover(start, pool, kind, vectors[~new], element[~new])
-    # where nothing of an element is labelled, every atom of it is as new as the two most different ones are
+    # without a labelled atom of an element the distance is the largest that occurs, so that such atoms come first
     far = ~np.isfinite(start)
     start[far] = np.linalg.norm(pool - pool.mean(axis=0), axis=1).max() * 2
     distance = start.copy()
@@ -108,7 +108,7 @@ def choose(
         _cover(distance, pool, kind, pool[frame == best], kind[frame == best])
     rng = np.random.default_rng(0)
     length = min(len(waiting), 3 * len(order))
-    curves = np.empty((RANDOM, length))
+    curves = np.empty((RANDOM_CHOICES, length))
     for curve in curves:
         random = start.copy()
         for place, n in enumerate(rng.permutation(len(waiting))[:length]):
@@ -131,7 +131,7 @@ def from_queue(
 ) -> tuple[list[int], Choice | None]:
     """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
 
-    part: the atoms of a row that its label would hold, None for all. again: those that were set aside count as waiting.
+    part: the atoms of a row that its label would contain, None for all. again: failed rows count as waiting.
     whose: the novelty that counts, that of 'baseline', 'delta' or 'both'. Where no more than `most` wait, all, the
     oldest first, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
     """
@@ -181,8 +181,8 @@ def _whitened(vectors: FloatArray, element: IntArray, labelled: NDArray[np.bool_
         base = vectors[known if known.sum() >= 2 * vectors.shape[1] else mine]
         away = base - base.mean(axis=0)
         values, axes = np.linalg.eigh(away.T @ away / len(base))
-        # what hardly varies is noise of so few atoms, and would be made the loudest
-        found[mine] = vectors[mine] @ (axes / np.sqrt(np.maximum(values, max(FLOOR * values.mean(), 1e-18))))
+        # directions of almost no variance are noise of few atoms, and whitening would make them the largest
+        found[mine] = vectors[mine] @ (axes / np.sqrt(np.maximum(values, max(VARIANCE_FLOOR * values.mean(), 1e-18))))
     return found
 
 

@@ -1,10 +1,10 @@
-"""Whole molecules and ions out of the atoms, their charge, and clusters cut from periodic frames.
+"""Identify molecules and ions, determine their charges, and cut clusters from periodic frames.
 
-What is told from the atoms: hydrogen and oxygen in closed shells. Every hydrogen belongs to its nearest oxygen, or
-to another hydrogen where the two are nearer to each other than to any oxygen (H2). An oxygen then has one (OH-), two
-(H2O) or three (H3O+) hydrogens. A proton that two oxygens share makes them one ion (H5O2+, H3O2-), never cut in two.
-The charge of a unit is its hydrogens minus two an oxygen; of H2 it is 0. Everything else, lone atoms and radicals among
-it, cannot be told from positions: the user says charge and spin.
+This is possible for closed-shell hydrogen and oxygen. Every hydrogen belongs to its nearest oxygen, or to another
+hydrogen where the two are closer to each other than to any oxygen (H2). An oxygen then has one (OH-), two (H2O) or
+three (H3O+) hydrogens. A proton shared by two oxygens makes them one ion (H5O2+, H3O2-), which is never divided. The
+charge of a unit is the number of its hydrogens minus twice that of its oxygens; of H2 it is 0. For everything else,
+including single atoms and radicals, the user must give charge and spin.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.settings import setting
 
-#: Å; farther from every oxygen, a hydrogen is neither bound nor told
-BOND = 1.5
-#: Å; within it of two oxygens, a proton is shared by them
-SHARED = 1.35
+#: Å; a hydrogen farther than this from every oxygen is not bound to one
+MAX_OH_BOND = 1.5
+#: Å; a proton within this distance of two oxygens is shared by them
+MAX_SHARED_OH = 1.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How much is cut out: so many molecules, or all within a radius in Å. Raises ConfigError for both or neither.
+    """The size of a cluster: so many molecules, or all within a radius in Å. Raises ConfigError for both or neither.
 
-    What is nearest counts first: a molecule is as far away as its nearest atom is from the central atom.
+    The nearest molecules are taken; the distance of a molecule is that of its nearest atom from the central atom.
     """
 
     molecules: int | None = setting(None, "so many, the nearest first", "molecules")
@@ -52,7 +52,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a code without periodic boundaries computes. atoms: where each of its atoms stands in the whole frame."""
+    """A structure for a code without periodic boundaries. atoms: the index of each of its atoms in the whole frame."""
 
     frame: Frame
     atoms: tuple[int, ...]
@@ -60,10 +60,10 @@ class Cluster:
 
 
 def units(frame: Frame) -> list[Unit]:
-    """Take a frame apart. Raises LabelError where charges cannot be told from the atoms."""
+    """Divide a frame into molecules and ions. Raises LabelError where charges cannot be determined from the atoms."""
     others = sorted(set(frame.numbers.tolist()) - {1, 8})
     if others:
-        raise LabelError(f"charges cannot be told of elements {others}, only of H and O: give charge and spin")
+        raise LabelError(f"charges can be determined for H and O only, not for elements {others}: give charge and spin")
     bonds = _bonds(frame)
     found, seen = [], set()
     for start in range(len(frame.numbers)):
@@ -75,19 +75,19 @@ def units(frame: Frame) -> list[Unit]:
 
 
 def charge(frame: Frame) -> int:
-    """Total charge in e, told from the atoms; shells are closed. Raises LabelError where it cannot be told."""
+    """Total charge in e, from the atoms, for closed shells. Raises LabelError where it cannot be determined."""
     return sum(unit.charge for unit in units(frame))
 
 
 def cut(frame: Frame, centre: int, how: Cut) -> Cluster:
     """Cut whole molecules and ions round an atom: unwrapped, in the order of the frame, pbc False.
 
-    The central atom stays where it is. Every unit is taken once, in its image nearest to the central atom. Raises
-    LabelError for what cannot be told, ConfigError for a radius of more than half of the cell.
+    The central atom keeps its position. Every unit is taken once, in its image nearest to the central atom. Raises
+    LabelError for unknown charges, ConfigError for a radius of more than half of the cell.
     """
     if how.radius is not None and any(frame.pbc):
         lattice = np.where(np.array(frame.pbc)[:, None], frame.cell, 1e6 * np.eye(3))
-        # distances between opposite faces
+        # half of the smallest distance between opposite faces: beyond it a molecule and its image would both be inside
         half = 0.5 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
         if how.radius > half:
             raise ConfigError(f"a cut of {how.radius} Å does not fit into half of the cell, {half:.3f} Å")
@@ -115,7 +115,7 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
     """Bonds of each atom: the other atom, and the way to it in Å."""
     from ase.neighborlist import neighbor_list
 
-    first, second, ways, lengths = neighbor_list("ijDd", frame.to_atoms(), BOND)
+    first, second, ways, lengths = neighbor_list("ijDd", frame.to_atoms(), MAX_OH_BOND)
     bonds: dict[int, list[tuple[int, FloatArray]]] = {atom: [] for atom in range(len(frame.numbers))}
 
     def tie(pair: int) -> None:
@@ -123,7 +123,7 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
         bonds[a].append((b, ways[pair]))
         bonds[b].append((a, -ways[pair]))
 
-    mates: dict[int, tuple[float, int]] = {}  # of a hydrogen that has another nearer than any oxygen: how far, and who
+    mates: dict[int, tuple[float, int]] = {}  # for a hydrogen closer to another than to any oxygen: distance and pair
     for atom in np.flatnonzero(frame.numbers == 1).tolist():
         mine = np.flatnonzero(first == atom)
         mine = mine[lengths[mine].argsort(kind="stable")]
@@ -133,19 +133,19 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
             mates[atom] = (float(lengths[hydrogens[0]]), int(hydrogens[0]))
         elif not len(oxygens):
             raise LabelError(
-                f"hydrogen {atom} is more than {BOND} Å from every oxygen and from another hydrogen: its charge cannot "
-                "be told",
+                f"hydrogen {atom} is more than {MAX_OH_BOND} Å from every oxygen and from another hydrogen: its charge "
+                "cannot be determined",
                 "give charge and spin, or leave this frame out",
             )
         else:
             for rank, pair in enumerate(oxygens):
-                if rank == 0 or lengths[pair] <= SHARED:
+                if rank == 0 or lengths[pair] <= MAX_SHARED_OH:
                     tie(int(pair))
     for atom, (_, pair) in mates.items():
         other = int(second[pair])
         if other not in mates or int(second[mates[other][1]]) != atom:
             raise LabelError(
-                f"hydrogen {atom} is nearest to hydrogen {other}, but they are no H2: charges cannot be told",
+                f"hydrogen {atom} is nearest to hydrogen {other}, but they are no H2: charges cannot be determined",
                 "give charge and spin, or leave this frame out",
             )
         if atom < other:
@@ -154,7 +154,7 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
 
 
 def _unit(frame: Frame, start: int, bonds: dict[int, list[tuple[int, FloatArray]]]) -> Unit:
-    """Walk along the bonds, and make whole what the cell's walls cut."""
+    """Follow the bonds from an atom, and unwrap the molecule where the cell's boundary divides it."""
     where = {start: frame.positions[start]}
     ahead = deque([start])
     while ahead:
@@ -169,11 +169,11 @@ def _unit(frame: Frame, start: int, bonds: dict[int, list[tuple[int, FloatArray]
     oxygens = [atom for atom in atoms if frame.numbers[atom] == 8]
     hydrogens = len(atoms) - len(oxygens)
     for oxygen in oxygens:
-        # of a shared proton each oxygen counts half
+        # a shared proton counts half for each of its oxygens
         count = sum(1.0 / len(bonds[other]) for other, _ in bonds[oxygen])
         if not 1 <= count <= 3:
             raise LabelError(
-                f"oxygen {oxygen} has {count:g} hydrogens: its charge cannot be told", "give charge and spin"
+                f"oxygen {oxygen} has {count:g} hydrogens: its charge cannot be determined", "give charge and spin"
             )
     return Unit(tuple(atoms), np.array([where[atom] for atom in atoms]), hydrogens - 2 * len(oxygens) if oxygens else 0)
 
@@ -189,5 +189,5 @@ def _nearest(ways: FloatArray, frame: Frame) -> FloatArray:
 
 
 def most_uncertain(force_spread: FloatArray) -> int:
-    """The atom round which to cut; a spread that is not finite counts as the largest."""
+    """The atom around which to cut; a spread that is not finite counts as the largest."""
     return int(np.where(np.isfinite(force_spread), force_spread, np.inf).argmax())

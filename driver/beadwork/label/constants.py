@@ -1,7 +1,7 @@
-"""CODATA 2018, in which labels are converted to eV and Å, whichever code computed them.
+"""CODATA 2018 constants, by which labels of every code are converted to eV and Å.
 
-Programs bring values of different years, and a Hartree that differs by 2e-7 eV shifts the energy of (H2O)4 by 2 meV:
-codes are told their geometry in Bohr and asked for Hartree, and only these numbers stand between.
+Programs have values of different years, and a Hartree that differs by 2e-7 eV shifts the energy of (H2O)4 by 2 meV:
+codes get their geometry in Bohr and return Hartree, and only these numbers convert.
 """
 
 from __future__ import annotations

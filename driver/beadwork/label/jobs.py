@@ -1,4 +1,4 @@
-"""Where work is done: here, in threads, in processes of this machine, or on a cluster through Slurm. Parsl does it.
+"""Run work in threads, in processes of this machine, or on a cluster through Slurm, by Parsl.
 
     [jobs]
     executor = "processes"      # threads (default), processes or slurm
@@ -12,8 +12,8 @@
     options = "#SBATCH --constraint=milan"
     init = "module load gcc"    # lines of shell before a worker starts
 
-One worker in threads, the default, needs no Parsl: the work is done in this very thread. Threads suit labellers that
-wait for programs of their own; those that compute in Python (PySCF, most ASE calculators) want processes.
+One worker in threads, the default, needs no Parsl: the work is done in the calling thread. Threads are right for
+labellers that wait for external programs; those that compute in Python (PySCF, most ASE calculators) need processes.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from beadwork.processes import module
 from beadwork.settings import at_least, check, setting
 
 EXECUTORS = ("threads", "processes", "slurm")
-#: s without a sign of life after which a node is given up, and the work on it is lost
-GIVEN_UP = 120
-#: blocks of workers that fail to start, one after the other, before it is left
-FAILURES = 3
+#: s without a heartbeat after which a node counts as dead, and the work on it as lost
+NODE_TIMEOUT_SECONDS = 120
+#: blocks of workers that fail to start, one after the other, before the run ends with an error
+MAX_START_FAILURES = 3
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """One job of Slurm; what `sbatch` and the site want.
+    """The settings of a Slurm job.
 
-    When its walltime is over, or its node fails, another one follows as long as there is work.
+    When its walltime is over, or its node fails, another job is submitted as long as there is work.
     """
 
     partition: str | None = setting(None, "as `sbatch` calls it", unset="the site's own")
@@ -77,7 +77,7 @@ class Jobs:
 
     @property
     def here(self) -> bool:
-        """Whether all is done in the calling thread, one after the other."""
+        """Whether all work is done in the calling thread, one item after the other."""
         return self.executor == "threads" and self.workers == 1
 
     @property
@@ -87,10 +87,10 @@ class Jobs:
 
 
 class Pool:
-    """Workers, for as long as the `with` lasts.
+    """Workers for the duration of a `with` block.
 
-    folder: where Parsl keeps its files meanwhile; the workers must see it too. Nothing of them is left afterwards.
-    Raises ConfigError where Parsl is not there.
+    folder: for Parsl's files during that time; the workers must see it too. They are removed afterwards. Raises
+    ConfigError where Parsl is not installed.
     """
 
     def __init__(self, jobs: Jobs, folder: Path) -> None:
@@ -109,16 +109,16 @@ class Pool:
     ) -> None:
         if self._kernel is not None and self._folder is not None:
             self._kernel.cleanup()
-            shutil.rmtree(self._folder, ignore_errors=True)  # a worker may be about to write its last line
+            shutil.rmtree(self._folder, ignore_errors=True)  # a worker may still write its last line
 
     def each(
         self, function: Callable[..., Any], items: deque[Item], *arguments: Any
     ) -> Iterator[tuple[Item, Future[Any]]]:
-        """Call `function(item, *arguments)` for each item; give item and result as they come.
+        """Call `function(item, *arguments)` for each item; yield item and future as they finish.
 
-        function: one that can be imported by name, with arguments that can be pickled. What it raises stands in the
-        future. The caller may append items (again) while it goes on: `items` is emptied from the left. Raises
-        ResourceError where workers cannot be started.
+        function: importable by name, with arguments that can be pickled. An exception of it is in the future. The
+        caller may append items (again) meanwhile: `items` is emptied from the left. Raises ResourceError where workers
+        cannot be started.
         """
         app = None
         if self._kernel is not None:
@@ -131,12 +131,17 @@ class Pool:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 if _without_workers(future.exception()):
                     said = " ".join(str(future.exception()).split())
-                    raise ResourceError(f"no worker could be started, {FAILURES} times over: {said}", "look at [jobs]")
+                    raise ResourceError(
+                        f"no worker could be started, {MAX_START_FAILURES} times over: {said}", "look at [jobs]"
+                    )
                 yield running.pop(future), future
 
 
 def lost(error: BaseException | None) -> bool:
-    """Whether this says that a worker died, rather than that the work failed."""
+    """Whether this error means that a worker died, and not that the work failed.
+
+    By name: Parsl is optional, and its classes cannot be imported where it is missing.
+    """
     return type(error).__module__ == "parsl.executors.high_throughput.errors" and type(error).__name__ in (
         "WorkerLost",
         "ManagerLost",
@@ -152,7 +157,7 @@ def config(jobs: Jobs, folder: Path) -> Any:
     return _parsl("config").Config(
         executors=[_executor(jobs, folder)],
         run_dir=str(folder),
-        strategy="simple",  # a block that has ended is followed by another while there is work; "none" waits for ever
+        strategy="simple",  # starts another block after one has ended; with "none" Parsl would wait for ever
         initialize_logging=False,
     )
 
@@ -172,8 +177,8 @@ def _executor(jobs: Jobs, folder: Path) -> Any:
         ),
         interchange_launch_cmd=module(programs + "interchange"),
         heartbeat_period=2,  # s; as often is it seen that a worker died
-        heartbeat_threshold=GIVEN_UP,
-        block_error_handler=partial(_parsl("jobs.error_handlers").windowed_error_handler, threshold=FAILURES),
+        heartbeat_threshold=NODE_TIMEOUT_SECONDS,
+        block_error_handler=partial(_parsl("jobs.error_handlers").windowed_error_handler, threshold=MAX_START_FAILURES),
         worker_logdir_root=str(folder),
         provider=_provider(jobs),
     )

@@ -1,6 +1,6 @@
-"""What a label is, and what a labeller is: the one contract between codes that compute and everything that learns.
+"""Labels and labellers: the contract between the codes that compute and the training that uses their results.
 
-Units are eV and Å. A label says by which method it was made: labels of two methods never mix.
+Units are eV and Å. A label names the method by which it was made: labels of two methods are never mixed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Label:
     energy_error: standard error in eV, 0 for a deterministic method. forces_error: (N, 3) eV/Å, or None where there
     are no forces or they are exact. method: level of theory in full, e.g. `CCSD/cc-pVDZ, all electrons`; labels
     are comparable exactly when it is equal. code, version: what computed it. charge: e. spin: unpaired electrons.
-    input: what the code was told, enough to run it again. seconds: wall time.
-    extra: whatever else the method has to say (trial function, acceptance, seed, …): plain JSON values.
+    input: the code's input, enough to run it again. seconds: wall time.
+    extra: other results of the method (trial function, acceptance, seed, …): plain JSON values.
     Raises LabelError for shapes that do not fit, NaN, infinity or a negative error.
     """
 
@@ -55,7 +55,9 @@ class Label:
             if values is None:
                 continue
             if values.ndim != 2 or values.shape[1] != 3 or not np.isfinite(values).all():
-                raise LabelError(f"{self.code} gave {name} of shape {values.shape}, or not finite", "(N, 3) are wanted")
+                raise LabelError(
+                    f"{self.code} gave {name} of shape {values.shape}, or not finite", "they must be finite and (N, 3)"
+                )
         if self.forces_error is not None and (
             self.forces is None or self.forces_error.shape != self.forces.shape or (self.forces_error < 0).any()
         ):
@@ -64,11 +66,12 @@ class Label:
     @property
     def hash(self) -> str:
         """`sha256:` and the hash of everything but the wall time."""
-        told = {name: value for name, value in self.to_dict().items() if name != "seconds"}
-        return "sha256:" + hashlib.sha256(as_json(told).encode()).hexdigest()
+        # without the time, the same calculation on two machines is the same label
+        values = {name: value for name, value in self.to_dict().items() if name != "seconds"}
+        return "sha256:" + hashlib.sha256(as_json(values).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """As the queue stores it; arrays stay arrays."""
+        """The label as the queue stores it; arrays stay arrays."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"extra": dict(self.extra)}
 
     @classmethod
@@ -84,14 +87,14 @@ class Label:
 
 
 class Labeller(Protocol):
-    """Computes labels. Knows nothing of the queue; one object may be used by one thread at a time."""
+    """Computes labels. Independent of the queue; one object may be used by one thread at a time."""
 
     @property
     def method(self) -> str:
         """Level of theory, as each of its labels will name it."""
 
     def check(self, frame: Frame, charge: int, spin: int) -> None:
-        """Refuse what is known to fail, without computing anything. Raises LabelError as `label` would."""
+        """Refuse frames that are known to fail, without computing anything. Raises LabelError as `label` would."""
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label. Raises LabelError with the code's reason where it cannot."""
@@ -101,12 +104,12 @@ class Labeller(Protocol):
 
 
 def structure(frame: Frame) -> dict[str, Any]:
-    """What was computed, as queue, cache and inputs hold it: Å, and arrays stay arrays."""
+    """A structure as queue, cache and inputs store it: Å, and arrays stay arrays."""
     return {"numbers": frame.numbers, "positions": frame.positions, "cell": frame.cell, "pbc": list(frame.pbc)}
 
 
 def frame_of(stored: Mapping[str, Any]) -> Frame:
-    """The frame of which `structure` gave this, from arrays or from lists."""
+    """The frame that `structure` stored, from arrays or from lists."""
     pbc = stored["pbc"]
     return Frame(
         np.array(stored["numbers"], dtype=np.int_),
@@ -117,9 +120,9 @@ def frame_of(stored: Mapping[str, Any]) -> Frame:
 
 
 def computed(row: Row) -> tuple[Frame, Label]:
-    """The structure that was really computed for a labelled row, and its label.
+    """The structure that was computed for a labelled row, and its label.
 
-    It is the row's frame, or the cluster that was cut out of it. Raises LabelError for a row without a good label.
+    It is the row's frame, or the cluster that was cut from it. Raises LabelError for a row without a valid label.
     """
     stored = dict(row.label or {})
     cut = stored.pop("structure", None)
@@ -131,12 +134,12 @@ def computed(row: Row) -> tuple[Frame, Label]:
 
 
 def as_json(values: Any) -> str:
-    """JSON with sorted keys, of which equal values always give the same; arrays become lists."""
+    """JSON with sorted keys, so that equal values always give the same text; arrays become lists."""
     return json.dumps(values, sort_keys=True, default=plain)
 
 
 def plain(value: Any) -> Any:
-    """Arrays and numbers of NumPy as JSON has them, for `json.dumps(default=plain)`. Raises TypeError for others."""
+    """NumPy arrays and numbers as plain Python, for `json.dumps(default=plain)`. Raises TypeError for other types."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):

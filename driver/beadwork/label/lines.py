@@ -1,4 +1,4 @@
-"""Lines of the text files that a user brings, with frames or with labels: one rule for how they begin and end."""
+"""Lines of users' text files, with frames or with labels: one rule for the beginning and the end of a file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def decoded(raw: bytes, errors: str = "strict") -> str:
     return raw.decode("utf-8-sig", errors)
 
 
-def ends(rows: Sequence[str]) -> bool:
-    """Whether the last row is whole: it ends with a newline, or in as many digits as all other rows do.
+def last_row_is_complete(rows: Sequence[str]) -> bool:
+    """Whether the last row is complete: it ends with a newline, or with as many digits as all other rows.
 
     rows: of one table, such as a frame's atoms, each with the newline that it has.
     """

@@ -1,9 +1,9 @@
-"""The frames of a queue get their labels: claimed, cut, computed, kept safe, stored.
+"""Label the frames of a queue: claim, cut, compute, save, store.
 
-A label is computed once. As soon as it is there it lies as a file in the labels' folder, and only then goes into the
-queue; whoever takes the frame again after a kill in between finds it there. A claim is renewed while its worker lives.
-A run that was killed leaves claims behind: the next one on the same machine sees that their process is gone and gives
-them back; on other machines they run out by themselves.
+A label is computed once. It is written to a file in the labels' folder as soon as it is computed, and only then stored
+in the queue; a worker that claims the frame again after a kill in between finds the file. A claim is renewed while its
+worker lives. A killed run leaves claims behind: the next run on the same machine sees that their process is gone and
+releases them; on other machines they expire.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from beadwork.label.spec import Spec
 from beadwork.potential.bundle import load_card
 from beadwork.processes import birth
 
-#: what became of a frame
-DONE, SET_ASIDE, TAKEN = "labelled", "failed", "taken by another"
+#: outcomes of a frame, besides FAILED
+DONE, TAKEN = LABELLED, "taken by another"
 #: eV/Å; see `_physical`
-ABSURD = 100.0
-#: in a label's extra: what it was made with, where its method is in the user's words (`Spec.unnamed`)
-SETTINGS = "settings"
+MAX_FORCE = 100.0
+#: key in a label's extra of `Spec.settings_hash`, where the user names the method
+SETTINGS_KEY = "settings"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What became of one frame. found: it was computed before, and only stored now."""
+class Outcome:
+    """The outcome of one frame. found: its label was computed before, and only stored now."""
 
     id: int
     status: str
@@ -58,24 +58,24 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did."""
+    """The outcomes of a run."""
 
-    told: tuple[Told, ...]
+    told: tuple[Outcome, ...]
 
     def count(self, status: str) -> int:
-        """How many frames ended so."""
+        """The number of frames with this outcome."""
         return sum(t.status == status for t in self.told)
 
     def __str__(self) -> str:
         found = sum(t.found for t in self.told)
         parts = [f"{self.count(DONE)} labelled" + (f" ({found} had been computed before)" if found else "")]
-        parts += [f"{self.count(status)} {status}" for status in (SET_ASIDE, TAKEN) if self.count(status)]
+        parts += [f"{self.count(status)} {status}" for status in (FAILED, TAKEN) if self.count(status)]
         return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run would do. seconds: of each label, rough. refused: rows that would be set aside, and why."""
+    """What a run would do. seconds: of each label, rough. refused: rows that would fail, and why."""
 
     spec: Spec
     method: str
@@ -96,10 +96,10 @@ class Estimate:
         workers = self.spec.jobs.at_once
         wall = max([sum(self.seconds) / workers, *self.seconds])
         lines.append(
-            f"time       about {_clock(wall)} with {workers} worker{'s' * (workers > 1)} "
-            f"({_clock(sum(self.seconds))} in all, the longest {_clock(max(self.seconds, default=0.0))}); rough"
+            f"time       about {_duration(wall)} with {workers} worker{'s' * (workers > 1)} "
+            f"({_duration(sum(self.seconds))} in all, the longest {_duration(max(self.seconds, default=0.0))}); rough"
         )
-        lines += [f"set aside  row {id}: {reason}" for id, reason in self.refused.items()]
+        lines += [f"fail       row {id}: {reason}" for id, reason in self.refused.items()]
         return "\n".join(lines)
 
 
@@ -110,23 +110,24 @@ def label(
     ids: Sequence[int] | None = None,
     most: int | None = None,
     mix: bool = False,
-    watch: Callable[[Told, int], None] = lambda told, of: None,
+    watch: Callable[[Outcome, int], None] = lambda told, of: None,
 ) -> Report:
-    """Label waiting frames, oldest first, and return when all have their label or were set aside.
+    """Label waiting frames, oldest first, and return when all are labelled or have failed.
 
-    ids: these rows alone. most: so many at most. mix: the queue may hold labels of other methods, which stay.
-    watch: told of each frame, and of how many. Raises ConfigError for settings that cannot be run, LabelError where
-    methods would mix, QueueError. Whatever is raised, KeyboardInterrupt too, claims of this run are given back first.
+    ids: these rows only. most: at most so many. mix: the queue may contain labels of other methods, which stay.
+    watch: called with the outcome of each frame, and the number of frames. Raises ConfigError for settings that cannot
+    be run, LabelError where methods would be mixed, QueueError. Before any exception, KeyboardInterrupt too, claims of
+    this run are released.
     """
     labeller = spec.labeller()
     _one_method(queue, labeller.method, spec, mix)
-    _give_back_of_the_dead(queue)
+    _release_dead_claims(queue)
     rows = _plan(queue, ids, most)
-    _some(queue, rows, spec, labeller)
+    _check_any_possible(queue, rows, spec, labeller)
     folder = folder_of(queue)
-    _make(folder)
+    _make_folder(folder)
     run = secrets.token_hex(4)
-    told: list[Told] = []
+    told: list[Outcome] = []
     items = deque(row.id for row in rows)
     try:
         with Pool(spec.jobs, folder) as pool:
@@ -135,7 +136,7 @@ def label(
                 if error is None:
                     told.append(future.result())
                 elif lost(error):
-                    again = _bury(queue, id, run, spec)
+                    again = _handle_dead_worker(queue, id, run, spec)
                     if again is None:
                         items.append(id)
                         continue
@@ -147,7 +148,7 @@ def label(
         for row in queue.rows(status=CLAIMED):
             if row.worker is not None and row.worker.startswith(f"{run}/"):
                 queue.release(row.id, row.worker)
-        _tidy(queue, folder)
+        _remove_leftovers(queue, folder)
     return Report(tuple(told))
 
 
@@ -161,11 +162,10 @@ def command(
     again: bool = False,
     dry: bool = False,
 ) -> str:
-    """What `beadwork label` does, with a bar on stderr; returns what to print.
+    """The command `beadwork label`, with a progress bar on stderr; returns the text to print.
 
-    by: the bundle whose features choose the frames that teach most, not the oldest. again: frames that were set aside
-    wait once more. dry: say what would be done. Raises LabelError where every frame was set aside, and as `label` and
-    `choose` do.
+    by: the bundle whose features choose the most useful frames instead of the oldest. again: failed frames wait again.
+    dry: only report what would be done. Raises LabelError where every frame failed, and as `label` and `choose` do.
     """
     if again and not dry:
         for row in queue.rows(status=FAILED):
@@ -173,11 +173,11 @@ def command(
     ids, chosen = None, ""
     if by is not None:
         if most is None:
-            raise ConfigError(f"how many frames {by} is to choose is not said", "give --most as well")
+            raise ConfigError(f"the number of frames that {by} is to choose is missing", "give --most as well")
         from beadwork.label.choose import from_queue
 
         if not dry:
-            set_aside(queue, spec, _said)
+            fail_impossible(queue, spec, _print_failure)
         ids, choice = from_queue(queue, by, most, lambda row: atoms_of(row, spec), again)
         chosen = f"{choice}\n" if choice else ""
     if dry:
@@ -186,23 +186,23 @@ def command(
 
     with tqdm(disable=None, unit="label", dynamic_ncols=True) as bar:
 
-        def watch(told: Told, of: int) -> None:
+        def watch(told: Outcome, of: int) -> None:
             bar.total = of
             bar.update()
-            _said(told, of)
+            _print_failure(told, of)
 
         report = label(queue, spec, ids=ids, most=most, mix=mix, watch=watch)
-    if report.count(SET_ASIDE) and not report.count(DONE):
+    if report.count(FAILED) and not report.count(DONE):
         raise LabelError(f"no frame was labelled, {report}; the first reason: {report.told[0].reason}")
     return f"{chosen}{report}"
 
 
-def _said(told: Told, of: int) -> None:
-    """Say on stderr what was set aside, above the bar where there is one."""
-    if told.status == SET_ASIDE:
+def _print_failure(told: Outcome, of: int) -> None:
+    """Print a failure to stderr, above the progress bar where there is one."""
+    if told.status == FAILED:
         from tqdm import tqdm
 
-        tqdm.write(f"beadwork: row {told.id} is set aside: {told.reason}", file=sys.stderr)
+        tqdm.write(f"beadwork: row {told.id} failed: {told.reason}", file=sys.stderr)
 
 
 def estimate(
@@ -214,16 +214,16 @@ def estimate(
     mix: bool = False,
     again: bool = False,
 ) -> Estimate:
-    """Say what `label` would do, and change nothing. again: as if what was set aside waited once more."""
+    """Report what `label` would do, and change nothing. again: as if failed rows waited again."""
     labeller = spec.labeller()
     _one_method(queue, labeller.method, spec, mix)
     folder = folder_of(queue)
     formulas: Counter[str] = Counter()
     seconds, refused, computed = [], {}, 0
     rows = _plan(queue, ids, most, again)
-    _some(queue, rows, spec, labeller)
+    _check_any_possible(queue, rows, spec, labeller)
     for row in rows:
-        reason = _refusal(row, spec, labeller)
+        reason = _reason_to_fail(row, spec, labeller)
         if reason is not None:
             refused[row.id] = reason
             continue
@@ -236,51 +236,51 @@ def estimate(
 
 
 def folder_of(queue: Queue) -> Path:
-    """Where labels lie until the queue has them: `QUEUE.labels` beside an SQLite file, else `labels-…` right here.
+    """The folder of labels until the queue has them: `QUEUE.labels` beside an SQLite file, else `labels-HASH` here.
 
-    … is a hash of the URL: rows of two queues have the same numbers.
+    HASH is of the URL, because two databases have rows of the same numbers.
     """
     if "://" in queue.name:
         return Path(f"labels-{hashlib.sha256(queue.name.encode()).hexdigest()[:8]}")
     return Path(f"{queue.name}.labels")
 
 
-def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Told:
-    """Label one frame, in whatever process; tries as often as the settings say. For `Pool.each`."""
+def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Outcome:
+    """Label one frame, in any process, with as many attempts as the settings allow. For `Pool.each`."""
     queue = Queue(url)
     worker = f"{run}/{platform.node()}:{os.getpid()}"
     while True:
         row = queue.claim(worker, spec.lease, id)
         if row is None:
-            return Told(id, TAKEN)
+            return Outcome(id, TAKEN)
         try:
             with _renewing(queue, id, worker, spec.lease):
-                # made under the claim: where that kills the process, it counts as an attempt and is not done for ever
-                stored, file, found = _answer(row, spec, _labeller(spec), Path(folder))
+                # the labeller is made under the claim: if that kills the process, it counts as an attempt of the frame
+                stored, file, found = _find_or_compute(row, spec, _labeller(spec), Path(folder))
         except LabelError as error:
             again = row.attempts < spec.attempts
             try:
                 queue.fail(id, worker, str(error), again=again)
             except ClaimLost:
-                return Told(id, TAKEN)
+                return Outcome(id, TAKEN)
             if not again:
-                return Told(id, SET_ASIDE, reason=str(error))
+                return Outcome(id, FAILED, reason=str(error))
         except BaseException:
-            with contextlib.suppress(QueueError):  # what is raised says more; the claim runs out by itself
+            with contextlib.suppress(QueueError):  # the first error matters; the claim expires in any case
                 queue.release(id, worker)
             raise
         else:
             try:
                 queue.finish(id, worker, stored)
-            except ClaimLost:  # this machine slept for longer than the lease; what was computed stays in its file
-                return Told(id, TAKEN)
+            except ClaimLost:  # this machine was suspended for longer than the lease; the label stays in its file
+                return Outcome(id, TAKEN)
             file.unlink(missing_ok=True)
-            return Told(id, DONE, found)
+            return Outcome(id, DONE, found)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is computed of a row. atoms: their places in the row's frame, None where it is all of it."""
+    """The part of a row that is computed. atoms: their indices in the row's frame, None for the whole frame."""
 
     frame: Frame
     charge: int
@@ -288,7 +288,8 @@ class _Part:
 
 
 def _part(row: Row, spec: Spec) -> _Part:
-    """Cut where that is asked for, and tell the charge. Raises LabelError where a cut is lacking, or no charge told."""
+    """Cut where requested, and determine the charge. Raises LabelError where a cut is missing, or the charge
+    unknown."""
     frame = row.kept.frame
     if any(frame.pbc) and spec.cut is None and not spec.periodic:
         raise LabelError(f"the frame is periodic, and {spec.kind} computes clusters: add a table [cut] to the TOML")
@@ -305,42 +306,42 @@ def _part(row: Row, spec: Spec) -> _Part:
         return _Part(frame, 0, None)
 
 
-def set_aside(
+def fail_impossible(
     queue: Queue,
     spec: Spec,
-    watch: Callable[[Told, int], None] = lambda told, of: None,
+    watch: Callable[[Outcome, int], None] = lambda told, of: None,
     model: Path | None = None,
 ) -> None:
-    """Set aside the waiting frames of which it is known that they cannot be labelled, before some are chosen to be.
+    """Mark waiting frames as failed that certainly cannot be labelled, so that none of them is chosen.
 
-    model: a bundle whose elements alone can be learned; all where None. watch: told of each that is set aside. Raises
+    model: a bundle; frames with elements that it does not know fail too. watch: called with each failed frame. Raises
     ConfigError as `label` does where no frame of the queue can be labelled, ModelError for the bundle, and QueueError.
     """
     labeller = spec.labeller()
     rows = _plan(queue, None, None)
-    _some(queue, rows, spec, labeller)
+    _check_any_possible(queue, rows, spec, labeller)
     known = None if model is None else load_card(model).elements
     worker = f"{secrets.token_hex(4)}/{platform.node()}:{os.getpid()}"
     for row in rows:
-        reason = _refusal(row, spec, labeller)
+        reason = _reason_to_fail(row, spec, labeller)
         if known is not None and (foreign := sorted({int(z) for z in row.kept.frame.numbers} - set(known))):
             reason = f"{model} does not know the atomic numbers {foreign}; take a model that was trained with them"
         if reason is None or queue.claim(worker, spec.lease, row.id) is None:
             continue
         queue.fail(row.id, worker, reason, again=False)
-        watch(Told(row.id, SET_ASIDE, reason=reason), len(rows))
+        watch(Outcome(row.id, FAILED, reason=reason), len(rows))
 
 
 def atoms_of(row: Row, spec: Spec) -> tuple[int, ...] | None:
-    """The atoms of a row that its label would hold; None for all, or where nothing can be cut."""
+    """The atoms of a row that its label would contain; None for all, or where nothing can be cut."""
     try:
         return _part(row, spec).atoms
     except LabelError:
         return None
 
 
-def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dict[str, Any], Path, bool]:
-    """Find or compute a label and keep it safe; return what the queue is to store, its file, and if it was found."""
+def _find_or_compute(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dict[str, Any], Path, bool]:
+    """Find or compute a label and save it; return the entry for the queue, its file, and whether it was found."""
     part = _part(row, spec)
     file = _file(folder, row, spec, labeller, part)
     found = file.exists()
@@ -349,11 +350,11 @@ def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dic
         if label.forces is not None and label.forces.shape != part.frame.positions.shape:
             raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")
         _physical(label, part.frame)
-        if spec.unnamed is not None:
-            label = replace(label, extra={**label.extra, SETTINGS: spec.unnamed})
-        _make(file.parent)
+        if spec.settings_hash is not None:
+            label = replace(label, extra={**label.extra, SETTINGS_KEY: spec.settings_hash})
+        _make_folder(file.parent)
         write_whole(file, as_json(label.to_dict()))
-    label = _read(file)
+    label = _read(file)  # always from the file, so that a label is the same whether it was found or computed
     stored = label.to_dict()
     if part.atoms is not None:
         stored["structure"] = structure(part.frame) | {"atoms": list(part.atoms)}
@@ -361,9 +362,9 @@ def _answer(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dic
 
 
 def _file(folder: Path, row: Row, spec: Spec, labeller: Labeller, part: _Part) -> Path:
-    """Where a label lies: named by all that it depends on."""
-    told = as_json([spec.identity, labeller.method, part.charge, structure(part.frame)])
-    return folder / f"{row.id}-{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+    """The file of a label, named by a hash of all on which it depends."""
+    key = as_json([spec.identity, labeller.method, part.charge, structure(part.frame)])
+    return folder / f"{row.id}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _read(file: Path) -> Label:
@@ -377,10 +378,12 @@ def _read(file: Path) -> Label:
 
 
 def _physical(label: Label, frame: Frame) -> None:
-    """Refuse forces that no ground state has. Raises LabelError.
+    """Refuse unphysical forces: a calculation can converge to nonsense, and one such label spoils a training.
 
-    A force above `ABSURD` beyond three standard errors, on an atom without a neighbour nearer than 0.7 times the sum of
-    both covalent radii: there the bonds of H2, H2O and N2 pull with 20 to 45 eV/Å.
+    Raises LabelError.
+
+    A force above `MAX_FORCE` beyond three standard errors, on an atom without a neighbour nearer than 0.7 times the sum
+    of both covalent radii: there the bonds of H2, H2O and N2 pull with 20 to 45 eV/Å.
     """
     if label.forces is None:
         return
@@ -388,7 +391,7 @@ def _physical(label: Label, frame: Frame) -> None:
     if label.forces_error is not None:
         sizes -= 3 * np.linalg.norm(label.forces_error, axis=1)
     worst = int(sizes.argmax())
-    if sizes[worst] <= ABSURD:
+    if sizes[worst] <= MAX_FORCE:
         return
     from ase.data import chemical_symbols, covalent_radii
     from ase.neighborlist import neighbor_list
@@ -397,33 +400,33 @@ def _physical(label: Label, frame: Frame) -> None:
     if worst not in neighbor_list("i", frame.to_atoms(), radii):
         symbol = chemical_symbols[frame.numbers[worst]]
         raise LabelError(
-            f"{label.code} gave a force of {sizes[worst]:.1f} eV/Å on atom {worst} ({symbol}), and no other atom is so "
-            "near that it could be: look at method, basis, pseudopotential, charge and spin"
+            f"{label.code} gave a force of {sizes[worst]:.1f} eV/Å on atom {worst} ({symbol}), and no other atom is "
+            "close enough to explain it: check method, basis, pseudopotential, charge and spin"
         )
 
 
-def _some(queue: Queue, rows: Sequence[Row], spec: Spec, labeller: Labeller) -> None:
+def _check_any_possible(queue: Queue, rows: Sequence[Row], spec: Spec, labeller: Labeller) -> None:
     """Refuse settings with which no frame of the queue can be labelled. Raises ConfigError.
 
-    Where the rows to be labelled all fail, the queue's others are asked too: one that passes shows that it is these
-    frames' fault, for which they are set aside.
+    Where all rows to be labelled fail this test, the other rows are tested too: if one of them passes, the settings are
+    right, and these frames fail one by one.
     """
     asked = [row.id for row in rows]
     refused = {}
     for row in (*rows, *(row for row in queue.rows() if rows and row.id not in asked)):
-        reason = _refusal(row, spec, labeller)
+        reason = _reason_to_fail(row, spec, labeller)
         if reason is None:
             return
         refused[row.id] = reason
     if refused:
         raise ConfigError(
-            f"with these settings none of {len(refused)} frames can be labelled, and none was begun; row {asked[0]}: "
+            f"with these settings none of {len(refused)} frames can be labelled, and none was started; row {asked[0]}: "
             f"{refused[asked[0]]}"
         )
 
 
-def _refusal(row: Row, spec: Spec, labeller: Labeller) -> str | None:
-    """Why a row cannot be labelled, as far as that is known before it is begun."""
+def _reason_to_fail(row: Row, spec: Spec, labeller: Labeller) -> str | None:
+    """Why a row cannot be labelled, as far as that is known without computing it."""
     try:
         part = _part(row, spec)
         labeller.check(part.frame, part.charge, spec.spin)
@@ -433,7 +436,7 @@ def _refusal(row: Row, spec: Spec, labeller: Labeller) -> str | None:
 
 
 def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None, again: bool = False) -> list[Row]:
-    """Rows to be labelled: waiting, or claimed by someone whose time is up; again: those that were set aside, too."""
+    """Rows to be labelled: waiting, or with an expired claim; again: failed rows too."""
     if most is not None and most < 1:
         raise ConfigError(f"most is {most}", "give 1 or more, or leave it out")
     now = time.time()
@@ -462,24 +465,24 @@ def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
             )
     others = Counter(str(label.get("method")) for label in labels)
     del others[method]
-    mine = [label for label in labels if label.get("method") == method and SETTINGS in label.get("extra", {})]
-    unlike = sum(label["extra"][SETTINGS] != spec.unnamed for label in mine)
+    mine = [label for label in labels if label.get("method") == method and SETTINGS_KEY in label.get("extra", {})]
+    unlike = sum(label["extra"][SETTINGS_KEY] != spec.settings_hash for label in mine)
     if unlike and not spec.same_theory:
         raise LabelError(
-            f"the queue {queue.name} holds {unlike} labels that are called {method!r} too, but were made with other "
+            f"the queue {queue.name} has {unlike} labels with the same name {method!r} that were made with other "
             "settings (arguments, command, files, patterns)",
-            "name the level of theory anew where it changed; where it did not, set same_theory = true in the TOML",
+            "give the level of theory a new name if it changed; if it did not, set same_theory = true in the TOML",
         )
     if others and not mix:
         held = "; ".join(f"{count} of {name}" for name, count in sorted(others.items()))
         raise LabelError(
-            f"the queue {queue.name} holds labels of another method ({held}), and the labeller's is {method}",
-            "use another queue, or say --mix-methods; training takes one method at a time in any case",
+            f"the queue {queue.name} has labels of another method ({held}), and the labeller's is {method}",
+            "use another queue, or give --mix-methods; training uses one method at a time in any case",
         )
 
 
-def _give_back_of_the_dead(queue: Queue) -> None:
-    """Free the claims of processes of this machine that are gone; the attempts do not count: it was not the frame."""
+def _release_dead_claims(queue: Queue) -> None:
+    """Release the claims of dead processes of this machine; the attempts do not count, since nothing failed."""
     for row in queue.rows(status=CLAIMED):
         _, _, place = (row.worker or "").partition("/")
         node, _, pid = place.rpartition(":")
@@ -488,29 +491,29 @@ def _give_back_of_the_dead(queue: Queue) -> None:
                 queue.release(row.id, row.worker)
 
 
-def _bury(queue: Queue, id: int, run: str, spec: Spec) -> Told | None:
-    """A worker of this run died with this row: give it back, or set it aside. None: it is to be tried again."""
+def _handle_dead_worker(queue: Queue, id: int, run: str, spec: Spec) -> Outcome | None:
+    """A worker of this run died with this row: let it wait again, or mark it as failed. None: try it again."""
     row = queue.get(id)
-    if row.status == LABELLED:  # it died after its last deed
-        return Told(id, DONE)
+    if row.status == LABELLED:  # it died after it had stored the label
+        return Outcome(id, DONE)
     if row.status != CLAIMED or row.worker is None or not row.worker.startswith(f"{run}/"):
         return (
-            None if row.status == WAITING else Told(id, SET_ASIDE if row.status == FAILED else TAKEN, reason=row.reason)
+            None if row.status == WAITING else Outcome(id, FAILED if row.status == FAILED else TAKEN, reason=row.reason)
         )
     again = row.attempts < spec.attempts
-    reason = "its worker died: killed, out of memory, or its node went"
+    reason = "its worker died: killed, out of memory, or its node failed"
     queue.fail(id, row.worker, reason, again=again)
-    return None if again else Told(id, SET_ASIDE, reason=reason)
+    return None if again else Outcome(id, FAILED, reason=reason)
 
 
 @contextlib.contextmanager
 def _renewing(queue: Queue, id: int, worker: str, lease: float) -> Iterator[None]:
-    """Renew a claim as long as this lasts. One that was lost shows when the label is stored."""
+    """Renew a claim for the duration of the block. A claim that was lost is noticed when the label is stored."""
     ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(lease / 3):
-            with contextlib.suppress(QueueError):  # busy: the next third of the lease is as good
+            with contextlib.suppress(QueueError):  # the queue is locked: two more attempts fit into the lease
                 queue.renew(id, worker, lease)
 
     thread = threading.Thread(target=renew, name=f"beadwork-claim-{id}", daemon=True)
@@ -522,41 +525,41 @@ def _renewing(queue: Queue, id: int, worker: str, lease: float) -> Iterator[None
         thread.join()
 
 
-_MADE = threading.local()
+_THREAD = threading.local()
 
 
 def _labeller(spec: Spec) -> Labeller:
-    """One labeller a thread: some are slow to make, and none is shared."""
-    made = getattr(_MADE, "labeller", None)
+    """One labeller per thread: some take seconds to make, and none may be shared between threads."""
+    made = getattr(_THREAD, "labeller", None)
     if made is None or made[0] != spec:
-        made = _MADE.labeller = (spec, spec.labeller())
+        made = _THREAD.labeller = (spec, spec.labeller())
     return made[1]
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabelError(f"cannot make {folder} for labels on their way: {error.strerror}") from error
+        raise LabelError(f"cannot make {folder} for computed labels: {error.strerror}") from error
 
 
-def _tidy(queue: Queue, folder: Path) -> None:
-    """Remove what is no longer on its way: labels that the queue has, halves of killed writers, an empty folder."""
+def _remove_leftovers(queue: Queue, folder: Path) -> None:
+    """Remove files of labels that the queue has, partial files of killed writers, and an empty folder."""
     labelled = {row.id for row in queue.rows(status=LABELLED)}
     for file in folder.glob("*.json"):
         number = file.name.partition("-")[0]
         if number.isdigit() and int(number) in labelled:
             file.unlink(missing_ok=True)
-    for file in folder.glob(f".*.{platform.node()}.*.part"):  # whether one of another host lives cannot be told here
+    for file in folder.glob(f".*.{platform.node()}.*.part"):  # only of this host: processes of others cannot be seen
         pid = file.name.split(".")[-3]
         if pid.isdigit() and birth(int(pid)) is None:
             file.unlink(missing_ok=True)
-    if not queue.rows(status=CLAIMED):  # another run may be about to put a label there
+    if not queue.rows(status=CLAIMED):  # else another run may be about to write a label there
         with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"

@@ -1,10 +1,10 @@
-"""LABELLER.toml: which code labels, with which settings, of which part of a frame, and where it runs.
+"""LABELLER.toml: which code labels, with which settings, which part of a frame, and where it runs.
 
-kind = "pyscf"        # one of KINDS
-charge = 0            # of every frame; told from the atoms where it is left out
+kind = "pyscf"        # one of LABELLERS
+charge = 0            # of every frame; determined from the atoms where it is left out
 spin = 0              # unpaired electrons
 same_theory = false   # where labels of one name were made with other settings: whether that is one level of theory
-attempts = 2          # of a frame, before it is set aside
+attempts = 2          # of a frame, before it is marked as failed
 [settings]            # those of the labeller: the fields of its class
 theory = "CCSD"
 basis = "cc-pVDZ"
@@ -34,14 +34,14 @@ from beadwork.settings import NOT_NEGATIVE, at_least, check, required, setting
 from beadwork.toml import build, names, read_toml
 
 #: every kind of labeller, and whether it may take periodic frames
-KINDS: dict[str, tuple[Callable[..., Labeller], bool]] = {
+LABELLERS: dict[str, tuple[Callable[..., Labeller], bool]] = {
     "pyscf": (PySCF, False),
     "qmc": (JQMC, False),
     "ase": (AseCalculator, True),
     "command": (Command, True),
 }
-#: kinds whose method is in the user's words, and the settings of each that no number depends on
-WORDED = {
+#: kinds whose method is named by the user, and the settings of each on which no number depends
+USER_NAMED_METHODS = {
     "ase": {"estimate", "directory", "theory"},
     "command": {"estimate", "directory", "theory", "code", "version", "timeout", "keep"},
 }
@@ -49,18 +49,18 @@ WORDED = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A LABELLER.toml. settings: as they stand there, plain values, so that a worker elsewhere can be told.
+    """A LABELLER.toml. settings: plain values as in the file, so that they can be sent to a worker elsewhere.
 
-    here: folder that relative paths in the settings count from. lease: s that a claim lasts without a sign of life.
+    here: folder to which relative paths in the settings refer. lease: s that a claim lasts without being renewed.
     same_theory: labels that were made under the same name with other settings are of this level of theory as well.
     """
 
     kind: str = field(metadata=required("what labels: `pyscf`, `qmc`, `ase` or `command`"))
     settings: Mapping[str, Any]
-    charge: int | None = setting(None, "of every frame", "e", unset="told from the atoms")
+    charge: int | None = setting(None, "of every frame", "e", unset="determined from the atoms")
     spin: int = setting(0, "of every frame", "unpaired electrons", rule=NOT_NEGATIVE)
-    attempts: int = setting(2, "of a frame, before it is set aside", "attempts", rule=at_least(1))
-    lease: float = setting(300.0, "that a claim lasts without a sign of life", "s", rule=at_least(1))
+    attempts: int = setting(2, "of a frame, before it is marked as failed", "attempts", rule=at_least(1))
+    lease: float = setting(300.0, "that a claim lasts without being renewed", "s", rule=at_least(1))
     cut: Cut | None = setting(None, "a cluster round the most uncertain atom", unset="the whole frame")
     jobs: Jobs = setting(Jobs(), "where labels are computed", unset="one after the other, here")
     same_theory: bool = setting(
@@ -69,40 +69,40 @@ class Spec:
     here: str = "."
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"there is no kind of labeller {self.kind!r}", f"choose from {', '.join(KINDS)}")
+        if self.kind not in LABELLERS:
+            raise ConfigError(f"there is no kind of labeller {self.kind!r}", f"choose from {', '.join(LABELLERS)}")
         check(self)
 
     def labeller(self) -> Labeller:
         """Make the labeller. Raises ConfigError for settings that it does not know or cannot run."""
-        make, _ = KINDS[self.kind]
+        make, _ = LABELLERS[self.kind]
         made = build(make, self.settings, Path(self.here), f"{self.kind}: [settings]")
-        if isinstance(made, Command) and self.jobs.slurm is None:  # its nodes may have what is not here
+        if isinstance(made, Command) and self.jobs.slurm is None:  # nodes of a cluster may have other programs
             made.find()
         return cast(Labeller, made)
 
     @property
     def ignores_charge(self) -> bool:
-        """Whether the labeller knows nothing of charges, so that none needs to be told."""
+        """Whether the labeller does not use charges, so that none has to be determined."""
         return bool(self.settings.get("ignores_charge", False))
 
     @property
     def periodic(self) -> bool:
         """Whether whole periodic frames may reach the labeller."""
-        return KINDS[self.kind][1]
+        return LABELLERS[self.kind][1]
 
     @property
     def identity(self) -> str:
-        """All that a label depends on beside its frame, as text."""
+        """All on which a label depends besides its frame, as text."""
         return as_json({"kind": self.kind, "settings": self.settings, "charge": self.charge, "spin": self.spin})
 
     @property
-    def unnamed(self) -> str | None:
-        """Hash of the settings that may change a label and that its method, where the user words it, need not name."""
-        if self.kind not in WORDED:
+    def settings_hash(self) -> str | None:
+        """Hash of the settings that can change a label but need not appear in a method named by the user; else None."""
+        if self.kind not in USER_NAMED_METHODS:
             return None
-        told = {name: value for name, value in self.settings.items() if name not in WORDED[self.kind]}
-        return hashlib.sha256(as_json(told).encode()).hexdigest()[:16]
+        used = {name: value for name, value in self.settings.items() if name not in USER_NAMED_METHODS[self.kind]}
+        return hashlib.sha256(as_json(used).encode()).hexdigest()[:16]
 
 
 def read_spec(path: Path) -> Spec:
@@ -110,9 +110,9 @@ def read_spec(path: Path) -> Spec:
     data = read_toml(path)
     settings = data.pop("settings", None)
     if not isinstance(settings, dict) or "kind" not in data:
-        raise ConfigError(f"{path} wants kind = one of {', '.join(KINDS)}, and its settings in a table [settings]")
-    settings = names(settings, f"{path}: [settings]")  # one text for one set of settings, whose hash labels carry
-    told = {"settings": settings, "here": str(path.parent.absolute())}
-    spec: Spec = build(Spec, data, path.parent, str(path), told)
-    spec.labeller()
+        raise ConfigError(f"{path} wants kind = one of {', '.join(LABELLERS)}, and its settings in a table [settings]")
+    settings = names(settings, f"{path}: [settings]")  # one spelling, because labels carry a hash of the settings
+    extra = {"settings": settings, "here": str(path.parent.absolute())}
+    spec: Spec = build(Spec, data, path.parent, str(path), extra)
+    spec.labeller()  # wrong settings are refused here, not with the first frame
     return spec

@@ -1,4 +1,4 @@
-"""Frames that the user brings, put into a queue to be labelled: what a first committee learns from."""
+"""Add the user's own frames to a queue for labelling, for instance to train a first committee."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.ipi.outputs import ISOTOPES, structure
-from beadwork.label.lines import decoded, ends
+from beadwork.label.lines import decoded, last_row_is_complete
 
-#: what only i-PI writes into the line before a frame's atoms; other programs' readers would miss its units and cell
+#: marks of i-PI in the line before a frame's atoms; readers of other programs would miss its units and cell
 _IPI = re.compile(r"CELL[\[({]|cell\{|positions\{|Bead:")
-#: without these words i-PI takes an xyz for Bohr
+#: without these entries i-PI reads an xyz in Bohr
 _UNITS = re.compile(r"positions\{\w+\}.*cell\{\w+\}|cell\{\w+\}.*positions\{\w+\}")
 #: the columns of an extended XYZ, in the line before a frame's atoms
 _PROPERTIES = re.compile(r"\bProperties=\"?([^\s\"]+)")
-#: Å; atoms of one structure are never nearer to each other, forces and velocities taken for positions often are
+#: Å; atoms are never closer; forces or velocities that are read as positions often are
 _NEAR = 0.2
-#: what LAMMPS's dump xyz writes above its atoms, which have types there unless it is told their elements
+#: the line that LAMMPS's dump xyz writes above the atoms, which have types unless elements were set
 _TYPES = re.compile(r"\s*Atoms(\. Timestep|\s*$)")
-#: kinds of frames that are named
+#: kinds of frames that are listed
 _KINDS = 8
 
 
@@ -42,8 +42,8 @@ _KINDS = 8
 class Added:
     """How many frames were stored, and how many the queue had already.
 
-    torn: whether the file's last one was left out, as it may not be whole. isotopes: whether D or T was taken as H.
-    kinds: what the frames are, a line for each formula and periodicity.
+    torn: whether the file's last frame was left out because it may be incomplete. isotopes: whether D or T was read as
+    H. kinds: a line for each formula and periodicity of the frames.
     """
 
     stored: int
@@ -53,20 +53,20 @@ class Added:
     kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = "1 frame waits for its label" if self.stored == 1 else f"{self.stored} frames wait for labels"
-        said += f", {self.known} were there already" * bool(self.known)
-        said += "; the last one of the file may not be whole, and was left out" * self.torn
-        said += "; D and T were taken as H, as no label depends on masses" * self.isotopes
-        return "\n  ".join([said, *self.kinds])
+        text = "1 frame waits for its label" if self.stored == 1 else f"{self.stored} frames wait for labels"
+        text += f", {self.known} were there already" * bool(self.known)
+        text += "; the last one of the file may be incomplete, and was left out" * self.torn
+        text += "; D and T were read as H, since no label depends on masses" * self.isotopes
+        return "\n  ".join([text, *self.kinds])
 
 
 def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) -> Added:
     """Put every `every`-th frame of a file into the queue.
 
-    path: whatever ASE reads, or i-PI's xyz and pdb, which must name their units; the last frame of an xyz, pdb or
-    LAMMPS dump that is being written is left out. periodic: as the file says if None. Nothing is known of the frames'
-    spread: it is NaN, they have no models, and the hash of the file stands for the simulation's. Raises ConfigError for
-    a file that cannot be read or a frame that cannot be computed, and QueueError; all frames are stored, or none.
+    path: any format that ASE reads, or i-PI's xyz and pdb, which must name their units; the last frame of an xyz, pdb
+    or LAMMPS dump that is still being written is left out. periodic: None for what the file says. The frames have no
+    models and a spread of NaN, and the hash of the file takes the place of the simulation's. Raises ConfigError for a
+    file that cannot be read or a frame that cannot be computed, and QueueError; all frames are stored, or none.
     """
     if every < 1:
         raise ConfigError(f"every is {every}", "it wants 1 or more")
@@ -76,11 +76,13 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
         read = _read(path, text)
     except BeadworkError:
         raise
-    except Exception as error:  # whatever the many readers raise
-        said = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # ASE's many readers can raise anything
+        message = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, KeyError) and re.fullmatch(r"\w{1,4}", str(error.args[0])):
-            said = f"an atom is called {error.args[0]!r}, which is no element"
-        raise ConfigError(f"cannot read frames from {path}: {said}", "give a file that ASE reads, or i-PI's") from error
+            message = f"an atom is called {error.args[0]!r}, which is no element"
+        raise ConfigError(
+            f"cannot read frames from {path}: {message}", "give a file that ASE reads, or i-PI's"
+        ) from error
     kept = []
     for number, frame in list(enumerate(read.frames))[::every]:
         if periodic is not None:
@@ -112,7 +114,7 @@ def _read(path: Path, text: bytes) -> _Read:
     if mode != "pdb":
         read = _Read([])
         for number, atoms in enumerate(ase.io.read(path, ":", do_not_split_by_at_sign=True)):
-            if mode == "gro":  # has names alone, of which ASE guesses: tungsten of the MW of a water
+            if mode == "gro":  # a gro file has names only, and ASE reads MW, the dummy site of a water, as tungsten
                 elements = [_element(str(name), f"frame {number} of {path}") for name in atoms.arrays["atomtypes"]]
                 atoms.symbols = [symbol for symbol, _ in elements]
                 read.isotopes |= any(isotope for _, isotope in elements)
@@ -125,7 +127,7 @@ def _read(path: Path, text: bytes) -> _Read:
         frames = [_of_ipi(block, "pdb", f"frame {n} of {path}") for n, block in enumerate(plain)]
         return _Read(frames, torn, isotopes)
     for number, block in enumerate(plain):
-        for line in block:  # without an element ASE guesses of the name
+        for line in block:  # without the element's column ASE guesses from the name
             if line.startswith(("ATOM", "HETATM")) and not line[76:78].strip():
                 name = line[12:16].strip()
                 _unlike(name, name, f"frame {number} of {path}")
@@ -139,12 +141,12 @@ def _xyz(path: Path, lines: Sequence[str]) -> _Read:
     blocks, torn = _blocks(path, lines)
     ipi = any(map(_IPI.search, lines[:2])) and not _PROPERTIES.search("".join(lines[:2]))
     if ipi and "_forces_" in path.name and "Traj: positions" in lines[1]:
-        raise ConfigError(f"{path} has no positions: i-PI writes an instanton's forces so, and calls them positions")
+        raise ConfigError(f"{path} has no positions: i-PI writes the forces of an instanton under the name positions")
     read = _Read([], torn)
     for number, block in enumerate(blocks):
         where = f"frame {number} of {path}"
         names = _columns(block[1], where)
-        if not names or "species" in names:  # else there are atomic numbers
+        if not names or "species" in names:  # else the file has atomic numbers
             block, isotopes = _elements(block, names.index("species") if names else 0, where)
             read.isotopes |= isotopes
         if ipi:
@@ -163,14 +165,14 @@ def _xyz(path: Path, lines: Sequence[str]) -> _Read:
 
 
 def _of_ipi(block: Sequence[str], mode: str, where: str) -> Frame:
-    """One frame of i-PI's. Raises ConfigError where it has no positions, or no units."""
+    """One frame written by i-PI. Raises ConfigError where it has no positions, or no units."""
     title = block[1] if mode == "xyz" else block[0]
     if "{" in re.sub(r"cell\{|CELL\{", "", title) and "positions{" not in title:
         raise ConfigError(f"{where} has no positions, but this: {title.strip()}")
     if mode == "xyz" and not _UNITS.search(title):
         raise ConfigError(
-            f"{where} does not say its units, and i-PI would take Bohr: write, as it is, positions{{angstrom}} "
-            f"cell{{angstrom}} or atomic_unit into its second line, {title.strip()!r}"
+            f"{where} does not name its units, and i-PI would assume Bohr: write positions{{angstrom}} "
+            f"cell{{angstrom}}, or atomic_unit, into its second line, {title.strip()!r}"
         )
     return structure(read_file_raw(mode, io.StringIO("".join(block))), mode)
 
@@ -178,7 +180,7 @@ def _of_ipi(block: Sequence[str], mode: str, where: str) -> Frame:
 def _columns(title: str, where: str) -> list[str]:
     """Name of each column of an extended XYZ; of a plain one none. Raises ConfigError where there are no positions.
 
-    i-PI's extended XYZ of forces, say, has positions too, and they are all 0.
+    i-PI's extended XYZ of forces, for instance, has positions too, and they are all 0.
     """
     said = _PROPERTIES.search(title)
     if said is None:
@@ -203,7 +205,7 @@ def _elements(block: Sequence[str], column: int, where: str) -> tuple[list[str],
         name = words[column]
         if types and name.isdigit():
             raise ConfigError(
-                f"{where} has types and no elements, as LAMMPS's dump xyz writes them: let LAMMPS write elements "
+                f"{where} has types instead of elements, as LAMMPS's dump xyz writes them: let LAMMPS write elements "
                 "(dump_modify ID element O H)"
             )
         symbol, isotope = _element(name, where)
@@ -267,14 +269,14 @@ def _dump(path: Path, lines: Sequence[str]) -> _Read:
         columns = block[head].split()[2:] if head is not None else []
         atoms = block[head + 1 :] if head is not None else []
         atoms = [line for line in atoms if not line.startswith("ITEM: ") and len(line.split()) == len(columns)]
-        if head is None or len(atoms) != int(block[count + 1]) or not ends(atoms):
+        if head is None or len(atoms) != int(block[count + 1]) or not last_row_is_complete(atoms):
             if end == len(lines):
                 read.torn = True
                 break
-            raise ConfigError(f"frame {number} of {path} is torn", "take it out")
+            raise ConfigError(f"frame {number} of {path} is incomplete", "remove it")
         if not {"element", "mass"} & set(columns):
             raise ConfigError(
-                f"frame {number} of {path} has types and no elements: let LAMMPS write the column element "
+                f"frame {number} of {path} has types instead of elements: let LAMMPS write the column element "
                 "(dump_modify ID element O H)"
             )
         whole = io.StringIO("".join(block))
@@ -296,11 +298,11 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
             )
         block = list(lines[at : at + int(lines[at]) + 2])
         at += len(block)
-        if len(block) < int(block[0]) + 2 or not ends(block[2:]):
+        if len(block) < int(block[0]) + 2 or not last_row_is_complete(block[2:]):
             return blocks, True
         if any(len(line.split()) < 4 for line in block[2:]):
-            raise ConfigError(f"a frame of {path} that ends in line {at} is torn", "take it out")
-        while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # a cell, as some programs write it
+            raise ConfigError(f"a frame of {path} that ends in line {at} is incomplete", "remove it")
+        while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # the cell in the form of some programs
             block.append(lines[at])
             at += 1
         blocks.append(block)
@@ -327,13 +329,13 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
     except BeadworkError as error:
         raise ConfigError(f"{where}: {error.what}", "mend it, or take it out") from error
     if not frame.numbers.all():
-        raise ConfigError(f"{where} has atoms of no known element", "take it out of the file")
+        raise ConfigError(f"{where} has atoms of no known element", "remove it from the file")
     first, second, far = neighbor_list("ijd", frame.to_atoms(), _NEAR)
     if len(far):
         pair = int(far.argmin())
         raise ConfigError(
             f"{where} has atoms {first[pair]} and {second[pair]} {far[pair]:.4f} Å apart",
-            "take it out; or are these no positions in Å, but forces, velocities, or parts of the cell?",
+            "remove it; or are these no positions in Å, but forces, velocities, or fractional coordinates?",
         )
     unknown = np.full(len(frame.numbers), np.nan)
     return KeptFrame(frame, number, np.nan, unknown, np.empty(0), (), digest)

@@ -47,7 +47,7 @@ from beadwork.harvest.select import default_window
 from beadwork.ipi.simulation import read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
-from beadwork.label.run import atoms_of, label, set_aside
+from beadwork.label.run import atoms_of, fail_impossible, label
 from beadwork.loop import simulate
 from beadwork.observe.record import Answered
 from beadwork.potential.bundle import (
@@ -394,7 +394,7 @@ class _Learning:
 
     def _choose(self) -> dict[str, Any]:
         """Rows to label, the most wanted first; none that cannot be labelled, or learned with this baseline."""
-        set_aside(self.queue, self.spec, self._told, self.loop.baseline)
+        fail_impossible(self.queue, self.spec, self._told, self.loop.baseline)
         waiting = len(self.queue.rows(status=WAITING))
         rows, choice = choose(
             self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=WHOSE

@@ -15,7 +15,7 @@ import numpy as np
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.label import Label
-from beadwork.label.lines import decoded, ends
+from beadwork.label.lines import decoded, last_row_is_complete
 from beadwork.train.dataset import LABEL_SUFFIXES, Example, difference, from_queue
 
 ENERGY, FORCES = "REF_energy", "REF_forces"
@@ -139,7 +139,7 @@ def _check_whole(path: Path, text: str) -> None:
             at += 1
         last = lines[rows:at] or last
         number += 1
-    if not ends(last):
+    if not last_row_is_complete(last):
         raise LabelError(
             f"the last line of {path} has no end, so its last number may have been cut; add a line break where it is "
             "whole, or copy the file again"

@@ -53,13 +53,13 @@ class AseCalculator:
             )
         if not self.ignores_charge and "{charge}" not in self.arguments.values():
             raise ConfigError(
-                f"{self.calculator} is not told the charge: set an argument of it to '{{charge}}' (and one to "
-                "'{spin}' or '{multiplicity}'), or say ignores_charge = true"
+                f"{self.calculator} does not get the charge: set an argument of it to '{{charge}}' (and one to "
+                "'{spin}' or '{multiplicity}'), or set ignores_charge = true"
             )
         known = getattr(made, "implemented_properties", None)
         if self.forces and isinstance(known, (list, tuple)) and known and "forces" not in known:
             raise ConfigError(f"{self.calculator} has no forces (it has {', '.join(known)}): set forces = false")
-        with contextlib.suppress(ValueError):  # of some that are no Python functions nobody can tell
+        with contextlib.suppress(ValueError):  # compiled classes have no signature that Python can read
             signature = inspect.signature(made)
             try:
                 signature.bind(**self.arguments)
@@ -88,11 +88,11 @@ class AseCalculator:
         if self.ignores_charge and (charge or spin):
             raise LabelError(
                 f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}",
-                "where its answer holds all the same, set charge = 0 and spin = 0 in the TOML",
+                "if its result is valid all the same, set charge = 0 and spin = 0 in the TOML",
             )
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
-        """Compute one label. Raises LabelError with what the calculator said."""
+        """Compute one label. Raises LabelError with the calculator's message."""
         self.check(frame, charge, spin)
         start = time.perf_counter()
         given = {"{charge}": charge, "{spin}": spin, "{multiplicity}": spin + 1}
@@ -108,13 +108,14 @@ class AseCalculator:
             _place(atoms.calc, folder)
             forces = np.array(atoms.get_forces(), dtype=np.float64) if self.forces else None
             energy = float(atoms.get_potential_energy())
+            # with smeared occupations the forces are the derivatives of the free energy, not of the energy
             energy = float(atoms.calc.results.get("free_energy", energy))
-        except Exception as error:  # calculators raise all kinds; each becomes the reason that the queue stores
+        except Exception as error:  # calculators can raise anything; it becomes the reason in the queue
             where = f"; see {folder}" if any(folder.iterdir()) else ""
             raise LabelError(f"{self.calculator} could not label: {type(error).__name__}: {error}{where}") from error
         finally:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # of a calculator that needs no files
+                folder.rmdir()  # empty for a calculator without files; else it is kept for the user after an error
         shutil.rmtree(folder, ignore_errors=True)
         return Label(
             energy=energy,
@@ -132,12 +133,12 @@ class AseCalculator:
         )
 
     def seconds(self, frame: Frame) -> float:
-        """What the user said."""
+        """The user's estimate."""
         return self.estimate
 
 
 def _place(calculator: Any, folder: Path, depth: int = 3) -> None:
-    """Let a calculator, and those that it is put together from, work in this folder."""
+    """Set the working folder of a calculator and of the calculators of which it is composed."""
     if hasattr(calculator, "directory"):
         calculator.directory = folder
     for part in vars(calculator).values() if depth and hasattr(calculator, "__dict__") else ():

@@ -1,8 +1,9 @@
-"""Basis sets and pseudopotentials as PySCF has them: which go together, of which elements.
+"""Basis sets and pseudopotentials of PySCF: which belong together, for which elements.
 
-A basis that was made for a pseudopotential has no functions for the core. Given the bare nucleus it still converges, to
-energies and forces of nothing (130 eV/Å for HI in def2-SVP). So each element is asked how much of the binding of its
-lowest s level, one electron alone in the field of the nucleus or its pseudopotential, the basis lacks. Over the sets
+A basis that was made for a pseudopotential has no functions for the core. With the bare nucleus a calculation converges
+all the same, to meaningless energies and forces (130 eV/Å for HI in def2-SVP). So for each element we compute how much
+of the binding energy of its lowest s level the basis lacks, for a single electron in the field of the nucleus or the
+pseudopotential. Over the sets
 of PySCF 2.14 and the elements up to radon, all-electron ones for the Schrödinger equation lack 7 % at most (STO-3G's
 hydrogen), those of pseudopotentials 18 % and more, hydrogen's of the larger sets aside, whose core is none; with a
 pseudopotential its own set lacks 37 % at most (CRENBS of copper), one that was made for a larger core half or more.
@@ -23,9 +24,9 @@ import numpy as np
 
 from beadwork.errors import ConfigError, LabelError
 
-#: share of the lowest level's binding that a basis may lack, with the bare nucleus and with a pseudopotential
-LACKING = (0.12, 0.45)
-#: exponents of a set that lacks nothing, Bohr⁻²
+#: fraction of the lowest level's binding energy that a basis may lack, with the bare nucleus and with a pseudopotential
+MAX_LACKING = (0.12, 0.45)
+#: exponents of a practically complete set of s functions, Bohr⁻²: each twice the last
 _EVEN = [2.0**power for power in range(-7, 22)]
 
 
@@ -84,11 +85,11 @@ class Basis:
             if kind is not None:
                 told[kind][symbol] = potential
             lacks = lacking(self, number)
-            if lacks > LACKING[kind is not None]:
+            if lacks > MAX_LACKING[kind is not None]:
                 given = f"{kind} {potential}" if kind else "all electrons"
                 raise LabelError(
                     f"the basis {self.name} has no functions for the core of {symbol} ({given}): energy and forces "
-                    "would mean nothing",
+                    "would be meaningless",
                     'give the pseudopotential that it was made for (ecp = "ccecp" for ccECP\'s '
                     'sets, pseudo = "gth-pbe" for GTH\'s, ...), or an all-electron basis',
                 )
@@ -137,23 +138,23 @@ def check_stored(code: str, said: str, numbers: Iterable[int], where: str) -> No
         return
     try:
         told = json.loads(said)
-    except ValueError:  # in a file of somebody else's, who words it as he likes
+    except ValueError:  # a label of another program, whose input has another form
         return
     if not isinstance(told, dict) or "ecp" in told or not isinstance(told.get("basis"), str):
         return
     bare = Basis(told["basis"], own=False)
     for number in sorted({int(number) for number in numbers}):
-        if lacking(bare, number) > LACKING[0]:
+        if lacking(bare, number) > MAX_LACKING[0]:
             raise LabelError(
-                f"{where}: its label was computed with the bare nucleus of {_symbol(number)}, whose core the basis "
-                f"{bare.name} has no functions for, and is of nothing physical: label again in a new queue the frames "
-                "of this one (beadwork queue export, beadwork queue add)"
+                f"{where}: its label was computed with the bare nucleus of {_symbol(number)}, for whose core the basis "
+                f"{bare.name} has no functions, and is unphysical: label the frames of this queue again in a new one "
+                "(beadwork queue export, beadwork queue add)"
             )
 
 
 @cache
 def lacking(basis: Basis, number: int) -> float:
-    """Share of the binding of an element's lowest s level, one electron alone, that the basis lacks; see above."""
+    """Fraction of the binding energy of an element's lowest s level, for one electron, that the basis lacks."""
     shells = [shell for shell in _functions(basis.name, number) if shell[0] == 0]
     if not shells:
         return 1.0
@@ -192,10 +193,10 @@ def _loaded(load: str, name: str, number: int) -> list[Any]:
     library = import_module("pyscf.gto.basis")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # another package could be asked, it says
+            warnings.simplefilter("ignore")  # PySCF suggests another package with more sets
             return list(getattr(library, load)(name, _symbol(number)) or ())
     except (library.BasisNotFoundError, KeyError, AttributeError, TypeError, RuntimeError, OSError):
-        return []  # all that it raises for a name, or an element, that it does not have
+        return []  # PySCF's errors for a name or an element that it does not have
 
 
 def _symbol(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Labels by any program: input files from templates, a command, and patterns that find the numbers in what it wrote."""
+"""Labels by any program: input files from templates, a command, and patterns that find the numbers in its output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from beadwork.label.label import Label, as_json
 from beadwork.processes import last_line, run
 from beadwork.settings import required, setting
 
-#: what the command says on stdout and stderr
+#: the file of the command's stdout and stderr
 OUTPUT = "output"
 _KCAL = 4184.0 / 96485.33212331  # eV in one kcal/mol: J in a kcal, C in a mole of electrons
 ENERGIES = {"ev": 1.0, "hartree": HARTREE, "rydberg": HARTREE / 2, "kcal/mol": _KCAL, "kj/mol": _KCAL / 4.184}
@@ -52,8 +52,8 @@ class Pattern:
         """Refuse units and groups that are not known. Raises ConfigError."""
         if self.gradient and not forces:
             raise ConfigError(
-                f"the energy's pattern {self.regex!r} has gradient = true, which would turn the energy's sign: "
-                "leave it out, it is of forces"
+                f"the energy's pattern {self.regex!r} has gradient = true, which would change the energy's sign: "
+                "leave it out, it is for forces only"
             )
         try:
             groups = set(re.compile(self.regex).groupindex)
@@ -244,7 +244,7 @@ class Command:
         energy, error = _number(matches[-1], "value", folder), 0.0
         if "error" in matches[-1].groupdict():
             error = _number(matches[-1], "error", folder)
-            if not error > 0:  # 0 would make a label with noise an exact one
+            if not error > 0:  # 0 would mean an exact label, with the full weight in training
                 raise LabelError(
                     f"{folder / self.energy.file} has an energy with a standard error of {error}, which must be above "
                     "0: sample longer, or leave the group 'error' out of the pattern where energies are exact"

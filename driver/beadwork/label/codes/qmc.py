@@ -44,8 +44,8 @@ ENOUGH = Rule(lambda steps: steps >= 300, "it must be at least 300, so that erro
 class JQMC:
     """A labeller that runs jQMC in a process of its own.
 
-    Without any Jastrow term there is no optimisation. Raises ConfigError for settings that jQMC cannot run, or would
-    run and answer nonsense.
+    Without any Jastrow term there is no optimisation. Raises ConfigError for settings that jQMC cannot run, or that
+    would give meaningless results.
     """
 
     sampler: str = field(
@@ -106,7 +106,7 @@ class JQMC:
 
     @property
     def optimises(self) -> bool:
-        """Whether there is a Jastrow factor to optimise, and leave to do so."""
+        """Whether there is a Jastrow factor, and the settings allow its optimisation."""
         return self.optimisation_steps > 0 and bool(self.one_body or self.two_body or self.three_body != "none")
 
     @property
@@ -116,7 +116,7 @@ class JQMC:
         Starts of Jastrow terms are named (`J2 0.7`) where nothing is optimised, and where they are not 1.0.
         """
         named = {"J1": self.one_body, "J2": self.two_body}
-        # stored labels do not name 1.0 where it was optimised: naming it now would make them another method
+        # stored labels do not name a start of 1.0 that was optimised: naming it now would make them another method
         terms = [
             name if start == 1.0 and self.optimises else f"{name} {start}" for name, start in named.items() if start
         ]
@@ -131,11 +131,11 @@ class JQMC:
 
     @property
     def method(self) -> str:
-        """Sampler and trial function: what the label depends on beside its noise."""
+        """Sampler and trial function: all on which the label depends besides its noise."""
         if self.sampler == "vmc":
             return f"VMC, {self.trial_function}"
         move = f", {self.non_local_move}" if self.ecp else ""
-        # a finite population has a bias; what is said of an optimisation names the walkers already
+        # a finite population has a bias; the trial function's text names the walkers already where it was optimised
         walkers = "" if self.optimises else f", {self.walkers} walkers"
         return f"LRDMC, a = {self.lattice_spacing} Bohr{move}{walkers}, {self.trial_function}"
 
@@ -149,7 +149,7 @@ class JQMC:
             Basis(self.basis, self.ecp, own=False).molecule(int(number) for number in frame.numbers)
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
-        """Compute one label. Raises LabelError for what jQMC cannot do, does not finish or answers nonsense to."""
+        """Compute one label. Raises LabelError where jQMC cannot run, does not finish or gives meaningless numbers."""
         self.check(frame, charge, spin)
         python = qmc_env.find(self.environment)
         job = self._job(frame, charge, spin)
@@ -173,7 +173,7 @@ class JQMC:
         return 30.0 + optimisation * self.optimises + measured
 
     def _job(self, frame: Frame, charge: int, spin: int) -> dict[str, Any]:
-        """What the driver is told. Bohr and Hartree."""
+        """The driver's input. Bohr and Hartree."""
         symbols = [ase.data.chemical_symbols[number] for number in frame.numbers]
         told = json.dumps([symbols, frame.positions.tolist(), charge, spin, self.seed])
         return {
@@ -237,7 +237,7 @@ class JQMC:
         return result
 
     def _label(self, job: dict[str, Any], result: dict[str, Any], folder: Path, seconds: float) -> Label:
-        """The driver's answer in eV and Å, its card with it."""
+        """The driver's result in eV and Å, with its card."""
         try:
             forces, errors = (
                 None if result[name] is None else np.array(result[name], dtype=np.float64) * (HARTREE / BOHR)
@@ -266,7 +266,8 @@ class JQMC:
         return forces.shape == (len(job["symbols"]), 3) if forces is not None else not self.forces
 
     def _card(self, result: dict[str, Any]) -> dict[str, Any]:
-        """What a reader of the label must know: the trial function, and what the error bar leaves out."""
+        """What a user of the label must know: the trial function, and the errors that the error bar does not
+        contain."""
         optimisation = result["optimisation"]
         return {
             "trial_function": self.trial_function,
@@ -289,7 +290,7 @@ class JQMC:
         }
 
     def leaves_out(self) -> list[str]:
-        """The errors that no error bar of these labels holds."""
+        """The errors that the error bars of these labels do not contain."""
         named = [f"basis and form of the trial function: {self.trial_function}"]
         if self.sampler == "lrdmc":
             named = [

@@ -1,8 +1,8 @@
 """One quantum Monte Carlo label with jQMC 0.2.2: `python qmc_driver.py job.json result.json`.
 
-Runs in jQMC's own environment, in a directory of its own, and imports nothing of beadwork: `qmc.py` writes job.json
-and reads result.json, and says there what each key means. Bohr, Hartree, and full precision, which jQMC's text output
-has not. result.json appears only when all went well; whatever goes wrong ends in a traceback and a code above 0.
+Runs in jQMC's own environment, in a directory of its own, and imports nothing of beadwork: `qmc.py` writes job.json and
+reads result.json, and explains each key. Bohr, Hartree, and full precision, which jQMC's text output does not have.
+result.json appears only after success; any failure ends in a traceback and an exit code above 0.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: measurements thrown away at least while the walkers settle; jQMC warns below 30 in VMC and 25 in LRDMC
+#: equilibration: at least so many measurements are discarded; jQMC warns below 30 in VMC and 25 in LRDMC
 WARMUP = 50
-#: Hartree^-1 of imaginary time in which LRDMC's walkers, which begin at random round the atoms, settle: H2O's energy
-#: was 65 mHa too high in the first 0.5 of it, and from there on within the noise (8 mHa; 512 walkers, a = 0.30)
-SETTLE = 2.0
-#: jackknife blocks: a walker in VMC, in all in LRDMC
+#: Hartree^-1 of imaginary time for the equilibration of LRDMC's walkers, which start at random around the atoms: H2O's
+#: energy was 65 mHa too high in the first 0.5 of it, and after that within the noise (8 mHa; 512 walkers, a = 0.30)
+SETTLE_TIME = 2.0
+#: jackknife blocks: per walker in VMC, in total in LRDMC
 BLOCKS = {"vmc": 10, "lrdmc": 20}
-#: measurements whose weights LRDMC multiplies together, to undo what a finite number of walkers does
+#: measurements whose weights LRDMC multiplies together, to correct the bias of a finite number of walkers
 COLLECT = 10
-#: the same energy with shorter and longer products of weights: where it drifts, the walkers are too few
+#: the energy is also computed with shorter and longer products of weights: if it drifts, there are too few walkers
 WINDOWS = (5, 10, 20, 40)
-#: of the step along the natural gradient that minimises the energy; what is tried when the one before diverged
-SHARES = (1.0, 0.3, 0.1)
+#: fractions of the step along the natural gradient that minimises the energy; the next one is tried after a divergence
+STEP_FRACTIONS = (1.0, 0.3, 0.1)
 
 
 def main(job_file: str, result_file: str) -> None:
-    """Read a job, compute it, write the result in one move."""
+    """Read a job, compute it, write the result by a rename."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(filename="jqmc.log", level=logging.WARNING, format="%(asctime)s %(message)s")
     job = json.loads(Path(job_file).read_text())
@@ -44,7 +44,7 @@ def main(job_file: str, result_file: str) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """A worker that is killed must not leave an hour of sampling behind."""
+    """End with the worker: a killed one must not leave hours of sampling running."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(3)
@@ -108,7 +108,7 @@ def trial_function(job: dict[str, Any], trexio_file: Path, hamiltonian_file: Pat
     solver.kernel()
     if not solver.converged:
         raise RuntimeError(f"{job['mean_field']}/{job['basis']} did not converge in {solver.max_cycle} cycles")
-    trexio_file.unlink(missing_ok=True)  # to_trexio would update what is there
+    trexio_file.unlink(missing_ok=True)  # to_trexio would update an existing file
     trexio.to_trexio(solver, str(trexio_file))
     jastrow = job["jastrow"]
     trexio_convert_to(
@@ -125,7 +125,7 @@ def trial_function(job: dict[str, Any], trexio_file: Path, hamiltonian_file: Pat
 
 
 def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, dict[str, Any] | None]:
-    """Optimise what the job names: the Jastrow, and for JAGP then the geminal too."""
+    """Optimise the Jastrow factor, and for JAGP then the geminal too."""
     from jqmc.hamiltonians import Hamiltonian_data
     from jqmc.wavefunction import Geminal_data, Wavefunction_data
 
@@ -149,13 +149,13 @@ def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, 
 def steadily(
     job: dict[str, Any], hamiltonian: Any, mean_field: float, *, geminal: bool, seed: int
 ) -> tuple[Any, dict[str, Any]]:
-    """Optimise with whole steps, and from the start again with shorter ones where that diverges."""
-    for share in SHARES:
+    """Optimise with full steps, and again from the start with shorter ones where that diverges."""
+    for share in STEP_FRACTIONS:
         try:
             better, report = _optimise(job, hamiltonian, share, geminal=geminal, seed=seed)
             near(mean_field, report["energy"], "optimisation")
-        except FloatingPointError as error:  # ours, and that of jQMC's conjugate gradients
-            if share == SHARES[-1]:
+        except FloatingPointError as error:  # raised here, and by jQMC's conjugate gradients
+            if share == STEP_FRACTIONS[-1]:
                 raise
             print(f"{error}; steps of {share} were too long", file=sys.stderr)
         else:
@@ -164,7 +164,7 @@ def steadily(
 
 
 def near(mean_field: float, energy: float, what: str) -> None:
-    """Refuse an energy that has run away: an optimiser that diverges ends with -1e38 Ha and no complaint."""
+    """Refuse a diverged energy: jQMC's optimiser can end with -1e38 Ha and without an error."""
     if not abs(energy - mean_field) < 0.5 + 0.1 * abs(mean_field):
         raise FloatingPointError(
             f"{what} ended with {energy} Ha, the mean field has {mean_field} Ha: it diverged; "
@@ -210,11 +210,11 @@ def _optimise(
         },
         use_device_collectives=False,
     )
-    walkers.run(num_mcmc_steps=settings["samples"])  # the optimiser throws its last samples away
+    walkers.run(num_mcmc_steps=settings["samples"])  # the optimiser discards its last samples
     energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=10, num_mcmc_bin_blocks=1)
     leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(walkers.hamiltonian_data)]
     numbers = [leaf for leaf in leaves if np.issubdtype(leaf.dtype, np.floating)]
-    # the optimiser returns as if nothing had happened when its parameters have become NaN
+    # the optimiser returns without an error when its parameters have become NaN
     if not (np.isfinite(energy) and all(np.isfinite(leaf).all() for leaf in numbers)):
         raise FloatingPointError(f"the optimisation ended with an energy of {energy} Ha, or parameters that are NaN")
     report = {"energy": float(energy), "error": float(error), "variance": float(variance), "steps": settings["steps"]}
@@ -227,7 +227,7 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
     walkers = _walkers(job, hamiltonian, guess)
     determinant = hamiltonian.wavefunction_data.geminal_data
     settled = warm_up(job, determinant.num_electron_up + determinant.num_electron_dn)
-    more = settled - WARMUP  # on top of what was asked for
+    more = settled - WARMUP  # in addition to the requested steps
     most = job["most_steps"] + more
     done, wanted = 0, min(job["steps"] + more, most)
     while done < wanted:
@@ -235,7 +235,7 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
         done = wanted
         energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=settled, num_mcmc_bin_blocks=BLOCKS[method])
         if job["target_error"] and error > job["target_error"]:
-            # the error falls as 1/sqrt(n); a tenth more, as it is itself uncertain
+            # the error falls as 1/sqrt(n); a tenth more, because the error itself is uncertain
             enough = 1.1 * (done - settled) * (error / job["target_error"]) ** 2 + settled
             wanted = min(int(enough), most)
     if not (math.isfinite(energy) and math.isfinite(error)):
@@ -244,7 +244,7 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
     windows = {}
     for window in WINDOWS if method == "lrdmc" else ():
         walkers.num_gfmc_collect_steps = window
-        # from the same measurement on, whatever the window
+        # all windows begin at the same measurement, so that they differ in the weights alone
         there = settled + COLLECT - window
         windows[window] = float(walkers.get_E(num_mcmc_warmup_steps=there, num_mcmc_bin_blocks=BLOCKS[method])[0])
         walkers.num_gfmc_collect_steps = COLLECT
@@ -268,11 +268,11 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
 
 
 def warm_up(job: dict[str, Any], electrons: int) -> int:
-    """Measurements to throw away. A move of LRDMC takes about a²/3 of imaginary time, shared by all electrons."""
+    """Measurements to discard. A move of LRDMC takes about a²/3 of imaginary time, shared by all electrons."""
     if job["method"] == "vmc":
         return WARMUP
     time = float(job["moves"]) * float(job["lattice_spacing"]) ** 2 / (3 * electrons)
-    return max(WARMUP, math.ceil(SETTLE / time))
+    return max(WARMUP, math.ceil(SETTLE_TIME / time))
 
 
 def _walkers(job: dict[str, Any], hamiltonian: Any, guess: float) -> Any:
@@ -318,7 +318,7 @@ def _acceptance(walkers: Any) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a number here depends on."""
+    """Versions of all packages on which the numbers depend."""
     from importlib.metadata import version
 
     names = ("jqmc", "jax", "jaxlib", "pyscf", "pyscf-forge", "trexio", "numpy")

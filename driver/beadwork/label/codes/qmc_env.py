@@ -1,4 +1,4 @@
-"""The environment in which jQMC runs: its own, since it wants a JAX that nothing else does, and 1.2 GB.
+"""The environment in which jQMC runs: its own, because it needs a certain JAX and takes 1.2 GB.
 
     python = find(None)        # of the environment that BEADWORK_QMC_ENV names, or of the one in the default place
 
@@ -23,13 +23,13 @@ _CHECK += "; print('jQMC', v('jqmc') + ', JAX', v('jax') + ', PySCF', v('pyscf')
 
 
 def default() -> Path:
-    """Where `beadwork qmc-env` puts it, unless told otherwise."""
+    """The default folder of `beadwork qmc-env`."""
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(os.environ.get(VARIABLE) or Path(data) / "beadwork" / "qmc")
 
 
 def cache() -> Path:
-    """Where JAX keeps what it compiled, which halves the start of the next label."""
+    """The folder of JAX's compiled functions, which halve the start of the next label."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beadwork" / "jax"
 
 
@@ -42,7 +42,7 @@ def find(folder: Path | None) -> Path:
             f"there is no jQMC environment in {folder}: make one with `beadwork qmc-env {folder}`, "
             f"or name yours in {VARIABLE}"
         )
-    return python.absolute()  # not resolved: the link is what makes it this environment's Python
+    return python.absolute()  # not resolved: Python finds the environment by the path of this link
 
 
 def install(folder: Path) -> str:
