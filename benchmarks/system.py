@@ -121,43 +121,63 @@ def models(folder: Path, channels: int, cutoff: float, count: int) -> list[Path]
     bundles = [folder / f"model-{m}" for m in range(count)]
     if all((bundle / "card.toml").exists() for bundle in bundles):
         return bundles
-    import torch
-
-    from beadwork.potential.importer import import_model, mace_imported
+    from beadwork.potential.importer import import_model
 
     for seed, bundle in enumerate(bundles):
-        if (bundle / "card.toml").exists():
-            continue
-        with mace_imported():
-            import mace.modules
-            from e3nn.o3 import Irreps
-
-            torch.manual_seed(seed)
-            before = torch.get_default_dtype()
-            torch.set_default_dtype(torch.float64)
-            block = mace.modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-            model = mace.modules.ScaleShiftMACE(
-                r_max=cutoff,
-                num_bessel=8,
-                num_polynomial_cutoff=5,
-                max_ell=3,
-                interaction_cls=block,
-                interaction_cls_first=block,
-                num_interactions=2,
-                num_elements=2,
-                hidden_irreps=Irreps(f"{channels}x0e + {channels}x1o"),
-                MLP_irreps=Irreps("16x0e"),
-                gate=torch.nn.functional.silu,
-                atomic_energies=np.zeros(2),
-                avg_num_neighbors=38.0,
-                atomic_numbers=[1, 8],
-                correlation=3,
-                radial_type="bessel",
-                radial_MLP=[64, 64, 64],
-                atomic_inter_scale=0.8,
-                atomic_inter_shift=0.0,
-            )
-            torch.save(model, bundle.with_suffix(".model"))
-            torch.set_default_dtype(before)
-        import_model(bundle.with_suffix(".model"), bundle, trust_pickle=True)
+        if not (bundle / "card.toml").exists():
+            file = bundle.with_suffix(".model")
+            _write(file, channels, cutoff, seed)
+            import_model(file, bundle, trust_pickle=True)
     return bundles
+
+
+def trunk(folder: Path, channels: int, cutoff: float, heads: int) -> Path:
+    """The same with heads of random weights on one trunk: a bundle of all as a committee."""
+    from beadwork.potential.importer import import_model
+
+    bundle = folder / f"trunk-{heads}"
+    if not (bundle / "card.toml").exists():
+        _write(bundle.with_suffix(".model"), channels, cutoff, 99, [f"head{m}" for m in range(heads)])
+        import_model(bundle.with_suffix(".model"), bundle, trust_pickle=True, committee=True)
+    return bundle
+
+
+def _write(file: Path, channels: int, cutoff: float, seed: int, heads: list[str] | None = None) -> None:
+    """Write an eager MACE of random weights."""
+    import torch
+
+    from beadwork.potential.importer import mace_imported
+
+    count = len(heads or [""])
+    with mace_imported():
+        import mace.modules
+        from e3nn.o3 import Irreps
+
+        torch.manual_seed(seed)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        block = mace.modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        model = mace.modules.ScaleShiftMACE(
+            r_max=cutoff,
+            num_bessel=8,
+            num_polynomial_cutoff=5,
+            max_ell=3,
+            interaction_cls=block,
+            interaction_cls_first=block,
+            num_interactions=2,
+            num_elements=2,
+            hidden_irreps=Irreps(f"{channels}x0e + {channels}x1o"),
+            MLP_irreps=Irreps("16x0e"),
+            gate=torch.nn.functional.silu,
+            atomic_energies=np.zeros(2) if heads is None else np.zeros((count, 2)),
+            avg_num_neighbors=38.0,
+            atomic_numbers=[1, 8],
+            correlation=3,
+            radial_type="bessel",
+            radial_MLP=[64, 64, 64],
+            atomic_inter_scale=0.8 if heads is None else [0.8] * count,
+            atomic_inter_shift=0.0 if heads is None else [0.0] * count,
+            heads=heads,
+        )
+        torch.save(model, file)
+        torch.set_default_dtype(before)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.errors import ConfigError
-from beadwork.settings import NOT_NEGATIVE, Options, Rule, check, one_of, setting
+from beadwork.settings import NOT_NEGATIVE, Options, Rule, at_least, check, one_of, setting
 from beadwork.toml import fit, read_toml
 
 ROLES = ("sum", "baseline", "delta")
@@ -206,6 +206,12 @@ class OutputSettings(Options):
         None, "serve Prometheus metrics here; without a host only this machine can ask", metavar="[HOST:]PORT"
     )
     member_forces: bool = setting(False, "send every member's forces and virial in the extras")
+    force_spread_every: int = setting(
+        10,
+        "members on one trunk are asked for the spread of forces so seldom, and for every frame kept",
+        "evaluations",
+        rule=at_least(1),
+    )
 
 
 #: the groups of options, in the order in which help and docs show them

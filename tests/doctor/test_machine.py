@@ -35,7 +35,7 @@ def test_a_server_among_several_is_timed_with_its_part(
     """Of five beads each of two servers gets three at most: the bounds of a run are for those, and say so."""
     counts = []
 
-    def timed(potential: Potential, frames: Sequence[Frame]) -> tuple[float, float]:
+    def timed(potential: Potential, frames: Sequence[Frame], every: int) -> tuple[float, float]:
         counts.append(len(frames))
         return 0.01 * len(frames), 0.01 * len(frames)
 

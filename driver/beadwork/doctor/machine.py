@@ -40,22 +40,26 @@ RECORD = 100
 LONGEST = 107
 
 
-def timed(potential: Potential, frames: Sequence[Frame]) -> tuple[float, float]:
+def timed(potential: Potential, frames: Sequence[Frame], every: int = 1) -> tuple[float, float]:
     """Seconds of one evaluation of all frames, as they would be in a run: apart from each other, and moving.
 
+    every: evaluations to one in which heads on one trunk say the spread of forces; in the mean over so many.
     Returns those on the wall's clock, and how much computing all our threads got done in them.
     """
     rng = np.random.default_rng(0)
     where = [frame.positions + rng.normal(0, APART, frame.positions.shape) for frame in frames]
     taken = []
-    for _ in range(1 + TIMED):
+    kinds = (True, False) if potential.trunk and every > 1 else (True,)
+    for turn in range(len(kinds) * (1 + TIMED)):
         where = [x + rng.normal(0, MOVE, x.shape) for x in where]
         moved = [replace(frame, positions=x) for frame, x in zip(frames, where, strict=True)]
         begin, used = time.perf_counter(), time.process_time()
-        potential.evaluate(moved)
+        potential.evaluate(moved, force_spread=kinds[turn % len(kinds)])
         taken.append((time.perf_counter() - begin, time.process_time() - used))
-    walls, computing = zip(*taken[1:], strict=True)
-    return median(walls), median(computing)
+    several = [[median(turns) for turns in zip(*taken[k :: len(kinds)][1:], strict=True)] for k in range(len(kinds))]
+    whole, between = several[0], several[-1]
+    wall, computing = (w / every + b * (1 - 1 / every) for w, b in zip(whole, between, strict=True))
+    return wall, computing
 
 
 def duration(

@@ -111,7 +111,10 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     starts = [_start(simulation, socket, config.periodic) for socket in sockets]
     # i-PI hands out the structures of a step among the servers, at best evenly
     parts = [frames[: -(-len(frames) // (config.servers or 1))] for frames in starts]
-    taken = [machine.timed(potential, frames) for potential, frames in zip(potentials, parts, strict=True)]
+    taken = [
+        machine.timed(potential, frames, config.force_spread_every)
+        for potential, frames in zip(potentials, parts, strict=True)
+    ]
     seconds.update({socket.name: wall for socket, (wall, _) in zip(sockets, taken, strict=True)})
     yield from machine.duration(simulation, sockets, taken, config.servers, config.device)
     yield from machine.memory(config.servers, config.device)

@@ -11,7 +11,7 @@ import numpy as np
 from beadwork.config import SelectionSettings
 from beadwork.errors import BeadworkError, QueueError, ResourceError
 from beadwork.events import Dropped, Event, FrameKept, Moment, Note, PassedOver, Waiting
-from beadwork.frame import Frame
+from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.distance import Signature
 from beadwork.harvest.queue import LABELLED, DiskFullError, Queue
 from beadwork.harvest.row import KeptFrame, novelty_of
@@ -78,13 +78,22 @@ class Keeper:
             self.selector.window = SelectionWindow.of(self._config, self._mark_spread, spread.usual)
         atoms = len(frames[0].numbers)  # all systems of a forcefield have one composition
         count = Moment(self._evaluations) if moment.step is None else moment
-        force, energy = spread.largest, spread.energy / atoms
+        # between two evaluations with the forces of all heads, novelty and energies alone say what is worth a look
+        force = spread.largest.copy() if spread.of_forces else np.zeros(len(frames))
+        energy = spread.energy / atoms
         asks = None if novelty is None else novelty_of(novelty.of, self._config.keep_novelty_of)
         new = np.zeros(len(frames)) if asks is None else np.maximum.reduceat(asks, evaluation.ptr[:-1])
         choice = self.selector.consider(count, frames, force, energy, new)
         for index, sign in choice.kept:
-            why = self.selector.window.reasons(float(force[index]), float(energy[index]), float(new[index]))
-            self._offer(index, sign, moment.exact, frames[index], evaluation, spread, why)
+            of_atoms = spread.force_of(index, evaluation.ptr)
+            force[index] = of_atoms.max()
+            looks = (force[[index]], energy[[index]], new[[index]])
+            if self.selector.window.classify(*looks)[1][0]:  # which its forces say only now
+                self.selector.forget(sign)
+                choice.passed.setdefault("above", []).append(index)
+                continue
+            why = self.selector.window.reasons(*(float(look[0]) for look in looks))
+            self._offer(index, sign, moment.exact, frames[index], evaluation, spread, of_atoms, why)
         for reason, those in choice.passed.items():
             self._watch(PassedOver(moment.exact, reason, len(those), float(force[those].max())))
         while self._events:
@@ -98,6 +107,7 @@ class Keeper:
         frame: Frame,
         evaluation: Evaluation,
         spread: Spread,
+        of_atoms: FloatArray,
         why: tuple[str, ...],
     ) -> None:
         # copies: slices would keep the arrays of all beads alive for as long as one frame waits
@@ -107,7 +117,7 @@ class Keeper:
             frame=frame,
             evaluation=self._evaluations,
             energy_spread=float(spread.energy[index]) / len(frame.numbers),
-            force_spread=spread.force[atoms].copy(),
+            force_spread=of_atoms,
             member_energies=spread.members[:, index].copy(),
             models=evaluation.models,
             weights=evaluation.weights,

@@ -124,7 +124,8 @@ class Record:
     def _add(self, event: Evaluated) -> None:
         self.answered = True
         busy = sum(seconds for name, seconds in event.seconds.items() if name not in ("idle", "aside"))
-        spread = "nan nan" if event.energy_spread is None else f"{event.energy_spread:.6e} {event.force_spread:.6e}"
+        both = (event.energy_spread, event.force_spread)
+        spread = " ".join("nan" if value is None else f"{value:.6e}" for value in both)
         elements = [f"{event.element_spread.get(element, math.nan):.6e}" for element in self._elements]
         parts = (event.novelty.get(column.removeprefix("novelty_")) for column in NOVELTY)
         new = [*parts, *(event.element_novelty.get(element) for element in self._elements)]

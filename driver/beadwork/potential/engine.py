@@ -14,6 +14,10 @@ from beadwork.potential.graph import Graph
 from beadwork.potential.novelty import TrainingSet
 
 
+#: edges that one head of a trunk evaluates at once: compiled kernels keep their buffers, and there are many heads
+HEAD_EDGES = 50_000
+
+
 @dataclass(frozen=True, slots=True)
 class Energies:
     """One model's result for every system in a graph of S systems and A atoms in all.
@@ -119,8 +123,9 @@ class Head:
         self._opened: dict[bool, Engine] = {}
 
     def evaluate(self, graph: Graph) -> Energies:
-        """Evaluate every system of the graph with this head."""
-        return self._engine(weighing=False).evaluate(graph)
+        """Evaluate every system of the graph with this head, some at a time."""
+        engine = self._engine(weighing=False)
+        return join([engine.evaluate(graph.part(a, b)) for a, b in graph.pieces(HEAD_EDGES)])
 
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
         """As `Weighted` has it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,8 @@ class Spread:
 
     members: (M, S) eV, their Δ energies. energy: (S,) eV. force: (A,) eV/Å. largest: (S,) the largest force spread of
     a system, of its atom `atom` (S,), counted within the system. usual: `Potential`'s.
+    of_system: where forces were not asked of all heads of a trunk, gives the force spread (n,) of the atoms of one
+    system, which evaluates them; force and largest are NaN then, and atom is -1. None where force is there.
     """
 
     members: FloatArray
@@ -27,6 +29,18 @@ class Spread:
     largest: FloatArray
     atom: IntArray
     usual: float | None = None
+    of_system: Callable[[int], FloatArray] | None = None
+
+    @property
+    def of_forces(self) -> bool:
+        """Whether the force spread of all atoms is there."""
+        return self.of_system is None
+
+    def force_of(self, system: int, ptr: IntArray) -> FloatArray:
+        """(n,) eV/Å: the force spread of the atoms of one system, evaluated now where it is not there."""
+        if self.of_system is None:
+            return self.force[ptr[system] : ptr[system + 1]].copy()
+        return self.of_system(system)
 
 
 @dataclass(frozen=True, slots=True)

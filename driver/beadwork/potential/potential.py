@@ -274,17 +274,19 @@ class Potential:
         graph = self._graph([frame])
         return [e.select_backend(graph) for e in self.engines if isinstance(e, AutoEngine)]
 
-    def evaluate(self, frames: Sequence[Frame], member_forces: bool = False) -> Evaluation:
+    def evaluate(self, frames: Sequence[Frame], member_forces: bool = False, force_spread: bool = True) -> Evaluation:
         """Evaluate frames in one pass, in their order.
 
-        member_forces: also return every member's forces and virials. Raises GeometryError, ModelError for an unknown
+        member_forces: also return every member's forces and virials. force_spread: False leaves it out where the
+        members are heads on one trunk and it would cost an evaluation of each (`Spread.of_system`); separate members,
+        and heads by which the baseline is weighted, bring it with them. Raises GeometryError, ModelError for an unknown
         species or an engine that fails, NonFiniteError for a model that returns NaN or infinity, ResourceError where
         memory does not suffice for a single structure.
         """
         started = time.perf_counter()
         try:
             graph = self._graph(frames)
-            evaluation = self.evaluate_graph(graph, member_forces)
+            evaluation = self.evaluate_graph(graph, member_forces, force_spread)
         except MemoryError as error:  # while the graph was built: a model's own error is handled in `memory.evaluate`
             raise ResourceError(
                 f"there is no memory for the pairs of atoms of {len(frames)} structures ({error})",
@@ -298,7 +300,7 @@ class Potential:
         """Build the pair lists that the next evaluation will need, in the time in which i-PI integrates."""
         self.builder.prefetch()
 
-    def evaluate_graph(self, graph: Graph, member_forces: bool = False) -> Evaluation:
+    def evaluate_graph(self, graph: Graph, member_forces: bool = False, force_spread: bool = True) -> Evaluation:
         """Evaluate a graph that was built with a cutoff of at least `cutoff`."""
         seconds: dict[str, float] = {}
         limit = self.max_edges = self._limit(graph)
@@ -308,11 +310,15 @@ class Potential:
         baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
         of_models = [self._run(model, graphs, seconds) for model in self.models]
         results = of_models
-        if self.trunk is not None:
+        whole = force_spread or member_forces or self.weighs
+        if self.trunk is not None and whole:
             results = [self._run(head, graphs, seconds) for head in self.members]
         started = time.perf_counter()
         before = sum(seconds.values())
-        evaluation = self._combine(graph, graphs, baseline, results, member_forces, seconds)
+        if self.trunk is not None and not whole:
+            evaluation = self._of_energies(graph, baseline, results[0])
+        else:
+            evaluation = self._combine(graph, graphs, baseline, results, member_forces, seconds)
         novelty = novelty_of(graph, baseline, of_models)
         # finite parts can have a sum that is not, and i-PI integrates NaN without a word
         check_finite("the sum of the models", graph, evaluation)
@@ -427,6 +433,28 @@ class Potential:
             member_forces=mean.forces + force if member_forces else None,
             member_virials=mean.virials + virial if member_forces else None,
         )
+
+    def _of_energies(self, graph: Graph, baseline: Energies | None, mean: Energies) -> Evaluation:
+        """Baseline and mean of a trunk, with the spread of its heads' energies alone."""
+        if mean.of_heads is None:
+            raise ModelError(f"the model {self.models[0].name} does not say what its heads answer")
+        away = self.energy_alpha * (mean.of_heads - mean.energies)
+        nan = np.full(len(graph.numbers) + len(graph), np.nan)
+
+        def of_system(system: int) -> FloatArray:
+            answer = self.evaluate_graph(graph.part(system, system + 1))
+            return np.empty(0) if answer.spread is None else answer.spread.force
+
+        spread = Spread(
+            mean.energies + away,
+            np.sqrt((away**2).sum(axis=0) / (len(away) - 1)),
+            nan[len(graph) :],
+            nan[: len(graph)],
+            np.full(len(graph), -1),
+            self.usual,
+            of_system,
+        )
+        return summed(graph, baseline, mean, spread=spread)
 
     def _lone(self, graph: Graph) -> FloatArray:
         """(A,) eV: what each atom adds to Δ whatever its environment."""

@@ -110,6 +110,7 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
         served[0].cell if socket.pbc else None,
         pattern(simulation, socket),
         one_result(simulation),
+        config.force_spread_every,
     )
 
 

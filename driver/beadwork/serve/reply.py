@@ -98,7 +98,8 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
 
     committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by
     energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
-    applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max.
+    applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max,
+    which is null between two evaluations of all heads' forces (`--force-spread-every`).
     committee: the models that answered, as `swap.short` names them. committee_force and committee_virial (atomic units,
     the derivatives of committee_pot) only when they were asked for. novelty_max: the largest of any atom, which is
     novelty_atom, and the largest for each part alone; null where a part does not know.
@@ -110,11 +111,12 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
         new = _novelty_columns(evaluation, potential)
         return [json.dumps(dict(zip(new, row, strict=True))).encode() for row in zip(*new.values(), strict=True)]
     atoms = len(evaluation.forces) // len(evaluation.energies)
+    nothing = [None] * len(evaluation.energies)
     columns: dict[str, Any] = {
         "committee_pot": (totals.T / HARTREE).tolist(),
         "energy_spread": (spread.energy / HARTREE).tolist(),
-        "force_spread_max": (spread.largest / FORCE).tolist(),
-        "force_spread_atom": spread.atom.tolist(),
+        "force_spread_max": (spread.largest / FORCE).tolist() if spread.of_forces else nothing,
+        "force_spread_atom": spread.atom.tolist() if spread.of_forces else nothing,
         **_novelty_columns(evaluation, potential),
     }
     if evaluation.member_forces is not None and evaluation.member_virials is not None:

@@ -202,7 +202,7 @@ class Server:
             Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
         ]
         try:
-            evaluation = service.potential.evaluate(frames, member_forces=service.member_forces)
+            evaluation = service.evaluate(frames)
         except BeadworkError:
             named = _named(service, positions, frames, in_order=len(peers) == 1)
             self.refused = LastFrames(str(service.line.address), moment.exact, named, None)
@@ -267,9 +267,11 @@ class Server:
                 evaluated=len(frames),
                 energy=float(evaluation.energies.mean()),
                 energy_spread=None if spread is None else float(spread.energy.mean()),
-                force_spread=None if spread is None else float(spread.largest.max()),
+                force_spread=float(spread.largest.max()) if spread is not None and spread.of_forces else None,
                 seconds={**evaluation.seconds, **seconds},
-                element_spread={} if spread is None else by_element(service.numbers, spread.force),
+                element_spread=(
+                    by_element(service.numbers, spread.force) if spread is not None and spread.of_forces else {}
+                ),
                 novelty={} if novelty is None else {part: float(of.max()) for part, of in novelty.of.items()},
                 element_novelty={} if novelty is None else most_by_element(service.numbers, novelty.atoms),
                 new_structures=0 if novelty is None else int((novelty.largest > NOVELTY_EDGE).sum()),

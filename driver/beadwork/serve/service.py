@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from beadwork.frame import FloatArray, IntArray
+from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.batching import Gather
 from beadwork.ipi.beads import Beads
 from beadwork.ipi.messages import PosData
 from beadwork.ipi.steps import Pattern, Steps
 from beadwork.ipi.transport import Line, Peer
+from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.potential import Potential
+
+#: by so many times an energy spread may grow before the spread of forces is looked at out of turn
+ALARM = 2.0
 
 
 @dataclass(eq=False)
@@ -22,7 +27,7 @@ class Service:
     file's start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many
     share them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead
     is which, nor wait for a whole ring. pattern: what every step asks for, where it is known. one_result: see
-    `ipi.steps`.
+    `ipi.steps`. force_spread_every: evaluations from one that asks all heads of a trunk for their forces to the next.
     """
 
     line: Line
@@ -37,6 +42,7 @@ class Service:
     folded: FloatArray | None = None
     pattern: Pattern | None = None
     one_result: bool = False
+    force_spread_every: int = 10
     steps: Steps = field(init=False)
     gather: Gather[Peer] = field(init=False)
     beads: Beads | None = field(init=False)
@@ -44,6 +50,9 @@ class Service:
     left: bool = field(init=False, default=True)  # i-PI has hung up everywhere, or not come yet
     process: int | None = field(init=False, default=None)  # i-PI's, where it can be told
     told_joined: bool = field(init=False, default=False)
+    _since: int = field(init=False, default=0)  # evaluations since the last one with the forces of all members
+    _calm: float = field(init=False, default=0.0)  # eV, the largest energy spread of that one
+    _of: Potential | None = field(init=False, default=None)  # which it was of
 
     def __post_init__(self) -> None:
         alone = self.servers == 1
@@ -56,6 +65,23 @@ class Service:
         self.steps = Steps(
             self.pattern, self.start, folded=self.folded, servers=self.servers, one_result=self.one_result
         )
+
+    def evaluate(self, frames: Sequence[Frame]) -> Evaluation:
+        """Evaluate; members on one trunk say the spread of forces at every `force_spread_every`-th evaluation.
+
+        Between two of these it is asked for at once where the energies' spread has grown `ALARM`-fold: so the guard
+        sees it before the answer leaves.
+        """
+        whole = self._since == 0 or self._of is not self.potential
+        answer = self.potential.evaluate(frames, self.member_forces, whole)
+        spread = answer.spread
+        if spread is not None and not spread.of_forces and spread.energy.max() > ALARM * self._calm:
+            answer = self.potential.evaluate(frames)
+            spread = answer.spread
+        if spread is not None and spread.of_forces:
+            self._since, self._calm, self._of = 0, float(spread.energy.max()), self.potential
+        self._since = (self._since + 1) % self.force_spread_every
+        return answer
 
     @property
     def joined(self) -> bool:
