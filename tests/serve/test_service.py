@@ -17,6 +17,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
+from beadwork.serve.assemble import _between
 from beadwork.serve.reply import extra_keys, extras
 from beadwork.serve.service import Service
 from support.trunk import Springs
@@ -120,7 +121,7 @@ def test_a_frame_that_is_kept_has_its_force_spread(tmp_path: Path) -> None:
         queue=str(tmp_path / "q.db"), keep_force=[1e-9, between], keep_energy=[1e-9], keep_novelty=np.inf, cooldown=0
     )
     seen = []
-    keeper = Keeper(config, "c" * 64, seen.append)
+    keeper = Keeper(config, np.inf, "c" * 64, seen.append)
     keeper("x", Moment(3), frames(), quick)
     keeper.close()
     assert trunk.asked == 2, "one evaluation of each frame that was looked into"
@@ -135,3 +136,14 @@ def test_once_in_no_evaluations_is_refused() -> None:
     """0 would be never."""
     with pytest.raises(ConfigError, match="force-spread-every"):
         ServeConfig(simulation="x.xml", delta=["d"], force_spread_every=0).check()
+
+
+def test_it_is_said_what_is_looked_at_between() -> None:
+    """Whoever serves a trunk reads how often the forces of all heads are asked for; with them always, nothing."""
+    (said,) = _between(service(Springs(), every=7))
+    assert said.startswith("3 members on one trunk: their spread of forces is evaluated every 7 evaluations")
+    separate = service(Springs())
+    separate.potential = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    always = service(Springs(), every=1)
+    asked = service(Springs(), member_forces=True)
+    assert _between(separate) == _between(always) == _between(asked) == []

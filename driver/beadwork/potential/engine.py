@@ -13,7 +13,6 @@ from beadwork.frame import FloatArray
 from beadwork.potential.graph import Graph
 from beadwork.potential.novelty import TrainingSet
 
-
 #: edges that one head of a trunk evaluates at once: compiled kernels keep their buffers, and there are many heads
 HEAD_EDGES = 50_000
 

@@ -17,7 +17,7 @@ from beadwork.potential.device import unused_gpu
 from beadwork.potential.load import load_for
 from beadwork.potential.potential import Potential
 from beadwork.serve.reply import MEMBER_FORCES, extra_keys
-from beadwork.serve.service import Service
+from beadwork.serve.service import ALARM, Service
 
 #: atoms from which a weighted baseline of the whole system is spoken of: more than in the clusters that it is for
 LARGE = 30
@@ -58,6 +58,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         notes += service.potential.select_backends(start)
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
         notes += _of_the_whole(service.potential, start)
+        notes += _between(service)
         services.append(service)
         answering.setdefault(socket.parent or name, []).append((socket, service))
     _check_extras(simulation, answering)
@@ -74,6 +75,18 @@ def _of_the_whole(potential: Potential, start: Frame) -> list[str]:
     return [
         f"the baseline's uncertainty of {s:g} eV is that of all {atoms} atoms together: at the start Δ counts with "
         f"{factor:.2g}, and for n times the system with less; --baseline-uncertainty-atom weighs alike at any size"
+    ]
+
+
+def _between(service: Service) -> list[str]:
+    """A sentence where the spread of forces is not evaluated at every step."""
+    potential, every = service.potential, service.force_spread_every
+    if potential.trunk is None or potential.weighs or service.member_forces or every == 1:
+        return []
+    return [
+        f"{len(potential.members)} members on one trunk: their spread of forces is evaluated every {every} evaluations "
+        "(--force-spread-every), for frames that are kept, and as soon as the spread of energies has grown "
+        f"{ALARM:g}-fold; between, the guard and the selection window look at novelty and energies"
     ]
 
 
