@@ -131,6 +131,15 @@ def test_a_file_in_the_working_folder_is_not_run(way: Callable[[str], list[str]]
     assert (tmp_path / "ran-argparse").exists()
 
 
+def test_one_module_starts_and_kills() -> None:
+    """No other process is begun or killed in the package but in the one module that knows how, and in the program that
+    holds connections, which runs without the package."""
+    package = Path(__file__).parents[1] / "driver" / "beadwork"
+    ways = ("Popen(", "subprocess.Popen,", "os.kill(", "killpg", "process.kill()", "start_new_session")
+    found = {path.name for path in package.rglob("*.py") if any(way in path.read_text() for way in ways)}
+    assert found == {"processes.py", "fd_keeper.py"}
+
+
 def test_no_child_is_started_otherwise() -> None:
     """No `-m` stands in the package but in the one place that knows how."""
     package = Path(__file__).parents[1] / "driver" / "beadwork"

@@ -77,7 +77,7 @@ class Errors:
     def width(self, alpha: float) -> FloatArray:
         """Standard deviation that each error should have: spread times alpha, and the label's noise."""
         if self.spread is None:
-            raise LabelError("one model has no spread; validate a committee of at least two members")
+            raise LabelError("one model has no spread", "validate a committee of at least two members")
         return np.sqrt((alpha * self.spread) ** 2 + self.noise**2)
 
     def inside(self, alpha: float, sigmas: float) -> tuple[float, float]:
@@ -93,7 +93,7 @@ class Errors:
     def fit_alpha(self) -> float | None:
         """The alpha of these errors; None where they are no larger than the labels' noise."""
         if self.spread is None:
-            raise LabelError("one model has no spread; validate a committee of at least two members")
+            raise LabelError("one model has no spread", "validate a committee of at least two members")
         beyond = float((self.error**2).mean() - (self.noise**2).mean())
         return float(np.sqrt(beyond / (self.spread**2).mean())) if beyond > 0 and self.spread.any() else None
 
@@ -113,7 +113,7 @@ class Errors:
 
         x = chi2.ppf((np.arange(CHI_SQUARED_NODES) + 0.5) / CHI_SQUARED_NODES, self.freedom) / self.freedom
         if self.spread is None:
-            raise LabelError("one model has no spread; validate a committee of at least two members")
+            raise LabelError("one model has no spread", "validate a committee of at least two members")
         widths: FloatArray = np.maximum(np.sqrt((alpha * self.spread) ** 2 / x[:, None] + self.noise**2), 1e-12)
         return widths
 

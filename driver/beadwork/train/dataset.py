@@ -230,7 +230,7 @@ class Dataset:
             except FileNotFoundError as error:
                 raise LabelError(f"{file} is missing: {folder} was not made by beadwork train") from error
             if data["format"] != FORMAT:
-                raise LabelError(f"{file} has format {data['format']!r}, this beadwork reads {FORMAT}; train again")
+                raise LabelError(f"{file} has format {data['format']!r}, this beadwork reads {FORMAT}", "train again")
             examples = tuple(_from_json(f, data) for f in data["frames"])
             held_out = tuple(bool(f["held_out"]) for f in data["frames"])
             before = tuple(
@@ -280,7 +280,7 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
         try:
             potential.check_species(np.unique(e.frame.numbers))
         except ModelError as error:
-            raise ModelError(f"{e.place}: {error}") from error
+            raise ModelError(f"{e.place}: {error.what}", error.remedy) from error
     # the largest frame: on a single atom every engine agrees with the reference
     potential.select_backends(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
     name = load_card(baseline).hash
@@ -326,7 +326,7 @@ def _check_structures(examples: Sequence[Example]) -> None:
         build([e.frame for e in examples], MIN_DISTANCE)
     except GeometryError as error:
         if len(examples) == 1:
-            raise LabelError(f"{examples[0].place}: {error.what}; correct it, or remove it") from error
+            raise LabelError(f"{examples[0].place}: {error.what}", "correct it, or remove it") from error
         for e in examples:  # one by one, to name the frame
             _check_structures([e])
 
@@ -338,7 +338,7 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
     frame, two charges or spins of one composition, and labels that lack their basis's pseudopotential.
     """
     if not examples:
-        raise LabelError(f"{where}: no labels; label frames first (beadwork label)")
+        raise LabelError(f"{where}: no labels", "label frames first (beadwork label)")
     for what, names in (
         ("methods", {e.label.method for e in examples}),
         ("baselines", {str(e.baseline) for e in examples}),
@@ -346,7 +346,7 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
         if len(names) > 1:
             listed = "; ".join(sorted(names))
             raise LabelError(
-                f"{where}: labels of {len(names)} {what} ({listed}); choose one (--method), they never mix"
+                f"{where}: labels of {len(names)} {what} ({listed})", "choose one (--method), they never mix"
             )
     states: dict[str, tuple[int, int]] = {}
     seen: set[str] = set()
@@ -355,16 +355,17 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
         state = (e.label.charge, e.label.spin)
         if states.setdefault(formula, state) != state:
             raise LabelError(
-                f"{where}: {formula} was labelled with charge and spin {states[formula]} and with {state}; a "
-                "MACE model sees neither, so learn only one of them"
+                f"{where}: {formula} was labelled with charge and spin {states[formula]} and with {state}",
+                "a MACE model sees neither, so learn only one of them",
             )
         if e.label.forces is not None and len(e.label.forces) != len(e.frame.numbers):
             raise LabelError(
                 f"{where}: the label of {e.place} has forces of {len(e.label.forces)} atoms, its frame has "
-                f"{len(e.frame.numbers)}; the structure that was computed must come with the label"
+                f"{len(e.frame.numbers)}",
+                "the structure that was computed must come with the label",
             )
         if e.hash in seen:
-            raise LabelError(f"{where}: the label of {e.place} is there twice; give each label once")
+            raise LabelError(f"{where}: the label of {e.place} is there twice", "give each label once")
         seen.add(e.hash)
         check_stored(e.label.code, e.label.input, e.frame.numbers, f"{where}: {e.place}")
 

@@ -69,8 +69,8 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
     """
     if len(set(block)) < 2:
         raise ModelError(
-            f"{len(frames)} frames of one block are not enough for novelty; give frames of at least two simulations, "
-            "or of two separate intervals of one"
+            f"{len(frames)} frames of one block are not enough for novelty",
+            "give frames of at least two simulations, or of two separate intervals of one",
         )
     numbers = np.concatenate([frame.numbers for frame in frames])
     owner = np.repeat(np.arange(len(frames)), [len(frame.numbers) for frame in frames])
@@ -136,8 +136,8 @@ def learned(folder: Path) -> tuple[list[Frame], list[int]]:
     card = load_card(members_of([folder])[0])
     if card.about.get("dataset", dataset.hash) != dataset.hash:
         raise LabelError(
-            f"{card.path} was trained on {card.about['dataset']}, and the {DATASET} there is {dataset.hash}; name the "
-            "frames on which it was trained (--frames)"
+            f"{card.path} was trained on {card.about['dataset']}, and the {DATASET} there is {dataset.hash}",
+            "name the frames on which it was trained (--frames)",
         )
     plan = card.about.get("plan", {})  # a bundle from another program has none
     return [met.frame for met in known], blocks(known, plan.get("settings", {}).get("apart", APART)).tolist()

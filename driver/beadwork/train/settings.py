@@ -64,8 +64,8 @@ class TrainSettings:
             raise ConfigError("trunk is shared by one member", "give it members = 2 or more, or leave trunk out")
         if not 0 <= self.held_out < 1 or not 0 < self.share < 1:
             raise ConfigError(
-                f"held_out is {self.held_out} and share is {self.share}; they are fractions, and share must leave "
-                "some frames to choose the best epoch"
+                f"held_out is {self.held_out} and share is {self.share}",
+                "they are fractions, and share must leave some frames to choose the best epoch",
             )
 
     @classmethod

@@ -105,7 +105,7 @@ def validate(
                     f"the labels have the {what} {got}, the committee was trained on {wanted}: not comparable"
                 )
     if not testing:
-        raise LabelError(f"{committee} has no held-out frames; give labels that it was not trained on (--labels)")
+        raise LabelError(f"{committee} has no held-out frames", "give labels that it was not trained on (--labels)")
     reference = references(members[0])
     found = residuals(testing, members, reference, apart)
     curve = []
