@@ -38,10 +38,10 @@ def write_frames(
             print_file("xyz", atoms, cell, file, title, key, dimension, units, "angstrom")
 
 
-def write_about(folder: Path, **about: object) -> None:
-    """What beadwork.out says of a run."""
+def write_about(folder: Path, name: str = "beadwork.out", tail: str = "", **about: object) -> None:
+    """What beadwork.out says of a run; tail: its further lines."""
     said = {"directory": ".", "outputs": "run", "temperature_K": KELVIN, "beads": 1, "time_step_fs": 0.5} | about
-    (folder / "beadwork.out").write_text(f"{COLUMNS}\n# run: {json.dumps(said)}\n")
+    (folder / name).write_text(f"{COLUMNS}\n# run: {json.dumps(said)}\n{tail}")
 
 
 def write_energies(folder: Path, steps: Sequence[int], energies: np.ndarray, bead: int = 0, form: str = ".12e") -> None:

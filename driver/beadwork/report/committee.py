@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from beadwork.ipi.outputs import Potentials, read_potentials
+from beadwork.observe.record import NAME, read_about, read_committees
 from beadwork.report.run import RunFolder
+
+#: of two runs of one folder: what makes the energies that i-PI wrote those of one committee
+_COMMITTEE = ("models", "energy_alpha", "plain_mean", "outputs", "directory", "temperature_K", "beads")
 
 
 def read_committee(run: RunFolder) -> Potentials | str:
@@ -32,5 +37,24 @@ def read_committee(run: RunFolder) -> Potentials | str:
     taken_up = [swap["step"] for swap in run.summary.get("committees", [])]
     if None in taken_up:
         return "it is not known which steps the committee that answered last has answered"
-    since = max(taken_up, default=0) + run.first
+    since = _begun(run) if max(taken_up, default=0) == 0 else max(taken_up) + run.first
     return replace(potentials, by_step={step: of for step, of in potentials.by_step.items() if step >= since})
+
+
+def _begun(run: RunFolder) -> int:
+    """i-PI's step from which on the committee of this run has answered: that at which an earlier run began which this
+    one goes on with, as the records tell that it left in the folder (beadwork.out.1, …).
+    """
+    numbered = {
+        int(match[1]): path
+        for path in run.folder.glob(f"{NAME}.*")
+        if (match := re.fullmatch(rf"{re.escape(NAME)}\.(\d+)", path.name))
+    }
+    since = run.first
+    for number in sorted(numbered, reverse=True):
+        about = read_about(numbered[number])
+        same = all(about.get(key) is not None and about.get(key) == run.about.get(key) for key in _COMMITTEE)
+        if not same or about.get("joined") or len(set(read_committees(numbered[number]).taken_up)) > 1:
+            break  # another committee than this one may have answered
+        since = min(since, int(about["first_step"]))
+    return since
