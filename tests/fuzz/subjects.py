@@ -133,7 +133,7 @@ def _read_committee(folder: Path) -> None:
 
 def _dataset(folder: Path) -> list[Path]:
     examples = [truth.example(frame, n, energy_noise=0.1 * (n % 2)) for n, frame in enumerate(truth.clusters(5, 1))]
-    before = tuple(example.met(n == 1) for n, example in enumerate(examples[3:]))
+    before = tuple(example.known_frame(n == 1) for n, example in enumerate(examples[3:]))
     Dataset(tuple(examples[:3]), (False, True, False), before).write(folder)
     return [folder / "dataset.json"]
 

@@ -80,7 +80,7 @@ def test_split_holds_out_each_kind_in_proportion(examples):
 def test_what_was_held_out_stays_held_out(examples):
     """A frame that one generation learned is never a test of the next, nor the reverse."""
     out = split(examples[:25], 0.3, 1)
-    before = [e.met(o) for e, o in zip(examples[:25], out, strict=True)]
+    before = [e.known_frame(o) for e, o in zip(examples[:25], out, strict=True)]
     later = split(list(reversed(examples)), 0.3, 99, before)[::-1]
     assert later[:25] == out
     assert any(later[25:])
@@ -93,7 +93,7 @@ def test_a_file_that_grew_holds_the_same_frames(examples, tmp_path):
     ase.io.write(more, [to_atoms(e) for e in [*reversed(examples[:25]), *examples[25:]]])
     first, second = from_file(few, None), from_file(more, None)
     assert not {e.hash for e in first} & {e.hash for e in second}
-    before = [e.met(o) for e, o in zip(first, split(first, 0.3, 1), strict=True)]
+    before = [e.known_frame(o) for e, o in zip(first, split(first, 0.3, 1), strict=True)]
     later = split(second, 0.3, 99, before)
     assert later[:25] == tuple(reversed(split(first, 0.3, 1)))
     noisy = replace(examples[3], label=replace(examples[3].label, energy=examples[3].label.energy + 0.01))
@@ -193,7 +193,7 @@ def test_later_frames_of_a_simulation_go_with_the_earlier_ones(harvested):
     learned from is tested now or near to a test, none that was a test is learned from or near to what is."""
     first, second = harvested[::2], harvested[1::2]
     marks = split(first, 0.2, 3)
-    before = [e.met(mark) for e, mark in zip(first, marks, strict=True) if mark is not None]
+    before = [e.known_frame(mark) for e, mark in zip(first, marks, strict=True) if mark is not None]
     held, learned = sides(first, marks)
     for several in (second, [*second, *first]):
         now = split(several, 0.2, 5, before)
@@ -213,10 +213,10 @@ def test_a_committee_that_wrote_no_steps_is_gone_on_with(harvested):
     marks = split(first, 0.2, 3)
     pairs = [(e, mark) for e, mark in zip(first, marks, strict=True) if mark is not None]
     for lost in ({"step": None}, {"simulation": None, "step": None}):
-        before = [replace(e.met(mark), **lost) for e, mark in pairs]
+        before = [replace(e.known_frame(mark), **lost) for e, mark in pairs]
         again = [*second, *first]
-        assert split(again, 0.2, 5, before) == split(again, 0.2, 5, [e.met(mark) for e, mark in pairs])
-    old = [replace(e.met(n % 5 == 0), step=None) for n, e in enumerate(first)]
+        assert split(again, 0.2, 5, before) == split(again, 0.2, 5, [e.known_frame(mark) for e, mark in pairs])
+    old = [replace(e.known_frame(n % 5 == 0), step=None) for n, e in enumerate(first)]
     tests, lessons = sides(second, split(second, 0.2, 5, old))
     assert gap(tests, lessons) >= APART
     assert len(tests) + len(lessons) > 0.85 * len(second)
