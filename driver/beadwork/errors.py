@@ -50,7 +50,7 @@ class GeometryError(BeadworkError):
 
 
 class NonFiniteError(BeadworkError):
-    """A model answered NaN or infinity. Never passed on to i-PI."""
+    """A model returned NaN or infinity. Never sent to i-PI."""
 
     exit_code = 6
 
@@ -79,8 +79,9 @@ class LabelError(BeadworkError):
     exit_code = 10
 
 
-class GuardError(BeadworkError):
-    """A mark was passed: atoms too close, a force or a spread too large; i-PI was stopped if its folder is known."""
+class ThresholdError(BeadworkError):
+    """A safety threshold was exceeded: atoms too close, a force, a spread or a novelty too large; i-PI was stopped if
+    its folder is known."""
 
     exit_code = 11
 

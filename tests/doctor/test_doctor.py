@@ -93,7 +93,7 @@ def test_the_shipped_models_are_well(
     write: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Baseline, two Δ models and the shipped water, everything looked at: all green, exit code 0, plain words."""
-    monkeypatch.setattr(machine, "BUSY", 0.0)  # what else runs here is no matter
+    monkeypatch.setattr(machine, "BUSY_FRACTION", 0.0)  # what else runs here is no matter
     path = write(address="well")
     options = ["--baseline", MODELS / "baseline", "--delta", MODELS / "delta-0", MODELS / "delta-1", "--alpha", "1"]
     code = main(["doctor", str(path), *map(str, options), "--keep-force", "0.01", "0.5"])

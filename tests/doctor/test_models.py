@@ -15,7 +15,7 @@ from beadwork.config import ServeConfig
 from beadwork.doctor import models
 from beadwork.doctor.finding import AMBER, GREEN, RED
 from beadwork.doctor.report import examine
-from beadwork.errors import GuardError, ModelError
+from beadwork.errors import ModelError, ThresholdError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import read_simulation
 from beadwork.potential import auto_engine as engines
@@ -124,7 +124,7 @@ def test_only_the_mark_ends_a_run(settings: dict[str, object], colour: str, said
     assert answer.spread.largest[0] == pytest.approx(FORCE, rel=0.1)
     assert answer.spread.energy[0] / 6 == pytest.approx(ENERGY, rel=0.1)
     (found,) = models.spread(answer, *(asked(**settings),) * 2)
-    assert (found.colour, found.code) == (colour, GuardError.exit_code if colour == RED else 0)
+    assert (found.colour, found.code) == (colour, ThresholdError.exit_code if colour == RED else 0)
     assert said in found.text
     assert ("eV/atom" in found.text) == ("--keep-energy" in found.text)
     assert bool(found.remedy) == (colour != GREEN)
@@ -190,7 +190,7 @@ def test_novelty_is_looked_at_as_the_run_does(
 ) -> None:
     """Red where the guard would stop the run, and nowhere else; what the queue would do is said."""
     (found,) = models.novelty(proton, shipped, [start("zundel-water")], *(asked(**settings),) * 2)
-    assert (found.colour, found.code) == (colour, GuardError.exit_code if colour == RED else 0)
+    assert (found.colour, found.code) == (colour, ThresholdError.exit_code if colour == RED else 0)
     assert said in found.text
     assert (colour == RED) == bool(
         asked(**settings).on_mark == "stop"
@@ -231,7 +231,7 @@ def test_models_that_do_not_know_what_they_learned_from(tmp_path: Path, shipped:
     frame = start("water")
     lacking, found = models.novelty(potential.evaluate([frame]), potential, [frame], *(asked(),) * 2)
     assert (lacking.colour, found.colour) == (AMBER, GREEN)
-    assert lacking.text.startswith("what delta-0 learned from is not known")
+    assert lacking.text.startswith("what delta-0 was trained on is not known")
     assert lacking.remedy.startswith(f"beadwork models novelty {bundle} --frames FILE")
     assert "Δ" not in found.text
 

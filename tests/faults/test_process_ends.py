@@ -340,7 +340,7 @@ def test_marks_are_counted(ipi, models, start, fault: Say, tmp_path: Path) -> No
     counts = json.loads((run.folder / "summary.json").read_text())["marks_passed"]
     assert set(counts) == {"distance", "force", "spread"}
     assert counts["force"] >= 12 * 4
-    assert log.count("more of this is only counted") == 3
+    assert log.count("more of these are only counted") == 3
     assert run.properties()["step"][-1] == 12
     fault(f"exit code 0, all steps done; summary.json counts {counts}; the log has the first of each")
 

@@ -278,13 +278,17 @@ PATHS = [
     ("<output prefix='a/b'><properties filename='out'>[step]</properties></output>", "", "no folder {0}/a,"),
     ("<output prefix='b'><trajectory filename='c/pos'>positions</trajectory></output>", "", "no folder {0}/b.c,"),
     ("<output prefix='b'><checkpoint filename='c/chk'/></output>", "", "no folder {0}/b.c,"),
-    ("<output prefix='a/b'><properties filename='out'>[step]</properties></output>", "a/b.out", "{0}/a/b.out is there"),
-    ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.x_0.xyz", "a/b.x_0.xyz is"),
-    ("<output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk is there"),
+    ("<output prefix='a/b'><properties filename='out'>[step]</properties></output>", "a/b.out", "{0}/a/b.out exists"),
+    (
+        "<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>",
+        "a/b.x_0.xyz",
+        "a/b.x_0.xyz exists",
+    ),
+    ("<output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk exists"),
     ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.y_0.xyz", ""),
     ("<output prefix='a/b'><trajectory filename='x'>positions</trajectory></output>", "a/b.x_centroid.xyz", ""),
     ("<step>1</step><output prefix='a/b'><properties filename='out'>[step]</properties></output>", "a/b.out", ""),
-    ("<step>1</step><output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk is there"),
+    ("<step>1</step><output prefix='a/b'><checkpoint filename='chk'/></output>", "a/b.chk", "a/b.chk exists"),
     ("<output prefix='b'><properties filename='out'>[step]</properties></output>", "b.out", ""),
 ]
 

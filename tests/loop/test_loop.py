@@ -213,7 +213,7 @@ def test_no_step_of_these_models(ipi, tmp_path, monkeypatch) -> None:
         (folder / "out-0" / "beadwork.out").write_text(f"# from step 0 on a: sha256:{12 * 'f'} in m\n0 2 -1 1 1 0.1\n")
 
     monkeypatch.setattr(simulate, "start", start)
-    with pytest.raises(SimulationError, match=r"no step in .*gen-000/water was answered by sha256:"):
+    with pytest.raises(SimulationError, match=r"no step in .*gen-000/water was evaluated by sha256:"):
         learn(loop, print)
     assert "simulate" not in generations(tmp_path / "loop")[0].stages
 

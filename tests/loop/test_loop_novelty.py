@@ -124,7 +124,7 @@ def test_labels_mend_deltas_novelty_and_not_the_baselines(ipi: Any, tmp_path: Pa
     ]
     assert len(said) == 2
     for text in (*said, (loop.folder / "generations.html").read_text()):
-        assert "wants labels of the baseline's own level and a new baseline" in text
+        assert "need labels of the baseline's own level and a new baseline" in text
     start = hydronium()
     hydroxide, stretched = start.copy(), start.copy()
     del hydroxide[[1, 2]]

@@ -70,16 +70,16 @@ def test_structures_come_from_beside_the_input(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[simulate.Run]:
+def run(tmp_path: Path) -> Iterator[simulate.Simulation]:
     """A run that outlasts the test and writes nothing; its beadwork.out is the test's."""
     (tmp_path / "out-0").mkdir()
     (tmp_path / "log-0.txt").touch()
     with subprocess.Popen(["sleep", "250"]) as process:
-        yield simulate.Run(tmp_path, process, tmp_path / "log-0.txt", tmp_path / "out-0" / "beadwork.out")
+        yield simulate.Simulation(tmp_path, process, tmp_path / "log-0.txt", tmp_path / "out-0" / "beadwork.out")
         process.kill()
 
 
-def answers(run: simulate.Run, *committees: str) -> None:
+def answers(run: simulate.Simulation, *committees: str) -> None:
     """Two steps more with each of these."""
     with run.record.open("a") as record:
         for committee in committees:
@@ -93,16 +93,16 @@ def answers(run: simulate.Run, *committees: str) -> None:
     ids=["another", "begun with the old one", "another taken up", "the old one again"],
 )
 def test_answers_of_another_committee_end_the_wait(
-    run: simulate.Run, committees: tuple[str, ...], before: str | None
+    run: simulate.Simulation, committees: tuple[str, ...], before: str | None
 ) -> None:
     """A live simulation that another committee answers will never do its steps with this one: that is said at once,
     with both names, where the loop waited for ever."""
     answers(run, *committees)
-    with pytest.raises(SimulationError, match=f"{committees[-1]} answers in .* and {NEW} was to"):
+    with pytest.raises(SimulationError, match=f"{committees[-1]} is active in .* instead of {NEW}"):
         run.until(NEW, 3, before)
 
 
-def test_the_old_committee_answers_until_the_new_one_is_taken_up(run: simulate.Run) -> None:
+def test_the_old_committee_answers_until_the_new_one_is_taken_up(run: simulate.Simulation) -> None:
     """A server loads and checks a new committee while the old one goes on: that moment of a live simulation is none to
     give up at, and the same for one that has not answered at all yet."""
 
@@ -119,7 +119,7 @@ def test_the_old_committee_answers_until_the_new_one_is_taken_up(run: simulate.R
     thread.join()
 
 
-def test_a_committee_that_is_refused_ends_the_wait(run: simulate.Run) -> None:
+def test_a_committee_that_is_refused_ends_the_wait(run: simulate.Simulation) -> None:
     """What the server records of a refusal is what the loop reads, in whatever words it is: the wait ends at once; it
     went on for ever for steps of a committee that will never answer."""
     record = Record(run.record.parent)

@@ -344,7 +344,7 @@ MUTANTS = (
     _in("serve/hot_swap.py", "> config.mark_spread:", "> 1e9:", SWAP, "a committee that ends the run is taken up"),
     _in(
         "serve/hot_swap.py",
-        "wait([self._checking], FAREWELL)",
+        "wait([self._checking], EXIT_TIMEOUT_SECONDS)",
         "wait([self._checking])",
         SWAP,
         "an end waits for a disk that never answers",

@@ -490,4 +490,4 @@ def test_a_record_that_a_full_disk_has_cut(run: Path) -> None:
     """Within what it says of its run, and after that: the page is written, and says so."""
     lines = (run / "beadwork.out").read_text().splitlines(keepends=True)
     (run / "beadwork.out").write_text(lines[0] + lines[1][: len(lines[1]) // 2])
-    assert "The line # run: of beadwork.out is cut" in words(page(run), "headline")
+    assert "The line # run: of beadwork.out is truncated" in words(page(run), "headline")

@@ -90,7 +90,7 @@ def test_the_jump_is_that_of_what_is_summed(monkeypatch: pytest.MonkeyPatch) -> 
     old = Potential(Harmonic(1.0), toys, baseline_uncertainty=0.5, reference={8: 0.3})
     new = Potential(None, [Harmonic(1.5), Harmonic(3.5)], alpha=1.1, reference={8: 0.3})
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
-    monkeypatch.setattr("beadwork.serve.hot_swap._admitted", lambda potential: "both agree")
+    monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
     swap = Swap(ServeConfig(delta=["a", "b"], baseline="c", baseline_uncertainty=0.5), lambda event: None)
     frame = Frame(np.array([8]), np.array([[1.0, 0.5, 0.0]]), 10 * np.eye(3))
     swap.serve("here", old, np.array([8]), 1)
@@ -111,7 +111,7 @@ def test_what_else_changes_is_said(known: bool, monkeypatch: pytest.MonkeyPatch)
     new = Potential(None, [Harmonic(1.5), Harmonic(2.5)], weights=[1.0, 3.0])
     new.notes = ["the spread is not calibrated"]
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
-    monkeypatch.setattr("beadwork.serve.hot_swap._admitted", lambda potential: "both agree")
+    monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
     swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
     frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
     for address, potential in (("here", new if known else old), ("there", old)):
@@ -156,7 +156,7 @@ def test_what_a_committee_was_trained_on_belongs_to_it(
     knows nothing where the old one did says so, or a run would see nothing new from then on and no one would know."""
     old, new = carded(*before), carded(*after)
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
-    monkeypatch.setattr("beadwork.serve.hot_swap._admitted", lambda potential: "both agree")
+    monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
     swap = Swap(ServeConfig(delta=["a", "b"]), lambda event: None)
     frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
     swap.serve("here", old, np.array([8]), 1)
@@ -190,7 +190,7 @@ def test_a_committee_that_would_end_the_run_is_refused(on_mark: str, monkeypatch
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     far = Potential(None, [Harmonic(1.0), Harmonic(2.0)], alpha=1e4)
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: far)
-    monkeypatch.setattr("beadwork.serve.hot_swap._admitted", lambda potential: "both agree")
+    monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
     swap = Swap(ServeConfig(delta=["a", "b"], on_mark=on_mark), lambda event: None)
     frame = Frame(np.array([8]), np.full((1, 3), 0.1), 10 * np.eye(3))
     swap.serve("here", old, np.array([8]), 1)
@@ -293,8 +293,8 @@ def test_a_check_that_never_returns_is_said(tmp_path: Path, monkeypatch: pytest.
     told: list[Event] = []
     forever = threading.Event()
     monkeypatch.setattr(beadwork.serve.hot_swap, "load_for", lambda config: forever.wait())
-    monkeypatch.setattr(beadwork.serve.hot_swap, "HANGS", 0.2)
-    monkeypatch.setattr(beadwork.serve.hot_swap, "FAREWELL", 0.5)
+    monkeypatch.setattr(beadwork.serve.hot_swap, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(beadwork.serve.hot_swap, "EXIT_TIMEOUT_SECONDS", 0.5)
     swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     swap.serve("here", old, np.array([8]), 1)
@@ -329,7 +329,7 @@ def test_python_ends_though_a_check_never_does(tmp_path: Path) -> None:
         from beadwork.frame import Frame
         from beadwork.potential.analytic import Harmonic
         from beadwork.potential.potential import Potential
-        beadwork.serve.hot_swap.FAREWELL = 0.5
+        beadwork.serve.hot_swap.EXIT_TIMEOUT_SECONDS = 0.5
         swap = beadwork.serve.hot_swap.Swap(ServeConfig(delta=sys.argv[1:]), lambda event: None)
         old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
         swap.serve("here", old, np.array([8]), 1)

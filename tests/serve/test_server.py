@@ -209,7 +209,7 @@ def test_silence_is_to_ask_for_nothing(
 ) -> None:
     """A peer that speaks without asking, or whose connections come and go, has the time that --silence gives, no more;
     one that was away for longer than that is not ended when it comes back, for this was the patience's."""
-    monkeypatch.setattr("beadwork.serve.server.AWAY", 0.3)
+    monkeypatch.setattr("beadwork.serve.server.AWAY_SECONDS", 0.3)
     path, ended = tmp_path / "socket", threading.Event()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

@@ -104,8 +104,8 @@ def answer(folder: Path) -> str:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Servers that are short Python programs, one for each start of each device; returns the exit code."""
-    monkeypatch.setattr(devices, "PAUSES", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(devices, "PULSE", 0.01)
+    monkeypatch.setattr(devices, "RESTART_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(devices, "POLL_SECONDS", 0.01)
     popen = subprocess.Popen
 
     def call(*scripts: list[str], start_ipi: bool = False) -> int:
@@ -157,7 +157,7 @@ def test_a_server_that_has_served_long_earns_its_starts_anew(
     scripted: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that fails once a day is not given up on the fourth day."""
-    monkeypatch.setattr(devices, "LONG", 0.0)
+    monkeypatch.setattr(devices, "LONG_RUN_SECONDS", 0.0)
     assert scripted([*[KILLED] * 5, "DONE sys.exit(0)"], [EXIT]) == 0
 
 

@@ -1,8 +1,8 @@
-"""Where the time of this user's step goes: a few steps of the real simulation, elsewhere, and what would help.
+"""Measure the parts of a step of the user's simulation, in another folder, and say what would make it faster.
 
     print(bench(config, steps=20, threads=set_threads(2)))
 
-i-PI runs in a temporary folder, at addresses of its own, so that a simulation under way is not disturbed.
+i-PI runs in a temporary folder, at addresses of its own, so that a running simulation is not disturbed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simula
 from beadwork.observe.pace import TIME_PARTS
 from beadwork.observe.progress import format_event
 
-#: a part that takes more of the step than this is worth a word
-MUCH = 0.2
+#: a part that takes more than this fraction of a step gets a hint
+LARGE_FRACTION = 0.2
 
 
 def bench(config: ServeConfig, steps: int, threads: str) -> str:
-    """Run so many steps and return the report. threads: what `set_threads` said.
+    """Run so many steps and return the report. threads: the message of `set_threads`.
 
-    Raises SimulationError where i-PI does not get through them, or whatever BeadworkError the run ends with.
+    Raises SimulationError where i-PI does not finish them, or the BeadworkError with which the run ends.
     """
     simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
     with tempfile.TemporaryDirectory(prefix="beadwork-bench-") as folder:
@@ -46,11 +46,11 @@ def bench(config: ServeConfig, steps: int, threads: str) -> str:
 def _run(
     config: ServeConfig, simulation: Simulation, steps: int, threads: str, folder: Path
 ) -> tuple[dict[str, Any], str]:
-    """Run in a folder; return its summary, and what was said of engines and threads."""
+    """Run in a folder; return its summary, and the messages about engines and threads."""
     from beadwork.serve.session import Session
 
     files = [file for file in simulation.files if not file.is_absolute()]
-    # as deep as the files' names go up, so that their copies lie within the folder too
+    # as deep as the files' names go up (../x), so that their copies stay inside the folder
     folder = folder.joinpath(*["in"] * max((file.parts.count("..") for file in files), default=0))
     folder.mkdir(parents=True, exist_ok=True)
     shorten(simulation, steps, folder / "bench.xml")
@@ -97,7 +97,7 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
 
 
 def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConfig, notes: str) -> str:
-    """The parts of a step, what that makes a day, and what would help."""
+    """Format the parts of a step, the simulated time per day, and hints."""
     total = summary["seconds_per_step"]
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda part: -part[1])
     lines = [notes, f"{summary['steps']} steps, {total:.4g} s each:"]
@@ -126,7 +126,7 @@ def _hints(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
             f"i-PI sends a step in {evaluations:.2f} pieces on average: with a <latency> of {10 * slowest:g} (it is "
             f"{slowest:g} s) more of its beads are queued when it looks; it then waits that long in every step"
         )
-    if share.get("idle", 0) > MUCH:
+    if share.get("idle", 0) > LARGE_FRACTION:
         yield (
             f"{100 * share['idle']:.0f} % of the time is i-PI's: write less often (stride of <properties> and "
             "<trajectory>), and see what else runs on this machine"
@@ -135,12 +135,12 @@ def _hints(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
         yield "a model runs as TorchScript; as native it would be several times faster (see above why it does not)"
     if sum(models.values()) > 0.5 and config.dtype == "float64":
         yield "the models take most of the time; --dtype float32 is faster: hold its forces to float64 first"
-    if share.get("pack", 0) > MUCH and config.member_forces:
+    if share.get("pack", 0) > LARGE_FRACTION and config.member_forces:
         yield "the members' forces in the extras are costly; without --member-forces only their energies are sent"
-    if share.get("graph", 0) > MUCH:
+    if share.get("graph", 0) > LARGE_FRACTION:
         yield "the graph takes much of the time: are other programs using these cores?"
-    if sum(models.values()) > 1 - MUCH:
-        yield "the rest is near its floor: only smaller models, fewer members or a faster machine would help"
+    if sum(models.values()) > 1 - LARGE_FRACTION:
+        yield "the rest is close to its minimum: only smaller models, fewer members or a faster machine would help"
 
 
 def _elsewhere(config: ServeConfig) -> ServeConfig:

@@ -25,19 +25,19 @@ from beadwork.potential.memory import free_memory
 from beadwork.potential.potential import Potential
 
 #: timed evaluations of what a step sends to this server, after one that is not
-TIMED = 3
+TIMED_EVALUATIONS = 3
 #: Å; the beads are set apart by so much for these, as they are in a run
-APART, MOVE = 0.05, 0.005
+BEAD_SPREAD, STEP_DISPLACEMENT = 0.05, 0.005
 #: seconds; a run that takes longer deserves a thought
-MONTH = 30 * 86400.0
+MONTH_SECONDS = 30 * 86400.0
 #: a single thread that gets less than this part of a core shares it
-BUSY = 0.7
+BUSY_FRACTION = 0.7
 #: a latency of more than this part of an evaluation is felt
-LATE = 0.1
+LATENCY_FRACTION = 0.1
 #: bytes of a line of beadwork.out
-RECORD = 100
+RECORD_BYTES = 100
 #: longest path of a unix socket, bytes (sun_path, less its end)
-LONGEST = 107
+MAX_SOCKET_NAME = 107
 
 
 def timed(potential: Potential, frames: Sequence[Frame], every: int = 1) -> tuple[float, float]:
@@ -47,11 +47,11 @@ def timed(potential: Potential, frames: Sequence[Frame], every: int = 1) -> tupl
     Returns those on the wall's clock, and how much computing all our threads got done in them.
     """
     rng = np.random.default_rng(0)
-    where = [frame.positions + rng.normal(0, APART, frame.positions.shape) for frame in frames]
+    where = [frame.positions + rng.normal(0, BEAD_SPREAD, frame.positions.shape) for frame in frames]
     taken = []
     kinds = (True, False) if potential.trunk and every > 1 else (True,)
-    for turn in range(len(kinds) * (1 + TIMED)):
-        where = [x + rng.normal(0, MOVE, x.shape) for x in where]
+    for turn in range(len(kinds) * (1 + TIMED_EVALUATIONS)):
+        where = [x + rng.normal(0, STEP_DISPLACEMENT, x.shape) for x in where]
         moved = [replace(frame, positions=x) for frame, x in zip(frames, where, strict=True)]
         begin, used = time.perf_counter(), time.process_time()
         potential.evaluate(moved, force_spread=kinds[turn % len(kinds)])
@@ -81,11 +81,11 @@ def duration(
         f"{step:.3g} s per step for the models{shared}: {speed}at least {format_duration(steps * step)} for {steps} "
         "steps; i-PI adds its own"
     )
-    if steps * step > MONTH:
+    if steps * step > MONTH_SECONDS:
         yield Finding(AMBER, "time", text, "`beadwork bench` says where a step's time goes and what would help")
     else:
         yield Finding(GREEN, "time", text)
-    if device == "cpu" and computing < BUSY * step:
+    if device == "cpu" and computing < BUSY_FRACTION * step:
         yield Finding(
             AMBER,
             "time",
@@ -157,7 +157,7 @@ def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int
                 "set <timeout> 0",
                 SimulationError.exit_code,
             )
-        if taken and socket.latency > max(LATE * taken, 2e-3):
+        if taken and socket.latency > max(LATENCY_FRACTION * taken, 2e-3):
             yield Finding(
                 AMBER,
                 "i-PI",
@@ -193,11 +193,11 @@ def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
     names = {os.path.normpath(path), os.path.normpath(directory / path)}
     longest = max(os.fsencode(path), os.fsencode(dial_name(directory / path)), key=len)  # i-PI's word for it, and ours
     path = directory / path
-    if len(longest) > LONGEST:
+    if len(longest) > MAX_SOCKET_NAME:
         yield Finding(
             RED,
             "address",
-            f"{os.fsdecode(longest)} has {len(longest)} bytes; a unix socket's path holds {LONGEST}",
+            f"{os.fsdecode(longest)} has {len(longest)} bytes; a unix socket's path holds {MAX_SOCKET_NAME}",
             "a shorter <address> or sockets_prefix",
             SimulationError.exit_code,
         )
@@ -254,7 +254,7 @@ def disk(simulation: Simulation, out: Path, kept: int) -> Iterator[Finding]:
     steps = max(0, simulation.total_steps - simulation.step)
     calls = sum(simulation.calls(socket) for socket in simulation.sockets)
     frames = kept * 100 * max(len(system.numbers) for system in simulation.systems)
-    need = steps * (simulation.bytes_per_step + RECORD * calls) + frames
+    need = steps * (simulation.bytes_per_step + RECORD_BYTES * calls) + frames
     while not out.exists():
         out = out.parent
     free = min(shutil.disk_usage(folder).free for folder in (out, simulation.directory))

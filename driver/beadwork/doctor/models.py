@@ -1,4 +1,5 @@
-"""The models: made for each other, true to their own energies and in every engine, sure of the start and its kind."""
+"""Check the models: do they fit each other, are forces derivatives of energies, do engines agree, and do they know the
+start structure."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from ase.data import chemical_symbols
 from beadwork.config import LimitSettings, ModelSettings, SelectionSettings
 from beadwork.doctor.finding import AMBER, GREEN, RED, Finding
 from beadwork.doctor.structure import name
-from beadwork.errors import GuardError, ModelError
+from beadwork.errors import ModelError, ThresholdError
 from beadwork.events import WHOSE
 from beadwork.frame import Frame
 from beadwork.harvest.row import novelty_of
@@ -31,22 +32,22 @@ from beadwork.potential.torchscript import TorchScriptEngine
 #: Å, and relative strain, for differences of the energy. With four points the error of the formula, h^4/30 times the
 #: fifth derivative, is 1e-8 eV/Å for the stiffest bond there is (O-H), and that of rounding 1e4 eV is the same; the
 #: splines of the native engine make it 3e-7
-STEP, STRAIN = 2e-3, 5e-4
-#: eV/Å, and eV/atom: what forces and virial may differ from those differences. Hundreds of times the errors above,
-#: and a hundredth of what a good model is wrong by
+DISPLACEMENT, STRAIN = 2e-3, 5e-4
+#: eV/Å, and eV/atom: allowed differences of forces and virial from those. Hundreds of times the errors above, and a
+#: hundredth of a good model's error
 FORCE_LIMIT, VIRIAL_LIMIT = 1e-4, 1e-4
 #: atoms whose force is compared component by component
-ATOMS = 3
-#: Δ forces along the baseline's, as a cosine: more is no difference but a whole model
-ALONG = 0.9
+CHECKED_ATOMS = 3
+#: cosine between the forces of Δ and of the baseline above which Δ is a whole model and no difference
+SAME_DIRECTION_COSINE = 0.9
 #: eV/atom; members whose energies are further apart had different reference energies
-APART_ENERGY = 0.1
-#: where the energy is asked for, in steps, and with which weights
+MAX_OFFSET = 0.1
+#: points of the finite difference, in steps, and their weights
 _POINTS, _WEIGHTS = (-2, -1, 1, 2), (1 / 12, -8 / 12, 8 / 12, -1 / 12)
 
 
 def together(cards: Sequence[Card], alpha: float | None, potential: Potential, answer: Evaluation) -> Iterator[Finding]:
-    """Whether baseline and Δ were made for each other, by their cards and by what they answer. alpha: as given."""
+    """Whether baseline and Δ fit each other, by their cards and by their results. alpha: as given."""
     if answer.delta is None or answer.baseline is None:
         yield Finding(GREEN, "models", f"{len(cards)} of one kind, so there is nothing to fit together")
         return
@@ -68,7 +69,7 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
     length, change = float(np.linalg.norm(own)), float(np.linalg.norm(delta))
     size, along = change / max(length, 1e-12), float(own @ delta) / max(length * change, 1e-12)
     energy, offset = (float(x.energies.mean()) / atoms for x in (answer.baseline, answer.delta))
-    if along > ALONG and size > 0.5:
+    if along > SAME_DIRECTION_COSINE and size > 0.5:
         yield _model(
             RED,
             f"the Δ forces are {size:.2g} times the baseline's and point the same way: whole models, no differences",
@@ -84,7 +85,7 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
             f"Δ is {offset:.4g} eV/atom where the baseline is {energy:.4g}: their reference energies are no pair",
             "harmless for forces; where energies matter, train Δ on differences of one kind of total energy",
         )
-    elif apart > APART_ENERGY:
+    elif apart > MAX_OFFSET:
         yield _model(
             AMBER,
             f"the members' energies lie {apart:.2g} eV/atom apart: they had different reference energies",
@@ -121,7 +122,7 @@ def _model(colour: str, text: str, remedy: str = "") -> Finding:
 def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -> Iterator[Finding]:
     """Where the start lies: beyond the threshold that ends a run, in or above the selection windows, or below them."""
     if answer.spread is None:
-        yield Finding(GREEN, "spread", "there is no committee of two, so nobody says how sure the models are")
+        yield Finding(GREEN, "spread", "there are fewer than two Δ models, so the uncertainty is not known")
         return
     worst = int(answer.spread.largest.argmax())
     force = float(answer.spread.largest[worst])
@@ -135,8 +136,8 @@ def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -
             "spread",
             f"{where}, above the threshold of {limits.mark_spread:g} eV/Å (--mark-spread): "
             + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
-            f"{known}; --mark-spread moves the mark",
-            GuardError.exit_code if stops else 0,
+            f"{known}; --mark-spread moves the threshold",
+            ThresholdError.exit_code if stops else 0,
         )
         return
     above: list[tuple[str, str, str]] = []
@@ -161,7 +162,7 @@ def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -
     elif within:
         text, window, option = within[0]
         kept = "frames will be kept from the first step on" if keep.queue else "without --queue no frame is kept"
-        usual = f"label those first; or raise the low mark of {option}, if such a spread is usual for these models"
+        usual = f"label those first; or raise the low end of {option}, if such a spread is usual for these models"
         yield Finding(
             AMBER,
             "spread",
@@ -179,13 +180,13 @@ def novelty(
     keep: SelectionSettings,
     limits: LimitSettings,
 ) -> Iterator[Finding]:
-    """Whether the models learned from atoms like those of the start; frames: what was evaluated."""
+    """Whether the models were trained on atoms like those of the start; frames: the evaluated ones."""
     if lacking := [card for card in potential.cards if card.novelty is None]:
         yield Finding(
             AMBER,
             "novelty",
-            f"what {_and([card.name for card in lacking])} learned from is not known, so nobody says which atoms are "
-            "new to it",
+            f"what {_and([card.name for card in lacking])} was trained on is not known, so its novelty is not known "
+            "either",
             f"beadwork models novelty {' '.join(str(card.path) for card in lacking)} --frames FILE, the frames that it "
             "was trained on",
         )
@@ -210,8 +211,8 @@ def novelty(
             "novelty",
             f"{text}; it is above the threshold of {limits.mark_novelty:g} (--mark-novelty): "
             + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
-            "relax the start structure, or label frames like it and train; --mark-novelty moves the mark",
-            GuardError.exit_code if stops else 0,
+            "relax the start structure, or label frames like it and train; --mark-novelty moves the threshold",
+            ThresholdError.exit_code if stops else 0,
         )
         return
     asks = novelty_of(found.of, keep.keep_novelty_of)
@@ -233,7 +234,7 @@ def _and(names: Sequence[str]) -> str:
 
 
 def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Iterator[Finding]:
-    """Hold forces and virial against differences of the energy: single atoms, all atoms at once, six strains.
+    """Compare forces and virial with finite differences of the energy: single atoms, all atoms at once, six strains.
 
     dE/dx = (8 (E(h) - E(-h)) - (E(2h) - E(-2h))) / 12h. together: structures in one evaluation.
     """
@@ -242,7 +243,7 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
     # the largest force of each element, then the largest of all
     order = np.argsort(-np.linalg.norm(forces, axis=1))
     first = [int(order[frame.numbers[order] == z][0]) for z in np.unique(frame.numbers)]
-    chosen = list(dict.fromkeys([*first, *map(int, order)]))[:ATOMS]
+    chosen = list(dict.fromkeys([*first, *map(int, order)]))[:CHECKED_ATOMS]
     atoms, n = [(a, i) for a in chosen for i in range(3)], len(frame.numbers)
     moves = []
     for a, i in atoms:
@@ -252,7 +253,7 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
     every = np.random.default_rng(0).normal(size=(n, 3))
     moves.append(every / np.abs(every).max())
     pairs = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
-    frames = [replace(frame, positions=frame.positions + s * STEP * move) for move in moves for s in _POINTS]
+    frames = [replace(frame, positions=frame.positions + s * DISPLACEMENT * move) for move in moves for s in _POINTS]
     for i, j in pairs:
         strain = np.zeros((3, 3))
         strain[i, j] += 0.5
@@ -265,7 +266,7 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
     )
     slopes = energies.reshape(-1, 4) @ np.array(_WEIGHTS)
     along = np.array([(forces * move).sum() / np.linalg.norm(move) for move in moves])
-    found = -slopes[: len(moves)] / STEP / [np.linalg.norm(move) for move in moves]
+    found = -slopes[: len(moves)] / DISPLACEMENT / [np.linalg.norm(move) for move in moves]
     worst = int(np.argmax(np.abs(found - along)))
     error = float(np.abs(found - along)[worst])
     what = "all atoms together" if worst == len(atoms) else f"{name(frame, atoms[worst][0])}, {'xyz'[atoms[worst][1]]}"
@@ -274,7 +275,7 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
         error,
         FORCE_LIMIT,
         f"eV/Å from the energy's differences ({what}: {along[worst]:.5g} against "
-        f"{found[worst]:.5g} eV/Å; float64, steps of {STEP:g} Å)",
+        f"{found[worst]:.5g} eV/Å; float64, steps of {DISPLACEMENT:g} Å)",
     )
     told = np.array([virial[i, j] for i, j in pairs])
     strained = -slopes[len(moves) :] / STRAIN
@@ -303,7 +304,7 @@ def _held(topic: str, error: float, limit: float, text: str) -> Finding:
 def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Iterator[Finding]:
     """Native against torchscript, model by model, in float64.
 
-    Red where a run would refuse it; what a run can do without, or falls back from, is amber.
+    Red where a run would refuse the model; amber where it runs without, or with another engine.
     """
     refused = RED if config.engine == "native" and config.dtype == "float64" else AMBER
     slow = "; torchscript is taken, which is several times slower" if config.engine == "auto" else ""
@@ -322,7 +323,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
         try:
             native = NativeEngine(card.path, "float64", config.device)
         except ModelError as error:
-            if str(error) not in told:  # what is wrong with the machine is wrong for every model
+            if str(error) not in told:  # a fault of the machine is the same for every model
                 told.add(str(error))
                 text = f"native cannot be run: {error.what}{slow}"
                 yield Finding(refused, "engines", text, error.remedy, error.exit_code)
@@ -351,7 +352,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
 
 
 def precision(rough: Evaluation, exact: Evaluation, dtype: str) -> Iterator[Finding]:
-    """What float32 (rough) costs against float64 (exact), whether it was asked for or not."""
+    """The errors of float32 (rough) relative to float64 (exact), whichever is used."""
     energy = float(np.abs(rough.energies - exact.energies).max()) * len(rough.energies) / len(rough.forces)
     force = float(np.abs(rough.forces - exact.forces).max())
     text = f"{force:.1e} eV/Å and {energy:.1e} eV/atom at most from float64"

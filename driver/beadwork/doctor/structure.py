@@ -16,13 +16,13 @@ from beadwork.ipi.simulation import Simulation, Socket, System
 from beadwork.potential.graph import build
 from beadwork.units import BOHR
 
-#: the closest pair of atoms, as a part of the sum of covalent radii, lies between these; Å read as Bohr makes 0.5 of a
-#: bond of 1.0, Bohr read as Å makes 1.9
-NEAR, FAR = 0.65, 1.6
+#: the closest distance over the sum of covalent radii lies between these; Å read as Bohr gives 0.5 for a bond of 1.0,
+#: and Bohr read as Å gives 1.9
+MIN_CONTACT, MAX_CONTACT = 0.65, 1.6
 
 
 def summary(simulation: Simulation) -> Iterator[Finding]:
-    """What is to be simulated, for a person to nod at."""
+    """The simulated system in one line, for the user to check."""
     for system in simulation.systems:
         counts = {z: int((system.numbers == z).sum()) for z in np.unique(system.numbers)}
         formula = "".join(f"{chemical_symbols[z]}{count}" for z, count in counts.items())
@@ -33,7 +33,7 @@ def summary(simulation: Simulation) -> Iterator[Finding]:
 
 
 def tilt(simulation: Simulation) -> Iterator[Finding]:
-    """i-PI keeps the upper triangle of a cell that is written in the XML, and drops the rest without a word."""
+    """i-PI keeps the upper triangle of a cell in the XML, and silently drops the rest."""
     for cell in ElementTree.parse(simulation.path).getroot().iter("cell"):
         words = (cell.text or "").replace("[", " ").replace("]", " ").replace(",", " ").split()
         if cell.get("mode", "manual") == "manual" and len(words) == 9:
@@ -76,7 +76,7 @@ def cell(system: System) -> Iterator[Finding]:
 
 
 def contacts(system: System, periodic: bool) -> Iterator[Finding]:
-    """The closest atoms, against their covalent radii: how wrong units show."""
+    """The closest atoms compared with their covalent radii, which shows wrong units."""
     frame = system.frame(periodic=periodic)
     units = "name the units beside the numbers: cell{angstrom} positions{angstrom} in an xyz, units='angstrom' in XML"
     try:
@@ -94,7 +94,7 @@ def contacts(system: System, periodic: bool) -> Iterator[Finding]:
     i, j, ratio = int(graph.center[edge]), int(graph.neighbor[edge]), float(ratios[edge])
     pair = f"{name(frame, i)} and {name(frame, j)} are {graph.lengths[edge]:.3g} Å apart"
     apart = float(np.linalg.norm(frame.positions[j] - frame.positions[i]))
-    if ratio < NEAR and apart > graph.lengths[edge] + 1e-6:
+    if ratio < MIN_CONTACT and apart > graph.lengths[edge] + 1e-6:
         yield Finding(
             RED,
             "distances",
@@ -102,7 +102,7 @@ def contacts(system: System, periodic: bool) -> Iterator[Finding]:
             f"give the cell in the units of the positions ({units})",
             GeometryError.exit_code,
         )
-    elif ratio < NEAR:
+    elif ratio < MIN_CONTACT:
         yield Finding(
             RED,
             "distances",
@@ -110,7 +110,7 @@ def contacts(system: System, periodic: bool) -> Iterator[Finding]:
             units,
             GeometryError.exit_code,
         )
-    elif ratio > FAR:
+    elif ratio > MAX_CONTACT:
         yield Finding(
             AMBER,
             "distances",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.errors import LabelError
-from beadwork.loop.loop import BASELINE_NEW, Generation, Loop, committee_of, errors_of, generations, unseen
+from beadwork.loop.loop import NEW_TO_BASELINE, Generation, Loop, committee_of, errors_of, generations, unseen
 from beadwork.report import page
 from beadwork.train.dataset import DATASET, Dataset
 from beadwork.train.validate import PAGE as VALIDATION
@@ -33,10 +33,10 @@ def write_page(loop: Loop) -> Path:
     end = done[-1].stages.get("end", {}).get("reason", "it goes on: give the command again")
     sections = [
         _table(loop, done, errors),
-        f"<p>Flagged: share of the steps at which the largest force spread of some bead reached {loop.low:g} eV/Å, or "
-        f"an atom's novelty for Δ reached {loop.new:g}. Errors: root mean square over {len(testing)} frames that no "
-        "committee here has learned from, with standard errors; before the first training they include what the old "
-        "committee's reference energies are off by.</p>",
+        f"<p>Flagged: fraction of the steps at which the largest force spread of some bead reached {loop.low:g} eV/Å, "
+        f"or an atom's novelty for Δ reached {loop.new:g}. Errors: root mean square over {len(testing)} frames on "
+        "which no committee here was trained, with standard errors; before the first training they include the offset "
+        "of the old committee's reference energies.</p>",
         _picture(done, errors),
         "<h2>The simulations</h2>",
         _runs(done),
@@ -114,7 +114,7 @@ def _novelty(done: Sequence[Generation]) -> str:
                 cells.append(f"{about['largest']:.2f}, {about['new']} steps above 1" if about else "unknown")
         rows.append((generation.folder.name, *cells))
     header = [f"{escape(name)}, for {part}" for name in names for part in parts.values()]
-    return _rows(("generation", *header), rows) + (f"<p>{BASELINE_NEW}.</p>" if wanted else "")
+    return _rows(("generation", *header), rows) + (f"<p>{NEW_TO_BASELINE}.</p>" if wanted else "")
 
 
 def _origin(done: Sequence[Generation]) -> str:

@@ -19,13 +19,13 @@
 One folder a generation, gen-000, gen-001, …, with its simulations, its committee and what was found out about it.
 generation.json there says which stages are done, with their results and hashes; a stage that is not in it is done, or
 gone on with, when the command is given again. All frames are in one queue, queue.db, so that none is labelled twice.
-`current` names the newest committee: any server that was started with `--delta FOLDER/current` takes it up as it runs.
+`current` names the newest committee: any server that was started with `--delta FOLDER/current` activates it as it runs.
 
-It ends when neither the flagged rate nor the error on frames held out falls any more, when no frame is asked for, or
-after the generations that were allowed; one more simulation then tells what the last committee is worth. The flagged
-rate is the share of the steps at which the largest force spread of some bead reaches the low mark of `keep-force`, or
-an atom's novelty for Δ that of `keep-novelty`. What is new to the baseline is told, and neither counted nor asked for:
-labels for Δ do not change what the baseline knows.
+The loop ends when neither the flagged rate nor the error on held-out frames falls any more, when no frame is selected,
+or after the allowed number of generations; one more simulation then measures the last committee. The flagged rate is
+the fraction of the steps at which the largest force spread of some bead reaches the lower threshold of `keep-force`, or
+an atom's novelty for Δ that of `keep-novelty`. Atoms that are new to the baseline are reported, but neither counted nor
+selected: labels for Δ do not change the baseline.
 """
 
 from __future__ import annotations
@@ -71,29 +71,29 @@ from beadwork.train.settings import TrainSettings
 from beadwork.train.validate import PAGE as VALIDATION
 from beadwork.train.validate import validate, write_page
 
-STARTS = ("again", "continue", "live")
-#: steps of a simulation that is ended when the loop ends
-ENDLESS = 10**9
+START_MODES = ("again", "continue", "live")
+#: steps of a live simulation, which the loop ends itself
+ENDLESS_STEPS = 10**9
 RECORD = "generation.json"
 CURRENT = "current"
 #: options of `beadwork run` that the loop sets itself
-OWN = ("simulation", "baseline", "delta", "queue", "out", "metrics", "keep_novelty_of")
-#: whose novelty is asked for: labels for Δ cannot mend the baseline's
-WHOSE = "delta"
-#: what is said where something is new to the baseline
-BASELINE_NEW = (
-    "What is new to the baseline wants labels of the baseline's own level and a new baseline; labels for Δ do not mend "
-    "it, and it is not counted as flagged"
+LOOP_OPTIONS = ("simulation", "baseline", "delta", "queue", "out", "metrics", "keep_novelty_of")
+#: the part whose novelty selects frames: labels for Δ do not change the baseline's
+NOVELTY_OF = "delta"
+#: the message where atoms are new to the baseline
+NEW_TO_BASELINE = (
+    "Atoms that are new to the baseline need labels of the baseline's own level and a new baseline; labels for Δ do "
+    "not help, and they are not counted as flagged"
 )
 
 PART = Rule(lambda part: 0 <= part < 1, "it must be a part of 1: at least 0, and less than 1")
 
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A LOOP.toml; paths are absolute. Raises ConfigError for what cannot be run."""
+    """A LOOP.toml; paths are absolute. Raises ConfigError for settings that cannot be run."""
 
     baseline: Path = field(metadata=required("bundle of the baseline model"))
     delta: Path = field(metadata=required("folder of the committee to begin with"))
@@ -109,7 +109,7 @@ class Loop:
         "again",
         "`again`: each generation from the inputs; `continue`: from where the last one ended; `live`: one simulation "
         "all along, that takes up each new committee as it runs",
-        choices=STARTS,
+        choices=START_MODES,
     )
     run: Mapping[str, Any] = setting({}, "options of `beadwork run`, for all generations alike")
     train: TrainSettings = setting(TrainSettings(), "settings of `beadwork train`", unset="those of train.toml")
@@ -129,26 +129,27 @@ class Loop:
                     "[run] sets 'devices', which start a server each, and a simulation of the loop has one",
                     'take device = "cuda" for a GPU',
                 )
-            if key.replace("-", "_") in OWN:
+            if key.replace("-", "_") in LOOP_OPTIONS:
                 raise ConfigError(f"[run] sets {key!r}, which the loop sets itself", "leave it out")
 
     @property
     def low(self) -> float:
-        """The low mark of the force spread, eV/Å: at or above it a frame is asked for."""
+        """The lower threshold of the force spread, eV/Å, from which frames are selected."""
         return float(self.window[0]) if self.window else float("inf")
 
     @property
     def new(self) -> float:
-        """The mark of Δ's novelty: at or above it a frame is asked for."""
+        """The threshold of Δ's novelty from which frames are selected."""
         return float(self.run.get("keep-novelty", ServeConfig().keep_novelty))
 
     def asks(self, step: Answered) -> bool:
-        """Whether Δ's spread or Δ's novelty asks for labels of this step."""
+        """Whether frames of this step are selected by Δ's spread or Δ's novelty."""
         return step.spread >= self.low or (step.delta is not None and step.delta >= self.new)
 
     @property
     def window(self) -> list[float]:
-        """`keep-force` of all generations, eV/Å: one that followed each committee would not tell what was learned."""
+        """`keep-force` of all generations, eV/Å: with a window that followed each committee, flagged rates of two
+        generations could not be compared."""
         if "keep-force" in self.run:
             return list(self.run["keep-force"])
         first = load_committee(members_of([self.delta]))
@@ -169,9 +170,9 @@ def read_loop(path: Path) -> Loop:
 
 
 class Generation:
-    """The record of one generation: what each stage found, written whole when the stage is done."""
+    """The record of one generation: the result of each stage, written when the stage is done."""
 
-    def __init__(self, folder: Path, tell: Told = lambda text: None) -> None:
+    def __init__(self, folder: Path, tell: Report = lambda text: None) -> None:
         self.folder = folder
         self._tell = tell
         self._file = folder / RECORD
@@ -182,7 +183,7 @@ class Generation:
                 self.stages = {stage: dict(found) for stage, found in told.items()}
 
     def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What this stage found, once it is done; it is done now where it was not."""
+        """The result of this stage, which is done now if it was not before."""
         if stage not in self.stages:
             self._tell(f"{self.folder.name}: {stage}")
             begin = time.monotonic()
@@ -202,11 +203,11 @@ class Generation:
         return reading(self._file, ConfigError, "bring it back from a copy, or move its folder away to begin that anew")
 
 
-def learn(path: Path, tell: Told) -> list[Generation]:
-    """Go on with a loop, or begin it, until it ends; return all its generations.
+def learn(path: Path, tell: Report) -> list[Generation]:
+    """Run a loop, or continue it, until it ends; return all its generations.
 
-    Safe to kill at any instant and to call again. Raises ConfigError where another process is at it or the models of a
-    generation have changed, and whatever a stage raises.
+    Safe to kill at any instant and to call again. Raises ConfigError where another process runs it or the models of a
+    generation have changed, and any error of a stage.
     """
     loop = read_loop(path)
     loop.folder.mkdir(parents=True, exist_ok=True)
@@ -226,12 +227,12 @@ def generations(folder: Path) -> list[Generation]:
 
 
 def committee_of(loop: Loop, number: int) -> Path:
-    """The committee that serves generation `number`: the first is the user's, the others are trained before."""
+    """The committee of generation `number`: the first is the user's, later ones are trained by the one before."""
     return loop.delta if number == 0 else loop.folder / f"gen-{number - 1:03d}" / "committee"
 
 
 def why_stop(loop: Loop, before: Generation, now: Generation) -> str | None:
-    """The reason to stop after a generation's simulations, or None. This is the rule."""
+    """The reason to stop after a generation's simulations, or None."""
     errors = before.stages["validate"]
     rates = before.flagged, now.flagged
     pairs = [("the flagged rate", *rates)]
@@ -249,15 +250,15 @@ def why_stop(loop: Loop, before: Generation, now: Generation) -> str | None:
 class _Learning:
     """One call of `learn`."""
 
-    def __init__(self, loop: Loop, name: str, tell: Told) -> None:
+    def __init__(self, loop: Loop, name: str, tell: Report) -> None:
         self.loop, self.name, self.tell = loop, name, tell
         self.spec = labellers.read_spec(loop.labeller)
         self.queue = Queue(loop.folder / "queue.db", create=True)
-        self.live: dict[str, simulate.Run] = {}
+        self.live: dict[str, simulate.Simulation] = {}
         self.options = {
             **loop.run,
             "keep-force": loop.window,
-            "keep-novelty-of": WHOSE,
+            "keep-novelty-of": NOVELTY_OF,
             "baseline": str(loop.baseline),
             "queue": str((loop.folder / "queue.db").absolute()),
         }
@@ -265,7 +266,7 @@ class _Learning:
     def run(self) -> list[Generation]:
         loop = self.loop
         for xml in loop.simulations.values():
-            read_simulation(xml, directory=xml.parent)  # what is wrong with it is better said now
+            read_simulation(xml, directory=xml.parent)  # a wrong input ends here, not after hours of training
         members = members_of([loop.delta])
         if not (loop.delta / COMMITTEE).exists() or len(members) < 2:
             raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
@@ -314,11 +315,11 @@ class _Learning:
         return [load_card(model) for model in (self.loop.baseline, *members_of([committee]))]
 
     def _hash(self, committee: Path) -> str:
-        """As the server has it."""
+        """The same hash as the server's."""
         return served(self.loop.baseline, committee, self.options.get("weights"))
 
     def _same_models(self, now: Generation, committee: Path) -> None:
-        """Raise ConfigError where a generation was begun with other models: all that it found is about those."""
+        """Raise ConfigError where a generation was begun with other models, to which all its results belong."""
         was, cards = now.stages["begin"], self._cards(committee)
         if (found := self._hash(committee)) != was["hash"]:
             changed = [str(card.path) for card in cards if card.hash not in was["models"].values()]
@@ -349,8 +350,8 @@ class _Learning:
             steps = simulate.answered(folder, serving)
             if not steps:
                 raise SimulationError(
-                    f"no step in {folder} was answered by {serving}, the models that {now.folder.name} began with",
-                    f"remove {folder} and give the command again",
+                    f"no step in {folder} was evaluated by {serving}, the models with which {now.folder.name} began",
+                    f"remove {folder} and run the command again",
                 )
             flagged, kept = sum(map(self.loop.asks, steps)), self._kept(now, folder)
             novelty = {
@@ -372,16 +373,16 @@ class _Learning:
         """Let one simulation run on until it has done its steps with this committee; return its folder."""
         folder = self.loop.folder / "live" / name
         if name in self.live and not simulate.steps_are_told(xml):
-            self.live.pop(name).end()  # it would wait for i-PI's next start, which is this
-        # what ran already goes on with the committee before until the server has loaded and checked this one
+            self.live.pop(name).end()  # it can activate a committee only at i-PI's next start, which follows
+        # a running simulation keeps the old committee until the server has loaded and verified the new one
         before = done[-1].stages["begin"]["hash"][:SHORT_HASH_CHARACTERS] if name in self.live else None
-        simulate.prepare(xml, folder, steps=ENDLESS)
+        simulate.prepare(xml, folder, steps=ENDLESS_STEPS)
         if name not in self.live:
             most = self.loop.run.get("keep-most", ServeConfig().keep_most) * (self.loop.generations + 1)
             options = {**self.options, "delta": [str(self.loop.folder / CURRENT)], "keep-most": most}
             run = simulate.start(folder, options, 0)
             if run is None:
-                raise ConfigError(f"{folder} has come to its end after {ENDLESS} steps", "take another folder")
+                raise ConfigError(f"{folder} has come to its end after {ENDLESS_STEPS} steps", "take another folder")
             self.live[name] = run
         steps = read_simulation(xml, directory=xml.parent).total_steps
         self.live[name].until(serving, steps, before)
@@ -393,29 +394,31 @@ class _Learning:
         return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
 
     def _choose(self) -> dict[str, Any]:
-        """Rows to label, the most wanted first; none that cannot be labelled, or learned with this baseline."""
-        fail_impossible(self.queue, self.spec, self._told, self.loop.baseline)
+        """Rows to label, the highest score first, without those that cannot be labelled or that the baseline does not
+        know."""
+        fail_impossible(self.queue, self.spec, self._report_outcome, self.loop.baseline)
         waiting = len(self.queue.rows(status=WAITING))
         rows, choice = choose(
-            self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=WHOSE
+            self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=NOVELTY_OF
         )
         if choice is None:
             return {"rows": rows, "waiting": waiting}
         self.tell(str(choice))
         return {"rows": rows, "waiting": waiting, "choice": str(choice)}
 
-    def _told(self, told: Any, of: int) -> None:
-        self.tell(f"row {told.id}: {told.status}{f': {told.reason}' if told.reason else ''}")
+    def _report_outcome(self, outcome: Any, of: int) -> None:
+        self.tell(f"row {outcome.id}: {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}")
 
     def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
-        label(self.queue, self.spec, ids=chosen, watch=self._told)
+        label(self.queue, self.spec, ids=chosen, watch=self._report_outcome)
         rows = [self.queue.get(id) for id in chosen]
         labelled = [row.id for row in rows if row.status == LABELLED]
         if not labelled:
             reasons = {row.reason for row in rows if row.status == FAILED}
             raise LabelError(
                 f"no frame of this generation was labelled ({'; '.join(map(str, reasons))})",
-                f"mend {self.loop.labeller}, let them wait again (beadwork label --again), and give the command again",
+                f"correct {self.loop.labeller}, let them wait again (beadwork label --again), and run the command "
+                "again",
             )
         return {"labelled": labelled, "set_aside": [row.id for row in rows if row.status == FAILED]}
 
@@ -423,7 +426,7 @@ class _Learning:
         out = now.folder / "committee"
         previous = committee if (committee / DATASET).exists() else None
         examples: dict[str, Example] = {}
-        if (out / DATASET).exists():  # the training was begun: a label that came since is the next generation's
+        if (out / DATASET).exists():  # training has begun: labels that came later belong to the next generation
             examples.update((e.hash, e) for e in Dataset.read(out).examples)
         else:
             if previous is not None:
@@ -468,7 +471,7 @@ def _summed(novelty: Sequence[float | None]) -> dict[str, float | int] | None:
 
 
 def _format_novelty(novelty: Mapping[str, Mapping[str, float] | None], steps: int) -> str:
-    """Whose novelty a simulation has met, and what the baseline's asks for."""
+    """Format the novelty of a simulation for each part, with what to do about the baseline's."""
     parts = {"delta": "Δ", "baseline": "the baseline"}
     known = [(name, about) for part, name in parts.items() if (about := novelty.get(part)) is not None]
     said = "".join(
@@ -476,7 +479,7 @@ def _format_novelty(novelty: Mapping[str, Mapping[str, float] | None], steps: in
         for name, about in known
     )
     baseline = novelty.get("baseline")
-    return said + (f". {BASELINE_NEW}" if baseline is not None and baseline["new"] else "")
+    return said + (f". {NEW_TO_BASELINE}" if baseline is not None and baseline["new"] else "")
 
 
 def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> dict[str, Any]:
@@ -488,19 +491,19 @@ def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> 
         return {}
     found = residuals(examples, members_of([committee]), references(members_of([reference])[0]))
 
-    def format_calibration(errors: Errors | None) -> list[float] | None:
+    def in_milli(errors: Errors | None) -> list[float] | None:
         return None if errors is None else [1e3 * value for value in errors.rmse]
 
     return {
-        "energy": format_calibration(found.energy),
-        "force": format_calibration(found.forces),
-        "baseline_energy": format_calibration(found.baseline_energy),
-        "baseline_force": format_calibration(found.baseline_forces),
+        "energy": in_milli(found.energy),
+        "force": in_milli(found.forces),
+        "baseline_energy": in_milli(found.baseline_energy),
+        "baseline_force": in_milli(found.baseline_forces),
     }
 
 
 def served(baseline: Path, committee: Path, weights: Sequence[float] | None = None) -> str:
-    """The hash that a server has of a committee on this baseline; with these weights, or those of its card."""
+    """The hash that a server gives a committee on this baseline, with these weights or those of its card."""
     members = members_of([committee])
     known = load_committee(members)
     if weights is None and known is not None:
@@ -509,7 +512,7 @@ def served(baseline: Path, committee: Path, weights: Sequence[float] | None = No
 
 
 def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Example]:
-    """Those that none of these committees has learned from."""
+    """The examples on which none of these committees was trained."""
     learned = [
         frame for committee in committees if (committee / DATASET).exists() for frame in Dataset.read(committee).learned
     ]

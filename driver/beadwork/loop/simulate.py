@@ -1,4 +1,4 @@
-"""One simulation of the loop: `beadwork run` in a folder of its own, which a killed loop finds again and goes on with.
+"""One simulation of the loop: `beadwork run` in a folder of its own, which a killed loop finds again and continues.
 
     FOLDER/input.xml, init.xyz, …   copies of the user's files
     FOLDER/part-0.xml, part-1.xml   where each attempt began: the input, then i-PI's own RESTART or checkpoint
@@ -35,8 +35,8 @@ from beadwork.ipi.steps import pattern
 from beadwork.observe import record
 from beadwork.processes import end_noted, last_line, launch, module, noted
 
-#: seconds that a run gets to end by itself when the loop is interrupted
-FAREWELL = 30.0
+#: seconds that a run gets to end by itself when the loop is interrupted: i-PI writes its RESTART meanwhile
+EXIT_TIMEOUT_SECONDS = 30.0
 #: the number of the process group of i-PI and its server
 GROUP = "group"
 
@@ -81,22 +81,22 @@ def _signed(xml: str, folder: Path, number: int) -> str:
 
 
 def come_to(folder: Path) -> Path | None:
-    """i-PI's RESTART or checkpoint of this simulation that is furthest on; None where there is none that can be read.
+    """The RESTART or checkpoint with the latest step of this simulation; None where there is none that can be read.
 
-    i-PI writes RESTART only when it ends in order; after a kill there are the checkpoints that the input asks for.
+    i-PI writes RESTART only when it ends normally; after a kill there are only the checkpoints that the input requests.
     """
     output = ElementTree.parse(folder / "part-0.xml").getroot().find("output")
     prefix = "i-pi" if output is None else output.get("prefix", "i-pi")
     names = [] if output is None else [c.get("filename", "restart") for c in output.findall("checkpoint")]
     found: list[tuple[int, Path]] = []
     for file in [folder / "RESTART", *(f for name in names for f in folder.glob(f"{prefix}.{name}*"))]:
-        with contextlib.suppress(SimulationError):  # torn, or not there
+        with contextlib.suppress(SimulationError):  # truncated by the kill, or missing
             found.append((read_simulation(file, directory=folder).step, file))
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def finished(folder: Path) -> bool:
-    """Whether i-PI has done all its steps, as its own record says."""
+    """Whether i-PI has done all its steps, according to its RESTART or checkpoint."""
     end = come_to(folder)
     if end is None:
         return False
@@ -106,12 +106,12 @@ def finished(folder: Path) -> bool:
     )
 
 
-def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
-    """Start a simulation from wherever an earlier attempt has come to; None where all its steps are done.
+def start(folder: Path, options: Mapping[str, Any], kept: int) -> Simulation | None:
+    """Start a simulation from the last step of an earlier attempt; None where all its steps are done.
 
     options: of `beadwork run`, with absolute paths. kept: frames that earlier attempts have kept already.
     """
-    end_noted(folder / GROUP, FAREWELL)
+    end_noted(folder / GROUP, EXIT_TIMEOUT_SECONDS)
     if finished(folder):
         return None
     number = len(list(folder.glob("out-*")))
@@ -128,11 +128,11 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Run | None:
     command = noted([*module("beadwork.cli"), "run", f"run-{number}.toml"], GROUP)
     log = folder / f"log-{number}.txt"
     process = launch(command, log, folder, group=True)
-    return Run(folder, process, log, out / record.NAME)
+    return Simulation(folder, process, log, out / record.NAME)
 
 
 @dataclass(frozen=True)
-class Run:
+class Simulation:
     """A simulation that runs. record: the beadwork.out of this attempt."""
 
     folder: Path
@@ -141,7 +141,7 @@ class Run:
     record: Path
 
     def finish(self) -> None:
-        """Wait until all steps are done. Raises SimulationError where the run fails; whatever happens, it is ended."""
+        """Wait until all steps are done. Raises SimulationError where the run fails; the run is ended in any case."""
         try:
             code = self.process.wait()
         finally:
@@ -154,9 +154,9 @@ class Run:
             )
 
     def until(self, committee: str, steps: int, before: str | None = None) -> None:
-        """Wait until this committee has answered so many steps. Raises SimulationError where it never will.
+        """Wait until so many steps were evaluated by this committee. Raises SimulationError where that cannot happen.
 
-        before: the committee that may answer until this one is taken up; None where the run began with this one.
+        before: the committee that may be active until this one is activated; None where the run began with this one.
         """
         while len(answered(self.folder, committee)) < steps:
             if (code := self.process.poll()) is not None:
@@ -165,21 +165,21 @@ class Run:
             found = served.taken_up
             if found and found[-1] != committee and (committee in found or found[-1] != before):
                 raise SimulationError(
-                    f"{found[-1]} answers in {self.folder}, and {committee} was to",
+                    f"{found[-1]} is active in {self.folder} instead of {committee}",
                     "let the file that its --delta names point to that committee again (beadwork models point), and "
-                    "give the command again",
+                    "run the command again",
                 )
             if served.refused:
-                raise SimulationError(f"{self.folder} does not take up the new committee: {served.refused[-1]}")
+                raise SimulationError(f"{self.folder} refused the new committee: {served.refused[-1]}")
             time.sleep(0.5)
 
     def end(self) -> None:
-        """End it in order, if it runs, so that it can be gone on with."""
+        """End it normally, if it runs, so that it can be continued."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(FAREWELL)
-        end_noted(self.folder / GROUP, FAREWELL)
+                self.process.wait(EXIT_TIMEOUT_SECONDS)
+        end_noted(self.folder / GROUP, EXIT_TIMEOUT_SECONDS)
 
     def _failed(self, code: int) -> SimulationError:
         return SimulationError(
@@ -189,10 +189,10 @@ class Run:
 
 
 def steps_are_told(xml: Path) -> bool:
-    """Whether a server of this input can tell where i-PI's steps begin, which is where a committee is taken up."""
+    """Whether a server of this input knows where i-PI's steps begin, the only place to activate a committee."""
     simulation = read_simulation(xml, directory=xml.parent)
-    told = Written(simulation.outputs).tells
-    return told or all(pattern(simulation, socket) for socket in simulation.sockets if simulation.served(socket))
+    known = Written(simulation.outputs).tells
+    return known or all(pattern(simulation, socket) for socket in simulation.sockets if simulation.served(socket))
 
 
 def simulations(folder: Path) -> set[str]:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from ase.data import chemical_symbols
 
-from beadwork.errors import BeadworkError, GuardError
+from beadwork.errors import BeadworkError, ThresholdError
 from beadwork.events import WHOSE
 from beadwork.frame import Frame
 from beadwork.potential.evaluation import Evaluation
@@ -134,9 +134,9 @@ def format_novelty(evaluation: Evaluation, frame: Frame, atom: int) -> str:
     return f"the novelty of atom {atom - first} ({chemical_symbols[frame.numbers[atom - first]]}) is {listed}"
 
 
-def threshold_error(breach: Breach, frame: Frame, when: str, potential: Potential) -> GuardError:
+def threshold_error(breach: Breach, frame: Frame, when: str, potential: Potential) -> ThresholdError:
     """The error with which a run ends when a threshold is exceeded."""
-    return GuardError(
+    return ThresholdError(
         f"{format_breach(breach, frame, when, potential)}. Nothing was sent to i-PI. Look at the last frames for a "
         "wrong start structure, too long a time step, or structures that the models were not trained on",
         f"--mark-{breach.kind} sets the threshold; with --on-mark count the run goes on",

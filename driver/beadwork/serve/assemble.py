@@ -1,4 +1,4 @@
-"""The forcefields of i-PI's input joined with the models that answer them."""
+"""Join the forcefields of i-PI's input with the models that serve them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from beadwork.potential.potential import Potential
 from beadwork.serve.reply import MEMBER_FORCES, extra_keys
 from beadwork.serve.service import ALARM, Service
 
-#: atoms from which a weighted baseline of the whole system is spoken of: more than in the clusters that it is for
+#: from so many atoms on a weighted baseline of the whole system gets a message: more than in the clusters it is meant
+#: for
 LARGE = 30
 
 
 def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], list[str]]:
-    """Load the models, and return what serves each forcefield, with sentences for the log.
+    """Load the models, and return a service for each forcefield, with messages for the log.
 
-    Raises SimulationError, ModelError, GeometryError or ConfigError for what does not go together.
+    Raises SimulationError, ModelError, GeometryError or ConfigError for parts that do not fit each other.
     """
     roles = dict(config.at) or {simulation.socket().name: "sum" if config.baseline else "delta"}
     given = [config.baseline_uncertainty, config.baseline_uncertainty_atom]
@@ -43,8 +44,8 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     if "delta" in roles.values():
         parts["delta"] = whole.without_baseline()
     notes += [
-        f"nobody answers {name!r} here, and i-PI waits for a client there: serve it too (--at {name}=delta, or what it "
-        "is), unless somebody else does"
+        f"{name!r} is not served here, and i-PI waits for a client there: serve it too (--at {name}=ROLE), unless "
+        "another program does"
         for name in simulation.unserved(roles)
     ]
     services = []

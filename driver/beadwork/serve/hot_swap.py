@@ -1,8 +1,8 @@
-"""A running server takes up a new Δ committee: loaded and checked beside it, taken up between two steps, or refused.
-Where nobody can tell where a step begins, it waits for i-PI's next start.
+"""Activate a new Δ committee in a running server: load and verify it in a thread, then activate it between two steps,
+or refuse it. Where the beginning of a step cannot be known, it waits for i-PI's next start.
 
-`--delta` names what is watched (`potential.bundle.members_of`). A pointer file is looked at once a second; everything
-else, the same folder with new files in it too, is looked at when `ask` was called, which SIGHUP does.
+`--delta` names what is watched (`potential.bundle.members_of`). A pointer file is checked once a second; anything else,
+also the same folder with new files in it, when `ask` is called, which SIGHUP does.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.load import check_baseline, load_for
 from beadwork.potential.potential import Potential
 
-#: seconds between two looks at a pointer file
-INTERVAL = 1.0
-#: seconds after which a check is said to hang, and seconds that one gets when the run has ended
-HANGS, FAREWELL = 300.0, 20.0
+#: seconds between two checks of a pointer file
+POLL_SECONDS = 1.0
+#: seconds after which a verification is reported to hang, and seconds that it gets when the run has ended
+HANG_SECONDS, EXIT_TIMEOUT_SECONDS = 300.0, 20.0
 
 
 @dataclass(eq=False)
 class Served:
-    """One forcefield's potential with a committee, and what it last answered.
+    """One forcefield's potential with a committee, and its latest results.
 
-    last: the newest structures, a ring polymer at most, and their Δ energies in eV. next: the checked potential that
-    answers from the next step on, and what the check found. told: that it waits for i-PI's next start.
+    last: the newest structures, a ring polymer at most, and their Δ energies in eV. next: the verified potential to be
+    activated at the next step, and the message of its verification. told: whether its wait for i-PI's next start was
+    reported.
     """
 
     address: str
@@ -50,10 +51,10 @@ class Served:
 
 
 class Swap:
-    """Watches what `--delta` names, checks it in a thread, and has it ready for the next step of each forcefield.
+    """Watches what `--delta` names, verifies it in a thread, and prepares it for the next step of each forcefield.
 
-    The thread touches no model that is being served: the jump of the energy is that of Δ, whose old values are known.
-    Nothing that goes wrong with a new committee ends the run: the old committee goes on, and an event says why.
+    The thread uses no model that is being served: the jump of the energy is that of Δ, whose old values are known. No
+    error of a new committee ends the run: the old committee stays active, and an event gives the reason.
     """
 
     def __init__(self, config: ServeConfig, watch: Callable[[Event], None]) -> None:
@@ -81,9 +82,9 @@ class Swap:
         self._asked = True
 
     def look(self) -> None:
-        """Start a check where there is cause, and hear what came of the last one. Returns at once."""
+        """Start a verification where something has changed, and process the result of the last one. Returns at once."""
         now = time.monotonic()
-        if self._checking is None and now - self._looked >= INTERVAL:
+        if self._checking is None and now - self._looked >= POLL_SECONDS:
             self._looked = now
             stamp = self._stamp()
             self._asked |= stamp is not None and stamp != self._seen
@@ -92,14 +93,14 @@ class Swap:
             self._asked = False
             last = [list(served.last) for served in self._served]
             self._checking, self._since, self._told = Future(), now, False
-            # no thread of a pool, which Python would wait for at its end: what a check reads may never come
+            # a daemon, no pool, for whose threads Python would wait at its end: a network disk may never respond
             threading.Thread(
                 target=_fill, args=(self._checking, self._check, last), name="beadwork-swap", daemon=True
             ).start()
         elif self._checking is not None and self._checking.done():
             done, self._checking = self._checking, None
             self._hear(done)
-        elif self._checking is not None and not self._told and now - self._since >= HANGS:
+        elif self._checking is not None and not self._told and now - self._since >= HANG_SECONDS:
             self._told = True
             self._watch(
                 Note(
@@ -118,10 +119,10 @@ class Swap:
     def take(
         self, address: str, potential: Potential, moment: Moment, evaluation: int, begins: bool | None
     ) -> Potential:
-        """The potential that is to answer at an address now.
+        """The potential that is active at an address now.
 
-        begins: whether a step begins with this evaluation, which is the only time to change; None where that cannot be
-        told.
+        begins: whether a step begins with this evaluation, which is the only time to change; None where that is not
+        known.
         """
         for served in self._served:
             if served.address != address or served.next is None:
@@ -147,12 +148,12 @@ class Swap:
         return potential
 
     def close(self) -> None:
-        """Wait for a check that is under way, but not for ever, and forget it."""
+        """Wait for a running verification, but not for ever, and discard it."""
         if self._checking is not None:
-            wait([self._checking], FAREWELL)
+            wait([self._checking], EXIT_TIMEOUT_SECONDS)
 
     def _stamp(self) -> tuple[int, int, int] | None:
-        """What changes when the pointer is replaced or written to; None where there is no pointer at this instant."""
+        """Inode, time and size of the pointer, which change with it; None where there is no pointer at this instant."""
         try:
             about = self._pointer.stat() if self._pointer else None
         except OSError:
@@ -170,9 +171,9 @@ class Swap:
             served.next, served.told = new, False
 
     def _check(self, last: list[list[tuple[Frame, float]]]) -> list[tuple[Potential, str] | None]:
-        """Load the committee and check it; one potential for each forcefield, None where it is the one that serves.
+        """Load the committee and verify it; one potential for each forcefield, None where it is the active one.
 
-        Raises ModelError, GeometryError or NonFiniteError with the reason not to take it up.
+        Raises ModelError, GeometryError or NonFiniteError with the reason to refuse it.
         """
         begin = time.perf_counter()
         config = self._config
@@ -204,7 +205,7 @@ class Swap:
                 )
             energies = _energies(whole, frames, config)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
-        engines = _admitted(fresh)
+        engines = _verified_engines(fresh)
         checked = f"checked in {time.perf_counter() - begin:.1f} s"
         return [
             None
@@ -222,15 +223,15 @@ def _fill(
     check: Callable[[list[list[tuple[Frame, float]]]], list[tuple[Potential, str] | None]],
     last: list[list[tuple[Frame, float]]],
 ) -> None:
-    """Give the future what comes of the check."""
+    """Store the result of the verification in the future."""
     try:
         future.set_result(check(last))
-    except BaseException as error:  # noqa: BLE001 - `Swap.look` says it, whatever it is
+    except BaseException as error:  # noqa: BLE001 - `Swap.look` reports it
         future.set_exception(error)
 
 
 def _scaled(old: Potential, new: Potential) -> list[str]:
-    """What else changes the spread, and with it the band, the marks and the weighted baseline."""
+    """Other changes of the spread, which act on the selection window, the thresholds and the weighted baseline."""
     changes = []
     for what, was, now in (
         ("alpha", old.alpha, new.alpha),
@@ -252,15 +253,15 @@ def _scaled(old: Potential, new: Potential) -> list[str]:
 
 
 def _same(old: Potential, new: Potential) -> bool:
-    """Whether it is the same models, calibrated alike, that know the same of what they were trained on."""
+    """Whether these are the same models, with the same calibration and the same training sets."""
     return (
-        [_told(card) for card in old.member_cards] == [_told(card) for card in new.cards]
+        [_model_key(card) for card in old.member_cards] == [_model_key(card) for card in new.cards]
         and (old.alpha, old.energy_alpha, old.usual) == (new.alpha, new.energy_alpha, new.usual)
         and np.array_equal(old.weights, new.weights)
     )
 
 
-def _told(card: Card) -> tuple[str, str | None]:
+def _model_key(card: Card) -> tuple[str, str | None]:
     return card.hash, card.sha256.get(NOVELTY)
 
 
@@ -291,8 +292,8 @@ def _jump(new: FloatArray, old: FloatArray) -> str:
     )
 
 
-def _admitted(potential: Potential) -> str:
-    """Which engines will answer. Raises ModelError where a bundle's two models do not agree with each other."""
+def _verified_engines(potential: Potential) -> str:
+    """Format the selected backends. Raises ModelError where a bundle's two models do not agree with each other."""
     natively = 0
     for engine, card in zip(potential.models, potential.cards, strict=True):
         if isinstance(engine, AutoEngine):

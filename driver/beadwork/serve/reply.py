@@ -1,4 +1,4 @@
-"""An evaluation as i-PI gets it: units, order, and the extras."""
+"""Convert an evaluation to i-PI's replies: units, order, and the extras."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from beadwork.units import FORCE, HARTREE
 MEMBER_FORCES = ("committee_force", "committee_virial")
 
 
-#: the extras that tell of novelty, where a committee answers
+#: the keys of novelty in the extras of a committee
 NOVELTY = ("novelty_max", "novelty_atom")
 
 
 def packed(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential: Potential) -> list[ForceReady]:
-    """Cut one evaluation into the connections' answers, copies included; atomic units."""
+    """Divide one evaluation into the replies of the connections, padding included; atomic units."""
     atoms = len(evaluation.forces) // len(evaluation.energies)
     energies = evaluation.energies / HARTREE
     forces = evaluation.forces.reshape(-1, atoms, 3) / FORCE
@@ -44,12 +44,12 @@ def by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]:
 
 
 def _parts(potential: Potential) -> list[str]:
-    """The parts that this potential has: with two forcefields each tells of its own, and i-PI puts them together."""
+    """The parts of this potential: of two forcefields each sends its own keys, and i-PI merges the extras."""
     return [part for part, has in zip(WHOSE, (potential.baseline, potential.members), strict=True) if has]
 
 
 def _novelty_keys(potential: Potential) -> tuple[str, ...]:
-    """The keys of novelty: of the parts that there are, and of the whole where a committee answers."""
+    """The keys of novelty: of the parts, and of the whole for a committee."""
     if len(potential.members) < 2 and not potential.knows_novelty:
         return ()
     whole = NOVELTY if len(potential.members) > 1 else ()
@@ -57,7 +57,8 @@ def _novelty_keys(potential: Potential) -> tuple[str, ...]:
 
 
 def _novelty_columns(evaluation: Evaluation, potential: Potential) -> dict[str, list[Any]]:
-    """By the same keys, a value for each structure."""
+    """For the same keys, a value for each structure; null where it is not known, since i-PI needs the same keys
+    always."""
     novelty = evaluation.novelty
     keys = _novelty_keys(potential)
     nothing = [None] * len(evaluation.energies)
@@ -100,7 +101,7 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
     energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
     applied by beadwork to energy_spread and all of committee_*, so i-PI's must stay 1; alpha: to force_spread_max,
     which is null between two evaluations of all heads' forces (`--force-spread-every`).
-    committee: the models that answered, as `swap.short` names them. committee_force and committee_virial (atomic units,
+    committee: the models, as `Potential.short_identity`. committee_force and committee_virial (atomic units,
     the derivatives of committee_pot) only when they were asked for. novelty_max: the largest of any atom, which is
     novelty_atom, and the largest for each part alone; null where a part does not know.
     """

@@ -1,7 +1,7 @@
-"""The hall where the two wings meet: structures from i-PI in, one evaluation, answers out.
+"""The server: receive structures from i-PI, evaluate them once, send the results.
 
-The reply always leaves first; whatever else there is to do is done while i-PI integrates (one that sends bead by bead
-waits for it: it counts a bead as done only when we say READY again).
+The reply is always sent first; all other work is done while i-PI integrates (an i-PI that sends bead by bead waits for
+it, since it counts a bead as done only when we report READY again).
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from beadwork.serve.reply import by_element, most_by_element, packed
 from beadwork.serve.service import Service
 from beadwork.units import BOHR
 
-#: how long a silent wait lasts before the server looks whether it was told to stop, seconds
-PULSE = 0.5
-#: seconds without a connection that still count as silence; the others are the patience's
-AWAY = 1.0
-#: Å; half of the atoms are no further from where they were after some picoseconds, in the same simulation
-ASTRAY = 3.0
-#: what has to be said of every file EXIT
-REMOVE = "remove that file before you start i-PI again, which would end after its first step"
+#: seconds of waiting after which the server checks whether it must stop
+STOP_CHECK_SECONDS = 0.5
+#: seconds without a connection that still count as silence; longer gaps are handled by patience
+AWAY_SECONDS = 1.0
+#: Å; in the same simulation half of the atoms have moved less than this after some picoseconds
+ANOTHER_SYSTEM_DISTANCE = 3.0
+#: advice about a file EXIT
+REMOVE_EXIT_FILE = "remove that file before you start i-PI again, which would end after its first step"
 
 
-#: called after every answer with the service's address, the moment, the frames and what was said of them
-Harvest = Callable[[str, Moment, Sequence[Frame], Evaluation], None]
+#: called after every reply with the address, the moment, the frames and their evaluation
+Harvester = Callable[[str, Moment, Sequence[Frame], Evaluation], None]
 
 
 class Server:
-    """Answers i-PI until it says EXIT.
+    """Serves i-PI until it sends EXIT.
 
-    silence: seconds that an i-PI may keep its connections and say nothing, 0 for ever.
-    harvest and watch run after the reply has left. marks: what no answer may pass, None for no guard.
-    directory: i-PI's, where it is known; else it is asked for over a unix socket when i-PI has to be stopped.
-    swap: has the committee that answers from the next step on. written: what i-PI writes, which says its step.
+    silence: seconds that an i-PI may keep its connections without a request, 0 for ever.
+    harvest and watch run after the reply was sent. marks: safety thresholds, None for none. directory: i-PI's, where it
+    is known; else it is found over the unix socket when i-PI has to be stopped. swap: has the committee that becomes
+    active at the next step. written: i-PI's outputs, which contain its step.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Server:
         *,
         patience: float = 60.0,
         silence: float = 0.0,
-        harvest: Harvest | None = None,
+        harvest: Harvester | None = None,
         watch: Callable[[Event], None] = lambda event: None,
         stopped: Callable[[], bool] = lambda: False,
         marks: Thresholds | None = None,
@@ -79,9 +79,9 @@ class Server:
         self._watch = watch
         self._stopped = stopped
         self._marks = marks
-        self._noted: set[str] = set()  # kinds of marks of which the first has been told
-        self._new: set[tuple[str, int]] = set()  # parts and elements to them of which a new atom has been told
-        #: the frames that could not be answered for
+        self._noted: set[str] = set()  # kinds of thresholds whose first breach was reported
+        self._new: set[tuple[str, int]] = set()  # (part, element) pairs of which a new atom was reported
+        #: the frames whose evaluation failed
         self.refused: LastFrames | None = None
         self._answered: dict[str, list[LastFrames]] = {}
         self._directory = directory
@@ -90,18 +90,18 @@ class Server:
         self._written_here: Written | None = None  # once an i-PI of this machine is met
         self._evaluations = 0
         self._idle_since = time.perf_counter()
-        self._aside = 0.0  # what the last answer took after its reply had left
+        self._aside = 0.0  # seconds of work after the last reply
         self._silence = silence
-        self._silent = 0.0  # seconds for which i-PI was there and asked for nothing
-        self._listened = self._there = time.monotonic()  # when that was last looked at, and when i-PI was last there
+        self._silent = 0.0  # seconds for which i-PI was connected without a request
+        self._listened = self._there = time.monotonic()  # time of the last check, and when i-PI was last connected
 
     def run(self) -> None:
         """Serve until every i-PI has said EXIT, or `stopped()`.
 
-        On any BeadworkError (a NaN from a model, a mark passed, a peer that speaks nonsense, a full disk) i-PI is
-        stopped with an EXIT file where its directory is known, every connection is closed, and the error is raised.
-        Where it is our device that has failed, and other servers share i-PI's beads, it is left to them; one that was
-        only silent, and is not ours, may be busy with others and is left alone.
+        On any BeadworkError (a NaN from a model, an exceeded threshold, a peer that breaks the protocol, a full disk)
+        i-PI is stopped with an EXIT file where its directory is known, every connection is closed, and the error is
+        raised. i-PI is not stopped where our device has failed and other servers share its beads, or where it was only
+        silent and was not started by us: it may be busy with other forcefields.
         """
         try:
             while not self.transport.finished and not self._stopped():
@@ -131,17 +131,17 @@ class Server:
     def _timeout(self) -> float:
         now = time.monotonic()
         waits = [wait for service in self.services if (wait := service.gather.wait(now)) is not None]
-        return min([PULSE, *waits])
+        return min([STOP_CHECK_SECONDS, *waits])
 
     def _listen(self, events: list[tuple[Peer, Incoming]]) -> None:
-        """An i-PI that is there and asks for nothing is busy elsewhere, or hangs, whatever else it says meanwhile."""
+        """Measure how long i-PI has been connected without a request: it is busy elsewhere, or hangs."""
         now = time.monotonic()
         before, self._listened = self._listened, now
         if any(peer.met for peer, _ in events) or any(line.met for line in self.transport.lines):
             self._there = now
         if any(isinstance(event, PosData) for _, event in events):
             self._silent = 0.0
-        elif now - self._there < AWAY:  # connections that come and go ask for nothing either
+        elif now - self._there < AWAY_SECONDS:  # connections that come and go without a request count as silence too
             self._silent += now - before
         if self._silence and self._silent >= self._silence:
             raise ConnectionLost(
@@ -161,7 +161,7 @@ class Server:
             elif isinstance(event, (Exit, HangUp)):
                 service.gather.leave(peer)
                 service.waiting.pop(peer, None)
-                if isinstance(event, HangUp) and peer.met:  # else there was no connection yet: i-PI ends, or is busy
+                if isinstance(event, HangUp) and peer.met:  # without a handshake there was no connection to lose
                     line = service.line
                     service.left = not line.peers
                     self._watch(Lost(str(line.address), line.why, len(line.peers)))
@@ -240,7 +240,7 @@ class Server:
         passed: Sequence[Breach],
         seconds: dict[str, float],
     ) -> None:
-        """What the reply did not wait for."""
+        """The work after the reply: prefetching, thresholds that are only counted, harvest, events."""
         service.potential.prefetch()
         for note in evaluation.notes:
             self._watch(Note(note))
@@ -250,8 +250,8 @@ class Server:
             self._watch(ThresholdPassed(breach.kind, moment.exact, frame.bead, breach.value))
             if breach.kind not in self._noted:
                 self._noted.add(breach.kind)
-                said = format_breach(breach, frame, self._when(moment), service.potential)
-                self._watch(Note(f"{said}; more of this is only counted"))
+                message = format_breach(breach, frame, self._when(moment), service.potential)
+                self._watch(Note(f"{message}; more of these are only counted"))
         if self._harvest is not None:
             self._harvest(str(service.line.address), moment, frames, evaluation)
         if self._swap is not None:
@@ -282,7 +282,7 @@ class Server:
     def _meet(
         self, service: Service, peer: Peer, names: Sequence[bytes], positions: FloatArray, lattices: FloatArray
     ) -> None:
-        """An i-PI that was not there has asked: the first one, the same again, or another."""
+        """The first request after i-PI was not connected: it is the first one, the same again, or another one."""
         process, before = peer.process(), service.process
         met = str(service.line.address) in self._answered
         service.process = process
@@ -298,13 +298,13 @@ class Server:
             self._written_here = self._written
 
     def _when(self, moment: Moment) -> str:
-        """The step as a person reads it, or the evaluation where it is not known."""
+        """The step for messages, or the evaluation where the step is not known."""
         return f"evaluation {self._evaluations}" if moment.exact is None else f"step {moment.exact}"
 
     def _report_novelty(
         self, service: Service, when: str, frames: list[Frame], evaluation: Evaluation, novelty: Novelty
     ) -> None:
-        """Tell of the first atom of an element that is new to a part: the newest of this evaluation."""
+        """Report the first atom of an element that is new to a part: the newest atom of this evaluation."""
         numbers = np.tile(service.numbers, len(frames))
         for z in np.unique(numbers[novelty.atoms > NOVELTY_EDGE]).tolist():
             new = {
@@ -326,7 +326,7 @@ class Server:
                 )
 
     def _compare(self, service: Service, positions: FloatArray, lattices: FloatArray) -> None:
-        """An i-PI that comes back should bring the atoms that it left with, or those of a RESTART before."""
+        """Compare the structures of an i-PI that connects again with the last ones: it may be another simulation."""
         address = str(service.line.address)
         known = [frame.positions for last in self._answered.get(address, []) for frame in last.frames]
         if not known or not service.ring_polymer:
@@ -334,7 +334,7 @@ class Server:
         apart = np.array(known) - positions[0]
         if service.periodic and np.linalg.det(lattices[0]):
             apart = apart - np.round(apart @ np.linalg.inv(lattices[0])) @ lattices[0]
-        if (least := float(np.median(np.linalg.norm(apart, axis=2), axis=1).min())) > ASTRAY:
+        if (least := float(np.median(np.linalg.norm(apart, axis=2), axis=1).min())) > ANOTHER_SYSTEM_DISTANCE:
             self._watch(
                 Note(
                     f"i-PI at {address} has come back with half of its atoms {least:.1f} Å or more from where they "
@@ -344,7 +344,7 @@ class Server:
             )
 
     def _remember(self, last: LastFrames) -> None:
-        """Keep what was answered of this step and of the one before: references, no copies."""
+        """Keep the frames and results of this step and of the one before: references, no copies."""
         answered = self._answered.setdefault(last.address, [])
         if last.step is None:
             answered[:] = [*answered[-1:], last]
@@ -352,7 +352,7 @@ class Server:
             answered[:] = [one for one in answered if one.step is not None and one.step >= last.step - 1] + [last]
 
     def last(self) -> list[LastFrames]:
-        """The frames that could not be answered for; where all could, those answered last: a ring polymer at least."""
+        """The frames whose evaluation failed; else those evaluated last, at least a ring polymer."""
         if self.refused is not None:
             return [self.refused]
         found: list[LastFrames] = []
@@ -364,9 +364,9 @@ class Server:
         return found
 
     def _stop_ipi(self) -> None:
-        """A file EXIT stops i-PI, but only once nothing is in flight: so it is followed by closing every connection.
+        """Stop i-PI with a file EXIT. i-PI reads it only when no request is in flight: then all connections are closed.
 
-        i-PI leaves the file where it is, and would end by it again: `Session` removes it for an i-PI of its own.
+        i-PI does not remove the file, and would end again at its next start: `Session` removes it for its own i-PI.
         """
         peers = [peer for line in self.transport.lines for peer in line.peers]
         found = [self._directory, *(peer.directory() for peer in peers)]
@@ -378,15 +378,18 @@ class Server:
                 self._watch(Note(f"i-PI cannot be stopped by a file EXIT in {directory} ({error}): end it by hand"))
                 continue
             if self._directory is None:
-                self._watch(Note(f"i-PI is stopped by the file {directory / 'EXIT'}: {REMOVE}"))
+                self._watch(Note(f"i-PI is stopped by the file {directory / 'EXIT'}: {REMOVE_EXIT_FILE}"))
         if peers and not directories:
             self._watch(
-                Note(f"i-PI's directory is not known from here: stop it with a file named EXIT where it runs; {REMOVE}")
+                Note(
+                    "i-PI's directory is not known from here: stop it with a file named EXIT where it runs; "
+                    f"{REMOVE_EXIT_FILE}"
+                )
             )
 
 
 def _named(service: Service, positions: FloatArray, frames: list[Frame], *, in_order: bool) -> list[Frame]:
-    """The same frames, with their beads where they are known. in_order: one connection has sent them all."""
+    """The same frames with their beads, where known. in_order: one connection has sent them all."""
     if service.beads is None:
         return frames
     beads = service.beads.identify(positions, in_order=in_order)

@@ -1,4 +1,4 @@
-"""One forcefield of i-PI's and what answers it."""
+"""One forcefield of i-PI with the potential and the state that serve it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ALARM = 2.0
 
 @dataclass(eq=False)
 class Service:
-    """One forcefield of the simulation and the potential that answers it.
+    """One forcefield of the simulation and the potential that serves it.
 
-    numbers: (N,) atomic numbers of the atoms that travel. ring: structures that are asked for at once, None where that
-    differs. ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct ones of them at the
-    file's start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many
-    share them. One of several gets now this part and now that, as the others come and go, so it cannot tell which bead
-    is which, nor wait for a whole ring. pattern: what every step asks for, where it is known. one_result: see
-    `ipi.steps`. force_spread_every: evaluations from one that asks all heads of a trunk for their forces to the next.
+    numbers: (N,) atomic numbers of the atoms that i-PI sends. ring: structures requested at once, None where that
+    varies. ring_polymer: they are the beads of one, in order. start: (K, N, 3) Å, the distinct structures of the file's
+    start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many share
+    the beads. One of several gets changing parts of a ring, so it can neither identify beads nor wait for a whole ring.
+    pattern: the requests of every step, where known. one_result: see `ipi.steps`. force_spread_every: evaluations
+    between two that compute the forces of all heads of a trunk.
     """
 
     line: Line

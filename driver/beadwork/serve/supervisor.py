@@ -33,15 +33,15 @@ from beadwork.processes import as_shell, launch, module
 from beadwork.signals import handled
 
 #: seconds before a server that died is started again, the first time, the second time, …; then never
-PAUSES = (1.0, 10.0, 60.0)
+RESTART_PAUSES_SECONDS = (1.0, 10.0, 60.0)
 #: seconds after which a server that has served so long has earned all of them anew
-LONG = 3600.0
+LONG_RUN_SECONDS = 3600.0
 #: the configuration of one server, in its folder
-TOLD = "serve.toml"
+OPTIONS_FILE = "serve.toml"
 #: seconds between two looks at the servers
-PULSE = 0.1
+POLL_SECONDS = 0.1
 #: exit codes of a device that has failed; of no use at the start, where they say that a model is missing or too large
-FAILED = (ModelError.exit_code, ResourceError.exit_code)
+DEVICE_ERRORS = (ModelError.exit_code, ResourceError.exit_code)
 
 
 def plan(config: ServeConfig, cores: int) -> list[ServeConfig]:
@@ -124,7 +124,7 @@ class Child:
             (self.folder / status.NAME).unlink(missing_ok=True)
             # paths in serve.toml count from its own folder, which is where the outputs go
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
-            told = self.folder / TOLD
+            told = self.folder / OPTIONS_FILE
             told.unlink(missing_ok=True)
             told.touch(0o600)  # a queue's address may hold a password
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
@@ -208,10 +208,10 @@ class Devices:
         with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
             try:
                 if self._ipi:
-                    self._ipi.start(self._out, self._say)
+                    self._ipi.start(self._out, self._print_line)
                 while any(child.process or child.again_at is not None for child in self._children):
                     self._look()
-                    time.sleep(PULSE)
+                    time.sleep(POLL_SECONDS)
             finally:
                 self._send(signal.SIGTERM)  # where this process fails, the servers end as they always do
                 for child in self._children:
@@ -220,7 +220,9 @@ class Devices:
                 if self._ipi:
                     left = self._ipi.end(lambda: bool(self._signal) or not self._finished())
                     if left and not self._signal:
-                        self._say(f"i-PI ended with exit code {left}; what it said is in {self._out / 'i-pi.log'}")
+                        self._print_line(
+                            f"i-PI ended with exit code {left}; what it said is in {self._out / 'i-pi.log'}"
+                        )
         return left
 
     def _tidy(self) -> None:
@@ -269,22 +271,22 @@ class Devices:
         said = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         child.verdict = as_shell(code)
         if self._finished():
-            self._say(f"{child.name} {said}, after i-PI had ended")
+            self._print_line(f"{child.name} {said}, after i-PI had ended")
             return
         # what a model says of a structure it will say again; a device may be better the next time
-        mends = code < 0 or code == 1 or (code in FAILED and _answered(child.folder) > 0)
-        if time.monotonic() - child.began > LONG:
+        mends = code < 0 or code == 1 or (code in DEVICE_ERRORS and _answered(child.folder) > 0)
+        if time.monotonic() - child.began > LONG_RUN_SECONDS:
             child.failures = 0
         others = sum(other.process is not None for other in self._children)
         goes_on = f"i-PI sends its beads to the {others} left" if others else "no other server is there"
-        if mends and child.failures < len(PAUSES):
-            pause = PAUSES[child.failures]
+        if mends and child.failures < len(RESTART_PAUSES_SECONDS):
+            pause = RESTART_PAUSES_SECONDS[child.failures]
             child.failures += 1
             child.verdict = 0
             child.again_at = time.monotonic() + pause
-            self._say(f"{child.name} {said}; {goes_on}; it is started again in {pause:g} s")
+            self._print_line(f"{child.name} {said}; {goes_on}; it is started again in {pause:g} s")
         else:
-            self._say(f"{child.name} {said}, and is not started again; {goes_on}")
+            self._print_line(f"{child.name} {said}, and is not started again; {goes_on}")
 
     def _sum_up(self, code: int) -> None:
         path = self._out / "summary.json"
@@ -306,7 +308,7 @@ class Devices:
         shares = ", ".join(
             f"{one['structures_evaluated']} by {child.name}" for one, child in zip(devices, self._children, strict=True)
         )
-        self._say(f"{total} structures evaluated, {shares}; all of this is in {path}")
+        self._print_line(f"{total} structures evaluated, {shares}; all of this is in {path}")
 
     def _send(self, number: int) -> None:
         for child in self._children:
@@ -321,14 +323,14 @@ class Devices:
         self._send(number)
 
     @staticmethod
-    def _say(text: str) -> None:
+    def _print_line(text: str) -> None:
         with writing(Path("the log")), ignore_closed_terminal():
             print(f"beadwork: {text}", file=sys.stderr, flush=True)
 
 
 def _servers(out: Path) -> list[Path]:
     """The folders of servers, without those put aside."""
-    named = [told.parent for told in sorted(out.glob(f"dev-*/{TOLD}"))]
+    named = [told.parent for told in sorted(out.glob(f"dev-*/{OPTIONS_FILE}"))]
     return [folder for folder in named if folder.name.removeprefix("dev-").isdigit()]
 
 
