@@ -1,0 +1,169 @@
+"""Coupled-cluster labels of H5O2+, step by step; each can be interrupted and given again.
+
+    python models/zundel-cc/make.py geometries build/zundel-cc      # 800, in an order that has no order
+    beadwork queue add build/zundel-cc/queue.db build/zundel-cc/geometries.xyz --not-periodic
+    nice -n 19 beadwork label build/zundel-cc/queue.db --with models/zundel-cc/labeller.toml
+    beadwork queue export build/zundel-cc/queue.db build/zundel-cc/labelled.extxyz --status labelled
+    python models/zundel-cc/make.py keep build/zundel-cc/labelled.extxyz      # in labels/, 50 a file
+
+The geometries: beads of path-integral MD (16 beads) and frames of classical MD, both at 300 K with the models of
+models/water-highlevel, and such beads whose waters were moved along the line between their oxygens to distances of 2.2
+to 2.9 Å, with the proton anywhere between them, also far off the middle.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+
+HERE = Path(__file__).parent
+MODELS = HERE.parent / "water-highlevel"
+BOX = 40.0  # Å, so large that no image matters
+#: beads, steps of 0.5 fs, steps between two frames, and which beads are taken
+SIMULATIONS = {"classical": (1, 10_000, 40, (0,)), "pimd": (16, 3_000, 20, (0, 5, 11))}
+#: how many of each are kept, and how many are stretched
+COUNTS = {"classical": 200, "pimd": 300, "stretched": 300}
+DISTANCES = (2.2, 2.9)  # Å, between the oxygens
+NEAREST = 0.9  # Å, of the proton to an oxygen
+A_FILE = 50
+INPUT = """<simulation verbosity='low' safe_stride='1000'>
+  <output prefix='simulation'>
+    <properties stride='20' filename='out'> [ step, temperature{{kelvin}}, potential{{electronvolt}} ] </properties>
+    <trajectory stride='{stride}' filename='pos' format='xyz' cell_units='angstrom'> positions{{angstrom}} </trajectory>
+  </output>
+  <total_steps>{steps}</total_steps>
+  <prng><seed>{seed}</seed></prng>
+  <ffsocket name='beadwork' mode='unix'>
+    <address>zundel-cc-{name}</address>
+    <batch_size>{beads}</batch_size>
+    <latency>1e-3</latency>
+  </ffsocket>
+  <system>
+    <initialize nbeads='{beads}'>
+      <file mode='xyz'>start.xyz</file>
+      <velocities mode='thermal' units='kelvin'>300</velocities>
+    </initialize>
+    <forces><force forcefield='beadwork'/></forces>
+    <ensemble><temperature units='kelvin'>300</temperature></ensemble>
+    <motion mode='dynamics'>
+      <dynamics mode='nvt'>
+        <timestep units='femtosecond'>0.5</timestep>
+        <thermostat mode='pile_g'><tau units='femtosecond'>50</tau></thermostat>
+      </dynamics>
+    </motion>
+  </system>
+</simulation>
+"""
+
+
+def geometries(out: Path) -> None:
+    """Simulate, stretch, shuffle, and write geometries.xyz."""
+    rng = np.random.default_rng(20)
+    found: dict[str, list[Atoms]] = {}
+    for seed, name in enumerate(SIMULATIONS):
+        _simulate(out / name, name, seed)
+        bound = [atoms for atoms in _frames(out / name, name) if 2.1 < atoms.get_distance(*_oxygens(atoms)) < 3.2]
+        found[name] = [bound[i] for i in rng.permutation(len(bound))[: COUNTS[name]]]
+        print(f"{name}: {len(found[name])} of {len(bound)} frames of a whole H5O2+")
+    found["stretched"] = [
+        _stretched(found["pimd"][int(rng.integers(len(found["pimd"])))], rng) for _ in range(COUNTS["stretched"])
+    ]
+    every = [atoms for frames in found.values() for atoms in frames]
+    ase.io.write(out / "geometries.xyz", [every[i] for i in rng.permutation(len(every))], format="extxyz")
+
+
+def keep(labelled: Path) -> None:
+    """Write the labels to labels/, fifty a file; a file that is full is never written again."""
+    frames = ase.io.read(labelled, ":")
+    (HERE / "labels").mkdir(exist_ok=True)
+    for first in range(0, len(frames), A_FILE):
+        file = HERE / "labels" / f"{first // A_FILE:02}.extxyz.gz"
+        part = frames[first : first + A_FILE]
+        if file.exists() and len(ase.io.read(file, ":")) == A_FILE:
+            continue
+        text = io.StringIO()
+        ase.io.write(text, [_told(atoms) for atoms in part], format="extxyz")
+        file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    print(f"{len(frames)} labels are in {HERE / 'labels'}")
+
+
+def _simulate(folder: Path, name: str, seed: int) -> None:
+    """Run i-PI with the models of water-highlevel, where that was not done."""
+    if (folder / "done").exists():
+        return
+    beads, steps, stride, _ = SIMULATIONS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    start = next(
+        atoms
+        for atoms in ase.io.iread(MODELS / "labels" / "pbe-start.extxyz")
+        if atoms.info["system"].startswith("H3O+1")
+    )
+    start.positions += BOX / 2 - start.positions.mean(axis=0)
+    lines = [f"{len(start)}", f"# CELL(abcABC): {BOX} {BOX} {BOX} 90 90 90 cell{{angstrom}} positions{{angstrom}}"]
+    lines += [f"{a.symbol} {a.x:.8f} {a.y:.8f} {a.z:.8f}" for a in start]
+    (folder / "start.xyz").write_text("\n".join(lines) + "\n")
+    (folder / "input.xml").write_text(INPUT.format(name=name, beads=beads, steps=steps, stride=stride, seed=100 + seed))
+    deltas = [argument for member in sorted(MODELS.glob("delta-*")) for argument in ("--delta", str(member))]
+    command = [sys.executable, "-m", "beadwork", "run", "input.xml", "--not-periodic", "--threads", "1"]
+    command += ["--baseline", str(MODELS / "baseline"), *deltas, "--dtype", "float32"]
+    with open(folder / "log", "w") as log:
+        subprocess.run(command, cwd=folder, check=True, stdout=log, stderr=subprocess.STDOUT)
+    (folder / "done").touch()
+
+
+def _frames(folder: Path, name: str) -> Iterator[Atoms]:
+    """The frames of the beads that are taken, but for the first tenth of the simulation, in the middle of nowhere."""
+    beads, *_, taken = SIMULATIONS[name]
+    for bead in taken:
+        file = folder / f"simulation.pos_{bead:0{len(str(beads - 1))}}.xyz"
+        trajectory = ase.io.read(file, ":")
+        for atoms in trajectory[len(trajectory) // 10 :]:
+            yield Atoms(atoms.symbols, atoms.positions - atoms.positions.mean(axis=0), info={"origin": name})
+
+
+def _oxygens(atoms: Atoms) -> tuple[int, int]:
+    first, second = np.flatnonzero(atoms.numbers == 8)
+    return int(first), int(second)
+
+
+def _stretched(atoms: Atoms, rng: np.random.Generator) -> Atoms:
+    """Both waters moved along the line of their oxygens, and the proton put somewhere between them."""
+    atoms = atoms.copy()
+    first, second = _oxygens(atoms)
+    hydrogens = np.flatnonzero(atoms.numbers == 1)
+    away = np.linalg.norm(atoms.positions[hydrogens, None] - atoms.positions[[first, second]], axis=2)
+    proton = hydrogens[away.max(axis=1).argmin()]
+    line = atoms.positions[second] - atoms.positions[first]
+    length = np.linalg.norm(line)
+    line /= length
+    middle = (atoms.positions[first] + atoms.positions[second]) / 2
+    across = atoms.positions[proton] - middle
+    across -= across @ line * line
+    distance = rng.uniform(*DISTANCES)
+    mine = dict(zip(hydrogens.tolist(), away.argmin(axis=1).tolist(), strict=True)) | {first: 0, second: 1}
+    for atom, side in mine.items():
+        atoms.positions[atom] += (1 if side else -1) * (distance - length) / 2 * line
+    room = max(distance / 2 - NEAREST, 0.0)
+    atoms.positions[proton] = middle + across + rng.uniform(-room, room) * line
+    atoms.info["origin"] = "stretched"
+    return atoms
+
+
+def _told(atoms: Atoms) -> Atoms:
+    """What a label is: structure, energy, charge, spin and method."""
+    told = Atoms(atoms.symbols, atoms.positions)
+    told.info = {name: atoms.info[name] for name in ("REF_energy", "charge", "spin", "method", "code", "version")}
+    return told
+
+
+if __name__ == "__main__":
+    step, path = sys.argv[1:]
+    {"geometries": geometries, "keep": keep}[step](Path(path))
