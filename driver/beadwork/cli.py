@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -184,13 +185,23 @@ def _serving(commands: Any) -> None:
 
 
 def _training(commands: Any) -> None:
-    text = "learn a Δ committee from labels"
+    text = "learn a Δ committee from labels, or a baseline"
     train = _command(commands, "train", _train, text, "queue.db --baseline models/water --out models/gen-1")
     train.add_argument("labels", help="queue, or an extended XYZ file with REF_energy and REF_forces")
-    train.add_argument("--baseline", type=Path, required=True, metavar="DIR", help="bundle that Δ will be added to")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the committee")
-    train.add_argument("--from", dest="previous", type=Path, metavar="DIR", help="go on from this committee's weights")
+    what = train.add_mutually_exclusive_group(required=True)
+    what.add_argument("--baseline", type=Path, metavar="DIR", help="bundle that Δ will be added to")
+    what.add_argument("--as-baseline", action="store_true", help="learn the labels themselves: one model, a baseline")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the committee, or the bundle")
+    train.add_argument(
+        "--from",
+        dest="previous",
+        type=Path,
+        metavar="DIR",
+        help="go on from this committee's weights; of a baseline a bundle, a MACE's file or mace-torch's name for one",
+    )
     train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/configuration.md)")
+    train.add_argument("--head", help="which head of a file with several to go on from")
+    train.add_argument("--trust-pickle", action="store_true", help="a file can run code: say that this one may")
     _add_keys(train, "of the labels to take; for a file, of frames that do not say")
     text = "errors and spread of a committee on frames that it never saw"
     validate = _command(commands, "validate", _validate, text, "models/gen-1")
@@ -363,14 +374,28 @@ def _train(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
-    from beadwork.train.committee import train_committee
+    from beadwork.train.committee import train_committee, train_model
+    from beadwork.train.foundation import open_foundation
     from beadwork.train.label_file import read_examples
     from beadwork.train.settings import TrainSettings
 
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
-    examples = read_examples(args.labels, args.baseline, args.method, args.energy_key, args.forces_key)
     command = " ".join(("beadwork", *sys.argv[1:]))
-    train_committee(examples, args.baseline, args.out, settings, args.previous, print, command)
+    start = args.previous
+    with tempfile.TemporaryDirectory(prefix="beadwork-foundation-") as folder:
+        foundation = None
+        if args.as_baseline and start is not None and not start.is_dir():
+            foundation = open_foundation(start, Path(folder) / "bundle", args.head, args.trust_pickle)
+            start = None
+        elif args.head or args.trust_pickle:
+            raise ConfigError(
+                "--head and --trust-pickle are of a file that --from names, of a baseline", "leave them out"
+            )
+        examples = read_examples(args.labels, args.baseline, args.method, args.energy_key, args.forces_key)
+        if args.as_baseline:
+            train_model(examples, args.out, settings, None, print, command, start, foundation)
+        else:
+            train_committee(examples, args.baseline, args.out, settings, start, print, command)
     return 0
 
 

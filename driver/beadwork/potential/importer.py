@@ -64,7 +64,7 @@ def import_model(
     folder that is in use, a model that cannot be compiled, or a compiled one that does not reproduce the eager one.
     """
     source, bundle = Path(file), Path(out)
-    kind = _kind(source)
+    kind = kind_of(source)
     if bundle.exists() and (not bundle.is_dir() or any(bundle.iterdir())):
         raise ModelError(f"{bundle} exists and is not an empty folder", "choose another one or remove it")
     if kind == "pickle" and not trust_pickle:
@@ -146,7 +146,7 @@ def mace_imported() -> Iterator[None]:
             os.environ[guard] = before
 
 
-def _kind(file: Path) -> str:
+def kind_of(file: Path) -> str:
     """'torchscript' or 'pickle', from the file's first bytes and its list of contents, without unpickling anything."""
     if not file.is_file():
         raise ModelError(f"the model file {file} does not exist or is no file")

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,17 @@ from beadwork.train.calibration import calibrate, format_calibration, residuals,
 from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
 from beadwork.train.duplicates import among
 from beadwork.train.fit_novelty import fit_bundle
+from beadwork.train.foundation import Foundation
 from beadwork.train.member import TRAINING, train_member, workers
 from beadwork.train.settings import SEPARATE, SHARED, TrainSettings
 from beadwork.train.split import APART, blocks, split
 
 #: key of the isolated atoms' energies in the plan of a baseline for which they were given
 ATOM_ENERGIES_KEY = "energies_of_atoms"
+#: key of the model of another origin that a baseline was fine-tuned from, in its plan
+FOUNDATION_KEY = "foundation"
+#: settings that such a baseline takes from that model
+MODEL_SETTINGS = ("hidden_irreps", "pair_repulsion")
 #: eV; closer energies of an isolated atom count as equal
 SAME_ENERGY_EV = 1e-4
 #: trainings of a member whose worker dies, before the command ends
@@ -176,12 +181,14 @@ def train_model(
     progress: Callable[[str], None] = lambda sentence: None,
     command: str = "beadwork.train.committee.train_model",
     previous: Path | None = None,
+    foundation: Foundation | None = None,
 ) -> Path:
     """Train one model on the labels themselves (examples made with baseline None): a baseline.
 
     energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; where not given, those of the
     isolated atoms among the examples if they are of all elements, and fitted else.
     previous: a bundle trained by beadwork, from whose weights to start; its held-out frames stay held out.
+    foundation: instead, a model of another origin to fine-tune, whose architecture and cutoff replace the settings'.
     Returns the bundle `out`, which contains dataset.json too. Otherwise as `train_committee`.
     """
     if settings.trunk == SHARED:
@@ -199,7 +206,14 @@ def train_model(
             used = f"{', '.join(chemical_symbols[z] for z in sorted(lacking))} is missing: references are fitted"
         progress(f"{len(atoms)} isolated atoms ({_symbols(atoms)}), neither trained on nor tested: {used}")
     start = [] if previous is None else [previous]
-    plan = _plan(dataset, settings, start, energies_of_atoms)
+    if foundation is not None:
+        settings = replace(settings, r_max=foundation.card.cutoff)
+        start = [foundation.file]
+        progress(
+            f"fine-tunes {foundation.file.name}: architecture and cutoff ({settings.r_max:g} Å) are that model's; r_max, "
+            f"{' and '.join(MODEL_SETTINGS)} of the settings are not used"
+        )
+    plan = _plan(dataset, settings, start, energies_of_atoms, foundation)
     work = out.with_name(f"{out.name}.parts")
     if _finished(out, dataset, plan):
         shutil.rmtree(work, ignore_errors=True)
@@ -310,7 +324,11 @@ def _symbols(atoms: Sequence[Example]) -> str:
 
 
 def _plan(
-    dataset: Dataset, settings: TrainSettings, start: Sequence[Path], atoms: Mapping[int, float] | None = None
+    dataset: Dataset,
+    settings: TrainSettings,
+    start: Sequence[Path],
+    atoms: Mapping[int, float] | None = None,
+    foundation: Foundation | None = None,
 ) -> dict[str, Any]:
     """What all members share, as written in their cards: settings, reference energies, scale, start models."""
     training = dataset.training
@@ -320,9 +338,10 @@ def _plan(
     energies = np.array([e.energy for e in training])
     old = dict.fromkeys(elements, 0.0)
     if start:
-        old = _old_energies(start, elements, settings)
+        bundles = start if foundation is None else [foundation.card.path]
+        old = foundation.energies_of_atoms(elements) if foundation else _old_energies(start, elements, settings)
         # weights and old reference energies stay, so the new ones are fitted to the residual of the old committee
-        energies = energies - load(None, start).evaluate([e.frame for e in training]).energies
+        energies = energies - load(None, bundles).evaluate([e.frame for e in training]).energies
     if atoms is None:
         fitted, undetermined = reference_energies(training, energies, settings.energy_floor)
         reference = {z: old[z] + fitted[z] for z in elements}
@@ -332,12 +351,14 @@ def _plan(
                 f"the energies of isolated atoms lack {sorted(lacking)} (atomic numbers); compute them too"
             )
         reference, undetermined = {z: atoms[z] for z in elements}, ""
+    other = ("threads", "jobs", *(MODEL_SETTINGS if foundation else ()))
     return {
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("threads", "jobs")},
+        "settings": {k: v for k, v in asdict(settings).items() if k not in other},
         "reference_energies": {str(z): e for z, e in reference.items()},
         "reference_energies_undetermined": undetermined,
         **_scale(training, reference),
-        "start": [load_card(p).hash for p in start],
+        "start": [foundation.hash] if foundation else [load_card(p).hash for p in start],
+        **({FOUNDATION_KEY: {"file": foundation.file.name, "head": foundation.head or ""}} if foundation else {}),
         **({} if atoms is None else {ATOM_ENERGIES_KEY: {str(z): float(atoms[z]) for z in elements}}),
     }
 
@@ -361,6 +382,11 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
     totals = dict.fromkeys(elements, 0.0)
     for path in start:
         card, then = check(path), _settings_of(path)
+        if FOUNDATION_KEY in card.about.get("plan", {}):
+            raise ModelError(
+                f"{path} was fine-tuned from a model of another architecture, which cannot be rebuilt from a bundle",
+                "fine-tune that model's file again, with all labels",
+            )
         if list(card.elements) != list(elements):
             raise ModelError(
                 f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}; its weights cannot "

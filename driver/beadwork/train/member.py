@@ -57,7 +57,8 @@ def train_member(
 
     With a shared trunk the member is the whole committee: one model with a head for each draw.
     name: of its bundle there, delta-0, delta-1, … where not given. The result depends on nothing but the arguments and
-    the folder, so a member can be trained in any process, on any machine that sees the folder.
+    the folder, so a member can be trained in any process, on any machine that sees the folder. start: bundles
+    trained by beadwork, or the file of a model of another origin, whose head is in the plan.
     """
     name = name or f"delta-{member}"
     dataset = Dataset.read(folder)
@@ -72,7 +73,10 @@ def train_member(
     options = _options(work, settings, plan, sum(len(drawn) for drawn, _ in draws), member)
     if shared:
         options += _heads(work, settings.members)
-    model = _run(work, options, start[member % len(start)] if start else None, settings)
+    first = start[member % len(start)] if start else None
+    if first is not None and first.is_file():
+        options += _fine_tuning(first, plan["foundation"]["head"])
+    model = _run(work, options, first, settings)
     _write_bundle(
         model,
         work / "bundle" / name,
@@ -85,7 +89,7 @@ def train_member(
         frames_held_out=len(dataset.testing),
         member=member,
         plan=plan,
-        mace_run_train=shlex.join(options).replace(str(work), "."),  # cards are shared, and folders differ
+        mace_run_train=_without_folders(options, [work, *start]),  # cards are shared, and folders differ
     )
     shutil.rmtree(folder / name, ignore_errors=True)  # an existing one is incomplete, else it would have been kept
     os.replace(work / "bundle" / name, folder / name)
@@ -233,10 +237,24 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
     return [*flags, *(f"--{key}={value}" for key, value in options.items())]
 
 
+def _without_folders(options: Sequence[str], paths: Sequence[Path]) -> str:
+    """The options as one line, with paths relative to the training's folder, and files by their names."""
+    line = shlex.join(options)
+    for path in paths:
+        line = line.replace(str(path), path.name if path.is_file() else ".")
+    return line
+
+
+def _fine_tuning(file: Path, head: str) -> list[str]:
+    """Options with which mace_run_train fine-tunes a model, on our frames alone."""
+    chosen = [f"--foundation_head={head}"] if head else []
+    return [f"--foundation_model={file}", "--multiheads_finetuning=False", *chosen]
+
+
 def _run(work: Path, options: Sequence[str], start: Path | None, settings: TrainSettings) -> Path:
     """Run mace_run_train and return the eager model that it wrote. It can fail with exit code 0, so the file counts."""
     command = module("beadwork.train.mace_run")
-    if start is not None:
+    if start is not None and start.is_dir():
         command += ["--start", str(start / MODEL)]
     environment = os.environ | {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     log = work / "log.txt"

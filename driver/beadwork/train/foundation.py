@@ -1,0 +1,81 @@
+"""A MACE that somebody else trained, from whose weights a baseline goes on: a file, or one of mace-torch's own.
+
+mace_run_train itself takes over the weights, the form of the model and its scale, of the elements that the labels have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from beadwork.errors import ModelError
+from beadwork.potential.bundle import MODEL, Card
+from beadwork.potential.importer import import_model, kind_of, mace_imported
+from beadwork.potential.torchscript import load_module
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """An eager MACE model. file: absolute. head: of its several ones; None where it has one. card: of its bundle."""
+
+    file: Path
+    head: str | None
+    card: Card
+
+    @property
+    def hash(self) -> str:
+        """Of the file."""
+        return "sha256:" + hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def energies_of_atoms(self, elements: Sequence[int]) -> dict[int, float]:
+        """Its reference energies (eV by atomic number). Raises ModelError for an element that it does not know."""
+        if lacking := sorted(set(elements) - set(self.card.elements)):
+            symbols = ", ".join(chemical_symbols[z] for z in lacking)
+            raise ModelError(
+                f"{self.file} does not know {symbols}", "fine-tune a model that does, or train from scratch"
+            )
+        model = load_module(self.card.path / MODEL)
+        table = np.atleast_2d(model.atomic_energies_fn.atomic_energies.numpy())
+        row = table[list(model.heads).index(self.head) if self.head else 0]
+        known = dict(zip(self.card.elements, row.tolist(), strict=True))
+        return {z: known[z] for z in elements}
+
+
+def open_foundation(given: Path, bundle: Path, head: str | None = None, trust_pickle: bool = False) -> Foundation:
+    """Take a file, or a name that mace-torch knows; its bundle is made in `bundle`.
+
+    Raises ModelError for what cannot be read, is not trusted, is TorchScript, or cannot be downloaded.
+    """
+    file = (given if given.exists() else _downloaded(given)).absolute()
+    if kind_of(file) == "torchscript":
+        raise ModelError(
+            f"{file} is TorchScript, from which mace_run_train cannot go on", "give the eager model, MACE's .model file"
+        )
+    card = import_model(file, bundle, head=head, trust_pickle=trust_pickle)
+    return Foundation(file, card.head, card)
+
+
+def _downloaded(given: Path) -> Path:
+    """Where mace-torch keeps the model that it has under a name, once it has downloaded it."""
+    with mace_imported():
+        from mace.calculators import foundations_models as known
+
+        names = known.mace_mp_urls | {f"{size}_off": url for size, url in known.mace_off_urls.items()}
+        if str(given) not in names:
+            raise ModelError(
+                f"{given} is no file, no bundle and no name of mace-torch's", f"it knows {', '.join(names)}"
+            )
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return Path(known.download_mace_mp_checkpoint(names[str(given)]))
+        except (OSError, RuntimeError) as error:
+            raise ModelError(
+                f"mace-torch cannot download {given} ({error})", "fetch its file by other means, and give that"
+            ) from error
