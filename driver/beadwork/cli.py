@@ -197,10 +197,10 @@ def _training(commands: Any) -> None:
         dest="previous",
         type=Path,
         metavar="DIR",
-        help="go on from this committee's weights; of a baseline a bundle, a MACE's file or mace-torch's name for one",
+        help="start from this committee's weights; of a baseline a bundle, a MACE's file or a name of mace-torch's",
     )
     train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/configuration.md)")
-    train.add_argument("--head", help="which head of a file with several to go on from")
+    train.add_argument("--head", help="of a file with several heads: which one to start from")
     train.add_argument("--trust-pickle", action="store_true", help="a file can run code: say that this one may")
     _add_keys(train, "of the labels to take; for a file, of frames that do not say")
     text = "errors and spread of a committee on frames that it never saw"

@@ -1,4 +1,4 @@
-"""Baselines that `beadwork train` makes: from scratch, and from somebody else's MACE."""
+"""Baselines that `beadwork train` makes: from scratch, and fine-tuned from a MACE of another origin."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_stranger_s_model_is_gone_on_from(stranger: Path, tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_model_itself(stranger: Path, tmp_path: Path) -> None:
     """With steps of nothing a baseline is the stranger's head itself, but for reference energies, which fit the labels.
 
     So weights, form, cutoff, scale and repulsion are taken over, of the elements that the labels have.
@@ -132,9 +132,9 @@ def test_a_file_is_taken_only_where_it_is_trusted_and_meant(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_gone_on_from(tmp_path: Path) -> None:
+def test_what_cannot_be_fine_tuned(tmp_path: Path) -> None:
     """TorchScript, which mace cannot take up, and a model that lacks an element of the labels."""
-    with pytest.raises(ModelError, match="is TorchScript, from which mace_run_train cannot go on"):
+    with pytest.raises(ModelError, match="is TorchScript, which mace_run_train cannot fine-tune"):
         open_foundation(truth.BASELINE / "model.pt", tmp_path / "other")
     model = random_mace(
         seed=1, cutoff=4.0, scale=0.3, shift=0.0, neighbors=6.0, energies=[-13.0, -1000.0], elements=(1, 6), channels=2
@@ -166,7 +166,9 @@ def test_a_name_of_mace_torch_s_is_downloaded_by_it(
         ModelError, match=r"cannot download medium \(<urlopen error no way to https://github.com/.*fetch"
     ):
         open_foundation(Path("medium"), tmp_path / "bundle", trust_pickle=True)
-    with pytest.raises(ModelError, match=r"mediun is no file, no bundle and no name .*it knows small, medium, large"):
+    with pytest.raises(
+        ModelError, match=r"mediun is neither a file, a bundle nor a foundation .*it knows small, medium, large"
+    ):
         open_foundation(Path("mediun"), tmp_path / "bundle", trust_pickle=True)
     monkeypatch.setattr(foundations_models, "_urlretrieve_with_timeout", online)
     found = _downloaded(Path("small_off"))

@@ -210,8 +210,8 @@ def train_model(
         settings = replace(settings, r_max=foundation.card.cutoff)
         start = [foundation.file]
         progress(
-            f"fine-tunes {foundation.file.name}: architecture and cutoff ({settings.r_max:g} Å) are that model's; r_max, "
-            f"{' and '.join(MODEL_SETTINGS)} of the settings are not used"
+            f"fine-tunes {foundation.file.name}: architecture and cutoff ({settings.r_max:g} Å) are that model's; "
+            f"r_max, {' and '.join(MODEL_SETTINGS)} of the settings are not used"
         )
     plan = _plan(dataset, settings, start, energies_of_atoms, foundation)
     work = out.with_name(f"{out.name}.parts")

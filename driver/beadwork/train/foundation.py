@@ -1,6 +1,6 @@
-"""A MACE that somebody else trained, from whose weights a baseline goes on: a file, or one of mace-torch's own.
+"""A MACE model of another origin, which a baseline is fine-tuned from: a file, or a foundation model of mace-torch's.
 
-mace_run_train itself takes over the weights, the form of the model and its scale, of the elements that the labels have.
+mace_run_train itself copies architecture, weights and scale, for the elements of the labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from beadwork.potential.torchscript import load_module
 
 @dataclass(frozen=True, slots=True)
 class Foundation:
-    """An eager MACE model. file: absolute. head: of its several ones; None where it has one. card: of its bundle."""
+    """An eager MACE model. file: absolute. head: the selected one; None where it has only one. card: of its bundle."""
 
     file: Path
     head: str | None
@@ -49,28 +49,29 @@ class Foundation:
 
 
 def open_foundation(given: Path, bundle: Path, head: str | None = None, trust_pickle: bool = False) -> Foundation:
-    """Take a file, or a name that mace-torch knows; its bundle is made in `bundle`.
+    """Open a file, or a foundation model by mace-torch's name; its bundle is made in `bundle`.
 
     Raises ModelError for what cannot be read, is not trusted, is TorchScript, or cannot be downloaded.
     """
     file = (given if given.exists() else _downloaded(given)).absolute()
     if kind_of(file) == "torchscript":
         raise ModelError(
-            f"{file} is TorchScript, from which mace_run_train cannot go on", "give the eager model, MACE's .model file"
+            f"{file} is TorchScript, which mace_run_train cannot fine-tune", "give the eager model, MACE's .model file"
         )
     card = import_model(file, bundle, head=head, trust_pickle=trust_pickle)
     return Foundation(file, card.head, card)
 
 
 def _downloaded(given: Path) -> Path:
-    """Where mace-torch keeps the model that it has under a name, once it has downloaded it."""
+    """The file of a foundation model in mace-torch's cache, downloaded where it is not there yet."""
     with mace_imported():
         from mace.calculators import foundations_models as known
 
         names = known.mace_mp_urls | {f"{size}_off": url for size, url in known.mace_off_urls.items()}
         if str(given) not in names:
             raise ModelError(
-                f"{given} is no file, no bundle and no name of mace-torch's", f"it knows {', '.join(names)}"
+                f"{given} is neither a file, a bundle nor a foundation model of mace-torch's",
+                f"it knows {', '.join(names)}",
             )
         try:
             with contextlib.redirect_stdout(io.StringIO()):
