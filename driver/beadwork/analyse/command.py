@@ -10,14 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_COORDINATE = "dc:O1,O2, distance:O1,O2, transfer:O1,H5,O2, … or sums of these (docs/analyse.md)"
+
 
 def add(commands: Any, command: Callable[..., Any]) -> None:
     """Add the commands. command: how `cli` adds one: name, what it does, a line about it, an example."""
     text = "free energy along a coordinate, and the coordinate's averages"
     example = "results --coordinate dc:O1,O2 --symmetric --at 0 0.2 0.4"
     energy = command(commands, "free-energy", _free_energy, text, example)
-    _runs(energy, "free-energy")
-    _coordinate(energy)
+    _runs(energy, "free-energy", "RUN's folder, i-PI's input (XML) beside its outputs, or a file of `analyse series`")
+    energy.add_argument("--coordinate", required=True, metavar="C", help=_COORDINATE)
+    _sampling(energy)
     energy.add_argument("--bins", type=int, default=50, metavar="N", help="bins of the histogram (default: 50)")
     energy.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of the bins (default: all)")
     energy.add_argument("--zero", type=float, metavar="X", help="where F is 0 (default: in the lowest bin)")
@@ -28,6 +31,11 @@ def add(commands: Any, command: Callable[..., Any]) -> None:
     )
     energy.add_argument("--field", metavar="NAME", help="of a grid by PLUMED, which field the coordinate is")
     energy.add_argument("--scale", type=float, default=1.0, metavar="C", help="times x of --against (10 for nm)")
+    text = "coordinates and the members' energies over a run as one small file, which free-energy reads"
+    series = command(commands, "series", _series, text, "results --coordinate dc:O1,O2 distance:O1,O2")
+    _runs(series, "series")
+    series.add_argument("--coordinate", required=True, nargs="+", metavar="C", help=_COORDINATE)
+    _sampling(series)
     text = "temperature, pressure, kinetic energies, radii of gyration, heat capacity: averages of what i-PI wrote"
     _runs(command(commands, "properties", _properties, text, "results --skip 2"), "properties")
     text = "vibrational density of states of the centroid's velocities, by element, and its peaks"
@@ -40,23 +48,19 @@ def add(commands: Any, command: Callable[..., Any]) -> None:
     )
 
 
-def _runs(parser: argparse.ArgumentParser, stem: str) -> None:
+def _runs(
+    parser: argparse.ArgumentParser, stem: str, text: str = "RUN's folder, or i-PI's input (XML) beside its outputs"
+) -> None:
     """What every command knows."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=text)
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, or i-PI's input (XML) beside its outputs"
+        "--skip", type=float, default=0.0, metavar="PS", help="leave out what is before, from step 0 on"
     )
-    parser.add_argument("--skip", type=float, default=0.0, metavar="PS", help="ps at the beginning to leave out")
     parser.add_argument("--out", type=Path, metavar="STEM", help=f"where files go (default: RUN/{stem})")
     parser.set_defaults(stem=stem)
 
 
-def _coordinate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--coordinate",
-        required=True,
-        metavar="C",
-        help="dc:O1,O2, distance:O1,O2, transfer:O1,H5,O2, … or sums of these",
-    )
+def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--of", choices=("centroid", "beads"), default="centroid", help="(default: centroid)")
     parser.add_argument("--not-periodic", action="store_true", help="distances are not those to the nearest image")
 
@@ -74,11 +78,17 @@ def _free_energy(args: argparse.Namespace) -> int:
     from beadwork.analyse.free_energy import free_energy, read_curve
     from beadwork.analyse.picture import draw_free_energy
     from beadwork.analyse.runs import open_run, sample
+    from beadwork.analyse.series import ENDING, read_series
     from beadwork.analyse.table import notes, show, too_short, write_csv, write_estimates
 
     coordinate = parse(args.coordinate)
     periodic = False if args.not_periodic else None
-    pieces = [sample(open_run(path), [coordinate], args.of, args.skip, periodic) for path in args.runs]
+    pieces = [
+        read_series(path, [coordinate.text], args.skip)
+        if path.name.endswith(ENDING)
+        else sample(open_run(path), [coordinate], args.of, args.skip, periodic)
+        for path in args.runs
+    ]
     reach = tuple(args.range) if args.range else None
     found = free_energy(pieces, coordinate.text, args.bins, reach, args.zero, args.at, args.symmetric)
     curves = {
@@ -152,4 +162,21 @@ def _vdos(args: argparse.Namespace) -> int:
     for name, peaks in found.peaks.items():
         print(f"{name:4} peaks at {', '.join(f'{peak:.0f}' for peak in peaks) or 'no'} cm^-1")
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
+    return 0
+
+
+def _series(args: argparse.Namespace) -> int:
+    from beadwork.analyse.coordinate import parse
+    from beadwork.analyse.runs import open_run, sample
+    from beadwork.analyse.series import ENDING, write_series
+    from beadwork.errors import ConfigError
+
+    if len(args.runs) > 1:
+        raise ConfigError(f"{len(args.runs)} runs are named, and a series is of one", "make one of each run")
+    periodic = False if args.not_periodic else None
+    sampled = sample(open_run(args.runs[0]), list(map(parse, args.coordinate)), args.of, args.skip, periodic)
+    write_series(_out(args, ENDING), sampled)
+    print(f"{len(sampled.steps)} frames in {_out(args, ENDING)}")
+    if sampled.gap:
+        print(f"without the members' energies: {sampled.gap}")
     return 0

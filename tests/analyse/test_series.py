@@ -1,0 +1,87 @@
+"""A series on disk gives what the trajectories gave."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beadwork.analyse.coordinate import parse
+from beadwork.analyse.free_energy import free_energy
+from beadwork.analyse.runs import open_run, sample
+from beadwork.analyse.series import read_series, write_series
+from beadwork.cli import main
+from beadwork.errors import ConfigError
+from support.exact_runs import BEADS, RingPolymer
+
+DISTANCE = "distance:O1,H1"
+
+
+@pytest.mark.parametrize("of", ["centroid", "beads"])
+def test_a_free_energy_from_a_series_is_that_of_the_run(ring_polymer: RingPolymer, tmp_path: Path, of: str) -> None:
+    """F, its errors and its members, several values a step, energies that are written of some steps alone."""
+    run = sample(open_run(ring_polymer.folder), [parse(DISTANCE), parse("2 * distance(O1, H1)")], of)
+    assert run.energies is not None
+    run.energies[1::2] = np.nan
+    path = tmp_path / "piece.csv.gz"
+    write_series(path, run)
+    again = read_series(path, [DISTANCE])
+    assert list(again.values) == [DISTANCE]
+    assert again.values[DISTANCE].shape == (2000, 1 if of == "centroid" else BEADS)
+    assert again.steps.tolist() == run.steps.tolist()
+    options = {"bins": 20, "reach": (0.0, 0.5), "zero": 0.1}
+    wanted, found = (free_energy([one], DISTANCE, **options) for one in (run, again))  # type: ignore[arg-type]
+    for name in ("energy", "statistical", "committee", "members"):
+        assert np.allclose(getattr(found, name), getattr(wanted, name), atol=2e-2, equal_nan=True), name
+    assert found.averages["mean"].value == pytest.approx(wanted.averages["mean"].value, abs=1e-6)
+    assert found.averages["mean"].committee == pytest.approx(wanted.averages["mean"].committee, rel=1e-3)
+    assert (found.whose, found.kelvin) == (wanted.whose, wanted.kelvin)
+    written = path.read_bytes()
+    write_series(path, run)
+    assert path.read_bytes() == written
+
+
+def test_series_as_they_are_typed(
+    ring_polymer: RingPolymer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made of a run by one command, read by another, with the beginning left out by either."""
+    stem = str(tmp_path / "piece")
+    command = ["analyse", "series", str(ring_polymer.folder), "--coordinate", DISTANCE, "angle:O1,H1,0", "--out", stem]
+    assert main(command) == 2
+    assert "angle:O1,H1,0 names one atom twice" in capsys.readouterr().err
+    command[command.index("angle:O1,H1,0")] = "3 * distance(O1, H1)"
+    assert main([*command, "--skip", "1"]) == 0
+    assert "1800 frames in" in capsys.readouterr().out
+    energy = ["analyse", "free-energy", f"{stem}.csv.gz", "--coordinate", DISTANCE, "--out", str(tmp_path / "f")]
+    assert main([*energy, "--skip", "5"]) == 0
+    assert "1000 frames of one run" in capsys.readouterr().out
+    energy[energy.index(DISTANCE)] = "distance:H1,O1"
+    assert main(energy) == 2
+    assert "has no distance:H1,O1; it has distance:O1,H1, 3 * distance(O1, H1)" in capsys.readouterr().err
+    command[2:3] = [str(ring_polymer.folder)] * 2
+    assert main(command) == 2
+
+
+def test_what_is_no_series_is_refused(ring_polymer: RingPolymer, tmp_path: Path) -> None:
+    """A file that is cut, of something else, or not there."""
+    path = tmp_path / "piece.csv.gz"
+    write_series(path, sample(open_run(ring_polymer.folder), [parse(DISTANCE)]))
+    whole = path.read_bytes()
+    for content in (
+        whole[:-400],
+        whole[:300] + whole[500:],
+        b"text",
+        gzip.compress(b"a,b\n1,2\n"),
+        gzip.compress(b"# {}\nstep\n"),
+        b"",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="is no series"):
+            read_series(path, [DISTANCE])
+    with pytest.raises(ConfigError, match="is no series"):
+        read_series(tmp_path / "none.csv.gz", [DISTANCE])
+    path.write_bytes(whole)
+    with pytest.raises(ConfigError, match="no frames after 99 ps"):
+        read_series(path, [DISTANCE], skip=99)
