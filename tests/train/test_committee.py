@@ -526,40 +526,54 @@ def test_all_members_draw_the_ends_of_a_dissociation_curve():
         assert other
 
 
+HEADS_OF_ONE = replace(SMALL, members=3, epochs=12, trunk="shared")
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    """A small committee of three heads on one trunk, really trained, and its bundle."""
+    out = tmp_path_factory.mktemp("train") / "trunk"
+    (path,) = train_committee(mixed(), truth.BASELINE, out, HEADS_OF_ONE, None, command="make it so")
+    return out, path
+
+
 @pytest.mark.slow
-def test_heads_on_one_trunk(tmp_path, capsys):
-    """A committee of one bundle: each head has a draw of its own, validate and the swap's checks take it, and training
-    goes on from it with the same trunk alone."""
-    settings = replace(SMALL, members=3, epochs=12, trunk="shared")
-    said: list[str] = []
-    (path,) = train_committee(mixed(), truth.BASELINE, tmp_path / "one", settings, None, said.append, "make it so")
+def test_heads_on_one_trunk(trunk):
+    """A committee of one bundle: each head has a draw of its own, and serving and validate take them as members."""
+    out, path = trunk
     about = check(path).about
     assert path.name == "delta-0"
     assert about["heads"] == 3
     assert load_card(path).native, about.get("native")
-    dataset = Dataset.read(tmp_path / "one")
-    draws = [_draw(dataset.training, settings, m) for m in range(3)]
+    dataset = Dataset.read(out)
+    draws = [_draw(dataset.training, HEADS_OF_ONE, m) for m in range(3)]
     assert about["frames"] == len({e.hash for drawn, _ in draws for e in drawn})
     options = shlex.split(about["mace_run_train"])
     (heads,) = (option.removeprefix("--heads=") for option in options if option.startswith("--heads="))
     assert list(ast.literal_eval(heads)) == ["head0", "head1", "head2"]
     assert "--max_num_epochs=4" in options
-    potential = load(truth.BASELINE, [tmp_path / "one"])
+    potential = load(truth.BASELINE, [out])
     answer = potential.evaluate([mixed()[4].frame])
     assert len(answer.spread.members) == 3
     assert answer.spread.largest[0] > 0, "the heads are not the same"
     assert load_committee([path]).weights == {"delta-0": 1.0}
-    found = validate(tmp_path / "one")
+    found = validate(out)
     assert found.found.energy.freedom == 2
-    assert train_committee(mixed(), truth.BASELINE, tmp_path / "one", settings, None, said.append) == [path]
-    assert "1 of 1 members" in said[-3], said
+    said: list[str] = []
+    assert train_committee(mixed(), truth.BASELINE, out, HEADS_OF_ONE, None, said.append) == [path]
+    assert any("1 of 1 members" in sentence for sentence in said), said
 
-    for other, why in ((replace(settings, members=4), "members"), (replace(SMALL, members=3), "trunk")):
+
+@pytest.mark.slow
+def test_training_goes_on_with_the_same_trunk(trunk, tmp_path):
+    """--from takes the weights of all heads; another number of heads, separate members and a baseline are refused."""
+    out, path = trunk
+    for other, why in ((replace(HEADS_OF_ONE, members=4), "members"), (replace(SMALL, members=3), "trunk")):
         with pytest.raises(ModelError, match=f"{why} .*train without --from"):
-            train_committee(mixed(33), truth.BASELINE, tmp_path / "no", other, tmp_path / "one")
+            train_committee(mixed(33), truth.BASELINE, tmp_path / "no", other, out)
     with pytest.raises(ConfigError, match="one model"):
-        train_model(mixed(), tmp_path / "no", settings)
-    (on,) = train_committee(mixed(33), truth.BASELINE, tmp_path / "two", settings, tmp_path / "one")
+        train_model(mixed(), tmp_path / "no", HEADS_OF_ONE)
+    (on,) = train_committee(mixed(33), truth.BASELINE, tmp_path / "two", HEADS_OF_ONE, out)
     assert check(on).about["plan"]["start"] == [load_card(path).hash]
     # four epochs with a small learning rate: the same neurons, moved
     old, new = (load_heads(p / HEADS, (1, 8)).hidden for p in (path, on))

@@ -1,0 +1,122 @@
+"""Heads on one trunk against separate members, trained on the labels of models/water-highlevel: errors and coverage.
+
+    python benchmarks/trunk_errors.py FOLDER [--separate] [--out RESULTS]
+
+Trains eight heads on one trunk in FOLDER/shared, and with --separate four members with the same settings in
+FOLDER/separate, one after the other and resumable; then measures these, and the committee that ships (four members,
+two trainings of 16 and 24 epochs), on 56 frames of 28 simulations that none has learned from. Writes
+RESULTS/trunk_errors.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from beadwork.label.jobs import Jobs
+from beadwork.potential.bundle import COMMITTEE, load_card, members_of
+from beadwork.train.calibration import calibrate, residuals
+from beadwork.train.committee import references, train_committee
+from beadwork.train.dataset import Dataset
+from beadwork.train.label_file import from_file
+from beadwork.train.settings import TrainSettings
+from beadwork.train.split import unseen
+
+ROOT = Path(__file__).resolve().parent.parent
+LABELS = ROOT / "models" / "water-highlevel"
+SEPARATE = TrainSettings(epochs=32, batch_size=5, energy_weight=100.0, held_out=0.15, seed=1, jobs=Jobs(workers=1))
+SHARED = replace(SEPARATE, members=8, trunk="shared")
+
+
+def train(folder: Path, settings: TrainSettings) -> None:
+    """Train what is not there yet, and note the CPU time that it took."""
+    if (folder / COMMITTEE).exists():
+        return
+    before = os.times()
+    train_committee(list(Dataset.read(LABELS).examples), LABELS / "baseline", folder, settings, None, print)
+    now = os.times()
+    seconds = now.user + now.children_user - before.user - before.children_user
+    (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def measure(committee: Path) -> dict[str, Any]:
+    """Errors (meV/atom, meV/Å) with error bars, alphas, and the share of errors inside one and two sigma."""
+    examples = unseen(from_file(LABELS / "labels" / "mp2-unseen.extxyz", LABELS / "baseline"), Dataset.read(committee))
+    members = members_of([committee])
+    found = residuals(examples, members, references(members[0]))
+    if found.forces is None:
+        raise ValueError("the labels have no forces")
+    seconds = committee / "seconds.json"
+    return {
+        "members": load_card(members[0]).about.get("heads", len(members)),
+        "bundles": len(members),
+        "frames": len(examples),
+        "seconds": json.loads(seconds.read_text(encoding="utf-8")) if seconds.exists() else None,
+        "energy": [1e3 * x for x in found.energy.rmse],
+        "forces": [1e3 * x for x in found.forces.rmse],
+        "coverage": {
+            name: {"alpha": c.alpha, "after": [x[0] for x in c.after], "expected": list(c.expected)}
+            for name, c in calibrate(found).items()
+        },
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The Markdown page."""
+    frames = next(iter(found["rows"].values()))["frames"]
+    lines = [
+        "# Heads on one trunk against separate members: errors",
+        "",
+        f"{found['when']}. Trained on the 401 MP2 labels of models/water-highlevel (16x0e, float32, batches of "
+        f"{SEPARATE.batch_size}); measured on {frames} frames of simulations that none has learned from. Error bars "
+        "are over simulations. Inside: share of the errors within one and two sigma after alpha, fitted on the other "
+        "half of the simulations; in brackets what so many members should have.",
+        "",
+        "| committee | CPU time of training, s | forces, meV/Å | energies, meV/atom | alpha (forces, energies) "
+        "| forces inside, % | energies inside, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        inside = {
+            what: ", ".join(f"{100 * a:.0f} ({100 * e:.0f})" for a, e in zip(c["after"], c["expected"], strict=True))
+            for what, c in row["coverage"].items()
+        }
+        alphas = ", ".join(f"{row['coverage'][what]['alpha']:.2f}" for what in ("forces", "energy"))
+        seconds = "–" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        lines.append(
+            f"| {name} | {seconds} | {row['forces'][0]:.1f} ± {row['forces'][1]:.1f} "
+            f"| {row['energy'][0]:.1f} ± {row['energy'][1]:.1f} | {alphas} | {inside['forces']} | {inside['energy']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--separate", action="store_true", help="train four separate members too")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    train(args.folder / "shared", SHARED)
+    if args.separate:
+        train(args.folder / "separate", SEPARATE)
+    names = {
+        "8 heads on one trunk, 32 epochs in all": args.folder / "shared",
+        "4 separate members, 32 epochs each": args.folder / "separate",
+        "4 separate members that ship, 40 epochs each": LABELS,
+    }
+    rows = {name: measure(folder) for name, folder in names.items() if (folder / COMMITTEE).exists()}
+    found = {"when": datetime.now(timezone.utc).isoformat(timespec="minutes"), "rows": rows}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "trunk_errors.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (args.out / "trunk_errors.md").write_text(table(found), encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
