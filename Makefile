@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-full kill-loop faults mutants fuzz suites soak check format bench docs clean
+.PHONY: help install demo test test-full kill-loop faults mutants fuzz endure suites soak check format bench docs clean
 help:      ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -29,6 +29,8 @@ mutants: install ## put faults into the code, one at a time: does a test notice?
 	$(BIN)/python tests/mutants/run.py
 fuzz: install ## damaged files of every kind and a hostile i-PI, some thousand cases from a seed: to docs/fuzz.md, minutes
 	$(BIN)/python tests/fuzz/run.py
+endure: install ## 5,000 evaluations of a real i-PI while the machine fails at random, twice: to docs/endure.md, half an hour
+	$(BIN)/python tests/endure/run.py
 suites: install ## other people's tests with our client, to docs/suites.md; IPI=checkout, else it is cloned
 	$(BIN)/python tests/suites/run.py $(if $(IPI),--ipi $(IPI))
 soak: install ## a million exchanges with real i-PI: does anything grow? to docs/soak.md, a quarter of an hour

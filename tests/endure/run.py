@@ -2,10 +2,10 @@
 
     python tests/endure/run.py [--steps 5000] [--seed 1]
 
-Three runs of one water molecule on two beads, with small models of random weights: one that nobody disturbs; one with
-faults, in which the committee is exchanged for copies of itself under other hashes, and for bad ones; and one with
-faults in which it is exchanged for committees of other weights. A server that a fault has ended is started again, as
-its user would. Exit code 1 where the page would not say that all held.
+Three runs of one water molecule on two beads, with small models of random weights in compiled kernels: one that nobody
+disturbs; one with faults, in which the committee is exchanged for copies of itself under other hashes, and for bad
+ones; and one with faults in which it is exchanged for committees of other weights. A server that a fault has ended is
+started again, as its user would. Exit code 1 where the page would not say that all held.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -44,7 +45,7 @@ from support import real_ipi  # noqa: E402
 from support.real_ipi import BIN, ENVIRONMENT, Forcefield, Input, waters  # noqa: E402
 
 PAGE = ROOT / "docs" / "endure.md"
-BEADS = 2
+BEADS, ATOMS = 2, 3
 #: what two runs may differ by, relative to the largest value of a column
 SAME = 1e-10
 #: a program that stays put for so many seconds has stalled
@@ -80,9 +81,9 @@ class Happened:
     seconds: float = 0.0
 
 
-def committees(folder: Path) -> dict[str, Path]:
-    """Folders of two members each: `a` and `b` of other weights, `a2` like `a` to the bit under another hash, and bad
-    ones: damaged, of NaN, of one member too many.
+def committees(folder: Path) -> None:
+    """Make folders of two members each: `a`, `b` of other weights, `a2` like `a` to the bit under another hash, and
+    bad ones: damaged, of NaN, of one member too many.
     """
     import torch
 
@@ -117,8 +118,7 @@ def committees(folder: Path) -> dict[str, Path]:
     model.write_bytes(model.read_bytes()[:-100])
     found["nan"] = committee("nan", made[:2])
     saved_again(found["nan"] / "delta-0", spoil)
-    found["three"] = committee("three", made[:3])
-    return found
+    committee("three", made[:3])
 
 
 @dataclass
@@ -142,14 +142,18 @@ class Running:
         number = self.happened.servers
         self.happened.servers += 1
         words = ["serve", self.run.path.name, "--baseline", self.models / "baseline", "--delta", self.pointer]
-        words += ["--engine", "torchscript", "--threads", 1, "--patience", 60, "--out", f"out-{number}"]
+        words += ["--engine", "native", "--threads", 1, "--patience", 60, "--out", f"out-{number}"]
         words += ["--queue", "queue.db", "--keep-force", LOW, "--keep-novelty", "inf", "--cooldown", 50]
         words += ["--keep-most", 100_000, "--distance", 0]
         with open(self.run.folder / f"server-{number}.log", "wb") as log:
             self.server = subprocess.Popen(
                 [sys.executable, "-m", "beadwork.cli", *map(str, words)],
                 cwd=self.run.folder,
-                env={**os.environ, "PYTHONPATH": str(self.run.folder / "site"), "ENDURE_CLOCK": str(self.clock)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": f"{self.run.folder / 'site'}:{ROOT / 'driver'}",
+                    "ENDURE_CLOCK": str(self.clock),
+                },
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -205,7 +209,19 @@ def provoke(on: Running, chance: random.Random, good: list[Path], bad: list[Path
     server = on.server
     assert server is not None
     name = chance.choice(
-        ("descriptors", "disk", "clock", "SIGSTOP", "SIGSTOP i-PI", "memory", "queue locked", "keeper", "good", "bad")
+        (
+            "descriptors",
+            "disk",
+            "clock",
+            "SIGSTOP",
+            "SIGSTOP i-PI",
+            "memory",
+            "queue locked",
+            "keeper",
+            "bad",
+            "good",
+            "good",
+        )
     )
     if name == "descriptors":
         return name, limit(server, resource.RLIMIT_NOFILE, len(list(Path(f"/proc/{server.pid}/fd").iterdir())))
@@ -246,8 +262,9 @@ def simulate(
     molecule.cell = [12.0] * 3
     run = Input(folder, [Forcefield(batch=BEADS)], beads=BEADS, steps=steps, atoms=molecule, extras=["committee"])
     run.write()
-    trajectory = "<trajectory stride='1' filename='pos' format='xyz'> positions </trajectory></output>"
-    run.path.write_text(run.path.read_text().replace("</output>", trajectory))
+    # i-PI's trajectories have six digits, its properties sixteen
+    places = ", ".join(f"atom_x(atom={atom};bead={bead})" for bead in range(BEADS) for atom in range(ATOMS))
+    run.path.write_text(run.path.read_text().replace("potential,", f"potential, {places},"))
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(CLOCK)
     pointer = folder / "pointer"
@@ -309,16 +326,14 @@ def answered_by_its_committee(run: Input, models: Path, found: dict[str, Path]) 
     """
     potentials = {}
     for name in ("a", "b"):
-        one = load(models / "baseline", sorted(found[name].glob("delta-*")), "torchscript")
+        one = load(models / "baseline", sorted(found[name].glob("delta-*")), "native")
         potentials[str(one.short_identity)] = (name, one)
     tags, beads = [], []
     for bead in range(BEADS):
         lines = next(iter(run.folder.glob(f"run.committee_{bead}*"))).read_text().splitlines()
         tags.append([line.strip() for line in lines if line.strip().startswith("sha256:")])
-        lines = next(iter(run.folder.glob(f"run.pos_{bead}*.xyz"))).read_text().splitlines()
-        atoms = int(lines[0])
-        rows = [lines[k + 2 : k + 2 + atoms] for k in range(0, len(lines), atoms + 2)]
-        beads.append(np.array([[[float(x) for x in row.split()[1:4]] for row in frame] for frame in rows]) * BOHR)
+        places = [run.properties()[f"atom_x(atom={atom};bead={bead})"] for atom in range(ATOMS)]
+        beads.append(np.stack(places, axis=1) * BOHR)
     if any(len(set(step)) != 1 for step in zip(*tags, strict=True)):
         return float("inf"), Counter({"a step of two committees": 1})
     numbers, cell = np.array([8, 1, 1]), np.eye(3) * 12.0
@@ -364,20 +379,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keep everything here, the models for another time too")
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="endure-") as name:
-        folder = Path(name)
-        (folder / "models").mkdir()
-        found = committees(folder / "models")
+        folder = given.folder or Path(name)
+        os.environ.setdefault("SYMMETRIX_JIT_CACHE", str(folder / "kernels"))
+        (folder / "kernels").mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (folder / "models").exists():
+            part = folder / "models.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            committees(part)
+            part.rename(folder / "models")
+        found = {name: folder / "models" / name for name in ("a", "b", "a2", "damaged", "nan", "three")}
+        for run in ("calm", "same", "other"):
+            shutil.rmtree(folder / run, ignore_errors=True)
         bad = [found[k] for k in ("damaged", "nan", "three")]
         one, two = [found["a"], found["a2"]], [found["a"], found["b"]]
-        calm, _ = simulate(folder / "calm", folder / "models", given.steps, found["a"], [], [], None)
-        print("undisturbed: done", flush=True)
-        same, first = simulate(folder / "same", folder / "models", given.steps, found["a"], one, bad, given.seed)
-        print(f"same weights: {first}", flush=True)
-        other, second = simulate(folder / "other", folder / "models", given.steps, found["a"], two, bad, given.seed + 1)
-        print(f"other weights: {second}", flush=True)
+        with ThreadPoolExecutor(3) as pool:
+            always = folder / "models", given.steps, found["a"]
+            runs = [
+                pool.submit(simulate, folder / "calm", *always, [], [], None),
+                pool.submit(simulate, folder / "same", *always, one, bad, given.seed),
+                pool.submit(simulate, folder / "other", *always, two, bad, given.seed + 1),
+            ]
+            (calm, _), (same, first), (other, second) = [run.result() for run in runs]
         difference = apart(calm, same)
         wrong, steps = answered_by_its_committee(other, folder / "models", found)
         kept, wanted = frames_of(same), frames_of(calm)
@@ -401,8 +428,8 @@ def main() -> int:
             "`make endure` lets a real i-PI run against a server while descriptors go, the disk is full "
             "(`RLIMIT_FSIZE` 0: every write fails), memory is refused, the clock is set, server and i-PI are stopped "
             "and go on, the queue is locked, the process that closes a dead server's connections is killed, and the "
-            f"committee is exchanged for good and bad ones: at random, seed {given.seed}, twice for {given.steps} steps of "
-            f"{BEADS} beads on {date.today().isoformat()}.",
+            f"committee is exchanged for good and bad ones: at random, seed {given.seed}, twice for {given.steps} "
+            f"steps of {BEADS} beads on {date.today().isoformat()}.",
             "",
             *(f"- {'yes' if held else '**NO**'}: {words}" for words, held in checks.items()),
             *section("Same weights under other hashes", first),

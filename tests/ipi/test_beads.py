@@ -35,6 +35,15 @@ def test_unknown_is_not_invented() -> None:
     assert beads.identify(where) == list(range(8))  # and it finds the thread again
 
 
+def test_a_structure_between_two_beads_is_neither() -> None:
+    """A name is given where the next nearest bead is twice as far, at least: what lies nearly midway is unknown."""
+    where = ring(np.random.default_rng(5))
+    for share, name in ((0.45, None), (0.55, None), (0.2, 0)):
+        beads = Beads(8)
+        beads.identify(where)
+        assert beads.identify(where[:1] + share * (where[1:2] - where[:1])) == [name]
+
+
 def test_the_files_start_tells_and_several_connections_do_not() -> None:
     """A ring that comes over several connections is in any order: the file's start names it, and nothing else does."""
     rng = np.random.default_rng(4)
