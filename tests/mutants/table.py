@@ -349,6 +349,13 @@ MUTANTS = (
         SWAP,
         "an end waits for a disk that never answers",
     ),
+    _in(
+        "serve/hot_swap.py",
+        "with suppress(MemoryError):",
+        "if True:",
+        SWAP,
+        "no committee is looked at any more after a moment without memory",
+    ),
     # the queue, and files
     _in("harvest/queue.py", '"BEGIN IMMEDIATE"', '"BEGIN"', QUEUE, "two writers read the same before they write"),
     _in(

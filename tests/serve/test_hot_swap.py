@@ -316,6 +316,67 @@ def test_a_check_that_never_returns_is_said(tmp_path: Path, monkeypatch: pytest.
     forever.set()
 
 
+def test_a_pointer_whose_disk_does_not_answer_holds_up_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """i-PI waits for each of our answers, so the pointer is looked at beside them: that it does not answer is said
+    once, and when it answers again, a change of it is seen."""
+    pointer = tmp_path / "current"
+    pointer.write_text("first\n")
+    for name in ("first", "first/a", "first/b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first" / "committee.toml").write_text('members = ["a", "b"]\n')
+    told: list[Event] = []
+    swap = Swap(ServeConfig(delta=[str(pointer)]), told.append)
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    swap.serve("here", old, np.array([8]), 1)
+    swap._asked = False
+    answers = threading.Event()
+    monkeypatch.setattr(beadwork.serve.hot_swap, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(beadwork.serve.hot_swap, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(swap, "_stamp", lambda: (answers.wait(60), (1, 2, 3))[1])
+    until = time.monotonic() + 20
+    while not any(isinstance(event, Note) for event in told):
+        assert time.monotonic() < until
+        swap.look()
+        time.sleep(0.02)
+    swap.look()
+    (note,) = [event.text for event in told if isinstance(event, Note)]
+    assert f"{pointer} does not respond since 0 s: see whether its disk does" in note
+    assert not swap._asked
+    swap.close()  # waits for a check alone
+    answers.set()
+    while not swap._asked:
+        assert time.monotonic() < until
+        swap.look()
+        time.sleep(0.02)
+
+
+def test_no_thread_is_started_in_the_midst_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory for a thread `Thread.start` waits for it for ever, and i-PI for us: the one there is does all, and
+    goes on after a job for whose end there was no memory."""
+    told: list[Event] = []
+    swap = Swap(ServeConfig(delta=[str(tmp_path / "a"), str(tmp_path / "b")]), told.append)
+    old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+    swap.serve("here", old, np.array([8]), 1)
+    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap.answered("here", [frame], old.evaluate([frame]))
+
+    def never(thread: threading.Thread) -> None:
+        raise AssertionError("a thread was started")
+
+    def no_memory() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(threading.Thread, "start", never)
+    swap._jobs.put(no_memory)
+    swap.ask()
+    until = time.monotonic() + 60
+    while not any(isinstance(event, Refused) for event in told):
+        assert time.monotonic() < until
+        swap.look()
+        time.sleep(0.01)
+    swap.close()
+
+
 def test_python_ends_though_a_check_never_does(tmp_path: Path) -> None:
     """The new committee's card is a FIFO that nobody writes to: the process ends all the same."""
     for name in ("a", "b"):

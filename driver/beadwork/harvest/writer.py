@@ -91,8 +91,10 @@ class QueueWriter:
     def _run(self) -> None:
         try:
             pause = _FIRST_PAUSE_SECONDS
-            while (batch := self._next()) is not None:
+            while True:
                 try:
+                    if (batch := self._next()) is None:  # which takes memory too, and there may be none
+                        return
                     self._complete(batch, self._queue.add_all(batch))
                 except Exception as error:  # noqa: BLE001 - it is kept in `error`, and the frames wait for a repair
                     if self.error is None:

@@ -12,8 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +34,9 @@ from beadwork.potential.potential import Potential
 POLL_SECONDS = 1.0
 #: seconds after which a verification is reported to hang, and seconds that it gets when the run has ended
 HANG_SECONDS, EXIT_TIMEOUT_SECONDS = 300.0, 20.0
+#: inode, time and size of a pointer
+Stamp = tuple[int, int, int]
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -64,7 +70,13 @@ class Swap:
         self._asked = False
         self._pointer = Path(config.delta[0]) if len(config.delta) == 1 and Path(config.delta[0]).is_file() else None
         self._seen = self._stamp()
+        self._looking: Future[Stamp | None] | None = None
         self._looked = 0.0
+        self._told_of_pointer = False  # that its disk does not respond
+        # One thread for the whole run: without memory for another, `Thread.start` never returns. A daemon, no pool,
+        # for whose threads Python would wait at its end: a network disk may never respond.
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=_work, args=(self._jobs,), name="beadwork-swap", daemon=True).start()
         self._checking: Future[list[tuple[Potential, str] | None]] | None = None
         self._since = 0.0  # of the check under way
         self._told = False  # that it hangs
@@ -84,23 +96,18 @@ class Swap:
     def look(self) -> None:
         """Start a verification where something has changed, and process the result of the last one. Returns at once."""
         now = time.monotonic()
-        if self._checking is None and now - self._looked >= POLL_SECONDS:
-            self._looked = now
-            stamp = self._stamp()
-            self._asked |= stamp is not None and stamp != self._seen
-            self._seen = stamp or self._seen
-        if self._checking is None and self._asked and self._served and all(served.last for served in self._served):
+        idle = self._checking is None and self._looking is None
+        if idle and self._asked and self._served and all(served.last for served in self._served):
             self._asked = False
             last = [list(served.last) for served in self._served]
-            self._checking, self._since, self._told = Future(), now, False
-            # a daemon, no pool, for whose threads Python would wait at its end: a network disk may never respond
-            threading.Thread(
-                target=_fill, args=(self._checking, self._check, last), name="beadwork-swap", daemon=True
-            ).start()
-        elif self._checking is not None and self._checking.done():
+            self._since, self._told = now, False
+            self._checking = self._begin(lambda: self._check(last))
+        elif self._checking is None:
+            self._look_at_pointer(now)
+        elif self._checking.done():
             done, self._checking = self._checking, None
             self._hear(done)
-        elif self._checking is not None and not self._told and now - self._since >= HANG_SECONDS:
+        elif not self._told and now - self._since >= HANG_SECONDS:
             self._told = True
             self._watch(
                 Note(
@@ -151,8 +158,40 @@ class Swap:
         """Wait for a running verification, but not for ever, and discard it."""
         if self._checking is not None:
             wait([self._checking], EXIT_TIMEOUT_SECONDS)
+        self._jobs.put(None)
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _begin(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do this in our thread, after what is under way there."""
+        future: Future[Result] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it, whatever it is
+                future.set_exception(error)
+
+        self._jobs.put(job)
+        return future
+
+    def _look_at_pointer(self, now: float) -> None:
+        """Check once a second whether it has changed; i-PI waits for our answers, and its disk may not respond."""
+        if self._looking is None:
+            if self._pointer is not None and now - self._looked >= POLL_SECONDS:
+                self._looked, self._looking = now, self._begin(self._stamp)
+        elif self._looking.done():
+            stamp, self._looking, self._told_of_pointer = self._looking.result(), None, False
+            self._asked |= stamp is not None and stamp != self._seen
+            self._seen = stamp or self._seen
+        elif not self._told_of_pointer and now - self._looked >= HANG_SECONDS:
+            self._told_of_pointer = True
+            self._watch(
+                Note(
+                    f"{self._pointer} does not respond since {now - self._looked:.0f} s: see whether its disk does "
+                    f"(ls); {self._served[0].potential.folder} goes on, and no other committee is looked at before"
+                )
+            )
+
+    def _stamp(self) -> Stamp | None:
         """Inode, time and size of the pointer, which change with it; None where there is no pointer at this instant."""
         try:
             about = self._pointer.stat() if self._pointer else None
@@ -218,16 +257,11 @@ class Swap:
         ]
 
 
-def _fill(
-    future: Future[list[tuple[Potential, str] | None]],
-    check: Callable[[list[list[tuple[Frame, float]]]], list[tuple[Potential, str] | None]],
-    last: list[list[tuple[Frame, float]]],
-) -> None:
-    """Store the result of the verification in the future."""
-    try:
-        future.set_result(check(last))
-    except BaseException as error:  # noqa: BLE001 - `Swap.look` reports it
-        future.set_exception(error)
+def _work(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    """Do the jobs one by one, until there is None."""
+    while (job := jobs.get()) is not None:
+        with suppress(MemoryError):  # of telling what came of it: there is none left for that, and may be for the next
+            job()
 
 
 def _scaled(old: Potential, new: Potential) -> list[str]:
