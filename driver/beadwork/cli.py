@@ -443,7 +443,7 @@ def _models(commands: Any) -> None:
         help="structures that the models were trained on, of any kind that ASE reads; default: dataset.json of "
         "`beadwork train`. Keys `simulation` and `step` in the frames' info keep neighbours in time together",
     )
-    text = "let a file name this committee: servers that watch the file take it up"
+    text = "let a file name this committee: servers that watch the file activate it"
     point = _command(commands, "point", _point, text, "current models/gen-2")
     point.add_argument("file", type=Path, help="that servers were given as --delta")
     point.add_argument("committee", type=Path, help="the committee's folder")

@@ -187,14 +187,19 @@ class LimitSettings(Options):
     """Marks that end the run."""
 
     on_mark: str = setting(
-        "stop", "what is done when one of the marks is passed: stop i-PI, or count and go on", choices=ON_MARK
+        "stop", "what is done when a threshold below is exceeded: stop i-PI, or count and go on", choices=ON_MARK
     )
     mark_distance: float = setting(
-        0.3, "no two atoms may be closer; 0: no mark (below 0.2 Å the run ends in any case)", "Å", rule=NOT_NEGATIVE
+        0.3,
+        "no two atoms may be closer; 0: no threshold (below 0.2 Å the run ends in any case)",
+        "Å",
+        rule=NOT_NEGATIVE,
     )
-    mark_force: float = setting(100.0, "no atom's force may be larger; inf: no mark", "eV/Å", rule=NOT_NEGATIVE)
-    mark_spread: float = setting(5.0, "no atom's force spread may be larger; inf: no mark", "eV/Å", rule=NOT_NEGATIVE)
-    mark_novelty: float = setting(math.inf, "no atom's novelty may be larger; inf: no mark", "", rule=NOT_NEGATIVE)
+    mark_force: float = setting(100.0, "no atom's force may be larger; inf: no threshold", "eV/Å", rule=NOT_NEGATIVE)
+    mark_spread: float = setting(
+        5.0, "no atom's force spread may be larger; inf: no threshold", "eV/Å", rule=NOT_NEGATIVE
+    )
+    mark_novelty: float = setting(math.inf, "no atom's novelty may be larger; inf: no threshold", "", rule=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)

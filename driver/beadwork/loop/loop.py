@@ -7,7 +7,7 @@
     generations = 5                  # at most
     falling = 0.1                    # what falls by less than this part of itself has stopped falling
     start = "again"                  # each generation from the inputs; "continue": from where the last one ended;
-                                     # "live": one simulation all along, that takes up each new committee as it runs
+                                     # "live": one simulation all along, which activates each new committee as it runs
     folder = "loop"                  # where all is kept (default: the name of this file without .toml)
     [simulations]                    # i-PI inputs by name; each runs for its total_steps with every committee
     zundel = "zundel/input.xml"
@@ -108,7 +108,7 @@ class Loop:
     start: str = setting(
         "again",
         "`again`: each generation from the inputs; `continue`: from where the last one ended; `live`: one simulation "
-        "all along, that takes up each new committee as it runs",
+        "all along, which activates each new committee as it runs",
         choices=START_MODES,
     )
     run: Mapping[str, Any] = setting({}, "options of `beadwork run`, for all generations alike")
