@@ -116,7 +116,7 @@ def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> st
         ("f.xyz", frame(""), "frame 1 .* does not name its units"),
         ("f.xyz", frame("cell{angstrom}"), "frame 1 .* does not name its units"),
         ("f.xyz", GOOD[:-3] + GOOD, "is incomplete"),
-        ("f.xyz", GOOD[:-12] + GOOD, "torn|number of atoms"),
+        ("f.xyz", GOOD[:-12] + GOOD, "incomplete|number of atoms"),
         ("f.xyz", GOOD + GOOD.replace("2\n", "3\n", 1).replace("O 1", "O 0 0 0\nO 1", 1), "3 atoms, the first 2"),
         ("f.xyz", frame(x="nan"), "frame 1 of"),
         ("f.xyz", frame().replace("H 2", "Q 2"), "frame 0 of|cannot read"),

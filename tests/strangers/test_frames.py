@@ -29,7 +29,7 @@ def queue(tmp_path: Path) -> Queue:
     [
         ("forces-of-ipi.extxyz", "frame 0 of .* has no positions, but forces$"),
         ("x_centroid-of-ipi.extxyz", "frame 0 of .* has no positions, but x_centroid$"),
-        ("instanton_forces.xyz", r"has atoms 1 and 2 0\.0087 Å apart: .* or are these no positions in Å, but"),
+        ("instanton_forces.xyz", r"has atoms 1 and 2 0\.0087 Å apart; .* or are these no positions in Å, but"),
         ("types.lammpstrj", r"frame 0 of .* has types instead of elements: .* \(dump_modify ID element O H\)"),
         (
             "types.xyz",
