@@ -189,6 +189,7 @@ class Generation:
             begin = time.monotonic()
             found = work()
             self.stages[stage] = {**found, "seconds": round(time.monotonic() - begin, 3), "ended": time.time()}
+            # only now the stage counts as done: after a kill it is repeated, and every stage can be
             write_whole(self._file, json.dumps(self.stages, indent=1) + "\n")
         return dict(self.stages[stage])
 
@@ -212,6 +213,7 @@ def learn(path: Path, tell: Report) -> list[Generation]:
     loop = read_loop(path)
     loop.folder.mkdir(parents=True, exist_ok=True)
     busy = f"another beadwork learn is at work in {loop.folder}"
+    # two loops in one folder would label the same frames and overwrite each other's stages
     with alone(loop.folder / "lock", busy, "wait for it, or end it"):
         learning = _Learning(loop, path.name, tell)
         try:
@@ -236,7 +238,10 @@ def why_stop(loop: Loop, before: Generation, now: Generation) -> str | None:
     errors = before.stages["validate"]
     rates = before.flagged, now.flagged
     pairs = [("the flagged rate", *rates)]
-    for name in ("force", "energy"):
+    for name in (
+        "force",
+        "energy",
+    ):  # forces where there are any: they are many per frame, so their error is less noisy
         if errors["old"].get(name) and errors["new"].get(name):
             pairs.append((f"the {name} error on frames held out", errors["old"][name][0], errors["new"][name][0]))
             break
@@ -270,10 +275,10 @@ class _Learning:
         members = members_of([loop.delta])
         if not (loop.delta / COMMITTEE).exists() or len(members) < 2:
             raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
-        if not (loop.folder / CURRENT).exists():
+        if not (loop.folder / CURRENT).exists():  # else it names the committee of the last generation
             write_pointer(loop.folder / CURRENT, loop.delta)
         done: list[Generation] = []
-        for number in range(loop.generations + 1):
+        for number in range(loop.generations + 1):  # one more simulation than trainings, to measure the last committee
             now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
             now.folder.mkdir(exist_ok=True)
             committee = committee_of(loop, number)
@@ -307,6 +312,7 @@ class _Learning:
             "hash": self._hash(committee),
             "models": {self._place(card.path): card.hash for card in cards},
             "dataset": cards[-1].about.get("dataset"),
+            # rows above it are of this generation's simulations, also after a kill
             "last_row": max((row.id for row in self.queue.rows()), default=0),
         }
 
@@ -378,6 +384,7 @@ class _Learning:
         before = done[-1].stages["begin"]["hash"][:SHORT_HASH_CHARACTERS] if name in self.live else None
         simulate.prepare(xml, folder, steps=ENDLESS_STEPS)
         if name not in self.live:
+            # the server counts over its whole run, which lasts for all generations
             most = self.loop.run.get("keep-most", ServeConfig().keep_most) * (self.loop.generations + 1)
             options = {**self.options, "delta": [str(self.loop.folder / CURRENT)], "keep-most": most}
             run = simulate.start(folder, options, 0)
@@ -450,6 +457,8 @@ class _Learning:
             return {"frames": 0, "old": {}, "new": {}}
         found = validate(out)
         write_page(found, now.folder / VALIDATION)
+        # frames that are new in this generation may be held out now and have been trained on by nobody; those that the
+        # old committee was trained on would flatter it
         common = unseen(testing, [committee])
         calibration = format_calibration(found.calibration) if found.calibration else None
         return {

@@ -52,10 +52,11 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
         return
     simulation = read_simulation(xml, directory=xml.parent)
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)  # of a loop that was killed while it prepared the folder
     part.mkdir(parents=True)
     text = as_xml(xml).decode()
     for output in simulation.outputs:
+        # i-PI makes no folders for its outputs
         if not Path(output.name).is_absolute() and ".." not in Path(output.name).parts:
             (part / output.name).parent.mkdir(parents=True, exist_ok=True)
     for file in simulation.files:
@@ -114,7 +115,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Simulation | N
     end_noted(folder / GROUP, EXIT_TIMEOUT_SECONDS)
     if finished(folder):
         return None
-    number = len(list(folder.glob("out-*")))
+    number = len(list(folder.glob("out-*")))  # attempts so far
     begin = folder / f"part-{number}.xml"
     if number:
         text = (come_to(folder) or folder / "part-0.xml").read_text(encoding="utf-8")
@@ -123,6 +124,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Simulation | N
     out.mkdir()
     mine: dict[str, Any] = {"simulation": begin.name, "out": out.name}
     if "queue" in options:
+        # an attempt's input has another hash, so its server would count from 0
         mine["keep-most"] = max(0, int(options.get("keep-most", ServeConfig.keep_most)) - kept)
     write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
     command = noted([*module("beadwork.cli"), "run", f"run-{number}.toml"], GROUP)

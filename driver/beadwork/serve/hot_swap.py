@@ -216,7 +216,7 @@ class Swap:
         """
         begin = time.perf_counter()
         config = self._config
-        # hashes, and members that go together
+        # without the baseline, which stays; loading checks the hashes, and that members fit each other
         fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None))
         old = self._served[0].potential
         fresh.share_memory_limit(old)
@@ -242,6 +242,8 @@ class Swap:
                     "outputs of extras have its novelty",
                     "give it one (beadwork models novelty)",
                 )
+            # on the last structures of the run: a committee that exceeds a threshold there would end it at the next
+            # step
             energies = _energies(whole, frames, config)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
         engines = _verified_engines(fresh)

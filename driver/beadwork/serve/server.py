@@ -170,7 +170,8 @@ class Server:
         begin = time.perf_counter()
         idle, aside = begin - self._idle_since, self._aside
         requests, names = zip(*(service.waiting.pop(peer) for peer in peers), strict=True)
-        # the same structure is evaluated once, whether i-PI padded a batch with it or several beads are in one place
+        # a key is the exact bytes: nearly equal structures are two. The same structure is evaluated once, whether i-PI
+        # padded a batch with it or several beads are in one place
         place: dict[bytes, int] = {}
         inverse = [[place.setdefault(name, len(place)) for name in request] for request in names]
         every = [name for request in names for name in request]
@@ -185,6 +186,7 @@ class Server:
                 "serve the file that i-PI was started with",
             )
         self._evaluations += 1
+        # before the step is counted: which i-PI this is decides whether the count goes on
         if service.left:
             service.left = False
             self._meet(service, peers[0], list(place), positions, lattices)
@@ -196,6 +198,7 @@ class Server:
             self._watch(Joined(str(service.line.address)))
         if self._swap is not None:
             address = str(service.line.address)
+            # before the evaluation, so that all beads of a step have one committee
             service.potential = self._swap.take(address, service.potential, moment, self._evaluations, begins)
         pbc = (service.periodic,) * 3
         frames = [
@@ -220,6 +223,7 @@ class Server:
         for peer, reply in zip(peers, replies, strict=True):
             peer.machine.answer(reply)
             self.transport.advance(peer, events)
+        # the time of sending belongs to the reply, and i-PI integrates only when it has all of it
         while self.transport.sending:
             events += self.transport.poll(None)
         end = time.perf_counter()
@@ -331,6 +335,7 @@ class Server:
         known = [frame.positions for last in self._answered.get(address, []) for frame in last.frames]
         if not known or not service.ring_polymer:
             return
+        # a median: in the same simulation a few atoms may have been folded or diffused away, in another one most differ
         apart = np.array(known) - positions[0]
         if service.periodic and np.linalg.det(lattices[0]):
             apart = apart - np.round(apart @ np.linalg.inv(lattices[0])) @ lattices[0]

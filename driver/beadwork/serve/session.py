@@ -40,17 +40,17 @@ from beadwork.signals import handled, interrupt
 
 
 class Session:
-    """Everything between a configuration and an exit code."""
+    """One run: from a configuration to an exit code."""
 
     def __init__(self, config: ServeConfig, threads: str, watchers: Sequence[Callable[[Event], None]] = ()) -> None:
-        """threads: a note on them. watchers: told of every event, besides those that a session has itself."""
+        """threads: the message of `set_threads`. watchers: called with every event, besides the session's own."""
         self._config = config
         self._folder = Path(config.out)
         self._threads = threads
         self._watchers = list(watchers)
-        self._signal = 0  # the one that ended us
-        self._answering = False  # whether a signal waits for the answer under way, or ends us where we are
-        self._ended: BaseException | None = None  # what did, where it was raised
+        self._signal = 0  # the signal that ends the run
+        self._answering = False  # a signal lets the present evaluation finish, instead of ending the process at once
+        self._ended: BaseException | None = None  # the exception that ended the run
         self._ipi: OwnIpi | None = None
         self._ipi_code = 0
         self._restart: int | None = None  # when the RESTART that we found was written
@@ -60,7 +60,7 @@ class Session:
     def run(self, *, start_ipi: bool) -> int:
         """Serve, with an i-PI of our own if `start_ipi`, and return the exit code.
 
-        Raises BeadworkError, and Interrupted for a signal that comes before there is anything to answer.
+        Raises BeadworkError, and Interrupted for a signal that comes before the server waits for requests.
         """
         end, reload = self._on_signal, self._on_reload
         with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
@@ -69,7 +69,7 @@ class Session:
             return self._end()[0]
 
     def _run(self, stack: ExitStack, start_ipi: bool) -> None:
-        """Serve to the end. What has to be put in order then lies on the stack, and the last of it comes first."""
+        """Serve to the end. Every part registers its clean-up on the stack, which runs in reverse order."""
         config = self._config
         simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
         # a second run typed in the folder of a live one must not touch a file of it
@@ -124,9 +124,9 @@ class Session:
                 watcher(event)
 
     def _later(self, stack: ExitStack, part: Callable[[], object]) -> None:
-        """Have a part of the run put in order in the end, whatever becomes of the others.
+        """Register the clean-up of a part of the run, which runs whatever happens to the others.
 
-        What went wrong first is what the run ends with; what goes wrong after that is said.
+        The run ends with its first error; later ones are printed.
         """
 
         def leave(kind: type[BaseException] | None, ended: BaseException | None, trace: TracebackType | None) -> None:
@@ -143,7 +143,7 @@ class Session:
         stack.push(leave)
 
     def _remarks(self, simulation: Simulation) -> list[str]:
-        """What there is to say of the input before it is served."""
+        """Messages about the input, before it is served."""
         servers = self._config.servers
         found = [str(one) for one in advice(simulation, servers or 1)]
         if servers > 1:
@@ -154,7 +154,7 @@ class Session:
         return found
 
     def _keeper(self, simulation: Simulation, services: Sequence[Service]) -> Keeper | None:
-        """Who keeps frames in the queue; None without one. Raises ConfigError, QueueError."""
+        """The keeper of frames for the queue; None without a queue. Raises ConfigError, QueueError."""
         if not self._config.queue:
             return None
         if not any(len(service.potential.members) > 1 for service in services):
@@ -186,7 +186,7 @@ class Session:
         )
 
     def _meet_ipi(self, services: Sequence[Service]) -> None:
-        """Start i-PI if it is ours, else say where another one is looked for."""
+        """Start our own i-PI, or report where another one is expected."""
         if self._ipi is None:
             where = ", ".join(str(service.line.address) for service in services)
             patience = self._config.patience
@@ -205,7 +205,7 @@ class Session:
             self._watch(Note(f"i-PI ended with exit code {self._ipi_code}; what it said is in {said}"))
 
     def _end(self) -> tuple[int, str]:
-        """Our exit code and why we end so: by what was raised, by a signal, or as i-PI did."""
+        """The exit code and its reason: an exception, a signal, or i-PI's own exit code."""
         if self._ended is not None:
             return getattr(self._ended, "exit_code", 1), str(self._ended)
         if self._signal:
@@ -214,7 +214,7 @@ class Session:
         return code, f"i-PI ended with exit code {code}; what it said is in i-pi.log" if code else ""
 
     def _about(self, simulation: Simulation, services: Sequence[Service]) -> dict[str, Any]:
-        """What `beadwork report` has to know of this run, paths counted from the folder of our outputs."""
+        """The facts of this run that `beadwork report` needs, with paths relative to the folder of our outputs."""
         system = simulation.systems[0]
         queue = self._config.queue
 
@@ -247,7 +247,7 @@ class Session:
         }
 
     def _last_words(self, server: Server) -> None:
-        """Leave the last frames of a run that did not end by itself on disk; what goes wrong with that is said."""
+        """Write the last frames of a run that did not end normally; a failure of that is printed."""
         by_itself = not (self._signal or self._ended or (self._ipi is not None and self._ipi.stopped()))
         last = [] if by_itself else server.last()
         if not last:
@@ -272,7 +272,7 @@ class Session:
             self._swap.ask()
 
     def _finish(self, simulation: Simulation, services: Sequence[Service], record: Record) -> None:
-        """Sum the run up: summary.json, its words, and a picture."""
+        """Write summary.json, print the summary, and draw the picture."""
         folder = self._folder
         steps = self._steps_done(simulation)
         come_to = None if self._ipi is not None or self._outputs is None else self._outputs.look().step
@@ -289,13 +289,13 @@ class Session:
                 said = draw(folder)
             except OSError:
                 raise  # a full disk has a code
-            except Exception as error:  # noqa: BLE001 - the run has ended, and its code is not the picture's
+            except Exception as error:  # noqa: BLE001 - a picture that fails must not change the run's exit code
                 said = f"no picture: {type(error).__name__}: {error}"
             with ignore_closed_terminal():
                 print(said, flush=True)
 
     def _steps_done(self, simulation: Simulation) -> int | None:
-        """Steps that i-PI itself says it has done, from the RESTART that it writes when it ends; None without one."""
+        """The steps that i-PI has done, from the RESTART that it writes at its end; None without one."""
         restart = simulation.directory / "RESTART"
         if self._ipi is None or _written(restart) in (None, self._restart):
             return None
@@ -307,7 +307,7 @@ class Session:
 
 
 def _elements(services: Sequence[Service]) -> list[str]:
-    """Symbols of all that has a spread or a novelty, heaviest first."""
+    """Symbols of the elements with a spread or a novelty, heaviest first."""
     served = [
         service.numbers for service in services if len(service.potential.members) > 1 or service.potential.knows_novelty
     ]
@@ -320,12 +320,12 @@ def _close_keeper(harvest: Keeper, record: Record) -> None:
 
 
 def _facts(services: Sequence[Service]) -> dict[str, Any]:
-    """What answers at this moment: the engines, and the hash of all models as the queue has it."""
+    """The active engines, and the hash of all models as in the queue."""
     potentials = [service.potential for service in services]
     if not potentials:  # they are being loaded
         return {"engines": [], "committee": None, "spread_of_delta_alone": False}
     engines = dict.fromkeys(engine.name for potential in potentials for engine in potential.engines)
-    # the forcefields' potentials are parts of one, so each holds all its cards; only those with members are swapped
+    # the forcefields' potentials are parts of one, so each has all cards; only those with members are exchanged
     answers = next((p for p in potentials if p.members), potentials[0])
     return {
         "engines": list(engines),
@@ -335,11 +335,11 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    """Say something in the end; into a log on the disk that is full it cannot be said."""
+    """Print a message at the end; a log on a full disk cannot take it."""
     with suppress(OSError):
         print(f"beadwork: {text}", file=sys.stderr)
 
 
 def _written(path: Path) -> int | None:
-    """When a file was last written; None where there is none. Only to be compared: the clock may be set."""
+    """The time of a file's last change; None where there is no file. Only for comparison: the clock may be wrong."""
     return path.stat().st_mtime_ns if path.exists() else None

@@ -91,7 +91,7 @@ def _listen(metrics: str | int | None, number: int) -> str | None:
 
 @dataclass(eq=False)
 class Child:
-    """One device. folders: those of its servers that died; codes: what its servers ended with."""
+    """One device. folders: of its servers that died; codes: exit codes of its servers."""
 
     config: ServeConfig
     folder: Path = field(init=False)
@@ -99,10 +99,10 @@ class Child:
     codes: list[int] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
-    again_at: float | None = 0.0  # when it is to be started; None where it runs, or never will again
+    again_at: float | None = 0.0  # time of its next start; None where it runs, or will not be started again
     failures: int = 0
-    verdict: int = 0  # what this device adds to our exit code
-    dismissed: bool = False  # i-PI has ended, and this one came too late for it
+    verdict: int = 0  # exit code of this device, for ours
+    dismissed: bool = False  # i-PI has ended, and this server was started too late for it
     _read: int = 0
 
     def __post_init__(self) -> None:
@@ -110,11 +110,11 @@ class Child:
 
     @property
     def name(self) -> str:
-        """As its lines begin."""
+        """The prefix of its lines."""
         return f"{self.folder.name} ({self.config.device})"
 
     def start(self) -> None:
-        """Start it, with its configuration and its words in its folder."""
+        """Start the server, with its configuration and its log in its folder."""
         if self.codes:
             self.folders.append(rotate_file(self.folder, "-died-"))
         with writing(self.folder):
@@ -126,16 +126,16 @@ class Child:
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
             told = self.folder / OPTIONS_FILE
             told.unlink(missing_ok=True)
-            told.touch(0o600)  # a queue's address may hold a password
+            told.touch(0o600)  # the URL of a queue may contain a password
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
             command = [*module("beadwork.cli"), "serve", str(told)]
             environment = {**os.environ, **_visible(self.config.device)}
-            # the keyboard's signals come from us, once
+            # a group of its own: Ctrl-C reaches this process, which passes it on once
             self.process = launch(command, self.folder / "beadwork.log", environment=environment, group=True)
         self.began, self.again_at, self._read = time.monotonic(), None, 0
 
     def say(self) -> None:
-        """Pass on the whole lines that are new."""
+        """Print the complete lines that are new in its log."""
         if self.process is None:
             return
         with writing(Path("the log")), ignore_closed_terminal():
@@ -148,25 +148,29 @@ class Child:
                 print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
     def waits(self) -> bool:
-        """Whether it has no i-PI to answer."""
+        """Whether it waits for i-PI."""
         try:
             return str(status.read_status(self.folder)["state"]) == "waiting"
         except ConfigError:
             return True
 
     def answered(self) -> int:
-        """Structures, by all servers that this device has had."""
+        """Structures evaluated by all servers of this device."""
         return sum(map(_answered, (*self.folders, self.folder)))
 
 
 def _answered(folder: Path) -> int:
-    """Structures that a server has answered, whether it could say so in the end or not."""
+    """Structures that a server has evaluated."""
+    # from the record and not from summary.json, which a killed server does not write
     record = folder / RECORD
     return int(read_record(record)[0][:, 1].sum()) if record.exists() else 0
 
 
 def _visible(device: str) -> dict[str, str]:
-    """The environment in which a GPU is the only one, so that no engine can take another; numbers are as here."""
+    """The environment in which this GPU is the only visible one, so that no engine can use another.
+
+    Numbers count within CUDA_VISIBLE_DEVICES of this process, as PyTorch counts.
+    """
     number = device.partition(":")[2]
     if not number:
         return {}
@@ -191,8 +195,8 @@ class Devices:
     def run(self) -> int:
         """Serve until i-PI has said EXIT, or no server is left, and return the worst exit code.
 
-        A server that died and came back, or that i-PI has ended without, counts as 0; a signal as 128 and its number.
-        Where no server has failed it is the code of our own i-PI. Raises what keeps it from being started.
+        A server that died and was started again, or that i-PI did not need, counts as 0; a signal as 128 plus its
+        number. Where no server has failed it is the code of our own i-PI. Raises errors of the start.
         """
         with status.claimed(self._out), self._ipi.alone() if self._ipi else nullcontext():
             self._tidy()
@@ -213,7 +217,7 @@ class Devices:
                     self._look()
                     time.sleep(POLL_SECONDS)
             finally:
-                self._send(signal.SIGTERM)  # where this process fails, the servers end as they always do
+                self._send(signal.SIGTERM)  # also where this process fails: servers must not outlive it
                 for child in self._children:
                     if child.process:
                         child.process.wait()
@@ -226,9 +230,9 @@ class Devices:
         return left
 
     def _tidy(self) -> None:
-        """Put aside what `tell` would take for servers of this run: those of an earlier one, of other devices.
+        """Rotate the folders of an earlier run's servers, which `format_status` would count as servers of this one.
 
-        Raises ConfigError where one of an earlier run goes on, as they do when their parent was killed.
+        Raises ConfigError where one of them still runs, as they do when their parent was killed.
         """
         found = _servers(self._out)
         for folder in found:
@@ -273,7 +277,7 @@ class Devices:
         if self._finished():
             self._print_line(f"{child.name} {said}, after i-PI had ended")
             return
-        # what a model says of a structure it will say again; a device may be better the next time
+        # an error of a structure would come again on any device; a crash or an error of the device need not
         mends = code < 0 or code == 1 or (code in DEVICE_ERRORS and _answered(child.folder) > 0)
         if time.monotonic() - child.began > LONG_RUN_SECONDS:
             child.failures = 0

@@ -65,6 +65,7 @@ def train_committee(
     `out` with something else in it, a previous committee that does not fit, or a training that failed.
     """
     settings = settings or TrainSettings()
+    # a hash, because a Δ that is summed with another baseline of the same name gives wrong energies
     name = load_card(baseline).hash
     members = [f"delta-{m}" for m in range(1 if settings.trunk == SHARED else settings.members)]
     dataset = _framewise(out, [out / member for member in members], examples) or _dataset(examples, settings, previous)
@@ -98,6 +99,7 @@ def train_committee(
         **about,
         "held_out": measured,
     }
+    # last: a folder without it is no committee, so no server can read one that is half trained
     write_whole(out / COMMITTEE, tomli_w.dumps(card))
     progress(f"{out}: {measured}")
     if said := format_no_better(measured):
@@ -117,6 +119,7 @@ def _train(
     """Train these members, as many at the same time as there are cores or jobs."""
     jobs = settings.jobs
     if jobs is None:
+        # the cores of this process: a batch job may use only some of the machine's
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = Jobs(workers=max(1, min(len(missing), cores // settings.threads)))
         if not jobs.here and find_spec("parsl") is None:
@@ -131,7 +134,7 @@ def _train(
             losses[m] += lost(future.exception())
             if not lost(future.exception()):
                 progress(future.result())
-            elif losses[m] < MAX_ATTEMPTS:
+            elif losses[m] < MAX_ATTEMPTS:  # a node may fail by chance; twice it is the member's memory or time
                 items.append(m)
             else:
                 raise ModelError(
@@ -227,6 +230,7 @@ def train_model(
     amend_card(work / out.name, held_out=measured)
     progress(f"{out}: {measured}")
     dataset.write(work / out.name)
+    # the finished bundle appears in one step, with its dataset and its errors
     os.replace(work / out.name, out)
     shutil.rmtree(work)
     return out
@@ -248,6 +252,7 @@ def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Pat
     """The examples without isolated atoms, and which of them are held out."""
     examples = [e for e in examples if not e.isolated]
     before = [] if previous is None else Dataset.read(previous).past
+    # labels of earlier generations come again with the new ones: `before` keeps only structures that do not
     again = among([met.frame for met in before], [e.frame for e in examples])
     marks = split(examples, settings.held_out, settings.seed, before, settings.apart)
     chosen = [(e, mark) for e, mark in zip(examples, marks, strict=True) if mark is not None]
@@ -268,7 +273,7 @@ def _framewise(out: Path, bundles: Sequence[Path], examples: Sequence[Example]) 
     then = Dataset.read(out)
     marks = {e.hash: mark for e, mark in zip(then.examples, then.held_out, strict=True)}
     now = [e for e in examples if not e.isolated]
-    if {e.hash for e in now} != set(marks):
+    if {e.hash for e in now} != set(marks):  # other examples: split by the present rule
         return None
     return Dataset(tuple(now), tuple(marks[e.hash] for e in now), then.before)
 
@@ -331,6 +336,7 @@ def _plan(
     foundation: Foundation | None = None,
 ) -> dict[str, Any]:
     """What all members share, as written in their cards: settings, reference energies, scale, start models."""
+    # from the training frames alone: reference energies fitted to held-out frames would spoil the test
     training = dataset.training
     if len(training) < 2:
         raise LabelError(f"{len(training)} frames to train on, of {len(dataset.examples)}; label more")
@@ -374,6 +380,7 @@ def _scale(training: Sequence[Example], reference: Mapping[int, float]) -> dict[
     forces = [e.forces for e in training if e.forces is not None]
     # without forces: the standard deviation of the energies, per Å
     scale = float(np.sqrt((np.concatenate(forces) ** 2).mean()) if forces else rest.std())
+    # mace divides by it: a committee that starts from a perfect one has nothing to scale
     return {"mean": float(rest.mean()), "std": scale if scale > 1e-6 else 1.0}
 
 

@@ -113,6 +113,7 @@ class Example:
         frame = self.frame
         if len(frame.numbers) != 1:
             return False
+        # a single atom in a small periodic cell has its own images as neighbours, and is a crystal
         shifts = np.array(list(product(*((-1, 0, 1) if periodic else (0,) for periodic in frame.pbc))))
         images = np.linalg.norm(shifts[shifts.any(axis=1)] @ frame.cell, axis=1)
         return bool(images.min(initial=np.inf) > ISOLATED_DISTANCE)
@@ -168,6 +169,7 @@ class Dataset:
     @property
     def hash(self) -> str:
         """`sha256:` and the hash of the baseline, all labels and which are held out, independent of their order."""
+        # sorted: the order of rows in a queue, or of files on a command line, makes no other dataset
         lines = sorted(f"{e.hash} {out}" for e, out in zip(self.examples, self.held_out, strict=True))
         lines += sorted(_hash(as_json([structure(met.frame), met.held_out])) for met in self.before)
         return _hash("\n".join([str(self.baseline), *lines]))
@@ -195,6 +197,7 @@ class Dataset:
 
     def write(self, folder: Path) -> None:
         """Write dataset.json, with all digits, and frames.extxyz, the same for other programs, into a folder."""
+        # each input once: those of a thousand frames are often one text
         inputs = {_hash(e.label.input): e.label.input for e in self.examples}
         data = {
             "format": FORMAT,
@@ -308,6 +311,7 @@ def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
     size = float(np.linalg.norm(label)) * float(np.linalg.norm(baseline))
     along = float((label * baseline).sum()) / max(size, 1e-12)
     times = float(np.linalg.norm(label)) / max(float(np.linalg.norm(baseline)), 1e-12)
+    # a good baseline's forces are along the label's too: only together with the ratio below it is suspicious
     if abs(along) < SAME_DIRECTION_COSINE:
         return
     units = {f"{e}/{x}": LENGTHS[x] / ENERGIES[e] for e in ENERGIES for x in LENGTHS}

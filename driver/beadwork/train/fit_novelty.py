@@ -114,6 +114,7 @@ def read_frames(files: Sequence[Path]) -> tuple[list[Frame], list[int]]:
     met = []
     for file in files:
         try:
+            # ASE would read a path with an @ as a file name and an index
             for atoms in ase.io.iread(file, ":", do_not_split_by_at_sign=True):
                 step = atoms.info.get("step")
                 known = {"simulation": str(atoms.info["simulation"])} if "simulation" in atoms.info else {}
@@ -130,7 +131,7 @@ def learned(folder: Path) -> tuple[list[Frame], list[int]]:
 
     Raises LabelError where there is no dataset.json of it, in the folder or the one above it.
     """
-    above = folder.resolve().parent
+    above = folder.resolve().parent  # a member's dataset lies in the committee's folder
     dataset = Dataset.read(above if (above / DATASET).exists() and not (folder / DATASET).exists() else folder)
     known = [met for met in dataset.past if not met.held_out]
     card = load_card(members_of([folder])[0])
@@ -208,6 +209,7 @@ def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixtur
         test = fold == folds[0]
         for k in tried:
             likelihood = _Fit(vectors[~test], k, seed).likelihood(vectors[test])
+            # in ascending order, so that a larger k must be better than every smaller one
             if likelihood > found + MIN_LIKELIHOOD_GAIN:
                 best, found = k, likelihood
     left_out = np.full(len(vectors), np.nan)
@@ -218,7 +220,7 @@ def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixtur
     edges = sorted(float(np.quantile(one, 1 - FRACTION_BEYOND_EDGE, method="higher")) for one in known)
     # an outlier part must not set the edge: the final fit contains it, and all other parts would lie far inside
     edge = edges[-2] if len(edges) > 2 and edges[-1] > OUTLIER_EDGE_RATIO * edges[-2] else edges[-1]
-    mixture = whole.mixture(max(edge, 1e-6))
+    mixture = whole.mixture(max(edge, 1e-6))  # identical atoms have no distances: no division by 0
     return mixture, best, left_out / mixture.edge
 
 
@@ -238,6 +240,7 @@ class _Fit:
         # shrunk as far as so few atoms demand (Chen et al., IEEE Trans. Signal Process. 58, 5016, 2010)
         covariance, _ = oas(vectors - self._mean, assume_centered=True)
         values, axes = np.linalg.eigh(covariance)
+        # features that are constant for an element have no variance, up to rounding
         self._white = axes / np.sqrt(np.maximum(values, values[-1] * 1e-12 + 1e-30))
         mixture = GaussianMixture(components, reg_covar=VARIANCE_FLOOR, random_state=seed, tol=1e-2)
         with warnings.catch_warnings():
@@ -269,7 +272,7 @@ def _contacts(frames: Sequence[Frame], elements: tuple[int, ...], cutoff: float)
     """(n, n, 2) Å: the smallest and the largest distance from an atom of one element to the nearest of another."""
     found = np.empty((len(elements), len(elements), 2))
     found[..., 0], found[..., 1] = np.inf, -np.inf
-    for frame in frames:
+    for frame in frames:  # one by one: a graph of a whole training set would not fit into memory
         near = nearest(build([frame], cutoff), elements)
         for k, z in enumerate(elements):
             mine = near[frame.numbers == z]

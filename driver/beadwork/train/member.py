@@ -65,7 +65,8 @@ def train_member(
     shared = settings.trunk == SHARED
     draws = [_draw(dataset.training, settings, m) for m in (range(settings.members) if shared else [member])]
     (folder / TRAINING).mkdir(exist_ok=True)
-    # a new folder for each attempt: mace would continue from a checkpoint that a killed training left
+    # beside the bundle, so that it can be moved into place; a new folder for each attempt: mace would continue from a
+    # checkpoint that a killed training left
     work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / TRAINING))
     for m, draw in enumerate(draws):
         for file, part in zip(_files(work, m), draw, strict=True):
@@ -106,7 +107,9 @@ def workers(jobs: Jobs, folder: Path) -> Iterator[Pool]:
             try:
                 yield pool
             except BaseException:
-                with _starting:
+                with (
+                    _starting
+                ):  # under the lock: a training that is just being started is either seen here, or not begun
                     _interrupted.set()
                     for process in _started:
                         kill(process)
@@ -123,7 +126,7 @@ def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> 
     outermost = _outermost([e.frame for e in training], settings.r_max)
     for i in outermost:
         other[i] = False
-    if not any(other):
+    if not any(other):  # few frames: mace needs a validation set, and members take different frames for it
         free = [i for i in range(len(other)) if i not in outermost] or list(range(len(other)))
         other[free[member % len(free)]] = True
     return (
@@ -149,7 +152,7 @@ def _outermost(frames: Sequence[Frame], cutoff: float) -> set[int]:
 
 def weights(example: Example, settings: TrainSettings) -> tuple[float, float]:
     """Of a label's energy and forces in the loss: floor^2 / (floor^2 + sigma^2)."""
-    energy = example.energy_error / len(example.frame.numbers)
+    energy = example.energy_error / len(example.frame.numbers)  # the loss is of the energy per atom
     forces: FloatArray | float = 0.0 if example.forces_error is None else example.forces_error
     return (
         settings.energy_floor**2 / (settings.energy_floor**2 + energy**2),
@@ -164,6 +167,7 @@ def _write(file: Path, examples: Sequence[Example], settings: TrainSettings) -> 
     for example in examples:
         atoms = to_atoms(example)
         energy, forces = weights(example, settings)
+        # our own names: ASE moves a key `energy` to a calculator when it reads the file
         atoms.info = {
             "DELTA_energy": example.energy,
             "config_energy_weight": energy,
@@ -217,6 +221,7 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
         "forces_weight": settings.forces_weight,
         "swa_energy_weight": settings.stage_two_energy_weight,
         "swa_forces_weight": settings.forces_weight,
+        # stage two: the last quarter, with a larger weight of the energy and a small learning rate
         "start_swa": epochs - max(1, epochs // 4),
         "swa_lr": settings.lr / 20,
         "lr": settings.lr,
@@ -224,7 +229,7 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
         "lr_scheduler_gamma": 0.05 ** (1 / epochs),
         "ema_decay": 0.99,
         "max_num_epochs": epochs,
-        "eval_interval": max(1, epochs // 30),
+        "eval_interval": max(1, epochs // 30),  # some thirty checkpoints to choose from, and little time for them
         # mace drops the last, incomplete batch: with a batch larger than the dataset it would train on nothing
         "batch_size": min(settings.batch_size, frames),
         "valid_batch_size": settings.batch_size,

@@ -66,6 +66,7 @@ def split(
         e = first[name]
         return len(kinds[name]).bit_length(), e.solute, e.composition, _hash(f"{seed} {e.hash}")
 
+    # a block that is too large to hold out leaves its turn to the next one (`owed`)
     most, owed = max(1.0, 2 * fraction * sum(map(len, kinds.values()))), 0
     # the phase depends on the seed, or every seed would hold out the same of few blocks; at least one is held out
     phase = max(int(_hash(str(seed))[:8], 16) / 2**32, 1 - fraction * len(members))
@@ -74,6 +75,7 @@ def split(
         out = owed > 0 and len(kinds[name]) <= most
         owed -= out
         mark |= dict.fromkeys(kinds[name], out)
+    # new frames only: those of earlier generations keep their side even where they are close to the other
     learned = [m for n, m in enumerate(met) if fixed.get(kind[n]) is False]
     lost = {kind[n] for n, near in enumerate(_near(met, learned, apart)) if near and mark[kind[n]]} - fixed.keys()
     tests = [m for n, m in enumerate(met) if mark[kind[n]] and kind[n] not in lost]

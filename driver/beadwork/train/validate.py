@@ -114,7 +114,7 @@ def validate(
             part = _part(dataset, share)
             with tempfile.TemporaryDirectory(prefix="beadwork-curve-") as folder:
                 progress(f"learning curve: {len(part)} of {len(dataset.training)} frames")
-                few = replace(settings, held_out=0.0)
+                few = replace(settings, held_out=0.0)  # all points are tested on the same frames, held out already
                 paths = train_committee(part, baseline, Path(folder) / "committee", few, None, progress)
                 curve.append((len(part), residuals(testing, paths, references(paths[0]), apart)))
         curve.append((len(dataset.training), found))
@@ -222,7 +222,7 @@ def _reliability(v: Validation, panels: Any) -> None:
         if name not in v.calibration:
             continue
         alpha = v.calibration[name].alpha
-        errors = errors.take(v.found.halves(errors)[1])
+        errors = errors.take(v.found.halves(errors)[1])  # the half on which alpha was not fitted
         width = errors.width(alpha)
         bins = np.array_split(np.argsort(width), max(2, min(10, len(width) // 8)))
         rms = [1e3 * float(np.sqrt((errors.error[b] ** 2).mean())) for b in bins]
