@@ -490,7 +490,7 @@ def test_draws_leave_the_held_out_alone(tmp_path: Path, monkeypatch: pytest.Monk
     given: list[list[list[float]]] = []
 
     def run(work: Path, *_: object) -> Path:
-        files = (ase.io.read(work / name, ":") for name in ("train.extxyz", "valid.extxyz"))
+        files = (ase.io.read(work / name, ":") for name in ("train-0.extxyz", "valid-0.extxyz"))
         given.append([[round(atoms.info["DELTA_energy"], 9) for atoms in file] for file in files])
         raise ModelError("seen enough")
 
