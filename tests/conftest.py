@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from beadwork import log
+
 # several pools on two cores take each other's time
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
@@ -24,6 +26,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # a shell ignores SIGINT for what it starts in the background, and every process from there on
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+log.set_up()  # as any command does
 
 
 @pytest.fixture

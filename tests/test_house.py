@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent / "driver" / "beadwork"
 FLOORS = {
     "errors": 0,
     "settings": 0,
+    "log": 0,
     "toml": 0,
     "units": 0,
     "config": 0,

@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from io import TextIOWrapper
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 from beadwork.analyse.command import add as add_analyse
 from beadwork.config import GROUPS, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError, ConfigError
+from beadwork.log import logger, print_progress, set_up
 from beadwork.settings import WORDS, Declared, declared, meant, title
 from beadwork.signals import Interrupted, handled, interrupt
 
@@ -37,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="backslashreplace")  # in a locale that has no Å it is \xc5, and ends no run
     try:
         with handled({signal.SIGINT: interrupt, signal.SIGTERM: interrupt}):
+            set_up()
             args = _parser().parse_args(arguments)
+            set_up(args.verbosity)
             return int(args.call(args))
     except (BeadworkError, Interrupted) as error:
         with suppress(OSError):  # a log on the disk that is full; the exit code says it too
-            print(f"beadwork: {error}", file=sys.stderr)
+            logger.error("%s", error)
         return error.exit_code
     except BrokenPipeError:
         if not any(map(_unread, _streams())):
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (said := _about_input(error)) is None:
             raise  # a fault of ours
         with suppress(OSError):
-            print(f"beadwork: {said}", file=sys.stderr)
+            logger.error("%s", said)
         return ConfigError.exit_code
     finally:
         for stream in _streams():
@@ -151,7 +155,12 @@ def _command(commands: Any, name: str, call: Any, text: str, example: str) -> _P
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.epilog = f"example:\n  {parser.prog} {example}".rstrip()
-    parser.set_defaults(call=call)
+    parser.set_defaults(call=call, verbosity=0)
+    for short, name, number, said in (
+        ("-v", "--verbose", 1, "say more: each frame kept or not, and what other packages log"),
+        ("-q", "--quiet", -1, "warnings and errors only: no progress"),
+    ):
+        parser.add_argument(short, name, dest="verbosity", action="store_const", const=number, help=said)
     return parser
 
 
@@ -296,7 +305,9 @@ def _role(text: str) -> tuple[str, str]:
 
 def _resolved(args: argparse.Namespace) -> ServeConfig:
     """What was typed, joined with a TOML file."""
-    typed = {key: value for key, value in vars(args).items() if key not in ("call", "start", "steps", "instead")}
+    typed = {
+        key: value for key, value in vars(args).items() if key not in ("call", "start", "steps", "instead", "verbosity")
+    }
     if "at" in typed:
         typed["at"] = dict(typed["at"])
     return resolve(typed, args.instead)
@@ -393,9 +404,9 @@ def _train(args: argparse.Namespace) -> int:
             )
         examples = read_examples(args.labels, args.baseline, args.method, args.energy_key, args.forces_key)
         if args.as_baseline:
-            train_model(examples, args.out, settings, None, print, command, start, foundation)
+            train_model(examples, args.out, settings, None, print_progress, command, start, foundation)
         else:
-            train_committee(examples, args.baseline, args.out, settings, start, print, command)
+            train_committee(examples, args.baseline, args.out, settings, start, print_progress, command)
     return 0
 
 
@@ -412,7 +423,7 @@ def _validate(args: argparse.Namespace) -> int:
     keys = args.energy_key, args.forces_key
     labels = read_examples(args.labels, args.baseline, args.method, *keys) if args.labels else None
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
-    validation = validate(args.committee, labels, settings if args.curve else None, args.baseline, print)
+    validation = validate(args.committee, labels, settings if args.curve else None, args.baseline, print_progress)
     page = args.page or args.committee / PAGE
     write_page(validation, page)
     print(f"{validation}\n{page}")
@@ -479,7 +490,7 @@ def _novelty(args: argparse.Namespace) -> int:
     for named in args.bundles:
         frames, block = read_frames(args.frames) if args.frames else learned(named)
         for bundle in members_of([named]):
-            fit_bundle(bundle, frames, block, print)
+            fit_bundle(bundle, frames, block, print_progress)
     return 0
 
 
@@ -535,7 +546,7 @@ def _learn(args: argparse.Namespace) -> int:
     from beadwork.loop.generations import write_page
     from beadwork.loop.loop import learn, read_loop
 
-    learn(args.loop, lambda text: print(f"beadwork: {text}", file=sys.stderr, flush=True))
+    learn(args.loop, partial(logger.info, "%s"))
     print(f"the generations side by side: {write_page(read_loop(args.loop))}")
     return 0
 
@@ -620,7 +631,7 @@ def _queue_add(args: argparse.Namespace) -> int:
         try:
             print(f"{path}: {add(queue, path, args.every, False if args.not_periodic else None)}")
         except ConfigError as error:  # of this file, and no reason to leave out the others
-            print(f"beadwork: {error}", file=sys.stderr)
+            logger.error("%s", error)
             code = error.exit_code
     return code
 

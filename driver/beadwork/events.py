@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from logging import INFO
 
 #: the parts of a potential that may have a training set, with their names in messages
 WHOSE = {"baseline": "the baseline", "delta": "Δ"}
@@ -32,9 +33,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A message for the log that is shown once: which backend was selected, a connection lost, a frame not kept."""
+    """A message for the log that is shown once: which backend was selected, a connection lost, a frame not kept.
+
+    level: of the standard library's logging; WARNING where the user may have to do something.
+    """
 
     text: str
+    level: int = field(default=INFO, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

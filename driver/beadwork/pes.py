@@ -13,7 +13,6 @@ There is no harvest, no hot swap and no guard here; those are the server's.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
 from beadwork.frame import FloatArray, Frame
+from beadwork.log import logger, set_up
 from beadwork.potential.threads import set_threads
 from beadwork.settings import meant
 from beadwork.toml import fit
@@ -61,6 +61,7 @@ class BeadworkPES:
     """
 
     def __init__(self, template: str, verbosity: object = None, delta: str | list[str] = "", **options: Any) -> None:
+        set_up()
         for name in options:
             if name.replace("-", "_") not in OPTIONS:
                 raise ConfigError(f"<parameters> sets {name!r}, which is no option", meant(name, OPTIONS))
@@ -139,7 +140,7 @@ def _switch(name: str, value: Any) -> Any:
 def _tell(notes: Sequence[str]) -> None:
     """Say which engine answers and whether the spread is calibrated where i-PI's own log goes."""
     for note in notes:
-        print(f"beadwork: {note}", file=sys.stderr, flush=True)
+        logger.info("%s", note)
 
 
 def _species(template: str) -> Any:

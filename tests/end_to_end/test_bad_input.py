@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.ipi.transport import Address, Line
+from beadwork.log import taken_apart
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
 from beadwork.serve.server import Server
@@ -32,7 +34,8 @@ def refused(capfd) -> Callable[..., str]:
         shown = capfd.readouterr().err
         assert "Traceback" not in shown
         call.shown = shown
-        said = [line for line in shown.replace("\r", "\n").splitlines() if line.strip()][-1]
+        level, said = taken_apart([line for line in shown.replace("\r", "\n").splitlines() if line.strip()][-1])
+        assert level == logging.ERROR
         assert said.startswith("beadwork: ")
         return said.removeprefix("beadwork: ")
 

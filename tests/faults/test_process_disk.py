@@ -23,6 +23,7 @@ from beadwork.errors import QueueError
 from beadwork.harvest import keeper, writer
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.writer import QueueWriter
+from beadwork.log import taken_apart
 from beadwork.observe import last, record
 from support.kept_frames import make_kept
 
@@ -37,8 +38,9 @@ KEEP_ALL = ("--queue", "q.db", "--keep-force", "0", "--cooldown", "0", "--keep-m
 
 def sentence(log: str) -> str:
     """The last thing that beadwork said of itself, without this machine's paths."""
-    lines = [line for line in re.split(r"[\r\n]", log) if line.startswith("beadwork: ")]
-    return re.sub(r"/\S+/", "…/", lines[-1].removeprefix("beadwork: "))
+    lines = [taken_apart(line)[1] for line in re.split(r"[\r\n]", log)]
+    said = [line for line in lines if line.startswith("beadwork: ")]
+    return re.sub(r"/\S+/", "…/", said[-1].removeprefix("beadwork: "))
 
 
 def frames_kept(run: Any) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from beadwork.ipi import transport
+from beadwork.log import taken_apart
 from beadwork.report.write import report
 
 #: making the models is part of the first test's time, and a busy machine takes its own
@@ -51,8 +52,9 @@ def strays(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
 
 def sentence(log: str) -> str:
     """The last thing that beadwork said of itself, without this machine's paths."""
-    lines = [line for line in re.split(r"[\r\n]", log) if line.startswith("beadwork: ")]
-    return re.sub(r"/\S+/", "…/", lines[-1].removeprefix("beadwork: "))
+    lines = [taken_apart(line)[1] for line in re.split(r"[\r\n]", log)]
+    said = [line for line in lines if line.startswith("beadwork: ")]
+    return re.sub(r"/\S+/", "…/", said[-1].removeprefix("beadwork: "))
 
 
 def wait_for_steps(run: Any, server: Any, count: int, patience: float) -> None:

@@ -73,7 +73,7 @@ def test_a_terminal_that_is_gone_ends_no_server(tmp_path: Path, monkeypatch: pyt
     child.process = object()  # type: ignore[assignment]
     monkeypatch.setattr(sys, "stderr", Gone())
     child.say()
-    both._say("a sentence")
+    both._log("a sentence")
 
 
 def test_last_frames_of_an_earlier_run_stay(tmp_path: Path) -> None:

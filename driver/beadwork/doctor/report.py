@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
@@ -34,7 +35,8 @@ def doctor(config: ServeConfig) -> int:
     found = []
     for finding in examine(config):
         found.append(finding)
-        print(line(finding, terminal, width), flush=True)
+        # NO_COLOR: https://no-color.org
+        print(line(finding, terminal and not os.environ.get("NO_COLOR"), width), flush=True)
     print(verdict(found))
     return next((finding.code for finding in found if finding.colour == RED), 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from logging import WARNING
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Keeper:
         self.selector = Selector(
             SelectionWindow.of(config, mark_spread), config.cooldown, config.keep_most, config.distance
         )
-        queue = Queue(str(config.queue), create=True, report=lambda text: watch(Note(text)))
+        queue = Queue(str(config.queue), create=True, report=lambda text: watch(Note(text, WARNING)))
         queue.check()
         rows = queue.rows()
         # a run that was killed goes on counting; after labels and training the limit begins anew
@@ -132,7 +133,8 @@ class Keeper:
             self._watch(
                 Note(
                     f"a frame of {which} could not be kept: the queue does not keep up "
-                    f"({_format_cause(self.writer.error)})"
+                    f"({_format_cause(self.writer.error)})",
+                    WARNING,
                 )
             )
             self._watch(Dropped(step))
@@ -141,7 +143,7 @@ class Keeper:
         error = self.writer.error
         now = Waiting(0, "") if error is None else Waiting(self.writer.pending, _format_cause(error))
         if now.why and not self._waiting.why:
-            self._watch(Note(f"{now.why}; {now.frames} frames wait in memory to be kept"))
+            self._watch(Note(f"{now.why}; {now.frames} frames wait in memory to be kept", WARNING))
         elif self._waiting.why and not now.why:
             self._watch(Note("the queue can be written again, and the frames that waited are kept"))
         if now != self._waiting:

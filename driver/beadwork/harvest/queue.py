@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,16 +28,13 @@ from urllib.parse import urlsplit
 from beadwork.disk import locks
 from beadwork.errors import QueueError
 from beadwork.harvest.row import Damaged, KeptFrame, Row, from_ase, label_digest, to_ase
+from beadwork.log import logger
 
 WAITING, CLAIMED, LABELLED, FAILED = "waiting", "claimed", "labelled", "failed"
 
 #: the entry in ASE's metadata by which our databases are recognised; the number is that of the format
 _METADATA = {"beadwork_queue": 1}
 _UNIQUE = "CREATE UNIQUE INDEX IF NOT EXISTS beadwork_fingerprint ON text_key_values(value) WHERE key = 'fingerprint'"
-
-
-def _print_message(text: str) -> None:
-    print(f"beadwork: {text}", file=sys.stderr)
 
 
 class DiskFullError(QueueError):
@@ -54,7 +50,7 @@ class Queue:
 
     create: make it where there is none (the file readable by its user alone); otherwise that is a QueueError.
     patience: s to wait for other writers. report: called once with a message for every damaged row, which is skipped
-    (stderr by default). Every method raises QueueError when the queue cannot be read or written; a change that raises
+    (logged by default). Every method raises QueueError when the queue cannot be read or written; a change that raises
     has not happened.
     """
 
@@ -64,7 +60,7 @@ class Queue:
         *,
         create: bool = False,
         patience: float = 20.0,
-        report: Callable[[str], None] = _print_message,
+        report: Callable[[str], None] = logger.warning,
     ) -> None:
         address = os.fspath(url)
         self._postgres = address.startswith(("postgresql://", "postgres://"))

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import secrets
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -35,6 +34,7 @@ from beadwork.label.codes.basis import check_stored
 from beadwork.label.jobs import Pool, lost
 from beadwork.label.label import Label, Labeller, as_json, structure
 from beadwork.label.spec import Spec
+from beadwork.log import logger, shows_progress
 from beadwork.potential.bundle import load_card
 from beadwork.processes import birth
 
@@ -184,7 +184,7 @@ def command(
         return f"{chosen}{estimate(queue, spec, ids=ids, most=most, mix=mix, again=again)}"
     from tqdm import tqdm
 
-    with tqdm(disable=None, unit="label", dynamic_ncols=True) as bar:
+    with tqdm(disable=None if shows_progress() else True, unit="label", dynamic_ncols=True) as bar:
 
         def watch(told: Outcome, of: int) -> None:
             bar.total = of
@@ -198,11 +198,9 @@ def command(
 
 
 def _print_failure(told: Outcome, of: int) -> None:
-    """Print a failure to stderr, above the progress bar where there is one."""
+    """Log a failure, above the progress bar where there is one."""
     if told.status == FAILED:
-        from tqdm import tqdm
-
-        tqdm.write(f"beadwork: row {told.id} failed: {told.reason}", file=sys.stderr)
+        logger.warning("row %d failed: %s", told.id, told.reason)
 
 
 def estimate(

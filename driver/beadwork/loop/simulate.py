@@ -32,6 +32,7 @@ from beadwork.errors import SimulationError
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.simulation import as_xml, read_simulation
 from beadwork.ipi.steps import pattern
+from beadwork.log import taken_apart
 from beadwork.observe import record
 from beadwork.processes import end_noted, last_line, launch, module, noted
 
@@ -185,8 +186,8 @@ class Simulation:
 
     def _failed(self, code: int) -> SimulationError:
         return SimulationError(
-            f"beadwork run ended with exit code {code} in {self.folder}: {last_line(self.log)} ({self.log.name} has "
-            "the rest)"
+            f"beadwork run ended with exit code {code} in {self.folder}: {taken_apart(last_line(self.log))[1]} "
+            f"({self.log.name} has the rest)"
         )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from logging import INFO, WARNING
 
 from tqdm import tqdm
 
 from beadwork.disk import ignore_closed_terminal
-from beadwork.events import Activated, Evaluated, Event, Joined, Lost, Note, Refused
+from beadwork.events import Activated, Evaluated, Event, FrameKept, Joined, Lost, Note, PassedOver, Refused
+from beadwork.log import logger, progress, shows_progress
 from beadwork.observe.pace import Pace, format_largest_novelty, format_pace, format_shares
 
 #: seconds between two lines where there is no terminal
@@ -37,6 +39,27 @@ def format_event(event: Event) -> str:
     return ""
 
 
+def level(event: Event) -> int:
+    """The level of logging with which an event is shown."""
+    if isinstance(event, Note):
+        return event.level
+    return WARNING if isinstance(event, (Joined, Refused, Lost)) else INFO
+
+
+def format_detail(event: Event) -> str:
+    """The message that is shown of an event with -v; empty where there is none."""
+    if isinstance(event, FrameKept):
+        which = "" if event.bead is None else f", bead {event.bead}"
+        when = "a step that is not known" if event.step is None else f"step {event.step}"
+        return f"row {event.row}: kept a frame of {when}{which}, for its {' and '.join(event.why)}"
+    if isinstance(event, PassedOver):
+        when = "a step that is not known" if event.step is None else f"step {event.step}"
+        return (
+            f"{event.frames} frames of {when} not kept ({event.why}), force spread up to {event.force_spread:.3g} eV/Å"
+        )
+    return ""
+
+
 class Progress:
     """Shows steps, pace, novelty, spread and its trend, frames kept and where the time goes; on stderr.
 
@@ -49,7 +72,7 @@ class Progress:
         self._shown = pace.step or 0
         self._said = time.monotonic()
         self._bar: tqdm[None] | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and shows_progress():
             self._bar = tqdm(
                 total=total,
                 initial=pace.step,
@@ -62,7 +85,9 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Process one event."""
         if message := format_event(event):
-            self._write(f"beadwork: {message}")
+            logger.log(level(event), "%s", message)
+        if message := format_detail(event):
+            logger.debug("%s", message)
         if isinstance(event, Joined):
             self._shown = 0
             if self._bar is not None:
@@ -98,14 +123,7 @@ class Progress:
 
     def _print_line(self) -> None:
         self._said = time.monotonic()
-        self._write("; ".join(format_pace(self._pace.facts(), self._total)))
-
-    def _write(self, line: str) -> None:
-        with ignore_closed_terminal():
-            if self._bar is not None:
-                self._bar.write(line, file=sys.stderr)
-            else:
-                print(line, file=sys.stderr, flush=True)
+        progress.info("%s", "; ".join(format_pace(self._pace.facts(), self._total)))
 
     def close(self) -> None:
         """Print the last state."""

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,9 @@ class StatusFile:
                     file.write(json.dumps(data))
                     file.truncate()
             if not self._broken:
-                self._watch(Note(f"{self.path} cannot be written ({error}); `beadwork status` will show an old state"))
+                self._watch(
+                    Note(f"{self.path} cannot be written ({error}); `beadwork status` will show an old state", WARNING)
+                )
             self._broken = True
         self._written = now
 

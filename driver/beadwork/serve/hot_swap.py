@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from logging import WARNING
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
@@ -113,7 +114,8 @@ class Swap:
                 Note(
                     f"the check of the new committee goes on since {now - self._since:.0f} s: see whether the disk of "
                     f"{', '.join(self._config.delta)} answers (ls); {self._served[0].potential.folder} goes on, and "
-                    "no other committee is looked at before"
+                    "no other committee is looked at before",
+                    WARNING,
                 )
             )
 
@@ -142,7 +144,8 @@ class Swap:
                         f"{address}: no step is to be of two committees, and from here it "
                         "cannot be told where i-PI's steps begin, or all of them make one result, which is to be begun "
                         "anew then; else make i-PI pause with a file EXIT in its directory, and start it again from "
-                        "its RESTART"
+                        "its RESTART",
+                        WARNING,
                     )
                 )
             if begins:

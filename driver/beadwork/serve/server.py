@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from logging import WARNING
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +117,14 @@ class Server:
                         self._answer(service, peers)
         except BeadworkError as error:
             if isinstance(error, (ModelError, ResourceError)) and any(service.servers > 1 for service in self.services):
-                self._watch(Note("i-PI is left to the other servers, to which it sends our beads"))
+                self._watch(Note("i-PI is left to the other servers, to which it sends our beads", WARNING))
             elif isinstance(error, ConnectionLost) and self._directory is None:
                 if any(line.peers for line in self.transport.lines):
                     self._watch(
-                        Note("i-PI is not stopped: if it lives, it waits for a server; start one again, or end it")
+                        Note(
+                            "i-PI is not stopped: if it lives, it waits for a server; start one again, or end it",
+                            WARNING,
+                        )
                     )
             else:
                 self._stop_ipi()
@@ -247,7 +251,7 @@ class Server:
         """The work after the reply: prefetching, thresholds that are only counted, harvest, events."""
         service.potential.prefetch()
         for note in evaluation.notes:
-            self._watch(Note(note))
+            self._watch(Note(note, WARNING))
         self._remember(LastFrames(str(service.line.address), moment.exact, frames, evaluation))
         for breach in passed:
             frame = frames[breach.system]
@@ -255,7 +259,7 @@ class Server:
             if breach.kind not in self._noted:
                 self._noted.add(breach.kind)
                 message = format_breach(breach, frame, self._when(moment), service.potential)
-                self._watch(Note(f"{message}; more of these are only counted"))
+                self._watch(Note(f"{message}; more of these are only counted", WARNING))
         if self._harvest is not None:
             self._harvest(str(service.line.address), moment, frames, evaluation)
         if self._swap is not None:
@@ -325,7 +329,8 @@ class Server:
                 self._watch(
                     Note(
                         f"{when}, {where}: {format_novelty(evaluation, frame, atom)}, where 1 is the edge of training: "
-                        f"{wanted}. More of {chemical_symbols[z]} is only counted"
+                        f"{wanted}. More of {chemical_symbols[z]} is only counted",
+                        WARNING,
                     )
                 )
 
@@ -344,7 +349,8 @@ class Server:
                 Note(
                     f"i-PI at {address} has come back with half of its atoms {least:.1f} Å or more from where they "
                     "were: if this is another simulation than the file's, its atoms may be others; end it, and serve "
-                    "its own file"
+                    "its own file",
+                    WARNING,
                 )
             )
 
@@ -380,15 +386,18 @@ class Server:
             try:
                 (directory / "EXIT").touch()
             except OSError as error:
-                self._watch(Note(f"i-PI cannot be stopped by a file EXIT in {directory} ({error}): end it by hand"))
+                self._watch(
+                    Note(f"i-PI cannot be stopped by a file EXIT in {directory} ({error}): end it by hand", WARNING)
+                )
                 continue
             if self._directory is None:
-                self._watch(Note(f"i-PI is stopped by the file {directory / 'EXIT'}: {REMOVE_EXIT_FILE}"))
+                self._watch(Note(f"i-PI is stopped by the file {directory / 'EXIT'}: {REMOVE_EXIT_FILE}", WARNING))
         if peers and not directories:
             self._watch(
                 Note(
                     "i-PI's directory is not known from here: stop it with a file named EXIT where it runs; "
-                    f"{REMOVE_EXIT_FILE}"
+                    f"{REMOVE_EXIT_FILE}",
+                    WARNING,
                 )
             )
 

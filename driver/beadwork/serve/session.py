@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from logging import ERROR, WARNING
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ from beadwork.ipi.advice import advice
 from beadwork.ipi.output_steps import Written
 from beadwork.ipi.process import LISTEN, OwnIpi
 from beadwork.ipi.simulation import Simulation, read_simulation
+from beadwork.log import logger
 from beadwork.observe.last import save_last_frames
 from beadwork.observe.metrics import Metrics
 from beadwork.observe.pace import Pace
@@ -138,7 +139,7 @@ class Session:
                 if ended is None:
                     raise
                 if str(error) != str(ended):
-                    _say(str(error))
+                    _say(str(error), ERROR)
 
         stack.push(leave)
 
@@ -202,7 +203,7 @@ class Session:
         self._ipi_code = self._ipi.end(lambda: bool(self._signal))
         if self._ipi_code:
             said = self._folder / "i-pi.log"
-            self._watch(Note(f"i-PI ended with exit code {self._ipi_code}; what it said is in {said}"))
+            self._watch(Note(f"i-PI ended with exit code {self._ipi_code}; what it said is in {said}", WARNING))
 
     def _end(self) -> tuple[int, str]:
         """The exit code and its reason: an exception, a signal, or i-PI's own exit code."""
@@ -257,7 +258,7 @@ class Session:
         try:
             _say(f"the {count} frames that {which} are in {save_last_frames(last, self._folder)}")
         except BeadworkError as error:
-            _say(f"the {count} frames that {which} are lost: {error}")
+            _say(f"the {count} frames that {which} are lost: {error}", ERROR)
 
     def _stopped(self) -> bool:
         return bool(self._signal) or (self._ipi is not None and self._ipi.stopped() is not None)
@@ -302,7 +303,7 @@ class Session:
         try:
             return read_simulation(restart).step - simulation.step
         except SimulationError as error:
-            print(f"beadwork: i-PI's steps cannot be counted: {error}", file=sys.stderr)
+            logger.warning("i-PI's steps cannot be counted: %s", error)
             return None
 
 
@@ -334,10 +335,10 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
     }
 
 
-def _say(text: str) -> None:
-    """Print a message at the end; a log on a full disk cannot take it."""
+def _say(text: str, level: int = WARNING) -> None:
+    """Log a message at the end; a log on a full disk cannot take it."""
     with suppress(OSError):
-        print(f"beadwork: {text}", file=sys.stderr)
+        logger.log(level, "%s", text)
 
 
 def _written(path: Path) -> int | None:

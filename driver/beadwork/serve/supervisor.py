@@ -11,10 +11,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from logging import INFO, WARNING
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from beadwork.disk import ignore_closed_terminal, rotate_file, writing
 from beadwork.errors import ConfigError, ConnectionLost, ModelError, ResourceError
 from beadwork.ipi.process import LISTEN, OwnIpi
 from beadwork.ipi.simulation import read_simulation
+from beadwork.log import flags, logger, progress, taken_apart
 from beadwork.observe import status
 from beadwork.observe.record import NAME as RECORD
 from beadwork.observe.record import read_record
@@ -128,7 +129,7 @@ class Child:
             told.unlink(missing_ok=True)
             told.touch(0o600)  # the URL of a queue may contain a password
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
-            command = [*module("beadwork.cli"), "serve", str(told)]
+            command = [*module("beadwork.cli"), "serve", str(told), *flags()]
             environment = {**os.environ, **_visible(self.config.device)}
             # a group of its own: Ctrl-C reaches this process, which passes it on once
             self.process = launch(command, self.folder / "beadwork.log", environment=environment, group=True)
@@ -145,7 +146,8 @@ class Child:
             whole = new[: new.rfind(b"\n") + 1]
             self._read += len(whole)
             for line in whole.decode(errors="replace").splitlines():
-                print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+                level, text = taken_apart(line)
+                progress.log(level, "%s: %s", self.name, text)
 
     def waits(self) -> bool:
         """Whether it waits for i-PI."""
@@ -212,7 +214,7 @@ class Devices:
         with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
             try:
                 if self._ipi:
-                    self._ipi.start(self._out, self._print_line)
+                    self._ipi.start(self._out, self._log)
                 while any(child.process or child.again_at is not None for child in self._children):
                     self._look()
                     time.sleep(POLL_SECONDS)
@@ -224,8 +226,9 @@ class Devices:
                 if self._ipi:
                     left = self._ipi.end(lambda: bool(self._signal) or not self._finished())
                     if left and not self._signal:
-                        self._print_line(
-                            f"i-PI ended with exit code {left}; what it said is in {self._out / 'i-pi.log'}"
+                        self._log(
+                            f"i-PI ended with exit code {left}; what it said is in {self._out / 'i-pi.log'}",
+                            WARNING,
                         )
         return left
 
@@ -275,7 +278,7 @@ class Devices:
         said = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         child.verdict = as_shell(code)
         if self._finished():
-            self._print_line(f"{child.name} {said}, after i-PI had ended")
+            self._log(f"{child.name} {said}, after i-PI had ended", WARNING)
             return
         # an error of a structure would come again on any device; a crash or an error of the device need not
         mends = code < 0 or code == 1 or (code in DEVICE_ERRORS and _answered(child.folder) > 0)
@@ -288,9 +291,9 @@ class Devices:
             child.failures += 1
             child.verdict = 0
             child.again_at = time.monotonic() + pause
-            self._print_line(f"{child.name} {said}; {goes_on}; it is started again in {pause:g} s")
+            self._log(f"{child.name} {said}; {goes_on}; it is started again in {pause:g} s", WARNING)
         else:
-            self._print_line(f"{child.name} {said}, and is not started again; {goes_on}")
+            self._log(f"{child.name} {said}, and is not started again; {goes_on}", WARNING)
 
     def _sum_up(self, code: int) -> None:
         path = self._out / "summary.json"
@@ -312,7 +315,7 @@ class Devices:
         shares = ", ".join(
             f"{one['structures_evaluated']} by {child.name}" for one, child in zip(devices, self._children, strict=True)
         )
-        self._print_line(f"{total} structures evaluated, {shares}; all of this is in {path}")
+        self._log(f"{total} structures evaluated, {shares}; all of this is in {path}")
 
     def _send(self, number: int) -> None:
         for child in self._children:
@@ -327,9 +330,9 @@ class Devices:
         self._send(number)
 
     @staticmethod
-    def _print_line(text: str) -> None:
-        with writing(Path("the log")), ignore_closed_terminal():
-            print(f"beadwork: {text}", file=sys.stderr, flush=True)
+    def _log(text: str, level: int = INFO) -> None:
+        with writing(Path("the log")):
+            logger.log(level, "%s", text)
 
 
 def _servers(out: Path) -> list[Path]:
