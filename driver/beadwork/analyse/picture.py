@@ -56,10 +56,15 @@ def draw_free_energy(
 
     def fill(panel: Any) -> None:
         for colour, (name, found) in zip(COLOURS, measured.items(), strict=False):
+            # no line over bins in which nothing was sampled
+            gaps = np.flatnonzero(np.diff(found.x) > 1.5 * np.diff(found.x).min(initial=np.inf)) + 1
+            x, energy, both, statistical = (
+                np.insert(of, gaps, np.nan) for of in (found.x, found.energy, found.both, found.statistical)
+            )
             if found.committee is not None:
-                _band(panel, found.x, found.energy, found.both, colour, 0.2)
-            _band(panel, found.x, found.energy, found.statistical, colour, 0.35)
-            panel.plot(found.x, found.energy, color=colour, lw=1.4, label=f"{name}, {found.kelvin:g} K")
+                _band(panel, x, energy, both, colour, 0.2)
+            _band(panel, x, energy, statistical, colour, 0.35)
+            panel.plot(x, energy, color=colour, lw=1.4, label=f"{name}, {found.kelvin:g} K")
         panel.fill_between([], [], [], color="0.4", alpha=0.35, lw=0, label="± statistical error")
         if any(found.committee is not None for found in measured.values()):
             panel.fill_between([], [], [], color="0.4", alpha=0.2, lw=0, label="± committee's with it")
@@ -81,8 +86,7 @@ def draw_free_energy(
 def _band(
     panel: Any, x: FloatArray, y: FloatArray, error: FloatArray, colour: str, alpha: float, label: str = ""
 ) -> None:
-    known = np.isfinite(error)
-    panel.fill_between(x[known], (y - error)[known], (y + error)[known], color=colour, alpha=alpha, lw=0, label=label)
+    panel.fill_between(x, y - error, y + error, color=colour, alpha=alpha, lw=0, label=label)
 
 
 def draw_spectrum(
