@@ -141,10 +141,13 @@ def test_what_cannot_be_had_is_refused() -> None:
     for kwargs, said in (
         ({"zero": 9.0, "reach": (-10.0, 10.0)}, "never about 9"),
         ({"reach": (50.0, 60.0)}, "never from 50 to 60"),
-        ({"reach": (1.0, 1.0)}, "throughout"),
+        ({"reach": (1.0, -1.0)}, "from 1 to -1 is empty"),
+        ({"bins": 1}, "1 bins has no shape"),
     ):
         with pytest.raises(ConfigError, match=said):
             free_energy([sampled(x)], "x", **kwargs)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="x is 3 throughout"):
+        free_energy([sampled(np.full(100, 3.0))], "x")
     with pytest.raises(ConfigError, match="numbers of members: 2 and 3"):
         free_energy([sampled(x, np.zeros((100, 2))), sampled(x, np.zeros((100, 3)))], "x")
     every_second = Sampled(2 * np.arange(100), {"x": x}, None, "", KELVIN, 1, "centroid", 0.5)

@@ -102,6 +102,31 @@ def test_time_at_the_beginning_is_left_out_and_energies_belong_to_their_step(tmp
         sample(open_run(tmp_path), [DISTANCE], skip=1)
 
 
+INPUT = """<simulation><output prefix='run'>
+<properties stride='10' filename='out'> [ step, potential{electronvolt} ] </properties></output>
+<ffdirect name='harmonic'><pes>harmonic</pes><parameters>{k1: 1.0}</parameters></ffdirect>
+<system><initialize nbeads='4'><file mode='xyz'>run.pos_0.xyz</file></initialize>
+<forces><force forcefield='harmonic'/></forces><ensemble><temperature units='kelvin'>300</temperature></ensemble>
+<motion mode='dynamics'><dynamics mode='nvt'><timestep units='femtosecond'>0.5</timestep>
+<thermostat mode='pile_g'><tau units='femtosecond'>100</tau></thermostat></dynamics></motion></system></simulation>
+"""
+
+
+def test_an_ipi_that_beadwork_did_not_serve(ring_polymer: RingPolymer, tmp_path: Path) -> None:
+    """By its input alone, wherever the command is typed: temperature, beads and time step are those of the XML, and the
+    outputs lie beside it."""
+    for path in ring_polymer.folder.glob("run.*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "input.xml").write_text(INPUT)
+    run, other = open_run(tmp_path / "input.xml"), open_run(ring_polymer.folder)
+    assert run.properties["potential"].values.tolist() == other.properties["potential"].values.tolist()
+    found, wanted = sample(run, [DISTANCE], skip=1.0), sample(other, [DISTANCE], skip=1.0)
+    assert (found.kelvin, found.beads, found.time_step) == (pytest.approx(300), 4, pytest.approx(0.5))
+    assert np.array_equal(found.values[DISTANCE.text], wanted.values[DISTANCE.text])
+    assert found.energies is not None
+    assert np.allclose(found.energies, wanted.energies)
+
+
 @pytest.mark.parametrize(
     ("about", "gap"),
     [

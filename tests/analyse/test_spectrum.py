@@ -162,6 +162,7 @@ def test_velocities_that_tell_nothing_are_refused(tmp_path: Path) -> None:
         ([run], {}, "go on for 1000 fs"),
         ([run, other], {"window": 50.0}, "different strides"),
         ([slow], {"window": 50.0}, "every 10 fs tell vibrations up to 1668 cm"),
+        ([run], {"window": 0.0}, "a window of 0 fs"),
         ([run], {"skip": 1.0}, "no velocities after 1 ps"),
         ([timeless], {}, "time step of"),
     ):

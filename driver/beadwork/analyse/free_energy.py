@@ -93,6 +93,8 @@ def free_energy(
     nothing was sampled.
     """
     alike(pieces)
+    if bins < 2:
+        raise ConfigError(f"a histogram of {bins} bins has no shape", "ask for 2 at least")
     kt = float(unit_to_internal("temperature", "kelvin", pieces[0].kelvin)) * KJ_MOL
     values = [piece.values[coordinate] for piece in pieces]
     if symmetric:
@@ -100,7 +102,8 @@ def free_energy(
     everything = np.concatenate(values)
     low, high = reach or (float(everything.min()), float(everything.max()))
     if not low < high:
-        raise ConfigError(f"{coordinate} is {low:g} throughout, and has no free energy", "give another coordinate")
+        what = f"the range from {low:g} to {high:g} is empty" if reach else f"{coordinate} is {low:g} throughout"
+        raise ConfigError(what, "give another --range, LOW before HIGH, or another coordinate")
     edges = np.linspace(low, high, bins + 1)
     counts = [_histogram(one, edges) for one in values]
     p = np.concatenate(counts).mean(axis=0)

@@ -62,6 +62,8 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
     if len(spacings) > 1:
         raise ConfigError("the velocities of these runs have different strides", "average runs of one stride")
     spacing = spacings.pop()
+    if not window >= 2 * spacing:
+        raise ConfigError(f"a window of {window:g} fs has no two of these velocities, {spacing:g} fs apart", "widen it")
     fastest = 0.5 / spacing / LIGHT
     if fastest < highest:
         raise ConfigError(

@@ -472,7 +472,7 @@ def _committee_error(run: RunFolder, found: Radial) -> tuple[dict[str, tuple[Flo
     errors = {}
     for name, values in found.pairs.items():
         members = reweight(energies, values[rows], thermal)
-        errors[name] = members.mean(axis=1), members.std(axis=1)
+        errors[name] = members.mean(axis=1), members.std(axis=1, ddof=1)
     words = (
         f"The error bar is the committee's, from {len(rows)} steps and {energies.shape[1]} members, reweighted by the "
         "cumulant expansion as <code>i-pi-committee-reweight</code> does it. From step to step a member's energy "
