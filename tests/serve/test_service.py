@@ -58,6 +58,25 @@ def test_what_costs_nothing_is_said_at_every_evaluation() -> None:
         np.testing.assert_array_equal(wanted, whole.spread.force[whole.ptr[system] : whole.ptr[system + 1]])
 
 
+def test_heads_are_opened_once_whatever_potentials_they_are_part_of() -> None:
+    """A committee that was verified beside Δ alone is activated with its heads open: a step does not read files, which
+    may be gone by then, and two addresses have one copy of each."""
+    trunk = Springs()
+    fresh = Potential(None, [trunk], alpha=1.5)
+    served = Potential(Harmonic(2.0), [Springs((3.0, 4.0, 6.0))])
+    wanted = served.with_committee(fresh).without_baseline().evaluate(frames())
+    assert trunk.opened == [0, 1, 2]
+    active = served.with_committee(fresh)
+    answer = active.evaluate(frames())
+    assert trunk.opened == [0, 1, 2]
+    np.testing.assert_allclose(answer.delta.forces, wanted.forces, rtol=1e-14)
+    np.testing.assert_allclose(answer.spread.force, wanted.spread.force, rtol=1e-14)
+    springs = (answer.forces - answer.baseline.forces)[0] / answer.baseline.forces[0]
+    np.testing.assert_allclose(springs, np.mean(trunk.strengths) / 2.0, rtol=1e-12)
+    assert [one.evaluate(frames()).spread.of_forces for one in (active, active.without_baseline())] == [True] * 2
+    assert trunk.opened == [0, 1, 2]
+
+
 def test_forces_of_all_heads_are_asked_for_every_so_often() -> None:
     """At the first evaluation, then every fourth; a new committee begins anew; separate members have them always."""
     trunk = Springs()

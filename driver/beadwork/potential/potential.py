@@ -224,6 +224,7 @@ class Potential:
             atom_uncertainty=self.atom_uncertainty,
             cards=(*self.baseline_cards, *other.cards),
         )
+        whole.members = other.members  # heads that are open stay so: to open them is no work for a step
         whole.share_memory_limit(self)
         return whole
 
@@ -239,6 +240,7 @@ class Potential:
             energy_alpha=self.energy_alpha,
             cards=self.cards,
         )
+        alone.members = self.members  # which would be opened, and be in memory, twice
         # set afterwards, because the constructor refuses a weighted baseline without a baseline: i-PI adds the baseline
         # itself here, from the forcefield that serves it, and Δ must have the same factor as in the sum
         alone.baseline_uncertainty, alone.atom_uncertainty = self.baseline_uncertainty, self.atom_uncertainty
