@@ -222,6 +222,7 @@ def test_no_step_of_these_models(ipi, tmp_path, monkeypatch) -> None:
 def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, monkeypatch, mark, flagged) -> None:
     """Steps are flagged by the spread and by Δ's novelty. What is new to the baseline alone is no reason for a label of
     the high level, so it is not counted and the server is told not to keep it; log and page say so, and what it wants.
+    The rate is that of the steps whose spread is known; novelty is told of all.
     """
     loop = project(ipi, tmp_path, run={"keep-force": [0.1], **({} if mark is None else {"keep-novelty": mark})})
     asked = []
@@ -232,7 +233,9 @@ def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, m
         hash = served(read_loop(loop).baseline, read_loop(loop).delta)[:19]
         lines = ["# step structures energy energy_spread force_spread evaluation/s novelty_baseline novelty_delta"]
         lines += [f"# from step 0 on a: {hash} in m"]
-        for step, looks in enumerate(("0.01 0.1 7.25 0.99", "0.01 0.1 7.0 1.0", "0.2 0.1 6.0 3.0", "0.01 0.1 0.9 2.5")):
+        between = "nan 0.1 0.5 9.0"  # of members on one trunk, whose spread of forces was not asked for
+        looks_of = ("0.01 0.1 7.25 0.99", "0.01 0.1 7.0 1.0", between, "0.2 0.1 6.0 3.0", "0.01 0.1 0.9 2.5")
+        for step, looks in enumerate(looks_of):
             lines += [f"{step} 2 -1 1 {looks}"]
         (folder / "out-0" / "beadwork.out").write_text("\n".join(lines) + "\n")
         return Done()
@@ -244,10 +247,10 @@ def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, m
     assert generation.stages["end"]["reason"] == "no frame is asked for any more"
     assert generation.flagged == flagged / 4
     run = generation.stages["simulate"]["runs"]["water"]
-    assert run["novelty"] == {"baseline": {"largest": 7.25, "new": 3}, "delta": {"largest": 3.0, "new": 2}}
+    assert run["novelty"] == {"baseline": {"largest": 7.25, "new": 3}, "delta": {"largest": 9.0, "new": 3}}
     said = next(line for line in told if "steps flagged" in line)
     assert (
-        "new to Δ at 2 of 4 steps (novelty up to 3.00); new to the baseline at 3 of 4 steps (novelty up to 7.25)"
+        "new to Δ at 3 of 5 steps (novelty up to 9.00); new to the baseline at 3 of 5 steps (novelty up to 7.25)"
         in said
     )
     assert "labels of the baseline's own level and a new baseline" in said

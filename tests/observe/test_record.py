@@ -97,6 +97,22 @@ def test_committees_are_read_as_they_were_written(tmp_path: Path, address: str, 
     assert len(read_record(path)[0]) == 4
 
 
+def test_steps_between_two_looks_at_forces_were_answered_too(tmp_path: Path) -> None:
+    """Members on one trunk say the spread of forces now and then: of the other steps it is not known, and they count
+    as answered, with their novelty; what the baseline answered alone does not."""
+    record = Record(tmp_path, ["O"])
+    record(Activated("a", 0, "sha256:aaa", "models/trunk", "serves from the start"))
+    record(event(0, 2, 0.1))
+    between = replace(event(1, 2, None), energy_spread=0.02)
+    record(replace(between, novelty={"delta": 3.0}))
+    record(replace(between, step=2))
+    record(replace(event(2, 2, 0.3), novelty={"delta": 0.5}))
+    record(event(3, 2, None))
+    record.close(record.summary())
+    found = read_answered(tmp_path / "beadwork.out", "sha256:aaa")
+    assert [(step.spread, step.delta) for step in found] == [(0.1, None), (None, 3.0), (0.3, 0.5)]
+
+
 def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
     """Whoever reads the first six columns reads them still; older files have no more, and a torn line is left out."""
     record = Record(tmp_path, ["O", "H"], {"beads": 4, "simulation": "a.xml"})

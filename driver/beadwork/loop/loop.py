@@ -144,7 +144,8 @@ class Loop:
 
     def asks(self, step: Answered) -> bool:
         """Whether frames of this step are selected by Δ's spread or Δ's novelty."""
-        return step.spread >= self.low or (step.delta is not None and step.delta >= self.new)
+        spread = step.spread is not None and step.spread >= self.low
+        return spread or (step.delta is not None and step.delta >= self.new)
 
     @property
     def window(self) -> list[float]:
@@ -359,19 +360,21 @@ class _Learning:
                     f"no step in {folder} was evaluated by {serving}, the models with which {now.folder.name} began",
                     f"remove {folder} and run the command again",
                 )
-            flagged, kept = sum(map(self.loop.asks, steps)), self._kept(now, folder)
+            # a rate of all steps would count those as calm whose forces no head was asked for
+            known = [step for step in steps if step.spread is not None]
+            flagged, kept = sum(map(self.loop.asks, known)), self._kept(now, folder)
             novelty = {
                 "baseline": _summed([step.baseline for step in steps]),
                 "delta": _summed([step.delta for step in steps]),
             }
             runs[name] = {
-                "steps": len(steps),
+                "steps": len(known),
                 "flagged": flagged,
                 "kept": kept,
                 "novelty": novelty,
                 "simulations": sorted(simulate.simulations(folder)),
             }
-            said = f"{now.folder.name}: {name}: {flagged} of {len(steps)} steps flagged, {len(kept)} frames kept"
+            said = f"{now.folder.name}: {name}: {flagged} of {len(known)} steps flagged, {len(kept)} frames kept"
             self.tell(f"{said}{_format_novelty(novelty, len(steps))}")
         return {"runs": runs}
 

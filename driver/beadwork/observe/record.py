@@ -303,16 +303,20 @@ def read_committees(path: Path) -> Committees:
 
 @dataclass(slots=True)
 class Answered:
-    """A step as beadwork.out has it. spread: the largest force spread of any bead, eV/Å. baseline, delta: the largest
-    novelty of any atom for these; None where they do not know what they were trained on."""
+    """A step as beadwork.out has it.
 
-    spread: float = 0.0
+    spread: the largest force spread of any bead, eV/Å; None where it was not evaluated, as at most steps of members on
+    one trunk. baseline, delta: the largest novelty of any atom for these; None where they do not know what they were
+    trained on.
+    """
+
+    spread: float | None = None
     baseline: float | None = None
     delta: float | None = None
 
     def add(self, spread: float, baseline: float, delta: float) -> None:
         """Take one evaluation in; NaN is unknown."""
-        self.spread = max(self.spread, spread)
+        self.spread = _larger(self.spread, spread)
         self.baseline = _larger(self.baseline, baseline)
         self.delta = _larger(self.delta, delta)
 
@@ -333,9 +337,9 @@ def read_answered(path: Path, committee: str) -> list[Answered]:
             names = _names(line)
         elif serves and not line.startswith("#"):
             words = line.split()
-            step, spread = words[0], float(words[4])
+            step, of_energies, spread = words[0], float(words[3]), float(words[4])
             columns = dict(zip(names, words, strict=False))  # a server of an earlier release has no novelty
-            if not math.isnan(spread):
+            if not math.isnan(of_energies):
                 novelties = (float(columns.get(name, "nan")) for name in NOVELTY)
                 steps.setdefault(row if step == "nan" else step, Answered()).add(spread, *novelties)
     return list(steps.values())
