@@ -7,7 +7,7 @@ import platform
 import re
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -84,6 +84,34 @@ class Fault:
         return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
+
+
+def joined(rows: Iterable[Fault]) -> list[Fault]:
+    """One row for those that differ by numbers alone: these become a range, and the seconds are the longest."""
+    groups: dict[tuple[str, ...], list[Fault]] = {}
+    for row in rows:
+        words = (_NUMBER.sub("#", text) for text in (row.fault, row.provoked, row.happened))
+        groups.setdefault((*words, row.outcome), []).append(row)
+    return [
+        Fault(
+            *(_ranged([getattr(row, name) for row in group]) for name in ("fault", "provoked", "happened")),
+            max(row.seconds for row in group),
+            group[0].outcome,
+        )
+        for group in groups.values()
+    ]
+
+
+def _ranged(texts: list[str]) -> str:
+    """Texts that differ by numbers as one."""
+    parts = []
+    for same in zip(*(_NUMBER.split(text) for text in texts), strict=True):
+        low, high = (same[0], same[0]) if len(set(same)) == 1 else (min(same, key=float), max(same, key=float))
+        parts.append(low if low == high else f"{low} to {high}")
+    return "".join(parts)
+
+
 def _counted(text: str) -> str:
     """The text with numbers that sort as numbers."""
     return re.sub(r"\d+", lambda number: number[0].zfill(9), text)
@@ -122,18 +150,19 @@ class FaultTable:
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Iterator[None]:
         """Write the table, whatever the outcome."""
-        rows = sorted(self._rows.values(), key=lambda row: (_counted(row.fault.lower()), _counted(row.provoked)))
-        passed = sum(row.row().endswith("| yes |") for row in rows)
+        tests = self._rows.values()
+        rows = sorted(joined(tests), key=lambda row: (_counted(row.fault.lower()), _counted(row.provoked)))
+        passed = sum(test.row().endswith("| yes |") for test in tests)
         used = ", ".join(f"{name} {version(name)}" for name in ("beadwork", "ipi", "torch", "ase"))
         self._path.write_text(
             "\n".join(
                 [
                     "# Faults",
                     "",
-                    "What can go wrong, how a test makes it go wrong, and what then happened. Each row is a test; "
-                    "`make faults` runs them all and writes this page.",
+                    "What can go wrong, how a test makes it go wrong, and what then happened. Each row is a test, or "
+                    "several that differ by numbers; `make faults` runs them all and writes this page.",
                     "",
-                    f"{passed} of {len(rows)} passed on {date.today().isoformat()}, with {used}, "
+                    f"{passed} of {len(tests)} passed on {date.today().isoformat()}, with {used}, "
                     f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
                     f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores.",
                     "",
