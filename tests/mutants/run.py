@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,8 @@ COPIED = ("driver", "tests", "docs", "Makefile")
 LIBRARIES = ["torch", "numpy", "scipy.sparse", "ase.io", "ase.db", "numba", "vesin", "pytest"]
 LIBRARIES += ["ipi.inputs.simulation", "ipi.interfaces.sockets"]
 CONTEXT = multiprocessing.get_context("forkserver")
+#: bytes that a test may take: some faults are those of what bounds it
+MEMORY = 12 << 30
 #: seconds for one test, and for all of one fault
 LONGEST, PATIENCE = 60, 900
 
@@ -85,6 +88,7 @@ def _pytest(where: Path, tests: Sequence[str], log: Path) -> None:
     with log.open("wb") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.chdir(where)
     os.environ["PYTHONPATH"] = str(where / "driver")  # before the package that is installed; for children
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a change of equal length within a second would not be seen
