@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -133,6 +134,11 @@ class Running:
     server: subprocess.Popen[bytes] | None = None
 
     @property
+    def small(self) -> Path:
+        """Where the queue lies: a disk of its own, where one may be made."""
+        return self.run.folder / "small"
+
+    @property
     def clock(self) -> Path:
         """What is added to the clock, s."""
         return self.run.folder / "clock"
@@ -143,7 +149,7 @@ class Running:
         self.happened.servers += 1
         words = ["serve", self.run.path.name, "--baseline", self.models / "baseline", "--delta", self.pointer]
         words += ["--engine", "native", "--threads", 1, "--patience", 60, "--out", f"out-{number}"]
-        words += ["--queue", "queue.db", "--keep-force", LOW, "--keep-novelty", "inf", "--cooldown", 50]
+        words += ["--queue", "small/queue.db", "--keep-force", LOW, "--keep-novelty", "inf", "--cooldown", 50]
         words += ["--keep-most", 100_000, "--distance", 0]
         with open(self.run.folder / f"server-{number}.log", "wb") as log:
             self.server = subprocess.Popen(
@@ -225,8 +231,12 @@ def provoke(on: Running, chance: random.Random, good: list[Path], bad: list[Path
     )
     if name == "descriptors":
         return name, limit(server, resource.RLIMIT_NOFILE, len(list(Path(f"/proc/{server.pid}/fd").iterdir())))
-    if name == "disk":
-        return name, limit(server, resource.RLIMIT_FSIZE, 0)
+    if name == "disk" and os.path.ismount(on.small):
+        filler = on.small / "filler"
+        with suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+        return name, lambda: filler.unlink(missing_ok=True)
     if name == "memory":
         pages = int(Path(f"/proc/{server.pid}/statm").read_text().split()[0])
         return name, limit(server, resource.RLIMIT_AS, pages * resource.getpagesize())
@@ -237,8 +247,8 @@ def provoke(on: Running, chance: random.Random, good: list[Path], bad: list[Path
         return name, stopped(server)
     if name == "SIGSTOP i-PI":
         return name, stopped(on.ipi)
-    if name == "queue locked" and (on.run.folder / "queue.db").exists():
-        lock = sqlite3.connect(on.run.folder / "queue.db", timeout=1.0)
+    if name == "queue locked" and (on.small / "queue.db").exists():
+        lock = sqlite3.connect(on.small / "queue.db", timeout=1.0)
         lock.execute("BEGIN EXCLUSIVE")
         return name, lock.close
     if name == "keeper":
@@ -266,6 +276,9 @@ def simulate(
     places = ", ".join(f"atom_x(atom={atom};bead={bead})" for bead in range(BEADS) for atom in range(ATOMS))
     run.path.write_text(run.path.read_text().replace("potential,", f"potential, {places},"))
     (folder / "site").mkdir()
+    (folder / "small").mkdir()
+    if seed is not None and os.geteuid() == 0:  # elsewhere no disk is filled
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder / "small"], check=False)
     (folder / "site" / "sitecustomize.py").write_text(CLOCK)
     pointer = folder / "pointer"
     pointer.write_text(f"{first}\n")
@@ -297,7 +310,7 @@ def simulate(
             finally:
                 back()
             happened.faults[name] += 1
-            time.sleep(chance.choice((0.0, 0.2, 0.5)))
+            time.sleep(chance.choice((0.2, 1.0, 3.0)))
         assert on.server is not None
         on.server.wait(60)
         on.count()
@@ -305,6 +318,9 @@ def simulate(
         for process in (on.server, ipi):
             if process is not None and process.poll() is None:
                 process.kill()
+        shutil.copy(folder / "small" / "queue.db", folder)
+        if os.path.ismount(folder / "small"):
+            subprocess.run(["umount", folder / "small"], check=False)
     happened.seconds = time.monotonic() - begin
     return run, happened
 
@@ -425,8 +441,8 @@ def main() -> int:
         lines = [
             "# A machine that fails",
             "",
-            "`make endure` lets a real i-PI run against a server while descriptors go, the disk is full "
-            "(`RLIMIT_FSIZE` 0: every write fails), memory is refused, the clock is set, server and i-PI are stopped "
+            "`make endure` lets a real i-PI run against a server while descriptors go, the queue's disk is "
+            "full, memory is refused, the clock is set, server and i-PI are stopped "
             "and go on, the queue is locked, the process that closes a dead server's connections is killed, and the "
             f"committee is exchanged for good and bad ones: at random, seed {given.seed}, twice for {given.steps} "
             f"steps of {BEADS} beads on {date.today().isoformat()}.",
