@@ -114,6 +114,24 @@ def test_both_engines_give_the_same_novelty(fitted, name, dtype):
         assert one.max() > NOVELTY_EDGE or len(frames) == 1
 
 
+def test_a_device_answers_what_the_host_does():
+    """On the CPU NumPy answers and on a GPU PyTorch: held to each other, far away and for a stranger too."""
+    rng = np.random.default_rng(3)
+    where = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [50, 0, 0]], dtype=float)
+    frames = [Frame(np.array([1, 8, 8]), where[:3], np.zeros((3, 3)), (False,) * 3) for _ in range(300)]
+    known = rng.normal(size=(900, 4))
+    known[::2] = 0.1 * known[::2] + [9.0, 0.0, 0.0, 0.0]
+    training_set = fit(frames, np.arange(300) // 10, known, 4.0).training_set
+    assert len(training_set.mixtures[8].shift) > 1, "several components, or the sum over them is not tested"
+    graph = build([Frame(np.array([1, 8, 8, 6]), where, np.zeros((3, 3)), (False,) * 3)] * 50, 4.0)
+    away = torch.from_numpy(rng.normal(size=(200, 4)) * 10 ** rng.uniform(-2, 3, size=(200, 1)))
+    on_host, on_device = training_set.novelty(away, graph), training_set._on_device(away, graph)
+    assert on_host.dtype == on_device.dtype == torch.float64
+    torch.testing.assert_close(on_host, on_device, rtol=1e-12, atol=1e-12)
+    assert (on_host[3::4] == MAX_NOVELTY).all()
+    assert 0 < on_host.min() < 1 < np.delete(on_host.numpy(), np.s_[3::4]).max() < MAX_NOVELTY
+
+
 @pytest.mark.parametrize("engine", ["torchscript", "auto"])
 def test_novelty_of_an_atom_does_not_depend_on_its_company(fitted, engine):
     """One structure alone, among others, or evaluated in pieces: each atom has the same novelty, and training frames

@@ -73,6 +73,16 @@ class Mixture:
         # root
         return torch.sqrt(torch.clamp(-2 * log, min=0.0)) / self.edge
 
+    def distance_on_host(self, features: FloatArray) -> FloatArray:
+        """The same of an array."""
+        away = (features @ self.projection).reshape(-1, *self.shift.shape)
+        away -= self.shift
+        away *= away
+        log = self.height - 0.5 * away.sum(axis=-1)
+        top = log.max(axis=1)
+        log -= top[:, None]
+        return np.asarray(np.sqrt(np.maximum(-2 * (top + np.log(np.exp(log).sum(axis=1))), 0.0)) / self.edge)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSet:
@@ -99,6 +109,19 @@ class TrainingSet:
 
         features: (A, F), the node features' scalars. graph: with this model's cutoff.
         """
+        if features.device.type == "cpu":
+            return torch.from_numpy(self._on_host(features.double().numpy(), graph))
+        return self._on_device(features, graph)
+
+    def _on_host(self, features: FloatArray, graph: Graph) -> FloatArray:
+        # for one molecule twenty calls of PyTorch take longer than a compiled model
+        found = np.where(np.isin(graph.numbers, self.elements), self.contact_novelty(graph), MAX_NOVELTY)
+        for z, mixture in self.mixtures.items():
+            mine = np.flatnonzero(graph.numbers == z)
+            found[mine] = np.maximum(found[mine], mixture.distance_on_host(features[mine]))
+        return np.minimum(found, MAX_NOVELTY)
+
+    def _on_device(self, features: torch.Tensor, graph: Graph) -> torch.Tensor:
         device = features.device
         known = np.isin(graph.numbers, self.elements)
         found = torch.from_numpy(np.where(known, 0.0, MAX_NOVELTY)).to(device, non_blocking=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 
 from beadwork.errors import LabelError, ModelError
@@ -257,7 +256,7 @@ class _Fit:
 
     def distance(self, vectors: FloatArray) -> FloatArray:
         """(A,): d, by the same code that evaluates it in a run."""
-        return np.asarray(self.mixture(1.0).distance(torch.from_numpy(vectors)).numpy())
+        return self.mixture(1.0).distance_on_host(vectors)
 
     def mixture(self, edge: float) -> Mixture:
         cholesky = self._mixture.precisions_cholesky_  # (K, F, F): x @ c has unit variance
