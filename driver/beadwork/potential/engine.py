@@ -14,7 +14,7 @@ from beadwork.potential.graph import Graph
 from beadwork.potential.novelty import TrainingSet
 
 #: edges that one head of a trunk evaluates at once: compiled kernels keep their buffers, and there are many heads
-HEAD_EDGES = 50_000
+HEAD_EDGES = 24_000
 
 
 @dataclass(frozen=True, slots=True)
