@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from beadwork.errors import ResourceError
 from beadwork.events import Evaluated, Event, FrameKept, Joined, Lost, Note
 from beadwork.observe import pace as pace_module
 from beadwork.observe import progress as progress_module
@@ -214,6 +215,10 @@ def test_a_terminal_that_is_gone_ends_no_run(clock: Clock, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stderr", Gone(errno.ENOSPC))
     with pytest.raises(OSError, match="gone"):
         progress(Note("something"))
+    pace = Pace()
+    pace(event(1))
+    with pytest.raises(ResourceError, match="cannot write the log: gone"):  # in no watcher: the run's last line
+        Progress(pace, 10).close()
 
 
 def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from logging import INFO, WARNING
+from pathlib import Path
 
 from tqdm import tqdm
 
-from beadwork.disk import ignore_closed_terminal
+from beadwork.disk import ignore_closed_terminal, writing
 from beadwork.events import Activated, Evaluated, Event, FrameKept, Joined, Lost, Note, PassedOver, Refused
 from beadwork.log import logger, progress, shows_progress
 from beadwork.observe.pace import Pace, format_largest_novelty, format_pace, format_shares
@@ -126,9 +127,10 @@ class Progress:
         progress.info("%s", "; ".join(format_pace(self._pace.facts(), self._total)))
 
     def close(self) -> None:
-        """Print the last state."""
-        if self._bar is not None:
-            with ignore_closed_terminal():
-                self._bar.close()
-        elif self._pace.answered is not None:
-            self._print_line()
+        """Print the last state. Raises ResourceError where the log's disk is full."""
+        with writing(Path("the log")):
+            if self._bar is not None:
+                with ignore_closed_terminal():
+                    self._bar.close()
+            elif self._pace.answered is not None:
+                self._print_line()
