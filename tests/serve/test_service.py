@@ -91,6 +91,23 @@ def test_forces_of_all_heads_are_asked_for_every_so_often() -> None:
     assert all(served.evaluate(frames()).spread.of_forces for _ in range(3))
 
 
+@pytest.mark.parametrize("parts", [[2], [1, 1]])
+def test_forces_of_all_beads_are_looked_at_however_they_come(parts: list[int]) -> None:
+    """Bead by bead, a look at every fourth evaluation would always meet the same of two beads: it lasts for the ring,
+    and costs the same as where the ring comes at once. Beads that are in one place at step 0 are one."""
+    served = service(Springs())
+    known = []
+    for _ in range(9):
+        left = frames()
+        for count in parts:
+            known += [served.evaluate(left[:count]).spread.of_forces] * count
+            left = left[count:]
+    assert known == 2 * ([True] * 2 + [False] * 6) + [True] * 2
+    served = service(Springs())
+    known = [served.evaluate(frames(count=count)).spread.of_forces for count in (1, *[2] * 9)]
+    assert known == [True, True, False, False, False, True, False, False, False, True]
+
+
 def test_forces_are_asked_for_out_of_turn_where_energies_part() -> None:
     """An energy spread that has more than doubled is looked into before the answer leaves: the guard sees it."""
     served = service(Springs())

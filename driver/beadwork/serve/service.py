@@ -27,7 +27,7 @@ class Service:
     start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many share
     the beads. One of several gets changing parts of a ring, so it can neither identify beads nor wait for a whole ring.
     pattern: the requests of every step, where known. one_result: see `ipi.steps`. force_spread_every: evaluations
-    between two that compute the forces of all heads of a trunk.
+    of the ring from one that computes the forces of all heads of a trunk to the next.
     """
 
     line: Line
@@ -50,8 +50,9 @@ class Service:
     left: bool = field(init=False, default=True)  # i-PI has hung up everywhere, or not come yet
     process: int | None = field(init=False, default=None)  # i-PI's, where it can be told
     told_joined: bool = field(init=False, default=False)
-    _since: int = field(init=False, default=0)  # evaluations since the last one with the forces of all members
-    _calm: float = field(init=False, default=0.0)  # eV, the largest energy spread of that one
+    _since: int = field(init=False, default=0)  # structures since the last look at the forces of all members began
+    _looked: bool = field(init=False, default=False)  # whether the last evaluation was a part of one
+    _calm: float = field(init=False, default=0.0)  # eV, the largest energy spread of the last one
     _of: Potential | None = field(init=False, default=None)  # which it was of
 
     def __post_init__(self) -> None:
@@ -67,20 +68,27 @@ class Service:
         )
 
     def evaluate(self, frames: Sequence[Frame]) -> Evaluation:
-        """Evaluate; members on one trunk say the spread of forces at every `force_spread_every`-th evaluation.
+        """Evaluate; members on one trunk say the spread of forces every `force_spread_every` evaluations of a ring.
 
-        Between two of these it is asked for at once where the energies' spread has grown `ALARM`-fold: so the guard
-        sees it before the answer leaves.
+        Where a ring comes in parts, such a look lasts until all of it has come: else it could always meet the same
+        beads. Between two of these it is asked for at once where the energies' spread has grown `ALARM`-fold: so the
+        guard sees it before the answer leaves.
         """
-        whole = self._since == 0 or self._of is not self.potential
+        ring = self.ring or len(frames)
+        if self._of is not self.potential:
+            self._since, self._of = 0, self.potential
+        whole = self._since < ring
         answer = self.potential.evaluate(frames, self.member_forces, whole)
         spread = answer.spread
         if spread is not None and not spread.of_forces and spread.energy.max() > ALARM * self._calm:
             answer = self.potential.evaluate(frames)
             spread = answer.spread
-        if spread is not None and spread.of_forces:
-            self._since, self._calm, self._of = 0, float(spread.energy.max()), self.potential
-        self._since = (self._since + 1) % self.force_spread_every
+            self._since = 0
+        if spread is not None:
+            if spread.of_forces:
+                self._calm = max(float(spread.energy.max()), self._calm if self._looked else 0.0)
+            self._looked = spread.of_forces
+        self._since = (self._since + len(frames)) % (self.force_spread_every * ring)
         return answer
 
     @property
