@@ -419,7 +419,7 @@ def _validate(args: argparse.Namespace) -> int:
     from beadwork.train.validate import PAGE, validate, write_page
 
     if (args.labels or args.curve) and args.baseline is None:
-        raise ConfigError("--labels and --curve need the baseline that Δ is added to; give --baseline")
+        raise ConfigError("--labels and --curve need the baseline that Δ is added to", "give --baseline")
     keys = args.energy_key, args.forces_key
     labels = read_examples(args.labels, args.baseline, args.method, *keys) if args.labels else None
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
@@ -615,7 +615,7 @@ def _queue_check(args: argparse.Namespace) -> int:
     if args.save:
         print(f"{queue.save(args.save)} frames are whole, and copied to {args.save}")
     elif damaged:
-        raise QueueError(f"the queue {queue.name} is damaged; --save FILE copies what is whole into a new one")
+        raise QueueError(f"the queue {queue.name} is damaged", "--save FILE copies what is whole into a new one")
     else:
         print(f"{len(queue)} frames, all of them whole")
     return 0

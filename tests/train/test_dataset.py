@@ -133,7 +133,7 @@ def test_structure_that_no_model_can_answer_for_is_named(examples):
         for baseline in (None, truth.BASELINE):
             with pytest.raises(LabelError, match=said) as error:
                 difference(several, baseline)
-            assert str(error.value).endswith("; mend it, or take it out")
+            assert error.value.remedy == "correct it, or remove it"
             assert "--not-periodic" not in str(error.value)
 
 

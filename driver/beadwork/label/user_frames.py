@@ -327,7 +327,7 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
     try:
         frame.check()
     except BeadworkError as error:
-        raise ConfigError(f"{where}: {error.what}", "mend it, or take it out") from error
+        raise ConfigError(f"{where}: {error.what}", "correct it, or remove it") from error
     if not frame.numbers.all():
         raise ConfigError(f"{where} has atoms of no known element", "remove it from the file")
     first, second, far = neighbor_list("ijd", frame.to_atoms(), _NEAR)

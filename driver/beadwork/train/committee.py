@@ -139,7 +139,8 @@ def _train(
             else:
                 raise ModelError(
                     f"the worker that trained {out / f'delta-{m}'} died {MAX_ATTEMPTS} times: killed, out of memory, "
-                    "or its node failed; give it more memory or time, and run the command again"
+                    "or its node failed",
+                    "give it more memory or time, and run the command again",
                 )
 
 
@@ -195,10 +196,10 @@ def train_model(
     Returns the bundle `out`, which contains dataset.json too. Otherwise as `train_committee`.
     """
     if settings.trunk == SHARED:
-        raise ConfigError("trunk is shared, which is for the members of a Δ committee; a baseline is one model")
+        raise ConfigError("trunk is shared, which is for the members of a Δ committee", "a baseline is one model")
     dataset = _framewise(out, [out], examples) or _dataset(examples, settings, previous)
     if dataset.baseline is not None:
-        raise LabelError("a baseline is trained on labels, not on differences; make the examples with baseline None")
+        raise LabelError("a baseline is trained on labels, not on differences", "make the examples with baseline None")
     progress(_counted(out, examples, dataset, settings))
     if energies_of_atoms is None and (atoms := [e for e in examples if e.isolated]):
         energies_of_atoms = _energies_of(atoms)
@@ -319,7 +320,8 @@ def _energies_of(atoms: Sequence[Example]) -> dict[int, float]:
         if abs(first.energy - e.energy) > SAME_ENERGY_EV:
             raise LabelError(
                 f"the isolated atom in {first.place} has {first.energy:.4f} eV, the one in {e.place} {e.energy:.4f}: "
-                "one element has one reference energy; remove one of them"
+                "one element has one reference energy",
+                "remove one of them",
             )
     return {z: e.energy for z, e in found.items()}
 
@@ -339,7 +341,7 @@ def _plan(
     # from the training frames alone: reference energies fitted to held-out frames would spoil the test
     training = dataset.training
     if len(training) < 2:
-        raise LabelError(f"{len(training)} frames to train on, of {len(dataset.examples)}; label more")
+        raise LabelError(f"{len(training)} frames to train on, of {len(dataset.examples)}", "label more")
     elements = sorted({int(z) for e in dataset.examples for z in e.frame.numbers})
     energies = np.array([e.energy for e in training])
     old = dict.fromkeys(elements, 0.0)
@@ -354,7 +356,7 @@ def _plan(
     else:
         if lacking := set(elements) - set(atoms):
             raise LabelError(
-                f"the energies of isolated atoms lack {sorted(lacking)} (atomic numbers); compute them too"
+                f"the energies of isolated atoms lack {sorted(lacking)} (atomic numbers)", "compute them too"
             )
         reference, undetermined = {z: atoms[z] for z in elements}, ""
     other = ("threads", "jobs", *(MODEL_SETTINGS if foundation else ()))
@@ -396,16 +398,16 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
             )
         if list(card.elements) != list(elements):
             raise ModelError(
-                f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}; its weights cannot "
-                "be used: train without --from"
+                f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}",
+                "its weights cannot be used: train without --from",
             )
         then = {"trunk": SEPARATE} | dict(then)
         of_heads = ("members",) if settings.trunk == SHARED else ()
         for key in ("hidden_irreps", "r_max", "pair_repulsion", "trunk", *of_heads):
             if then.get(key) != getattr(settings, key):
                 raise ModelError(
-                    f"{path} has {key} {then.get(key)!r}, the settings say {getattr(settings, key)!r}; keep it, or "
-                    "train without --from"
+                    f"{path} has {key} {then.get(key)!r}, the settings say {getattr(settings, key)!r}",
+                    "keep it, or train without --from",
                 )
         for z in elements:
             totals[z] += references(path)[z] / len(start)
@@ -416,13 +418,13 @@ def _open(out: Path, dataset: Dataset) -> None:
     """Make the committee's folder, or check that it is of the same committee."""
     if (out / DATASET).exists():
         if Dataset.read(out).hash != dataset.hash:
-            raise ModelError(f"{out} contains a committee trained on other labels; choose another folder")
+            raise ModelError(f"{out} contains a committee trained on other labels", "choose another folder")
         return
     # a call that was killed while it wrote the dataset leaves only frames.extxyz or parts of files
     if out.exists() and (
         not out.is_dir() or any(file.name != FRAMES and not file.name.endswith(".part") for file in out.iterdir())
     ):
-        raise ModelError(f"{out} exists and is no committee's folder; choose another one or remove it")
+        raise ModelError(f"{out} exists and is no committee's folder", "choose another one or remove it")
     dataset.write(out)
 
 
@@ -440,6 +442,6 @@ def _finished(bundle: Path, dataset: Dataset, plan: Mapping[str, Any]) -> bool:
         then.get(k) != plan.get(k) for k in ("settings", "start", ATOM_ENERGIES_KEY)
     ):
         raise ModelError(
-            f"{bundle} was trained with other labels or settings; choose another folder, or remove this one"
+            f"{bundle} was trained with other labels or settings", "choose another folder, or remove this one"
         )
     return True

@@ -53,7 +53,7 @@ def from_file(
     """
     read, digest = _read(path)
     if not read:
-        raise LabelError(f"{path} has no frames; give a file with labels")
+        raise LabelError(f"{path} has no frames", "give a file with labels")
     found = []
     told = {"code": "file", "version": "", "input": f"{path.name} sha256:{digest}", "method": method}
     _check_names(path, read, energy, forces)
@@ -61,7 +61,7 @@ def from_file(
         where = f"frame {number} of {path}"
         about = {name: one.info.get(name, default) for name, default in told.items()}
         if about["method"] is None:
-            raise LabelError(f"{where} does not say its method; give --method")
+            raise LabelError(f"{where} does not say its method", "give --method")
         info, arrays = _info(one), _arrays(one)
         charge = _charge(info, where)
         values: dict[str, Any] = {
@@ -79,14 +79,15 @@ def from_file(
         try:
             label = Label(**values)
         except LabelError as error:  # a negative standard error
-            raise LabelError(f"{where}: {error}") from error
+            raise LabelError(f"{where}: {error.what}", error.remedy) from error
         simulation = str(info["simulation"]) if "simulation" in info else None
         step = _whole(info, "step", where, "a step of the simulation") if simulation and "step" in info else None
         example = Example(Frame.from_atoms(one), label, 0.0, None, path.name, number, simulation, step=step)
         if _is_marked_isolated(one) and not example.isolated:
             raise LabelError(
                 f"{where} has config_type={one.info['config_type']}, and is {example.composition}, whose atoms have "
-                "neighbours; give it another config_type, or take it out"
+                "neighbours",
+                "give it another config_type, or take it out",
             )
         found.append(example)
     return difference(found, baseline, str(path))
@@ -101,7 +102,7 @@ def _read(path: Path) -> tuple[list[Any], str]:
         digest = hashlib.sha256(raw).hexdigest()
         text = decoded(gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw)
     except (OSError, EOFError, ValueError) as error:
-        raise LabelError(f"{path} cannot be read as extended XYZ ({error}); give a file that is whole") from error
+        raise LabelError(f"{path} cannot be read as extended XYZ ({error})", "give a file that is whole") from error
     _check_whole(path, text)
     read: list[Any] = []
     try:
@@ -110,7 +111,7 @@ def _read(path: Path) -> tuple[list[Any], str]:
     except Exception as error:  # ASE's reader can raise anything
         text = " ".join(str(error).split())
         raise LabelError(
-            f"frame {len(read)} of {path} cannot be read as extended XYZ ({type(error).__name__}: {text}); correct it"
+            f"frame {len(read)} of {path} cannot be read as extended XYZ ({type(error).__name__}: {text})", "correct it"
         ) from error
     return read, digest
 
@@ -125,15 +126,16 @@ def _check_whole(path: Path, text: str) -> None:
             rest = next((k for k in range(at, len(lines)) if lines[k].strip()), None)
             if rest is None:
                 break
-            raise LabelError(f"line {at + 1} of {path} is empty, and frames follow in line {rest + 1}; take it out")
+            raise LabelError(f"line {at + 1} of {path} is empty, and frames follow in line {rest + 1}", "take it out")
         if not lines[at].strip().isdigit():
             raise LabelError(
                 f"line {at + 1} of {path} is {lines[at].strip()[:60]!r}, where the number of atoms of frame {number} "
-                "belongs: it cannot be read as extended XYZ; mend that frame, or the one before it"
+                "belongs: it cannot be read as extended XYZ",
+                "mend that frame, or the one before it",
             )
         first, at = at + 2, at + 2 + int(lines[at])
         if at > len(lines):
-            raise LabelError(f"frame {number} of {path} ends before its last atom: the file was cut; copy it again")
+            raise LabelError(f"frame {number} of {path} ends before its last atom: the file was cut", "copy it again")
         last, rows = lines[first:at], at
         while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # the cell in the form of some programs
             at += 1
@@ -141,8 +143,8 @@ def _check_whole(path: Path, text: str) -> None:
         number += 1
     if not last_row_is_complete(last):
         raise LabelError(
-            f"the last line of {path} has no end, so its last number may have been cut; add a line break where it is "
-            "whole, or copy the file again"
+            f"the last line of {path} has no end, so its last number may have been cut",
+            "add a line break where it is whole, or copy the file again",
         )
 
 
@@ -186,12 +188,12 @@ def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> N
     others = _other_names(without, "force")
     if others:
         raise LabelError(
-            f"{len(bound) - len(without)} of {len(bound)} frames of {path} have {forces}, the others have {others}; "
+            f"{len(bound) - len(without)} of {len(bound)} frames of {path} have {forces}, the others have {others}",
             "name what holds eV/Å in all frames (--forces-key NAME), or learn energies alone (--forces-key "
-            f"{NO_FORCES})"
+            f"{NO_FORCES})",
         )
     if forces != FORCES and len(without) == len(bound):
-        raise LabelError(f"0 of {len(bound)} frames of {path} have {forces}; correct --forces-key")
+        raise LabelError(f"0 of {len(bound)} frames of {path} have {forces}", "correct --forces-key")
 
 
 def _other_names(frames: Sequence[Mapping[str, Any]], part: str) -> str:
@@ -217,13 +219,13 @@ def _number(info: Mapping[str, Any], name: str, where: str, wanted: str, default
         return float(values[0])
     # extended XYZ reads T as true, which NumPy would take for 1
     text = "true (T)" if values.dtype.kind == "b" and values.all() else " ".join(map(str, values))
-    raise LabelError(f"{where}: {name} is {text!r}; it must be {wanted}, as -14.2 or -1.42e+01")
+    raise LabelError(f"{where}: {name} is {text!r}", f"it must be {wanted}, as -14.2 or -1.42e+01")
 
 
 def _whole(info: Mapping[str, Any], name: str, where: str, wanted: str) -> int:
     value = _number(info, name, where, wanted)
     if value != int(value):
-        raise LabelError(f"{where}: {name} is {value:g}; it must be {wanted}")
+        raise LabelError(f"{where}: {name} is {value:g}", f"it must be {wanted}")
     return int(value)
 
 
@@ -231,7 +233,7 @@ def _charge(info: Mapping[str, Any], where: str) -> int:
     found = {name: _whole(info, name, where, "the total charge in e") for name in CHARGES if name in info}
     if len(set(found.values())) > 1:
         listed = " and ".join(f"{name}={value}" for name, value in found.items())
-        raise LabelError(f"{where} has {listed}: one of them is wrong; remove it")
+        raise LabelError(f"{where} has {listed}: one of them is wrong", "remove it")
     return next(iter(found.values()), 0)
 
 
@@ -246,12 +248,12 @@ def _spin(info: Mapping[str, Any], where: str, electrons: int) -> int:
         # spin 0 is the default of files that do not know it, so it is accepted for any number of electrons
         if spin and (not 0 <= spin <= electrons or (electrons - spin) % 2):
             raise LabelError(
-                f"{where}: {name} is {spin + SPINS[name]}, which {electrons} electrons cannot have; give the unpaired "
-                "electrons as spin, or the multiplicity as total_spin, and the charge"
+                f"{where}: {name} is {spin + SPINS[name]}, which {electrons} electrons cannot have",
+                "give the unpaired electrons as spin, or the multiplicity as total_spin, and the charge",
             )
     if len(set(found.values())) > 1:
         listed = " and ".join(f"{name}={value + SPINS[name]}" for name, value in found.items())
-        raise LabelError(f"{where} has {listed}: one of them is wrong; remove it")
+        raise LabelError(f"{where} has {listed}: one of them is wrong", "remove it")
     return next(iter(found.values()), 0)
 
 
@@ -262,12 +264,12 @@ def _vectors(arrays: Mapping[str, Any], name: str, where: str) -> FloatArray | N
     if values.dtype.kind not in "iuf":
         kind = "truth values" if values.dtype.kind == "b" else "strings"
         raise LabelError(
-            f"{where}: {name} holds {kind}; it must have three numbers per atom ({name}:R:3 in Properties)"
+            f"{where}: {name} holds {kind}", f"it must have three numbers per atom ({name}:R:3 in Properties)"
         )
     if values.ndim != 2 or values.shape[1] != 3:
         columns = 1 if values.ndim == 1 else values.shape[1]
-        raise LabelError(f"{where}: {name} has {columns} columns; it must have three numbers per atom")
+        raise LabelError(f"{where}: {name} has {columns} columns", "it must have three numbers per atom")
     if not np.isfinite(values).all():
         atom = int(np.argmin(np.isfinite(values).all(axis=1)))
-        raise LabelError(f"{where}: {name} of atom {atom} is {' '.join(map(str, values[atom]))}; take the frame out")
+        raise LabelError(f"{where}: {name} of atom {atom} is {' '.join(map(str, values[atom]))}", "take the frame out")
     return values.astype(np.float64)

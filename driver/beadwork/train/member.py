@@ -265,7 +265,7 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
     log = work / "log.txt"
     with _starting:
         if _interrupted.is_set():
-            raise ModelError(f"the training in {work} was interrupted; run the command again")
+            raise ModelError(f"the training in {work} was interrupted", "run the command again")
         process = launch([*command, "--", *options], log, environment=environment)
         _started.add(process)
     try:
