@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,19 @@ def pages() -> dict[str, Callable[[], str]]:
 def test_page_is_up_to_date(name: str) -> None:
     """A page that no longer holds is worse than none: run `python docs/make.py`."""
     assert (DOCS / name).read_text() == pages()[name]()
+
+
+def named() -> list[str]:
+    """Python names in README and docs; beadwork.out and beadwork.log are files."""
+    text = "".join(page.read_text() for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))))
+    found = set(re.findall(r"(?<![\w./-])beadwork(?:\.[A-Za-z_]\w*)+", text))
+    return sorted(name for name in found if name.split(".")[1] not in ("out", "log"))
+
+
+@pytest.mark.parametrize("name", named())
+def test_python_names_of_the_documentation_exist(name: str) -> None:
+    """A reader can import what README and docs name, however modules and functions are renamed."""
+    assert pkgutil.resolve_name(name) is not None
 
 
 def test_extras_are_all_described() -> None:

@@ -580,7 +580,7 @@ def test_each_state_of_a_unix_address_is_told_apart(write: Callable[..., Path], 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(here.path))
         listener.listen(1)
-        assert "somebody listens" in only(machine.address(here)).text
+        assert "a process listens" in only(machine.address(here)).text
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()  # nobody dialled

@@ -76,7 +76,7 @@ def test_a_relative_prefix_counts_from_ipis_folder(
         monkeypatch.chdir(tmp_path / "there")
         listener.bind("sockets/s-beadwork")
         listener.listen(1)
-        assert look().text == f"somebody listens on {path}"
+        assert look().text == f"a process listens on {path}"
     assert "an i-PI that was killed left it" in look().text
 
 
@@ -111,7 +111,7 @@ def test_forcefields_that_nobody_serves(
     """i-PI waits for ever for a forcefield that a system uses and nobody answers, a committee's too: it is named."""
     monkeypatch.setattr(doctor, "_models", lambda *_: iter(()))
     path = write(names=("one", "two") if at else ("one",), around=around, used=used)
-    found = [finding for finding in examine(asked(path, at=at)) if "nobody answers it" in finding.text]
+    found = [finding for finding in examine(asked(path, at=at)) if "it is not served here" in finding.text]
     assert [(finding.colour, finding.topic, finding.text.partition(":")[0]) for finding in found] == [
         (AMBER, "i-PI", name) for name in missed
     ]

@@ -108,4 +108,4 @@ def test_a_forcefield_that_nobody_serves_is_named(ipi, models, start, tmp_path) 
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield("base"), ipi.Forcefield("delta")], steps=3).write()
     process = start.beadwork("run", run, "--baseline", models.baseline, "--at", "base=baseline", "--silence", 5)
     assert process.wait(ipi.PATIENCE) == 8
-    assert "nobody answers 'delta' here" in start.log(process)
+    assert "'delta' is not served here" in start.log(process)

@@ -64,7 +64,7 @@ def test_a_forcefield_of_bias_alone_is_served(monkeypatch: pytest.MonkeyPatch) -
     assert "unused" not in [one.key for one in advice(simulation)]
     served, notes = joined(monkeypatch, simulation, {"short": "baseline", "long": "delta"})
     assert [service.ring for service in served] == [4, 2]
-    assert not [note for note in notes if "nobody answers" in note]
+    assert not [note for note in notes if "is not served here" in note]
 
 
 def test_a_forcefield_of_bias_that_nobody_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +72,10 @@ def test_a_forcefield_of_bias_that_nobody_answers_is_named(monkeypatch: pytest.M
     simulation = read_simulation(HERE / "bias.xml")
     assert simulation.unserved(["short"]) == ("long",)
     _, notes = joined(monkeypatch, simulation, {"short": "baseline"})
-    assert [note for note in notes if note.startswith("nobody answers 'long' here, and i-PI waits for a client there")]
-    found = [f for f in looked_at(monkeypatch, HERE / "bias.xml", {"short": "baseline"}) if "nobody" in f.text]
+    assert [note for note in notes if note.startswith("'long' is not served here, and i-PI waits for a client there")]
+    found = [
+        f for f in looked_at(monkeypatch, HERE / "bias.xml", {"short": "baseline"}) if "is not served here" in f.text
+    ]
     assert [(f.colour, f.text.partition(":")[0]) for f in found] == [(AMBER, "long")]
 
 

@@ -80,7 +80,7 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     if total is None:
         total = ElementTree.SubElement(root, "total_steps")
     total.text = str(simulation.step + steps)
-    for output in root.iter("output"):  # a prefix may be a path, and lead to the outputs of the run itself
+    for output in root.iter("output"):  # a prefix may be a path to the outputs of the real run
         output.set("prefix", "bench")
     for k, entry in enumerate(entry for tag in SOCKET_TAGS for entry in root.iter(tag)):
         address = entry.find("address")
@@ -151,7 +151,8 @@ def _elsewhere(config: ServeConfig) -> ServeConfig:
 
     baseline = None if config.baseline is None else absolute(config.baseline)
     delta = [absolute(name) for name in config.delta]
-    return replace(config, baseline=baseline, delta=delta, host=None, metrics=None)  # the run itself may have that port
+    # without metrics: the real run may have that port
+    return replace(config, baseline=baseline, delta=delta, host=None, metrics=None)
 
 
 @contextlib.contextmanager

@@ -24,19 +24,20 @@ from beadwork.observe.pace import format_duration
 from beadwork.potential.memory import free_memory
 from beadwork.potential.potential import Potential
 
-#: timed evaluations of what a step sends to this server, after one that is not
+#: evaluations that are timed, after a first one, which compiles kernels and fills caches
 TIMED_EVALUATIONS = 3
-#: Å; the beads are set apart by so much for these, as they are in a run
+#: Å; displacements of the beads from each other and from step to step: identical structures would be evaluated once,
+#: and unmoved atoms would keep their pair lists
 BEAD_SPREAD, STEP_DISPLACEMENT = 0.05, 0.005
-#: seconds; a run that takes longer deserves a thought
+#: seconds; a longer run gets a warning
 MONTH_SECONDS = 30 * 86400.0
-#: a single thread that gets less than this part of a core shares it
+#: processor time over wall time below which other programs use the same cores
 BUSY_FRACTION = 0.7
-#: a latency of more than this part of an evaluation is felt
+#: a latency above this fraction of an evaluation gets a warning
 LATENCY_FRACTION = 0.1
 #: bytes of a line of beadwork.out
 RECORD_BYTES = 100
-#: longest path of a unix socket, bytes (sun_path, less its end)
+#: bytes; the longest path of a unix socket (sun_path without its final NUL)
 MAX_SOCKET_NAME = 107
 
 
@@ -134,8 +135,8 @@ def _unserved(simulation: Simulation, served: Collection[str]) -> Iterator[Findi
         yield Finding(
             AMBER,
             "i-PI",
-            f"{name}: a <force> uses it, and nobody answers it here: i-PI waits for a client there for ever",
-            f"serve it too (--at {name}=delta, or what it is), unless somebody else does",
+            f"{name}: a <force> uses it, and it is not served here: i-PI waits for a client there for ever",
+            f"serve it too (--at {name}=ROLE), unless another program does",
         )
 
 
@@ -144,7 +145,7 @@ def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int
     for one in found:
         if one.key == "total_steps":
             yield Finding(RED, "i-PI", one.text, one.remedy, SimulationError.exit_code)
-    known_worse = set()  # timeouts that will strike, which says more than that they may
+    known_worse = set()  # timeouts that will certainly be exceeded: the general advice about them is left out
     for socket in simulation.sockets:
         taken = seconds.get(socket.name, 0.0)
         if 0 < socket.timeout <= 2 * taken:
@@ -173,7 +174,7 @@ def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int
 
 
 def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
-    """Whether i-PI will get its address; nobody is dialled, so a run under way notices nothing.
+    """Whether i-PI will get its address, found without connecting, so that a running simulation is not disturbed.
 
     directory: where i-PI is started, from which a relative path of a unix socket counts.
     """
@@ -215,14 +216,14 @@ def address(socket: Socket, directory: Path = Path()) -> Iterator[Finding]:
         yield Finding(
             AMBER,
             "address",
-            f"somebody listens on {path}",
+            f"a process listens on {path}",
             "right if it is the i-PI to be served; if not, give another <address>",
         )
     else:
         yield Finding(
             AMBER,
             "address",
-            f"{path} is there and nobody listens on it: an i-PI that was killed left it",
+            f"{path} exists and no process listens on it: an i-PI that was killed left it",
             f"rm {path} (`beadwork run` does it itself)",
         )
 
@@ -236,14 +237,14 @@ def outputs(simulation: Simulation) -> Iterator[Finding]:
 
 
 def _listeners() -> set[str]:
-    """Unix sockets that somebody listens on, by the paths that they were bound with, as Linux has them; else none."""
+    """Unix sockets with a listener, by the paths with which they were bound (Linux); else none."""
     table = Path("/proc/net/unix")
     rows = [line.split(maxsplit=7) for line in table.read_text().splitlines()[1:]] if table.exists() else []
     return {os.path.normpath(row[7]) for row in rows if len(row) == 8 and int(row[3], 16) & 0x10000}
 
 
 def _ports() -> set[int]:
-    """TCP ports that somebody listens on, as Linux has them; empty elsewhere."""
+    """TCP ports with a listener (Linux); empty elsewhere."""
     tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.exists()]
     rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}

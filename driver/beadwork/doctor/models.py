@@ -53,6 +53,7 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
         return
     members = cards[1:]
     bad = False
+    # by hash, not by path: a copy of a member, or the baseline given as a member, has another folder
     hashes = [card.hash for card in cards]
     for card in members:
         if hashes.count(card.hash) > 1:
@@ -250,13 +251,14 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
         move = np.zeros((n, 3))
         move[a, i] = 1.0
         moves.append(move)
+    # one random direction of all atoms tests every force at once; the single atoms tell which element is wrong
     every = np.random.default_rng(0).normal(size=(n, 3))
     moves.append(every / np.abs(every).max())
     pairs = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
     frames = [replace(frame, positions=frame.positions + s * DISPLACEMENT * move) for move in moves for s in _POINTS]
     for i, j in pairs:
         strain = np.zeros((3, 3))
-        strain[i, j] += 0.5
+        strain[i, j] += 0.5  # symmetric: a rotation changes no energy
         strain[j, i] += 0.5
         for s in _POINTS:
             stretch = np.eye(3) + s * STRAIN * strain

@@ -85,6 +85,7 @@ def choose(
     vectors, element, owner = features([*waiting, *labelled], model)
     new = owner < len(waiting)
     vectors = _whitened(vectors, element, ~new)
+    # atoms that the cluster would not contain get no label from this frame
     held = _held(waiting, parts)
     pool, kind, frame = vectors[new][held], element[new][held], owner[new][held]
     weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)[held]
@@ -102,10 +103,11 @@ def choose(
     order: list[int] = []
     for _ in range(min(most, len(waiting))):
         counts = np.maximum.reduceat(distance * weight, np.flatnonzero(np.diff(frame, prepend=-1)))
-        counts[order] = -1.0
+        counts[order] = -1.0  # never a frame twice
         best = int(counts.argmax())
         order.append(best)
         _cover(distance, pool, kind, pool[frame == best], kind[frame == best])
+    # the gain over a random choice is reported, because only that justifies choosing
     rng = np.random.default_rng(0)
     length = min(len(waiting), 3 * len(order))
     curves = np.empty((RANDOM_CHOICES, length))

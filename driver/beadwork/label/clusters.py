@@ -98,10 +98,11 @@ def cut(frame: Frame, centre: int, how: Cut) -> Cluster:
         first = int(lengths.argmin())
         shift = frame.positions[centre] + ways[first] - unit.positions[first]
         placed.append((0.0 if centre in unit.atoms else float(lengths[first]), number, unit, shift))
-    placed.sort(key=lambda item: item[:2])
+    placed.sort(key=lambda item: item[:2])  # the number breaks ties, so that the same frame is cut in the same way
     taken = placed[: how.molecules] if how.molecules else [p for p in placed if p[0] <= float(how.radius or 0)]
     atoms = np.concatenate([unit.atoms for _, _, unit, _ in taken])
     positions = np.concatenate([unit.positions + shift for _, _, unit, shift in taken])
+    # in the order of the frame: a label's arrays can be compared with the frame's
     order = atoms.argsort()
     atoms = atoms[order]
     return Cluster(

@@ -125,7 +125,7 @@ class Pool:
             app = _parsl().python_app(function, data_flow_kernel=self._kernel)
         running: dict[Future[Any], Item] = {}
         while items or running:
-            while items and len(running) < self.jobs.at_once:
+            while items and len(running) < self.jobs.at_once:  # no queue in Parsl: the caller may still append
                 item = items.popleft()
                 running[_call(function, item, *arguments) if app is None else app(item, *arguments)] = item
             for future in wait(running, return_when=FIRST_COMPLETED).done:

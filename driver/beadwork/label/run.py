@@ -120,13 +120,14 @@ def label(
     this run are released.
     """
     labeller = spec.labeller()
+    # all that can be refused is refused before the first label is computed, which may take a day
     _one_method(queue, labeller.method, spec, mix)
     _release_dead_claims(queue)
     rows = _plan(queue, ids, most)
     _check_any_possible(queue, rows, spec, labeller)
     folder = folder_of(queue)
     _make_folder(folder)
-    run = secrets.token_hex(4)
+    run = secrets.token_hex(4)  # workers are named by it, so that this run releases its own claims and no others
     told: list[Outcome] = []
     items = deque(row.id for row in rows)
     try:
@@ -137,7 +138,7 @@ def label(
                     told.append(future.result())
                 elif lost(error):
                     again = _handle_dead_worker(queue, id, run, spec)
-                    if again is None:
+                    if again is None:  # at the end: if the frame kills its worker, the others are done first
                         items.append(id)
                         continue
                     told.append(again)
@@ -345,6 +346,7 @@ def _find_or_compute(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> 
     found = file.exists()
     if not found:
         label = labeller.label(part.frame, part.charge, spec.spin)
+        # a calculator that keeps atoms of the frame before would give a label of another structure
         if label.forces is not None and label.forces.shape != part.frame.positions.shape:
             raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")
         _physical(label, part.frame)
@@ -394,6 +396,7 @@ def _physical(label: Label, frame: Frame) -> None:
     from ase.data import chemical_symbols, covalent_radii
     from ase.neighborlist import neighbor_list
 
+    # an atom that is really close to another may have such a force; without one it is an error of the calculation
     radii = 0.7 * covalent_radii[frame.numbers]
     if worst not in neighbor_list("i", frame.to_atoms(), radii):
         symbol = chemical_symbols[frame.numbers[worst]]
@@ -458,6 +461,7 @@ def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
     for row, stored in zip(rows, labels, strict=True):
         if stored.get("method") == method:
             numbers = stored.get("structure", {}).get("numbers", row.kept.frame.numbers)
+            # labels of an early version have the same method's name, and lack the pseudopotential
             check_stored(
                 str(stored.get("code")), str(stored.get("input")), numbers, f"row {row.id} of the queue {queue.name}"
             )
@@ -510,7 +514,7 @@ def _renewing(queue: Queue, id: int, worker: str, lease: float) -> Iterator[None
     ended = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(lease / 3):
+        while not ended.wait(lease / 3):  # two chances before it expires
             with contextlib.suppress(QueueError):  # the queue is locked: two more attempts fit into the lease
                 queue.renew(id, worker, lease)
 

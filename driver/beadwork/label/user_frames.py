@@ -84,6 +84,7 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
             f"cannot read frames from {path}: {message}", "give a file that ASE reads, or i-PI's"
         ) from error
     kept = []
+    # checked before any is stored: a file that is half added would be added again with its corrected version
     for number, frame in list(enumerate(read.frames))[::every]:
         if periodic is not None:
             frame = Frame(frame.numbers, frame.positions, frame.cell, (periodic,) * 3)
@@ -106,6 +107,7 @@ class _Read:
 
 def _read(path: Path, text: bytes) -> _Read:
     mode = path.suffix.lower().lstrip(".")
+    # by content where possible: LAMMPS dumps have any suffix
     lines = decoded(text, "replace").splitlines(keepends=True)
     if lines and lines[0].startswith("ITEM: "):
         return _dump(path, lines)
@@ -221,7 +223,7 @@ def _element(name: str, where: str) -> tuple[str, bool]:
 
     Raises ConfigError for what is no element, or may be another.
     """
-    plain = re.sub(r"(?<=[A-Za-z])\d+$", "", name)
+    plain = re.sub(r"(?<=[A-Za-z])\d+$", "", name)  # O1, H2: sites of one element
     symbol = plain.capitalize()
     if plain.isdigit() and 0 < int(plain) < len(chemical_symbols):
         return chemical_symbols[int(plain)], False
@@ -316,7 +318,7 @@ def _pdb_blocks(lines: Sequence[str]) -> tuple[list[list[str]], bool]:
         blocks[-1].append(line)
         if line.startswith("END"):
             blocks.append([])
-    rest = blocks.pop()
+    rest = blocks.pop()  # atoms after the last END are of a frame that is still being written
     cut = any(line.startswith(("ATOM", "HETATM")) for line in rest)
     if not blocks and cut and rest[-1].endswith("\n"):
         return [rest], False

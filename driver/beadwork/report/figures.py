@@ -47,7 +47,7 @@ def _start(rows: int = 1, columns: int = 1, height: float = 2.6) -> tuple[Any, A
     """A figure of the page's width with its panels."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # nodes of a cluster have no display
     from matplotlib import pyplot
 
     matplotlib.rcParams.update(_STYLE)
@@ -68,7 +68,7 @@ def _svg(figure: Any, title: str) -> str:
 
 
 def _line(panel: Any, x: FloatArray, y: FloatArray, colour: str, label: str) -> None:
-    known = np.isfinite(x) & np.isfinite(y)
+    known = np.isfinite(x) & np.isfinite(y)  # NaN: steps that are not known, evaluations without a committee
     x, y = x[known], y[known]
     if len(x) > _POINTS:
         size = -(-len(x) // (_POINTS // 3))

@@ -344,7 +344,7 @@ def kept(run: RunFolder) -> tuple[str, list[str]]:
     known = [row for row in run.kept if not np.isnan(row.newest)]
     uncertain = sorted(sure, key=lambda row: -row.largest)
     newest = sorted(known, key=lambda row: -row.newest)
-    # in turn the most uncertain and the newest
+    # alternately the most uncertain and the newest, so that the limit cuts neither list alone
     ranked = [row for pair in zip_longest(uncertain, newest) for row in pair if row is not None]
     rows = list({row.row: row for row in ranked or run.kept}.values())[:MOST_FRAMES]
     rows.sort(key=lambda row: row.row)
@@ -426,6 +426,7 @@ def distributions(run: RunFolder, drawing: bool) -> str:
         words = ""
     else:
         return f"There are no periodic structures to count pairs in; let i-PI write {POSITIONS}."
+    # 1.3 times the sum of covalent radii: beyond every bond, before the first shell of neighbours
     bonds = {name: 1.3 * sum(_radius(symbol) for symbol in _symbols(name)) for name in found.pairs}
     svg = figures.distributions(found, errors, bonds, "radial distribution functions") if drawing else ""
     caption = (
@@ -468,6 +469,7 @@ def _committee_error(run: RunFolder, found: Radial) -> tuple[dict[str, tuple[Flo
             "same stride."
         )
     rows, energies = pair
+    # reweighting by the cumulant expansion holds while the members' energies wander by less than about kT
     wander = float(deviations(energies, thermal).std(axis=0).max())
     errors = {}
     for name, values in found.pairs.items():

@@ -154,6 +154,7 @@ def _whole(frame: Frame) -> Any:
     for i, j, shift in zip(first, second, shifts, strict=True):
         bonds[i].append((int(j), shift))
     moved = np.full((len(bonds), 3), np.nan)
+    # in fractions of the cell, where a translation by lattice vectors is a whole number
     scaled = np.linalg.solve(frame.cell.T, frame.positions.T).T
     for start in range(len(bonds)):
         if not np.isnan(moved[start, 0]):
@@ -167,6 +168,7 @@ def _whole(frame: Frame) -> Any:
                     moved[other] = moved[here] + shift
                     molecule.append(other)
                     ahead.append(other)
+        # by its centre, so that a molecule on the boundary stays whole
         moved[molecule] -= np.floor((scaled + moved)[molecule].mean(axis=0))
     atoms.positions = (scaled + moved) @ frame.cell
     return atoms

@@ -69,6 +69,7 @@ def _kept(run: RunFolder, queue: str | None) -> tuple[list[Shown], str]:
             row.kept.why,
         )
         for row in rows
+        # of this input and since this start: the queue may have frames of an earlier run of the same file
         if row.kept.simulation == f"sha256:{run.about.get('simulation_sha256')}"
         and row.kept.time >= run.about.get("started", 0.0)
     ]

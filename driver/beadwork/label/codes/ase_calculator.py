@@ -102,6 +102,7 @@ class AseCalculator:
         atoms = frame.to_atoms()
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
+        # two labels at the same time in one folder would read each other's files
         folder = Path(tempfile.mkdtemp(prefix="label-", dir=self.directory)).absolute()
         try:
             atoms.calc = self._made(**arguments)
