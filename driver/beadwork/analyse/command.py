@@ -118,7 +118,7 @@ def _free_energy(args: argparse.Namespace) -> int:
         if places := list(found.at):
             told = ", ".join(f"{value:.2f}" for value in np.interp(places, x, energy))
             print(f"{name} at these places: {told} kJ/mol")
-    for note in [*notes(found.gap, found.wander), *too_short({"it": found.dependence})]:
+    for note in [*notes(found.gap, found.wander), *too_short({f"the mean of {coordinate.text}": found.dependence})]:
         print(note)
     print(", ".join(str(_out(args, ending)) for ending in (".csv", "-averages.csv", ".png")))
     return 0

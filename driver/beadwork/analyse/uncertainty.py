@@ -4,10 +4,11 @@ An observable is an average or a smooth function of averages (a variance, a free
 changes of them. So one recipe gives all errors, from series of what is averaged and the function's derivatives.
 
 The statistical error is that of blocks (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461, 1989) of one length, so long
-that some 32 fill all pieces. An estimator that cuts an autocorrelation where it first crosses zero is no use here:
-vibrations cross it at once. pymbar 4.0.3's `statistical_inefficiency` gives twice the error of a series of period 7
-and life 20 samples, and 15 times that of period 4.3 and life 200; blocks gave 1.0 of both (20 000 samples, the exact
-errors of two autoregressive processes).
+that some 32 fill all pieces; where neighbouring blocks are correlated by r > 0.2, their variance counts 1 + 2 r times.
+An estimator that cuts an autocorrelation where it first crosses zero is no use here: vibrations cross it at once.
+pymbar 4.0.3's `statistical_inefficiency` gives twice the error of a series of period 7 and life 20 samples, and 15
+times that of period 4.3 and life 200; blocks gave 1.0 of both (20 000 samples, the exact errors of two autoregressive
+processes).
 
 The committee's error is what its members would have had for an average, by the cumulant expansion (`report.radial`).
 """
@@ -26,7 +27,9 @@ from beadwork.report.radial import deviations, reweight
 BLOCKS = 32
 #: fewer say nothing
 FEWEST = 8
-#: correlation of neighbouring blocks above which they are no blocks; chance alone has a standard deviation of 0.18
+#: correlation of neighbouring blocks from which on it counts; that of chance has a standard deviation of 0.18
+SLOW = 0.2
+#: above which the blocks are too short for that
 DEPENDENT = 0.5
 
 
@@ -79,18 +82,21 @@ def uncertainty(
     average = np.concatenate(pieces).mean(axis=0)
     parts = [changes(piece, average) for piece in pieces]
     every = np.concatenate(parts)
+    width = every.shape[1]
     blocks = [_means(part, _length(parts)) for part in parts]
     means = np.concatenate(blocks)
-    short = len(means) < FEWEST
-    width = every.shape[1]
-    statistical = np.full(width, np.nan) if short else np.std(means, axis=0, ddof=1) / np.sqrt(len(means))
-    variance = every.var(axis=0)
+    statistical = np.full(width, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        independent = np.minimum(variance / statistical**2, len(every))
         neighbours = sum((one[1:] * one[:-1]).sum(axis=0) for one in blocks)
-        dependence = neighbours / sum((one**2).sum(axis=0) for one in blocks)
+        dependence = np.asarray(neighbours / sum((one**2).sum(axis=0) for one in blocks))
+    if len(means) >= FEWEST:
+        # chance makes small correlations of blocks that have none
+        longer = np.sqrt(1 + 2 * np.where(dependence > SLOW, dependence, 0.0))
+        statistical = longer * np.std(means, axis=0, ddof=1) / np.sqrt(len(means))
     still = np.ptp(every, axis=0) == 0  # a volume that is held; what is left of it is the rounding of its mean
     statistical, dependence = np.where(still, 0.0, statistical), np.where(still, 0.0, dependence)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        independent = np.minimum(every.var(axis=0) / statistical**2, len(every))
     members, wander = None, 0.0
     known = [(piece, one) for piece, one in zip(pieces, energies, strict=False) if one is not None and one.shape[1] > 1]
     if known:
@@ -101,7 +107,7 @@ def uncertainty(
             # at the means of these frames: a bin's own frames then say what a member would have there
             members = reweight(potentials, changes(series, series.mean(axis=0)), 1.0)
             wander = float(deviations(potentials, 1.0).std(axis=0).max())
-    return Uncertainty(statistical, members, len(every), independent, np.asarray(dependence), wander)
+    return Uncertainty(statistical, members, len(every), independent, dependence, wander)
 
 
 def _length(pieces: Sequence[FloatArray]) -> int:
