@@ -387,7 +387,7 @@ def test_forces_of_nothing_physical_are_no_label(fill: Fill, springs: Springs) -
     near = Frame(np.array([18, 18]), np.array([[100.0, 0, 0], [101.0, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
     queue.add(KeptFrame(near, 1, 0.1, np.ones(2), np.zeros(4), ("a" * 64,), "b" * 64))
     assert str(labelling.label(queue, springs())) == "2 labelled, 1 failed"
-    assert "gave a force of 173.2 eV/Å on atom 0 (Ne), and no other atom is so near" in str(queue.get(1).reason)
+    assert "gave a force of 173.2 eV/Å on atom 0 (Ne), and no other atom is close enough" in str(queue.get(1).reason)
 
 
 def test_a_dry_run_says_method_count_and_time_and_changes_nothing(fill: Fill, springs: Springs, diary: Any) -> None:
