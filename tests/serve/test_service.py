@@ -109,7 +109,7 @@ def test_forces_of_all_beads_are_looked_at_however_they_come(parts: list[int]) -
 
 
 def test_forces_are_asked_for_out_of_turn_where_energies_part() -> None:
-    """An energy spread that has more than doubled is looked into before the answer leaves: the guard sees it."""
+    """An energy spread that has more than doubled is looked into before the answer leaves: the thresholds see it."""
     served = service(Springs())
     assert served.evaluate(frames()).spread.of_forces
     assert not served.evaluate(frames(1.2)).spread.of_forces  # 1.44 times the energy

@@ -87,7 +87,7 @@ def _between(service: Service) -> list[str]:
     return [
         f"{len(potential.members)} members on one trunk: their spread of forces is evaluated every {every} evaluations "
         "(--force-spread-every), for frames that are kept, and as soon as the spread of energies has grown "
-        f"{ALARM:g}-fold; between, the guard and the selection window look at novelty and energies"
+        f"{ALARM:g}-fold; between, the safety thresholds and the selection window look at novelty and energies"
     ]
 
 

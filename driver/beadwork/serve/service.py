@@ -72,7 +72,7 @@ class Service:
 
         Where a ring comes in parts, such a look lasts until all of it has come: else it could always meet the same
         beads. Between two of these it is asked for at once where the energies' spread has grown `ALARM`-fold: so the
-        guard sees it before the answer leaves.
+        safety thresholds see it before the answer leaves.
         """
         ring = self.ring or len(frames)
         if self._of is not self.potential:
