@@ -126,6 +126,30 @@ def test_pieces_are_averaged_together(ring_polymer: RingPolymer, tmp_path: Path)
         properties([open_run(halves[1])], skip=500)
 
 
+@pytest.mark.parametrize(
+    ("about", "rows", "said"),
+    [
+        ({"temperature_K": 310.0}, "", "different temperatures: 300.0 and 310.0"),
+        ({"beads": 8}, "", "different numbers of beads: 4 and 8"),
+        ({}, "{angstrom3}", "different units of volume: angstrom3 and bohr3"),
+        ({}, "0 ", "different strides: 10 and 20"),
+    ],
+)
+def test_runs_of_two_kinds_are_not_averaged(
+    ring_polymer: RingPolymer, tmp_path: Path, about: dict[str, object], rows: str, said: str
+) -> None:
+    """Classical with quantum, hot with cold, or numbers that mean something else."""
+    write_about(tmp_path, **{"beads": BEADS, "properties": {"run.out": {"stride": 10, "columns": []}}} | about)
+    lines = (ring_polymer.folder / "run.out").read_text().splitlines(True)
+    if rows == "0 ":
+        lines = lines[:5] + lines[5::2]
+    (tmp_path / "run.out").write_text(
+        "".join(lines).replace("{angstrom3}", "{bohr3}" if "{" in rows else "{angstrom3}")
+    )
+    with pytest.raises(ConfigError, match=said):
+        properties([open_run(ring_polymer.folder), open_run(tmp_path)])
+
+
 def test_properties_as_they_are_typed(
     ring_polymer: RingPolymer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

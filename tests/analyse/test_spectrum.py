@@ -157,10 +157,16 @@ def test_velocities_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     run = open_run(write(tmp_path / "a", vibrating([(1, 1000.0, 1e-3)], 200)))
     other = open_run(write(tmp_path / "b", vibrating([(1, 1000.0, 1e-3)], 200), range(0, 800, 4)))
     slow = open_run(write(tmp_path / "c", vibrating([(1, 1000.0, 1e-3)], 200), range(0, 4000, 20)))
+    (tmp_path / "e").mkdir()
+    write_about(tmp_path / "e")
+    still = np.zeros((200, 2, 3))
+    write_frames(tmp_path / "e" / "run.v.xyz", ["O", "H"], range(0, 400, 2), still, "v_centroid", "velocity", "")
+    smaller = open_run(tmp_path / "e")
     timeless = open_run(write(tmp_path / "d", vibrating([(1, 1000.0, 1e-3)], 200), time_step_fs=None))
     for runs, options, said in (
         ([run], {}, "go on for 1000 fs"),
-        ([run, other], {"window": 50.0}, "different strides"),
+        ([run, other], {"window": 50.0}, "different times between velocities, fs: 1.0 and 2.0"),
+        ([run, smaller], {"window": 50.0}, "different atoms: H2O and HO"),
         ([slow], {"window": 50.0}, "every 10 fs tell vibrations up to 1668 cm"),
         ([run], {"window": 0.0}, "a window of 0 fs"),
         ([run], {"skip": 1.0}, "no velocities after 1 ps"),

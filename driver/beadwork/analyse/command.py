@@ -127,12 +127,12 @@ def _free_energy(args: argparse.Namespace) -> int:
 def _properties(args: argparse.Namespace) -> int:
     from beadwork.analyse.properties import properties
     from beadwork.analyse.runs import open_run
-    from beadwork.analyse.table import show, too_short, write_observables
+    from beadwork.analyse.table import notes, show, too_short, write_observables
 
     found, said = properties([open_run(path) for path in args.runs], args.skip)
     write_observables(_out(args, ".csv"), found)
     print(show({one.name: (one.estimate, one.unit) for one in found}))
-    said += too_short({one.name: one.dependence for one in found})
+    said += notes("", max(one.wander for one in found)) + too_short({one.name: one.dependence for one in found})
     for line in [*said, str(_out(args, ".csv"))]:
         print(line)
     return 0

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.free_energy import Estimate, estimates
-from beadwork.analyse.runs import first_step, thermal, weighed
+from beadwork.analyse.runs import first_step, of_energies_and_steps, one_of, thermal, weighed
 from beadwork.analyse.uncertainty import uncertainty
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
@@ -46,6 +46,7 @@ class Observable:
     samples: int
     independent: float
     dependence: float
+    wander: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,9 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
     104101, 2005), and of a classical run that part of it which is the potential's. Raises ConfigError where there are
     none, or the runs have different temperatures.
     """
-    kts = {thermal(run) for run in runs}
-    if len(kts) > 1:
-        raise ConfigError("these runs have different temperatures", "average runs of one kind")
-    kt = kts.pop()
+    one_of("temperatures", {run.about.get("temperature_K") for run in runs})
+    one_of("numbers of beads", {run.about.get("beads") for run in runs})
+    kt = thermal(runs[0])
     found: dict[str, list[_Series]] = {}
     for run in runs:
         first = first_step(run, skip)
@@ -107,11 +107,12 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
     committees = [read_committee(run) for run in runs]
     observables = []
     for name, pieces in whole.items():
-        if len(units := {one.unit for one in pieces}) > 1:
-            raise ConfigError(f"{name} is in {' and in '.join(sorted(units))}", "average runs of one kind")
+        one_of(f"units of {name}", {one.unit for one in pieces})
         told = [weighed(one.steps, of, kt) for one, of in zip(pieces, committees, strict=True)]
         said += [f"no committee's error: {gap}" for _, gap in told if gap]
-        observables.append(_observable(pieces, [energies for energies, _ in told] if pieces[0].members else []))
+        energies = [known for known, _ in told] if pieces[0].members else []
+        of_energies_and_steps(energies, [one.steps for one in pieces])
+        observables.append(_observable(pieces, energies))
     return observables, list(dict.fromkeys(said))
 
 
@@ -121,7 +122,13 @@ def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]
     value = one.function.value(np.concatenate(values).mean(axis=0))
     estimate = estimates(np.array([value]), errors)[0]
     return Observable(
-        one.name, estimate, one.unit, errors.samples, float(errors.independent[0]), float(errors.dependence[0])
+        one.name,
+        estimate,
+        one.unit,
+        errors.samples,
+        float(errors.independent[0]),
+        float(errors.dependence[0]),
+        errors.wander,
     )
 
 

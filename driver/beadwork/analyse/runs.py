@@ -5,7 +5,7 @@ A run is the folder of its beadwork.out, or the input (XML) of an i-PI that bead
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,17 +201,22 @@ def _centroids(positions: Trajectory) -> Iterator[tuple[int, Frame]]:
 
 
 def alike(pieces: Sequence[Sampled]) -> None:
-    """Raise ConfigError where runs cannot be averaged: other temperatures, beads or committees."""
-    names: dict[str, set[object]] = {
-        "temperatures": {piece.kelvin for piece in pieces},
-        "numbers of beads": {piece.beads for piece in pieces},
-        "distributions": {piece.of for piece in pieces},
-        "numbers of members": {piece.energies.shape[1] for piece in pieces if piece.energies is not None},
-        "numbers of values a step": {one.shape[1] for piece in pieces for one in list(piece.values.values())[:1]},
-    }
-    for name, found in names.items():
-        if len(found) > 1:
-            told = " and ".join(map(str, sorted(found, key=str)))
-            raise ConfigError(f"these runs have different {name}: {told}", "average runs of one kind")
-    if len({np.diff(piece.steps).min() for piece in pieces if len(piece.steps) > 1}) > 1:
-        raise ConfigError("these runs were written with different strides", "average runs of one stride")
+    """Raise ConfigError where runs cannot be averaged: other temperatures, beads, committees or strides."""
+    one_of("temperatures", {piece.kelvin for piece in pieces})
+    one_of("numbers of beads", {piece.beads for piece in pieces})
+    one_of("distributions", {piece.of for piece in pieces})
+    one_of("numbers of values a step", {one.shape[1] for piece in pieces for one in list(piece.values.values())[:1]})
+    of_energies_and_steps([piece.energies for piece in pieces], [piece.steps for piece in pieces])
+
+
+def of_energies_and_steps(energies: Sequence[FloatArray | None], steps: Sequence[IntArray]) -> None:
+    """Raise ConfigError where runs have different numbers of members or different strides."""
+    one_of("numbers of members", {one.shape[1] for one in energies if one is not None})
+    one_of("strides", {int(np.diff(one).min()) for one in steps if len(one) > 1})
+
+
+def one_of(name: str, found: Collection[object]) -> None:
+    """Raise ConfigError where runs differ in this."""
+    if len(found) > 1:
+        told = " and ".join(map(str, sorted(found, key=str)))
+        raise ConfigError(f"these runs have different {name}: {told}", "average runs of one kind")

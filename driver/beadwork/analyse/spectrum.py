@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
 from ipi.utils.units import Elements, unit_to_internal
 from scipy.signal import find_peaks
 
-from beadwork.analyse.runs import first_step
+from beadwork.analyse.runs import first_step, one_of
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.outputs import find_trajectory
@@ -58,10 +59,9 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
     or made of all beads'. Raises ConfigError where i-PI wrote none, too short a time, or too seldom.
     """
     pieces = [piece for run in runs for piece in _velocities(run, skip)]
-    spacings = {spacing for _, _, spacing in pieces}
-    if len(spacings) > 1:
-        raise ConfigError("the velocities of these runs have different strides", "average runs of one stride")
-    spacing = spacings.pop()
+    one_of("times between velocities, fs", {spacing for _, _, spacing in pieces})
+    one_of("atoms", {Atoms(numbers).get_chemical_formula() for numbers, _, _ in pieces})
+    spacing = pieces[0][2]
     if not window >= 2 * spacing:
         raise ConfigError(f"a window of {window:g} fs has no two of these velocities, {spacing:g} fs apart", "widen it")
     fastest = 0.5 / spacing / LIGHT
