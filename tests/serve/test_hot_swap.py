@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,29 @@ def test_extras_of_one_model_keep_their_keys(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ModelError, match=r"does not know what it was trained on.*\(beadwork models novelty\)"):
         swap._check([list(served.last) for served in swap._served])
     swap.close()
+
+
+def test_a_delta_of_another_baseline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline stays through a run, so a new Δ that is the difference to another one is refused: their sum would be
+    a number that means nothing."""
+    mine, other = (Card(Path(name), name, (8,), 5.0, "float64", None, {MODEL: name * 64}) for name in "cd")
+    fresh = carded("a")
+    for baseline, refused in ((other, True), (mine, False)):
+        made_for = replace(fresh.cards[0], about={"baseline": baseline.hash})
+        new = Potential(None, fresh.members, cards=(made_for,))
+        monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config, new=new: new)
+        old = Potential(Harmonic(3.0), [Harmonic(1.0)], cards=(mine, replace(made_for, sha256={MODEL: "e" * 64})))
+        swap = Swap(ServeConfig(delta=["a"]), lambda event: None)
+        frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+        swap.serve("here", old, np.array([8]), 1)
+        swap.answered("here", [frame], old.evaluate([frame]))
+        last = [list(served.last) for served in swap._served]
+        if refused:
+            with pytest.raises(ModelError, match="is the difference to the baseline sha256:ddd"):
+                swap._check(last)
+        else:
+            assert swap._check(last)[0] is not None
+        swap.close()
 
 
 @pytest.mark.parametrize("on_mark", ["stop", "count"])
