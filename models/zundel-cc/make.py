@@ -1,7 +1,7 @@
 """Coupled-cluster labels of H5O2+, step by step; each can be interrupted and given again.
 
-    python models/zundel-cc/make.py geometries build/zundel-cc      # 800, in an order that has no order
-    beadwork queue add build/zundel-cc/queue.db build/zundel-cc/geometries.xyz --not-periodic
+    python models/zundel-cc/make.py geometries build/zundel-cc      # writes geometries.extxyz.gz: 800, shuffled
+    beadwork queue add build/zundel-cc/queue.db models/zundel-cc/geometries.extxyz.gz --not-periodic
     nice -n 19 beadwork label build/zundel-cc/queue.db --with models/zundel-cc/labeller.toml
     beadwork queue export build/zundel-cc/queue.db build/zundel-cc/labelled.extxyz --status labelled
     python models/zundel-cc/make.py keep build/zundel-cc/labelled.extxyz      # in labels/, 50 a file
@@ -65,7 +65,7 @@ INPUT = """<simulation verbosity='low' safe_stride='1000'>
 
 
 def geometries(out: Path) -> None:
-    """Simulate, stretch, shuffle, and write geometries.xyz."""
+    """Simulate in `out`, stretch, shuffle, and write geometries.extxyz.gz."""
     rng = np.random.default_rng(20)
     found: dict[str, list[Atoms]] = {}
     for seed, name in enumerate(SIMULATIONS):
@@ -77,7 +77,7 @@ def geometries(out: Path) -> None:
         _stretched(found["pimd"][int(rng.integers(len(found["pimd"])))], rng) for _ in range(COUNTS["stretched"])
     ]
     every = [atoms for frames in found.values() for atoms in frames]
-    ase.io.write(out / "geometries.xyz", [every[i] for i in rng.permutation(len(every))], format="extxyz")
+    _write(HERE / "geometries.extxyz.gz", [every[i] for i in rng.permutation(len(every))])
 
 
 def keep(labelled: Path) -> None:
@@ -89,10 +89,15 @@ def keep(labelled: Path) -> None:
         part = frames[first : first + A_FILE]
         if file.exists() and len(ase.io.read(file, ":")) == A_FILE:
             continue
-        text = io.StringIO()
-        ase.io.write(text, [_told(atoms) for atoms in part], format="extxyz")
-        file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+        _write(file, [_told(atoms) for atoms in part])
     print(f"{len(frames)} labels are in {HERE / 'labels'}")
+
+
+def _write(file: Path, frames: list[Atoms]) -> None:
+    """Write frames so that the same frames give the same bytes."""
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz")
+    file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def _simulate(folder: Path, name: str, seed: int) -> None:
