@@ -366,7 +366,13 @@ MUTANTS = (
         "a commit does not wait for the disk",
     ),
     _in("harvest/queue.py", "CREATE UNIQUE INDEX", "CREATE INDEX", QUEUE, "two servers keep one frame twice"),
-    _in("harvest/queue.py", "rowcount == 1", "rowcount >= 0", QUEUE, "a claim that another was faster with"),
+    _in(
+        "harvest/queue.py",
+        " or row.worker != worker",
+        "",
+        QUEUE,
+        "a label is taken from a worker whose claim another one has now",
+    ),
     _in(
         "harvest/queue.py",
         '("expires", "<", now)',
