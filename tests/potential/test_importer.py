@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import types
@@ -296,3 +297,14 @@ def test_the_tolerance_grows_with_the_forces_of_each_system_alone(shapes, pair):
         assert compare(off, exact, graph, "float64", usual=10.0).agreed == agreed
     off.wrong = 2e-5
     assert not compare(off, exact, graph, "float64").agreed
+
+
+def test_messages_are_logged_while_mace_is_at_work(caplog: pytest.LogCaptureFixture) -> None:
+    """A server, or a training beside this one, loses none of its messages for the seconds that mace takes."""
+    caplog.set_level(logging.INFO, "beadwork")
+    before = logging.getLogger().level
+    with mace_imported():
+        logging.getLogger("beadwork").info("row 7 is kept")
+        logging.warning("mace speaks of a package that nothing here uses")
+    assert caplog.messages == ["row 7 is kept"]
+    assert logging.getLogger().level == before

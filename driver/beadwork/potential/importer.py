@@ -125,9 +125,11 @@ def mace_imported() -> Iterator[None]:
     """
     guard = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(guard)
-    level = logging.root.manager.disable
-    # mace warns at import about optional packages that nothing here uses
-    logging.disable(logging.WARNING)
+    # mace warns when its parts are imported about optional packages that nothing here uses; beadwork's own messages,
+    # which have a level of their own, may come from other threads meanwhile
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,7 +141,7 @@ def mace_imported() -> Iterator[None]:
                 ) from error
             yield
     finally:
-        logging.disable(level)
+        root.setLevel(level)
         if before is None:
             os.environ.pop(guard, None)
         else:
