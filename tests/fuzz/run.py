@@ -111,9 +111,9 @@ def work(subject: Subject, numbers: Sequence[int], seed: int, said: int) -> None
     with valid(subject) as (folder, files, whole), open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
+        known = set(folder.rglob("*"))
         os.chdir(folder)  # where EXIT is written for an i-PI, which is this process too
         subject.read(folder)  # the valid ones, which import what is needed, too
-        known = set(folder.rglob("*"))
         clean(folder, known, whole)
         with open("/proc/self/statm") as about:
             held = int(about.read().split()[0]) * resource.getpagesize()
