@@ -51,7 +51,7 @@ def evaluate(
     while True:
         pieces = graph.pieces(max_edges)
         try:
-            if isinstance(engine, Weighted) and weights is not None:
+            if weights is not None and isinstance(engine, Weighted):  # a protocol takes 0.1 ms to check
                 parts = [engine.weighted(graph.part(a, b), weights[graph.ptr[a] : graph.ptr[b]]) for a, b in pieces]
             else:
                 parts = [engine.evaluate(graph.part(a, b)) for a, b in pieces]
