@@ -196,7 +196,11 @@ def test_contacts_need_no_model():
     trained = [known.contact_novelty(build([frame], 2.5)) for frame in TRAINED_ON]
     assert 0.9 < max(float(s.max()) for s in trained) < 1.0
     pair = Frame(np.array([1, 1]), np.array([[0, 0, 0], [0.74, 0, 0]]), np.zeros((3, 3)), (False,) * 3)
-    assert known.contact_novelty(build([pair], 2.5)).min() > NOVELTY_EDGE
+    far = known.contact_novelty(build([pair], 2.5))
+    assert far.min() > NOVELTY_EDGE
+    usual = torch.from_numpy(np.repeat(flat.mean(axis=0)[None], 2, axis=0))
+    for answered in (known.novelty, known._on_device):  # the second is for a GPU, and is the same
+        assert np.asarray(answered(usual, build([pair], 2.5))) == pytest.approx(far.clip(max=MAX_NOVELTY))
 
 
 def test_element_without_training_atoms_is_new(made, tmp_path):
