@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 import tomli_w
 
 from beadwork.errors import ConfigError, ModelError, SimulationError
-from beadwork.harvest.queue import LABELLED, Queue
+from beadwork.harvest.queue import FAILED, LABELLED, Queue
+from beadwork.label.run import Outcome
 from beadwork.loop import loop as loops
 from beadwork.loop import simulate
 from beadwork.loop.generations import write_page
@@ -260,6 +263,17 @@ def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, m
     generation.stages["simulate"]["runs"]["water"].pop("novelty")  # of an earlier release
     (generation.folder / "generation.json").write_text(json.dumps(generation.stages))
     assert "unknown" in write_page(read_loop(loop)).read_text()
+
+
+def test_a_row_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """`beadwork learn -q` names the rows that have no label and why, as `beadwork label -q` does."""
+    told: list[str] = []
+    learning = SimpleNamespace(tell=told.append)
+    for outcome in (Outcome(7, FAILED, reason="no spin 2 with 10 electrons"), Outcome(8, LABELLED)):
+        loops._Learning._report_outcome(learning, outcome, 2)
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (logging.WARNING, "row 7: failed: no spin 2 with 10 electrons")
+    assert told == ["row 8: labelled"]
 
 
 def test_a_label_that_comes_while_training_waits(ipi, tmp_path, monkeypatch) -> None:

@@ -48,6 +48,7 @@ from beadwork.ipi.simulation import read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
 from beadwork.label.run import atoms_of, fail_impossible, label
+from beadwork.log import logger
 from beadwork.loop import simulate
 from beadwork.observe.record import Answered
 from beadwork.potential.bundle import (
@@ -417,7 +418,11 @@ class _Learning:
         return {"rows": rows, "waiting": waiting, "choice": str(choice)}
 
     def _report_outcome(self, outcome: Any, of: int) -> None:
-        self.tell(f"row {outcome.id}: {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}")
+        said = f"row {outcome.id}: {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}"
+        if outcome.status == FAILED:
+            logger.warning("%s", said)  # seen with --quiet too
+        else:
+            self.tell(said)
 
     def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
         label(self.queue, self.spec, ids=chosen, watch=self._report_outcome)

@@ -56,8 +56,10 @@ def draw(folder: Path) -> str:
         panels[2].set_title(
             "the steps of its evaluations are not known: beadwork.out has them one by one", fontsize="small"
         )
-    panels[2].plot(ours, 1e3 * run.record[:, 4], lw=1, label="largest force spread (meV/Å)")
-    panels[2].plot(ours, 1e3 * run.record[:, 3], lw=1, label="energy spread, mean over beads (meV)")
+    for column, what in ((4, "largest force spread (meV/Å)"), (3, "energy spread, mean over beads (meV)")):
+        # members on one trunk have a force spread now and then: between two gaps no line would be drawn
+        known = np.isfinite(run.record[:, column])
+        panels[2].plot(ours[known], 1e3 * run.record[known, column], lw=1, label=what)
     panels[2].set_ylabel("committee spread")
     panels[2].set_ylim(bottom=0)
     panels[2].legend(frameon=False)
