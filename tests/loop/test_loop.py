@@ -21,8 +21,9 @@ from beadwork.loop import loop as loops
 from beadwork.loop import simulate
 from beadwork.loop.generations import write_page
 from beadwork.loop.loop import Generation, generations, learn, read_loop, served, why_stop
-from beadwork.potential.bundle import load_card, members_of
+from beadwork.potential.bundle import committee_hash, load_card, members_of, sha256
 from beadwork.potential.load import load
+from beadwork.toml import tomllib
 from beadwork.train import committee as train
 from beadwork.train.dataset import Dataset
 from support import truth
@@ -219,6 +220,31 @@ def test_no_step_of_these_models(ipi, tmp_path, monkeypatch) -> None:
     with pytest.raises(SimulationError, match=r"no step in .*gen-000/water was evaluated by sha256:"):
         learn(loop, print)
     assert "simulate" not in generations(tmp_path / "loop")[0].stages
+
+
+def test_a_loop_begins_with_members_on_one_trunk(ipi, tmp_path, monkeypatch) -> None:
+    """One bundle of several heads is a committee, by the hash that its server has, weights of heads and all; one model
+    alone is none."""
+    loop = project(ipi, tmp_path)
+    start = tmp_path / "start"
+    shutil.rmtree(start / "delta-1")
+    (start / "committee.toml").write_text('members = ["delta-0"]\n')
+    with pytest.raises(ConfigError, match="no folder of a committee of two members or more"):
+        learn(loop, print)
+    card = tomllib.loads((start / "delta-0" / "card.toml").read_text())
+    (start / "delta-0" / "heads.npz").write_bytes(b"heads")
+    card["sha256"]["heads.npz"] = sha256(start / "delta-0" / "heads.npz")
+    (start / "delta-0" / "card.toml").write_text(tomli_w.dumps(card))
+
+    def stop(*asked: Any) -> None:
+        raise SimulationError("stopped")
+
+    monkeypatch.setattr(simulate, "start", stop)
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(loop, print)
+    (generation,) = generations(tmp_path / "loop")
+    models = [load_card(model).hash for model in (read_loop(loop).baseline, start / "delta-0")]
+    assert generation.stages["begin"]["hash"] == committee_hash(models, [1 / 3] * 3)
 
 
 @pytest.mark.parametrize(("mark", "flagged"), [(None, 3), (2.5, 2), (np.inf, 1)])

@@ -275,7 +275,9 @@ class _Learning:
         for xml in loop.simulations.values():
             read_simulation(xml, directory=xml.parent)  # a wrong input ends here, not after hours of training
         members = members_of([loop.delta])
-        if not (loop.delta / COMMITTEE).exists() or len(members) < 2:
+        # one bundle can be a whole committee, whose members are heads on one trunk
+        several = len(members) > 1 or load_card(members[0]).heads is not None
+        if not (loop.delta / COMMITTEE).exists() or not several:
             raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
         if not (loop.folder / CURRENT).exists():  # else it names the committee of the last generation
             write_pointer(loop.folder / CURRENT, loop.delta)
