@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from beadwork.config import ServeConfig, resolve
+from beadwork.config import ServeConfig, read, resolve
 from beadwork.errors import ConfigError
 
 
@@ -115,3 +115,14 @@ def test_a_database_is_no_path(tmp_path: Path) -> None:
 def test_defaults_need_only_models() -> None:
     """A simulation and a model are enough."""
     assert resolve({"simulation": "a.xml", "baseline": "b"}) == ServeConfig(simulation="a.xml", baseline="b")
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """~ is the home folder; ~water.db, where no user is called so, is a file beside the TOML as ever."""
+    monkeypatch.setenv("HOME", "/home/me")
+    file = tmp_path / "serve.toml"
+    file.write_text("baseline = '~/models/water'\nqueue = '~water.db'\ndelta = ['d', '~nobody-is-called-so/d']\n")
+    found = read(file)
+    assert found["baseline"] == "/home/me/models/water"
+    assert found["queue"] == str(tmp_path / "~water.db")
+    assert found["delta"] == [str(tmp_path / "d"), str(tmp_path / "~nobody-is-called-so/d")]

@@ -108,11 +108,11 @@ def _fitted(value: Any, entry: Declared, kind: Any, here: Path, where: str) -> A
     if is_dataclass(kind) and isinstance(value, dict):
         return build(typing.cast(Callable[..., Any], kind), value, here, where)
     if kind is Path and isinstance(value, str):
-        return here / Path(value).expanduser()
+        return _path(value, here)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is str and isinstance(value, str) and entry.setting.path and value and "://" not in value:
-        return str(here / Path(value).expanduser())
+        return str(_path(value, here))
     if kind in (str, int, float, bool) and type(value) is kind:
         return value
     if origin in (list, Sequence):
@@ -124,6 +124,14 @@ def _fitted(value: Any, entry: Declared, kind: Any, here: Path, where: str) -> A
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: _fitted(part, entry, inside[1], here, where) for key, part in value.items()}
     raise _Unfit
+
+
+def _path(text: str, here: Path) -> Path:
+    """A path as a shell takes it: ~ and ~user are homes, and ~data of no user's is a name like others."""
+    try:
+        return here / Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return here / text
 
 
 def _wanted(entry: Declared) -> str:
