@@ -100,13 +100,13 @@ class PassedOver:
     """Frames of one evaluation at or above a lower threshold that are not kept.
 
     why: 'above' the selection window, within the 'cooldown', beyond the 'limit', or 'alike' one kept before.
-    force_spread: the largest of any of them.
+    force_spread: the largest of any of them, None where it is known of none.
     """
 
     step: int | None
     why: str
     frames: int
-    force_spread: float
+    force_spread: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,16 @@ def test_a_frame_that_is_kept_has_its_force_spread(tmp_path: Path) -> None:
     calm = int(order[0])
     np.testing.assert_allclose(row.kept.force_spread, whole.spread.force_of(calm, whole.ptr), rtol=1e-12)
     assert row.kept.why == ("spread",)
-    assert [event.why for event in seen if type(event).__name__ == "PassedOver"] == ["above"]
+    (above,) = (event for event in seen if type(event).__name__ == "PassedOver")
+    assert (above.why, above.frames) == ("above", 1)
+    assert above.force_spread == pytest.approx(whole.spread.largest.max(), rel=1e-12)
+    seen.clear()
+    keeper = Keeper(replace(config, cooldown=5), np.inf, "d" * 64, seen.append)
+    keeper.selector.seed([], frames())
+    keeper("x", Moment(4), frames(), quick)
+    keeper.close()
+    (alike,) = (event for event in seen if type(event).__name__ == "PassedOver")
+    assert (alike.why, alike.frames, alike.force_spread) == ("alike", 2, None), "no forces were asked for: not 0"
 
 
 def test_once_in_no_evaluations_is_refused() -> None:

@@ -80,14 +80,15 @@ class Keeper:
         atoms = len(frames[0].numbers)  # all systems of a forcefield have one composition
         count = Moment(self._evaluations) if moment.step is None else moment
         # between two evaluations with the forces of all heads, novelty and energies alone say what is worth a look
-        force = spread.largest.copy() if spread.of_forces else np.zeros(len(frames))
+        known = spread.largest.copy()
+        force = known.copy() if spread.of_forces else np.zeros(len(frames))
         energy = spread.energy / atoms
         asks = None if novelty is None else novelty_of(novelty.of, self._config.keep_novelty_of)
         new = np.zeros(len(frames)) if asks is None else np.maximum.reduceat(asks, evaluation.ptr[:-1])
         choice = self.selector.consider(count, frames, force, energy, new)
         for index, sign in choice.kept:
             of_atoms = spread.force_of(index, evaluation.ptr)
-            force[index] = of_atoms.max()
+            force[index] = known[index] = of_atoms.max()
             looks = (force[[index]], energy[[index]], new[[index]])
             if self.selector.window.classify(*looks)[1][0]:  # which its forces say only now
                 self.selector.forget(sign)
@@ -96,7 +97,8 @@ class Keeper:
             why = self.selector.window.reasons(*(float(look[0]) for look in looks))
             self._offer(index, sign, moment.exact, frames[index], evaluation, spread, of_atoms, why)
         for reason, those in choice.passed.items():
-            self._watch(PassedOver(moment.exact, reason, len(those), float(force[those].max())))
+            most = known[those][np.isfinite(known[those])].max(initial=-1.0)
+            self._watch(PassedOver(moment.exact, reason, len(those), float(most) if most >= 0 else None))
         while self._events:
             self._watch(self._events.popleft())
 

@@ -55,9 +55,8 @@ def format_detail(event: Event) -> str:
         return f"row {event.row}: kept a frame of {when}{which}, for its {' and '.join(event.why)}"
     if isinstance(event, PassedOver):
         when = "a step that is not known" if event.step is None else f"step {event.step}"
-        return (
-            f"{event.frames} frames of {when} not kept ({event.why}), force spread up to {event.force_spread:.3g} eV/Å"
-        )
+        most = "" if event.force_spread is None else f", force spread up to {event.force_spread:.3g} eV/Å"
+        return f"{event.frames} frames of {when} not kept ({event.why}){most}"
     return ""
 
 

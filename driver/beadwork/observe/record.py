@@ -87,7 +87,7 @@ class Record:
         self._marks: Counter[str] = Counter()
         self._kept_for: Counter[str] = Counter()  # a frame may be kept for two reasons
         self._new = _New()
-        self._passed: dict[str, tuple[int, float]] = {}  # why: how many frames, and the largest force spread of any
+        self._passed: dict[str, tuple[int, float | None]] = {}  # why: frames, and their largest spread
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
@@ -99,8 +99,10 @@ class Record:
         elif isinstance(event, ThresholdPassed):
             self._marks[event.kind] += 1
         elif isinstance(event, PassedOver):
-            frames, most = self._passed.get(event.why, (0, 0.0))
-            self._passed[event.why] = frames + event.frames, max(most, event.force_spread)
+            frames, most = self._passed.get(event.why, (0, None))
+            if event.force_spread is not None:
+                most = max(event.force_spread, most or 0.0)
+            self._passed[event.why] = frames + event.frames, most
         elif isinstance(event, Joined):
             self._write(JOINED)
         elif isinstance(event, Activated):
@@ -369,7 +371,8 @@ def format_summary(summary: dict[str, Any], folder: Path, queue: str | None) -> 
             f"of {new['structures']} structures, {new['new_atoms']} atoms"
         )
     lines += [
-        f"not kept, for {PASSED[why]}: {about['frames']} frames, up to {about['force_spread_max']:.4f} eV/Å"
+        f"not kept, for {PASSED[why]}: {about['frames']} frames"
+        + ("" if about["force_spread_max"] is None else f", up to {about['force_spread_max']:.4f} eV/Å")
         for why, about in summary["frames_passed_over"].items()
     ]
     lines.append(f"all of this is in {folder / 'summary.json'}, every evaluation in {folder / NAME}")
