@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -179,6 +180,42 @@ def test_which_end_of_a_device_is_started_again(
     assert [len(device["exit_codes"]) for device in summary["devices"]] == [len(one), len(two)]
     assert [len(device["folders"]) for device in summary["devices"]] == [len(one), len(two)]
     assert summary["structures_evaluated"] == 3 * sum("ANSWER" in script for script in (*one, *two))
+
+
+@pytest.mark.parametrize(
+    ("late", "expected"),
+    [
+        ("ANSWER DONE os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)", "and is not started again"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); ANSWER DONE time.sleep(60)", "after it was told to: killed"),
+    ],
+    ids=["stopped", "deaf"],
+)
+def test_no_server_is_waited_for_without_end(
+    scripted: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    late: str,
+    expected: str,
+) -> None:
+    """SIGTERM reaches a server that somebody stopped, and one that does not heed it is killed, and said to be."""
+    monkeypatch.setattr(devices, "STOP_TIMEOUT_SECONDS", 0.5)
+    begin = time.monotonic()
+    monkeypatch.setattr(devices.Devices, "_look", _interrupted(devices.Devices._look))
+    code = scripted([f"import signal; {late}"])
+    assert time.monotonic() - begin < 20
+    assert code == 128 + signal.SIGTERM
+    assert (expected in capfd.readouterr().err) == (expected == "after it was told to: killed")
+
+
+def _interrupted(look: Callable[[Devices], None]) -> Callable[[Devices], None]:
+    """A look at the servers in which SIGTERM comes, once one of them has answered."""
+
+    def call(self: Devices) -> None:
+        if not self._signal and any(child.answered() for child in self._children):
+            signal.raise_signal(signal.SIGTERM)
+        look(self)
+
+    return call
 
 
 class Ipi:

@@ -30,7 +30,7 @@ from beadwork.log import flags, logger, progress, taken_apart
 from beadwork.observe import status
 from beadwork.observe.record import NAME as RECORD
 from beadwork.observe.record import read_record
-from beadwork.processes import as_shell, launch, module
+from beadwork.processes import as_shell, end, kill, launch, module
 from beadwork.signals import handled
 
 #: seconds before a server that died is started again, the first time, the second time, …; then never
@@ -41,6 +41,8 @@ LONG_RUN_SECONDS = 3600.0
 OPTIONS_FILE = "serve.toml"
 #: seconds between two looks at the servers
 POLL_SECONDS = 0.1
+#: seconds that a server gets to end after it was told to: it may be amid an evaluation, with a queue to write after it
+STOP_TIMEOUT_SECONDS = 300.0
 #: exit codes of a device that has failed; of no use at the start, where they say that a model is missing or too large
 DEVICE_ERRORS = (ModelError.exit_code, ResourceError.exit_code)
 
@@ -104,6 +106,7 @@ class Child:
     failures: int = 0
     verdict: int = 0  # exit code of this device, for ours
     dismissed: bool = False  # i-PI has ended, and this server was started too late for it
+    stop_by: float | None = None  # time at which it is killed; None where it was not told to end
     _read: int = 0
 
     def __post_init__(self) -> None:
@@ -133,7 +136,14 @@ class Child:
             environment = {**os.environ, **_visible(self.config.device)}
             # a group of its own: Ctrl-C reaches this process, which passes it on once
             self.process = launch(command, self.folder / "beadwork.log", environment=environment, group=True)
-        self.began, self.again_at, self._read = time.monotonic(), None, 0
+        self.began, self.again_at, self._read, self.stop_by = time.monotonic(), None, 0, None
+
+    def stop(self, number: int) -> None:
+        """Tell it to end, with this signal. One that was stopped (SIGSTOP) goes on, or it would never hear of it."""
+        if self.process and self.process.poll() is None:
+            self.stop_by = self.stop_by or time.monotonic() + STOP_TIMEOUT_SECONDS
+            self.process.send_signal(number)
+            self.process.send_signal(signal.SIGCONT)
 
     def say(self) -> None:
         """Print the complete lines that are new in its log."""
@@ -209,9 +219,9 @@ class Devices:
 
     def _watch_over(self) -> int:
         """Until all have ended; return the exit code of our own i-PI, 0 where there is none."""
-        end, reload = self._on_signal, self._on_reload
+        interrupted, reload = self._on_signal, self._on_reload
         left = 0
-        with handled({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: reload}):
+        with handled({signal.SIGINT: interrupted, signal.SIGTERM: interrupted, signal.SIGHUP: reload}):
             try:
                 if self._ipi:
                     self._ipi.start(self._out, self._log)
@@ -219,10 +229,10 @@ class Devices:
                     self._look()
                     time.sleep(POLL_SECONDS)
             finally:
-                self._send(signal.SIGTERM)  # also where this process fails: servers must not outlive it
+                self._stop(signal.SIGTERM)  # also where this process fails: servers must not outlive it
                 for child in self._children:
                     if child.process:
-                        child.process.wait()
+                        end(child.process, STOP_TIMEOUT_SECONDS)
                 if self._ipi:
                     left = self._ipi.end(lambda: bool(self._signal) or not self._finished())
                     if left and not self._signal:
@@ -252,6 +262,11 @@ class Devices:
         for child in self._children:
             code = child.process.poll() if child.process else None
             child.say()
+            if code is None and child.process and child.stop_by and time.monotonic() > child.stop_by:
+                self._log(
+                    f"{child.name} has not ended {STOP_TIMEOUT_SECONDS:g} s after it was told to: killed", WARNING
+                )
+                code = kill(child.process)
             if code is not None:
                 child.process = None
                 child.codes.append(code)
@@ -260,11 +275,11 @@ class Devices:
                 child.again_at = None
                 if child.process and not child.dismissed and not self._signal and child.waits():
                     child.dismissed = True
-                    child.process.terminate()
+                    child.stop(signal.SIGTERM)
             elif child.again_at is not None and time.monotonic() >= child.again_at:
                 child.start()
                 if self._signal:  # it came meanwhile
-                    self._send(self._signal)
+                    self._stop(self._signal)
 
     def _finished(self) -> bool:
         """Whether i-PI has said EXIT to one of them, or is ours and has ended."""
@@ -322,9 +337,13 @@ class Devices:
             if child.process and child.process.poll() is None:
                 child.process.send_signal(number)
 
+    def _stop(self, number: int) -> None:
+        for child in self._children:
+            child.stop(number)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
-        self._send(number)
+        self._stop(number)
 
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         self._send(number)
