@@ -129,6 +129,7 @@ def test_busy_time_is_a_union() -> None:
     assert busy([]) == 0.0
 
 
+@pytest.mark.slow
 def test_gpu_logic_on_the_cpu(tmp_path: Path) -> None:
     """Checks come before times, and what fails is recorded while the rest goes on."""
     from gpu import TINY, Gpu, replace

@@ -26,6 +26,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_only_what_agrees_is_timed(compiled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The eager model is timed; one with another weight, and one that cannot be made, are named with the reason."""
     from system import Size, models

@@ -74,7 +74,10 @@ def build(
     missing = [e.name for e in declared(make) if e.value is MISSING and e.name not in fitted and e.name not in told]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    return make(**fitted, **told)
+    try:
+        return make(**fitted, **told)
+    except ConfigError as error:  # a rule of the class's own, which knows no file
+        raise ConfigError(f"{where}: {error.what}", error.remedy) from error
 
 
 def _unknown(name: str, value: Any, where: str, known: Sequence[Declared]) -> ConfigError:

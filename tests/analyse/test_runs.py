@@ -112,6 +112,7 @@ INPUT = """<simulation><output prefix='run'>
 """
 
 
+@pytest.mark.slow
 def test_an_ipi_that_beadwork_did_not_serve(ring_polymer: RingPolymer, tmp_path: Path) -> None:
     """By its input alone, wherever the command is typed: temperature, beads and time step are those of the XML, and the
     outputs lie beside it."""

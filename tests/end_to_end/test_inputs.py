@@ -20,7 +20,11 @@ def test_there_are_inputs() -> None:
     assert len(INPUTS) >= 6
 
 
-@pytest.mark.parametrize("name", INPUTS)
+#: runs among the slow tests: its way to i-PI is tried in test_parity, and its model in the others
+SLOW = ("water-inet",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in INPUTS])
 def test_each_shipped_input_runs(ipi, start, tmp_path, name) -> None:
     """`beadwork run` on a copy of the folder, for two steps, at addresses of its own; only these three are changed."""
     folder = tmp_path / name

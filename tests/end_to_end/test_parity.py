@@ -53,6 +53,7 @@ def test_atoms_move_as_with_mace(
     assert {name: value for name, value in differences(run, reference).items() if not value <= tolerance} == {}
 
 
+@pytest.mark.slow
 def test_energy_drifts_as_with_mace(ipi, models, mace_driver, start, serve, tmp_path) -> None:
     """200 steps at constant energy: the slope of the conserved quantity is that of i-PI's own driver within 10 %."""
     slopes = []

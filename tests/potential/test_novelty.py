@@ -252,7 +252,7 @@ def test_too_little_to_fit_is_refused():
         fit(TRAINED_ON, [0] * 24, vectors, 2.5)
     few = [Frame(np.array([*[1] * 26, 8]), f.positions, f.cell, f.pbc) for f in TRAINED_ON[:6]]
     lone = [Frame(np.array([8]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3) for _ in range(6)]
-    with pytest.raises(ModelError, match="less than 10 atoms of each element"):
+    with pytest.raises(ModelError, match="fewer than 10 atoms of each element"):
         fit(lone, range(6), vectors[:6], 2.5)
     known = fit(few, range(6), vectors[: 27 * 6], 2.5).training_set
     assert list(known.mixtures) == [1]
