@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import beadwork
 from beadwork import cli
 from beadwork.config import GROUPS
-from beadwork.errors import ConfigError
+from beadwork.errors import BeadworkError, ConfigError
 from beadwork.harvest.queue import Queue
 from beadwork.settings import declared, title
 
@@ -137,6 +138,78 @@ def test_what_was_given_is_a_sentence(
     assert err.startswith("beadwork: ")
     assert said in err
     assert err.count("\n") == 1
+
+
+#: commands that take a path, which is {} here; the doctor's findings are its output
+PATHS = [
+    ["serve", "{}"],
+    ["run", "{}"],
+    ["bench", "{}", "--baseline", "b"],
+    ["status", "{}"],
+    ["report", "{}"],
+    ["queue", "list", "{}"],
+    ["queue", "check", "{}"],
+    ["queue", "export", "{}", "out.xyz"],
+    ["queue", "add", "q.db", "{}"],
+    ["models", "show", "{}"],
+    ["models", "import", "{}", "--out", "y"],
+    ["label", "q.db", "--with", "{}"],
+    ["train", "{}", "--as-baseline", "--out", "y"],
+    ["validate", "{}", "--labels", "q.db"],
+    ["learn", "{}"],
+    ["analyse", "properties", "{}"],
+]
+
+
+@pytest.mark.parametrize("words", PATHS, ids=lambda words: " ".join(words[: 1 if "{}" in words[1] else 2]))
+def test_a_loop_of_links_is_a_sentence(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two links that name each other: one line and the exit code of an error of ours, whatever was to be read there."""
+    monkeypatch.chdir(tmp_path)
+    Path("one").symlink_to("two")
+    Path("two").symlink_to("one")
+    Queue(tmp_path / "q.db", create=True)
+    code = cli.main([word.replace("{}", "one") for word in words])
+    err = capsys.readouterr().err
+    assert code in {error.exit_code for error in every(BeadworkError)} - {BeadworkError.exit_code}
+    assert err.startswith("beadwork: ")
+    assert "Traceback" not in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", PATHS, ids=lambda words: " ".join(words[: 1 if "{}" in words[1] else 2]))
+def test_what_may_not_be_read_is_a_sentence(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of another user's, as a file and inside a folder that may not be entered: one line, never a traceback."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is root's alone
+        monkeypatch.chdir(name)
+        Path(name).chmod(0o777)
+        Path("hidden").mkdir(mode=0o700)
+        for file in ("closed", "hidden/closed"):
+            Path(file).write_text("1")
+            Path(file).chmod(0o600)
+        os.seteuid(65534)
+        try:
+            codes, said = [], []
+            for path in ("closed", "hidden/closed"):
+                codes.append(cli.main([word.replace("{}", path) for word in words]))
+                said.append(capsys.readouterr().err)
+        finally:
+            os.seteuid(0)
+        for code, err in zip(codes, said, strict=True):
+            assert code in {error.exit_code for error in every(BeadworkError)} - {BeadworkError.exit_code}
+            assert err.startswith("beadwork: ")
+            assert "Traceback" not in err
+            assert err.count("\n") == 1
+
+
+def every(kind: type[BeadworkError]) -> set[type[BeadworkError]]:
+    """This class and all that are made of it."""
+    return {kind}.union(*(every(one) for one in kind.__subclasses__()))
 
 
 def test_a_fault_of_ours_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
