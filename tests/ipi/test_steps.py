@@ -224,6 +224,18 @@ def test_what_ipi_writes_is_its_step(tmp_path: Path) -> None:
     assert written.look() == Moment(3)
 
 
+@pytest.mark.parametrize("damaged", ["\x14", '""', "nan", "inf", "9" * 5001])
+def test_a_damaged_step_is_no_step(damaged: str, tmp_path: Path) -> None:
+    """A disk that returned other bytes: the line before it counts, whatever stands where the number was."""
+    written = Written(outputs(1))
+    file = tmp_path / "out0"
+    file.write_text("# column   1     --> step\n")
+    written.attach(1, tmp_path)
+    whole = line(4)
+    file.write_text("# column   1     --> step\n" + whole + whole.replace(whole.split()[0], damaged, 1))
+    assert written.look() == Moment(5)
+
+
 def test_lines_that_were_there_before_ipi_came_say_nothing(tmp_path: Path) -> None:
     """An i-PI that was killed had come to 57, and the RESTART is of 50: the first line of the new one tells. Counted
     from where the file begins. Again for the next process, and not for the same one. An estimator that was not due

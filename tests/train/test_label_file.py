@@ -333,3 +333,12 @@ def test_a_delta_sets_isolated_atoms_aside_and_says_so(examples, tmp_path: Path,
         train_committee(found, truth.BASELINE, tmp_path / "c", progress=said.append)
     assert "60 labels, 60 with forces and 0 with energies alone; 12 are held out" in said[0]
     assert "4 isolated atoms (H, O) are left out, neither trained on nor tested" in said[1]
+
+
+@pytest.mark.parametrize("count", ["²", "9" * 5001, "-1"])
+def test_a_count_of_atoms_that_is_none_is_named(count: str, tmp_path: Path) -> None:
+    """A digit that is no number, and one longer than Python reads: a sentence with the line, not a traceback."""
+    file = tmp_path / "labels.xyz"
+    file.write_text(f"{count}\nREF_energy=1.0\nH 0 0 0\n", encoding="utf-8")
+    with pytest.raises(LabelError, match=r"line 1 of .*, where the number of atoms of frame 0 belongs"):
+        read_examples(str(file), None)

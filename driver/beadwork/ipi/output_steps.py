@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from beadwork.events import Moment
@@ -18,8 +19,8 @@ from beadwork.ipi.simulation import Output
 #: bytes at the end of a file that are read for its last step, doubled until a step is found, up to the second number
 TAIL_BYTES, MAX_TAIL_BYTES = 4096, 1 << 22
 
-_TITLE = re.compile(rb"Step:\s*(\d+)\b[^\n]*\n")
-_COUNTER = re.compile(rb"<step[^>]*>\s*(\d+)\s*</step>")
+_TITLE = re.compile(rb"Step:\s*(\d{1,18})\b[^\n]*\n")
+_COUNTER = re.compile(rb"<step[^>]*>\s*(\d{1,18})\s*</step>")
 
 
 class Written:
@@ -127,5 +128,6 @@ def _step(output: Output, text: bytes, whole: bool) -> int | None:
     for line in reversed(lines):
         words = line.split()
         if words and not line.startswith(b"#") and len(words) == len(output.columns):
-            return round(float(words[output.step or 0]))
+            with suppress(ValueError, OverflowError):  # damaged; the line before it counts
+                return round(float(words[output.step or 0]))
     return None

@@ -488,7 +488,7 @@ def _release_dead_claims(queue: Queue) -> None:
     for row in queue.rows(status=CLAIMED):
         _, _, place = (row.worker or "").partition("/")
         node, _, pid = place.rpartition(":")
-        if row.worker is not None and node == platform.node() and pid.isdigit() and birth(int(pid)) is None:
+        if row.worker is not None and node == platform.node() and pid.isdecimal() and birth(int(pid)) is None:
             with contextlib.suppress(QueueError):  # another run was faster
                 queue.release(row.id, row.worker)
 
@@ -550,11 +550,11 @@ def _remove_leftovers(queue: Queue, folder: Path) -> None:
     labelled = {row.id for row in queue.rows(status=LABELLED)}
     for file in folder.glob("*.json"):
         number = file.name.partition("-")[0]
-        if number.isdigit() and int(number) in labelled:
+        if number.isdecimal() and int(number) in labelled:
             file.unlink(missing_ok=True)
     for file in folder.glob(f".*.{platform.node()}.*.part"):  # only of this host: processes of others cannot be seen
         pid = file.name.split(".")[-3]
-        if pid.isdigit() and birth(int(pid)) is None:
+        if pid.isdecimal() and birth(int(pid)) is None:
             file.unlink(missing_ok=True)
     if not queue.rows(status=CLAIMED):  # else another run may be about to write a label there
         with contextlib.suppress(OSError):  # not empty

@@ -225,7 +225,7 @@ def _element(name: str, where: str) -> tuple[str, bool]:
     """
     plain = re.sub(r"(?<=[A-Za-z])\d+$", "", name)  # O1, H2: sites of one element
     symbol = plain.capitalize()
-    if plain.isdigit() and 0 < int(plain) < len(chemical_symbols):
+    if re.fullmatch("[0-9]{1,3}", plain) and 0 < int(plain) < len(chemical_symbols):
         return chemical_symbols[int(plain)], False
     if symbol in ISOTOPES:
         return chemical_symbols[ISOTOPES[symbol]], True
@@ -294,7 +294,7 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
         if not lines[at].strip():
             at += 1
             continue
-        if not lines[at].strip().isdigit():
+        if re.fullmatch(r"\s*[0-9]{1,9}\s*", lines[at]) is None:  # "²" is a digit too, and of 5,000 no int is made
             raise ConfigError(
                 f"line {at + 1} of {path} is {lines[at].strip()[:60]!r}, where the number of atoms belongs"
             )

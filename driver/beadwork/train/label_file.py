@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def _check_whole(path: Path, text: str) -> None:
             if rest is None:
                 break
             raise LabelError(f"line {at + 1} of {path} is empty, and frames follow in line {rest + 1}", "take it out")
-        if not lines[at].strip().isdigit():
+        if re.fullmatch(r"\s*[0-9]{1,9}\s*", lines[at]) is None:
             raise LabelError(
                 f"line {at + 1} of {path} is {lines[at].strip()[:60]!r}, where the number of atoms of frame {number} "
                 "belongs: it cannot be read as extended XYZ",
