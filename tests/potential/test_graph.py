@@ -318,3 +318,28 @@ def test_no_matter_is_a_crowd():
     dense = np.stack(np.meshgrid(*[np.arange(6)] * 3), axis=-1).reshape(-1, 3) * 1.0
     graph = build([Frame(np.ones(216, dtype=int), dense, 6.0 * np.eye(3))], 6.01)
     assert graph.degree.mean() > 900
+
+
+@pytest.mark.parametrize(
+    ("positions", "cell"),
+    [
+        ([[0, 0, 0], [0.96, 0, 0], [0, 1e4, 0], [0, 0, 1e4]], None),  # a cluster that has exploded
+        ([[0, 0, 0], [0.96, 0, 0], [0, 9e5, 0], [3, 9e5, 1e4]], None),
+        ([[0, 0, 0], [0.96, 0, 0]], [10.0, 10.0, 9.9e5]),
+        ([[0, 0, 0], [0.96, 0, 0]], [10.6, 10.3, 4.4e10]),
+        ([[0, 0, 0], [0.96, 0, 0]], [10.0, 1e4, 1e4]),
+    ],
+)
+def test_what_is_long_beyond_all_measure_is_refused(positions: list[list[float]], cell: list[float] | None) -> None:
+    """The neighbour list would divide by zero, and the process would be gone without a word (found by make fuzz)."""
+    box = np.zeros((3, 3)) if cell is None else np.diag(cell)
+    frame = Frame(np.ones(len(positions), dtype=int), np.array(positions, dtype=float), box, (cell is not None,) * 3)
+    with pytest.raises(GeometryError, match=r"extends over .* Å, too long for a neighbour list"):
+        build([frame], 4.5)
+
+
+@pytest.mark.parametrize("cell", [[20.0, 20.0, 1000.0], [1e5, 1e5, 1e5], [200.0, 200.0, 2000.0]])
+def test_vacuum_is_no_explosion(cell: list[float]) -> None:
+    """A slab with much vacuum and a molecule in a huge box have their pairs."""
+    frame = Frame(np.array([8, 1, 1]), np.array([[0, 0, 0], [0.96, 0, 0], [0, 0.96, 0]]), np.diag(cell), (True,) * 3)
+    assert len(build([frame], 4.5).lengths) == 6

@@ -21,6 +21,8 @@ from beadwork.potential.pair_kernel import within
 MIN_DISTANCE = 0.2
 #: more neighbours than an atom has in any matter: within 6 Å they would be a hundred times as dense as water
 MAX_NEIGHBOURS = 10_000
+#: cells into which vesin 0.6 sorts atoms, at most
+MAX_CELLS = 1e5
 #: Å; an atom may travel half of it, from its positions in the structures for which the list was made
 SKIN = 0.4
 #: Å; structures within this distance of each other, atom by atom, share a list: the beads of a ring polymer do, and one
@@ -278,6 +280,7 @@ class _Candidates:
         self.slack = self._displacements(frames)[0].max(axis=0) + skin / 2 + 1e-6
         reach = cutoff + 2 * self.slack.max()
         _check_volume(first, self.reference, self.full_cell, reach)
+        _check_extent(first, self.reference, self.full_cell, reach)
         search = NeighborList(cutoff=reach, full_list=True, sorted=True, n_threads=1)
         pairs, shifts, lengths = search.compute(self.reference, self.full_cell, np.array(self.pbc), "PSd", copy=True)
         center, neighbor = pairs.T.astype(np.int_)
@@ -463,3 +466,25 @@ def _check_distances(graph: Graph) -> None:
         "lower the time step or check the start structure"
         f"{' and its cell, or for a cluster give --not-periodic' if image else ''}",
     )
+
+
+def _check_extent(frame: Frame, positions: FloatArray, full_cell: FloatArray, reach: float) -> None:
+    """Refuse what is long in some directions and short in others beyond all measure, as an exploded structure is.
+
+    vesin puts the atoms into cells of the size of the reach (Å), and where there would be more than MAX_CELLS it takes
+    fewer in each direction, in the same proportion; where that leaves less than one it divides by zero, which no
+    Python survives. positions: (n, 3) Å. full_cell: with unit vectors where it is not periodic.
+    """
+    inverse = np.linalg.inv(full_cell)
+    widths = 1 / np.linalg.norm(inverse, axis=0)
+    extent = np.where(frame.pbc, widths, np.ptp(positions @ inverse, axis=0))
+    cells = np.maximum(1.0, np.floor(extent / reach))
+    if cells.prod() <= MAX_CELLS:
+        return
+    fewest = float(cells.min() * np.cbrt(MAX_CELLS / cells.prod()))
+    if fewest < 2:  # one of them would do; rounding is left some room
+        where = "the structure" if frame.bead is None else f"bead {frame.bead}"
+        raise GeometryError(
+            f"{where} extends over {' x '.join(f'{x:.3g}' for x in extent)} Å, too long for a neighbour list",
+            "the simulation has exploded, or its cell has other units than were meant: look at the last frames kept",
+        )
