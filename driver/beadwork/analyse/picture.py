@@ -13,18 +13,7 @@ from beadwork.analyse.free_energy import FreeEnergy
 from beadwork.disk import writing
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
-from beadwork.report.figures import COLOURS
-
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#808080",
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "axes.formatter.useoffset": False,
-}
+from beadwork.report.figures import COLOURS, STYLE
 
 
 def _draw(path: Path, fill: Callable[[Any], None], height: float = 4.2) -> None:
@@ -36,7 +25,7 @@ def _draw(path: Path, fill: Callable[[Any], None], height: float = 4.2) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, panel = pyplot.subplots(figsize=(7, height), constrained_layout=True)
         fill(panel)
         with writing(path):

@@ -23,15 +23,9 @@ _INK = "#010203"
 _POINTS = 1500
 #: the axis is logarithmic above this novelty: on a linear one values below 1 could not be seen
 LOG_AXIS_ABOVE = 10.0
-_STYLE = {
-    "svg.fonttype": "path",  # letters as shapes: a missing font would shift or cut a label
-    "font.family": "DejaVu Sans",  # part of matplotlib
+#: of all pictures, in a page or alone
+STYLE = {
     "font.size": 10,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -39,6 +33,15 @@ _STYLE = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "axes.formatter.useoffset": False,
+}
+_STYLE = {
+    **STYLE,
+    "font.family": "DejaVu Sans",  # part of matplotlib
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
     "savefig.transparent": True,
 }
 
