@@ -17,8 +17,9 @@ import gzip
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -27,10 +28,18 @@ from ase import Atoms
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "water-highlevel"
 BOX = 40.0  # Å, so large that no image matters
-#: beads, steps of 0.5 fs, steps between two frames, and which beads are taken
-SIMULATIONS = {"classical": (1, 10_000, 40, (0,)), "pimd": (16, 3_000, 20, (0, 5, 11))}
-#: how many of each are kept, and how many are stretched
-COUNTS = {"classical": 200, "pimd": 300, "stretched": 300}
+#: seed, beads, steps of 0.5 fs, steps between two frames, and which beads are taken
+SIMULATIONS = {
+    "classical": (100, 1, 10_000, 40, (0,)),
+    "pimd": (101, 16, 3_000, 20, (0, 5, 11)),
+    "held-out-classical": (102, 1, 4_000, 40, (0,)),
+    "held-out-pimd": (103, 16, 1_200, 20, (0, 5, 11)),
+}
+#: of each file the simulations, how many frames of each are kept, and how many of the latter are stretched
+FILES = {
+    "geometries": (20, {"classical": 200, "pimd": 300}, 300),
+    "held-out": (21, {"held-out-classical": 20, "held-out-pimd": 20}, 20),
+}
 DISTANCES = (2.2, 2.9)  # Å, between the oxygens
 NEAREST = 0.9  # Å, of the proton to an oxygen
 A_FILE = 50
@@ -65,32 +74,47 @@ INPUT = """<simulation verbosity='low' safe_stride='1000'>
 
 
 def geometries(out: Path) -> None:
-    """Simulate in `out`, stretch, shuffle, and write geometries.extxyz.gz."""
-    rng = np.random.default_rng(20)
-    found: dict[str, list[Atoms]] = {}
-    for seed, name in enumerate(SIMULATIONS):
-        _simulate(out / name, name, seed)
-        bound = [atoms for atoms in _frames(out / name, name) if 2.1 < atoms.get_distance(*_oxygens(atoms)) < 3.2]
-        found[name] = [bound[i] for i in rng.permutation(len(bound))[: COUNTS[name]]]
-        print(f"{name}: {len(found[name])} of {len(bound)} frames of a whole H5O2+")
-    found["stretched"] = [
-        _stretched(found["pimd"][int(rng.integers(len(found["pimd"])))], rng) for _ in range(COUNTS["stretched"])
-    ]
-    every = [atoms for frames in found.values() for atoms in frames]
-    _write(HERE / "geometries.extxyz.gz", [every[i] for i in rng.permutation(len(every))])
+    """Simulate in `out`, stretch, shuffle, and write the files; those held out are of simulations of their own."""
+    for file, (seed, counts, stretched) in FILES.items():
+        rng = np.random.default_rng(seed)
+        found: dict[str, list[Atoms]] = {}
+        for name, count in counts.items():
+            _simulate(out / name, name)
+            bound = [atoms for atoms in _frames(out / name, name) if 2.1 < atoms.get_distance(*_oxygens(atoms)) < 3.2]
+            found[name] = [bound[i] for i in rng.permutation(len(bound))[:count]]
+            print(f"{name}: {len(found[name])} of {len(bound)} frames of a whole H5O2+")
+        # those of path integrals, which came last
+        parents = found[name]
+        found["stretched"] = [_stretched(parents[int(rng.integers(len(parents)))], rng) for _ in range(stretched)]
+        every = [atoms for frames in found.values() for atoms in frames]
+        _write(HERE / f"{file}.extxyz.gz", [every[i] for i in rng.permutation(len(every))])
 
 
-def keep(labelled: Path) -> None:
-    """Write the labels to labels/, fifty a file; a file that is full is never written again."""
+def keep(kind: str, labelled: Path) -> None:
+    """Write the labels of a kind to labels/, fifty a file; a file that is full is never written again.
+
+    Each gets the simulation and the step of its geometry: of a stretched one, those of the frame that was stretched.
+    """
+    geometry = HERE / f"{'held-out' if kind.startswith('held-out') else 'geometries'}.extxyz.gz"
+    origins = {_key(atoms): atoms.info for atoms in ase.io.read(geometry, ":")}
     frames = ase.io.read(labelled, ":")
     (HERE / "labels").mkdir(exist_ok=True)
     for first in range(0, len(frames), A_FILE):
-        file = HERE / "labels" / f"{first // A_FILE:02}.extxyz.gz"
+        file = HERE / "labels" / f"{kind}-{first // A_FILE:02}.extxyz.gz"
         part = frames[first : first + A_FILE]
         if file.exists() and len(ase.io.read(file, ":")) == A_FILE:
             continue
-        _write(file, [_told(atoms) for atoms in part])
+        _write(file, [_told(atoms, origins[_key(atoms)]) for atoms in part])
     print(f"{len(frames)} labels are in {HERE / 'labels'}")
+
+
+def join(kind: str, file: Path) -> None:
+    """Write all labels of a kind to one file, for `beadwork train` and `beadwork validate`."""
+    parts = sorted((HERE / "labels").glob(f"{kind}-[0-9]*.extxyz.gz"))
+    frames = [atoms for part in parts for atoms in ase.io.read(part, ":")]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ase.io.write(file, frames, format="extxyz")
+    print(f"{len(frames)} labels of {len(parts)} files are in {file}")
 
 
 def _write(file: Path, frames: list[Atoms]) -> None:
@@ -100,11 +124,11 @@ def _write(file: Path, frames: list[Atoms]) -> None:
     file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
-def _simulate(folder: Path, name: str, seed: int) -> None:
+def _simulate(folder: Path, name: str) -> None:
     """Run i-PI with the models of water-highlevel, where that was not done."""
     if (folder / "done").exists():
         return
-    beads, steps, stride, _ = SIMULATIONS[name]
+    seed, beads, steps, stride, _ = SIMULATIONS[name]
     folder.mkdir(parents=True, exist_ok=True)
     start = next(
         atoms
@@ -115,7 +139,7 @@ def _simulate(folder: Path, name: str, seed: int) -> None:
     lines = [f"{len(start)}", f"# CELL(abcABC): {BOX} {BOX} {BOX} 90 90 90 cell{{angstrom}} positions{{angstrom}}"]
     lines += [f"{a.symbol} {a.x:.8f} {a.y:.8f} {a.z:.8f}" for a in start]
     (folder / "start.xyz").write_text("\n".join(lines) + "\n")
-    (folder / "input.xml").write_text(INPUT.format(name=name, beads=beads, steps=steps, stride=stride, seed=100 + seed))
+    (folder / "input.xml").write_text(INPUT.format(name=name, beads=beads, steps=steps, stride=stride, seed=seed))
     deltas = [argument for member in sorted(MODELS.glob("delta-*")) for argument in ("--delta", str(member))]
     command = [sys.executable, "-m", "beadwork", "run", "input.xml", "--not-periodic", "--threads", "1"]
     command += ["--baseline", str(MODELS / "baseline"), *deltas, "--dtype", "float32"]
@@ -126,12 +150,13 @@ def _simulate(folder: Path, name: str, seed: int) -> None:
 
 def _frames(folder: Path, name: str) -> Iterator[Atoms]:
     """The frames of the beads that are taken, but for the first tenth of the simulation, in the middle of nowhere."""
-    beads, *_, taken = SIMULATIONS[name]
+    _, beads, _, stride, taken = SIMULATIONS[name]
     for bead in taken:
         file = folder / f"simulation.pos_{bead:0{len(str(beads - 1))}}.xyz"
         trajectory = ase.io.read(file, ":")
-        for atoms in trajectory[len(trajectory) // 10 :]:
-            yield Atoms(atoms.symbols, atoms.positions - atoms.positions.mean(axis=0), info={"origin": name})
+        for k, atoms in list(enumerate(trajectory))[len(trajectory) // 10 :]:
+            info = {"origin": name, "simulation": name, "step": k * stride}
+            yield Atoms(atoms.symbols, atoms.positions - atoms.positions.mean(axis=0), info=info)
 
 
 def _oxygens(atoms: Atoms) -> tuple[int, int]:
@@ -162,13 +187,23 @@ def _stretched(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     return atoms
 
 
-def _told(atoms: Atoms) -> Atoms:
-    """What a label is: structure, energy, charge, spin and method."""
+def _key(atoms: Atoms) -> bytes:
+    """The same for a geometry and its label, whose files have eight digits."""
+    return bytes(np.round(atoms.positions, 6).tobytes())
+
+
+def _told(atoms: Atoms, origin: Mapping[str, Any]) -> Atoms:
+    """What a label is: structure, energy, forces where there are, charge, spin and method; and where it is from."""
     told = Atoms(atoms.symbols, atoms.positions)
     told.info = {name: atoms.info[name] for name in ("REF_energy", "charge", "spin", "method", "code", "version")}
+    told.info |= {name: origin[name] for name in ("origin", "simulation", "step")}
+    if "REF_forces" in atoms.arrays:
+        told.arrays["REF_forces"] = atoms.arrays["REF_forces"]
     return told
 
 
+STEPS = {"geometries": geometries, "keep": keep, "join": join}
+
 if __name__ == "__main__":
-    step, path = sys.argv[1:]
-    {"geometries": geometries, "keep": keep}[step](Path(path))
+    step, *words, path = sys.argv[1:]
+    STEPS[step](*words, Path(path))

@@ -1,0 +1,119 @@
+"""Simulate inputs/zundel in pieces, each with its own seed, as many as there is time for; each can be interrupted.
+
+    python models/zundel-cc/simulate.py quantum build/zundel-cc/runs --until 18:00 --keep models/zundel-cc/runs
+    python models/zundel-cc/simulate.py classical build/zundel-cc/runs --pieces 20
+
+A piece is 1 ps, which is thrown away, and 10 ps. It is a folder of its own, begun at once where it was not and gone on
+with from its RESTART where it was; --until ends it with a RESTART. What is kept of a finished piece: NAME.csv.gz, dc
+and d_OO of the centroid and the members' energies every ten steps (`beadwork analyse series`), NAME.xml.gz, its
+RESTART, and a line in pieces.csv with its seed, steps and seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import gzip
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+INPUTS = HERE.parents[1] / "inputs" / "zundel"
+#: the input of each kind, and what its seeds count from
+KINDS = {"classical": ("classical.xml", 1000), "quantum": ("input.xml", 2000), "eco": ("eco.xml", 3000)}
+COORDINATES = ("dc:O1,O2", "distance:O1,O2")
+EQUILIBRATION = 1.0  # ps
+STEP = 0.0005  # ps
+
+
+def main() -> None:
+    """Run piece after piece."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("folder", type=Path, help="where the pieces run")
+    parser.add_argument("--keep", type=Path, help="where the series of finished pieces go (default: the folder)")
+    parser.add_argument("--pieces", type=int, default=1000, help="how many in all")
+    parser.add_argument("--first", type=int, default=0, help="number of the first piece")
+    parser.add_argument("--ps", type=float, default=10.0, help="length of a piece after its equilibration")
+    parser.add_argument("--until", help="HH:MM UTC of today, when the piece under way is ended with a RESTART")
+    parser.add_argument("--models", type=Path, default=HERE)
+    parser.add_argument("--dtype", default="float32")
+    options = parser.parse_args()
+    keep = options.keep or options.folder
+    keep.mkdir(parents=True, exist_ok=True)
+    end = None if options.until is None else _today(options.until)
+    for number in range(options.first, options.first + options.pieces):
+        if (keep / f"{options.kind}-{number:02}.csv.gz").exists():
+            continue
+        if end is not None and time.time() > end:
+            return
+        if not _piece(options, number, keep, end):
+            return
+
+
+def _today(text: str) -> float:
+    """Seconds since 1970 of HH:MM UTC."""
+    hour, minute = map(int, text.split(":"))
+    return datetime.datetime.now(datetime.UTC).replace(hour=hour, minute=minute, second=0).timestamp()
+
+
+def _piece(options: argparse.Namespace, number: int, keep: Path, end: float | None) -> bool:
+    """Begin or go on with a piece; whether it is finished, and kept."""
+    xml, seeds = KINDS[options.kind]
+    name, steps = f"{options.kind}-{number:02}", round((options.ps + EQUILIBRATION) / STEP)
+    folder = (options.folder / name).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    start = folder / "RESTART"
+    if not start.exists():
+        shutil.copy(INPUTS / "init.xyz", folder)
+        text = (INPUTS / xml).read_text(encoding="utf-8")
+        text = re.sub(r"<seed>\d+</seed>", f"<seed>{seeds + number}</seed>", text)
+        text = re.sub(r"<total_steps>\d+</total_steps>", f"<total_steps>{steps}</total_steps>", text)
+        text = re.sub(r"<address>.*</address>", f"<address>beadwork-h5o2-{name}</address>", text)
+        start = folder / "input.xml"
+        start.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "beadwork", "run", start.name, "--not-periodic", "--threads", "1"]
+    command += ["--baseline", str(options.models.absolute() / "baseline"), "--delta", str(options.models.absolute())]
+    command += ["--dtype", options.dtype]
+    begun = time.time()
+    with open(folder / "log", "a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(None if end is None else max(1.0, end - time.time()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            print(f"{name} is not finished: the same command goes on with it", flush=True)
+            return False
+    if code != 0:
+        raise SystemExit(f"{name} ended with {code}: {folder / 'log'}")
+    with open(folder / "seconds", "a", encoding="utf-8") as file:
+        file.write(f"{time.time() - begun:.0f}\n")
+    series = [sys.executable, "-m", "beadwork", "analyse", "series", str(folder), "--coordinate", *COORDINATES]
+    series += ["--not-periodic", "--skip", str(EQUILIBRATION), "--out", str(folder / name)]
+    subprocess.run(series, check=True)
+    (keep / f"{name}.xml.gz").write_bytes(gzip.compress((folder / "RESTART").read_bytes(), mtime=0))
+    _note(keep / "pieces.csv", name, seeds + number, steps, (folder / "seconds").read_text().split())
+    # last: with it the piece counts as finished
+    shutil.copy(folder / f"{name}.csv.gz", keep)
+    return True
+
+
+def _note(table: Path, name: str, seed: int, steps: int, seconds: list[str]) -> None:
+    """Add a line on a piece."""
+    new = not table.exists()
+    with open(table, "a", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if new:
+            rows.writerow(["piece", "seed", "steps", "seconds"])
+        rows.writerow([name, seed, steps, sum(map(int, seconds))])
+
+
+if __name__ == "__main__":
+    main()
