@@ -110,12 +110,13 @@ def test_both_engines_give_the_same_novelty(fitted, name, dtype):
     for frames in ([liquid(7), liquid(200), liquid(3, 1.4), liquid(5, 3.0)], [liquid(9)]):
         graph = build(frames, engines[0].cutoff)
         one, two = (engine.evaluate(graph).novelty for engine in engines)
-        assert np.abs(one / two - 1).max() < {"float64": 1e-6, "float32": 2e-3}[dtype]
+        assert np.abs(one / two - 1).max() < {"float64": 5e-6, "float32": 2e-3}[dtype]
         assert one.max() > NOVELTY_EDGE or len(frames) == 1
 
 
 def test_a_device_answers_what_the_host_does():
-    """On the CPU NumPy answers and on a GPU PyTorch: held to each other, far away and for a stranger too."""
+    """On the CPU NumPy answers, in float32, and on a GPU PyTorch, in float64: held to each other to a few of float32's
+    last digits, far away and for a stranger too."""
     rng = np.random.default_rng(3)
     where = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [50, 0, 0]], dtype=float)
     frames = [Frame(np.array([1, 8, 8]), where[:3], np.zeros((3, 3)), (False,) * 3) for _ in range(300)]
@@ -127,8 +128,9 @@ def test_a_device_answers_what_the_host_does():
     away = torch.from_numpy(rng.normal(size=(200, 4)) * 10 ** rng.uniform(-2, 3, size=(200, 1)))
     on_host, on_device = training_set.novelty(away, graph), training_set._on_device(away, graph)
     assert on_host.dtype == on_device.dtype == torch.float64
-    torch.testing.assert_close(on_host, on_device, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(on_host, on_device, rtol=1e-6, atol=1e-6)
     assert (on_host[3::4] == MAX_NOVELTY).all()
+    assert (training_set.novelty(away * 1e200, graph) == MAX_NOVELTY).all(), "an explosion is new, and no NaN"
     assert 0 < on_host.min() < 1 < np.delete(on_host.numpy(), np.s_[3::4]).max() < MAX_NOVELTY
 
 

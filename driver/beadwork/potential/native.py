@@ -112,10 +112,11 @@ class NativeEngine:
                 f"{self.name} has {self._layers} layers, and features are read of two", "use 'torchscript'"
             )
         # H1, as the second layer receives it, has (L + 1)^2 components an atom and channel, the scalars first; H2 has
-        # scalars alone. Both buffers stay as large as they once were.
+        # scalars alone. Both come as lists, and their buffers stay as large as they once were: fromiter stops at what
+        # is of these atoms, without a copy of the list.
         c, components = self._channels, (self._evaluator.L_max + 1) ** 2
-        first = np.array(self._evaluator.H1[: atoms * components * c], dtype=np.float64).reshape(atoms, components * c)
-        second = np.array(self._evaluator.H2[: atoms * c], dtype=np.float64).reshape(atoms, c)
+        first = np.fromiter(self._evaluator.H1, np.float64, atoms * components * c).reshape(atoms, components * c)
+        second = np.fromiter(self._evaluator.H2, np.float64, atoms * c).reshape(atoms, c)
         return np.concatenate((first[:, :c], second), axis=1)
 
     def _reduce(self, graph: Graph) -> Energies:
