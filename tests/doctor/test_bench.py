@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beadwork.config import ServeConfig
+from beadwork.config import ModelSettings, ServeConfig
 from beadwork.doctor.bench import bench, report, shorten
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read_simulation
@@ -50,7 +50,7 @@ def test_report_adds_up() -> None:
     text = report(
         summary({"idle": 0.01, "graph": 0.01, "base (native, float64)": 0.08}),
         read_simulation(WATER),
-        ServeConfig(),
+        ModelSettings(),
         "a note",
     )
     assert text.startswith("a note\n10 steps, 0.1 s each:")
@@ -60,22 +60,22 @@ def test_report_adds_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "evaluations", "config", "word"),
+    ("parts", "evaluations", "more", "word"),
     [
-        ({"m (native, float64)": 0.1}, 1.6, ServeConfig(), "in 1.60 pieces on average"),
-        ({"idle": 0.1, "m (native, float64)": 0.1}, 1.0, ServeConfig(), "50 % of the time is i-PI's"),
-        ({"m (torchscript, float64)": 0.1}, 1.0, ServeConfig(), "as native it would be"),
-        ({"m (native, float64)": 0.1}, 1.0, ServeConfig(), "--dtype float32"),
-        ({"m (native, float32)": 0.1, "pack": 0.1}, 1.0, ServeConfig(member_forces=True), "without --member-forces"),
+        ({"m (native, float64)": 0.1}, 1.6, {}, "in 1.60 pieces on average"),
+        ({"idle": 0.1, "m (native, float64)": 0.1}, 1.0, {}, "50 % of the time is i-PI's"),
+        ({"m (torchscript, float64)": 0.1}, 1.0, {}, "as native it would be"),
+        ({"m (native, float64)": 0.1}, 1.0, {}, "--dtype float32"),
+        ({"m (native, float32)": 0.1, "pack": 0.1}, 1.0, {"member_forces": True}, "without --member-forces"),
     ],
 )
 def test_advice_follows_from_what_was_measured(
-    parts: dict[str, float], evaluations: float, config: ServeConfig, word: str
+    parts: dict[str, float], evaluations: float, more: dict[str, bool], word: str
 ) -> None:
     """Each hint comes when its reason is there, and not for a step that has no such reason."""
-    assert word in report(summary(parts, evaluations), read_simulation(WATER), config, "")
+    assert word in report(summary(parts, evaluations), read_simulation(WATER), ModelSettings(), "", **more)
     calm = {"idle": 0.01, "m (native, float32)": 0.06, "graph": 0.005}
-    assert word not in report(summary(calm), read_simulation(WATER), ServeConfig(dtype="float32"), "")
+    assert word not in report(summary(calm), read_simulation(WATER), ModelSettings(dtype="float32"), "")
 
 
 def test_real_steps_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -341,7 +341,7 @@ MUTANTS = (
         SWAP,
         "a Δ of another baseline is taken up",
     ),
-    _in("serve/hot_swap.py", "> config.mark_spread:", "> 1e9:", SWAP, "a committee that ends the run is taken up"),
+    _in("serve/hot_swap.py", "> limits.spread:", "> 1e9:", SWAP, "a committee that ends the run is taken up"),
     _in(
         "serve/hot_swap.py",
         "wait([self._checking], EXIT_TIMEOUT_SECONDS)",

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from beadwork.config import LimitSettings
 from beadwork.frame import Frame
 from beadwork.potential.graph import GraphBuilder
 from beadwork.potential.limits import Thresholds, format_breach, threshold_error
@@ -36,6 +37,13 @@ def test_every_kind_in_every_structure(pair) -> None:
         expected = [(s, values[s]) for s in np.flatnonzero(values > mark)]
         assert [(b.system, pytest.approx(b.value)) for b in found if b.kind == kind] == expected
         assert len(expected) in (1, 2)
+
+
+def test_thresholds_are_those_that_a_user_sets() -> None:
+    """Each option reaches the threshold of its name, and the defaults of both are the same."""
+    assert Thresholds.of(LimitSettings()) == Thresholds()
+    one = LimitSettings(mark_distance=0.1, mark_force=2.0, mark_spread=3.0, mark_novelty=4.0, on_mark="count")
+    assert Thresholds.of(one) == Thresholds(0.1, 2.0, 3.0, 4.0, stop=False)
 
 
 def test_nothing_is_found_where_there_is_no_mark(pair) -> None:

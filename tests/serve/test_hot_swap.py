@@ -10,25 +10,59 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import beadwork.serve.hot_swap
-from beadwork.config import ServeConfig
+from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.events import Activated, Event, Moment, Note, Refused
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import MODEL, NOVELTY, Card, members_of, write_pointer
+from beadwork.potential.limits import Thresholds
 from beadwork.potential.potential import Potential
 from beadwork.serve.hot_swap import Swap
+
+FRAME = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+
+
+def swapping(
+    *delta: Path | str, told: list[Event] | None = None, limits: Thresholds | None = None, **models: Any
+) -> Swap:
+    """What watches these, and appends its events to `told`."""
+    settings = ModelSettings(delta=[str(name) for name in delta], **models)
+    return Swap(settings, limits or Thresholds(), ([] if told is None else told).append)
+
+
+def serving(swap: Swap, old: Potential, frame: Frame = FRAME) -> Swap:
+    """The same, of a forcefield "here" of one bead, whose first structure `old` has answered."""
+    swap.serve("here", old, np.array([8]), 1)
+    swap.answered("here", [frame], old.evaluate([frame]))
+    return swap
+
+
+def last(swap: Swap) -> list[list[tuple[Frame, float]]]:
+    """What a new committee is checked on."""
+    return [list(served.last) for served in swap._served]
+
+
+@pytest.fixture
+def pointer(tmp_path: Path) -> Path:
+    """A file that names a committee of two."""
+    for name in ("first", "first/a", "first/b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first" / "committee.toml").write_text('members = ["a", "b"]\n')
+    (tmp_path / "current").write_text("first\n")
+    return tmp_path / "current"
 
 
 def test_taken_once_and_only_by_its_forcefield() -> None:
     """A committee that is ready is given to the forcefield that it was checked for, once, and an event says so."""
     told: list[Event] = []
-    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    swap = swapping("a", "b", told=told)
     old, other = (Potential(None, [Harmonic(1.0), Harmonic(2.0)]) for _ in range(2))
     new = Potential(None, [Harmonic(1.5), Harmonic(2.5)])
     swap.serve("here", old, np.array([8]), 2)
@@ -48,7 +82,7 @@ def test_where_nobody_can_tell_a_step_it_waits_and_says_so_once() -> None:
     """No evaluation is known to begin a step: the old committee answers, one Note says what to do, and the next i-PI,
     whose first evaluation begins one, is answered by the new committee. Its step may be unknown then."""
     told: list[Event] = []
-    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    swap = swapping("a", "b", told=told)
     old, new = (Potential(None, [Harmonic(k), Harmonic(2 * k)]) for k in (1.0, 1.5))
     swap.serve("here", old, np.array([8]), None)
     swap._served[0].next = new, "checked"
@@ -68,13 +102,12 @@ def test_two_forcefields_of_one_potential(tmp_path: Path) -> None:
     """Each is known by its address: a committee is taken up by the one that begins a step, said of that one, and stays
     ready for the other; what was answered is remembered by the one that answered."""
     told: list[Event] = []
-    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
+    swap = swapping("a", "b", told=told)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     new = Potential(None, [Harmonic(1.5), Harmonic(2.5)])
     for address in ("here", "there"):
         swap.serve(address, old, np.array([8]), 2)
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.answered("there", [frame], old.evaluate([frame]))
+    swap.answered("there", [FRAME], old.evaluate([FRAME]))
     assert [len(served.last) for served in swap._served] == [0, 1]
     for served in swap._served:
         served.next = new, "checked"
@@ -92,11 +125,9 @@ def test_the_jump_is_that_of_what_is_summed(monkeypatch: pytest.MonkeyPatch) -> 
     new = Potential(None, [Harmonic(1.5), Harmonic(3.5)], alpha=1.1, reference={8: 0.3})
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
     monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
-    swap = Swap(ServeConfig(delta=["a", "b"], baseline="c", baseline_uncertainty=0.5), lambda event: None)
     frame = Frame(np.array([8]), np.array([[1.0, 0.5, 0.0]]), 10 * np.eye(3))
-    swap.serve("here", old, np.array([8]), 1)
-    swap.answered("here", [frame], old.evaluate([frame]))
-    ((ready, said),) = swap._check([list(served.last) for served in swap._served])
+    swap = serving(swapping("a", "b", baseline="c", baseline_uncertainty=0.5), old, frame)
+    ((ready, said),) = swap._check(last(swap))
     jump = ready.evaluate([frame]).energies[0] - old.evaluate([frame]).energies[0]
     assert abs(jump) > 0.01
     assert f"jumps by {jump:+.6f} eV per bead" in said
@@ -113,12 +144,11 @@ def test_what_else_changes_is_said(known: bool, monkeypatch: pytest.MonkeyPatch)
     new.notes = ["the spread is not calibrated"]
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
     monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
-    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
+    swap = swapping("a", "b", told=told)
     for address, potential in (("here", new if known else old), ("there", old)):
         swap.serve(address, potential, np.array([8]), 2)
-        swap.answered(address, [frame], potential.evaluate([frame]))
-    here, there = swap._check([list(served.last) for served in swap._served])
+        swap.answered(address, [FRAME], potential.evaluate([FRAME]))
+    here, there = swap._check(last(swap))
     assert (here is None) == known
     assert there is not None
     assert "the spread is not calibrated" in there[1]
@@ -158,11 +188,8 @@ def test_what_a_committee_was_trained_on_belongs_to_it(
     old, new = carded(*before), carded(*after)
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
     monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
-    swap = Swap(ServeConfig(delta=["a", "b"]), lambda event: None)
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.serve("here", old, np.array([8]), 1)
-    swap.answered("here", [frame], old.evaluate([frame]))
-    (found,) = swap._check([list(served.last) for served in swap._served])
+    swap = serving(swapping("a", "b"), old)
+    (found,) = swap._check(last(swap))
     swap.close()
     assert (found is None) == (said is None)
     if found is not None:
@@ -176,12 +203,9 @@ def test_extras_of_one_model_keep_their_keys(monkeypatch: pytest.MonkeyPatch) ->
     old, new = carded("a"), carded(None)
     monkeypatch.setattr(old.members[0], "training_set", object(), raising=False)
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
-    swap = Swap(ServeConfig(delta=["a"]), lambda event: None)
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.serve("here", old, np.array([8]), 1)
-    swap.answered("here", [frame], old.evaluate([frame]))
+    swap = serving(swapping("a"), old)
     with pytest.raises(ModelError, match=r"does not know what it was trained on.*\(beadwork models novelty\)"):
-        swap._check([list(served.last) for served in swap._served])
+        swap._check(last(swap))
     swap.close()
 
 
@@ -195,52 +219,44 @@ def test_a_delta_of_another_baseline_is_refused(monkeypatch: pytest.MonkeyPatch)
         new = Potential(None, fresh.members, cards=(made_for,))
         monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config, new=new: new)
         old = Potential(Harmonic(3.0), [Harmonic(1.0)], cards=(mine, replace(made_for, sha256={MODEL: "e" * 64})))
-        swap = Swap(ServeConfig(delta=["a"]), lambda event: None)
-        frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-        swap.serve("here", old, np.array([8]), 1)
-        swap.answered("here", [frame], old.evaluate([frame]))
-        last = [list(served.last) for served in swap._served]
+        swap = serving(swapping("a"), old)
         if refused:
             with pytest.raises(ModelError, match="is the difference to the baseline sha256:ddd"):
-                swap._check(last)
+                swap._check(last(swap))
         else:
-            assert swap._check(last)[0] is not None
+            assert swap._check(last(swap))[0] is not None
         swap.close()
 
 
-@pytest.mark.parametrize("on_mark", ["stop", "count"])
-def test_a_committee_that_would_end_the_run_is_refused(on_mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_committee_that_would_end_the_run_is_refused(stop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its spread on the last structures is past the mark that ends a run; where marks are counted it is taken up."""
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     far = Potential(None, [Harmonic(1.0), Harmonic(2.0)], alpha=1e4)
     monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: far)
     monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
-    swap = Swap(ServeConfig(delta=["a", "b"], on_mark=on_mark), lambda event: None)
     frame = Frame(np.array([8]), np.full((1, 3), 0.1), 10 * np.eye(3))
-    swap.serve("here", old, np.array([8]), 1)
-    swap.answered("here", [frame], old.evaluate([frame]))
-    last = [list(served.last) for served in swap._served]
-    if on_mark == "stop":
+    swap = serving(swapping("a", "b", limits=Thresholds(stop=stop)), old, frame)
+    if stop:
         with pytest.raises(
             ModelError, match=r"its force spread on the last structures is up to 707\.1 eV/Å, above the"
         ):
-            swap._check(last)
+            swap._check(last(swap))
     else:
-        assert swap._check(last)[0] is not None
+        assert swap._check(last(swap))[0] is not None
     swap.close()
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     """SIGHUP with nothing at the place that --delta names: an event has the reason, and the old committee goes on."""
     told: list[Event] = []
-    swap = Swap(ServeConfig(delta=[str(tmp_path / "a"), str(tmp_path / "b")]), told.append)
+    swap = swapping(tmp_path / "a", tmp_path / "b", told=told)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     swap.serve("here", old, np.array([8]), 1)
     swap.ask()
     swap.look()
     assert swap._checking is None  # nothing was answered yet that it could be checked on
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.answered("here", [frame], old.evaluate([frame]))
+    swap.answered("here", [FRAME], old.evaluate([FRAME]))
     swap.look()
     assert swap._checking is not None
     swap._checking.exception(timeout=60)
@@ -288,19 +304,11 @@ def test_point_checks_first(tmp_path: Path) -> None:
     assert not pointer.exists()
 
 
-def test_a_pointer_of_nuls_is_refused(tmp_path: Path) -> None:
+def test_a_pointer_of_nuls_is_refused(pointer: Path) -> None:
     """What a crash of the file system leaves for a pointer is refused like any other: the run goes on."""
     told: list[Event] = []
-    pointer = tmp_path / "current"
-    pointer.write_text("first\n")
-    for name in ("first", "first/a", "first/b"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "first" / "committee.toml").write_text('members = ["a", "b"]\n')
-    swap = Swap(ServeConfig(delta=[str(pointer)]), told.append)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
-    swap.serve("here", old, np.array([8]), 1)
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.answered("here", [frame], old.evaluate([frame]))
+    swap = serving(swapping(pointer, told=told), old)
     pointer.write_bytes(bytes(100))
     swap.ask()
     swap.look()
@@ -319,11 +327,8 @@ def test_a_check_that_never_returns_is_said(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(beadwork.serve.hot_swap, "load_for", lambda config: forever.wait())
     monkeypatch.setattr(beadwork.serve.hot_swap, "HANG_SECONDS", 0.2)
     monkeypatch.setattr(beadwork.serve.hot_swap, "EXIT_TIMEOUT_SECONDS", 0.5)
-    swap = Swap(ServeConfig(delta=["a", "b"]), told.append)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
-    swap.serve("here", old, np.array([8]), 1)
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.answered("here", [frame], old.evaluate([frame]))
+    swap = serving(swapping("a", "b", told=told), old)
     swap.ask()
     until = time.monotonic() + 20
     while not any(isinstance(event, Note) for event in told):
@@ -340,16 +345,11 @@ def test_a_check_that_never_returns_is_said(tmp_path: Path, monkeypatch: pytest.
     forever.set()
 
 
-def test_a_pointer_whose_disk_does_not_answer_holds_up_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pointer_whose_disk_does_not_answer_holds_up_no_step(pointer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """i-PI waits for each of our answers, so the pointer is looked at beside them: that it does not answer is said
     once, and when it answers again, a change of it is seen."""
-    pointer = tmp_path / "current"
-    pointer.write_text("first\n")
-    for name in ("first", "first/a", "first/b"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "first" / "committee.toml").write_text('members = ["a", "b"]\n')
     told: list[Event] = []
-    swap = Swap(ServeConfig(delta=[str(pointer)]), told.append)
+    swap = swapping(pointer, told=told)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
     swap.serve("here", old, np.array([8]), 1)
     swap._asked = False
@@ -378,11 +378,8 @@ def test_no_thread_is_started_in_the_midst_of_a_run(tmp_path: Path, monkeypatch:
     """Without memory for a thread `Thread.start` waits for it for ever, and i-PI for us: the one there is does all, and
     goes on after a job for whose end there was no memory."""
     told: list[Event] = []
-    swap = Swap(ServeConfig(delta=[str(tmp_path / "a"), str(tmp_path / "b")]), told.append)
     old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
-    swap.serve("here", old, np.array([8]), 1)
-    frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))
-    swap.answered("here", [frame], old.evaluate([frame]))
+    swap = serving(swapping(tmp_path / "a", tmp_path / "b", told=told), old)
 
     def never(thread: threading.Thread) -> None:
         raise AssertionError("a thread was started")
@@ -410,12 +407,13 @@ def test_python_ends_though_a_check_never_does(tmp_path: Path) -> None:
         import sys
         import numpy as np
         import beadwork.serve.hot_swap
-        from beadwork.config import ServeConfig
+        from beadwork.config import ModelSettings
         from beadwork.frame import Frame
         from beadwork.potential.analytic import Harmonic
+        from beadwork.potential.limits import Thresholds
         from beadwork.potential.potential import Potential
         beadwork.serve.hot_swap.EXIT_TIMEOUT_SECONDS = 0.5
-        swap = beadwork.serve.hot_swap.Swap(ServeConfig(delta=sys.argv[1:]), lambda event: None)
+        swap = beadwork.serve.hot_swap.Swap(ModelSettings(delta=sys.argv[1:]), Thresholds(), lambda event: None)
         old = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
         swap.serve("here", old, np.array([8]), 1)
         frame = Frame(np.array([8]), np.zeros((1, 3)), 10 * np.eye(3))

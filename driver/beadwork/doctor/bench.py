@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from beadwork.config import ServeConfig
+from beadwork.config import ModelSettings, ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.events import Event
 from beadwork.ipi.advice import advice
@@ -40,7 +40,7 @@ def bench(config: ServeConfig, steps: int, threads: str) -> str:
     simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
     with tempfile.TemporaryDirectory(prefix="beadwork-bench-") as folder:
         summary, notes = _run(_elsewhere(config), simulation, steps, threads, Path(folder))
-    return report(summary, simulation, config, notes)
+    return report(summary, simulation, config, notes, config.servers, config.member_forces)
 
 
 def _run(
@@ -96,7 +96,14 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     ElementTree.ElementTree(root).write(file, encoding="unicode")
 
 
-def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConfig, notes: str) -> str:
+def report(
+    summary: Mapping[str, Any],
+    simulation: Simulation,
+    models: ModelSettings,
+    notes: str,
+    servers: int = 0,
+    member_forces: bool = False,
+) -> str:
     """Format the parts of a step, the simulated time per day, and hints."""
     total = summary["seconds_per_step"]
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda part: -part[1])
@@ -108,16 +115,18 @@ def report(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
     lines.append(f"{each / total:.4g} structures a second")
     if timestep := simulation.systems[0].timestep:
         lines.append(f"{1e-6 * timestep / total * 86400:.4g} ns/day at {timestep:g} fs per step")
-    hints = [*advice(simulation, config.servers or 1), *_hints(summary, simulation, config)]
+    hints = [*advice(simulation, servers or 1), *_hints(summary, simulation, models, member_forces)]
     lines += ["what would help:", *(f"  - {hint}" for hint in hints)]
     return "\n".join(line for line in lines if line)
 
 
-def _hints(summary: Mapping[str, Any], simulation: Simulation, config: ServeConfig) -> Iterator[str]:
+def _hints(
+    summary: Mapping[str, Any], simulation: Simulation, models: ModelSettings, member_forces: bool
+) -> Iterator[str]:
     parts = summary["seconds_per_step_by_part"]
     total = summary["seconds_per_step"]
     share = {name: seconds / total for name, seconds in parts.items()}
-    models = {name: part for name, part in share.items() if name not in TIME_PARTS}
+    engines = {name: part for name, part in share.items() if name not in TIME_PARTS}
     batched = any(entry.batch_size > 1 for entry in simulation.sockets)
     evaluations = summary["evaluations_per_step"]
     if batched and evaluations > 1.1:
@@ -131,15 +140,15 @@ def _hints(summary: Mapping[str, Any], simulation: Simulation, config: ServeConf
             f"{100 * share['idle']:.0f} % of the time is i-PI's: write less often (stride of <properties> and "
             "<trajectory>), and see what else runs on this machine"
         )
-    if any("(torchscript" in name for name in models) and config.device == "cpu":
+    if any("(torchscript" in name for name in engines) and models.device == "cpu":
         yield "a model runs as TorchScript; as native it would be several times faster (see above why it does not)"
-    if sum(models.values()) > 0.5 and config.dtype == "float64":
+    if sum(engines.values()) > 0.5 and models.dtype == "float64":
         yield "the models take most of the time; --dtype float32 is faster: hold its forces to float64 first"
-    if share.get("pack", 0) > LARGE_FRACTION and config.member_forces:
+    if share.get("pack", 0) > LARGE_FRACTION and member_forces:
         yield "the members' forces in the extras are costly; without --member-forces only their energies are sent"
     if share.get("graph", 0) > LARGE_FRACTION:
         yield "the graph takes much of the time: are other programs using these cores?"
-    if sum(models.values()) > 1 - LARGE_FRACTION:
+    if sum(engines.values()) > 1 - LARGE_FRACTION:
         yield "the rest is close to its minimum: only smaller models, fewer members or a faster machine would help"
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from ase.data import chemical_symbols
 
+from beadwork.config import LimitSettings
 from beadwork.errors import BeadworkError, ThresholdError
 from beadwork.events import WHOSE
 from beadwork.frame import Frame
@@ -62,6 +63,17 @@ class Thresholds:
     spread: float = 5.0
     novelty: float = math.inf
     stop: bool = True
+
+    @classmethod
+    def of(cls, limits: LimitSettings) -> Thresholds:
+        """What a user has set."""
+        return cls(
+            limits.mark_distance,
+            limits.mark_force,
+            limits.mark_spread,
+            limits.mark_novelty,
+            limits.on_mark == "stop",
+        )
 
     def breaches(self, evaluation: Evaluation) -> list[Breach]:
         """All structures beyond a threshold, kind by kind.

@@ -99,25 +99,16 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
     at_once = structures if socket.photons is None else 1
     wanted = config.connections or max(1, -(-at_once // (socket.batch_size * servers)))
     line = Line(address_of(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
-    name = socket.parent or socket.name
-    parts = [part for system in simulation.systems for part in system.parts(name)]
+    parts = [part for system in simulation.systems for part in system.parts(socket.parent or socket.name)]
     steady = len(parts) == len(simulation.systems) and not socket.rotated
     served = [system for system, _ in simulation.served(socket)]
-    atoms = slice(None) if socket.active is None else list(socket.active)
-    starts = np.concatenate([_sent(system, socket)[:, atoms] for system in served])
-    first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
-    # a contraction begins with other structures, but for beads in one place; and one cell folds one system
-    told = len(first) <= len(served) or all(
-        part.nbeads == system.nbeads for system in served for part in system.parts(name)
-    )
-    told &= not socket.pbc or all(np.array_equal(system.cell, served[0].cell) for system in served)
     return Service(
         line,
         potential,
         numbers,
         structures if steady else None,
         len(served) == 1 and structures == served[0].nbeads,
-        starts[first] if told else None,
+        _starts(served, socket),
         config.periodic,
         config.member_forces,
         servers,
@@ -126,6 +117,21 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
         one_result(simulation),
         config.force_spread_every,
     )
+
+
+def _starts(served: Sequence[System], socket: Socket) -> FloatArray | None:
+    """The distinct structures of the file's start as i-PI will send them, (K, N, 3) Å; None where that is not known.
+
+    served: the systems that this socket serves.
+    """
+    atoms = slice(None) if socket.active is None else list(socket.active)
+    starts = np.concatenate([_sent(system, socket)[:, atoms] for system in served])
+    first = sorted(np.unique(starts.reshape(len(starts), -1), axis=0, return_index=True)[1])
+    # a contraction begins with other structures, but for beads in one place; and one cell folds one system
+    parts = [(part, system) for system in served for part in system.parts(socket.parent or socket.name)]
+    told = len(first) <= len(served) or all(part.nbeads == system.nbeads for part, system in parts)
+    told &= not socket.pbc or all(np.array_equal(system.cell, served[0].cell) for system in served)
+    return starts[first] if told else None
 
 
 def _sent(system: System, socket: Socket) -> FloatArray:

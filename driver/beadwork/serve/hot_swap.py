@@ -21,13 +21,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from beadwork.config import ServeConfig
+from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.events import Activated, Event, Moment, Note, Refused
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import NOVELTY, Card, members_of
 from beadwork.potential.evaluation import Evaluation
+from beadwork.potential.limits import Thresholds
 from beadwork.potential.load import check_baseline, load_for
 from beadwork.potential.potential import Potential
 
@@ -64,12 +65,14 @@ class Swap:
     error of a new committee ends the run: the old committee stays active, and an event gives the reason.
     """
 
-    def __init__(self, config: ServeConfig, watch: Callable[[Event], None]) -> None:
-        self._config = config
+    def __init__(self, models: ModelSettings, limits: Thresholds, watch: Callable[[Event], None]) -> None:
+        """limits: a committee that exceeds one of them on the last structures is refused where it would end the run."""
+        self._models = models
+        self._limits = limits
         self._watch = watch
         self._served: list[Served] = []
         self._asked = False
-        self._pointer = Path(config.delta[0]) if len(config.delta) == 1 and Path(config.delta[0]).is_file() else None
+        self._pointer = Path(models.delta[0]) if len(models.delta) == 1 and Path(models.delta[0]).is_file() else None
         self._seen = self._stamp()
         self._looking: Future[Stamp | None] | None = None
         self._looked = 0.0
@@ -87,7 +90,7 @@ class Swap:
         self._served.append(Served(address, potential, numbers, deque(maxlen=ring or 1)))
         # replaced while the models were loaded
         loaded = [card.path for card in potential.member_cards]
-        self._asked |= self._pointer is not None and members_of(self._config.delta) != loaded
+        self._asked |= self._pointer is not None and members_of(self._models.delta) != loaded
         self._watch(Activated(address, 0, potential.short_identity, potential.folder, "serves from the start"))
 
     def ask(self) -> None:
@@ -113,7 +116,7 @@ class Swap:
             self._watch(
                 Note(
                     f"the check of the new committee goes on since {now - self._since:.0f} s: see whether the disk of "
-                    f"{', '.join(self._config.delta)} answers (ls); {self._served[0].potential.folder} goes on, and "
+                    f"{', '.join(self._models.delta)} answers (ls); {self._served[0].potential.folder} goes on, and "
                     "no other committee is looked at before",
                     WARNING,
                 )
@@ -218,9 +221,9 @@ class Swap:
         Raises ModelError, GeometryError or NonFiniteError with the reason to refuse it.
         """
         begin = time.perf_counter()
-        config = self._config
         # without the baseline, which stays; loading checks the hashes, and that members fit each other
-        fresh = load_for(replace(config, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None))
+        alone = replace(self._models, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None)
+        fresh = load_for(alone)
         old = self._served[0].potential
         fresh.share_memory_limit(old)
         for baseline in old.baseline_cards:
@@ -247,7 +250,7 @@ class Swap:
                 )
             # on the last structures of the run: a committee that exceeds a threshold there would end it at the next
             # step
-            energies = _energies(whole, frames, config)
+            energies = _energies(whole, frames, self._limits)
             found.append(_jump(energies, np.array([energy for _, energy in known])))
         engines = _verified_engines(fresh)
         checked = f"checked in {time.perf_counter() - begin:.1f} s"
@@ -304,20 +307,20 @@ def _model_key(card: Card) -> tuple[str, str | None]:
     return card.hash, card.sha256.get(NOVELTY)
 
 
-def _energies(potential: Potential, frames: Sequence[Frame], config: ServeConfig) -> FloatArray:
+def _energies(potential: Potential, frames: Sequence[Frame], limits: Thresholds) -> FloatArray:
     """Δ of the frames, eV, as it is summed to the baseline, which is not evaluated. Raises ModelError where the run
     would end with it."""
     answer = potential.without_baseline().evaluate(frames)
-    if config.on_mark == "stop" and answer.novelty and (new := answer.novelty.largest.max()) > config.mark_novelty:
+    if limits.stop and answer.novelty and (new := answer.novelty.largest.max()) > limits.novelty:
         raise ModelError(
-            f"the last structures are new to it, up to {new:.3g}, above the threshold of {config.mark_novelty:g} "
+            f"the last structures are new to it, up to {new:.3g}, above the threshold of {limits.novelty:g} "
             "(--mark-novelty) that ends the run",
             "train it on such frames",
         )
-    if config.on_mark == "stop" and answer.spread and (most := answer.spread.largest.max()) > config.mark_spread:
+    if limits.stop and answer.spread and (most := answer.spread.largest.max()) > limits.spread:
         raise ModelError(
             f"its force spread on the last structures is up to {most:.4g} eV/Å, above the threshold of "
-            f"{config.mark_spread:g} eV/Å (--mark-spread) that ends the run",
+            f"{limits.spread:g} eV/Å (--mark-spread) that ends the run",
             "train it further, or see to its alpha",
         )
     return answer.energies

@@ -90,7 +90,8 @@ class Session:
         services += found
 
         self._outputs = Written(simulation.outputs, simulation.step)
-        self._swap = Swap(config, self._watch)
+        limits = Thresholds.of(config)
+        self._swap = Swap(config, limits, self._watch)
         self._later(stack, self._swap.close)  # of all but the status the last, for a check under way takes its time
         progress = Progress(pace, total)
         record = Record(self._folder, _elements(services), self._about(simulation, services))
@@ -115,7 +116,7 @@ class Session:
         self._answering = True
         self._later(stack, self._end_ipi)
         self._meet_ipi(services)
-        server = self._server(simulation, services, harvest)
+        server = self._server(simulation, services, harvest, limits)
         self._later(stack, lambda: self._last_words(server))
         server.run()
 
@@ -165,7 +166,9 @@ class Session:
             )
         return Keeper(self._config, self._config.mark_spread, simulation.sha256, self._watch)
 
-    def _server(self, simulation: Simulation, services: Sequence[Service], harvest: Keeper | None) -> Server:
+    def _server(
+        self, simulation: Simulation, services: Sequence[Service], harvest: Keeper | None, limits: Thresholds
+    ) -> Server:
         config = self._config
         return Server(
             services,
@@ -174,13 +177,7 @@ class Session:
             harvest=harvest,
             watch=self._watch,
             stopped=self._stopped,
-            marks=Thresholds(
-                config.mark_distance,
-                config.mark_force,
-                config.mark_spread,
-                config.mark_novelty,
-                config.on_mark == "stop",
-            ),
+            marks=limits,
             directory=simulation.directory if self._ipi else None,
             swap=self._swap,
             written=self._outputs,
