@@ -6,6 +6,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = ["build", "fit", "names", "read_toml", "tomllib"]
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a file. Raises ConfigError for one that is not there, or no TOML."""
     try:
+        # TOML is UTF-8 whatever the locale is, and read_text would take the locale's encoding
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
@@ -37,6 +39,7 @@ def names(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for key, value in given.items():
         name = key.replace("-", "_")
+        # one of the two would win without a word
         if name in told:
             raise ConfigError(f"{where} sets {name} in both spellings, with - and with _", "keep one of them")
         told[name] = value
@@ -71,6 +74,7 @@ def build(
     """
     fitted = fit(make, given, here, where)
     told = told or {}
+    # before the class is made, whose TypeError would name Python arguments
     missing = [e.name for e in declared(make) if e.value is MISSING and e.name not in fitted and e.name not in told]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
@@ -83,11 +87,13 @@ def build(
 def _unknown(name: str, value: Any, where: str, known: Sequence[Declared]) -> ConfigError:
     """What to say of a name that is no setting."""
     for entry in known:
+        # `--not-periodic` is the option as it is typed; the setting has the word for what is true
         if entry.setting.negation.replace("-", "_") == name:
             turned = "true" if value is False else "false"
             return ConfigError(
                 f"{where} sets {entry.setting.negation}, as it is typed", f"in a file it is {entry.key} = {turned}"
             )
+    # spelled as the settings of this class are, whatever the user has typed
     key = name.replace("_", "-") if any("-" in entry.key for entry in known) else name
     return ConfigError(f"{where} sets {key!r}, which is no option", meant(key, [entry.key for entry in known]))
 
@@ -98,34 +104,48 @@ class _Unfit(Exception):
 
 def _fitted(value: Any, entry: Declared, kind: Any, here: Path, where: str) -> Any:
     """The value as a field of this kind wants it. Raises _Unfit."""
+    inside = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
-        for option in typing.get_args(kind):
-            try:
+        for option in inside:
+            # the first kind that fits: `str | int` takes a port with quotes and without
+            with suppress(_Unfit):
                 return _fitted(value, entry, option, here, where)
-            except _Unfit:
-                continue
         raise _Unfit
-    origin, inside = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if kind is Any or (kind is type(None) and value is None):
-        return value
-    if is_dataclass(kind) and isinstance(value, dict):
-        return build(typing.cast(Callable[..., Any], kind), value, here, where)
-    if kind is Path and isinstance(value, str):
-        return _path(value, here)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, str) and entry.setting.path and value and "://" not in value:
-        return str(_path(value, here))
-    if kind in (str, int, float, bool) and type(value) is kind:
-        return value
+    origin = typing.get_origin(kind) or kind
     if origin in (list, Sequence):
-        if isinstance(value, str) and origin is list and inside == (str,):  # one stands for itself
-            value = value.split(",") if entry.setting.commas else [value]
-        if isinstance(value, list):
-            several = [_fitted(part, entry, inside[0], here, where) for part in value]
-            return several if origin is list else tuple(several)
+        several = [_fitted(part, entry, inside[0], here, where) for part in _parts(value, entry, kind)]
+        return several if origin is list else tuple(several)
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: _fitted(part, entry, inside[1], here, where) for key, part in value.items()}
+    if is_dataclass(kind) and isinstance(value, dict):
+        return build(typing.cast(Callable[..., Any], kind), value, here, where)
+    return _single(value, entry, kind, here)
+
+
+def _parts(value: Any, entry: Declared, kind: Any) -> list[Any]:
+    """The parts of a list. Raises _Unfit."""
+    if isinstance(value, str) and kind == list[str]:  # one stands for itself
+        return value.split(",") if entry.setting.commas else [value]
+    if not isinstance(value, list):
+        raise _Unfit
+    return value
+
+
+def _single(value: Any, entry: Declared, kind: Any, here: Path) -> Any:
+    """The same of a value that is no list and no table. Raises _Unfit."""
+    if kind is Any or (kind is type(None) and value is None):
+        return value
+    if kind is Path and isinstance(value, str):
+        return _path(value, here)
+    # 0 for 0.0 is no slip; true is one, though it is an int to Python
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # the URL of a queue has ://, and is no path
+    if kind is str and isinstance(value, str) and entry.setting.path and value and "://" not in value:
+        return str(_path(value, here))
+    # the exact type: True is an int to Python, and `threads = true` is a slip
+    if kind in (str, int, float, bool) and type(value) is kind:
+        return value
     raise _Unfit
 
 

@@ -34,20 +34,49 @@ def check_native(file: Path) -> None:
 
 
 def _check(data: Mapping[str, Any]) -> None:
+    _kind(data)
+    c, degree = _whole(data, "num_channels", 1, MAX_SIZES["num_channels"]), _whole(data, "L_max", 0, 3)
+    elements = _elements(data)
+    lengths = _lengths(data, c, degree, elements)
+    for key, length in lengths.items():
+        _numbers(data[key], length, key)
+    paths = _paths(data, degree)
+    _by_element(data, c, len(elements), (degree + 1) ** 2)
+    for level in range(4):
+        _numbers(data["A1_weights"][level], paths.count(level) * c * c, f"A1_weights {level}")
+    if len(data["A1_weights"]) != 4:
+        raise ValueError("A1_weights have more than they should")
+    _radial(data["compact_radial"], data, c, len(paths))
+    for name in ("M0", "R0", "R1"):
+        if data["execution_contracts"][name]["channels"] != c:
+            raise ValueError(f"the contract of {name} is for other channels")
+    _heads(data, lengths)
+
+
+def _kind(data: Mapping[str, Any]) -> None:
+    """Refuse models whose layout is not the one that is checked here."""
     kind = [data[key] for key in ("model_type", "num_interactions", "l_max", "radial_representation")]
     if kind != ["MACE", 2, 3, "compact"] or data["symmetrix_format_version"] != 2:
         raise ValueError(f"it is of a kind that beadwork does not make: {kind}")
     # beadwork sends atoms and a cell, no external field
     if data["has_field_coupling"] or data["field_couplings"]:
         raise ValueError("it is coupled to a field")
-    c, degree = _whole(data, "num_channels", 1, MAX_SIZES["num_channels"]), _whole(data, "L_max", 0, 3)
-    hidden = _whole(data, "readout_2_hidden_size", 1, MAX_SIZES["readout_2_hidden_size"])
-    elements = _indices(data, "atomic_numbers", 1, 118)
-    n, components = len(elements), (degree + 1) ** 2
-    if not n or sorted(set(elements)) != elements or data["num_elements"] != n:
-        raise ValueError(f"atomic_numbers are {elements[:9]}, num_elements {data['num_elements']}")
     if not 0 < float(data["r_cut"]) <= 100:
         raise ValueError(f"r_cut is {data['r_cut']}")
+
+
+def _elements(data: Mapping[str, Any]) -> list[int]:
+    """The atomic numbers, in ascending order."""
+    elements = _indices(data, "atomic_numbers", 1, 118)
+    if not elements or sorted(set(elements)) != elements or data["num_elements"] != len(elements):
+        raise ValueError(f"atomic_numbers are {elements[:9]}, num_elements {data['num_elements']}")
+    return elements
+
+
+def _lengths(data: Mapping[str, Any], c: int, degree: int, elements: Sequence[int]) -> dict[str, int]:
+    """How many numbers each plain array must hold."""
+    hidden = _whole(data, "readout_2_hidden_size", 1, MAX_SIZES["readout_2_hidden_size"])
+    n, components = len(elements), (degree + 1) ** 2
     lengths = {
         "atomic_energies": n,
         "H0_weights": n * c,
@@ -65,9 +94,11 @@ def _check(data: Mapping[str, Any]) -> None:
         }
     if data["has_zbl"]:  # radii are indexed by atomic number, up to the heaviest element
         lengths |= {"zbl_c": 4, "zbl_covalent_radii": max(119, elements[-1] + 1)}
-    for key, length in lengths.items():
-        _numbers(data[key], length, key)
-    paths = _paths(data, degree)
+    return lengths
+
+
+def _by_element(data: Mapping[str, Any], c: int, n: int, components: int) -> None:
+    """Weights that each of the n elements has for itself: of levels, and of products of components (monomials)."""
     monomials = [_monomials(data["M0_monomials"][str(lm)], f"M0_monomials {lm}") for lm in range(components)]
     last = _monomials(data["M1_monomials"], "M1_monomials")
     # dictionaries and lists are walked by the indices that the kernels use, so that a missing key is found here
@@ -79,15 +110,8 @@ def _check(data: Mapping[str, Any]) -> None:
             for lm, terms in enumerate(monomials):
                 _numbers(data["M0_weights"][str(a)][str(lm)][str(k)], terms, f"M0_weights {a} {lm} {k}")
             _numbers(data["M1_weights"][str(a)][str(k)], last, f"M1_weights {a} {k}")
-    for level in range(4):
-        _numbers(data["A1_weights"][level], paths.count(level) * c * c, f"A1_weights {level}")
-    if {len(data["A0_weights"]), len(data["H2_weights_for_H1"])} != {n} or len(data["A1_weights"]) != 4:
-        raise ValueError("A0_weights, A1_weights or H2_weights_for_H1 have more than they should")
-    _radial(data["compact_radial"], data, c, len(paths))
-    for name in ("M0", "R0", "R1"):
-        if data["execution_contracts"][name]["channels"] != c:
-            raise ValueError(f"the contract of {name} is for other channels")
-    _heads(data, lengths)
+    if {len(data["A0_weights"]), len(data["H2_weights_for_H1"])} != {n}:
+        raise ValueError("A0_weights or H2_weights_for_H1 have more than they should")
 
 
 def _paths(data: Mapping[str, Any], degree: int) -> list[int]:
