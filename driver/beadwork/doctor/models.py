@@ -42,6 +42,8 @@ CHECKED_ATOMS = 3
 SAME_DIRECTION_COSINE = 0.9
 #: eV/atom; members whose energies are further apart had different reference energies
 MAX_OFFSET = 0.1
+#: what to do about a start that the models do not know
+KNOWN_BY_TRAINING = "relax the start structure, or label frames like it and train"
 #: points of the finite difference, in steps, and their weights
 _POINTS, _WEIGHTS = (-2, -1, 1, 2), (1 / 12, -8 / 12, 8 / 12, -1 / 12)
 
@@ -51,25 +53,16 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
     if answer.delta is None or answer.baseline is None:
         yield Finding(GREEN, "models", f"{len(cards)} of one kind, so there is nothing to fit together")
         return
-    members = cards[1:]
-    bad = False
-    # by hash, not by path: a copy of a member, or the baseline given as a member, has another folder
-    hashes = [card.hash for card in cards]
-    for card in members:
-        if hashes.count(card.hash) > 1:
-            bad = True
-            other = next(c for c in cards if c.hash == card.hash and c is not card)
-            yield _model(
-                RED, f"{card.path} and {other.path} are the same model", "give each member once, and no baseline"
-            )
-    if bad:
-        return
-    unnamed = [card for card in members if "baseline" not in card.about]
+    copies = list(_copies(cards))
+    yield from copies
+    if copies:
+        return  # what follows compares models that differ
     atoms = len(answer.forces) / len(answer.energies)
     own, delta = answer.baseline.forces.ravel(), answer.delta.forces.ravel()
     length, change = float(np.linalg.norm(own)), float(np.linalg.norm(delta))
     size, along = change / max(length, 1e-12), float(own @ delta) / max(length * change, 1e-12)
     energy, offset = (float(x.energies.mean()) / atoms for x in (answer.baseline, answer.delta))
+    # the difference of two levels is small beside a level, and has no reason to point along it
     if along > SAME_DIRECTION_COSINE and size > 0.5:
         yield _model(
             RED,
@@ -79,6 +72,7 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
         return
     apart = 0.0
     if answer.spread is not None:
+        # offsets are constant for one composition: they move no atom, but fill the energy spread
         apart = float(np.max(answer.spread.members.max(axis=0) - answer.spread.members.min(axis=0))) / atoms
     if abs(offset) > abs(energy) / 2:
         yield _model(
@@ -96,9 +90,31 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
         yield _model(
             GREEN,
             f"Δ is {offset:.3g} eV/atom and {100 * size:.2g} % of the baseline's forces"
-            + ("" if unnamed else ", and made for this baseline"),
+            + ("" if _unnamed(cards) else ", and made for this baseline"),
         )
-    if unnamed:
+    yield from _by_cards(cards, alpha, potential)
+
+
+def _copies(cards: Sequence[Card]) -> Iterator[Finding]:
+    """Members that are another of the models."""
+    # by hash, not by path: a copy of a member, or the baseline given as a member, has another folder
+    hashes = [card.hash for card in cards]
+    for card in cards[1:]:
+        if hashes.count(card.hash) > 1:
+            other = next(c for c in cards if c.hash == card.hash and c is not card)
+            yield _model(
+                RED, f"{card.path} and {other.path} are the same model", "give each member once, and no baseline"
+            )
+
+
+def _unnamed(cards: Sequence[Card]) -> list[Card]:
+    """Members whose cards do not say of which baseline they are the difference."""
+    return [card for card in cards[1:] if "baseline" not in card.about]
+
+
+def _by_cards(cards: Sequence[Card], alpha: float | None, potential: Potential) -> Iterator[Finding]:
+    """What the cards do not say: the baseline, whether the committee is better than it, the calibration."""
+    if unnamed := _unnamed(cards):
         yield _model(
             AMBER,
             f"the card of {unnamed[0].path} does not say of which baseline it is the difference: nothing but its name "
@@ -106,7 +122,8 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
             f'where it does, write baseline = "{cards[0].hash}" below the name in its card.toml (of {len(unnamed)} '
             f"member{'s' if len(unnamed) > 1 else ''})",
         )
-    paths = [card.path for card in members]
+    paths = [card.path for card in cards[1:]]
+    # None also for a committee.toml that is about other members than these
     calibrated = load_committee(paths) is not None
     if calibrated and (said := worse_than_baseline(paths[0].resolve().parent)):
         yield _model(AMBER, said, LEARN_MORE)
@@ -120,6 +137,15 @@ def _model(colour: str, text: str, remedy: str = "") -> Finding:
     return Finding(colour, "models", text, remedy, ModelError.exit_code)
 
 
+def _over_threshold(topic: str, said: str, option: str, limits: LimitSettings) -> Finding:
+    """The start is beyond a safety threshold: with what the run would do, and the option that moves the threshold."""
+    stops = limits.on_mark == "stop"
+    then = "the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"
+    remedy = f"{KNOWN_BY_TRAINING}; {option} moves the threshold"
+    code = ThresholdError.exit_code if stops else 0
+    return Finding(RED if stops else AMBER, topic, f"{said} ({option}): {then}", remedy, code)
+
+
 def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -> Iterator[Finding]:
     """Where the start lies: beyond the threshold that ends a run, in or above the selection windows, or below them."""
     if answer.spread is None:
@@ -127,19 +153,12 @@ def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -
         return
     worst = int(answer.spread.largest.argmax())
     force = float(answer.spread.largest[worst])
+    # per atom, as --keep-energy has it: all structures have the same number of atoms
     energy = float(answer.spread.energy.max()) * len(answer.energies) / len(answer.forces)
     where = f"{force:.3g} eV/Å at most at the start (atom {int(answer.spread.atom[worst])})"
-    known = "relax the start structure, or label frames like it and train"
     if force > limits.mark_spread:
-        stops = limits.on_mark == "stop"
-        yield Finding(
-            RED if stops else AMBER,
-            "spread",
-            f"{where}, above the threshold of {limits.mark_spread:g} eV/Å (--mark-spread): "
-            + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
-            f"{known}; --mark-spread moves the threshold",
-            ThresholdError.exit_code if stops else 0,
-        )
+        said = f"{where}, above the threshold of {limits.mark_spread:g} eV/Å"
+        yield _over_threshold("spread", said, "--mark-spread", limits)
         return
     above: list[tuple[str, str, str]] = []
     within, below = above[:], above[:]
@@ -149,6 +168,7 @@ def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -
     ):
         if marks:
             window = f"the selection window of {option}, {' to '.join(f'{mark:g}' for mark in marks)} {unit}"
+            # one value is a window without an upper end
             low, high = (*marks, math.inf)[:2]
             (above if value >= high else within if value >= low else below).append((text, window, option))
     if above:
@@ -158,7 +178,7 @@ def spread(answer: Evaluation, keep: SelectionSettings, limits: LimitSettings) -
             AMBER,
             "spread",
             f"{text}, above {window}: the models do not know this structure, {kept}",
-            f"{known}; {option} moves the window",
+            f"{KNOWN_BY_TRAINING}; {option} moves the window",
         )
     elif within:
         text, window, option = within[0]
@@ -195,6 +215,7 @@ def novelty(
         return
     found, numbers = answer.novelty, np.concatenate([frame.numbers for frame in frames])
     atom = int(found.atoms.argmax())
+    # ptr has the first atom of each structure
     worst, frame = float(found.atoms[atom]), frames[int(np.searchsorted(answer.ptr, atom, side="right")) - 1]
     text = f"{format_novelty(answer, frame, atom)}, the largest at the start, where 1 is the edge of training"
     parts = [part for part, of in found.of.items() if of[atom] > NOVELTY_EDGE]
@@ -206,16 +227,10 @@ def novelty(
         where = f" in {len(frames)} structures" if len(frames) > 1 else ""
         text += f": {whom} seen such an atom (new atoms: {told}{where})"
     if worst > limits.mark_novelty:
-        stops = limits.on_mark == "stop"
-        yield Finding(
-            RED if stops else AMBER,
-            "novelty",
-            f"{text}; it is above the threshold of {limits.mark_novelty:g} (--mark-novelty): "
-            + ("the run would end at its first step" if stops else "counted, and the run goes on, as --on-mark says"),
-            "relax the start structure, or label frames like it and train; --mark-novelty moves the threshold",
-            ThresholdError.exit_code if stops else 0,
-        )
+        said = f"{text}; it is above the threshold of {limits.mark_novelty:g}"
+        yield _over_threshold("novelty", said, "--mark-novelty", limits)
         return
+    # the same function decides in a run, so the doctor cannot say otherwise
     asks = novelty_of(found.of, keep.keep_novelty_of)
     keeps = asks is not None and float(asks.max()) >= keep.keep_novelty
     if parts or keeps:
@@ -268,6 +283,7 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
     )
     slopes = energies.reshape(-1, 4) @ np.array(_WEIGHTS)
     along = np.array([(forces * move).sum() / np.linalg.norm(move) for move in moves])
+    # the force is minus the slope; moves of all atoms are longer than 1, so both sides are per unit length
     found = -slopes[: len(moves)] / DISPLACEMENT / [np.linalg.norm(move) for move in moves]
     worst = int(np.argmax(np.abs(found - along)))
     error = float(np.abs(found - along)[worst])
@@ -280,6 +296,7 @@ def derivatives(potential: Potential, frame: Frame, together: int = 16) -> Itera
         f"{found[worst]:.5g} eV/Å; float64, steps of {DISPLACEMENT:g} Å)",
     )
     told = np.array([virial[i, j] for i, j in pairs])
+    # the virial is minus the derivative by strain, as it is minus stress times volume
     strained = -slopes[len(moves) :] / STRAIN
     worst = int(np.argmax(np.abs(strained - told)))
     yield _held(
@@ -308,11 +325,13 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
 
     Red where a run would refuse the model; amber where it runs without, or with another engine.
     """
+    # only then would the run itself use what is tried here, and end with it
     refused = RED if config.engine == "native" and config.dtype == "float64" else AMBER
     slow = "; torchscript is taken, which is several times slower" if config.engine == "auto" else ""
     if not available():
         yield Finding(AMBER, "engines", f"symmetrix-xl is not installed{slow}", "pip install 'beadwork[native]'")
         return
+    # one graph for all models; those of a shorter cutoff leave the longer pairs out
     graph = build([frame], max(card.cutoff for card in cards))
     energies, forces = [0.0], [0.0]
     told: set[str] = set()
@@ -332,6 +351,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
             continue
         exact = TorchScriptEngine(card.path, "float64", config.device)
         found = compare(native, exact, graph, "float64")
+        # a start structure may hold few pairs of some elements: the dense trial has all of them
         dense = compare_dense(native, exact, np.unique(frame.numbers).tolist(), "float64")
         if found.agreed and dense.agreed:
             energies.append(found.energy)
@@ -355,6 +375,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
 
 def precision(rough: Evaluation, exact: Evaluation, dtype: str) -> Iterator[Finding]:
     """The errors of float32 (rough) relative to float64 (exact), whichever is used."""
+    # per atom, as the tolerance has it
     energy = float(np.abs(rough.energies - exact.energies).max()) * len(rough.energies) / len(rough.forces)
     force = float(np.abs(rough.forces - exact.forces).max())
     text = f"{force:.1e} eV/Å and {energy:.1e} eV/atom at most from float64"

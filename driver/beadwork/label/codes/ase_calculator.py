@@ -51,6 +51,7 @@ class AseCalculator:
                 f"the arguments of {self.calculator} name a directory, in which two labels would overwrite each other",
                 "set directory beside them: each label gets a folder of its own there",
             )
+        # most calculators take an ion for a neutral molecule, and converge
         if not self.ignores_charge and "{charge}" not in self.arguments.values():
             raise ConfigError(
                 f"{self.calculator} does not get the charge: set an argument of it to '{{charge}}' (and one to "
@@ -95,6 +96,7 @@ class AseCalculator:
         """Compute one label. Raises LabelError with the calculator's message."""
         self.check(frame, charge, spin)
         start = time.perf_counter()
+        # multiplicity is 2 S + 1, with S half of the unpaired electrons
         given = {"{charge}": charge, "{spin}": spin, "{multiplicity}": spin + 1}
         arguments = {
             name: given.get(value, value) if isinstance(value, str) else value for name, value in self.arguments.items()
@@ -105,8 +107,10 @@ class AseCalculator:
         # two labels at the same time in one folder would read each other's files
         folder = Path(tempfile.mkdtemp(prefix="label-", dir=self.directory)).absolute()
         try:
+            # a new one each time: calculators keep results of the atoms before
             atoms.calc = self._made(**arguments)
             _place(atoms.calc, folder)
+            # forces first: one calculation gives both, where the energy first would make some codes run twice
             forces = np.array(atoms.get_forces(), dtype=np.float64) if self.forces else None
             energy = float(atoms.get_potential_energy())
             # with smeared occupations the forces are the derivatives of the free energy, not of the energy
@@ -142,6 +146,7 @@ def _place(calculator: Any, folder: Path, depth: int = 3) -> None:
     """Set the working folder of a calculator and of the calculators of which it is composed."""
     if hasattr(calculator, "directory"):
         calculator.directory = folder
+    # as in a sum of calculators, or a D3 on top of one; depth 3 ends loops of references
     for part in vars(calculator).values() if depth and hasattr(calculator, "__dict__") else ():
         for one in part if isinstance(part, (list, tuple)) else (part,):
             if isinstance(one, BaseCalculator) or type(one).__module__.startswith("ase.calculators."):
@@ -152,5 +157,6 @@ def _version(calculator: str) -> str:
     package = calculator.partition(":")[0].partition(".")[0]
     known = getattr(import_module(package), "__version__", None)
     with contextlib.suppress(metadata.PackageNotFoundError):
+        # an importable name need not be that of its distribution
         known = known or metadata.version(package)
     return f"{package} {known or 'of unknown version'}"

@@ -3,10 +3,10 @@
 A basis that was made for a pseudopotential has no functions for the core. With the bare nucleus a calculation converges
 all the same, to meaningless energies and forces (130 eV/Å for HI in def2-SVP). So for each element we compute how much
 of the binding energy of its lowest s level the basis lacks, for a single electron in the field of the nucleus or the
-pseudopotential. Over the sets
-of PySCF 2.14 and the elements up to radon, all-electron ones for the Schrödinger equation lack 7 % at most (STO-3G's
-hydrogen), those of pseudopotentials 18 % and more, hydrogen's of the larger sets aside, whose core is none; with a
-pseudopotential its own set lacks 37 % at most (CRENBS of copper), one that was made for a larger core half or more.
+pseudopotential. Over the sets of PySCF 2.14 and the elements up to radon, all-electron sets for the Schrödinger
+equation lack 7 % at most (STO-3G of hydrogen), and sets of pseudopotentials 18 % and more (except for the larger ones
+of hydrogen, which has no core). With a pseudopotential its own set lacks 37 % at most (CRENBS of copper), and one that
+was made for a larger core lacks half or more.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from beadwork.errors import ConfigError, LabelError
 
@@ -50,6 +51,7 @@ class Basis:
             raise ConfigError(
                 f"ecp {self.ecp!r} and pseudo {self.pseudo!r} are both set", "an atom takes one: leave one"
             )
+        # as far as any set of PySCF goes: a name that is known for no element is no name
         elements = range(1, 104)
         for what, name, load in (
             ("basis", self.name, _functions),
@@ -62,6 +64,7 @@ class Basis:
     @property
     def potential(self) -> str:
         """For instance `ecp ccecp`; empty where it is the basis's own."""
+        # PySCF reads `def2-SVP` and `def2svp` as one name
         plain = import_module("pyscf.gto.basis")._format_basis_name
         if self.ecp and plain(self.ecp) != plain(self.name):
             return f"ecp {self.ecp}"
@@ -79,12 +82,13 @@ class Basis:
         """
         told: dict[str, Any] = {"basis": {}, "ecp": {}, "pseudo": {}}
         for number in sorted(set(numbers)):
-            symbol = _symbol(number)
+            symbol = chemical_symbols[number]
             told["basis"][symbol] = self._shells(number)
             kind, potential = self._potential(number)
             if kind is not None:
                 told[kind][symbol] = potential
             lacks = lacking(self, number)
+            # such a field converges all the same, to nonsense
             if lacks > MAX_LACKING[kind is not None]:
                 given = f"{kind} {potential}" if kind else "all electrons"
                 raise LabelError(
@@ -116,7 +120,7 @@ class Basis:
     def _shells(self, number: int) -> list[Any]:
         shells = _functions(self.name, number)
         if not shells:
-            raise LabelError(f"the basis {self.name} has no {_symbol(number)}", "choose one that has")
+            raise LabelError(f"the basis {self.name} has no {chemical_symbols[number]}", "choose one that has")
         return shells
 
     def _potential(self, number: int) -> tuple[str | None, str | None]:
@@ -142,13 +146,14 @@ def check_stored(code: str, said: str, numbers: Iterable[int], where: str) -> No
         return
     if not isinstance(told, dict) or "ecp" in told or not isinstance(told.get("basis"), str):
         return
+    # own=False: as those first labels were computed
     bare = Basis(told["basis"], own=False)
     for number in sorted({int(number) for number in numbers}):
         if lacking(bare, number) > MAX_LACKING[0]:
             raise LabelError(
-                f"{where}: its label was computed with the bare nucleus of {_symbol(number)}, for whose core the basis "
-                f"{bare.name} has no functions, and is unphysical: label the frames of this queue again in a new one "
-                "(beadwork queue export, beadwork queue add)"
+                f"{where}: its label was computed with the bare nucleus of {chemical_symbols[number]}, for whose core "
+                f"the basis {bare.name} has no functions, and is unphysical: label the frames of this queue again in a "
+                "new one (beadwork queue export, beadwork queue add)"
             )
 
 
@@ -160,15 +165,17 @@ def lacking(basis: Basis, number: int) -> float:
         return 1.0
     kind, potential = basis._potential(number)
     whole = _lowest(number, [[0, [exponent, 1.0]] for exponent in _EVEN], kind, potential)
+    # both energies are negative, and the smaller set lies higher: 0 lacks nothing
     return 1.0 - _lowest(number, shells, kind, potential) / whole
 
 
 def _lowest(number: int, shells: list[Any], kind: str | None, potential: str | None) -> float:
     """Energy of the lowest level in Hartree."""
-    symbol = _symbol(number)
+    symbol = chemical_symbols[number]
     given = {} if kind is None else {kind: {symbol: potential}}
     atom = import_module("pyscf.gto").M(atom=symbol, basis={symbol: shells}, spin=None, verbose=0, **given)
     overlap = atom.intor("int1e_ovlp")
+    # canonical orthogonalisation: an even-tempered set this wide is nearly linearly dependent
     sizes, ways = np.linalg.eigh(overlap)
     kept = sizes > 1e-9
     ways = ways[:, kept] / np.sqrt(sizes[kept])
@@ -194,10 +201,6 @@ def _loaded(load: str, name: str, number: int) -> list[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PySCF suggests another package with more sets
-            return list(getattr(library, load)(name, _symbol(number)) or ())
+            return list(getattr(library, load)(name, chemical_symbols[number]) or ())
     except (library.BasisNotFoundError, KeyError, AttributeError, TypeError, RuntimeError, OSError):
         return []  # PySCF's errors for a name or an element that it does not have
-
-
-def _symbol(number: int) -> str:
-    return str(import_module("pyscf.gto").elements.ELEMENTS[number])

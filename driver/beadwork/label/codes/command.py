@@ -131,6 +131,7 @@ class Command:
         if self.forces is not None:
             self.forces.check(forces=True)
         probe = Frame(np.array([1]), np.zeros((1, 3)), np.eye(3), (False,) * 3)
+        # a template with a typing error is refused when the file is read, not with the first frame
         self._inputs(probe, 0, 1)
 
     @property
@@ -179,6 +180,7 @@ class Command:
             seconds=time.perf_counter() - start,
             extra={},
         )
+        # an error leaves by an exception before this: its folder stays to be looked at
         if not self.keep:
             shutil.rmtree(folder)
         return label
@@ -191,7 +193,9 @@ class Command:
         scale = LENGTHS[self.length]
         symbols = [chemical_symbols[number] for number in frame.numbers]
         valences = [int(z) - self.core.get(s, 0) for z, s in zip(frame.numbers, symbols, strict=True)]
+        # valence electrons alone: the rest are in the pseudopotential
         electrons = sum(valences) - charge
+        # an odd number of electrons cannot be all paired: halving it would lose one
         if not 0 <= spin <= electrons or (electrons - spin) % 2:
             raise LabelError(
                 f"the spin is {spin} unpaired electrons, which {electrons} electrons (charge {charge}, core "
@@ -228,6 +232,7 @@ class Command:
 
     def _run(self, folder: Path) -> None:
         try:
+            # in a process group of its own, killed with all that it has started after the timeout
             code = run(self.command, folder / OUTPUT, folder, self.timeout)
         except OSError as error:
             raise LabelError(f"{self.command[0]} cannot be started: {error.strerror}") from error
@@ -241,6 +246,7 @@ class Command:
         if not matches:
             raise LabelError(f"no energy in {folder / self.energy.file}: nothing matches {self.energy.regex!r}")
         factor = self.energy.factor(forces=False)
+        # the last match: programs print an energy for each iteration
         energy, error = _number(matches[-1], "value", folder), 0.0
         if "error" in matches[-1].groupdict():
             error = _number(matches[-1], "error", folder)
@@ -256,6 +262,7 @@ class Command:
             return None, None
         whole = "value" not in re.compile(self.forces.regex).groupindex
         count = atoms if whole else 3 * atoms
+        # the last ones, as of the energy: forces may be printed more than once
         matches = self.forces.find(folder)[-count:]
         if len(matches) != count:
             raise LabelError(
@@ -279,6 +286,7 @@ class Command:
                 f"0 unless the component is 0 by symmetry: sample longer, or leave the groups {', '.join(of_errors)} "
                 "out of the pattern where forces are exact"
             )
+        # gradients have a negative factor, errors no sign
         return forces * factor, errors * abs(factor)
 
 

@@ -17,6 +17,8 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
+from ase.data import chemical_symbols
+
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.codes.basis import Basis
@@ -67,6 +69,7 @@ class PySCF:
 
     def __post_init__(self) -> None:
         _pyscf()
+        # the scheme is read here, so that a slip in it ends before the first frame
         kinds = self._scheme.kinds
         correlated = sorted(kinds & set(CORRELATED))
         for theory in sorted({level.theory for level in self._scheme.weights if level.kind == "DFT"}):
@@ -97,6 +100,7 @@ class PySCF:
     def method(self) -> str:
         """For instance `PBE-d3bj/cc-pVDZ, grid 3` or `CCSD(T)/cc-pVTZ, frozen core, cc_tol 1e-07`."""
         scheme = self._scheme
+        # on all that moves the energy, and nothing else: two labels of one method must be comparable
         parts = [scheme.title, *sorted({level.basis.potential for level in scheme.weights} - {""})]
         if "DFT" in scheme.kinds:
             parts.append(f"grid {self.grid}")
@@ -123,6 +127,7 @@ class PySCF:
         for level in self._scheme.weights:
             mol = self._molecule(frame, charge, spin, level.basis)
             if level.fitted:
+                # the mean field is fitted in one set, its correlation in another, and PySCF may lack either
                 for correlated in {False, level.kind in CORRELATED}:
                     level.basis.auxiliary(mol, correlated)
 
@@ -132,6 +137,7 @@ class PySCF:
         start = time.perf_counter()
         lib = _pyscf("lib")
         try:
+            # several labels at once would otherwise take each other's cores
             with lib.with_omp_threads(self.threads):
                 energy, gradient, extra = self._compute(frame, charge, spin)
         except LabelError:
@@ -142,6 +148,7 @@ class PySCF:
             ) from error
         return Label(
             energy=energy * HARTREE,
+            # a force is the negative gradient
             forces=None if gradient is None else -gradient * (HARTREE / BOHR),
             energy_error=0.0,
             forces_error=None,
@@ -167,16 +174,18 @@ class PySCF:
 
     def _molecule(self, frame: Frame, charge: int, spin: int, basis: Basis) -> Any:
         """Raises LabelError for elements that the basis has not, and a spin that the electrons cannot have."""
-        gto = _pyscf("gto")
-        symbols = (gto.elements.ELEMENTS[int(number)] for number in frame.numbers)
+        symbols = (chemical_symbols[number] for number in frame.numbers)
         told = basis.molecule(int(number) for number in frame.numbers)
-        mol = gto.Mole()
+        mol = _pyscf("gto").Mole()
+        # what PySCF warns of is collected here, for the label
         mol.stdout = io.StringIO()
         try:
             return mol.build(
                 dump_input=False,
+                # else PySCF reads the command line of this process as its own
                 parse_arg=False,
                 verbose=_pyscf("lib").logger.WARN,
+                # in Bohr, so that PySCF's own Å is not used: its constants are of another year
                 atom=[(symbol, tuple(at)) for symbol, at in zip(symbols, frame.positions / BOHR, strict=True)],
                 unit="Bohr",
                 charge=charge,
@@ -197,6 +206,7 @@ class PySCF:
         s2: dict[str, float] = {}  # <S²> of an unrestricted field: how far it is from a pure spin
         energy, gradient = 0.0, None
         for level, weight in weights.items():
+            # MP2 and CCSD in one basis share their Hartree-Fock field
             if level.field not in fields:
                 field = self._field(self._molecule(frame, charge, spin, level.basis), level.field)
                 fields[level.field] = field
@@ -207,6 +217,7 @@ class PySCF:
             energies[level.title] = one
             energy += weight * one
             if slope is not None:
+                # the energy is linear in its levels, and so is its derivative
                 gradient = weight * slope if gradient is None else gradient + weight * slope
         extra: dict[str, Any] = {}
         first, mean = next(iter(fields.items()))
@@ -227,6 +238,7 @@ class PySCF:
         if level.kind not in CORRELATED or mol.nelectron == 1:  # one electron has nothing to correlate with
             gradient = field.nuc_grad_method()
             if level.kind == "DFT":
+                # without it the force is not the derivative of the energy: 1e-3 eV/Å on a coarse grid
                 gradient.grid_response = True
             return float(field.e_tot), gradient.kernel() if self.forces else None
         frozen = _pyscf("data.elements").chemcore(mol) if self.frozen_core else None
@@ -235,12 +247,14 @@ class PySCF:
         if level.fitted:
             solver.with_df = _pyscf("df").DF(mol, auxbasis=level.basis.auxiliary(mol, True))
         if perturbed:
+            # amplitudes take memory, and only the forces need them
             solver.kernel(with_t2=self.forces)
             return float(solver.e_tot), solver.nuc_grad_method().kernel() if self.forces else None
         return self._coupled_cluster(solver, level)
 
     def _field(self, mol: Any, level: Level) -> Any:
         """Return the converged mean field."""
+        # restricted where all electrons are paired: half the work, and no spin contamination
         open_shell = mol.spin != 0
         if level.kind == "DFT":
             dft = _pyscf("dft")
@@ -255,6 +269,7 @@ class PySCF:
         field.conv_tol = self.scf_tol
         field.max_cycle = self.max_cycle
         field.kernel()
+        # PySCF returns the last energy all the same
         if not field.converged:
             raise LabelError(
                 f"{level.title}: the self-consistent field did not converge in {self.max_cycle} cycles to "
@@ -266,6 +281,7 @@ class PySCF:
     def _coupled_cluster(self, solver: Any, level: Level) -> tuple[float, FloatArray | None]:
         solver.conv_tol = self.cc_tol
         solver.max_cycle = self.max_cycle
+        # made once: amplitudes, (T) and the Λ equations use the same
         integrals = solver.ao2mo()
         solver.kernel(eris=integrals)
         if not solver.converged:
@@ -277,12 +293,14 @@ class PySCF:
         if level.kind == "CCSD":
             if not self.forces:
                 return energy, None
+            # the Λ equations: coupled cluster is not variational, so its forces need the response of the amplitudes
             solver.solve_lambda(eris=integrals)
             _settled(solver.converged_lambda)
             return energy, solver.nuc_grad_method().kernel()
         energy += float(solver.ccsd_t(eris=integrals))
         if not self.forces:
             return energy, None
+        # (T) has Λ equations of its own, which PySCF's solver object does not reach
         equations, gradients = _pyscf("cc.ccsd_t_lambda"), _pyscf("grad.ccsd_t")
         settled, l1, l2 = equations.kernel(
             solver, integrals, solver.t1, solver.t2, max_cycle=self.max_cycle, tol=self.cc_tol, verbose=0
@@ -332,6 +350,7 @@ def _functional(theory: str, dispersion: str | None, forces: bool) -> None:
     """Refuse what PySCF cannot compute helium with. Raises ConfigError."""
     if dispersion is not None:
         _dispersion(theory, dispersion)
+    # helium on the coarsest grid takes no time, and fails in the same way
     field = _pyscf("dft").RKS(_pyscf("gto").M(atom="He", basis="sto-3g", verbose=0))
     field.disp, field.grids.level = dispersion, 0
     try:
@@ -358,6 +377,7 @@ def _dispersion(functional: str, version: str) -> None:
         parse = _pyscf("scf.dispersion").parse_disp
         module = _pyscf("dispersion.dftd4" if version == "d4" else "dispersion.dftd3")
         probe = _pyscf("gto").M(atom="He", verbose=0)
+        # as PySCF takes a functional's name apart: `wb97x-v` has a dispersion of its own
         name, kind, three_body = parse(functional, version)
         if version == "d4":
             module.DFTD4Dispersion(probe, xc=name, atm=three_body)

@@ -55,6 +55,7 @@ class JQMC:
         )
     )
     basis: str = field(metadata=required("as PySCF calls it"))
+    # named apart from the basis: PySCF would give ccECP's sets all electrons without a word
     ecp: str | None = setting(None, "pseudopotential, as PySCF calls it")
     mean_field: str = setting("RHF", "whose orbitals make the determinant: `RHF` or a functional (`LDA_X,LDA_C_PZ`)")
     cartesian: bool = setting(True, "d functions by six")
@@ -81,6 +82,7 @@ class JQMC:
     target_error: float | None = setting(
         None, "goes on beyond `steps` until the error is as small", "eV", rule=POSITIVE
     )
+    # an error falls as one over the root of the time, so a target that is too small would run for ever
     most_steps: int = setting(100_000, "where it stops in any case", "measurements", rule=ENOUGH)
     walkers: int = setting(64, "side by side", "walkers", rule=POSITIVE)
     moves: int = setting(30, "between two measurements", "moves", rule=POSITIVE)
@@ -145,6 +147,7 @@ class JQMC:
             raise LabelError(
                 "jQMC computes molecules and clusters: cut one from the periodic frame (`cut` in the TOML)"
             )
+        # the check wants PySCF in this environment; jQMC's own has another one
         if find_spec("pyscf") is not None:
             Basis(self.basis, self.ecp, own=False).molecule(int(number) for number in frame.numbers)
 
@@ -155,16 +158,19 @@ class JQMC:
         job = self._job(frame, charge, spin)
         if self.directory:
             self.directory.mkdir(parents=True, exist_ok=True)
+        # an empty one: PySCF's writer of TREXIO updates a file that it finds
         folder = Path(tempfile.mkdtemp(prefix="qmc-", dir=self.directory))
         start = time.perf_counter()
         result = self._run(python, job, folder)
         label = self._label(job, result, folder, time.perf_counter() - start)
+        # a label that failed has raised before this, and its folder stays to be read
         if not self.directory:
             shutil.rmtree(folder)
         return label
 
     def seconds(self, frame: Frame) -> float:
         """Rough: measured with H2O on one core and grown with the electrons; what a target error adds is not known."""
+        # a pseudopotential stands for two electrons of each atom heavier than helium (first row)
         electrons = max(int(frame.numbers.sum()) - (2 * int((frame.numbers > 2).sum()) if self.ecp else 0), 1)
         growth: float = (electrons / 8) ** 1.7
         optimisation = 1.7e-3 * growth * self.optimisation_steps * self.optimisation_samples * self.walkers
@@ -175,6 +181,7 @@ class JQMC:
     def _job(self, frame: Frame, charge: int, spin: int) -> dict[str, Any]:
         """The driver's input. Bohr and Hartree."""
         symbols = [ase.data.chemical_symbols[number] for number in frame.numbers]
+        # a frame's own seed: the same frame gives the same label, another one independent noise
         told = json.dumps([symbols, frame.positions.tolist(), charge, spin, self.seed])
         return {
             "symbols": symbols,
@@ -205,6 +212,7 @@ class JQMC:
             "moves": self.moves,
             "steps": self.steps,
             "most_steps": self.most_steps if self.target_error else self.steps,
+            # the driver knows atomic units alone
             "target_error": self.target_error / HARTREE if self.target_error else None,
             "step_length": self.step_length,
             "epsilon_AS": self.epsilon_AS,
@@ -243,6 +251,7 @@ class JQMC:
                 None if result[name] is None else np.array(result[name], dtype=np.float64) * (HARTREE / BOHR)
                 for name in ("forces", "forces_error")
             )
+            # an error of 0 would count as an exact label in training
             if not self._fits(forces, job) or result["energy_error"] == 0:
                 raise ValueError("no error bar, or forces that do not fit the atoms")
             return Label(
@@ -316,6 +325,8 @@ def _environment() -> dict[str, str]:
     """One thread, and JAX's compiled functions in the user's cache."""
     cache = qmc_env.cache()
     cache.mkdir(parents=True, exist_ok=True)
+    # jQMC is run by several workers, each on one thread
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     defaults = {"JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    # where the cache lies the user may decide, the number of threads not
     return defaults | dict(os.environ) | one

@@ -34,17 +34,20 @@ STEP_FRACTIONS = (1.0, 0.3, 0.1)
 
 def main(job_file: str, result_file: str) -> None:
     """Read a job, compute it, write the result by a rename."""
+    # a thread, since a worker that is killed with -9 can tell nobody
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(filename="jqmc.log", level=logging.WARNING, format="%(asctime)s %(message)s")
     job = json.loads(Path(job_file).read_text())
     result = compute(job)
     part = Path(result_file + ".part")
+    # NaN is no JSON, and no label
     part.write_text(json.dumps(result, indent=1, allow_nan=False))
     part.replace(result_file)
 
 
 def _end_with_parent(parent: int) -> None:
     """End with the worker: a killed one must not leave hours of sampling running."""
+    # the parent of an orphan is another process
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(3)
@@ -88,12 +91,14 @@ def trial_function(job: dict[str, Any], trexio_file: Path, hamiltonian_file: Pat
     atoms = list(zip(job["symbols"], job["positions"], strict=True))
     molecule = gto.M(
         atom=atoms,
+        # Bohr, as job.json has it: no constant of PySCF's comes in
         unit="B",
         basis=job["basis"],
         ecp=job["ecp"] or {},
         charge=job["charge"],
         spin=job["spin"],
         cart=job["cartesian"],
+        # PySCF would turn the molecule into its standard orientation, and forces with it
         symmetry=False,
         verbose=4,
         output="pyscf.log",
@@ -136,6 +141,7 @@ def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, 
     hamiltonian, report = steadily(job, hamiltonian, mean_field, geminal=False, seed=job["seed"])
     if job["determinant"] == "JAGP":
         wavefunction = hamiltonian.wavefunction_data
+        # a geminal of atomic orbitals has the determinant as a start, and more freedom
         geminal = Geminal_data.convert_from_MOs_to_AOs(wavefunction.geminal_data)
         hamiltonian = Hamiltonian_data(
             structure_data=hamiltonian.structure_data,
@@ -165,6 +171,7 @@ def steadily(
 
 def near(mean_field: float, energy: float, what: str) -> None:
     """Refuse a diverged energy: jQMC's optimiser can end with -1e38 Ha and without an error."""
+    # no correlation energy is so large; and a comparison with NaN fails too
     if not abs(energy - mean_field) < 0.5 + 0.1 * abs(mean_field):
         raise FloatingPointError(
             f"{what} ended with {energy} Ha, the mean field has {mean_field} Ha: it diverged; "
@@ -189,6 +196,7 @@ def _optimise(
         Dt=job["step_length"],
         epsilon_AS=job["epsilon_AS"],
         comput_log_WF_param_deriv=True,
+        # needed for the length of the step that minimises the energy, and costly
         comput_e_L_param_deriv=not fixed,
     )
     walkers.run_optimize(
@@ -231,6 +239,7 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
     most = job["most_steps"] + more
     done, wanted = 0, min(job["steps"] + more, most)
     while done < wanted:
+        # jQMC ends by itself after max_time seconds; the worker's timeout is the one that counts
         walkers.run(num_mcmc_steps=wanted - done, max_time=10**7)
         done = wanted
         energy, error, variance, _ = walkers.get_E(num_mcmc_warmup_steps=settled, num_mcmc_bin_blocks=BLOCKS[method])
@@ -240,6 +249,7 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
             wanted = min(int(enough), most)
     if not (math.isfinite(energy) and math.isfinite(error)):
         raise FloatingPointError(f"{method} ended with an energy of {energy} +- {error} Ha")
+    # with half as many blocks the error is larger where blocks are still correlated
     half = walkers.get_E(num_mcmc_warmup_steps=settled, num_mcmc_bin_blocks=max(BLOCKS[method] // 2, 2))[1]
     windows = {}
     for window in WINDOWS if method == "lrdmc" else ():
@@ -263,6 +273,7 @@ def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any
         "acceptance": _acceptance(walkers),
         "measurements": done - settled,
         "walkers": job["walkers"],
+        # in VMC walkers are independent, so each has blocks of its own
         "blocks": BLOCKS[method] * (job["walkers"] if method == "vmc" else 1),
     }
 
@@ -289,6 +300,7 @@ def _walkers(job: dict[str, Any], hamiltonian: Any, guess: float) -> Any:
             Dt=job["step_length"],
             epsilon_AS=job["epsilon_AS"],
             comput_position_deriv=job["forces"],
+            # space warp: the electrons near an atom move with it, which lowers the noise of VMC's forces
             use_swct=True,
         )
     from jqmc.jqmc_gfmc import GFMC_n

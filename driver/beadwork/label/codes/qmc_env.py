@@ -56,8 +56,10 @@ def install(folder: Path) -> str:
         ([*module("pip", str(python)), "install", "-r", str(REQUIREMENTS)], "pip could not install jQMC"),
     )
     for command, failure in steps:
+        # its words go to the screen: an installation of 1.2 GB takes minutes
         if subprocess.run(command).returncode:
             raise ConfigError(f"{failure} in {folder}: see above", "the same command takes up where it stopped")
+    # isolated (-I), as labels run: what a user has on PYTHONPATH must not make it work here
     check = subprocess.run([str(python), "-I", "-c", _CHECK], capture_output=True, text=True)
     if check.returncode:
         raise ConfigError(f"jQMC is installed in {folder}, but does not start: {check.stderr.strip()[-300:]}")

@@ -85,7 +85,9 @@ def read(
         raise ConfigError(f"theory {theory!r} names its basis: leave out basis = {basis!r}")
     if basis is None and "/" not in theory:
         raise ConfigError(f"theory {theory!r} has no basis: set basis, or {HOW}")
+    # a single level with its basis beside it: the form of all labels from before there were schemes
     terms = [(1, theory, basis)] if basis is not None else _terms(theory)
+    # differences add corrections; one total energy must remain, or the label is on no scale
     if (total := sum(sign for sign, _, _ in terms)) != 1:
         raise ConfigError(
             f"theory {theory!r} is the sum of {total} total energies, and must be of one: a correction is the "
@@ -95,12 +97,14 @@ def read(
     title = ""
     for sign, name, where in terms:
         for level, weight in _levels(name, where, ecp, pseudo, exponential):
+            # levels that occur twice are computed once
             weights[level] = weights.get(level, 0.0) + sign * weight
         title += f" {'-' if sign < 0 else '+'} " if title else ""
         title += name + (f"-{dispersion}" if dispersion and level.kind == "DFT" else "") + f"/{where}"
     extrapolated = any(_pair(where) for _, _, where in terms)
     if exponential and not extrapolated:
         raise ConfigError(f"theory {theory!r} extrapolates nothing: leave out hf_exponential, or {HOW}")
+    # a level that cancels is not computed
     return Scheme(title, {level: weight for level, weight in weights.items() if abs(weight) > 1e-12}, extrapolated)
 
 
@@ -112,6 +116,7 @@ def _terms(theory: str) -> list[tuple[int, str, str]]:
         lambda m: f"{m[1]}{m[2]}{m[3]}/{m[5]} {'+' if m[1] == '-' else '-'} {m[4]}/{m[5]}",
         theory.strip(),
     )
+    # blanks round + and -: names of functionals and bases hold both signs themselves
     first, *others = re.split(r"\s+([+-])\s+", plain)
     written = [("+", first), *zip(others[::2], others[1::2], strict=True)]
     terms = []
@@ -132,18 +137,21 @@ def _levels(name: str, where: str, ecp: str | None, pseudo: str | None, exponent
     if (pair := _pair(where)) is None:
         return [(level(where), 1.0)]
     (small, x), (large, y) = pair
+    # the formula divides by Y³ - X³, and the title would name two schemes for one
     if x >= y:
         raise ConfigError(f"{where} names two bases, the smaller one first: {large} is not larger than {small}")
     if level(large).kind == "DFT":
         raise ConfigError(
             f"{name}/{where} is a functional, whose energy does not fall off with X^-3: give one basis for it"
         )
+    # from E(X) = E + A exp(-1.63 X) at two X: E = (E(Y) - rest E(X)) / (1 - rest)
     rest = math.exp(-ALPHA * (y - x))
     field = (-rest / (1 - rest), 1 / (1 - rest)) if exponential else (0.0, 1.0)
     weights = [(level(basis, "HF"), weight) for basis, weight in zip((small, large), field, strict=True)]
     if level(large).kind == "HF":
         return weights
     for basis, share in ((small, -(x**3) / (y**3 - x**3)), (large, y**3 / (y**3 - x**3))):
+        # the correlation energy is the total minus Hartree-Fock in the same basis
         weights += [(level(basis), share), (level(basis, "HF"), -share)]
     return weights
 
