@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not any(map(_unread, _streams())):
             raise  # of another pipe: a fault of ours
+        # as shells have it; Python ignores SIGPIPE, so that it arrives here as an exception
         return 128 + signal.SIGPIPE
     except (OSError, RecursionError, OverflowError) as error:
         if (said := _about_input(error)) is None:
@@ -90,6 +91,7 @@ def _unread(stream: TextIOWrapper) -> bool:
         poll.register(stream, select.POLLOUT)
     except (OSError, ValueError):  # it is no file of the system's, or closed
         return False
+    # POLLERR: a pipe without a reader; POLLHUP: a terminal that was hung up
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
@@ -99,9 +101,11 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what is no option before anything else is missed for want of it, and what is left over."""
         options = [name for name in self._option_string_actions if name.startswith("--")]
+        # a parser with commands passes the words on to theirs, which knows its own options
         leaf = self._subparsers is None
         for word in takewhile(lambda word: word != "--", args or ()) if leaf else ():
             name = word.partition("=")[0]
+            # argparse takes a beginning that fits one option
             if word.startswith("--") and not any(option.startswith(name) for option in options):
                 self.error(f"{name} is no option; {meant(name, options)}")
         found, left = super().parse_known_args(args, namespace)
@@ -181,6 +185,7 @@ def _serving(commands: Any) -> None:
         ("doctor", _doctor, "before a long run: what is wrong, what is slow, how long it takes", f"input.xml {models}"),
     ):
         parser = _command(commands, name, call, text, example)
+        # argparse would list all options in front of the only word that is always needed
         parser.usage = "%(prog)s [options] simulation [options]"
         parser.epilog = (
             f"Name the simulation first: an option with several values takes what follows it.\n\n{parser.epilog}"
@@ -253,6 +258,7 @@ def _serve_options(parser: argparse.ArgumentParser, several: bool) -> None:
             elif several or entry.name != "devices":
                 _option(part, entry, _help(entry))
             else:
+                # known all the same: `_configured` says why it is not for this command
                 _option(part, entry, argparse.SUPPRESS)
 
 
@@ -271,6 +277,7 @@ def _option(parser: argparse._ArgumentGroup, entry: Declared, said: str) -> None
     part = (typing.get_args(kind) or (kind,))[0]
     how: dict[str, Any] = {"type": _typed(part), "metavar": setting.metavar or {int: "N", float: "X"}.get(part)}
     if kind is bool:
+        # an option says what is not the default, which for periodic is --not-periodic
         how = {"action": "store_false" if setting.negation else "store_true"}
     elif setting.commas:
         how["type"] = lambda text: text.split(",")
@@ -309,6 +316,7 @@ def _resolved(args: argparse.Namespace) -> ServeConfig:
         key: value for key, value in vars(args).items() if key not in ("call", "start", "steps", "instead", "verbosity")
     }
     if "at" in typed:
+        # argparse collects pairs
         typed["at"] = dict(typed["at"])
     return resolve(typed, args.instead)
 
@@ -328,12 +336,14 @@ def _configured(args: argparse.Namespace, config: ServeConfig | None = None) -> 
 
 
 def _cores() -> int:
+    # the cores that a batch job or a container leaves to this process, not those of the machine
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _serve(args: argparse.Namespace) -> int:
     config = _resolved(args)
     if config.devices:
+        # imported where it is used, here and below: `beadwork --help` must not wait for PyTorch
         from beadwork.serve.supervisor import Devices
 
         return Devices(config, _cores(), args.start).run()
@@ -356,6 +366,7 @@ def _doctor(args: argparse.Namespace) -> int:
     if config.devices:
         from beadwork.serve.supervisor import plan
 
+        # the first server stands for all: they differ in device, port and folder alone
         config = plan(config, _cores())[0]
     config, _ = _configured(args, config)
     from beadwork.doctor.report import doctor
@@ -391,8 +402,10 @@ def _train(args: argparse.Namespace) -> int:
     from beadwork.train.settings import TrainSettings
 
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
+    # for the cards of the models, which say how they were made
     command = " ".join(("beadwork", *sys.argv[1:]))
     start = args.previous
+    # a file of somebody else becomes a bundle for the length of this training
     with tempfile.TemporaryDirectory(prefix="beadwork-foundation-") as folder:
         foundation = None
         if args.as_baseline and start is not None and not start.is_dir():

@@ -62,6 +62,7 @@ def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
         with file:
             with writing(lock):
                 try:
+                    # a lock of the kernel, and not a file that merely exists: it is released however the process ends
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
                     if error.errno in _TAKEN:
@@ -72,6 +73,7 @@ def alone(lock: Path, busy: str, remedy: str) -> Iterator[None]:
                         raise
                 if not _is_at(file.fileno(), lock):
                     continue  # whoever had it before has just removed it
+                # whoever held it before has left his name in it
                 file.truncate(0)
                 # not by the stream, which would fail again as it is closed
                 who = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}\n"
@@ -97,6 +99,7 @@ def locks(folder: Path) -> bool:
     """Whether its file system has the locks of fcntl, which SQLite takes for others' where they are refused."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         try:
+            # lockf, which is what SQLite takes, and not flock: a file system may have one of them alone
             fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             return error.errno not in _NO_LOCKS
@@ -109,8 +112,10 @@ def rotate_file(path: Path, mark: str = ".") -> Path:
     Returns the new name. mark: between the name and the number.
     """
     number = 1
+    # the first free number, so that the newest of the rotated files has the highest
     while (aside := path.with_name(f"{path.name}{mark}{number}")).exists():
         number += 1
+    # nothing there to rotate, or another process has just done it
     with writing(aside), suppress(FileNotFoundError):
         path.rename(aside)
     return aside
@@ -119,6 +124,7 @@ def rotate_file(path: Path, mark: str = ".") -> Path:
 def in_place(file: Path) -> bool:
     """Whether this cannot be replaced by another file: a device, a pipe, /dev/stdout."""
     try:
+        # to replace a device or a pipe by a file would take it from all who use it
         regular = stat.S_ISREG(file.stat().st_mode)
     except FileNotFoundError:
         return False
@@ -137,6 +143,7 @@ def whole(file: Path) -> Iterator[TextIO]:
         with file.open("a", encoding="utf-8") as stream:  # where it is redirected into a file, behind what is there
             yield stream
         return
+    # a rename would replace the link and not its file
     file = Path(os.path.realpath(file))
     # host, process and thread in the name: parts of a killed process can be recognised and removed (`label.run`)
     part = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
@@ -146,6 +153,7 @@ def whole(file: Path) -> Iterator[TextIO]:
             stream.flush()
             # before the rename: after a power failure the new name must not have an empty file
             os.fsync(stream.fileno())
+        # a rename within one folder is one step to every reader: the old text or the new one
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
@@ -163,6 +171,7 @@ def ignore_closed_terminal() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # EIO: the terminal is gone (a closed ssh session); EPIPE: the reader of a pipe is
         if error.errno not in (errno.EIO, errno.EPIPE):
             raise
 
@@ -185,6 +194,7 @@ def damage(cause: Exception) -> str:
         return cause.strerror
     if isinstance(cause, RecursionError):
         return "it is nested too deeply"
+    # parsers quote what they stumble over, which may be a whole file on one line
     said = " ".join(str(cause).split())[:200]
     return f"it lacks {said}" if isinstance(cause, KeyError) else f"{type(cause).__name__}: {said}"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from logging import INFO
 
 #: the parts of a potential that may have a training set, with their names in messages
+# the order counts: `serve.reply` pairs it with a potential's baseline and members
 WHOSE = {"baseline": "the baseline", "delta": "Δ"}
 
 

@@ -28,11 +28,14 @@ def set_up(verbosity: int = 0) -> None:
 
     Called by whatever a user starts; who imports the package has his own handlers.
     """
+    # ours by its own logger: a library that logs much stays at its own level
     logger.setLevel({-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[verbosity])
     root = logging.getLogger()
     root.setLevel(logging.INFO if verbosity > 0 else logging.WARNING)
+    # called twice by each command, before and after its options are read
     if not any(isinstance(handler, _Stderr) for handler in root.handlers):
         root.addHandler(_Stderr())
+    # Python would print the line of source below, which says nothing to a user
     warnings.formatwarning = _one_line
     logging.captureWarnings(True)
 
@@ -57,6 +60,7 @@ def print_progress(text: str) -> None:
 def taken_apart(line: str) -> tuple[int, str]:
     """The level and the message of a line of a log in a file; INFO and the line itself where it has neither."""
     if (found := _IN_FILE.fullmatch(line)) is None:
+        # what a library printed to stderr itself, or a traceback
         return logging.INFO, line
     return int(getattr(logging, found[1])), found[2]
 
@@ -68,6 +72,7 @@ class _Stderr(logging.Handler):
         """Write one message, above the bar where there is one."""
         line = _line(record)
         with ignore_closed_terminal():
+            # looked up, not imported: a command without a bar need not load it
             if "tqdm" in sys.modules:
                 sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
                 sys.stderr.flush()

@@ -67,9 +67,12 @@ class BeadworkPES:
                 raise ConfigError(f"<parameters> sets {name!r}, which is no option", meant(name, OPTIONS))
         if not isinstance(template, str):
             raise ConfigError(f"<parameters>: template is {template!r}", "it wants a text")
+        # i-PI has read the braces of <parameters> itself: numbers are numbers there, and all else is text
         given = {name: _switch(name, value) for name, value in options.items()}
         given |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
+        # blanks: commas separate the parameters for i-PI, so they cannot separate bundles
         given["delta"] = delta.split() if isinstance(delta, str) else delta
+        # a word in place of the input, which is i-PI's own matter here, but without which `check` would refuse the rest
         config = ServeConfig(simulation="ffdirect", **fit(ServeConfig, given, Path(), "<parameters>")).check()
         if config.threads:
             set_threads(config.threads)
@@ -82,6 +85,7 @@ class BeadworkPES:
         self._periodic = (config.periodic,) * 3
         self._numbers = _species(template)
         self._potential.check_species(self._numbers)
+        # the start structure comes with the first call, and backends are verified on it
         self._settled = False
 
     def __call__(self, cell: Any, pos: Any) -> Answer | list[Answer]:
@@ -90,6 +94,7 @@ class BeadworkPES:
         Returns potential (Hartree), forces (N, 3) (Hartree/Bohr), virial (3, 3) (Hartree) and the extras' JSON, or a
         list of these. Raises GeometryError and NonFiniteError for what can have no answer.
         """
+        # i-PI passes lists where <batch_size> is above 1
         if isinstance(cell, list):
             return self._evaluate(cell, pos)
         return self._evaluate([cell], [pos])[0]
@@ -98,6 +103,7 @@ class BeadworkPES:
         from beadwork.serve.reply import extras
 
         atoms = len(self._numbers)
+        # a template of another system would give every atom a wrong element without a word
         if any(np.shape(where) != (atoms, 3) for where in positions):
             raise GeometryError(
                 f"i-PI asks for {[len(where) for where in positions]} atoms where the template has {atoms}",
@@ -121,6 +127,7 @@ class BeadworkPES:
                 (evaluation.energies / HARTREE).tolist(),
                 evaluation.forces.reshape(-1, atoms, 3) / FORCE,
                 evaluation.virials / HARTREE,
+                # i-PI reads JSON of a text, where the socket sends bytes
                 (extra.decode() for extra in extras(evaluation, self._potential)),
                 strict=True,
             )
@@ -129,6 +136,7 @@ class BeadworkPES:
 
 def _switch(name: str, value: Any) -> Any:
     """The value; of an option that is on or off as a boolean: i-PI reads 1 as a number, and yes as a word."""
+    # the default tells which options are on or off
     if not isinstance(getattr(ServeConfig(), name.replace("-", "_")), bool):
         return value
     word = str(value).strip().lower()
@@ -147,6 +155,7 @@ def _species(template: str) -> Any:
     import ase.io
 
     try:
+        # ASE would read of `w@1` frame 1 of the file `w`
         atoms = ase.io.read(template, do_not_split_by_at_sign=True)
     except (OSError, ValueError, KeyError, IndexError, ase.io.formats.UnknownFileTypeError) as error:
         raise SimulationError(

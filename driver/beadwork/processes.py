@@ -38,6 +38,7 @@ def launch(
         return subprocess.Popen(
             list(command),
             cwd=folder,
+            # a program that asks something would wait for ever for an answer that nobody sees
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -59,6 +60,7 @@ def run(
     with ThreadPoolExecutor(1) as starter:
         begun = starter.submit(launch, command, log, folder, environment, group=True)
         try:
+            # a signal that comes here leaves by `finally`, with the process known
             return begun.result().wait(timeout)
         finally:
             kill(begun.result())
@@ -70,6 +72,7 @@ def end(process: subprocess.Popen[bytes], grace: float) -> int:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(grace)
+    # also of one that has ended in order: then it only returns the code
     return kill(process)
 
 
@@ -77,6 +80,7 @@ def kill(process: subprocess.Popen[bytes]) -> int:
     """Kill a process, unless it has ended, and its whole group where that is its own. Return its exit code."""
     if process.poll() is None:
         with suppress(ProcessLookupError):  # another thread waits for it too, and was told first
+            # with a group of its own all that it has started dies with it; else the group is ours
             if os.getpgid(process.pid) == process.pid:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
@@ -91,6 +95,7 @@ def as_shell(code: int) -> int:
 
 def last_line(log: Path, nothing: str = "it said nothing") -> str:
     """The last line in a log that is not blank; `nothing` where there is none."""
+    # programs say last why they end
     lines = (line.strip() for line in reversed(log.read_text(errors="replace").splitlines()))
     return next(filter(None, lines), nothing)
 
@@ -110,6 +115,7 @@ def end_noted(file: Path, grace: float) -> None:
         group = int(file.read_text())
     except (OSError, ValueError):
         return
+    # one process after the other, not killpg: strangers in another folder may have the same group number
     for number in (signal.SIGTERM, signal.SIGKILL):
         until = time.monotonic() + grace
         for process in _of(group, file.parent):
@@ -125,6 +131,7 @@ def _of(group: int, folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # gone meanwhile, or another user's
+            # Z: it has ended, and only its parent has not asked for its code yet
             alive = (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
             if alive and os.getpgid(int(process.name)) == group and (process / "cwd").resolve() == folder.resolve():
                 found.append(int(process.name))
@@ -163,6 +170,7 @@ def birth(pid: int) -> str | None:
         except PermissionError:
             pass  # somebody else's, so there is one
         return "unknown"
+    # a zombie has ended, though its number is still there
     return None if fields[0] in "ZX" else f"{boot()} {fields[19]}"
 
 

@@ -88,13 +88,16 @@ class Declared:
         """The default as a user is told of it; "" where there is nothing to tell, or it must be given."""
         if self.setting.unset or self.value is MISSING or self.value in (None, "", [], {}):
             return self.setting.unset
+        # as TOML writes it
         return str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
 
 
 def setting(default: T, text: str, unit: str | None = None, **more: Any) -> T:
     """A field of a class of settings, with its default; a list or a table is copied. more: those of `Setting`."""
     told = required(text, unit, **more)
+    # a dataclass refuses a default that its instances would share
     if isinstance(default, (list, dict)):
+        # typed as its default, so that mypy sees a field of that type and not a Field
         return typing.cast(T, dataclasses.field(default_factory=default.copy, metadata=told))
     return dataclasses.field(default=default, metadata=told)
 
@@ -106,7 +109,9 @@ def required(text: str, unit: str | None = None, **more: Any) -> dict[str, Setti
 
 def declared(of: Callable[..., Any]) -> list[Declared]:
     """The settings of a class, in its order. Other fields are none of the user's."""
+    # annotations are texts here (from __future__), and a type is wanted
     kinds = typing.get_type_hints(of)
+    # settings that stand only in files (a labeller's, train.toml) keep their underscores
     dashes = isinstance(of, type) and issubclass(of, Options)
     return [
         Declared(
@@ -117,6 +122,7 @@ def declared(of: Callable[..., Any]) -> list[Declared]:
             entry.metadata["setting"],
         )
         for entry in dataclasses.fields(of)  # type: ignore[arg-type]
+        # a field without one is the caller's to set, such as the folder in which a file lies
         if "setting" in entry.metadata
     ]
 
@@ -130,6 +136,7 @@ def check(settings: Any) -> None:
     """Hold every setting to its choices and its rule. Raises ConfigError for the first that breaks them."""
     for entry in declared(type(settings)):
         value = getattr(settings, entry.name)
+        # not set: what holds then says the setting's `unset`
         if value is None:
             continue
         setting = entry.setting
@@ -148,5 +155,6 @@ def one_of(name: str, got: str, choices: Iterable[str]) -> None:
 def meant(got: str, known: Iterable[str]) -> str:
     """What to say of a name that nobody knows: the known one that is nearest to it, or else all of them."""
     known = list(known)
+    # 0.7: a slip or two; with less, any name resembles some other
     near = difflib.get_close_matches(got, known, 1, 0.7)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"

@@ -21,6 +21,7 @@ class Interrupted(BaseException):
 @contextmanager
 def handled(handlers: Mapping[int, Handler | signal.Handlers]) -> Iterator[None]:
     """Install these handlers for the block, and the old ones afterwards. In the main thread only."""
+    # Python runs handlers in the main thread alone, between two instructions of it
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

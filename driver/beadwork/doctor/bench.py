@@ -60,11 +60,14 @@ def _run(
     for output in read_simulation(folder / "bench.xml", directory=folder).outputs:
         (folder / output.name).parent.mkdir(parents=True, exist_ok=True)
     events: list[Event] = []
+    # the run's own words say the same as the report below, in another form
     with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        # no queue: frames of a few steps of practice are not those that the user wants labelled
         asked = replace(config, simulation="bench.xml", queue=None, out="ours")
         code = Session(asked, threads, [events.append]).run(start_ipi=True)
         summary = json.loads(Path("ours", "summary.json").read_text())
         if code or not summary["steps"]:
+            # before the temporary folder is gone, and i-PI's log with it
             log = Path("ours", "i-pi.log").read_text(errors="replace").strip().splitlines()
             raise SimulationError(
                 f"i-PI ended with code {code} after {summary['steps']} steps: {' | '.join(log[-2:])}",
@@ -79,6 +82,7 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     total = root.find("total_steps")
     if total is None:
         total = ElementTree.SubElement(root, "total_steps")
+    # total_steps counts from the first step of all, so those that a RESTART has behind it are added
     total.text = str(simulation.step + steps)
     for output in root.iter("output"):  # a prefix may be a path to the outputs of the real run
         output.set("prefix", "bench")
@@ -90,8 +94,10 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
             port = entry.find("port")
             if port is None:
                 port = ElementTree.SubElement(entry, "port")
+            # at the input's own address a run of the user's may be listening, and its server would be answered
             address.text, port.text = "localhost", str(_free_port())
         else:
+            # by process and number: another bench at the same time has other names
             address.text = f"beadwork-bench-{os.getpid()}-{k}"
     ElementTree.ElementTree(root).write(file, encoding="unicode")
 
@@ -111,9 +117,11 @@ def report(
     for name, seconds in parts:
         word = TIME_PARTS[name][0] if name in TIME_PARTS else name
         lines.append(f"  {1e3 * seconds:9.2f} ms  {100 * seconds / total:5.1f} %  {word}")
+    # summary.json leaves step 0 out of both, which loads and compiles
     each = summary["structures_evaluated"] / summary["steps"]
     lines.append(f"{each / total:.4g} structures a second")
     if timestep := simulation.systems[0].timestep:
+        # 1e-6 ns in a fs, 86400 s in a day
         lines.append(f"{1e-6 * timestep / total * 86400:.4g} ns/day at {timestep:g} fs per step")
     hints = [*advice(simulation, servers or 1), *_hints(summary, simulation, models, member_forces)]
     lines += ["what would help:", *(f"  - {hint}" for hint in hints)]
@@ -129,6 +137,7 @@ def _hints(
     engines = {name: part for name, part in share.items() if name not in TIME_PARTS}
     batched = any(entry.batch_size > 1 for entry in simulation.sockets)
     evaluations = summary["evaluations_per_step"]
+    # 1 where every step comes as one batch; i-PI's polling thread often wakes before all beads are queued
     if batched and evaluations > 1.1:
         slowest = max(entry.latency for entry in simulation.sockets)
         yield (
@@ -140,6 +149,7 @@ def _hints(
             f"{100 * share['idle']:.0f} % of the time is i-PI's: write less often (stride of <properties> and "
             "<trajectory>), and see what else runs on this machine"
         )
+    # on a GPU the native engine needs a package of its own (docs/running.md)
     if any("(torchscript" in name for name in engines) and models.device == "cpu":
         yield "a model runs as TorchScript; as native it would be several times faster (see above why it does not)"
     if sum(engines.values()) > 0.5 and models.dtype == "float64":
@@ -160,7 +170,7 @@ def _elsewhere(config: ServeConfig) -> ServeConfig:
 
     baseline = None if config.baseline is None else absolute(config.baseline)
     delta = [absolute(name) for name in config.delta]
-    # without metrics: the real run may have that port
+    # without metrics: the real run may have that port; no host: this i-PI runs here, wherever the real one does
     return replace(config, baseline=baseline, delta=delta, host=None, metrics=None)
 
 

@@ -50,6 +50,7 @@ def timed(potential: Potential, frames: Sequence[Frame], every: int = 1) -> tupl
     rng = np.random.default_rng(0)
     where = [frame.positions + rng.normal(0, BEAD_SPREAD, frame.positions.shape) for frame in frames]
     taken = []
+    # with heads on one trunk most evaluations leave the forces of the single heads out
     kinds = (True, False) if potential.trunk and every > 1 else (True,)
     for turn in range(len(kinds) * (1 + TIMED_EVALUATIONS)):
         where = [x + rng.normal(0, STEP_DISPLACEMENT, x.shape) for x in where]
@@ -57,8 +58,10 @@ def timed(potential: Potential, frames: Sequence[Frame], every: int = 1) -> tupl
         begin, used = time.perf_counter(), time.process_time()
         potential.evaluate(moved, force_spread=kinds[turn % len(kinds)])
         taken.append((time.perf_counter() - begin, time.process_time() - used))
+    # a median: one turn that another program disturbed does not count; the first turn of each kind compiles
     several = [[median(turns) for turns in zip(*taken[k :: len(kinds)][1:], strict=True)] for k in range(len(kinds))]
     whole, between = several[0], several[-1]
+    # one of so many evaluations is of the expensive kind
     wall, computing = (w / every + b * (1 - 1 / every) for w, b in zip(whole, between, strict=True))
     return wall, computing
 
@@ -76,6 +79,7 @@ def duration(
         for k in (0, 1)
     )
     steps, timestep = simulation.total_steps - simulation.step, simulation.systems[0].timestep
+    # 1e-6 ns in a fs, 86400 s in a day; at most, since i-PI's own time comes on top
     speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns/day, " if timestep else ""
     shared = f", with {servers} servers as fast as this one" if servers > 1 else ""
     text = (
@@ -86,6 +90,7 @@ def duration(
         yield Finding(AMBER, "time", text, "`beadwork bench` says where a step's time goes and what would help")
     else:
         yield Finding(GREEN, "time", text)
+    # a GPU computes while our threads wait, so their time says nothing there
     if device == "cpu" and computing < BUSY_FRACTION * step:
         yield Finding(
             AMBER,
@@ -97,6 +102,7 @@ def duration(
 
 def memory(servers: int = 0, device: str = "cpu") -> Iterator[Finding]:
     """The largest so far, which an evaluation of all that this server gets in a step has been part of."""
+    # ru_maxrss is in bytes on macOS and in kB on Linux
     unit = 1 if sys.platform == "darwin" else 1024
     peak, room = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _room()
     where = "" if device == "cpu" else " on the host; the GPU's memory is not looked at"
@@ -116,6 +122,7 @@ def _room() -> float | None:
     free = free_memory("cpu")
     if free is None:
         return None
+    # the second number of statm: pages that are resident now
     return free + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
@@ -143,6 +150,7 @@ def _unserved(simulation: Simulation, served: Collection[str]) -> Iterator[Findi
 def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int) -> Iterator[Finding]:
     found = advice(simulation, servers)
     for one in found:
+        # i-PI would end at once, and with success
         if one.key == "total_steps":
             yield Finding(RED, "i-PI", one.text, one.remedy, SimulationError.exit_code)
     known_worse = set()  # timeouts that will certainly be exceeded: the general advice about them is left out
@@ -158,6 +166,7 @@ def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int
                 "set <timeout> 0",
                 SimulationError.exit_code,
             )
+        # 2 ms: what we advise ourselves, 1e-3, gets no advice
         if taken and socket.latency > max(LATENCY_FRACTION * taken, 2e-3):
             yield Finding(
                 AMBER,
@@ -168,6 +177,7 @@ def _settings(simulation: Simulation, seconds: Mapping[str, float], servers: int
     for one in found:
         if one.key != "total_steps" and not (one.key == "timeout" and one.socket in known_worse):
             yield Finding(AMBER, "i-PI", one.text, one.remedy)
+    # it is i-PI's sign to stop, and i-PI does not remove it
     leftover = simulation.directory / "EXIT"
     if leftover.exists():
         yield Finding(AMBER, "i-PI", f"{leftover} would stop i-PI before its first step", f"rm {leftover}")
@@ -240,6 +250,7 @@ def _listeners() -> set[str]:
     """Unix sockets with a listener, by the paths with which they were bound (Linux); else none."""
     table = Path("/proc/net/unix")
     rows = [line.split(maxsplit=7) for line in table.read_text().splitlines()[1:]] if table.exists() else []
+    # a socket without a path has seven columns; 0x10000 is the kernel's flag of one that listens (__SO_ACCEPTCON)
     return {os.path.normpath(row[7]) for row in rows if len(row) == 8 and int(row[3], 16) & 0x10000}
 
 
@@ -247,6 +258,7 @@ def _ports() -> set[int]:
     """TCP ports with a listener (Linux); empty elsewhere."""
     tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.exists()]
     rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    # 0A is the state of a socket that listens; addresses and ports are hexadecimal
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
 
 
@@ -256,8 +268,10 @@ def disk(simulation: Simulation, out: Path, kept: int) -> Iterator[Finding]:
     calls = sum(simulation.calls(socket) for socket in simulation.sockets)
     frames = kept * 100 * max(len(system.numbers) for system in simulation.systems)
     need = steps * (simulation.bytes_per_step + RECORD_BYTES * calls) + frames
+    # the run will make the folder; until then its file system is that of the folder above
     while not out.exists():
         out = out.parent
+    # i-PI and beadwork may write to two disks; if the one with less room holds all of it, either does
     free = min(shutil.disk_usage(folder).free for folder in (out, simulation.directory))
     text = f"about {_size(need)} will be written, {_size(free)} are free"
     colour = RED if need > free else AMBER if need > free / 2 else GREEN

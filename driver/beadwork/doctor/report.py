@@ -31,13 +31,16 @@ _PAINT = {GREEN: "\033[32m", AMBER: "\033[33m", RED: "\033[1;31m"}
 def doctor(config: ServeConfig) -> int:
     """Print every finding as it comes, and return 0, or the exit code of the first red one."""
     terminal = sys.stdout.isatty()
+    # a file or a pipe gets whole lines, which can be searched
     width = shutil.get_terminal_size().columns if terminal else 0
     found = []
+    # as it comes: the models take a minute, and what is wrong with the input stands there before
     for finding in examine(config):
         found.append(finding)
         # NO_COLOR: https://no-color.org
         print(line(finding, terminal and not os.environ.get("NO_COLOR"), width), flush=True)
     print(verdict(found))
+    # the first is the cause of what may follow; the code is that with which the run would end
     return next((finding.code for finding in found if finding.colour == RED), 0)
 
 
@@ -74,12 +77,14 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
         yield refused("input", error)
         return
     yield from structure.summary(simulation)
+    # from the XML itself: i-PI's reader has dropped what is below the diagonal
     tilts = list(structure.tilt(simulation))
     yield from tilts
     sound = not tilts
     for system in simulation.systems:
         for finding in (*structure.cell(system), *structure.contacts(system, config.periodic)):
             yield finding
+            # models answer nonsense with finite numbers, so of such a start nothing is asked
             sound = sound and finding.colour != RED
     seconds: dict[str, float] = {}
     if sound:
@@ -88,6 +93,7 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
         except BeadworkError as error:
             yield refused("models", error)
     yield from machine.settings(simulation, seconds, config.servers or 1, config.at)
+    # with i-PI on another host neither its outputs nor its sockets are here
     if config.host is None:
         yield from machine.outputs(simulation)
         for socket in simulation.sockets:
@@ -97,15 +103,18 @@ def examine(config: ServeConfig) -> Iterator[Finding]:
 
 def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, float]) -> Iterator[Finding]:
     """All that needs the models; `seconds` gets the time of one evaluation by socket. Raises BeadworkError."""
+    # `join` below reports it again among its messages, which are left aside here
     for text in unused_gpu(config.device):
         yield Finding(AMBER, "device", text, 'device = "cuda"')
     potentials = [service.potential for service in join(config, simulation)[0]]
     sockets = [simulation.socket(name) for name in config.at or [simulation.socket().name]]
     cards = potentials[0].cards
+    # the longest cutoff decides what an atom sees of its images
     reach = max(card.cutoff for card in cards)
     for system in simulation.systems:
         yield from structure.periodicity(system, config.periodic, sockets, reach)
         yield from structure.cutoff(system, config.periodic, reach)
+    # `join` has refused a system with elements that one of them lacks
     shared = set.intersection(*(set(card.elements) for card in cards))
     known = ", ".join(chemical_symbols[z] for z in sorted(shared))
     yield Finding(GREEN, "elements", f"every model knows the elements of the system; all of them know {known}")
@@ -120,16 +129,19 @@ def _models(simulation: Simulation, config: ServeConfig, seconds: dict[str, floa
     seconds.update({socket.name: wall for socket, (wall, _) in zip(sockets, taken, strict=True)})
     yield from machine.duration(simulation, sockets, taken, config.servers, config.device)
     yield from machine.memory(config.servers, config.device)
+    # beads in one place are one structure, as in the run
     distinct = list({frame.positions.tobytes(): frame for frame in starts[0]}.values())
     # a native model may be refused in one precision alone; a run in the other has no need of it
     asked = config.engine if config.dtype == "float64" or config.engine != "native" else "auto"
     potential = load_for(replace(config, engine=asked, dtype="float64"))
+    # float64 is what all that follows is held to, whatever precision the run has
     exact = potential.evaluate(distinct)
     yield from models.together(cards, config.alpha, potential, exact)
     for finding in models.spread(exact, config, config):
         alone = potential.spread_of_delta_alone
         yield replace(finding, text=f"{finding.text}; {SPREAD_OF_DELTA_ALONE}") if alone else finding
     yield from models.novelty(exact, potential, distinct, config, config)
+    # as many structures at once as the run has, so that the memory that was found to suffice does
     yield from models.derivatives(potential, distinct[0], len(parts[0]))
     yield from models.engines(cards, distinct[0], config)
     try:

@@ -37,6 +37,7 @@ def tilt(simulation: Simulation) -> Iterator[Finding]:
     for cell in ElementTree.parse(simulation.path).getroot().iter("cell"):
         words = (cell.text or "").replace("[", " ").replace("]", " ").replace(",", " ").split()
         if cell.get("mode", "manual") == "manual" and len(words) == 9:
+            # the nine numbers are the rows of a matrix whose columns are the lattice vectors
             below = [float(words[k]) for k in (3, 6, 7)]
             if any(below):
                 yield Finding(
@@ -55,6 +56,7 @@ def cell(system: System) -> Iterator[Finding]:
     except GeometryError as error:
         yield refused("cell", error)
         return
+    # i-PI takes the determinant as the volume, sign and all
     volume = float(np.linalg.det(system.cell))
     if volume < 0:
         yield Finding(
@@ -89,11 +91,13 @@ def contacts(system: System, periodic: bool) -> Iterator[Finding]:
             yield Finding(AMBER, "distances", "no atom has another within 4 Å", f"if that is not meant, {units}")
         return
     radii = covalent_radii[graph.numbers]
+    # relative to covalent radii, so that one pair of limits holds for H2 and for iodine
     ratios = graph.lengths / (radii[graph.center] + radii[graph.neighbor])
     edge = int(np.argmin(ratios))
     i, j, ratio = int(graph.center[edge]), int(graph.neighbor[edge]), float(ratios[edge])
     pair = f"{name(frame, i)} and {name(frame, j)} are {graph.lengths[edge]:.3g} Å apart"
     apart = float(np.linalg.norm(frame.positions[j] - frame.positions[i]))
+    # the pair is longer within the cell than through its border: positions and cell are of two units
     if ratio < MIN_CONTACT and apart > graph.lengths[edge] + 1e-6:
         yield Finding(
             RED,
@@ -134,6 +138,7 @@ def periodicity(system: System, periodic: bool, sockets: Sequence[Socket], cutof
                 f"take pbc='True' out of <ffsocket name='{folded[0]}'>",
                 SimulationError.exit_code,
             )
+        # a cluster has vacuum around it on at least one side; atoms everywhere look like a liquid
         elif gaps.max() < cutoff:
             yield Finding(
                 AMBER,
@@ -144,6 +149,7 @@ def periodicity(system: System, periodic: bool, sockets: Sequence[Socket], cutof
         else:
             yield Finding(GREEN, "periodicity", "not periodic, as you say; the cell is not looked at")
         return
+    # across a gap beyond the cutoff an atom sees no image in that direction
     empty = int((gaps > cutoff).sum())
     if empty == 3:
         yield Finding(
@@ -162,7 +168,9 @@ def periodicity(system: System, periodic: bool, sockets: Sequence[Socket], cutof
 
 def _gaps(system: System) -> FloatArray:
     """For each lattice direction, the widest stretch (Å) between lattice planes in which there is no atom; (3,)."""
+    # folded into the cell: i-PI lets positions run out of it
     scaled = np.sort((system.positions[0] @ np.linalg.inv(system.cell)) % 1.0, axis=0)
+    # the first atom again at the end: the widest gap may reach through the border
     around = np.vstack([scaled, scaled[:1] + 1.0])
     gaps: FloatArray = np.diff(around, axis=0).max(axis=0) * _widths(system)
     return gaps
@@ -170,6 +178,7 @@ def _gaps(system: System) -> FloatArray:
 
 def _widths(system: System) -> FloatArray:
     """The distances (Å) of opposite faces of the cell; (3,)."""
+    # the columns of the inverse are the reciprocal vectors, as long as one over the distance of the faces
     widths: FloatArray = 1.0 / np.linalg.norm(np.linalg.inv(system.cell), axis=0)
     return widths
 

@@ -73,6 +73,7 @@ def signature(frame: Frame) -> Signature:
 
 def distance(one: Signature, other: Signature) -> float:
     """Return the distance of two structures in Å, infinity where their compositions differ."""
+    # sorted lists can be compared only where they are of the same pairs of elements
     if one.composition != other.composition:
         return float("inf")
     worst = 0.0

@@ -74,6 +74,7 @@ class Keeper:
         # the baseline at an address of its own: the same frames come to the committee, which has a spread
         if spread is None:
             return
+        # a new committee brings the window of its own card, unless the user has given one
         if spread.usual != self._usual:
             self._usual = spread.usual
             self.selector.window = SelectionWindow.of(self._config, self._mark_spread, spread.usual)
@@ -148,6 +149,7 @@ class Keeper:
             self._watch(Note(f"{now.why}; {now.frames} frames wait in memory to be kept", WARNING))
         elif self._waiting.why and not now.why:
             self._watch(Note("the queue can be written again, and the frames that waited are kept"))
+        # when it begins, ends or changes, not at every step
         if now != self._waiting:
             self._watch(now)
         self._waiting = now

@@ -125,6 +125,7 @@ def _atoms(row: Row) -> Any:
 
     kept = row.kept
     label = row.label or {}
+    # held: the place in the frame of each atom that is written
     atoms, held = kept.frame.to_atoms(), list(range(len(kept.frame.numbers)))
     # the label may be of a cluster that was cut from the frame: arrays of atoms are those of the cluster
     if cut := label.get("structure"):
@@ -138,6 +139,7 @@ def _atoms(row: Row) -> Any:
     if kept.newest is not None:
         value, atom, part = kept.newest
         atoms.info.update(novelty_max=value, novelty_of=part)
+        # the newest atom may be outside of the cluster that was cut
         if atom in held:
             atoms.info["novelty_atom"] = held.index(atom)
     if kept.models:
@@ -184,6 +186,7 @@ def _spreads(row: Row) -> list[tuple[str, str]]:
     kept = row.kept
     if math.isnan(kept.max_force_spread):
         return [("spread", "unknown: a single Δ model has none")]
+    # the atom round which a cluster would be cut
     worst = int(kept.force_spread.argmax())
     return [
         ("force spread", f"{kept.max_force_spread:.4f} eV/Å, atom {_named(row, worst)}"),
@@ -225,4 +228,5 @@ def _known(value: int | None, otherwise: str = "unknown") -> str:
 
 
 def _clock(when: float) -> str:
+    # with its offset from UTC: frames of several machines lie in one queue
     return datetime.fromtimestamp(when).astimezone().isoformat(sep=" ", timespec="seconds")

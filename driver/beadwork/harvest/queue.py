@@ -66,6 +66,7 @@ class Queue:
         self._postgres = address.startswith(("postgresql://", "postgres://"))
         #: the queue's name in messages; a password in the URL is left out
         self.name = _without_password(address) if self._postgres else address
+        # absolute: a worker may open it from another folder
         self._address = address if self._postgres else str(Path(address).expanduser().absolute())
         self._patience = patience
         self._report = report
@@ -118,6 +119,7 @@ class Queue:
         with self._change() as db:
             for atoms, keys, data in rows:
                 db.change_count = 0  # else ASE commits in the middle, after every 5000 statements
+                # within the transaction: nobody can store the same frame in between
                 known = db.count(fingerprint=keys["fingerprint"])
                 ids.append(None if known else int(db.write(atoms, keys, data)))
         return ids
@@ -205,6 +207,7 @@ class Queue:
                 except Damaged as error:
                     self._skip_damaged(candidate, str(error))
                     continue
+                # the status first, by one conditional UPDATE: of two workers one finds it changed
                 if self._change_status(db, candidate, row.status, CLAIMED):
                     db.update(
                         candidate,
@@ -268,6 +271,7 @@ class Queue:
             ]
             if not free:
                 return
+            # of a frame that waits and one whose claim has expired the older one
             last = min(free)
             yield last
 
@@ -286,6 +290,7 @@ class Queue:
         for order in ("ASC", "DESC"):
             cursor = db.connection.cursor()
             try:
+                # from both ends: a damaged page stops a reading, but not the one that comes from the other side
                 cursor.execute(f"SELECT id FROM systems ORDER BY id {order}")
                 while (one := cursor.fetchone()) is not None:
                     found.add(int(one[0]))
@@ -388,6 +393,7 @@ class Queue:
         A creation that was killed half way is finished here: until the metadata are written, all steps can be repeated.
         """
         tables = self._tables()
+        # the tables that ASE makes
         if tables and not {"systems", "information", "text_key_values"} <= tables:
             raise QueueError(f"{self.name} is a database of something else", "choose another place for the queue")
         if not tables and not create:
@@ -460,6 +466,7 @@ class Queue:
                 db.metadata  # noqa: B018  (makes them where they are missing)
                 cursor.execute("LOCK TABLE systems IN EXCLUSIVE MODE")
             else:
+                # from its first reading on: two that read first and write then would both be refused
                 db.connection.execute("BEGIN IMMEDIATE")
             yield db
 

@@ -109,6 +109,7 @@ def novelty_of(novelty: Mapping[str, FloatArray], whose: str) -> FloatArray | No
 
     novelty: (A,) by part.
     """
+    # a part that does not know what it was trained on has no entry, and asks for nothing
     parts = [of for part, of in novelty.items() if whose in (part, "both")]
     return np.maximum.reduce(parts) if parts else None
 
@@ -120,6 +121,7 @@ def to_ase(kept: KeptFrame, status: str) -> tuple[Any, dict[str, Any], dict[str,
         "fingerprint": fingerprint(signature(kept.frame)),
         "simulation": kept.simulation,
         "committee": kept.committee,
+        # plain int and float: databases know no NumPy types
         "evaluation": int(kept.evaluation),
         "force_spread_max": kept.max_force_spread,
         "energy_spread": float(kept.energy_spread),
@@ -131,6 +133,7 @@ def to_ase(kept: KeptFrame, status: str) -> tuple[Any, dict[str, Any], dict[str,
     if kept.models:
         keys["kept_for"] = "+".join(kept.why)
     if kept.step is not None:
+        # absent where unknown: ASE's keys know no null, and -1 would be a step
         keys["step"] = int(kept.step)
     if kept.frame.bead is not None:
         keys["bead"] = int(kept.frame.bead)

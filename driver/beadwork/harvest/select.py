@@ -51,6 +51,7 @@ class SelectionWindow:
         from (`DEFAULT_FORCE_THRESHOLD` where that is not known), and ends at `mark_spread`, eV/Å, the safety
         threshold of the spread.
         """
+        # one value is a window without an upper end
         force_low, force_high = (*force_window(config.keep_force, mark_spread, usual), None, None)[:2]
         energy_low, energy_high = (*config.keep_energy, None, None)[:2]
         novelty_low = config.keep_novelty if math.isfinite(config.keep_novelty) else None
@@ -100,6 +101,7 @@ class SelectionWindow:
         found = np.zeros(len(force_spread))
         for mark, value in marks:
             if mark is not None:  # a threshold of 0 keeps everything: no division by it
+                # as a ratio, so that eV/Å, eV/atom and novelty can be compared; fmax passes over NaN
                 found = np.fmax(found, np.asarray(value) / max(mark, 1e-12))
         return found
 
@@ -122,6 +124,7 @@ def default_window(usual: float | None, mark: float) -> list[float]:
     spread, where that is higher.
     """
     low = DEFAULT_FORCE_THRESHOLD if usual is None else usual
+    # above the safety threshold the run ends, so nothing is lost between window and threshold
     return [low, mark] if low < mark < math.inf else [low]
 
 
@@ -194,6 +197,7 @@ class Selector:
         excess = self.window.excess(*looks)
         found: list[tuple[int, Signature]] = []
         passed: dict[Why, list[int]] = {"above": above.tolist()} if len(above) else {}
+        # most uncertain first: where the limit or the cool-down leaves one place, it gets it
         for index in map(int, inside[np.argsort(-excess[inside], kind="stable")]):
             # the cheap tests first: a signature needs a neighbour list
             if self._cools(moment):
@@ -213,9 +217,11 @@ class Selector:
 
     def _cools(self, moment: Moment) -> bool:
         last = self._last
+        # without steps nothing is known to be near in time
         if last is None or last.step is None or moment.step is None:
             return False
         # the last frame may be of the last step of its blur, and this one of the first step of its own
+        # negative where i-PI was started again from an earlier RESTART: another trajectory begins
         return 0 <= moment.step - last.step < self.cooldown + (last.blur if self.cooldown else 0)
 
     def forget(self, sign: Signature) -> None:

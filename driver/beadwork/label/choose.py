@@ -84,10 +84,12 @@ def choose(
         return Choice((), 0.0, 0.0, 0.0, 0)
     vectors, element, owner = features([*waiting, *labelled], model)
     new = owner < len(waiting)
+    # by the labelled atoms: far from what is known is what a label is wanted for
     vectors = _whitened(vectors, element, ~new)
     # atoms that the cluster would not contain get no label from this frame
     held = _held(waiting, parts)
     pool, kind, frame = vectors[new][held], element[new][held], owner[new][held]
+    # an atom counts by how uncertain it is: a far one on which the members agree is not wanted first
     weight = np.ones(len(pool)) if spreads is None else np.concatenate(spreads)[held]
     known = np.isfinite(weight)
     weight = np.where(known, weight, np.median(weight[known]) if known.any() else 1.0)
@@ -95,6 +97,7 @@ def choose(
         of_frames = [np.zeros(len(f.numbers)) if of is None else of for f, of in zip(waiting, novelty, strict=True)]
         weight[np.concatenate(of_frames)[held] > NOVELTY_EDGE] = weight.max()
     start = np.full(len(pool), np.inf)
+    # what is labelled already is no news
     _cover(start, pool, kind, vectors[~new], element[~new])
     # without a labelled atom of an element the distance is the largest that occurs, so that such atoms come first
     far = ~np.isfinite(start)
@@ -102,13 +105,16 @@ def choose(
     distance = start.copy()
     order: list[int] = []
     for _ in range(min(most, len(waiting))):
+        # a frame is worth its most wanted atom: a sum would prefer large frames
         counts = np.maximum.reduceat(distance * weight, np.flatnonzero(np.diff(frame, prepend=-1)))
         counts[order] = -1.0  # never a frame twice
         best = int(counts.argmax())
         order.append(best)
+        # its atoms count as labelled from now on, so that the next frame teaches something else
         _cover(distance, pool, kind, pool[frame == best], kind[frame == best])
     # the gain over a random choice is reported, because only that justifies choosing
     rng = np.random.default_rng(0)
+    # three times as many frames: beyond that "more than" is all that matters
     length = min(len(waiting), 3 * len(order))
     curves = np.empty((RANDOM_CHOICES, length))
     for curve in curves:
@@ -140,6 +146,7 @@ def from_queue(
     waiting = [row for row in queue.rows() if row.status == WAITING or (again and row.status == FAILED)]
     if len(waiting) <= most:
         return [row.id for row in waiting], None
+    # the structures that were computed: of a frame whose cluster was cut only that cluster is known
     known = [computed(row)[0] for row in queue.rows(status=LABELLED)]
     frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
     novelty = [row.kept.novelty_of(whose) for row in waiting]
@@ -180,8 +187,10 @@ def _whitened(vectors: FloatArray, element: IntArray, labelled: NDArray[np.bool_
     for z in np.unique(element):
         mine = element == z
         known = mine & labelled
+        # a covariance of fewer vectors than twice their dimension is of noise
         base = vectors[known if known.sum() >= 2 * vectors.shape[1] else mine]
         away = base - base.mean(axis=0)
+        # principal axes: features of one layer are strongly correlated
         values, axes = np.linalg.eigh(away.T @ away / len(base))
         # directions of almost no variance are noise of few atoms, and whitening would make them the largest
         found[mine] = vectors[mine] @ (axes / np.sqrt(np.maximum(values, max(VARIANCE_FLOOR * values.mean(), 1e-18))))

@@ -61,6 +61,7 @@ class Cluster:
 
 def units(frame: Frame) -> list[Unit]:
     """Divide a frame into molecules and ions. Raises LabelError where charges cannot be determined from the atoms."""
+    # a guessed charge would give a wrong label, so elements of several valences are the user's to say
     others = sorted(set(frame.numbers.tolist()) - {1, 8})
     if others:
         raise LabelError(f"charges can be determined for H and O only, not for elements {others}: give charge and spin")
@@ -86,6 +87,7 @@ def cut(frame: Frame, centre: int, how: Cut) -> Cluster:
     LabelError for unknown charges, ConfigError for a radius of more than half of the cell.
     """
     if how.radius is not None and any(frame.pbc):
+        # a direction that is not periodic limits nothing
         lattice = np.where(np.array(frame.pbc)[:, None], frame.cell, 1e6 * np.eye(3))
         # half of the smallest distance between opposite faces: beyond it a molecule and its image would both be inside
         half = 0.5 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
@@ -97,6 +99,7 @@ def cut(frame: Frame, centre: int, how: Cut) -> Cluster:
         lengths = np.linalg.norm(ways, axis=1)
         first = int(lengths.argmin())
         shift = frame.positions[centre] + ways[first] - unit.positions[first]
+        # the unit of the central atom comes first, however its other atoms lie
         placed.append((0.0 if centre in unit.atoms else float(lengths[first]), number, unit, shift))
     placed.sort(key=lambda item: item[:2])  # the number breaks ties, so that the same frame is cut in the same way
     taken = placed[: how.molecules] if how.molecules else [p for p in placed if p[0] <= float(how.radius or 0)]
@@ -116,6 +119,7 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
     """Bonds of each atom: the other atom, and the way to it in Å."""
     from ase.neighborlist import neighbor_list
 
+    # with images: a bond may go through the border of the cell
     first, second, ways, lengths = neighbor_list("ijDd", frame.to_atoms(), MAX_OH_BOND)
     bonds: dict[int, list[tuple[int, FloatArray]]] = {atom: [] for atom in range(len(frame.numbers))}
 
@@ -127,6 +131,7 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
     mates: dict[int, tuple[float, int]] = {}  # for a hydrogen closer to another than to any oxygen: distance and pair
     for atom in np.flatnonzero(frame.numbers == 1).tolist():
         mine = np.flatnonzero(first == atom)
+        # stable, so that equal distances give the same bonds each time
         mine = mine[lengths[mine].argsort(kind="stable")]
         oxygens = mine[frame.numbers[second[mine]] == 8]
         hydrogens = mine[frame.numbers[second[mine]] == 1]
@@ -140,6 +145,7 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
             )
         else:
             for rank, pair in enumerate(oxygens):
+                # the nearest oxygen has it; a second one only where it shares the proton
                 if rank == 0 or lengths[pair] <= MAX_SHARED_OH:
                     tie(int(pair))
     for atom, (_, pair) in mates.items():
@@ -149,6 +155,7 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
                 f"hydrogen {atom} is nearest to hydrogen {other}, but they are no H2: charges cannot be determined",
                 "give charge and spin, or leave this frame out",
             )
+        # each pair once
         if atom < other:
             tie(pair)
     return bonds
@@ -164,6 +171,7 @@ def _unit(frame: Frame, start: int, bonds: dict[int, list[tuple[int, FloatArray]
             if other not in where:
                 where[other] = where[atom] + way
                 ahead.append(other)
+            # two ways to one atom that end in different images: the molecule goes round the cell
             elif np.abs(where[other] - where[atom] - way).max() > 1e-6:
                 raise LabelError(f"atom {other} is bound to its own image: the cell is too small to cut molecules from")
     atoms = sorted(where)
@@ -185,6 +193,7 @@ def _nearest(ways: FloatArray, frame: Frame) -> FloatArray:
         return ways
     from ase.geometry import find_mic
 
+    # by ASE: in a skew cell rounding fractions does not always find the nearest image
     shortest: FloatArray = find_mic(ways, frame.cell, frame.pbc)[0]
     return shortest
 

@@ -98,6 +98,7 @@ class Pool:
         self._kernel: Any = None
         self._folder: Path | None = None
         if not jobs.here:
+            # one for each run: two runs that share a queue must not share Parsl's files
             self._folder = Path(tempfile.mkdtemp(prefix="jobs-", dir=folder)).absolute()
             self._kernel = _parsl("dataflow.dflow").DataFlowKernel(config(jobs, self._folder))
 
@@ -122,6 +123,7 @@ class Pool:
         """
         app = None
         if self._kernel is not None:
+            # with a kernel of its own: Parsl's global one would be shared with whatever else uses Parsl here
             app = _parsl().python_app(function, data_flow_kernel=self._kernel)
         running: dict[Future[Any], Item] = {}
         while items or running:
@@ -129,6 +131,7 @@ class Pool:
                 item = items.popleft()
                 running[_call(function, item, *arguments) if app is None else app(item, *arguments)] = item
             for future in wait(running, return_when=FIRST_COMPLETED).done:
+                # every further item would fail alike, and no frame is to pay for it
                 if _without_workers(future.exception()):
                     said = " ".join(str(future.exception()).split())
                     raise ResourceError(
@@ -156,6 +159,7 @@ def config(jobs: Jobs, folder: Path) -> Any:
     """Parsl's configuration. Its programs are named by path: they need not be on PATH."""
     return _parsl("config").Config(
         executors=[_executor(jobs, folder)],
+        # else Parsl makes a folder `runinfo` wherever the user stands
         run_dir=str(folder),
         strategy="simple",  # starts another block after one has ended; with "none" Parsl would wait for ever
         initialize_logging=False,
@@ -171,13 +175,16 @@ def _executor(jobs: Jobs, folder: Path) -> Any:
         label="beadwork",
         max_workers_per_node=jobs.workers,
         cores_per_worker=jobs.cores,
+        # workers of this machine need no other network; nodes of a cluster find ours by themselves
         address=None if jobs.slurm else "127.0.0.1",
+        # as `processes.module` has it: no module of the user's folder may be run in place of Parsl's
         launch_cmd=htex.DEFAULT_LAUNCH_CMD.replace(
             "process_worker_pool.py", shlex.join(module(programs + "process_worker_pool"))
         ),
         interchange_launch_cmd=module(programs + "interchange"),
         heartbeat_period=2,  # s; as often is it seen that a worker died
         heartbeat_threshold=NODE_TIMEOUT_SECONDS,
+        # Parsl's own rule gives up with the first block that fails, and never once one has worked
         block_error_handler=partial(_parsl("jobs.error_handlers").windowed_error_handler, threshold=MAX_START_FAILURES),
         worker_logdir_root=str(folder),
         provider=_provider(jobs),
@@ -195,6 +202,7 @@ def _provider(jobs: Jobs) -> Any:
         partition=jobs.slurm.partition,
         account=jobs.slurm.account,
         nodes_per_block=jobs.slurm.nodes,
+        # what Slurm is asked for must be what the workers take
         cores_per_node=jobs.workers * jobs.cores,
         walltime=jobs.slurm.walltime,
         scheduler_options=jobs.slurm.options,

@@ -45,6 +45,7 @@ class Label:
     extra: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        # here, and not where codes are read: whatever makes a label, none without numbers can exist
         if not (np.isfinite(self.energy) and np.isfinite(self.energy_error) and self.energy_error >= 0):
             raise LabelError(
                 f"{self.code} gave an energy of {self.energy} eV with an error of {self.energy_error}",
@@ -78,6 +79,7 @@ class Label:
     def from_dict(cls, stored: Mapping[str, Any]) -> Label:
         """Read what `to_dict` wrote. Raises LabelError for keys missing or unknown."""
         known = {f.name for f in fields(cls)}
+        # a label of another version is not half read: a field that is missing has no safe default
         if known != set(stored):
             raise LabelError(
                 f"a label lacks {sorted(known - set(stored))} or has the unknown {sorted(set(stored) - known)}: "
@@ -105,6 +107,7 @@ class Labeller(Protocol):
 
 def structure(frame: Frame) -> dict[str, Any]:
     """A structure as queue, cache and inputs store it: Å, and arrays stay arrays."""
+    # all digits: a label is found again by a hash of this
     return {"numbers": frame.numbers, "positions": frame.positions, "cell": frame.cell, "pbc": list(frame.pbc)}
 
 
@@ -125,6 +128,7 @@ def computed(row: Row) -> tuple[Frame, Label]:
     It is the row's frame, or the cluster that was cut from it. Raises LabelError for a row without a valid label.
     """
     stored = dict(row.label or {})
+    # the queue adds it to a label whose cluster was cut
     cut = stored.pop("structure", None)
     frame = row.kept.frame if cut is None else frame_of(cut)
     try:

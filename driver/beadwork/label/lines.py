@@ -18,5 +18,6 @@ def last_row_is_complete(rows: Sequence[str]) -> bool:
     if not rows or rows[-1].endswith("\n"):
         return True
     words = [row.split() for row in rows]
+    # programs write a column with a fixed number of digits; a number that was cut has fewer
     digits = {len(row[-1].partition(".")[2]) for row in words if len(row) == len(words[-1])}
     return len(rows) > 1 and digits != {0} and len(digits) == 1 and all(len(row) == len(words[0]) for row in words)

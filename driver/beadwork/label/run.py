@@ -94,6 +94,7 @@ class Estimate:
         if self.computed:
             lines.append(f"computed   {self.computed} of them before, to be stored only")
         workers = self.spec.jobs.at_once
+        # however many workers there are, the longest label takes its time
         wall = max([sum(self.seconds) / workers, *self.seconds])
         lines.append(
             f"time       about {_duration(wall)} with {workers} worker{'s' * (workers > 1)} "
@@ -122,6 +123,7 @@ def label(
     labeller = spec.labeller()
     # all that can be refused is refused before the first label is computed, which may take a day
     _one_method(queue, labeller.method, spec, mix)
+    # before the plan, so that their frames are in it
     _release_dead_claims(queue)
     rows = _plan(queue, ids, most)
     _check_any_possible(queue, rows, spec, labeller)
@@ -131,6 +133,7 @@ def label(
     told: list[Outcome] = []
     items = deque(row.id for row in rows)
     try:
+        # the queue's address travels to the workers, not the queue: a connection cannot be shared
         with Pool(spec.jobs, folder) as pool:
             for id, future in pool.each(label_row, items, queue.url, spec, str(folder), run):
                 error = future.exception()
@@ -178,6 +181,7 @@ def command(
         from beadwork.label.choose import from_queue
 
         if not dry:
+            # or a choice could consist of frames that no labeller can do
             fail_impossible(queue, spec, _print_failure)
         ids, choice = from_queue(queue, by, most, lambda row: atoms_of(row, spec), again)
         chosen = f"{choice}\n" if choice else ""
@@ -193,6 +197,7 @@ def command(
             _print_failure(told, of)
 
         report = label(queue, spec, ids=ids, most=most, mix=mix, watch=watch)
+    # some labels and some failures is a success: the reasons are in the queue
     if report.count(FAILED) and not report.count(DONE):
         raise LabelError(f"no frame was labelled, {report}; the first reason: {report.told[0].reason}")
     return f"{chosen}{report}"
@@ -240,6 +245,7 @@ def folder_of(queue: Queue) -> Path:
     HASH is of the URL, because two databases have rows of the same numbers.
     """
     if "://" in queue.name:
+        # a database has no folder; this one is the user's own, where he stands
         return Path(f"labels-{hashlib.sha256(queue.name.encode()).hexdigest()[:8]}")
     return Path(f"{queue.name}.labels")
 
@@ -249,6 +255,7 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Outcome:
     queue = Queue(url)
     worker = f"{run}/{platform.node()}:{os.getpid()}"
     while True:
+        # an attempt is counted by the claim, so that a frame that kills its worker has an end
         row = queue.claim(worker, spec.lease, id)
         if row is None:
             return Outcome(id, TAKEN)
@@ -293,6 +300,7 @@ def _part(row: Row, spec: Spec) -> _Part:
     if any(frame.pbc) and spec.cut is None and not spec.periodic:
         raise LabelError(f"the frame is periodic, and {spec.kind} computes clusters: add a table [cut] to the TOML")
     if spec.cut is not None:
+        # round the atom of which the models know least, which the label is to teach
         cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
         return _Part(cluster.frame, cluster.charge if spec.charge is None else spec.charge, cluster.atoms)
     if spec.charge is not None:
@@ -302,6 +310,7 @@ def _part(row: Row, spec: Spec) -> _Part:
     except LabelError:
         if not spec.ignores_charge:
             raise
+        # any number does, as the labeller does not use it
         return _Part(frame, 0, None)
 
 
@@ -353,10 +362,12 @@ def _find_or_compute(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> 
         if spec.settings_hash is not None:
             label = replace(label, extra={**label.extra, SETTINGS_KEY: spec.settings_hash})
         _make_folder(file.parent)
+        # before the queue knows of it: a kill in between must not cost a day of computing
         write_whole(file, as_json(label.to_dict()))
     label = _read(file)  # always from the file, so that a label is the same whether it was found or computed
     stored = label.to_dict()
     if part.atoms is not None:
+        # training needs the atoms that were computed, in the places where they were
         stored["structure"] = structure(part.frame) | {"atoms": list(part.atoms)}
     return stored, file, found
 
@@ -389,6 +400,7 @@ def _physical(label: Label, frame: Frame) -> None:
         return
     sizes = np.linalg.norm(label.forces, axis=1)
     if label.forces_error is not None:
+        # noise alone may be large, and is known to be noise
         sizes -= 3 * np.linalg.norm(label.forces_error, axis=1)
     worst = int(sizes.argmax())
     if sizes[worst] <= MAX_FORCE:
@@ -446,10 +458,12 @@ def _plan(queue: Queue, ids: Sequence[int] | None, most: int | None, again: bool
         for row in queue.rows()
         if row.status == WAITING
         or (again and row.status == FAILED)
+        # a worker of another host that has died: nobody renews its claim
         or (row.status == CLAIMED and row.expires is not None and row.expires < now)
     ]
     if ids is not None:
         order = {id: rank for rank, id in enumerate(ids)}
+        # in the order of the choice, most wanted first
         free = sorted((row for row in free if row.id in order), key=lambda row: order[row.id])
     return free[:most]
 
@@ -467,6 +481,7 @@ def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
             )
     others = Counter(str(label.get("method")) for label in labels)
     del others[method]
+    # labels of earlier versions have no such key, and nothing can be said of their settings
     mine = [label for label in labels if label.get("method") == method and SETTINGS_KEY in label.get("extra", {})]
     unlike = sum(label["extra"][SETTINGS_KEY] != spec.settings_hash for label in mine)
     if unlike and not spec.same_theory:
@@ -486,6 +501,7 @@ def _one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
 def _release_dead_claims(queue: Queue) -> None:
     """Release the claims of dead processes of this machine; the attempts do not count, since nothing failed."""
     for row in queue.rows(status=CLAIMED):
+        # as `label_row` names itself: run/host:pid
         _, _, place = (row.worker or "").partition("/")
         node, _, pid = place.rpartition(":")
         if row.worker is not None and node == platform.node() and pid.isdecimal() and birth(int(pid)) is None:
@@ -549,6 +565,7 @@ def _remove_leftovers(queue: Queue, folder: Path) -> None:
     """Remove files of labels that the queue has, partial files of killed writers, and an empty folder."""
     labelled = {row.id for row in queue.rows(status=LABELLED)}
     for file in folder.glob("*.json"):
+        # another run may have computed a label that is not in the queue yet: its file stays
         number = file.name.partition("-")[0]
         if number.isdecimal() and int(number) in labelled:
             file.unlink(missing_ok=True)

@@ -89,11 +89,13 @@ class Spec:
     @property
     def periodic(self) -> bool:
         """Whether whole periodic frames may reach the labeller."""
+        # PySCF and jQMC compute molecules here; of the others the user says it
         return LABELLERS[self.kind][1]
 
     @property
     def identity(self) -> str:
         """All on which a label depends besides its frame, as text."""
+        # lease, attempts and jobs are left out: no number depends on them
         return as_json({"kind": self.kind, "settings": self.settings, "charge": self.charge, "spin": self.spin})
 
     @property
@@ -102,16 +104,19 @@ class Spec:
         if self.kind not in USER_NAMED_METHODS:
             return None
         used = {name: value for name, value in self.settings.items() if name not in USER_NAMED_METHODS[self.kind]}
+        # 16 digits: it only has to differ from those of one queue
         return hashlib.sha256(as_json(used).encode()).hexdigest()[:16]
 
 
 def read_spec(path: Path) -> Spec:
     """Read a LABELLER.toml. Raises ConfigError with what is wrong in it."""
     data = read_toml(path)
+    # a table of its own: its names are those of the labeller's class, which `kind` decides
     settings = data.pop("settings", None)
     if not isinstance(settings, dict) or "kind" not in data:
         raise ConfigError(f"{path} wants kind = one of {', '.join(LABELLERS)}, and its settings in a table [settings]")
     settings = names(settings, f"{path}: [settings]")  # one spelling, because labels carry a hash of the settings
+    # absolute: a worker stands in another folder
     extra = {"settings": settings, "here": str(path.parent.absolute())}
     spec: Spec = build(Spec, data, path.parent, str(path), extra)
     spec.labeller()  # wrong settings are refused here, not with the first frame

@@ -72,6 +72,7 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
         raise ConfigError(f"every is {every}", "it wants 1 or more")
     try:
         text = path.read_bytes()
+        # of the bytes that are read, not of a path that may be written to meanwhile
         digest = hashlib.sha256(text).hexdigest()
         read = _read(path, text)
     except BeadworkError:
@@ -92,6 +93,7 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
     if not kept:
         ends = "; it ends within one, or without a newline, so that the last number may be cut" * read.torn
         raise ConfigError(f"there is no whole frame in {path}{ends}")
+    # in one transaction: all frames of a file or none
     stored = sum(row is not None for row in queue.add_all(kept))
     return Added(stored, len(kept) - stored, read.torn, read.isotopes, _kinds([one.frame for one in kept]))
 
@@ -159,6 +161,7 @@ def _xyz(path: Path, lines: Sequence[str]) -> _Read:
                 )
         else:
             try:
+                # one block at a time: an error then names its frame, and a torn end is seen by us
                 atoms = ase.io.read(io.StringIO("".join(block)), format="extxyz")
             except Exception as error:  # of all kinds too
                 raise ConfigError(f"{where} cannot be read as extended XYZ: {' '.join(str(error).split())}") from error
@@ -176,6 +179,7 @@ def _of_ipi(block: Sequence[str], mode: str, where: str) -> Frame:
             f"{where} does not name its units, and i-PI would assume Bohr: write positions{{angstrom}} "
             f"cell{{angstrom}}, or atomic_unit, into its second line, {title.strip()!r}"
         )
+    # i-PI's own reader knows its units and its cell in the title
     return structure(read_file_raw(mode, io.StringIO("".join(block))), mode)
 
 
@@ -260,6 +264,7 @@ def _protium(line: str) -> str:
 def _dump(path: Path, lines: Sequence[str]) -> _Read:
     """A LAMMPS dump. Raises ConfigError where it has types without elements, or units that are not Å."""
     starts = [row for row, line in enumerate(lines) if line.startswith("ITEM: TIMESTEP")]
+    # LAMMPS writes its units only where it is told to; its usual ones for molecules are in Å
     units = next((after.strip() for line, after in pairwise(lines) if line.startswith("ITEM: UNITS")), "")
     if units not in ("", "real", "metal"):
         raise ConfigError(f"{path} is in LAMMPS's units {units!r}", "write it in Å (real, metal)")
@@ -276,6 +281,7 @@ def _dump(path: Path, lines: Sequence[str]) -> _Read:
                 read.torn = True
                 break
             raise ConfigError(f"frame {number} of {path} is incomplete", "remove it")
+        # ASE takes a type for an atomic number: type 1 would be hydrogen, whatever it is
         if not {"element", "mass"} & set(columns):
             raise ConfigError(
                 f"frame {number} of {path} has types instead of elements: let LAMMPS write the column element "
@@ -332,6 +338,7 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
         raise ConfigError(f"{where}: {error.what}", "correct it, or remove it") from error
     if not frame.numbers.all():
         raise ConfigError(f"{where} has atoms of no known element", "remove it from the file")
+    # with images: too small a cell brings atoms together as well
     first, second, far = neighbor_list("ijd", frame.to_atoms(), _NEAR)
     if len(far):
         pair = int(far.argmin())
@@ -339,6 +346,7 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
             f"{where} has atoms {first[pair]} and {second[pair]} {far[pair]:.4f} Å apart",
             "remove it; or are these no positions in Å, but forces, velocities, or fractional coordinates?",
         )
+    # nobody has evaluated it: NaN, since 0 would mean that the members agree
     unknown = np.full(len(frame.numbers), np.nan)
     return KeptFrame(frame, number, np.nan, unknown, np.empty(0), (), digest)
 

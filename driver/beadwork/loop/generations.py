@@ -28,7 +28,9 @@ def write_page(loop: Loop) -> Path:
         raise LabelError(f"{loop.folder} holds no generation that has come to an end of its simulations")
     committees = [committee_of(loop, number) for number in range(len(done))]
     trained = [folder for folder in committees if (folder / DATASET).exists()]
+    # one set for all: errors on different frames cannot be compared, and what one has learned would flatter it
     testing = unseen(Dataset.read(trained[-1]).testing, committees) if trained else []
+    # the newest reference energies for all: those of the first committee may be of another program
     errors = [errors_of(folder, testing, trained[-1]) if testing else {} for folder in committees]
     end = done[-1].stages.get("end", {}).get("reason", "it goes on: give the command again")
     sections = [
@@ -68,6 +70,7 @@ def _table(loop: Loop, done: Sequence[Generation], errors: Sequence[dict[str, An
     for generation, error in zip(done, errors, strict=True):
         stages = generation.stages
         kept = sum(len(run["kept"]) for run in stages["simulate"]["runs"].values())
+        # a generation is served by what the one before it has trained
         before = done[done.index(generation) - 1].stages.get("train") if generation is not done[0] else None
         rows.append(
             (
@@ -122,6 +125,7 @@ def _origin(done: Sequence[Generation]) -> str:
     for generation in done:
         begin = generation.stages["begin"]
         link = escape(f"{generation.folder.name}/{VALIDATION}")
+        # the last generation measures, and trains nothing
         there = (generation.folder / VALIDATION).exists()
         rows.append(
             (
@@ -137,6 +141,7 @@ def _origin(done: Sequence[Generation]) -> str:
 
 def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> str:
     """Flagged rate and errors against the generation; a sentence where it cannot be drawn."""
+    # the page has all numbers without it; matplotlib is an extra
     if importlib.util.find_spec("matplotlib") is None:
         return (
             "<p>The picture needs matplotlib, which is not installed: <code>pip install 'beadwork[plots]'</code>.</p>"
@@ -161,5 +166,6 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
     for panel in panels:
         panel.set_xlabel("generation")
         panel.set_xticks(where)
+        # from 0, so that a small change does not look like a large one
         panel.set_ylim(bottom=0)
     return page.png(figure, "flagged rate and errors")

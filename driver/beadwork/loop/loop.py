@@ -167,6 +167,7 @@ def read_loop(path: Path) -> Loop:
         (data["delta"],) = data["delta"]
     loop: Loop = build(Loop, data, here, str(path))
     run = fit(ServeConfig, loop.run, here, f"{path}: [run]")
+    # now, and not when the first simulation is started
     check(ServeConfig(**run))
     return replace(loop, run={name.replace("_", "-"): value for name, value in run.items()})
 
@@ -221,6 +222,7 @@ def learn(path: Path, tell: Report) -> list[Generation]:
         try:
             return learning.run()
         finally:
+            # an i-PI that nobody waits for would go on for its billion steps
             for run in learning.live.values():
                 run.end()
 
@@ -247,6 +249,7 @@ def why_stop(loop: Loop, before: Generation, now: Generation) -> str | None:
         if errors["old"].get(name) and errors["new"].get(name):
             pairs.append((f"the {name} error on frames held out", errors["old"][name][0], errors["new"][name][0]))
             break
+    # one of the two is enough: a smaller error may leave the rate, and the other way round
     if any(new < (1 - loop.falling) * old for _, old, new in pairs):
         return None
     return "; ".join(f"{name} went from {old:.4g} to {new:.4g}" for name, old, new in pairs) + (
@@ -286,16 +289,19 @@ class _Learning:
             now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
             now.folder.mkdir(exist_ok=True)
             committee = committee_of(loop, number)
+            # a generation that was begun in an earlier call: its results are of the models of that time
             if "begin" in now.stages:
                 self._same_models(now, committee)
             now.do("begin", partial(self._begin, committee))
             now.do("simulate", partial(self._simulate, now, done, committee))
+            # after the simulations, since only these say what the new committee is worth
             reason = why_stop(loop, done[-1], now) if done else None
             done.append(now)
             if number == loop.generations:
                 reason = reason or f"{loop.generations} generations were allowed"
             if reason is None:
                 chosen = now.do("choose", self._choose)["rows"]
+                # no frame waits that can be labelled: another training would have the same labels
                 if not chosen:
                     reason = "no frame is asked for any more"
             if reason is not None:
@@ -345,6 +351,7 @@ class _Learning:
 
     def _simulate(self, now: Generation, done: Sequence[Generation], committee: Path) -> dict[str, Any]:
         runs = {}
+        # as beadwork.out has it: what other models have answered does not count for this generation
         serving = now.stages["begin"]["hash"][:SHORT_HASH_CHARACTERS]
         for name, xml in self.loop.simulations.items():
             if self.loop.start == "live":
@@ -353,6 +360,7 @@ class _Learning:
                 folder = now.folder / name
                 goes_on = self.loop.start == "continue" and done
                 simulate.prepare(xml, folder, simulate.come_to(done[-1].folder / name) if goes_on else None)
+                # the members and not the pointer: this simulation is of this committee from its first step to its last
                 members = [str(member) for member in members_of([committee])]
                 run = simulate.start(folder, {**self.options, "delta": members}, len(self._kept(now, folder)))
                 if run is not None:
@@ -388,6 +396,7 @@ class _Learning:
             self.live.pop(name).end()  # it can activate a committee only at i-PI's next start, which follows
         # a running simulation keeps the old committee until the server has loaded and verified the new one
         before = done[-1].stages["begin"]["hash"][:SHORT_HASH_CHARACTERS] if name in self.live else None
+        # the loop ends it, after as many steps with each committee as the input has in all
         simulate.prepare(xml, folder, steps=ENDLESS_STEPS)
         if name not in self.live:
             # the server counts over its whole run, which lasts for all generations
@@ -403,12 +412,14 @@ class _Learning:
 
     def _kept(self, now: Generation, folder: Path) -> list[int]:
         """Rows that a simulation has put into the queue in this generation."""
+        # by simulation and row: a live simulation has put rows of earlier generations there, too
         mine, last = simulate.simulations(folder), now.stages["begin"]["last_row"]
         return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
 
     def _choose(self) -> dict[str, Any]:
         """Rows to label, the highest score first, without those that cannot be labelled or that the baseline does not
         know."""
+        # before the choice, or it could consist of frames that no labeller can do, generation after generation
         fail_impossible(self.queue, self.spec, self._report_outcome, self.loop.baseline)
         waiting = len(self.queue.rows(status=WAITING))
         rows, choice = choose(
@@ -430,6 +441,7 @@ class _Learning:
         label(self.queue, self.spec, ids=chosen, watch=self._report_outcome)
         rows = [self.queue.get(id) for id in chosen]
         labelled = [row.id for row in rows if row.status == LABELLED]
+        # training again on the same labels would change nothing
         if not labelled:
             reasons = {row.reason for row in rows if row.status == FAILED}
             raise LabelError(
@@ -441,12 +453,14 @@ class _Learning:
 
     def _train(self, now: Generation, committee: Path) -> dict[str, Any]:
         out = now.folder / "committee"
+        # a committee of another program has no dataset, and its weights may be of another form
         previous = committee if (committee / DATASET).exists() else None
         examples: dict[str, Example] = {}
         if (out / DATASET).exists():  # training has begun: labels that came later belong to the next generation
             examples.update((e.hash, e) for e in Dataset.read(out).examples)
         else:
             if previous is not None:
+                # by hash: labels of the queue that the previous dataset has already are the same examples
                 examples.update((e.hash, e) for e in Dataset.read(previous).examples)
             method = self.spec.labeller().method
             examples.update((e.hash, e) for e in from_queue(self.queue, self.loop.baseline, method))
@@ -479,6 +493,7 @@ class _Learning:
         }
 
     def _swap(self, now: Generation) -> dict[str, Any]:
+        # last: whoever watches the file gets a committee that was trained, measured and recorded
         write_pointer(self.loop.folder / CURRENT, now.folder / "committee")
         return {"current": str((now.folder / "committee").relative_to(self.loop.folder))}
 
@@ -535,5 +550,6 @@ def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Examp
     learned = [
         frame for committee in committees if (committee / DATASET).exists() for frame in Dataset.read(committee).learned
     ]
+    # by structure: the same frame may have been labelled under two rows
     seen = among([e.frame for e in testing], learned)
     return [e for e, one in zip(testing, seen, strict=True) if not one]

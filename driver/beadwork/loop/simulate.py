@@ -52,6 +52,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     if folder.exists():
         return
     simulation = read_simulation(xml, directory=xml.parent)
+    # made beside it and renamed: a folder that is there is complete
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a loop that was killed while it prepared the folder
     part.mkdir(parents=True)
@@ -70,6 +71,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     (part / "input.xml").write_text(text, encoding="utf-8")
     if steps_of is not None:
         text = steps_of.read_text(encoding="utf-8")
+        # i-PI counts total_steps from the first step of all, and a RESTART goes on counting
         steps = read_simulation(steps_of, directory=steps_of.parent).step + simulation.total_steps
     if steps is not None:
         text = re.sub(r"(<total_steps>)\s*\d+\s*(<)", rf"\g<1>{steps}\g<2>", text)
@@ -87,6 +89,7 @@ def come_to(folder: Path) -> Path | None:
 
     i-PI writes RESTART only when it ends normally; after a kill there are only the checkpoints that the input requests.
     """
+    # i-PI's names of checkpoints follow from its prefix, which is the same in all parts
     output = ElementTree.parse(folder / "part-0.xml").getroot().find("output")
     prefix = "i-pi" if output is None else output.get("prefix", "i-pi")
     names = [] if output is None else [c.get("filename", "restart") for c in output.findall("checkpoint")]
@@ -114,6 +117,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Simulation | N
     options: of `beadwork run`, with absolute paths. kept: frames that earlier attempts have kept already.
     """
     end_noted(folder / GROUP, EXIT_TIMEOUT_SECONDS)
+    # after the old i-PI has ended, which may have written its last step only then
     if finished(folder):
         return None
     number = len(list(folder.glob("out-*")))  # attempts so far
@@ -130,6 +134,7 @@ def start(folder: Path, options: Mapping[str, Any], kept: int) -> Simulation | N
     write_whole(folder / f"run-{number}.toml", tomli_w.dumps({**options, **mine}))
     command = noted([*module("beadwork.cli"), "run", f"run-{number}.toml"], GROUP)
     log = folder / f"log-{number}.txt"
+    # a group: Ctrl-C reaches the loop alone, which ends its simulations in order
     process = launch(command, log, folder, group=True)
     return Simulation(folder, process, log, out / record.NAME)
 
@@ -151,6 +156,7 @@ class Simulation:
             self.end()
         if code:
             raise self._failed(code)
+        # i-PI ends with 0 as well where a file EXIT or its total_time has stopped it
         if not finished(self.folder):
             raise SimulationError(
                 f"i-PI ended in {self.folder} before its last step", "its words are in out-*/i-pi.log"
@@ -161,11 +167,13 @@ class Simulation:
 
         before: the committee that may be active until this one is activated; None where the run began with this one.
         """
+        # in all attempts: what was answered before a kill counts
         while len(answered(self.folder, committee)) < steps:
             if (code := self.process.poll()) is not None:
                 raise self._failed(code)
             served = record.read_committees(self.record)
             found = served.taken_up
+            # any third committee: somebody has pointed the file elsewhere, and these steps would never come
             if found and found[-1] != committee and (committee in found or found[-1] != before):
                 raise SimulationError(
                     f"{found[-1]} is active in {self.folder} instead of {committee}",
@@ -179,6 +187,7 @@ class Simulation:
     def end(self) -> None:
         """End it normally, if it runs, so that it can be continued."""
         if self.process.poll() is None:
+            # SIGTERM, so that i-PI writes the RESTART from which the next attempt goes on
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(EXIT_TIMEOUT_SECONDS)
@@ -195,6 +204,7 @@ def steps_are_told(xml: Path) -> bool:
     """Whether a server of this input knows where i-PI's steps begin, the only place to activate a committee."""
     simulation = read_simulation(xml, directory=xml.parent)
     known = Written(simulation.outputs).tells
+    # of sockets that nobody uses there is nothing to tell
     return known or all(pattern(simulation, socket) for socket in simulation.sockets if simulation.served(socket))
 
 

@@ -42,6 +42,7 @@ def save_last_frames(last: Sequence[LastFrames], folder: Path) -> Path:
             atoms.info["step"] = "unknown" if one.step is None else one.step
             atoms.info["bead"] = "unknown" if frame.bead is None else frame.bead
             if one.evaluation is not None:
+                # forces of all structures stand one after another; ptr has where each begins
                 a, b = one.evaluation.ptr[[k, k + 1]]
                 energy, forces = float(one.evaluation.energies[k]), one.evaluation.forces[a:b]
                 atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)

@@ -25,6 +25,7 @@ class Metrics:
     def __init__(self, where: str | int, pace: Pace, total: int, facts: Callable[[], Mapping[str, Any]]) -> None:
         if importlib.util.find_spec("prometheus_client") is None:
             raise ConfigError("--metrics needs prometheus_client: pip install 'beadwork[metrics]'")
+        # only here: the package is an extra
         from prometheus_client import (
             CollectorRegistry,
             Counter,

@@ -68,6 +68,7 @@ class Pace:
         elif isinstance(event, Joined):
             self.joined = True
             self.step = self._first = 0
+        # a night without i-PI is no slow step
         elif isinstance(event, Lost):
             self._marks.clear()
             self._resumed = True
@@ -77,6 +78,7 @@ class Pace:
     def _add(self, event: Evaluated) -> None:
         self.answered = time.monotonic()
         self.evaluations += 1
+        # without the wait for i-PI: this is asked where i-PI may hang
         self._last = sum(seconds for name, seconds in event.seconds.items() if name != "idle")
         if event.force_spread is not None:
             self.spread = event.force_spread
@@ -92,16 +94,19 @@ class Pace:
         step = None if event.step is None else event.step - bool(event.blur and event.step)
         self._steps[event.address] = step
         known = [step for step in self._steps.values() if step is not None]
+        # one forcefield whose step is unknown, and the step of the whole is
         if len(known) < len(self._steps):
             self.step = None
             self._marks.clear()
             return
+        # with multiple time steps one forcefield runs ahead within a step; the last one has done it
         done = self._first + (min(known) if len(known) == self._forcefields else 0)
         if self.step is None or done < self.step:  # it has become known, or i-PI was started again
             self.step = done
             self._marks.clear()
         if done > self.step:
             self.step = done
+            # when a step was new, so that evaluations within a step do not count as steps
             self._marks.append((done, self.answered))
 
     @property
@@ -116,6 +121,7 @@ class Pace:
     def ns_per_day(self) -> float | None:
         """Simulated time per day at that pace; None where the time step is not known."""
         seconds = self.seconds_per_step
+        # 1e-6 ns in a fs, 86400 s in a day
         return None if not seconds or not self._time_step else 1e-6 * self._time_step / seconds * 86400
 
     @property
@@ -128,6 +134,7 @@ class Pace:
         """'rising', 'falling' or 'steady': the newest spreads against their running mean; empty where there are few."""
         if len(self._spreads) <= NEWEST_EVALUATIONS:
             return ""
+        # means of several: single evaluations scatter more than a trend
         newest, mean = fmean(list(self._spreads)[-NEWEST_EVALUATIONS:]), fmean(self._spreads)
         if abs(newest - mean) <= TREND_FRACTION * mean:
             return "steady"

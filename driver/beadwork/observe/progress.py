@@ -44,6 +44,7 @@ def level(event: Event) -> int:
     """The level of logging with which an event is shown."""
     if isinstance(event, Note):
         return event.level
+    # where the user may have to do something, so that -q shows it too
     return WARNING if isinstance(event, (Joined, Refused, Lost)) else INFO
 
 
@@ -72,6 +73,7 @@ class Progress:
         self._shown = pace.step or 0
         self._said = time.monotonic()
         self._bar: tqdm[None] | None = None
+        # a bar redraws its line, which in a file would be thousands of lines
         if sys.stderr.isatty() and shows_progress():
             self._bar = tqdm(
                 total=total,
@@ -92,9 +94,11 @@ class Progress:
             self._shown = 0
             if self._bar is not None:
                 self._bar.initial = self._bar.n = self._bar.last_print_n = 0
+                # i-PI's step is not known, so neither is what is left
                 self._bar.total = None
         elif isinstance(event, Evaluated):
             step = self._pace.step
+            # several evaluations make one step (beads in parts, or two forcefields)
             if step == self._shown:
                 return
             if self._bar is not None:
@@ -131,5 +135,6 @@ class Progress:
             if self._bar is not None:
                 with ignore_closed_terminal():
                     self._bar.close()
+            # without any result there is no state to tell; the error says why
             elif self._pace.answered is not None:
                 self._print_line()

@@ -57,6 +57,7 @@ class Record:
         self.dropped = 0
         self.answered = False  # anything at all
         self._path = folder / NAME
+        # both, or a new record would stand beside an old summary
         for old in (self._path, folder / "summary.json"):
             rotate_file(old)
         with writing(self._path):
@@ -125,6 +126,7 @@ class Record:
 
     def _add(self, event: Evaluated) -> None:
         self.answered = True
+        # the column is what an evaluation costs: i-PI's own time and the work after the reply are left out
         busy = sum(seconds for name, seconds in event.seconds.items() if name not in ("idle", "aside"))
         both = (event.energy_spread, event.force_spread)
         spread = " ".join("nan" if value is None else f"{value:.6e}" for value in both)
@@ -145,6 +147,7 @@ class Record:
         if event.step is None:
             self._steps[event.address] = None
         else:
+            # a server that came late counts from the step that it saw first
             self._before.setdefault(event.address, event.step - 1)
             self._steps[event.address] = event.step - bool(event.blur)
         self._evaluated += event.evaluated
@@ -163,9 +166,11 @@ class Record:
         steps and what is told of each where nobody knows them, and the spreads where no evaluation had one.
         """
         known = {address: step for address, step in self._steps.items() if step is not None}
+        # the step that i-PI has come to is not done yet
         written = come_to - 1 if come_to else 0  # at least, as outputs have strides
         counted = min((max(step, written) - self._before[address] for address, step in known.items()), default=0)
         steps = done or (counted if len(known) == len(self._steps) else None)
+        # i-PI's own count of steps alone: ours would be held against itself
         asked = done * each if done and each else None
         spreads = self._spreads
         return {
@@ -200,6 +205,7 @@ class Record:
                 self._file.close()  # what could not be written before is tried once more
         finally:
             with writing(path):
+                # whole: scripts that wait for this file must not read a part of it
                 write_whole(path, json.dumps(summary, indent=2) + "\n")
 
 
@@ -241,6 +247,7 @@ def _lines(path: Path) -> Iterator[str]:
         return
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
+            # the last line of a killed run may be torn
             if line.endswith("\n"):
                 yield line[:-1]
 
@@ -252,6 +259,7 @@ def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray], dict[str
     symbol; the largest novelty by the part that it is of ('baseline', 'delta') and by the symbol of its element.
     """
     comments, table = read_table(path)
+    # columns by name: files of earlier releases have fewer
     names = _names(comments[0])[FIXED:] if comments else []
     columns: dict[str, dict[str, FloatArray]] = {"spread": {}, "novelty": {}}
     for name, values in zip(names, table.T[FIXED:], strict=False):
@@ -297,6 +305,7 @@ def read_committees(path: Path) -> Committees:
     for line in _lines(path):
         if taken_up := _TAKEN_UP.match(line):
             found.taken_up.append(taken_up[1])
+            # what was refused before another one was activated is history
             found.refused.clear()
         elif line.startswith(_REFUSED):
             found.refused.append(str(json.loads(line.removeprefix(_REFUSED))["why"]))
@@ -341,6 +350,7 @@ def read_answered(path: Path, committee: str) -> list[Answered]:
             words = line.split()
             step, of_energies, spread = words[0], float(words[3]), float(words[4])
             columns = dict(zip(names, words, strict=False))  # a server of an earlier release has no novelty
+            # an evaluation without energy spread is the baseline's, at an address of its own
             if not math.isnan(of_energies):
                 novelties = (float(columns.get(name, "nan")) for name in NOVELTY)
                 steps.setdefault(row if step == "nan" else step, Answered()).add(spread, *novelties)

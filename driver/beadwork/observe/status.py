@@ -50,6 +50,7 @@ class StatusFile:
         self._pace = pace
         self._facts = facts
         self._watch = watch
+        # so that the first result is written at once
         self._written = -WRITE_INTERVAL_SECONDS
         self._broken = False
         # a process id alone can be given to another process after a reboot or a while: with its start time it is unique
@@ -73,10 +74,12 @@ class StatusFile:
             if time.monotonic() - self._written >= WRITE_INTERVAL_SECONDS:
                 self._write()
         elif isinstance(event, Waiting):
+            # the number of frames changes at every step, which is no reason to write out of turn
             began_or_ended = bool(event.why) != bool(self._queue["frames_wait_because"])
             self._queue = {"frames_waiting": event.frames, "frames_wait_because": event.why}
             if began_or_ended:
                 self._write()
+        # while another connection remains i-PI is there
         elif isinstance(event, Lost) and not event.left:
             self._state = {"state": "waiting", "why": f"for i-PI at {event.address} ({event.why})"}
             self._write()
@@ -96,6 +99,7 @@ class StatusFile:
             **self._pace.facts(),
             **self._facts(),
             "updated": time.time(),
+            # for a reader on the same machine: nobody can set this clock
             "updated_monotonic": now,
             "answered_before_update": None if answered is None else now - answered,
         }
@@ -107,6 +111,7 @@ class StatusFile:
             # O_EXCL: a link that another user has put there is not followed
             with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump(data, file, indent=1)
+            # a reader finds the old file or the new one, never a part
             os.replace(beside, self.path)
             self._broken = False
         except OSError as error:
@@ -117,6 +122,7 @@ class StatusFile:
                 with contextlib.suppress(OSError), open(self.path, "r+", encoding="utf-8") as file:
                     file.write(json.dumps(data))
                     file.truncate()
+            # once: the disk may stay full for days, and the run goes on
             if not self._broken:
                 self._watch(
                     Note(f"{self.path} cannot be written ({error}); `beadwork status` will show an old state", WARNING)
@@ -176,6 +182,7 @@ def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
         why = f": {data['why']}" if data["why"] else ""
         return f"ended {format_duration(_age(data))} ago, after {after}, with exit code {data['exit_code']}{why}", ENDED
     here = host == platform.node()
+    # the process is gone, or its number belongs to another one; of another machine nobody here can know
     if here and birth(int(pid)) != data["birth"]:
         return (
             f"dead: {who}, ended without writing its end, {format_duration(_age(data))} after its last status (killed, "
@@ -184,6 +191,7 @@ def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
         )
     if data["state"] == "waiting":
         return f"running: {who}; waits {data['why']}", RUNNING
+    # the file itself is written after results alone, so its age is silence too
     silent = _age(data) + data["answered_before_update"]
     # before the second step, and after a lost connection, only the time of the last evaluation is known
     pace = data["seconds_per_step"] or data["seconds_of_the_last"] or 0.0
@@ -199,6 +207,7 @@ def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
 
 def _age(data: Mapping[str, Any]) -> float:
     """Seconds since the file was written; on the same machine by the monotonic clock, which nobody can set."""
+    # after a reboot the monotonic clock has begun anew
     if data["host"] == platform.node() and str(data["birth"]).startswith(f"{_boot_or_none()} "):
         return max(0.0, time.monotonic() - float(data["updated_monotonic"]))
     return max(0.0, time.time() - float(data["updated"]))

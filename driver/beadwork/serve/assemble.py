@@ -40,6 +40,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     notes = [*whole.notes, *unused_gpu(config.device)]
     parts = {"sum": whole}
     if "baseline" in roles.values():
+        # both parts keep all cards: each names all models that drive i-PI
         parts["baseline"] = Potential(whole.baseline, cards=whole.cards)
     if "delta" in roles.values():
         parts["delta"] = whole.without_baseline()
@@ -53,8 +54,10 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     for name, role in roles.items():
         socket = simulation.socket(name)
         service = _service(config, simulation, socket, parts[role])
+        # what i-PI would refuse or misread comes first: selecting backends takes seconds a model
         _check_gathered(socket, service)
         service.potential.check_species(service.numbers)
+        # one structure is enough: species and cell are those of every bead
         start = simulation.served(socket)[0][0].frame(active=socket.active, periodic=config.periodic)
         notes += service.potential.select_backends(start)
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
@@ -72,6 +75,7 @@ def _of_the_whole(potential: Potential, start: Frame) -> list[str]:
     if s is None or atoms < LARGE:
         return []
     spread = potential.evaluate([start]).spread
+    # the weight of Δ in docs/formulas.md, s² / (s² + var)
     factor = 1.0 if spread is None else s**2 / (s**2 + float(spread.energy[0]) ** 2)
     return [
         f"the baseline's uncertainty of {s:g} eV is that of all {atoms} atoms together: at the start Δ counts with "
@@ -96,10 +100,12 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
     structures = simulation.structures(socket)
     servers = config.servers or 1
     # more connections than the ring has batches would never be used, or by one server alone
+    # to a cavity with photons i-PI sends one bead after the other: a second connection would stay idle
     at_once = structures if socket.photons is None else 1
     wanted = config.connections or max(1, -(-at_once // (socket.batch_size * servers)))
     line = Line(address_of(simulation, socket, config.host), wanted, socket.mode == "shm", len(numbers))
     parts = [part for system in simulation.systems for part in system.parts(socket.parent or socket.name)]
+    # used in two components, or rotated, a forcefield gets different numbers of structures at a time
     steady = len(parts) == len(simulation.systems) and not socket.rotated
     served = [system for system, _ in simulation.served(socket)]
     return Service(
@@ -150,6 +156,7 @@ def _check_gathered(socket: Socket, service: Service) -> None:
     if committee is None or not committee.parse_json or len(potential.members) < 2:
         return
     name = f"the <ffcommittee> {socket.parent!r}"
+    # i-PI knows no weights of members, and would undo ours
     if np.ptp(potential.weights) or potential.weighs:
         weighed = "weighed" if potential.weighs else "not weighed"
         raise SimulationError(
@@ -157,6 +164,7 @@ def _check_gathered(socket: Socket, service: Service) -> None:
             f"{[round(w, 4) for w in potential.weights.tolist()]}, and Δ is {weighed} against the baseline",
             "set parse_json to False, or serve equal weights without it",
         )
+    # both scale the same deviations, so the spread would be scaled twice
     if committee.alpha != 1.0:
         raise SimulationError(
             f"{name} scales the members by its alpha {committee.alpha:g}, and beadwork by {potential.energy_alpha:g} "
@@ -170,6 +178,7 @@ def _check_gathered(socket: Socket, service: Service) -> None:
             "drives the system to where the members disagree",
             "serve the sum instead, with --baseline-uncertainty",
         )
+    # i-PI needs them for a gradient of the weighted baseline, and to average over more than one of its own members
     if not service.member_forces and (committee.baseline or committee.members > 1):
         raise SimulationError(f"{name} wants the forces of every member, or i-PI hangs", "add --member-forces")
 
@@ -179,6 +188,7 @@ def _lacking(wanted: set[str], answering: list[tuple[Socket, Service]], order: S
     of the sockets within it. order: theirs in the input.
     """
     socket = answering[0][0]
+    # i-PI adds the key `raw` itself: the text as it came
     sent = {one.name: {"raw", *extra_keys(service.potential, service.member_forces)} for one, service in answering}
     if socket.parent is None:
         return wanted - sent[socket.name]
@@ -210,6 +220,7 @@ def _check_extras(simulation: Simulation, answering: Mapping[str, list[tuple[Soc
     missing = {
         extra for extra in simulation.extras if all(extra.key in lacking.get(name, ()) for name in extra.forcefields)
     }
+    # a forcefield that contributes nothing, or whose beads are interpolated: i-PI keeps no extras of it
     if dropped := sorted({extra.key for extra in missing if not extra.forcefields}):
         raise SimulationError(
             f"{simulation.path} writes the extras {', '.join(dropped)} where there will be none: i-PI drops those of a "

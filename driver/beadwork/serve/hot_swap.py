@@ -72,6 +72,7 @@ class Swap:
         self._watch = watch
         self._served: list[Served] = []
         self._asked = False
+        # a pointer is replaced in one step; a folder's files come one by one, so it is looked at only when asked
         self._pointer = Path(models.delta[0]) if len(models.delta) == 1 and Path(models.delta[0]).is_file() else None
         self._seen = self._stamp()
         self._looking: Future[Stamp | None] | None = None
@@ -87,6 +88,7 @@ class Swap:
 
     def serve(self, address: str, potential: Potential, numbers: IntArray, ring: int | None) -> None:
         """Take this forcefield into care. ring: structures a step, None where that is not known."""
+        # no more than the newest ring polymer: older structures say nothing of the next step
         self._served.append(Served(address, potential, numbers, deque(maxlen=ring or 1)))
         # replaced while the models were loaded
         loaded = [card.path for card in potential.member_cards]
@@ -101,8 +103,10 @@ class Swap:
         """Start a verification where something has changed, and process the result of the last one. Returns at once."""
         now = time.monotonic()
         idle = self._checking is None and self._looking is None
+        # before each forcefield has answered once there is no structure to verify a committee on
         if idle and self._asked and self._served and all(served.last for served in self._served):
             self._asked = False
+            # copies: our thread reads them while the server goes on to answer
             last = [list(served.last) for served in self._served]
             self._since, self._told = now, False
             self._checking = self._begin(lambda: self._check(last))
@@ -139,6 +143,7 @@ class Swap:
         for served in self._served:
             if served.address != address or served.next is None:
                 continue
+            # once: the committee may wait for days
             if begins is None and not served.told:
                 served.told = True
                 self._watch(
@@ -187,6 +192,7 @@ class Swap:
         elif self._looking.done():
             stamp, self._looking, self._told_of_pointer = self._looking.result(), None, False
             self._asked |= stamp is not None and stamp != self._seen
+            # no stamp: the pointer is being replaced, or its disk is away; what was seen last is compared again then
             self._seen = stamp or self._seen
         elif not self._told_of_pointer and now - self._looked >= HANG_SECONDS:
             self._told_of_pointer = True
@@ -225,6 +231,7 @@ class Swap:
         alone = replace(self._models, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None)
         fresh = load_for(alone)
         old = self._served[0].potential
+        # a potential that was just loaded has no limit yet, and would try all structures at once
         fresh.share_memory_limit(old)
         for baseline in old.baseline_cards:
             check_baseline(baseline, fresh.cards)
@@ -242,6 +249,7 @@ class Swap:
             fresh.check_species(served.numbers)
             frames = [frame for frame, _ in known]
             whole = served.potential.with_committee(fresh)
+            # two members or more have extras in any case, with null where novelty is not known
             if len(fresh.members) == 1 and served.potential.knows_novelty and not whole.knows_novelty:
                 raise ModelError(
                     f"{fresh.folder} does not know what it was trained on, and the model that serves does: i-PI's "
@@ -297,6 +305,7 @@ def _scaled(old: Potential, new: Potential) -> list[str]:
 def _same(old: Potential, new: Potential) -> bool:
     """Whether these are the same models, with the same calibration and the same training sets."""
     return (
+        # by hash: a committee may be copied to another folder, or be made anew in the same one
         [_model_key(card) for card in old.member_cards] == [_model_key(card) for card in new.cards]
         and (old.alpha, old.energy_alpha, old.usual) == (new.alpha, new.energy_alpha, new.usual)
         and np.array_equal(old.weights, new.weights)
@@ -338,6 +347,7 @@ def _verified_engines(potential: Potential) -> str:
     """Format the selected backends. Raises ModelError where a bundle's two models do not agree with each other."""
     natively = 0
     for engine, card in zip(potential.models, potential.cards, strict=True):
+        # of `--engine torchscript` there is no second engine to agree with
         if isinstance(engine, AutoEngine):
             if engine.disagrees:
                 raise ModelError(f"{card.path}: {engine.choice}", "import the model again")

@@ -27,18 +27,21 @@ NOVELTY = ("novelty_max", "novelty_atom")
 def packed(evaluation: Evaluation, inverse: Sequence[Sequence[int]], potential: Potential) -> list[ForceReady]:
     """Divide one evaluation into the replies of the connections, padding included; atomic units."""
     atoms = len(evaluation.forces) // len(evaluation.energies)
+    # i-PI's wire is in atomic units, whatever units its input is written in
     energies = evaluation.energies / HARTREE
     forces = evaluation.forces.reshape(-1, atoms, 3) / FORCE
     virials = evaluation.virials / HARTREE
     notes = extras(evaluation, potential)
     return [
         ForceReady(energies[index], forces[index], virials[index], [notes[i] for i in index])
+        # a structure that came twice (padding, or beads in one place) is answered twice
         for index in (list(structures) for structures in inverse)
     ]
 
 
 def by_element(numbers: IntArray, force_spread: FloatArray) -> dict[str, float]:
     """Root mean square over the atoms of each element, of structures of one composition, one after another."""
+    # over the structures first: all have one composition, so each atom counts equally
     squares = (force_spread.reshape(-1, len(numbers)) ** 2).mean(axis=0)
     return {chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean())) for z in np.unique(numbers)}
 
@@ -66,6 +69,7 @@ def _novelty_columns(evaluation: Evaluation, potential: Potential) -> dict[str, 
         return dict.fromkeys(keys, nothing)
     of = {part: np.maximum.reduceat(values, evaluation.ptr[:-1]).tolist() for part, values in novelty.of.items()}
     found = dict(zip(NOVELTY, (novelty.largest.tolist(), novelty.atom.tolist()), strict=True))
+    # a part without training set is null, and its key stays
     found |= {f"novelty_max_{part}": of.get(part, nothing) for part in WHOSE}
     return {key: found[key] for key in keys}
 
@@ -116,18 +120,21 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
     columns: dict[str, Any] = {
         "committee_pot": (totals.T / HARTREE).tolist(),
         "energy_spread": (spread.energy / HARTREE).tolist(),
+        # between two looks at all heads the forces' spread was not evaluated, and 0 would be a lie
         "force_spread_max": (spread.largest / FORCE).tolist() if spread.of_forces else nothing,
         "force_spread_atom": spread.atom.tolist() if spread.of_forces else nothing,
         **_novelty_columns(evaluation, potential),
     }
     if evaluation.member_forces is not None and evaluation.member_virials is not None:
         forces, virials = evaluation.member_forces, evaluation.member_virials
+        # committee_pot is of the totals where the sum is served, so its derivatives must be, too
         if evaluation.baseline is not None:
             forces, virials = forces + evaluation.baseline.forces, virials + evaluation.baseline.virials
         members = len(forces)
         rows_of_forces = forces.reshape(members, -1, 3 * atoms).transpose(1, 0, 2) / FORCE
         columns["committee_force"] = rows_of_forces.tolist()
         columns["committee_virial"] = (virials.reshape(members, -1, 9).transpose(1, 0, 2) / HARTREE).tolist()
+    # one JSON object for each structure, as i-PI reads them
     rows = zip(*columns.values(), strict=True)
     same = {"alpha": potential.alpha, "energy_alpha": potential.energy_alpha, "committee": potential.short_identity}
     return [json.dumps({**dict(zip(columns, row, strict=True)), **same}).encode() for row in rows]

@@ -87,6 +87,7 @@ class Server:
         self._answered: dict[str, list[LastFrames]] = {}
         self._directory = directory
         self._swap = swap
+        # outputs from which no step can be read are not looked at in every step
         self._written = written if written is not None and written.tells else None
         self._written_here: Written | None = None  # once an i-PI of this machine is met
         self._evaluations = 0
@@ -110,15 +111,18 @@ class Server:
                 self._handle(events)
                 self._listen(events)
                 if self._swap is not None:
+                    # between two evaluations: it returns at once, and its thread does what takes time
                     self._swap.look()
                 for service in self.services:
                     peers = service.gather.take(time.monotonic())
                     if peers:
                         self._answer(service, peers)
         except BeadworkError as error:
+            # a failed device is ours alone: the other servers can answer the same beads
             if isinstance(error, (ModelError, ResourceError)) and any(service.servers > 1 for service in self.services):
                 self._watch(Note("i-PI is left to the other servers, to which it sends our beads", WARNING))
             elif isinstance(error, ConnectionLost) and self._directory is None:
+                # without a connection there is no i-PI that could wait
                 if any(line.peers for line in self.transport.lines):
                     self._watch(
                         Note(
@@ -140,7 +144,9 @@ class Server:
     def _listen(self, events: list[tuple[Peer, Incoming]]) -> None:
         """Measure how long i-PI has been connected without a request: it is busy elsewhere, or hangs."""
         now = time.monotonic()
+        # by the monotonic clock, which nobody can set
         before, self._listened = self._listened, now
+        # only a peer that has shown i-PI's handshake counts as i-PI
         if any(peer.met for peer, _ in events) or any(line.met for line in self.transport.lines):
             self._there = now
         if any(isinstance(event, PosData) for _, event in events):
@@ -159,11 +165,13 @@ class Server:
             if isinstance(event, PosData):
                 names = _fingerprints(event)
                 service.waiting[peer] = event, names
+                # distinct structures: i-PI fills a short batch with copies of the last one
                 service.gather.arrived(peer, len(set(names)), time.monotonic())
             elif isinstance(event, Init):
                 service.gather.join(peer)
             elif isinstance(event, (Exit, HangUp)):
                 service.gather.leave(peer)
+                # its structures will come again over another connection, and nobody reads this answer
                 service.waiting.pop(peer, None)
                 if isinstance(event, HangUp) and peer.met:  # without a handshake there was no connection to lose
                     line = service.line
@@ -172,17 +180,21 @@ class Server:
 
     def _answer(self, service: Service, peers: list[Peer]) -> None:
         begin = time.perf_counter()
+        # counted as i-PI's: it integrates, or waits for its other forcefields
         idle, aside = begin - self._idle_since, self._aside
         requests, names = zip(*(service.waiting.pop(peer) for peer in peers), strict=True)
         # a key is the exact bytes: nearly equal structures are two. The same structure is evaluated once, whether i-PI
         # padded a batch with it or several beads are in one place
         place: dict[bytes, int] = {}
         inverse = [[place.setdefault(name, len(place)) for name in request] for request in names]
+        # of equal structures the first one stands for all
         every = [name for request in names for name in request]
         first = [every.index(name) for name in place]
         positions = np.concatenate([request.positions for request in requests])[first] * BOHR
         cells = np.concatenate([request.cells for request in requests])[first]
+        # i-PI has lattice vectors in columns, a Frame in rows
         lattices = np.ascontiguousarray(cells.transpose(0, 2, 1)) * BOHR
+        # species never travel: another number of atoms is the only sign of another system
         if positions.shape[1] != len(service.numbers):
             raise RemoteProtocolError(
                 f"{service.line.address} sent {positions.shape[1]} atoms where the simulation file has "
@@ -197,6 +209,7 @@ class Server:
         moment, begins = service.steps.count(
             list(place), positions, peers, self._written_here, ours=service.line.pid is not None
         )
+        # where i-PI's outputs can be read they tell the step, so nothing is unknown
         if service.joined and not service.told_joined and self._written_here is None:
             service.told_joined = True
             self._watch(Joined(str(service.line.address)))
@@ -215,6 +228,7 @@ class Server:
             self.refused = LastFrames(str(service.line.address), moment.exact, named, None)
             service.potential.evaluate(named)  # the same error again, which now names the bead
             raise
+        # before the reply leaves: i-PI must not make a step with a force that is certainly wrong
         passed = [] if self._marks is None else self._marks.breaches(evaluation)
         if passed and self._marks is not None and self._marks.stop:
             named = _named(service, positions, frames, in_order=len(peers) == 1)
@@ -225,12 +239,15 @@ class Server:
         sending = time.perf_counter()
         events: list[tuple[Peer, Incoming]] = []
         for peer, reply in zip(peers, replies, strict=True):
+            # every connection has its reply before any is waited for: i-PI reads one, asks that connection for READY,
+            # and only then reads the next
             peer.machine.answer(reply)
             self.transport.advance(peer, events)
         # the time of sending belongs to the reply, and i-PI integrates only when it has all of it
         while self.transport.sending:
             events += self.transport.poll(None)
         end = time.perf_counter()
+        # an evaluation may take longer than --silence, and that is no silence of i-PI's
         self._silent, self._listened = 0.0, time.monotonic()
         frames = _named(service, positions, frames, in_order=len(peers) == 1)
         seconds = {"idle": idle, "aside": aside, "pack": sending - packing, "send": end - sending}
@@ -256,6 +273,7 @@ class Server:
         for breach in passed:
             frame = frames[breach.system]
             self._watch(ThresholdPassed(breach.kind, moment.exact, frame.bead, breach.value))
+            # one line for each kind: a run that counts breaches may have thousands
             if breach.kind not in self._noted:
                 self._noted.add(breach.kind)
                 message = format_breach(breach, frame, self._when(moment), service.potential)
@@ -263,6 +281,7 @@ class Server:
         if self._harvest is not None:
             self._harvest(str(service.line.address), moment, frames, evaluation)
         if self._swap is not None:
+            # a new committee is verified on these
             self._swap.answered(str(service.line.address), frames, evaluation)
         spread, novelty = evaluation.spread, evaluation.novelty
         if novelty is not None:
@@ -273,6 +292,7 @@ class Server:
                 step=moment.step,
                 blur=moment.blur,
                 evaluated=len(frames),
+                # the mean over the beads is the potential energy of the ring polymer as i-PI has it
                 energy=float(evaluation.energies.mean()),
                 energy_spread=None if spread is None else float(spread.energy.mean()),
                 force_spread=float(spread.largest.max()) if spread is not None and spread.of_forces else None,
@@ -291,6 +311,7 @@ class Server:
         self, service: Service, peer: Peer, names: Sequence[bytes], positions: FloatArray, lattices: FloatArray
     ) -> None:
         """The first request after i-PI was not connected: it is the first one, the same again, or another one."""
+        # which process is at the other end tells a new i-PI from one that only lost its connections
         process, before = peer.process(), service.process
         met = str(service.line.address) in self._answered
         service.process = process
@@ -302,6 +323,7 @@ class Server:
                 service.steps.restarted()
         directory = peer.directory()
         if self._written is not None and process is not None and directory is not None:
+            # only an i-PI on this machine has a process, and outputs that we can read
             self._written.attach(process, directory)
             self._written_here = self._written
 
@@ -321,6 +343,7 @@ class Server:
                 if (of[numbers == z] > NOVELTY_EDGE).any() and (part, z) not in self._new
             }
             if new:
+                # each pair once: of a new element every later step has new atoms
                 self._new |= {(part, z) for part in new}
                 atom = int(np.where(numbers == z, novelty.atoms, 0.0).argmax())
                 frame = frames[atom // len(service.numbers)]
@@ -338,11 +361,13 @@ class Server:
         """Compare the structures of an i-PI that connects again with the last ones: it may be another simulation."""
         address = str(service.line.address)
         known = [frame.positions for last in self._answered.get(address, []) for frame in last.frames]
+        # with several systems at one address nothing says which structure was whose
         if not known or not service.ring_polymer:
             return
         # a median: in the same simulation a few atoms may have been folded or diffused away, in another one most differ
         apart = np.array(known) - positions[0]
         if service.periodic and np.linalg.det(lattices[0]):
+            # shortest images: i-PI may have folded the atoms meanwhile
             apart = apart - np.round(apart @ np.linalg.inv(lattices[0])) @ lattices[0]
         if (least := float(np.median(np.linalg.norm(apart, axis=2), axis=1).min())) > ANOTHER_SYSTEM_DISTANCE:
             self._watch(
@@ -358,6 +383,7 @@ class Server:
         """Keep the frames and results of this step and of the one before: references, no copies."""
         answered = self._answered.setdefault(last.address, [])
         if last.step is None:
+            # without steps the last two evaluations are kept: nobody knows which belong together
             answered[:] = [*answered[-1:], last]
         else:
             answered[:] = [one for one in answered if one.step is not None and one.step >= last.step - 1] + [last]
@@ -380,6 +406,7 @@ class Server:
         i-PI does not remove the file, and would end again at its next start: `Session` removes it for its own i-PI.
         """
         peers = [peer for line in self.transport.lines for peer in line.peers]
+        # the kernel names the process at the other end of a socket, and that has a working folder
         found = [self._directory, *(peer.directory() for peer in peers)]
         directories = {directory for directory in found if directory is not None}
         for directory in directories:

@@ -57,8 +57,10 @@ class Service:
 
     def __post_init__(self) -> None:
         alone = self.servers == 1
+        # one of several servers gets a share of the ring that changes, so it cannot wait until the ring is complete
         self.gather = Gather(self.ring if alone else None)
         if self.ring and self.ring_polymer and alone:
+            # beads that start in one place cannot be told apart by where they are
             whole = self.start is not None and len(self.start) == self.ring
             self.beads = Beads(self.ring, self.start if whole else None)
         else:
@@ -75,6 +77,7 @@ class Service:
         safety thresholds see it before the answer leaves.
         """
         ring = self.ring or len(frames)
+        # another committee: what was calm for the old one says nothing of it
         if self._of is not self.potential:
             self._since, self._of = 0, self.potential
         whole = self._since < ring
@@ -85,6 +88,7 @@ class Service:
             spread = answer.spread
             self._since = 0
         if spread is not None:
+            # over all parts of one look, so that the calmest part of a ring does not set the level
             if spread.of_forces:
                 self._calm = max(float(spread.energy.max()), self._calm if self._looked else 0.0)
             self._looked = spread.of_forces

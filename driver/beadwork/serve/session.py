@@ -78,13 +78,16 @@ class Session:
         if start_ipi:
             self._ipi = OwnIpi(simulation, config.sockets_prefix)
             stack.enter_context(self._ipi.alone())
+        # before i-PI starts: only a RESTART that is newer tells how far this run came
         self._restart = _written(simulation.directory / "RESTART")
 
         total = simulation.total_steps
         pace = Pace(simulation.systems[0].timestep, len(config.at) or 1, simulation.step)
+        # filled when the models are loaded, which takes long enough for `beadwork status` to be asked before
         services: list[Service] = []
         facts = partial(_facts, services)
         status = StatusFile(self._folder, pace, total, facts, self._watch)
+        # registered first, so closed last: by then the exit code is known, that of any failing clean-up too
         self._later(stack, lambda: status.close(*self._end()))
         found, notes = join(config, simulation)
         services += found
@@ -97,6 +100,7 @@ class Session:
         record = Record(self._folder, _elements(services), self._about(simulation, services))
         self._later(stack, lambda: self._finish(simulation, services, record))
         self._later(stack, progress.close)
+        # in this order: progress and status show what pace has counted of the same event
         self._watchers += [pace, progress, record, status]
         notes = [self._threads, *self._remarks(simulation), *notes]
         if config.metrics is not None:
@@ -107,6 +111,7 @@ class Session:
         for note in notes:
             self._watch(Note(note))
 
+        # after the record, so it is closed before: the summary has the frames that the queue could not take
         harvest = self._keeper(simulation, services)
         if harvest is not None:
             self._later(stack, partial(_close_keeper, harvest, record))
@@ -114,6 +119,7 @@ class Session:
             if service.potential.members:
                 self._swap.serve(str(service.line.address), service.potential, service.numbers, service.ring)
         self._answering = True
+        # before i-PI is started, so that it is ended too where the rest of the start fails
         self._later(stack, self._end_ipi)
         self._meet_ipi(services)
         server = self._server(simulation, services, harvest, limits)
@@ -139,6 +145,7 @@ class Session:
             except BeadworkError as error:
                 if ended is None:
                     raise
+                # a full disk fails several parts with the same sentence, which is said once
                 if str(error) != str(ended):
                     _say(str(error), ERROR)
 
@@ -172,12 +179,14 @@ class Session:
         config = self._config
         return Server(
             services,
+            # our own i-PI reads its input before it listens, however short the user's patience is
             patience=max(config.patience, LISTEN) if self._ipi else config.patience,
             silence=config.silence,
             harvest=harvest,
             watch=self._watch,
             stopped=self._stopped,
             marks=limits,
+            # where i-PI was started by the user, its folder is found from its process, and not guessed
             directory=simulation.directory if self._ipi else None,
             swap=self._swap,
             written=self._outputs,
@@ -205,6 +214,7 @@ class Session:
     def _end(self) -> tuple[int, str]:
         """The exit code and its reason: an exception, a signal, or i-PI's own exit code."""
         if self._ended is not None:
+            # 1 is what Python ends with for an exception that is a fault of ours
             return getattr(self._ended, "exit_code", 1), str(self._ended)
         if self._signal:
             return 128 + self._signal, f"ended by {signal.Signals(self._signal).name}"
@@ -227,7 +237,9 @@ class Session:
             "properties": {
                 output.name: {"stride": output.stride, "columns": output.columns} for output in simulation.properties
             },
+            # a URL may hold a password, and beadwork.out is there for others to read
             "queue": None if not queue else "elsewhere" if "://" in queue else seen_from_there(queue),
+            # steps of beadwork.out count from here, those of i-PI's outputs from its own 0
             "first_step": simulation.step,
             "time_step_fs": system.timestep,
             "temperature_K": system.temperature,
@@ -246,6 +258,7 @@ class Session:
 
     def _last_words(self, server: Server) -> None:
         """Write the last frames of a run that did not end normally; a failure of that is printed."""
+        # where i-PI ended in order, its own RESTART has the last structures
         by_itself = not (self._signal or self._ended or (self._ipi is not None and self._ipi.stopped()))
         last = [] if by_itself else server.last()
         if not last:
@@ -273,7 +286,9 @@ class Session:
         """Write summary.json, print the summary, and draw the picture."""
         folder = self._folder
         steps = self._steps_done(simulation)
+        # of our own i-PI the RESTART that it writes at its end has the exact count
         come_to = None if self._ipi is not None or self._outputs is None else self._outputs.look().step
+        # structures per bead and step mean something for one forcefield alone that has all beads
         pattern = services[0].pattern if len(services) == 1 and services[0].servers == 1 else None
         summary = record.summary(steps, pattern.step if pattern else None, come_to)
         summary["exit_code"], summary["why"] = self._end()
@@ -295,6 +310,7 @@ class Session:
     def _steps_done(self, simulation: Simulation) -> int | None:
         """The steps that i-PI has done, from the RESTART that it writes at its end; None without one."""
         restart = simulation.directory / "RESTART"
+        # a RESTART of before was there already: i-PI was killed, or ended before it wrote one
         if self._ipi is None or _written(restart) in (None, self._restart):
             return None
         try:
@@ -322,6 +338,7 @@ def _facts(services: Sequence[Service]) -> dict[str, Any]:
     potentials = [service.potential for service in services]
     if not potentials:  # they are being loaded
         return {"engines": [], "committee": None, "spread_of_delta_alone": False}
+    # a dictionary keeps the order of the models, and names an engine once
     engines = dict.fromkeys(engine.name for potential in potentials for engine in potential.engines)
     # the forcefields' potentials are parts of one, so each has all cards; only those with members are exchanged
     answers = next((p for p in potentials if p.members), potentials[0])

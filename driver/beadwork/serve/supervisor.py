@@ -61,6 +61,7 @@ def plan(config: ServeConfig, cores: int) -> list[ServeConfig]:
     return [
         replace(
             config,
+            # the servers' serve.toml lies in folders of their own, from which relative paths would count
             simulation=str(Path(config.simulation).absolute()),
             baseline=config.baseline and str(Path(config.baseline).absolute()),
             delta=[str(Path(member).absolute()) for member in config.delta],
@@ -120,19 +121,23 @@ class Child:
     def start(self) -> None:
         """Start the server, with its configuration and its log in its folder."""
         if self.codes:
+            # what the dead server wrote is part of the run: its structures and frames are counted
             self.folders.append(rotate_file(self.folder, "-died-"))
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (RECORD, "beadwork.log"):  # `_answered` would count an earlier run's
                 rotate_file(self.folder / name)
+            # an old state would be taken for that of the new server until it writes its own
             (self.folder / status.NAME).unlink(missing_ok=True)
             # paths in serve.toml count from its own folder, which is where the outputs go
+            # one GPU alone is visible to it, and is `cuda` to it
             settings = asdict(replace(self.config, device=self.config.device.partition(":")[0], out="."))
             told = self.folder / OPTIONS_FILE
             told.unlink(missing_ok=True)
             told.touch(0o600)  # the URL of a queue may contain a password
             told.write_text(tomli_w.dumps({key: value for key, value in settings.items() if value is not None}))
             command = [*module("beadwork.cli"), "serve", str(told), *flags()]
+            # before CUDA is initialised, which happens in the server: its devices are fixed from then on
             environment = {**os.environ, **_visible(self.config.device)}
             # a group of its own: Ctrl-C reaches this process, which passes it on once
             self.process = launch(command, self.folder / "beadwork.log", environment=environment, group=True)
@@ -143,6 +148,7 @@ class Child:
         if self.process and self.process.poll() is None:
             self.stop_by = self.stop_by or time.monotonic() + STOP_TIMEOUT_SECONDS
             self.process.send_signal(number)
+            # after the first signal, which waits until the process goes on
             self.process.send_signal(signal.SIGCONT)
 
     def say(self) -> None:
@@ -153,6 +159,7 @@ class Child:
             with open(self.folder / "beadwork.log", "rb") as log:
                 log.seek(self._read)
                 new = log.read()
+            # a line that is being written is read whole at the next look
             whole = new[: new.rfind(b"\n") + 1]
             self._read += len(whole)
             for line in whole.decode(errors="replace").splitlines():
@@ -163,6 +170,7 @@ class Child:
         """Whether it waits for i-PI."""
         try:
             return str(status.read_status(self.folder)["state"]) == "waiting"
+        # it has not come so far as to write a status
         except ConfigError:
             return True
 
@@ -200,7 +208,9 @@ class Devices:
         self._ipi = None
         if start_ipi:
             self._ipi = OwnIpi(read_simulation(Path(config.simulation), config.sockets_prefix), config.sockets_prefix)
+            # as `Session` has it for one server: our i-PI must have the time to listen
             config = replace(config, patience=max(config.patience, LISTEN))
+        # after i-PI's input was read: a mistake in it is said once, and not by every server
         self._children = [Child(one) for one in plan(config, cores)]
         self._signal = 0
 
@@ -211,6 +221,7 @@ class Devices:
         number. Where no server has failed it is the code of our own i-PI. Raises errors of the start.
         """
         with status.claimed(self._out), self._ipi.alone() if self._ipi else nullcontext():
+            # under the lock, since another run's folders must not be touched
             self._tidy()
             left = self._watch_over()
             code = 128 + self._signal if self._signal else max(child.verdict for child in self._children) or left
@@ -249,6 +260,7 @@ class Devices:
         """
         found = _servers(self._out)
         for folder in found:
+            # servers outlive a parent that was killed with -9, and still write there
             with status.claimed(folder):
                 pass
         with writing(self._out):
@@ -271,6 +283,7 @@ class Devices:
                 child.process = None
                 child.codes.append(code)
                 self._ended(child, code)
+            # i-PI has ended: a server that comes now would wait for nobody
             if self._finished() or self._signal:
                 child.again_at = None
                 if child.process and not child.dismissed and not self._signal and child.waits():
@@ -287,6 +300,7 @@ class Devices:
         return gone or any(0 in child.codes for child in self._children)
 
     def _ended(self, child: Child, code: int) -> None:
+        # a server that was started again as i-PI ended finds nobody, which is no fault of its device
         late = self._finished() and (child.dismissed or code == ConnectionLost.exit_code)
         if code == 0 or self._signal or late:
             return
@@ -298,6 +312,7 @@ class Devices:
         # an error of a structure would come again on any device; a crash or an error of the device need not
         mends = code < 0 or code == 1 or (code in DEVICE_ERRORS and _answered(child.folder) > 0)
         if time.monotonic() - child.began > LONG_RUN_SECONDS:
+            # a device that fails once a day is not given up on the fourth day
             child.failures = 0
         others = sum(other.process is not None for other in self._children)
         goes_on = f"i-PI sends its beads to the {others} left" if others else "no other server is there"
@@ -356,6 +371,7 @@ class Devices:
 
 def _servers(out: Path) -> list[Path]:
     """The folders of servers, without those put aside."""
+    # rotated folders (dev-0-died-1) have a serve.toml too
     named = [told.parent for told in sorted(out.glob(f"dev-*/{OPTIONS_FILE}"))]
     return [folder for folder in named if folder.name.removeprefix("dev-").isdigit()]
 

@@ -95,6 +95,7 @@ class Errors:
         if self.spread is None:
             raise LabelError("one model has no spread", "validate a committee of at least two members")
         beyond = float((self.error**2).mean() - (self.noise**2).mean())
+        # the formula at the top; where noise explains all of the error nothing can be said of the spread
         return float(np.sqrt(beyond / (self.spread**2).mean())) if beyond > 0 and self.spread.any() else None
 
     def _means(self, values: FloatArray | NDArray[np.bool_]) -> FloatArray:
@@ -102,6 +103,7 @@ class Errors:
         # sums and counts of blocks suffice: a sample of a million force components costs as much as one of few blocks
         _, at = np.unique(self.frame if self.block is None else self.block, return_inverse=True)
         sums, counts = np.bincount(at, weights=values), np.bincount(at)
+        # always the same draws: a card that is written twice has the same error bars
         draws = np.random.default_rng(0).integers(
             len(sums), size=(BOOTSTRAP_SAMPLES if len(sums) > 1 else 0, len(sums))
         )
@@ -111,6 +113,7 @@ class Errors:
         """Possible true widths of each error: (CHI_SQUARED_NODES, values), equally likely."""
         from scipy.stats import chi2
 
+        # quantiles of equal probability, so that a plain mean over them is the average over x
         x = chi2.ppf((np.arange(CHI_SQUARED_NODES) + 0.5) / CHI_SQUARED_NODES, self.freedom) / self.freedom
         if self.spread is None:
             raise LabelError("one model has no spread", "validate a committee of at least two members")
@@ -154,6 +157,8 @@ class Residuals:
         errors, and no frame of one half closer than `apart` steps to the other.
         """
         have = np.unique(errors.frame).tolist()
+        # by blocks, as for training: alpha tested on neighbours of the frames it was fitted to would look better than
+        # it is
         marks = split([self.examples[i] for i in have], 0.5, 0, apart=self.apart)
         return (
             [i for i, test in zip(have, marks, strict=True) if test is False],
@@ -199,6 +204,7 @@ def residuals(
     examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float], apart: int = APART
 ) -> Residuals:
     """Evaluate a Δ committee on examples. reference: the committee's reference energies, eV by atomic number."""
+    # alpha 1: the spread before calibration is what alpha is fitted to
     potential = load(None, members, alpha=1.0)
     atoms = np.array([len(e.frame.numbers) for e in examples])
     energies, spreads, forces, force_spreads, largest = [], [], [], [], []
@@ -211,15 +217,18 @@ def residuals(
             force_spreads.append(result.spread.force)
             largest.append(result.spread.largest)
     label = np.array([e.energy for e in examples])
+    # the baseline alone lacks the reference energies of the labels: a constant per composition that is no error of it
     shift = np.array([sum(reference[int(z)] for z in e.frame.numbers) for e in examples])
     noise = np.array([e.energy_error for e in examples]) / atoms
     index = np.arange(len(examples))
     block = blocks(examples, apart)
     most = np.concatenate(largest) if largest else None
+    # the mean is taken from the same members, which costs one degree of freedom
     freedom = max(1, len(potential.members) - 1)
     spread = np.concatenate(spreads) / atoms if spreads else None
     energy = Errors((np.concatenate(energies) - label) / atoms, noise, spread, index, freedom, block)
     baseline = Errors((shift - label) / atoms, noise, None, index, freedom, block)
+    # labels without forces (QMC) count for the energies alone
     have = np.repeat([e.forces is not None for e in examples], atoms)
     if not have.any():
         return Residuals(tuple(examples), energy, None, baseline, None, most, apart)
@@ -237,6 +246,7 @@ def residuals(
     return Residuals(
         tuple(examples),
         energy,
+        # three components an atom, so three times the degrees of freedom
         Errors((np.concatenate(forces)[have] - wanted).ravel(), noise, spread, where, 3 * freedom, block[where]),
         baseline,
         Errors(-wanted.ravel(), noise, None, where, 3 * freedom, block[where]),
@@ -255,9 +265,12 @@ def calibrate(found: Residuals, fit_on: Sequence[int] | None = None) -> dict[str
     for quantity, errors in (("forces", found.forces), ("energy", found.energy)):
         if errors is None or errors.spread is None:
             continue
+        # each quantity on its own frames: not all labels have forces
         fit, test = found.halves(errors) if fit_on is None else _sides(errors, fit_on)
+        # no alpha from a handful of frames: it would scale every spread of a run
         if len(fit) + len(test) < MIN_FRAMES or not fit or not test or (alpha := errors.take(fit).fit_alpha()) is None:
             continue
+        # what is reported of alpha is from frames that did not choose it
         rest = errors.take(test)
         fitted[quantity] = Calibration(
             alpha,
@@ -294,6 +307,7 @@ def scale(found: Residuals, fitted: Mapping[str, Calibration]) -> dict[str, Any]
 
     An alpha that could not be fitted is equal to the other one, and 1 where neither could.
     """
+    # forces first, of which there are more values
     either = next((one.alpha for one in fitted.values()), 1.0)
     forces, energy = (fitted[what].alpha if what in fitted else either for what in ("forces", "energy"))
     card: dict[str, Any] = {"alpha": round(forces, 4), "energy_alpha": round(energy, 4)}

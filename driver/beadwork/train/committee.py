@@ -68,6 +68,7 @@ def train_committee(
     # a hash, because a Δ that is summed with another baseline of the same name gives wrong energies
     name = load_card(baseline).hash
     members = [f"delta-{m}" for m in range(1 if settings.trunk == SHARED else settings.members)]
+    # a committee that was begun under the older rule of splitting is finished under it
     dataset = _framewise(out, [out / member for member in members], examples) or _dataset(examples, settings, previous)
     progress(_counted(out, examples, dataset, settings))
     if atoms := [e for e in examples if e.isolated]:
@@ -89,10 +90,12 @@ def train_committee(
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
     _remember(dataset, paths, settings.apart, progress)
+    # measured on the finished bundles by the engine that serves them, and not taken from mace's own tables
     spread, measured = held_out(dataset, paths)
     card = {
         **spread,
         "members": members,
+        # equal: no member has seen frames by which it could be called better
         "weights": [1.0] * len(members),
         "method": dataset.method,
         "dataset": dataset.hash,
@@ -203,6 +206,7 @@ def train_model(
     progress(_counted(out, examples, dataset, settings))
     if energies_of_atoms is None and (atoms := [e for e in examples if e.isolated]):
         energies_of_atoms = _energies_of(atoms)
+        # energies of some elements alone would put the others on another scale
         lacking = set().union(*(e.frame.numbers.tolist() for e in dataset.examples)) - set(energies_of_atoms)
         used = "their energies are the reference energies"
         if lacking:
@@ -218,6 +222,7 @@ def train_model(
             f"r_max, {' and '.join(MODEL_SETTINGS)} of the settings are not used"
         )
     plan = _plan(dataset, settings, start, energies_of_atoms, foundation)
+    # beside `out`: a rename works within one file system only
     work = out.with_name(f"{out.name}.parts")
     if _finished(out, dataset, plan):
         shutil.rmtree(work, ignore_errors=True)
@@ -359,6 +364,7 @@ def _plan(
                 f"the energies of isolated atoms lack {sorted(lacking)} (atomic numbers)", "compute them too"
             )
         reference, undetermined = {z: atoms[z] for z in elements}, ""
+    # where and on how many cores is no part of what is learned: another machine may go on with it
     other = ("threads", "jobs", *(MODEL_SETTINGS if foundation else ()))
     return {
         "settings": {k: v for k, v in asdict(settings).items() if k not in other},
@@ -396,6 +402,7 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
                 f"{path} was fine-tuned from a model of another architecture, which cannot be rebuilt from a bundle",
                 "fine-tune that model's file again, with all labels",
             )
+        # weights belong to elements by their position
         if list(card.elements) != list(elements):
             raise ModelError(
                 f"{path} knows the elements {card.elements}, the new labels have {tuple(elements)}",
@@ -403,6 +410,7 @@ def _old_energies(start: Sequence[Path], elements: Sequence[int], settings: Trai
             )
         then = {"trunk": SEPARATE} | dict(then)
         of_heads = ("members",) if settings.trunk == SHARED else ()
+        # what decides the shapes of the weights, or the meaning of an edge
         for key in ("hidden_irreps", "r_max", "pair_repulsion", "trunk", *of_heads):
             if then.get(key) != getattr(settings, key):
                 raise ModelError(

@@ -114,6 +114,7 @@ class Example:
         if len(frame.numbers) != 1:
             return False
         # a single atom in a small periodic cell has its own images as neighbours, and is a crystal
+        # the nearest images are among the 26 neighbouring cells, of a cell that is not extremely skew
         shifts = np.array(list(product(*((-1, 0, 1) if periodic else (0,) for periodic in frame.pbc))))
         images = np.linalg.norm(shifts[shifts.any(axis=1)] @ frame.cell, axis=1)
         return bool(images.min(initial=np.inf) > ISOLATED_DISTANCE)
@@ -218,6 +219,7 @@ class Dataset:
         atoms = [to_atoms(e) for e in self.examples]
         for one, out in zip(atoms, self.held_out, strict=True):
             one.info["held_out"] = out
+        # for other programs and for people; nothing here reads it again
         with whole(folder / FRAMES) as file:
             ase.io.write(file, atoms, format="extxyz")
         # last, because its presence means that the folder is complete
@@ -242,6 +244,7 @@ class Dataset:
             )
             stored = str(data["hash"])
             dataset = cls(examples, held_out, before)
+            # the cards of the models name this hash, so an edited label must not pass for the one that they learned
             if dataset.hash != stored:
                 raise LabelError(f"{file} was changed since it was written (hash {dataset.hash}, stored {stored})")
         return dataset
@@ -273,10 +276,12 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
     baseline: a bundle, or None to train on the labels themselves. Raises LabelError as `check` does and for unphysical
     structures, ModelError for a baseline that does not know an element.
     """
+    # before the baseline is evaluated, which takes minutes
     check(labelled, where)
     for start in range(0, len(labelled), BATCH):
         _check_structures(labelled[start : start + BATCH])
     if baseline is None:
+        # a baseline learns the labels themselves
         return [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None) for e in labelled]
     potential = load(baseline)
     for e in labelled:
@@ -308,6 +313,7 @@ def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
 
     A file names no units, and Δ trained on such labels would be nonsense that looks like a large correction.
     """
+    # over all frames at once: single atoms may lie along the baseline by chance
     size = float(np.linalg.norm(label)) * float(np.linalg.norm(baseline))
     along = float((label * baseline).sum()) / max(size, 1e-12)
     times = float(np.linalg.norm(label)) / max(float(np.linalg.norm(baseline)), 1e-12)
@@ -315,6 +321,7 @@ def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
     if abs(along) < SAME_DIRECTION_COSINE:
         return
     units = {f"{e}/{x}": LENGTHS[x] / ENERGIES[e] for e in ENERGIES for x in LENGTHS}
+    # in logarithms, since 1/27 is as far off as 27
     near = min(units, key=lambda unit: abs(np.log(times / units[unit])))
     if along > 0 and (near == "ev/angstrom" or abs(np.log(times / units[near])) > SAME_UNIT_LOG_RATIO):
         return
@@ -327,6 +334,7 @@ def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
 
 def _check_structures(examples: Sequence[Example]) -> None:
     try:
+        # only what is closer than that is looked at, so a training set takes no time
         build([e.frame for e in examples], MIN_DISTANCE)
     except GeometryError as error:
         if len(examples) == 1:
@@ -370,6 +378,7 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
             )
         if e.hash in seen:
             raise LabelError(f"{where}: the label of {e.place} is there twice", "give each label once")
+        # a label that is given twice would count twice
         seen.add(e.hash)
         check_stored(e.label.code, e.label.input, e.frame.numbers, f"{where}: {e.place}")
 
@@ -382,10 +391,13 @@ def reference_energies(examples: Sequence[Example], energies: FloatArray, floor:
     sentence says so.
     """
     elements = sorted({int(z) for e in examples for z in e.frame.numbers})
+    # one column an element: E is the sum of its atoms' energies, up to the binding that is learned
     counts = np.array([[(e.frame.numbers == z).sum() for z in elements] for e in examples], dtype=np.float64)
     atoms = counts.sum(axis=1)
     errors = np.array([e.energy_error for e in examples])
+    # the square root of the weight, on both sides; per atom, so that large frames do not count more
     root = 1 / np.sqrt((errors / atoms) ** 2 + floor**2) / atoms
+    # of all solutions the smallest: with water alone H and O share the energy, and any sum over molecules is right
     solution, _, rank, _ = np.linalg.lstsq(counts * root[:, None], energies * root, rcond=1e-10)
     open_ = (
         ""
@@ -401,6 +413,7 @@ def to_atoms(example: Example) -> Any:
     """An `ase.Atoms` with the label as REF_* and what is to be learned as DELTA_* (eV, eV/Å)."""
     atoms = example.frame.to_atoms()
     attach_label(example.label.to_dict(), atoms)
+    # names of our own: ASE hands `energy` and `forces` to a calculator, where other readers miss them
     atoms.info.update(DELTA_energy=example.energy, label=example.label.hash, source=example.source, row=example.row)
     if example.simulation:
         atoms.info["simulation"] = example.simulation
@@ -438,6 +451,7 @@ def _from_json(stored: Mapping[str, Any], data: Mapping[str, Any]) -> Example:
         int(stored["row"]),
         stored["simulation"],
         data["baseline"],
+        # files of before have no steps
         stored.get("step"),
     )
 

@@ -23,6 +23,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
     found = list(range(len(frames)))
     groups: dict[bytes, list[int]] = {}
     for index, frame in enumerate(frames):
+        # only frames of the same atoms in the same order can be equal
         key = np.asarray(frame.numbers, dtype=np.int64).tobytes() + bytes(map(bool, frame.pbc))
         groups.setdefault(key, []).append(index)
     for group in groups.values():
@@ -30,6 +31,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
         # compare only frames whose projections on a random direction are close: n log n instead of n^2 comparisons
         direction = np.random.default_rng(0).normal(size=points.shape[1])
         shadow = points @ direction
+        # two equal frames cannot project further apart than this
         width = SAME_COORDINATE * np.abs(direction).sum()
         order = shadow.argsort()
         low = np.searchsorted(shadow[order], shadow - width)
@@ -38,6 +40,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
             others = order[low[place] : high[place]]
             others = np.sort(others[others < place])
             apart = np.abs(points[others] - points[place]).max(axis=1)
+            # the first of a chain stands for all, so that equal to the same is equal
             if (near := np.flatnonzero(apart < SAME_COORDINATE)).size:
                 found[group[place]] = found[group[int(others[near[0]])]]
     return found
@@ -60,4 +63,5 @@ def frames_hash(frames: Sequence[Frame]) -> str:
 
 def _point(frame: Frame) -> np.ndarray:
     vectors = frame.cell[np.array(frame.pbc, dtype=bool)]
+    # files shift structures by a constant, which changes nothing that a model sees
     return np.concatenate(((frame.positions - frame.positions.mean(axis=0)).ravel(), vectors.ravel()))

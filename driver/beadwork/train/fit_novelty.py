@@ -66,6 +66,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
     vectors: (A, F), the model's features of all atoms, frame by frame. cutoff: Å, the model's. Raises ModelError for
     frames of one block, and where no element has MIN_ATOMS atoms.
     """
+    # an edge from atoms of one block would be that of neighbours in time, which are alike
     if len(set(block)) < 2:
         raise ModelError(
             f"{len(frames)} frames of one block are not enough for novelty",
@@ -94,6 +95,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
         frames_hash(frames),
         {z: int((numbers == z).sum()) for z in elements},
     )
+    # in units of the edge, as a run has it
     new = left_out > NOVELTY_EDGE
     return Fitted(
         training_set,

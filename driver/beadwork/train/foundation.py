@@ -43,6 +43,7 @@ class Foundation:
             )
         model = load_module(self.card.path / MODEL)
         table = np.atleast_2d(model.atomic_energies_fn.atomic_energies.numpy())
+        # each head has reference energies of its own level of theory
         row = table[list(model.heads).index(self.head) if self.head else 0]
         known = dict(zip(self.card.elements, row.tolist(), strict=True))
         return {z: known[z] for z in elements}
@@ -67,6 +68,7 @@ def _downloaded(given: Path) -> Path:
     with mace_imported():
         from mace.calculators import foundations_models as known
 
+        # mace-torch calls the sizes of MACE-OFF as those of MACE-MP, so ours have a suffix
         names = known.mace_mp_urls | {f"{size}_off": url for size, url in known.mace_off_urls.items()}
         if str(given) not in names:
             raise ModelError(
@@ -74,6 +76,7 @@ def _downloaded(given: Path) -> Path:
                 f"it knows {', '.join(names)}",
             )
         try:
+            # mace prints there, where the results of our commands are
             with contextlib.redirect_stdout(io.StringIO()):
                 return Path(known.download_mace_mp_checkpoint(names[str(given)]))
         except (OSError, RuntimeError) as error:

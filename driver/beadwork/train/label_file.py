@@ -56,7 +56,9 @@ def from_file(
     if not read:
         raise LabelError(f"{path} has no frames", "give a file with labels")
     found = []
+    # of what the file does not say itself; with its hash, so that a label can be traced to these very bytes
     told = {"code": "file", "version": "", "input": f"{path.name} sha256:{digest}", "method": method}
+    # before any value is read: forces under another name would be missed without a word
     _check_names(path, read, energy, forces)
     for number, one in enumerate(read):
         where = f"frame {number} of {path}"
@@ -83,6 +85,7 @@ def from_file(
             raise LabelError(f"{where}: {error.what}", error.remedy) from error
         simulation = str(info["simulation"]) if "simulation" in info else None
         step = _whole(info, "step", where, "a step of the simulation") if simulation and "step" in info else None
+        # energy and forces to learn are filled in by `difference`, in batches
         example = Example(Frame.from_atoms(one), label, 0.0, None, path.name, number, simulation, step=step)
         if _is_marked_isolated(one) and not example.isolated:
             raise LabelError(
@@ -134,6 +137,7 @@ def _check_whole(path: Path, text: str) -> None:
                 "belongs: it cannot be read as extended XYZ",
                 "mend that frame, or the one before it",
             )
+        # the count, the comment, and a line for each atom
         first, at = at + 2, at + 2 + int(lines[at])
         if at > len(lines):
             raise LabelError(f"frame {number} of {path} ends before its last atom: the file was cut", "copy it again")
@@ -175,6 +179,7 @@ def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> N
     have = [energy in _info(one) for one in read]
     if not all(have):
         without = [info for info in map(_info, read) if energy not in info]
+        # any name that says energy: a user mends a name more quickly than he finds out that there is one
         others = _other_names(without, "energ")
         if not others and not any(have):
             others = f"the numbers {', '.join(sorted(_numbers(without[0]))) or 'none'}"
@@ -182,6 +187,7 @@ def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> N
             f"{sum(have)} of {len(read)} frames of {path} have {energy}, frame {have.index(False)} has not"
             + (f" but {others}; name what holds eV in all frames (--energy-key NAME)" if others else "; take it out")
         )
+    # an isolated atom has no force by symmetry, and files leave it out
     bound = [_arrays(one) for one in read if not _is_marked_isolated(one)]
     if forces == NO_FORCES:
         return
@@ -193,6 +199,7 @@ def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> N
             "name what holds eV/Å in all frames (--forces-key NAME), or learn energies alone (--forces-key "
             f"{NO_FORCES})",
         )
+    # the usual name may be absent, as labels without forces exist; a name that was typed may not
     if forces != FORCES and len(without) == len(bound):
         raise LabelError(f"0 of {len(bound)} frames of {path} have {forces}", "correct --forces-key")
 
@@ -225,6 +232,7 @@ def _number(info: Mapping[str, Any], name: str, where: str, wanted: str, default
 
 def _whole(info: Mapping[str, Any], name: str, where: str, wanted: str) -> int:
     value = _number(info, name, where, wanted)
+    # files write whole numbers as 1.0, too
     if value != int(value):
         raise LabelError(f"{where}: {name} is {value:g}", f"it must be {wanted}")
     return int(value)

@@ -74,6 +74,7 @@ def train_member(
     options = _options(work, settings, plan, sum(len(drawn) for drawn, _ in draws), member)
     if shared:
         options += _heads(work, settings.members)
+    # members of a larger committee begin from the earlier ones in turn
     first = start[member % len(start)] if start else None
     if first is not None and first.is_file():
         options += _fine_tuning(first, plan["foundation"]["head"])
@@ -124,6 +125,7 @@ def _draw(training: Sequence[Example], settings: TrainSettings, member: int) -> 
     # frames too close to those that choose the epoch are trained on: here they cannot spoil a test
     other = [mark is True for mark in marks]
     outermost = _outermost([e.frame for e in training], settings.r_max)
+    # whatever the draw: all members must know the ends of every contact
     for i in outermost:
         other[i] = False
     if not any(other):  # few frames: mace needs a validation set, and members take different frames for it
@@ -204,6 +206,7 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
         "valid_file": valid_file,
         "energy_key": "DELTA_energy",
         "forces_key": "DELTA_forces",
+        # given, since mace's own "average" is an unweighted fit which knows no error bars
         "E0s": str({int(z): e for z, e in plan["reference_energies"].items()}),
         "atomic_numbers": str([int(z) for z in plan["reference_energies"]]),
         "mean": plan["mean"],

@@ -20,6 +20,7 @@ def chain(bundle: Path, frames: bool = False) -> str:
     named = load_card(bundle).about.get("dataset")
     if named is None:
         return ""
+    # a baseline has its dataset inside, members have it beside them
     folder = next((f for f in (bundle, bundle.resolve().parent) if (f / DATASET).exists()), None)
     if folder is None:
         raise LabelError(f"{bundle} learned from the dataset {named}, but {DATASET} lies neither in nor beside it")

@@ -44,9 +44,11 @@ def split(
     unit = _joined(kind, blocks(met, apart, least=2 / fraction if fraction else 1))
     fixed: dict[int, bool] = {}
     for n, one in enumerate(before):
+        # a frame that any earlier generation learned from is no test any more
         fixed[kind[n]] = fixed.get(kind[n], True) and one.held_out
     members: dict[int, list[int]] = {}
     for n in range(len(before), len(met)):
+        # by kind: equal structures have one side, however often they occur
         if kind[n] not in fixed:
             members.setdefault(unit[n], []).append(n)
     old: dict[int, list[int]] = {}
@@ -78,6 +80,7 @@ def split(
     # new frames only: those of earlier generations keep their side even where they are close to the other
     learned = [m for n, m in enumerate(met) if fixed.get(kind[n]) is False]
     lost = {kind[n] for n, near in enumerate(_near(met, learned, apart)) if near and mark[kind[n]]} - fixed.keys()
+    # what was lost as a test makes none of its neighbours a loss
     tests = [m for n, m in enumerate(met) if mark[kind[n]] and kind[n] not in lost]
     lost |= {kind[n] for n, near in enumerate(_near(met, tests, apart)) if near and not mark[kind[n]]} - fixed.keys()
     return tuple(None if k in lost else mark[k] for k in kind[len(before) :])
@@ -96,6 +99,7 @@ def blocks(met: Sequence[KnownFrame | Example], apart: int, least: float = 1) ->
         found = np.arange(len(met))
         for several in simulations.values():
             found[several] = several[0] + _pieces([met[n].step for n in several], apart, length)
+        # one simulation of a few hundred steps would else be one block, with nothing to test on
         if len(np.unique(found)) >= least or length // 2 < MIN_BLOCK_LENGTH * apart:
             return found
         length //= 2
@@ -152,6 +156,7 @@ def _pieces(steps: Sequence[int | None], apart: int, length: int) -> IntArray:
     for number in range(run[-1] + 1):
         mine = order[run == number]
         start, span = known[mine[0]], known[mine[-1]] - known[mine[0]] + 1
+        # pieces of equal length, as few as `length` allows
         _, piece = np.unique((known[mine] - start) * -(-span // length) // span, return_inverse=True)
         names[mine] = used + piece
         used += int(piece.max()) + 1
@@ -164,6 +169,7 @@ def _joined(kind: Sequence[int], block: IntArray) -> list[int]:
 
     def root(n: int) -> int:
         while parent[n] != n:
+            # halves the way to the root each time, so that long chains stay quick
             parent[n] = n = parent[parent[n]]
         return n
 
@@ -195,8 +201,10 @@ def _near(some: Sequence[KnownFrame | Example], others: Sequence[KnownFrame], ap
     def near(one: KnownFrame | Example) -> bool:
         if apart == 0 or one.simulation is None or one.simulation not in steps:
             return False
+        # it may be anywhere in that simulation, so it counts as near
         if one.step is None or one.simulation in unknown:
             return True
+        # sorted: only the neighbours on both sides can be the nearest
         several = steps[one.simulation]
         at = bisect_left(several, one.step)
         return any(abs(step - one.step) < apart for step in several[max(0, at - 1) : at + 1])

@@ -93,6 +93,7 @@ def validate(
     apart = apart_of(members[0])
     testing = dataset.testing
     if labels is not None:
+        # their energies are reference energies, and no test of a Δ
         labels = [e for e in labels if not e.isolated]
         testing = unseen(labels, dataset, apart)
         progress(f"{len(testing)} of {len(labels)} labels are neither training frames nor within {apart} steps of one")
@@ -110,6 +111,7 @@ def validate(
     found = residuals(testing, members, reference, apart)
     curve = []
     if settings is not None and baseline is not None:
+        # of the whole set there is a committee already
         for share in CURVE_FRACTIONS[:-1]:
             part = _part(dataset, share)
             with tempfile.TemporaryDirectory(prefix="beadwork-curve-") as folder:
@@ -117,6 +119,7 @@ def validate(
                 few = replace(settings, held_out=0.0)  # all points are tested on the same frames, held out already
                 paths = train_committee(part, baseline, Path(folder) / "committee", few, None, progress)
                 curve.append((len(part), residuals(testing, paths, references(paths[0]), apart)))
+        # the committee itself is the last point: it learned from all of them
         curve.append((len(dataset.training), found))
     return Validation(committee, dataset, found, calibrate(found), tuple(curve))
 
@@ -170,6 +173,7 @@ def _number(errors: Errors) -> str:
     value, bar = (1e3 * x for x in errors.rmse)
     text = f"{value:.3g} ± {bar:.1g}"
     noise = 1e3 * float(np.sqrt((errors.noise**2).mean()))
+    # an error cannot come below the noise of its labels, so that is told beside it
     return text if noise == 0 else f"{text} (noise {noise:.2g})"
 
 
@@ -190,6 +194,7 @@ def _picture(draw: Callable[[Validation, Any], None], v: Validation) -> str:
 
 
 def _parity(v: Validation, panels: Any) -> None:
+    # one colour a solute: what goes wrong goes wrong for one kind
     names = sorted({e.solute for e in v.found.examples})
     which = np.array([names.index(e.solute) for e in v.found.examples])
     pairs = (
@@ -209,6 +214,7 @@ def _parity(v: Validation, panels: Any) -> None:
                 x, y, xerr=unit * errors.noise[here] if errors.noise.any() else None, fmt=".", ms=3, lw=0.6,
                 color=_COLOURS[at % len(_COLOURS)], label=name,
             )  # fmt: skip
+        # the diagonal, on which a perfect committee lies
         ends = [float(label.min()), float(label.max())]
         panel.plot(ends, ends, "-", color="black", lw=0.8)
         panel.set_xlabel(f"label: {what}")
@@ -223,7 +229,9 @@ def _reliability(v: Validation, panels: Any) -> None:
             continue
         alpha = v.calibration[name].alpha
         errors = errors.take(v.found.halves(errors)[1])  # the half on which alpha was not fitted
+        # with the labels' noise in it, since the error against the label has it too
         width = errors.width(alpha)
+        # of equal size, eight errors at least: fewer would make a scatter of points
         bins = np.array_split(np.argsort(width), max(2, min(10, len(width) // 8)))
         rms = [1e3 * float(np.sqrt((errors.error[b] ** 2).mean())) for b in bins]
         predicted = [1e3 * float(np.sqrt((width[b] ** 2).mean())) for b in bins]
@@ -264,4 +272,5 @@ def _curve(v: Validation, panels: Any) -> None:
             fmt="o-",
             capsize=3,
         )
+        # errors fall as a power of the number of frames, which is a line here
         panel.set(xscale="log", yscale="log", xlabel="frames trained on", ylabel=f"held-out error: {what}")
