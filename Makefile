@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-full kill-loop faults mutants fuzz endure suites soak check format bench docs clean
+.PHONY: help install demo test test-full kill-loop faults mutants fuzz endure suites soak check format bench docs wheel site clean
 help:      ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -14,8 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 install: $(VENV)/installed ## make .venv and install beadwork with everything that tests and demo need
 demo: install ## 16 beads of 32 waters at 300 K with real i-PI, 120 steps; everything lands in demo/
-	rm -rf demo && mkdir demo && cp inputs/water/* demo/
-	cd demo && ../$(BIN)/beadwork run run.toml
+	rm -rf demo && $(BIN)/beadwork demo demo
 # by file, in the order of the folders: left to itself xdist begins with the files of most tests and ends with the longest
 test: install ## the test suite, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
@@ -43,5 +42,12 @@ format: install ## let ruff do what it can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 docs: install ## the reference pages that come from the code
 	$(BIN)/python docs/make.py
+wheel: install ## the wheel, to dist/: built, checked, and tried in an empty environment of each Python that is there; or PYTHONS=…
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/python -m twine check --strict dist/*.whl
+	$(BIN)/python packaging/check.py dist/*.whl $(PYTHONS)
+site: install ## the documentation as pages, to build/site; without network, and without a warning
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 clean: ## remove what the other commands made
-	rm -rf $(VENV) demo build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache

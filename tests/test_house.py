@@ -21,6 +21,8 @@ FLOORS = {
     "disk": 0,
     "signals": 0,
     "processes": 0,
+    "packages": 0,
+    "examples": 1,
     "ipi": 1,
     "potential": 1,
     "harvest": 2,

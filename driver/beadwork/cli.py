@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import shlex
 import signal
 import sys
 import tempfile
@@ -145,6 +146,7 @@ def _parser() -> _Parser:
     text = "simulate, label, train, swap, and again; or go on with it"
     learn = _command(commands, "learn", _learn, text, "loop.toml")
     learn.add_argument("loop", type=Path, metavar="TOML", help="what to simulate, with which labeller and settings")
+    _examples(commands)
     qmc = _command(commands, "qmc-env", _qmc_env, "make the environment that quantum Monte Carlo labels need", "")
     qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
     return parser
@@ -515,6 +517,39 @@ def _point(args: argparse.Namespace) -> int:
     if said := worse_than_baseline(args.committee):
         print(f"{said}; {LEARN_MORE}")
     return 0
+
+
+def _examples(commands: Any) -> None:
+    from beadwork.examples.init import KINDS
+
+    text = "make a folder that can be run from: i-PI's input, run.toml and models, to begin with"
+    make = _command(commands, "init", _init, text, "mine --kind npt")
+    kinds = "; ".join(f"{kind}: {what}" for kind, (_, what) in KINDS.items())
+    make.add_argument("folder", type=Path, metavar="DIR", help="the folder, which is made")
+    make.add_argument("--kind", choices=tuple(KINDS), default="water", help=f"{kinds} (default: water)")
+    text = "make such a folder of liquid water and run it: 16 beads of 32 H2O, 120 steps, a real i-PI"
+    demo = _command(commands, "demo", _demo, text, "demo")
+    demo.add_argument("folder", type=Path, metavar="DIR", help="the folder, which is made")
+
+
+def _init(args: argparse.Namespace) -> int:
+    from beadwork.examples.init import init
+
+    print(f"{args.folder}: {', '.join(init(args.folder, args.kind))}")
+    print(f"cd {shlex.quote(str(args.folder))}\nbeadwork doctor run.toml\nbeadwork run run.toml")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from beadwork.examples.init import init
+
+    init(args.folder, "water")
+    os.chdir(args.folder)  # where i-PI works is where it is started
+    run = _parser().parse_args(["run", "run.toml"])
+    code = int(run.call(run))
+    if code == 0:
+        print(f"now: beadwork report {shlex.quote(str(args.folder))}")
+    return code
 
 
 def _qmc_env(args: argparse.Namespace) -> int:

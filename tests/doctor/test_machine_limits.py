@@ -202,9 +202,8 @@ def test_disk_against_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_shipped_run_is_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """inputs/water with its TOML file, all five models and 16 beads, in a folder beside models/ as for make demo."""
-    shutil.copytree(ROOT / "inputs" / "water", tmp_path / "demo")
-    (tmp_path / "models").symlink_to(ROOT / "models")
+    """inputs/water with its TOML file, all five models and 16 beads, as `beadwork demo` has them."""
+    assert main(["init", str(tmp_path / "demo")]) == 0
     monkeypatch.chdir(tmp_path / "demo")
     assert main(["doctor", "run.toml"]) == 0
     said = capsys.readouterr().out

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from beadwork.examples.init import KINDS, init
+
 ROOT = Path(__file__).parents[2]
-MODELS = ROOT / "models" / "water-revpbe0-d3"
-INPUTS = sorted(path.parent.name for path in (ROOT / "inputs").glob("*/input.xml"))
 
 
-def test_there_are_inputs() -> None:
-    """Six kinds of simulation ship."""
-    assert len(INPUTS) >= 6
+def test_every_input_is_a_kind() -> None:
+    """`beadwork init` can make every simulation that ships, of the kinds that a newcomer looks for."""
+    assert {folder for folder, _ in KINDS.values()} == {
+        path.parent.name for path in (ROOT / "inputs").glob("*/input.xml")
+    }
+    assert {"water", "npt", "solute", "cluster", "mts"} <= set(KINDS)
 
 
-#: runs among the slow tests: its way to i-PI is tried in test_parity, and its model in the others
-SLOW = ("water-inet",)
+#: run among the slow tests: their way to i-PI is tried in test_parity, and their models in the others
+SLOW = ("inet", "cluster")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in INPUTS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in KINDS])
 def test_each_shipped_input_runs(ipi, start, tmp_path, name) -> None:
-    """`beadwork run` on a copy of the folder, for two steps, at addresses of its own; only these three are changed."""
+    """`beadwork run run.toml` where `beadwork init` was, for two steps, at addresses of its own; no more is changed."""
     folder = tmp_path / name
-    shutil.copytree(ROOT / "inputs" / name, folder)
+    init(folder, name)
     xml = (folder / "input.xml").read_text()
     assert "sockets_prefix" not in xml
     xml = xml.replace("<simulation ", f"<simulation sockets_prefix='{tmp_path}/s-' ", 1)
@@ -36,12 +38,7 @@ def test_each_shipped_input_runs(ipi, start, tmp_path, name) -> None:
     xml, changed = re.subn(r"<total_steps>\s*\d+\s*</total_steps>", "<total_steps>2</total_steps>", xml)
     assert changed == 1
     (folder / "input.xml").write_text(xml)
-    apart = ["--at", "baseline=baseline", "delta=delta"] if "<ffsocket name='delta'" in xml else []
-    members = [MODELS / f"delta-{k}" for k in range(4)]
-    process = start(
-        "beadwork", ipi.BIN / "beadwork", "run", "input.xml", "--baseline", MODELS / "baseline", "--delta", *members,
-        *apart, "--engine", "native", "--queue", "queue.db", cwd=folder,
-    )  # fmt: skip
+    process = start("beadwork", ipi.BIN / "beadwork", "run", "run.toml", "--engine", "native", cwd=folder)
     assert process.wait(ipi.PATIENCE) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] >= 2

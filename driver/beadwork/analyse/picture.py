@@ -13,13 +13,14 @@ from beadwork.analyse.free_energy import FreeEnergy
 from beadwork.disk import writing
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
+from beadwork.packages import pip_install
 from beadwork.report.figures import COLOURS, STYLE
 
 
 def _draw(path: Path, fill: Callable[[Any], None], height: float = 4.2) -> None:
     """Make a picture of one panel. Raises ConfigError without matplotlib, or where it cannot be written."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a picture needs matplotlib, which is not installed", "pip install 'beadwork[plots]'")
+        raise ConfigError("a picture needs matplotlib, which is not installed", pip_install("matplotlib"))
     import matplotlib
 
     matplotlib.use("Agg")

@@ -19,6 +19,7 @@ from beadwork.events import WHOSE
 from beadwork.frame import Frame
 from beadwork.harvest.row import novelty_of
 from beadwork.harvest.select import force_window
+from beadwork.packages import pip_install
 from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
 from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, worse_than_baseline
 from beadwork.potential.evaluation import Evaluation
@@ -329,7 +330,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
     refused = RED if config.engine == "native" and config.dtype == "float64" else AMBER
     slow = "; torchscript is taken, which is several times slower" if config.engine == "auto" else ""
     if not available():
-        yield Finding(AMBER, "engines", f"symmetrix-xl is not installed{slow}", "pip install 'beadwork[native]'")
+        yield Finding(AMBER, "engines", f"symmetrix-xl is not installed{slow}", pip_install("symmetrix-xl"))
         return
     # one graph for all models; those of a shorter cutoff leave the longer pairs out
     graph = build([frame], max(card.cutoff for card in cards))

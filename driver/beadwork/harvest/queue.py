@@ -29,6 +29,7 @@ from beadwork.disk import locks
 from beadwork.errors import QueueError
 from beadwork.harvest.row import Damaged, KeptFrame, Row, from_ase, label_digest, to_ase
 from beadwork.log import logger
+from beadwork.packages import pip_install
 
 WAITING, CLAIMED, LABELLED, FAILED = "waiting", "claimed", "labelled", "failed"
 
@@ -526,7 +527,8 @@ def _psycopg2() -> Any:
         return import_module("psycopg2")
     except ImportError as error:
         raise QueueError(
-            f"a queue on PostgreSQL needs a package that is missing ({error.name})", "pip install 'beadwork[postgres]'"
+            f"a queue on PostgreSQL needs a package that is missing ({error.name})",
+            pip_install("ase-db-backends", "psycopg2-binary"),
         ) from error
 
 

@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from beadwork.errors import ConfigError, ResourceError
+from beadwork.packages import pip_install
 from beadwork.processes import module
 from beadwork.settings import at_least, check, setting
 
@@ -229,6 +230,4 @@ def _parsl(part: str = "") -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "parsl":
             raise
-        raise ConfigError(
-            "more than one worker needs a package that is missing", "pip install 'beadwork[learn]'"
-        ) from error
+        raise ConfigError("more than one worker needs a package that is missing", pip_install("parsl")) from error

@@ -18,7 +18,7 @@ PAGE = "generations.html"
 
 
 def write_page(loop: Loop) -> Path:
-    """Write generations.html into the loop's folder and return its path. Pictures need matplotlib (extra `plots`).
+    """Write generations.html into the loop's folder and return its path. Pictures need matplotlib.
 
     The committees of all generations are measured on one and the same set of frames: those that the last dataset holds
     out and that no earlier committee has learned from.
@@ -143,9 +143,7 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
     """Flagged rate and errors against the generation; a sentence where it cannot be drawn."""
     # the page has all numbers without it; matplotlib is an extra
     if importlib.util.find_spec("matplotlib") is None:
-        return (
-            "<p>The picture needs matplotlib, which is not installed: <code>pip install 'beadwork[plots]'</code>.</p>"
-        )
+        return "<p>The picture needs matplotlib, which is not installed: <code>pip install matplotlib</code>.</p>"
     figure, panels = page.panels(3, (10, 3.2))
     where = list(range(len(done)))
     runs = {name: [g.stages["simulate"]["runs"][name] for g in done] for name in done[0].stages["simulate"]["runs"]}

@@ -10,6 +10,7 @@ from beadwork.config import listen_at
 from beadwork.errors import ConfigError
 from beadwork.events import Dropped, Evaluated, Event, FrameKept, Joined, Lost, Waiting
 from beadwork.observe.pace import Pace
+from beadwork.packages import pip_install
 
 #: upper limits of the histogram, seconds: evaluations take from a millisecond to minutes
 BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -24,8 +25,10 @@ class Metrics:
 
     def __init__(self, where: str | int, pace: Pace, total: int, facts: Callable[[], Mapping[str, Any]]) -> None:
         if importlib.util.find_spec("prometheus_client") is None:
-            raise ConfigError("--metrics needs prometheus_client: pip install 'beadwork[metrics]'")
-        # only here: the package is an extra
+            raise ConfigError(
+                "--metrics needs prometheus_client, which is not installed", pip_install("prometheus-client")
+            )
+        # only here: no run needs it that does not serve metrics
         from prometheus_client import (
             CollectorRegistry,
             Counter,

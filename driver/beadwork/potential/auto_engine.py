@@ -16,6 +16,7 @@ from ase.data import covalent_radii
 from beadwork.config import DTYPES, ENGINES
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame
+from beadwork.packages import pip_install
 from beadwork.potential import memory
 from beadwork.potential.bundle import check
 from beadwork.potential.engine import Energies, Engine, FeatureEngine
@@ -82,7 +83,7 @@ class AutoEngine:
         if not card.native:
             self.choice = f"{self.name}: the bundle has no native model ({card.about.get('native', 'not extracted')})"
         elif not available():
-            self.choice = f"{self.name}: symmetrix-xl is not installed (pip install 'beadwork[native]')"
+            self.choice = f"{self.name}: symmetrix-xl is not installed ({pip_install('symmetrix-xl')})"
         else:
             try:
                 self._native = NativeEngine(bundle, dtype, device)

@@ -22,6 +22,7 @@ import torch
 
 from beadwork.disk import writing
 from beadwork.errors import ModelError
+from beadwork.packages import pip_install
 from beadwork.potential.auto_engine import compare_dense, trial
 from beadwork.potential.bundle import CARD, HEADS, MODEL, NATIVE, Card, load_card, write_card
 from beadwork.potential.engine import Energies
@@ -137,7 +138,8 @@ def mace_imported() -> Iterator[None]:
                 importlib.import_module("mace.modules")
             except ImportError as error:
                 raise ModelError(
-                    "reading an eager MACE model needs mace-torch: pip install 'beadwork[mace]'"
+                    "reading an eager MACE model needs mace-torch, which is not installed",
+                    pip_install("mace-torch", "scikit-learn"),
                 ) from error
             yield
     finally:

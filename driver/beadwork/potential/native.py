@@ -1,4 +1,4 @@
-"""The fast engine: MACE compiled by Symmetrix-XL. An extra, and never a must."""
+"""The fast engine: MACE compiled by Symmetrix-XL, where the platform has it. Never a must."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
+from beadwork.packages import pip_install
 from beadwork.potential.bundle import NATIVE, check, reopen
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
@@ -190,7 +191,10 @@ def load_evaluator(file: Path, head: str | None, dtype: str, device: str = "cpu"
     finds one, whatever was asked for.
     """
     if not available():
-        raise ModelError("the native engine needs symmetrix-xl: pip install 'beadwork[native]', or use 'torchscript'")
+        raise ModelError(
+            "the native engine needs symmetrix-xl, which is not installed",
+            f"{pip_install('symmetrix-xl')}, or use torchscript",
+        )
     check_native(file)
     os.environ["SYMMETRIX_JIT_CACHE"] = str(kernel_cache())
     # Left to itself Symmetrix-XL searches the process for a BLAS at each product of matrices, which is most of what a

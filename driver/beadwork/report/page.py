@@ -18,7 +18,7 @@ def write(file: Path, title: str, subtitle: str, sections: Sequence[str], footer
 
 
 def panels(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure (size in inches) and its panels, side by side. Needs matplotlib (extra `plots`)."""
+    """A figure (size in inches) and its panels, side by side. Needs matplotlib ."""
     import matplotlib
 
     matplotlib.use("Agg")

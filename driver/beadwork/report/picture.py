@@ -15,10 +15,10 @@ from beadwork.report.run import read_run
 def draw(folder: Path) -> str:
     """Draw the panels for which there are data, and return a message with the file, or why there is none.
 
-    folder: of the run. Needs matplotlib (extra `plots`) and one evaluation. Raises what `read_run` raises.
+    folder: of the run. Needs matplotlib and one evaluation. Raises what `read_run` raises.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        return "no picture: matplotlib is not installed (pip install 'beadwork[plots]')"
+        return "no picture: matplotlib is not installed (pip install matplotlib)"
     run = read_run(folder)
     if not len(run.record):
         return f"no picture: {folder / 'beadwork.out'} has no evaluations"

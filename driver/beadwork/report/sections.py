@@ -63,7 +63,7 @@ NEWEST_FIRST = (
     "spread. For an atom that is bright in novelty and dark in the spread, the members agree without having been "
     "trained on such an atom. If all atoms are above 1, the models were not trained on this phase."
 )
-NO_PLOTS = "Pictures need matplotlib, which is not installed: <code>pip install 'beadwork[report]'</code>."
+NO_PLOTS = "Pictures need matplotlib, which is not installed: <code>pip install matplotlib</code>."
 
 
 def section(title: str, content: str) -> str:
@@ -370,7 +370,7 @@ def kept(run: RunFolder) -> tuple[str, list[str]]:
         which = "most uncertain and newest" if uncertain and newest else "newest" if newest else "most uncertain"
         words += f" The {len(rows)} {which} are shown."
     if program is None:
-        return f"{words} The viewer needs chemiscope: <code>pip install 'beadwork[report]'</code>.", []
+        return f"{words} The viewer needs chemiscope: <code>pip install chemiscope</code>.", []
     content = f"""<p>{words}</p>
 <div id="viewer"><div id="viewer-meta"></div><div class="pair"><div id="viewer-map"></div>
 <div id="viewer-structure"></div></div><div id="viewer-info"></div>

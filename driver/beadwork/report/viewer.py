@@ -55,7 +55,7 @@ class Shown:
 
 
 def program() -> Path | None:
-    """chemiscope's JavaScript; None where it is not installed (extra `report`)."""
+    """chemiscope's JavaScript; None where it is not installed."""
     found = importlib.util.find_spec("chemiscope")
     if found is None or found.origin is None:
         return None

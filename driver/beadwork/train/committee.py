@@ -25,6 +25,7 @@ from ase.data import chemical_symbols
 from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.label.jobs import Jobs, lost
+from beadwork.packages import pip_install
 from beadwork.potential.bundle import COMMITTEE, amend_card, check, format_no_better, load_card, members_of
 from beadwork.potential.load import load
 from beadwork.train.calibration import calibrate, format_calibration, residuals, scale
@@ -126,7 +127,7 @@ def _train(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = Jobs(workers=max(1, min(len(missing), cores // settings.threads)))
         if not jobs.here and find_spec("parsl") is None:
-            progress("members are trained one after the other; at the same time with pip install 'beadwork[learn]'")
+            progress(f"members are trained one after the other; at the same time with {pip_install('parsl')}")
             jobs = Jobs()
     (out / TRAINING).mkdir(exist_ok=True)
     losses = Counter[int]()

@@ -19,6 +19,7 @@ from ase.data import chemical_symbols
 from beadwork.errors import LabelError, ModelError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.label.choose import features
+from beadwork.packages import pip_install
 from beadwork.potential.bundle import NOVELTY, Card, amend_card, check, load_card, members_of
 from beadwork.potential.graph import build
 from beadwork.potential.novelty import NOVELTY_EDGE, Mixture, TrainingSet, nearest
@@ -234,7 +235,9 @@ class _Fit:
             from sklearn.exceptions import ConvergenceWarning
             from sklearn.mixture import GaussianMixture
         except ImportError as error:
-            raise ModelError("fitting novelty needs scikit-learn: pip install 'beadwork[mace]'") from error
+            raise ModelError(
+                "fitting novelty needs scikit-learn, which is not installed", pip_install("scikit-learn")
+            ) from error
         if len(vectors) > MAX_ATOMS:
             vectors = vectors[np.random.default_rng(seed).choice(len(vectors), MAX_ATOMS, replace=False)]
         self._mean = vectors.mean(axis=0)

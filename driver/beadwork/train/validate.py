@@ -125,7 +125,7 @@ def validate(
 
 
 def write_page(validation: Validation, file: Path) -> None:
-    """Write the tables and pictures as one self-contained page. Needs matplotlib (extra `plots`)."""
+    """Write the tables and pictures as one self-contained page. Needs matplotlib."""
     v = validation
     rows = v.rows()
     head, body = (

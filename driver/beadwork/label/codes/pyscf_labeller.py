@@ -25,6 +25,7 @@ from beadwork.label.codes.basis import Basis
 from beadwork.label.codes.scheme import CORRELATED, FITTED, Level, Scheme, read
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label
+from beadwork.packages import pip_install
 from beadwork.settings import required, setting
 
 #: CPU seconds of a label of (H2O)4 in cc-pVDZ (96 basis functions) without and with forces, and the power of the number
@@ -343,7 +344,7 @@ def _pyscf(part: str = "") -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "pyscf":
             raise
-        raise ConfigError("labels by PySCF need a package that is missing", "pip install 'beadwork[pyscf]'") from error
+        raise ConfigError("labels by PySCF need a package that is missing", pip_install("pyscf")) from error
 
 
 def _functional(theory: str, dispersion: str | None, forces: bool) -> None:
@@ -384,6 +385,6 @@ def _dispersion(functional: str, version: str) -> None:
         else:
             module.DFTD3Dispersion(probe, xc=name, version=kind, atm=three_body)
     except (ImportError, OSError) as error:
-        raise ConfigError("dispersion needs a package that is missing", "pip install pyscf-dispersion") from error
+        raise ConfigError("dispersion needs a package that is missing", pip_install("pyscf-dispersion")) from error
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise ConfigError(f"{version} has no parameters for {functional}: {error}") from error
