@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_input_is_a_kind() -> None:
-    """`beadwork init` can make every simulation that ships, of the kinds that a newcomer looks for."""
+    """`beadwork init` can make every simulation that ships with its models, of the kinds that a newcomer looks for."""
     assert {folder for folder, _ in KINDS.values()} == {
-        path.parent.name for path in (ROOT / "inputs").glob("*/input.xml")
+        path.parent.name for path in (ROOT / "inputs").glob("*/run.toml")
     }
     assert {"water", "npt", "solute", "cluster", "mts"} <= set(KINDS)
 
