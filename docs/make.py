@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 from beadwork import config, errors
+from beadwork.doctor.bench import Bench
+from beadwork.doctor.report import Visit
+from beadwork.harvest.listing import Listing, Shown
+from beadwork.json_form import Failure, Form, Part, keys, parts, schema, words_of
 from beadwork.label.clusters import Cut
 from beadwork.label.codes.command import Pattern
 from beadwork.label.jobs import Jobs, Slurm
 from beadwork.label.spec import LABELLERS, Spec
 from beadwork.loop.loop import Loop
+from beadwork.observe.status import Status
 from beadwork.settings import declared, title
 from beadwork.train.settings import TrainSettings
+from beadwork.train.validate import Validated
 
 HERE = Path(__file__).parent
 
@@ -102,6 +109,47 @@ def _table(of: Any, what: str) -> list[str]:
     return rows
 
 
+def json_page() -> str:
+    """What each `--json` prints: its keys, and those of the objects inside."""
+    rows = [
+        "# What `--json` prints",
+        "",
+        "A command with `--json` prints one object on stdout and nothing else there, whatever becomes of it: its own,",
+        "or `error`; messages are on stderr as ever, and the exit code is as ever. The object begins with `kind` and",
+        "`version`. Within a version keys may be added; none is taken away, renamed, or given another meaning or unit:",
+        "what reads it takes the keys that it knows, and looks at `kind` and `version`. NaN and infinity are null.",
+        "A traceback (exit code 1) is a fault of beadwork's own, and prints no object.",
+        "",
+        "The JSON schema of each is in [schemas/](schemas), made from the same declarations as this page.",
+        "",
+        "    beadwork status OUT --json | jq .servers[0].seconds_left",
+    ]
+    for form in FORMS:
+        rows += ["", f"## {form.KIND} {form.VERSION}", "", *_described(form)]
+        for part in parts(form):
+            rows += ["", f"### {part.__name__}", "", *_described(part)]
+    rows += [
+        "",
+        "## For who adds a command",
+        "",
+        "Declare a `Form` of `beadwork.json_form` in the command's own room, give the command `_json_option(parser)`",
+        "in cli.py and `print(as_json(...))` where `args.json` is set, and name the class in `FORMS` of docs/make.py;",
+        "`make docs` writes the page and the schema. Errors come as an object by themselves. Nothing else may go to",
+        "stdout: progress goes to stderr.",
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _described(of: type[Part]) -> list[str]:
+    """The docstring, and a row for each key."""
+    rows = [inspect.getdoc(of) or "", "", "| key | type | meaning |", "|---|---|---|"]
+    return rows + [f"| {name} | {words_of(kind)} | {text} |" for name, kind, text in keys(of)]
+
+
+#: every object that `--json` prints
+FORMS: list[type[Form]] = [Status, Visit, Bench, Listing, Shown, Validated, Failure]
+
+
 #: every other TOML file: its name, the class of its settings, and who reads it
 FILES = [
     (
@@ -119,8 +167,18 @@ FILES = [
     ("`[jobs.slurm]`", Slurm, 'With `executor = "slurm"`.'),
     ("LOOP.toml", Loop, "For `beadwork learn` ([loop.md](loop.md))."),
 ]
-PAGES = {"exit-codes.md": exit_codes, "configuration.md": configuration, "labellers.md": labellers}
+PAGES = {
+    "exit-codes.md": exit_codes,
+    "configuration.md": configuration,
+    "labellers.md": labellers,
+    "json.md": json_page,
+    **{
+        f"schemas/{form.KIND}.json": lambda form=form: json.dumps(schema(form), indent=1, ensure_ascii=False) + "\n"
+        for form in FORMS
+    },
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
+        (HERE / name).parent.mkdir(exist_ok=True)
         (HERE / name).write_text(page())

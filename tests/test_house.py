@@ -13,6 +13,8 @@ FLOORS = {
     "errors": 0,
     "settings": 0,
     "log": 0,
+    "json_form": 0,
+    "digits": 0,
     "toml": 0,
     "units": 0,
     "config": 0,

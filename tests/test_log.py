@@ -166,7 +166,7 @@ def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_no_color(
     value: str | None, coloured: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The doctor's colours on a terminal are left out where NO_COLOR is set to anything."""
+    """The doctor's colours on a terminal, and the red of an alarm, are left out where NO_COLOR is set to anything."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     if value is not None:
         monkeypatch.setenv("NO_COLOR", value)
@@ -174,3 +174,7 @@ def test_no_color(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert report.doctor(None) == 3  # type: ignore[arg-type]
     assert ("\033[" in capsys.readouterr().out) == coloured
+    log.set_up(-1)
+    log.print_progress("epoch 3")
+    log.print_progress(log.Alarm("this is worse"))
+    assert capsys.readouterr().out.splitlines() == ["\033[1;31mthis is worse\033[0m" if coloured else "this is worse"]

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import time
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -22,12 +23,15 @@ from typing import Any, NoReturn
 from beadwork.analyse.command import add as add_analyse
 from beadwork.config import GROUPS, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError, ConfigError
-from beadwork.log import logger, print_progress, set_up
+from beadwork.json_form import as_json, failure
+from beadwork.log import Alarm, logger, painted, print_progress, set_up
 from beadwork.settings import WORDS, Declared, declared, meant, title
 from beadwork.signals import Interrupted, handled, interrupt
 
 #: characters of a path that a message shows
 LONG = 200
+#: seconds between two looks of `status --watch`
+WATCH_SECONDS = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in _streams():
         stream.reconfigure(errors="backslashreplace")  # in a locale that has no Å it is \xc5, and ends no run
+    args = argparse.Namespace()
     try:
         with handled({signal.SIGINT: interrupt, signal.SIGTERM: interrupt}):
             set_up()
@@ -45,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             set_up(args.verbosity)
             return int(args.call(args))
     except (BeadworkError, Interrupted) as error:
-        with suppress(OSError):  # a log on the disk that is full; the exit code says it too
-            logger.error("%s", error)
-        return error.exit_code
+        return _refused(error, args)
     except BrokenPipeError:
         if not any(map(_unread, _streams())):
             raise  # of another pipe: a fault of ours
@@ -56,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RecursionError, OverflowError) as error:
         if (said := _about_input(error)) is None:
             raise  # a fault of ours
-        with suppress(OSError):
-            logger.error("%s", said)
-        return ConfigError.exit_code
+        return _refused(said, args)
     finally:
         for stream in _streams():
             with suppress(OSError, ValueError):  # of the disk that is full, and of a stream that is closed
@@ -67,17 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _about_input(error: Exception) -> str | None:
-    """What Python says of a path or a value that was given to us, as a sentence; None where it says it of our own."""
+def _refused(error: BeadworkError | Interrupted, args: argparse.Namespace) -> int:
+    """Say why a command ends, and return its exit code."""
+    with suppress(OSError):  # a log on the disk that is full; the exit code says it too
+        logger.error("%s", error)
+    if getattr(args, "json", False):
+        with suppress(OSError):
+            print(as_json(failure(error)))
+    return error.exit_code
+
+
+def _about_input(error: Exception) -> ConfigError | None:
+    """What Python says of a path or a value that was given to us, as an error; None where it says it of our own."""
     if isinstance(error, OSError):
         if error.filename is None:
             return None
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
         short = name if len(name) <= LONG else f"{name[:LONG]}… ({len(os.fsencode(name))} bytes)"
-        return f"cannot use {short}: {error.strerror}; check the path and your rights to it"
+        return ConfigError(f"cannot use {short}: {error.strerror}", "check the path and your rights to it")
     if isinstance(error, RecursionError):
-        return "a file that was given is nested too deeply to be read; see whether it is the one that you meant"
-    return f"a number that was given is too large ({error}); correct it, here or in the file that has it"
+        return ConfigError(
+            "a file that was given is nested too deeply to be read", "see whether it is the one that you meant"
+        )
+    return ConfigError(f"a number that was given is too large ({error})", "correct it, here or in the file that has it")
 
 
 def _streams() -> list[TextIOWrapper]:
@@ -99,8 +112,11 @@ def _unread(stream: TextIOWrapper) -> bool:
 class _Parser(argparse.ArgumentParser):
     """Two lines for a slip: what it is, with what was meant where that can be told, and where help is."""
 
+    _as_json = False
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what is no option before anything else is missed for want of it, and what is left over."""
+        self._as_json = "--json" in self._option_string_actions and "--json" in (args or ())
         options = [name for name in self._option_string_actions if name.startswith("--")]
         # a parser with commands passes the words on to theirs, which knows its own options
         leaf = self._subparsers is None
@@ -120,6 +136,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
+        if self._as_json:
+            print(as_json(failure(ConfigError(message, f"see `{self.prog} --help`"))))
         self.exit(ConfigError.exit_code, f"{self.prog}: {message}\nsee `{self.prog} --help`\n")
 
 
@@ -137,6 +155,15 @@ def _parser() -> _Parser:
     _serving(commands)
     status = _command(commands, "status", _status, "how a run is doing; exit code 0 where it runs", "results")
     status.add_argument("out", type=Path, nargs="?", default=Path(), help="the run's --out (default: this folder)")
+    status.add_argument(
+        "--watch",
+        type=_typed(float),
+        nargs="?",
+        const=WATCH_SECONDS,
+        metavar="S",
+        help=f"show it again every S seconds (default: {WATCH_SECONDS:g}) until the run has ended",
+    )
+    _json_option(status)
     _models(_family(commands, "models", "make and look at model bundles"))
     _queue(_family(commands, "queue", "look at the frames that were kept"))
     _report(commands)
@@ -170,6 +197,11 @@ def _command(commands: Any, name: str, call: Any, text: str, example: str) -> _P
     return parser
 
 
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json, for a command that prints its object there; errors come as one too, by `main`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout (docs/json.md)")
+
+
 def _family(commands: Any, name: str, text: str) -> Any:
     """Add a command that has commands of its own; returns where they are added."""
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -196,6 +228,8 @@ def _serving(commands: Any) -> None:
             parser.add_argument(
                 "--steps", type=_typed(int), default=20, metavar="N", help="steps to run, elsewhere (default: 20)"
             )
+        if name in ("bench", "doctor"):
+            _json_option(parser)
         parser.set_defaults(start=name == "run")
         _serve_options(parser, several=name != "bench")
 
@@ -226,6 +260,7 @@ def _training(commands: Any) -> None:
     validate.add_argument("--baseline", type=Path, metavar="DIR", help="of the Δ: for --labels and --curve")
     group = _add_keys(validate, "of the labels to take")
     group.add_argument("--labels", metavar="Q", help="queue or file with further labels, instead of those held out")
+    _json_option(validate)
     group = validate.add_argument_group("learning curve")
     group.add_argument("--curve", action="store_true", help="a learning curve too: trains two more committees")
     group.add_argument("--settings", type=Path, metavar="TOML", help="of the trainings for --curve")
@@ -315,7 +350,9 @@ def _role(text: str) -> tuple[str, str]:
 def _resolved(args: argparse.Namespace) -> ServeConfig:
     """What was typed, joined with a TOML file."""
     typed = {
-        key: value for key, value in vars(args).items() if key not in ("call", "start", "steps", "instead", "verbosity")
+        key: value
+        for key, value in vars(args).items()
+        if key not in ("call", "start", "steps", "instead", "verbosity", "json")
     }
     if "at" in typed:
         # argparse collects pairs
@@ -357,9 +394,10 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     config, threads = _configured(args)
-    from beadwork.doctor.bench import bench
+    from beadwork.doctor.bench import bench, format_bench
 
-    print(bench(config, args.steps, threads))
+    found = bench(config, args.steps, threads)
+    print(as_json(found) if args.json else format_bench(found))
     return 0
 
 
@@ -371,17 +409,30 @@ def _doctor(args: argparse.Namespace) -> int:
         # the first server stands for all: they differ in device, port and folder alone
         config = plan(config, _cores())[0]
     config, _ = _configured(args, config)
-    from beadwork.doctor.report import doctor
+    from beadwork.doctor.report import doctor, visit
 
-    return doctor(config)
+    if not args.json:
+        return doctor(config)
+    found = visit(config)
+    print(as_json(found))
+    return found.exit_code
 
 
 def _status(args: argparse.Namespace) -> int:
-    from beadwork.serve.supervisor import format_status
+    from beadwork.observe.status import ENDED
+    from beadwork.serve.supervisor import format_status, observed, read_statuses
 
-    text, code = format_status(args.out)
-    print(text)
-    return code
+    if args.watch is not None and not args.watch > 0:
+        raise ConfigError(f"--watch is {args.watch:g}", "give the seconds between two looks, more than 0")
+    # a terminal is cleared before each look; elsewhere one stands below the other
+    clear = "\033[H\033[J" if args.watch and sys.stdout.isatty() and not args.json else ""
+    while True:
+        found = read_statuses(args.out)
+        text, code = format_status(found)
+        print(as_json(observed(found), line=bool(args.watch)) if args.json else f"{clear}{text}", flush=True)
+        if not args.watch or code == ENDED:
+            return code
+        time.sleep(args.watch)
 
 
 def _add_keys(parser: argparse.ArgumentParser, method: str) -> argparse._ArgumentGroup:
@@ -431,17 +482,21 @@ def _validate(args: argparse.Namespace) -> int:
     set_threads(1)
     from beadwork.train.label_file import read_examples
     from beadwork.train.settings import TrainSettings
-    from beadwork.train.validate import PAGE, validate, write_page
+    from beadwork.train.validate import PAGE, as_form, validate, write_page
 
     if (args.labels or args.curve) and args.baseline is None:
         raise ConfigError("--labels and --curve need the baseline that Δ is added to", "give --baseline")
     keys = args.energy_key, args.forces_key
     labels = read_examples(args.labels, args.baseline, args.method, *keys) if args.labels else None
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
-    validation = validate(args.committee, labels, settings if args.curve else None, args.baseline, print_progress)
+    say = partial(logger.info, "%s") if args.json else print_progress
+    validation = validate(args.committee, labels, settings if args.curve else None, args.baseline, say)
     page = args.page or args.committee / PAGE
     write_page(validation, page)
-    print(f"{validation}\n{page}")
+    if args.json:
+        print(as_json(as_form(validation, page)))
+    else:
+        print("\n".join(map(painted, [*validation.lines(), f"with pictures: {page}"])))
     return 0
 
 
@@ -515,7 +570,7 @@ def _point(args: argparse.Namespace) -> int:
     write_pointer(args.file, args.committee)
     print(f"{args.file} names {args.committee}")
     if said := worse_than_baseline(args.committee):
-        print(f"{said}; {LEARN_MORE}")
+        print(painted(Alarm(f"{said}; {LEARN_MORE}")))
     return 0
 
 
@@ -609,6 +664,8 @@ def _queue(commands: Any) -> None:
     text = "read every frame; which of them a failing disk has damaged"
     check = _command(commands, "check", _queue_check, text, "queue.db --save whole.db")
     check.add_argument("--save", type=Path, metavar="FILE", help="a new queue, with all that is whole")
+    for command in (table, show):
+        _json_option(command)
     for command in (table, show, export, add, check):
         command.add_argument("queue", help="SQLite file or PostgreSQL URL")
     for command in (table, export):
@@ -623,18 +680,20 @@ def _queue(commands: Any) -> None:
 
 
 def _queue_list(args: argparse.Namespace) -> int:
-    from beadwork.harvest.listing import format_table
+    from beadwork.harvest.listing import format_table, listed
     from beadwork.harvest.queue import Queue
 
-    print(format_table(Queue(args.queue).rows(status=args.status)))
+    rows = Queue(args.queue).rows(status=args.status)
+    print(as_json(listed(rows)) if args.json else format_table(rows))
     return 0
 
 
 def _queue_show(args: argparse.Namespace) -> int:
-    from beadwork.harvest.listing import format_row
+    from beadwork.harvest.listing import format_row, shown
     from beadwork.harvest.queue import Queue
 
-    print(format_row(Queue(args.queue).get(args.row)))
+    row = Queue(args.queue).get(args.row)
+    print(as_json(shown(row)) if args.json else format_row(row))
     return 0
 
 

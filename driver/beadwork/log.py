@@ -14,9 +14,11 @@ import stat
 import sys
 import time
 import warnings
+from typing import TextIO
 
 from beadwork.disk import ignore_closed_terminal
 
+_RED, _PLAIN = "\033[1;31m", "\033[0m"
 logger = logging.getLogger("beadwork")
 #: lines that tell how far a run is, and need not be told whose they are
 progress = logging.getLogger("beadwork.progress")
@@ -51,10 +53,24 @@ def shows_progress() -> bool:
     return logger.isEnabledFor(logging.INFO)
 
 
+class Alarm(str):
+    """Words about a result that nobody should overlook: red on a terminal, and told however quiet it is."""
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether colours are wanted there: on a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def painted(text: str) -> str:
+    """What stdout is to have of it: an alarm in red."""
+    return f"{_RED}{text}{_PLAIN}" if isinstance(text, Alarm) and colours(sys.stdout) else text
+
+
 def print_progress(text: str) -> None:
     """Print how far a command is that tells so on stdout, where a user wants to be told."""
-    if shows_progress():
-        print(text)
+    if shows_progress() or isinstance(text, Alarm):
+        print(painted(text))
 
 
 def taken_apart(line: str) -> tuple[int, str]:

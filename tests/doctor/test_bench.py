@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from beadwork.config import ModelSettings, ServeConfig
-from beadwork.doctor.bench import bench, report, shorten
+from beadwork.doctor.bench import bench, format_bench, measured, shorten
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read_simulation
+from beadwork.json_form import as_json
+from support.json_forms import checked as held
 
 ROOT = Path(__file__).resolve().parents[2]
 WATER = ROOT / "inputs" / "water" / "input.xml"
@@ -47,12 +49,13 @@ def test_a_shortened_input_is_the_same_simulation(name: str, tmp_path: Path) -> 
 
 def test_report_adds_up() -> None:
     """Structures a second and ns/day follow from the time a step; every part has its share."""
-    text = report(
+    found = measured(
         summary({"idle": 0.01, "graph": 0.01, "base (native, float64)": 0.08}),
         read_simulation(WATER),
         ModelSettings(),
-        "a note",
+        ["a note"],
     )
+    text = format_bench(found)
     assert text.startswith("a note\n10 steps, 0.1 s each:")
     assert re.search(r"80\.00 ms +80\.0 % +base \(native, float64\)", text)
     assert "160 structures a second" in text
@@ -73,9 +76,11 @@ def test_advice_follows_from_what_was_measured(
     parts: dict[str, float], evaluations: float, more: dict[str, bool], word: str
 ) -> None:
     """Each hint comes when its reason is there, and not for a step that has no such reason."""
-    assert word in report(summary(parts, evaluations), read_simulation(WATER), ModelSettings(), "", **more)
+    found = measured(summary(parts, evaluations), read_simulation(WATER), ModelSettings(), **more)
+    assert word in " ".join(found.hints)
     calm = {"idle": 0.01, "m (native, float32)": 0.06, "graph": 0.005}
-    assert word not in report(summary(calm), read_simulation(WATER), ModelSettings(dtype="float32"), "")
+    found = measured(summary(calm), read_simulation(WATER), ModelSettings(dtype="float32"))
+    assert word not in " ".join(found.hints)
 
 
 def test_real_steps_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +93,10 @@ def test_real_steps_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (folder / "init.xyz").write_bytes((WATER.parent / "init.xyz").read_bytes())
     monkeypatch.chdir(folder)
     config = ServeConfig(simulation="input.xml", baseline=BASELINE, engine="torchscript", threads=1)
-    said = bench(config, 3, "one thread")
+    found = bench(config, 3, "one thread")
+    said = format_bench(found)
+    assert held(as_json(found), "bench")["steps"] == 3
+    assert sum(part.share for part in found.parts) == pytest.approx(1.0)
     assert "one thread" in said
     assert re.search(r"\d ms +[\d.]+ %  i-PI and waiting for it", said)
     assert re.search(r"\d ms +[\d.]+ %  \S+ \(torchscript, float64\)", said)
@@ -109,7 +117,7 @@ def test_structures_beside_the_folder(file: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.chdir(folder)
     config = ServeConfig(simulation="input.xml", baseline=BASELINE, engine="torchscript", threads=1)
-    assert "structures a second" in bench(config, 2, "one thread")
+    assert bench(config, 2, "one thread").structures_per_second > 0
     assert not list(temporary.iterdir())
 
 

@@ -18,6 +18,7 @@ from beadwork.doctor.report import doctor, examine
 from beadwork.errors import ModelError, SimulationError
 from support.doctor import MODELS, WATER, config, only
 from support.doctor import input_writer as input_writer
+from support.json_forms import checked as held
 
 
 def test_the_shipped_models_are_well(
@@ -59,6 +60,11 @@ def test_no_input_is_all_there_is_to_say(tmp_path: Path, capsys: pytest.CaptureF
     """A file that is not there: SimulationError's code, and no traceback."""
     assert main(["doctor", str(tmp_path / "no.xml"), "--baseline", "x"]) == SimulationError.exit_code
     said = capsys.readouterr().out.splitlines()
+    assert main(["doctor", str(tmp_path / "no.xml"), "--baseline", "x", "--json"]) == SimulationError.exit_code
+    found = held(capsys.readouterr().out, "doctor")
+    assert found["counts"] == {"green": 0, "amber": 0, "red": 1}
+    assert [one["exit_code"] for one in found["findings"]] == [SimulationError.exit_code] == [found["exit_code"]]
+    assert found["findings"][0]["told"] in said[0]
     assert said[0].startswith("red    input       cannot read the i-PI input")
     assert said[-1] == "0 green, 0 amber, 1 red: do not start it like this"
 

@@ -73,7 +73,7 @@ def one(subject: Subject, folder: Path, files: Sequence[Path], whole: dict[Path,
     except (OSError, RecursionError, OverflowError) as error:
         if (told := cli._about_input(error)) is None:  # the one place that makes a sentence of what Python says
             raise
-        said = told
+        said = str(told)
     else:
         return None
     assert len(said) > 20, f"that is no sentence: {said!r}"

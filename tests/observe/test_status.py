@@ -24,6 +24,7 @@ from beadwork.observe import status as module
 from beadwork.observe.pace import Pace
 from beadwork.observe.status import ENDED, HANGING, RUNNING, StatusFile, format_status, read_status
 from beadwork.processes import birth
+from support.json_forms import checked as held
 
 
 def event(step: int) -> Evaluated:
@@ -69,6 +70,54 @@ def test_a_running_process_is_running(status: StatusFile, capsys: pytest.Capture
         "committee: sha256:abc",
     ):
         assert part in said
+
+
+def test_a_run_as_an_object(status: StatusFile, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the text says, in numbers and a state that is a word of its own; the code is that of the text."""
+    folder = str(status.path.parent)
+    assert main(["status", folder, "--json"]) == RUNNING
+    found = held(capsys.readouterr().out, "status")
+    (server,) = found["servers"]
+    assert (found["exit_code"], server["state"], server["exit_code"]) == (0, "running", None)
+    assert (server["step"], server["total_steps"], server["force_spread"]) == (3, 10, 0.02)
+    assert server["seconds_left"] == pytest.approx(7 * server["seconds_per_step"])
+    assert server["shares"]["models"] == pytest.approx(0.75)
+    for state, values in (
+        ("waiting", {"state": "waiting", "why": "for i-PI"}),
+        ("hangs", {"host": "elsewhere", "updated": time.time() - 3600}),
+        ("dead", {"birth": "another 1"}),
+    ):
+        data = changed(status, **values)
+        assert module.observed(data).state == state
+        assert module.observed(data).told == format_status(data)[0]
+    status.close(6, "the model answered NaN")
+    assert main(["status", folder, "--json"]) == ENDED
+    (server,) = held(capsys.readouterr().out, "status")["servers"]
+    assert (server["state"], server["exit_code"], server["why"]) == ("ended", 6, "the model answered NaN")
+
+
+def test_watching_ends_with_the_run(
+    status: StatusFile, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks again after so many seconds, and ends with the code of an ended run; with --json an object a line; in a
+    file no sign that is for terminals."""
+    folder = str(status.path.parent)
+    for words in ([], ["--json"]):
+        status._state = {"state": "serving", "why": ""}
+        status._write()
+        slept: list[float] = []
+        monkeypatch.setattr(
+            time, "sleep", lambda s, slept=slept: (slept.append(s), len(slept) == 2 and status.close(0))
+        )
+        assert main(["status", folder, "--watch", "7", *words]) == ENDED
+        assert slept == [7, 7]
+        out = capsys.readouterr().out
+        assert "\033" not in out
+        if words:
+            states = [held(line, "status")["servers"][0]["state"] for line in out.splitlines()]
+            assert states == ["running", "running", "ended"]
+        else:
+            assert (out.count("running: process"), out.count("with exit code 0")) == (2, 1)
 
 
 def test_the_file_is_whole_and_its_users_own(status: StatusFile) -> None:

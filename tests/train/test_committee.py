@@ -21,6 +21,7 @@ from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.frame import Frame
 from beadwork.label.jobs import Jobs
+from beadwork.log import Alarm
 from beadwork.potential.bundle import HEADS, check, format_no_better, load_card, load_committee, worse_than_baseline
 from beadwork.potential.heads import load_heads
 from beadwork.potential.load import load
@@ -137,19 +138,24 @@ def test_called_again_keeps_what_is_there(committee):
 
 
 def test_a_delta_worse_than_its_baseline_is_said_by_train_and_by_point(committee, tmp_path, capsys, monkeypatch):
-    """351 meV/atom with Δ and 91 without: the last line of a training, and the second of `models point`."""
+    """351 meV/atom with Δ and 91 without: the last line of a training, and the second of `models point`, an alarm that
+    is told however quiet the command is, and red on a terminal. The line before it has the errors in words."""
     out = tmp_path / "c"
     shutil.copytree(committee[0], out)
     table = {"frames": 2, "energy_rmse_meV_per_atom": [351.2, 8.0], "baseline_energy_rmse_meV_per_atom": [91.4, 12.0]}
     sentence = (
-        "in energies this Δ is worse than its baseline alone: on 2 frames that no member saw energies are wrong by 351 "
-        "± 8 meV/atom with Δ, 91.4 ± 1e+01 without; label more frames or train longer before you serve it"
+        "in energies this Δ is worse than its baseline alone: on 2 frames that no member saw energies are wrong by "
+        "351.2 ± 8.0 meV/atom with Δ, 91 ± 12 without; label more frames or train longer before you serve it"
     )
     said: list[str] = []
     for measured, last in ((table, sentence), (table | {"energy_rmse_meV_per_atom": [80.0, 8.0]}, "")):
         monkeypatch.setattr("beadwork.train.committee.held_out", lambda *rest, found=measured: ({"alpha": 1.0}, found))
         train_committee(mixed(), truth.BASELINE, out, SMALL, None, said.append)
-        assert said[-1].endswith(last or str(measured))
+        own = {351.2: "351.2 ± 8.0", 80.0: "80.0 ± 8.0"}[measured["energy_rmse_meV_per_atom"][0]]
+        errors = f"on 2 frames that no member saw: energies {own} meV/atom (91 ± 12 with the baseline alone)"
+        assert said[-1 - bool(last)].endswith(errors)
+        assert said[-1].endswith(last or errors)
+        assert isinstance(said[-1], Alarm) == bool(last)
         assert main(["models", "point", str(tmp_path / "current"), str(out)]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == [last] * bool(last)
     assert format_no_better(table | {"energy_rmse_meV_per_atom": [95.0, 8.0]}).startswith(

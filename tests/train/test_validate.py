@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from beadwork.digits import with_bar
 from beadwork.errors import LabelError
+from beadwork.json_form import as_json
+from beadwork.log import Alarm
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
 from beadwork.train.calibration import Errors, calibrate, format_calibration, residuals, scale
@@ -16,8 +19,9 @@ from beadwork.train.committee import references
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
 from beadwork.train.split import split, unseen
-from beadwork.train.validate import CURVE_FRACTIONS, Validation, _part, validate, write_page
+from beadwork.train.validate import CURVE_FRACTIONS, Validation, _part, as_form, validate, write_page
 from support import truth
+from support.json_forms import checked as held
 
 MEMBERS = [truth.BASELINE.parent / f"delta-{m}" for m in range(4)]
 
@@ -80,6 +84,15 @@ def test_error_bars_are_those_of_repeated_draws():
     again = [drawn(1.0, 0.0, frames=200, seed=s).rmse for s in range(200)]
     scatter = np.std([value for value, _ in again])
     assert np.mean([bar for _, bar in again]) == pytest.approx(scatter, rel=0.25)
+
+
+def test_few_blocks_have_no_error_bar():
+    """Two frames that happen to agree are no proof of a small error: from four blocks on there is a bar."""
+    errors = drawn(1.0, 0.0, frames=12)
+    whole = replace(errors, block=np.arange(12) // 4)
+    assert np.isnan(whole.rmse[1])
+    assert np.isnan(whole.inside(1.0, 1)[1])
+    assert replace(errors, block=np.arange(12) // 3).rmse[1] > 0
 
 
 def test_error_bars_count_frames_not_atoms():
@@ -216,6 +229,13 @@ def test_page_stands_alone(examples, found, tmp_path: Path):
             assert cell in page
     assert format_calibration(v.calibration) in str(v)
     assert "trained on 10 frames" in str(v)
+    form = held(as_json(as_form(v, file)), "validate")
+    assert (form["frames"], form["no_better"], form["worse"]) == (40, [], False)
+    every = form["errors"][-1]
+    assert (every["composition"], every["forces"]["value"]) == ("all", found.forces.rmse[0])
+    assert [row["frames"] for row in form["errors"]] == [14, 13, 13, 40]
+    assert form["calibration"]["energy"]["alpha"] == v.calibration["energy"].alpha
+    assert [point["frames"] for point in form["curve"]] == [10, 32]
     assert [row[1] for row in v.rows()[2:]] == ["14", "13", "13", "40"]
 
 
@@ -224,15 +244,17 @@ def test_a_delta_worse_than_its_baseline_is_said(examples, found, tmp_path: Path
     their error bars; of a Δ that helps, and of a model of the labels themselves, nothing is said."""
     none = [replace(e, energy=0.0, forces=None if e.forces is None else 0.01 * e.forces) for e in examples]
     dataset = Dataset(tuple(none), (True,) * len(none))
-    v = Validation(tmp_path, dataset, residuals(none, MEMBERS, {1: 0.0, 8: 0.0}), None)
+    v = Validation(tmp_path, dataset, residuals(none, MEMBERS, {1: 0.0, 8: 0.0}), {})
     with_, without = (1e3 * e.rmse[0] for e in (v.found.forces, v.found.baseline_forces))
     assert with_ > 50 * without
     assert v.worse.startswith(
         "in energies and forces this Δ is worse than its baseline alone: on 40 frames that no member saw"
     )
-    assert f"forces are wrong by {with_:.3g} ± " in v.worse
-    assert f" meV/Å with Δ, {without:.3g} ± " in v.worse
-    assert v.worse in str(v).splitlines()
+    bars = [1e3 * e.rmse[1] for e in (v.found.forces, v.found.baseline_forces)]
+    assert f"forces are wrong by {with_bar(with_, bars[0])} meV/Å with Δ, {with_bar(without, bars[1])}" in v.worse
+    assert [line for line in v.lines() if isinstance(line, Alarm)] == [v.worse]
+    form = held(as_json(as_form(v, tmp_path / "page.html")), "validate")
+    assert (form["no_better"], form["worse"]) == (["energy", "force"], True)
     write_page(v, tmp_path / "page.html")
     assert f"{v.worse}." in (tmp_path / "page.html").read_text()
     assert Validation(tmp_path, dataset, found, None).worse == ""

@@ -1,6 +1,6 @@
 """Measure the parts of a step of the user's simulation, in another folder, and say what would make it faster.
 
-    print(bench(config, steps=20, threads=set_threads(2)))
+    print(format_bench(bench(config, steps=20, threads=set_threads(2))))
 
 i-PI runs in a temporary folder, at addresses of its own, so that a running simulation is not disturbed.
 """
@@ -14,10 +14,10 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from xml.etree import ElementTree
 
 from beadwork.config import ModelSettings, ServeConfig
@@ -25,6 +25,7 @@ from beadwork.errors import SimulationError
 from beadwork.events import Event
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simulation
+from beadwork.json_form import Form, Part
 from beadwork.observe.pace import TIME_PARTS
 from beadwork.observe.progress import format_event
 
@@ -32,20 +33,46 @@ from beadwork.observe.progress import format_event
 LARGE_FRACTION = 0.2
 
 
-def bench(config: ServeConfig, steps: int, threads: str) -> str:
-    """Run so many steps and return the report. threads: the message of `set_threads`.
+@dataclass(frozen=True)
+class Piece(Part):
+    """A part of a step."""
+
+    name: Annotated[str, "idle (i-PI, and waiting for it), graph, reduce, pack, send, aside, or a model and its engine"]
+    told: Annotated[str, "the same in words"]
+    seconds: Annotated[float, "s in a step, mean"]
+    share: Annotated[float, "of the step; they add up to 1"]
+
+
+@dataclass(frozen=True)
+class Bench(Form):
+    """`beadwork bench --json`."""
+
+    KIND = "bench"
+    steps: Annotated[int, "timed, without the first"]
+    seconds_per_step: Annotated[float, "s, mean"]
+    parts: Annotated[list[Piece], "of a step, the longest first"]
+    evaluations_per_step: Annotated[float, "calls in which i-PI asked for the forces of one step; 1 is best"]
+    structures_per_second: Annotated[float, "structures evaluated in a second"]
+    time_step_fs: Annotated[float | None, "fs, of the simulation"]
+    ns_per_day: Annotated[float | None, "ns of simulated time in a day"]
+    hints: Annotated[list[str], "what would help, in words"]
+    notes: Annotated[list[str], "what was said of engines and threads, in words"]
+
+
+def bench(config: ServeConfig, steps: int, threads: str) -> Bench:
+    """Run so many steps and time them. threads: the message of `set_threads`.
 
     Raises SimulationError where i-PI does not finish them, or the BeadworkError with which the run ends.
     """
     simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
     with tempfile.TemporaryDirectory(prefix="beadwork-bench-") as folder:
         summary, notes = _run(_elsewhere(config), simulation, steps, threads, Path(folder))
-    return report(summary, simulation, config, notes, config.servers, config.member_forces)
+    return measured(summary, simulation, config, notes, config.servers, config.member_forces)
 
 
 def _run(
     config: ServeConfig, simulation: Simulation, steps: int, threads: str, folder: Path
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], list[str]]:
     """Run in a folder; return its summary, and the messages about engines and threads."""
     from beadwork.serve.session import Session
 
@@ -73,7 +100,7 @@ def _run(
                 f"i-PI ended with code {code} after {summary['steps']} steps: {' | '.join(log[-2:])}",
                 f"does i-pi {simulation.path.name} run by itself?",
             )
-    return summary, "\n".join(filter(None, map(format_event, events)))
+    return summary, [note for event in events for note in format_event(event).splitlines()]
 
 
 def shorten(simulation: Simulation, steps: int, file: Path) -> None:
@@ -102,30 +129,47 @@ def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     ElementTree.ElementTree(root).write(file, encoding="unicode")
 
 
-def report(
+def measured(
     summary: Mapping[str, Any],
     simulation: Simulation,
     models: ModelSettings,
-    notes: str,
+    notes: Sequence[str] = (),
     servers: int = 0,
     member_forces: bool = False,
-) -> str:
-    """Format the parts of a step, the simulated time per day, and hints."""
+) -> Bench:
+    """The parts of a step, the simulated time per day, and hints, from the summary of a run."""
     total = summary["seconds_per_step"]
     parts = sorted(summary["seconds_per_step_by_part"].items(), key=lambda part: -part[1])
-    lines = [notes, f"{summary['steps']} steps, {total:.4g} s each:"]
-    for name, seconds in parts:
-        word = TIME_PARTS[name][0] if name in TIME_PARTS else name
-        lines.append(f"  {1e3 * seconds:9.2f} ms  {100 * seconds / total:5.1f} %  {word}")
-    # summary.json leaves step 0 out of both, which loads and compiles
-    each = summary["structures_evaluated"] / summary["steps"]
-    lines.append(f"{each / total:.4g} structures a second")
-    if timestep := simulation.systems[0].timestep:
+    timestep = simulation.systems[0].timestep
+    return Bench(
+        steps=summary["steps"],
+        seconds_per_step=total,
+        parts=[
+            Piece(name, TIME_PARTS[name][0] if name in TIME_PARTS else name, seconds, seconds / total)
+            for name, seconds in parts
+        ],
+        evaluations_per_step=summary["evaluations_per_step"],
+        # summary.json leaves step 0 out of both, which loads and compiles
+        structures_per_second=summary["structures_evaluated"] / summary["steps"] / total,
+        time_step_fs=timestep or None,
         # 1e-6 ns in a fs, 86400 s in a day
-        lines.append(f"{1e-6 * timestep / total * 86400:.4g} ns/day at {timestep:g} fs per step")
-    hints = [*advice(simulation, servers or 1), *_hints(summary, simulation, models, member_forces)]
-    lines += ["what would help:", *(f"  - {hint}" for hint in hints)]
-    return "\n".join(line for line in lines if line)
+        ns_per_day=1e-6 * timestep / total * 86400 if timestep else None,
+        hints=[
+            *map(str, advice(simulation, servers or 1)),
+            *_hints(summary, simulation, models, member_forces),
+        ],
+        notes=list(notes),
+    )
+
+
+def format_bench(found: Bench) -> str:
+    """The same as text."""
+    lines = [*found.notes, f"{found.steps} steps, {found.seconds_per_step:.4g} s each:"]
+    lines += [f"  {1e3 * part.seconds:9.2f} ms  {100 * part.share:5.1f} %  {part.told}" for part in found.parts]
+    lines.append(f"{found.structures_per_second:.4g} structures a second")
+    if found.ns_per_day is not None:
+        lines.append(f"{found.ns_per_day:.4g} ns/day at {found.time_step_fs:g} fs per step")
+    return "\n".join([*lines, "what would help:", *(f"  - {hint}" for hint in found.hints)])
 
 
 def _hints(

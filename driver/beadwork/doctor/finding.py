@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from beadwork.errors import BeadworkError
 
-GREEN, AMBER, RED = "green", "amber", "red"
+Colour = Literal["green", "amber", "red"]
+GREEN: Colour = "green"
+AMBER: Colour = "amber"
+RED: Colour = "red"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,7 @@ class Finding:
     code: the exit code if it is red: that of the error with which a run would end.
     """
 
-    colour: str
+    colour: Colour
     topic: str
     text: str
     remedy: str = ""

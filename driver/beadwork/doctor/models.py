@@ -12,7 +12,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.config import LimitSettings, ModelSettings, SelectionSettings
-from beadwork.doctor.finding import AMBER, GREEN, RED, Finding
+from beadwork.doctor.finding import AMBER, GREEN, RED, Colour, Finding
 from beadwork.doctor.structure import name
 from beadwork.errors import ModelError, ThresholdError
 from beadwork.events import WHOSE
@@ -134,7 +134,7 @@ def _by_cards(cards: Sequence[Card], alpha: float | None, potential: Potential) 
         )
 
 
-def _model(colour: str, text: str, remedy: str = "") -> Finding:
+def _model(colour: Colour, text: str, remedy: str = "") -> Finding:
     return Finding(colour, "models", text, remedy, ModelError.exit_code)
 
 

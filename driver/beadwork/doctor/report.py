@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 from ase.data import chemical_symbols
 
@@ -18,6 +18,8 @@ from beadwork.doctor.finding import AMBER, GREEN, RED, Finding, refused
 from beadwork.errors import BeadworkError, ModelError
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import Simulation, Socket, read_simulation
+from beadwork.json_form import Form, Part
+from beadwork.log import colours
 from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE
 from beadwork.potential.device import unused_gpu
 from beadwork.potential.load import load_for
@@ -28,27 +30,61 @@ MARGIN = 19
 _PAINT = {GREEN: "\033[32m", AMBER: "\033[33m", RED: "\033[1;31m"}
 
 
+@dataclass(frozen=True)
+class Found(Part):
+    """One thing looked at."""
+
+    colour: Annotated[Literal["green", "amber", "red"], "red: a run would end, or be wrong; amber: look at it"]
+    topic: Annotated[str, "what was looked at: input, cell, models, time, …"]
+    told: Annotated[str, "what was found, in words that no script should read"]
+    remedy: Annotated[str, "the line or option to change, in words; empty where nothing is to be done"]
+    exit_code: Annotated[int, "if it is red, the exit code with which a run would end; else 0"]
+
+
+@dataclass(frozen=True)
+class Visit(Form):
+    """`beadwork doctor --json`."""
+
+    KIND = "doctor"
+    exit_code: Annotated[int, "of the command: that of the first red finding; 0: nothing is red"]
+    counts: Annotated[dict[str, int], "findings of each colour"]
+    findings: Annotated[list[Found], "the quick ones first; what needs something that is red is left out"]
+
+
+def visit(config: ServeConfig) -> Visit:
+    """Look at everything, and return it as an object."""
+    found = list(examine(config))
+    told = [Found(one.colour, one.topic, one.text, one.remedy, one.code) for one in found]
+    return Visit(_code(found), _counts(found), told)
+
+
 def doctor(config: ServeConfig) -> int:
     """Print every finding as it comes, and return 0, or the exit code of the first red one."""
-    terminal = sys.stdout.isatty()
     # a file or a pipe gets whole lines, which can be searched
-    width = shutil.get_terminal_size().columns if terminal else 0
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     found = []
     # as it comes: the models take a minute, and what is wrong with the input stands there before
     for finding in examine(config):
         found.append(finding)
-        # NO_COLOR: https://no-color.org
-        print(line(finding, terminal and not os.environ.get("NO_COLOR"), width), flush=True)
+        print(line(finding, colours(sys.stdout), width), flush=True)
     print(verdict(found))
+    return _code(found)
+
+
+def _code(found: list[Finding]) -> int:
     # the first is the cause of what may follow; the code is that with which the run would end
     return next((finding.code for finding in found if finding.colour == RED), 0)
 
 
-def line(finding: Finding, colours: bool = False, width: int = 0) -> str:
+def _counts(found: list[Finding]) -> dict[str, int]:
+    return {colour: sum(finding.colour == colour for finding in found) for colour in _PAINT}
+
+
+def line(finding: Finding, coloured: bool = False, width: int = 0) -> str:
     """A finding in words, its remedy below it; folded at `width` characters, 0 for never."""
     told = _fold(finding.text, "", width) + (_fold(finding.remedy, "-> ", width) if finding.remedy else [])
     word = finding.colour.ljust(6)
-    if colours:
+    if coloured:
         word = f"{_PAINT[finding.colour]}{word}\033[0m"
     return f"{word} {finding.topic:<11} " + f"\n{'':{MARGIN}}".join(told)
 
@@ -61,7 +97,7 @@ def _fold(text: str, begin: str, width: int) -> list[str]:
 
 def verdict(found: list[Finding]) -> str:
     """How many of each colour, and what that means."""
-    counts = {colour: sum(finding.colour == colour for finding in found) for colour in _PAINT}
+    counts = _counts(found)
     said = "do not start it like this" if counts[RED] else "it can be started"
     return ", ".join(f"{count} {colour}" for colour, count in counts.items()) + f": {said}"
 

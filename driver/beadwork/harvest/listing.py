@@ -6,14 +6,16 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from beadwork.disk import in_place, whole
 from beadwork.errors import ConfigError, QueueError
 from beadwork.events import WHOSE
 from beadwork.harvest.row import Row
+from beadwork.json_form import Form, Part
 
 #: of the files that `export` writes
 SUFFIXES = (".xyz", ".extxyz")
@@ -22,6 +24,109 @@ _HEADER = (
     *("novelty", "of atom", "new to", "kept for", "kept at"),
 )
 _UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "", "", "", "", "")
+
+
+@dataclass(frozen=True)
+class Listed(Part):
+    """One frame of a queue. Null is what is not known."""
+
+    id: Annotated[int, "its number in the queue"]
+    status: Annotated[str, "waiting, claimed, labelled or failed"]
+    formula: Annotated[str, "its composition"]
+    atoms: Annotated[int, "how many"]
+    bead: Annotated[int | None, "of the ring polymer, from 0"]
+    step: Annotated[int | None, "of i-PI, or the server's count where it came to an i-PI under way"]
+    force_spread: Annotated[float | None, "eV/Å, the largest of any atom; null of a frame added by hand"]
+    energy_spread: Annotated[float | None, "eV/atom"]
+    novelty: Annotated[float | None, "the largest of any atom; 1 is the edge of training"]
+    novelty_atom: Annotated[int | None, "the atom that has it, from 0"]
+    new_to: Annotated[str | None, "the part of the potential to which it is new: baseline or delta"]
+    kept_for: Annotated[list[str], "spread, novelty, both, or nothing of a frame added by hand"]
+    kept_at: Annotated[float, "Unix time in s"]
+    attempts: Annotated[int, "how often it was claimed for labelling"]
+    reason: Annotated[str | None, "why it failed, in words"]
+
+
+@dataclass(frozen=True)
+class Listing(Form):
+    """`beadwork queue list --json`."""
+
+    KIND = "queue-list"
+    frames: Annotated[list[Listed], "in the order of their numbers"]
+    counts: Annotated[dict[str, int], "frames of each status, of those listed"]
+
+
+@dataclass(frozen=True)
+class Shown(Form):
+    """`beadwork queue show --json`: all that is known of one frame."""
+
+    KIND = "queue-show"
+    frame: Annotated[Listed, "as in the list"]
+    numbers: Annotated[list[int], "atomic number of each atom"]
+    positions: Annotated[list[list[float]], "Å, three of each atom"]
+    cell: Annotated[list[list[float]], "Å, a row for each lattice vector; zeros without a cell"]
+    periodic: Annotated[list[bool], "along each lattice vector"]
+    force_spreads: Annotated[list[float | None], "eV/Å of each atom"]
+    novelties: Annotated[dict[str, list[float]], "of each atom, by the part it is new to: baseline, delta"]
+    member_energies: Annotated[list[float], "eV, of each member"]
+    models: Annotated[list[str], "hashes of the models that were evaluated, the baseline first"]
+    weights: Annotated[list[float], "of the members; empty where they are equal"]
+    simulation: Annotated[str, "hash of the simulation's file, or of the file it was added from"]
+    evaluation: Annotated[int, "the server's count, or the place in that file"]
+    fingerprint: Annotated[str, "of the structure"]
+    kept_by: Annotated[str, "version that put it there"]
+    worker: Annotated[str | None, "who claimed it last"]
+    label: Annotated[dict[str, Any] | None, "as docs/queue.md lists it: energy in eV, forces in eV/Å, their errors, …"]
+
+
+def listed(rows: Sequence[Row]) -> Listing:
+    """The rows as an object."""
+    return Listing([_listed(row) for row in rows], dict(sorted(Counter(row.status for row in rows).items())))
+
+
+def _listed(row: Row) -> Listed:
+    kept = row.kept
+    novelty, atom, part = kept.newest or (None, None, None)
+    return Listed(
+        id=row.id,
+        status=row.status,
+        formula=str(kept.frame.to_atoms().get_chemical_formula()),
+        atoms=len(kept.frame.numbers),
+        bead=kept.frame.bead,
+        step=kept.step,
+        force_spread=kept.max_force_spread,
+        energy_spread=kept.energy_spread,
+        novelty=novelty,
+        novelty_atom=atom,
+        new_to=part,
+        kept_for=list(kept.why) if kept.models else [],
+        kept_at=kept.time,
+        attempts=row.attempts,
+        reason=row.reason,
+    )
+
+
+def shown(row: Row) -> Shown:
+    """One row as an object."""
+    kept = row.kept
+    return Shown(
+        frame=_listed(row),
+        numbers=kept.frame.numbers.tolist(),
+        positions=kept.frame.positions.tolist(),
+        cell=kept.frame.cell.tolist(),
+        periodic=[bool(along) for along in kept.frame.pbc],
+        force_spreads=kept.force_spread.tolist(),
+        novelties={part: of.tolist() for part, of in kept.novelty.items()},
+        member_energies=kept.member_energies.tolist(),
+        models=list(kept.models),
+        weights=list(kept.weights),
+        simulation=kept.simulation,
+        evaluation=kept.evaluation,
+        fingerprint=row.fingerprint,
+        kept_by=row.version,
+        worker=row.worker,
+        label=None if row.label is None else dict(row.label),
+    )
 
 
 def format_table(rows: Sequence[Row]) -> str:

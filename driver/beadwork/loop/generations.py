@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from beadwork.digits import with_bar
 from beadwork.errors import LabelError
 from beadwork.loop.loop import NEW_TO_BASELINE, Generation, Loop, committee_of, errors_of, generations, unseen
 from beadwork.report import page
@@ -87,7 +88,7 @@ def _table(loop: Loop, done: Sequence[Generation], errors: Sequence[dict[str, An
 
 
 def _bar(value: Sequence[float] | None) -> str:
-    return "" if not value else f"{value[0]:.3g} ± {value[1]:.2g}"
+    return with_bar(value[0], value[1]) if value else ""
 
 
 def _runs(done: Sequence[Generation]) -> str:

@@ -9,13 +9,15 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from logging import WARNING
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from beadwork.disk import alone
 from beadwork.errors import ConfigError, ConnectionLost
 from beadwork.events import Evaluated, Event, Lost, Note, Waiting
+from beadwork.json_form import Form, Part
 from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE, Pace, format_duration, format_pace
 from beadwork.processes import birth, boot
 
@@ -29,6 +31,59 @@ WRITE_INTERVAL_SECONDS = 1.0
 HANG_AFTER_SECONDS, HANG_AFTER_STEPS = 60.0, 20
 #: exit codes of `beadwork status`
 RUNNING, ENDED, HANGING = 0, 1, ConnectionLost.exit_code
+
+
+State = Literal["running", "waiting", "hangs", "ended", "dead"]
+
+
+@dataclass(frozen=True)
+class Server(Part):
+    """One server of a run, as its status.json had it. Null is what is not known, or not yet."""
+
+    name: Annotated[str, "of its folder, where there is a server for each device; else empty"]
+    state: Annotated[
+        State,
+        "running; waiting (for i-PI or the models); hangs: connected, without a result for longer than its pace "
+        "explains; ended, with its exit code; dead: ended without a word (killed, out of memory, machine down)",
+    ]
+    told: Annotated[str, "the same as `beadwork status` says it, in words that no script should read"]
+    exit_code: Annotated[int | None, "with which the run ended; null before, and where it is dead"]
+    why: Annotated[str, "the error with which it ended, or what it waits for, in words"]
+    host: Annotated[str, "on which it runs"]
+    pid: Annotated[int, "its process"]
+    since: Annotated[float, "its start, Unix time in s"]
+    updated: Annotated[float, "the last change of its status.json, Unix time in s; for an ended run its end"]
+    seconds_since_result: Annotated[float | None, "s since the last reply to i-PI; null before the first"]
+    step: Annotated[int | None, "that i-PI has done; counted by the server where `joined`"]
+    total_steps: Annotated[int, "at which i-PI ends"]
+    joined: Annotated[bool, "i-PI was under way when the server connected, and its step is not known"]
+    evaluations: Annotated[int, "calls for forces answered, each of one or more structures"]
+    seconds_per_step: Annotated[float | None, "s, mean of the last hundred steps"]
+    seconds_left: Annotated[float | None, "s to the last step at this pace"]
+    ns_per_day: Annotated[float | None, "ns of simulated time in a day at this pace"]
+    force_spread: Annotated[float | None, "eV/Å, the largest of any atom in the last evaluation that has one"]
+    force_spread_mean: Annotated[float | None, "eV/Å, of the last hundred evaluations"]
+    trend: Annotated[Literal["rising", "steady", "falling", ""], "of the spread; empty while it is not known"]
+    spread_of_delta_alone: Annotated[bool, "the baseline's error against its own reference is not in the spread"]
+    novelty: Annotated[dict[str, float], "the largest of any atom now, by the part it is new to: baseline, delta"]
+    new_structures: Annotated[int, "structures with an atom of novelty above 1, since the start"]
+    new_atoms: Annotated[int, "such atoms"]
+    frames_kept: Annotated[int, "in the queue, since the start"]
+    frames_kept_for: Annotated[dict[str, int], "for spread, for novelty; a frame may count for both"]
+    frames_waiting: Annotated[int, "frames that wait in memory, because the queue cannot be written"]
+    frames_wait_because: Annotated[str, "why, in words"]
+    shares: Annotated[dict[str, float], "of the time of a step, which add up to 1: i-PI, models, graph, rest"]
+    engines: Annotated[list[str], "each model with the engine and precision that evaluate it"]
+    committee: Annotated[str | None, "hash of the active committee"]
+
+
+@dataclass(frozen=True)
+class Status(Form):
+    """`beadwork status --json`; with `--watch` one such object a line."""
+
+    KIND = "status"
+    exit_code: Annotated[int, "of the command: 0 runs or waits, 1 ended or dead, 8 hangs; the largest of all servers"]
+    servers: Annotated[list[Server], "one, or one for each device"]
 
 
 class StatusFile:
@@ -156,7 +211,7 @@ def claimed(folder: Path) -> AbstractContextManager[None]:
 def format_status(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
     """Format a status, and return the exit code: RUNNING, ENDED (with success, an error, or killed) or HANGING."""
     try:
-        head, code = _judge(data)
+        _, head, code = _judge(data)
         lines = [f"{name}: {head}" if name else head]
         if data["answered_before_update"] is not None:
             lines += format_pace(data, data["total_steps"])
@@ -169,28 +224,77 @@ def format_status(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
         if data["engines"]:
             lines += [f"engines: {', '.join(data['engines'])}", f"committee: {data['committee'] or 'none'}"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"the status lacks an entry or has a wrong one ({type(error).__name__}: {error})") from error
+        raise _incomplete(error) from error
     return "\n".join(lines), code
 
 
-def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
+def observed(data: Mapping[str, Any], name: str = "") -> Server:
+    """A status as an object. Raises ConfigError for one that lacks an entry or has a wrong one."""
+    text, _ = format_status(data, name)
+    try:
+        before, seconds = data["answered_before_update"], data["seconds_per_step"]
+        left = None if data["step"] is None or data.get("joined") else data["total_steps"] - data["step"]
+        return Server(
+            name=name,
+            state=_judge(data)[0],
+            told=text,
+            exit_code=data.get("exit_code"),
+            why=data["why"],
+            host=data["host"],
+            pid=data["pid"],
+            since=data["since"],
+            updated=data["updated"],
+            seconds_since_result=None if before is None else _age(data) + before,
+            step=data["step"],
+            total_steps=data["total_steps"],
+            joined=bool(data.get("joined")),  # older runs lack it, as those below with `get`
+            evaluations=data["evaluations"],
+            seconds_per_step=seconds,
+            seconds_left=None if left is None or seconds is None else left * seconds,
+            ns_per_day=data["ns_per_day"],
+            force_spread=data["force_spread"],
+            force_spread_mean=data["force_spread_mean"],
+            trend=data["trend"],
+            spread_of_delta_alone=bool(data.get("spread_of_delta_alone")),
+            novelty=data.get("novelty", {}),
+            new_structures=data.get("new_structures", 0),
+            new_atoms=data.get("new_atoms", 0),
+            frames_kept=data["frames_kept"],
+            frames_kept_for=data.get("frames_kept_for", {}),
+            frames_waiting=data.get("frames_waiting", 0),
+            frames_wait_because=data.get("frames_wait_because", ""),
+            shares=data["shares"],
+            engines=list(data["engines"]),
+            committee=data["committee"],
+        )
+    except (KeyError, TypeError) as error:
+        raise _incomplete(error) from error
+
+
+def _incomplete(error: Exception) -> ConfigError:
+    return ConfigError(f"the status lacks an entry or has a wrong one ({type(error).__name__}: {error})")
+
+
+def _judge(data: Mapping[str, Any]) -> tuple[State, str, int]:
     pid, host = data["pid"], data["host"]
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(data["since"]))
     who = f"process {pid} on {host}, since {since}"
     if data["state"] == "ended":
         after = format_duration(data["updated"] - data["since"])
         why = f": {data['why']}" if data["why"] else ""
-        return f"ended {format_duration(_age(data))} ago, after {after}, with exit code {data['exit_code']}{why}", ENDED
+        told = f"ended {format_duration(_age(data))} ago, after {after}, with exit code {data['exit_code']}{why}"
+        return "ended", told, ENDED
     here = host == platform.node()
     # the process is gone, or its number belongs to another one; of another machine nobody here can know
     if here and birth(int(pid)) != data["birth"]:
         return (
+            "dead",
             f"dead: {who}, ended without writing its end, {format_duration(_age(data))} after its last status (killed, "
             "out of memory, or the machine went down); start it again, i-PI waits or goes on from its RESTART",
             ENDED,
         )
     if data["state"] == "waiting":
-        return f"running: {who}; waits {data['why']}", RUNNING
+        return "waiting", f"running: {who}; waits {data['why']}", RUNNING
     # the file itself is written after results alone, so its age is silence too
     silent = _age(data) + data["answered_before_update"]
     # before the second step, and after a lost connection, only the time of the last evaluation is known
@@ -198,11 +302,12 @@ def _judge(data: Mapping[str, Any]) -> tuple[str, int]:
     if silent > max(HANG_AFTER_SECONDS, HANG_AFTER_STEPS * pace):
         where = "" if here else f", as far as can be seen from {platform.node()}"
         return (
+            "hangs",
             f"hangs: {who}, is connected but has sent no result for {format_duration(silent)}{where}; check whether "
             "i-PI still runs (its log) and whether the process computes (top)",
             HANGING,
         )
-    return f"running: {who}", RUNNING
+    return "running", f"running: {who}", RUNNING
 
 
 def _age(data: Mapping[str, Any]) -> float:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from beadwork.config import DTYPES, SENSE, sensible, weighs
+from beadwork.digits import with_bar
 from beadwork.disk import reading, write_whole
 from beadwork.errors import ModelError
 from beadwork.toml import tomllib
@@ -300,6 +301,26 @@ def write_pointer(pointer: Path, committee: Path) -> None:
 LEARN_MORE = "label more frames or train longer before you serve it"
 
 
+def format_errors(held_out: Mapping[str, Any]) -> str:
+    """The errors of a card in one sentence: with Δ, of the baseline alone where it is known, and the spread's alpha.
+
+    held_out: the table of that name in a card or in committee.toml.
+    """
+    if not held_out.get("frames"):
+        return "no frames were held out, so its errors are not known"
+    told = []
+    for what, kind, unit, key in (
+        ("energies", "energy", "meV/atom", "rmse_meV_per_atom"),
+        ("forces", "force", "meV/Å", "rmse_meV_per_angstrom"),
+    ):
+        own, base = held_out.get(f"{kind}_{key}"), held_out.get(f"baseline_{kind}_{key}")
+        if own is not None:
+            alone = "" if base is None else f" ({with_bar(*base)} with the baseline alone)"
+            told.append(f"{what} {with_bar(*own)} {unit}{alone}")
+    head = f"root mean square errors on {held_out['frames']} frames that no member saw: {', '.join(told)}"
+    return f"{head}; {held_out['alpha']}" if "alpha" in held_out else head
+
+
 def format_no_better(held_out: Mapping[str, Any]) -> str:
     """A message that says where a Δ is no better than its baseline alone, from the errors in its card.
 
@@ -310,25 +331,48 @@ def format_no_better(held_out: Mapping[str, Any]) -> str:
     return f"{said}; {LEARN_MORE}" if said else ""
 
 
-def _no_better(held_out: Mapping[str, Any]) -> str:
-    names, found, worse = [], [], False
-    for what, kind, unit, key in (
-        ("energies", "energy", "meV/atom", "rmse_meV_per_atom"),
-        ("forces", "force", "meV/Å", "rmse_meV_per_angstrom"),
+@dataclass(frozen=True, slots=True)
+class NoBetter:
+    """Where a Δ is no better than its baseline alone. kind: 'energy' or 'force'. own, base: root mean square error and
+    its error bar (NaN where there is none), in `unit`. beyond_errors: they differ by more than the two bars."""
+
+    kind: str
+    unit: str
+    own: tuple[float, float]
+    base: tuple[float, float]
+
+    @property
+    def beyond_errors(self) -> bool:
+        """Whether the error bars do not overlap; False where there are none."""
+        return self.own[0] - self.own[1] > self.base[0] + self.base[1]
+
+
+def no_better_in(held_out: Mapping[str, Any]) -> tuple[NoBetter, ...]:
+    """In what a Δ is no better than its baseline alone, from the errors in its card; see `format_no_better`."""
+    found = []
+    for kind, unit, key in (
+        ("energy", "meV/atom", "rmse_meV_per_atom"),
+        ("force", "meV/Å", "rmse_meV_per_angstrom"),
     ):
         own, base = held_out.get(f"{kind}_{key}"), held_out.get(f"baseline_{kind}_{key}")
         if isinstance(own, list) and isinstance(base, list) and own[0] > base[0]:
-            worse = worse or own[0] - own[1] > base[0] + base[1]  # 'worse' only where the error bars do not overlap
-            names.append(what)
-            found.append(
-                f"{what} are wrong by {own[0]:.3g} ± {own[1]:.1g} {unit} with Δ, {base[0]:.3g} ± {base[1]:.1g} without"
-            )
+            found.append(NoBetter(kind, unit, (own[0], own[1]), (base[0], base[1])))
+    return tuple(found)
+
+
+def _no_better(held_out: Mapping[str, Any]) -> str:
+    found = no_better_in(held_out)
     if not found:
         return ""
+    names = {"energy": "energies", "force": "forces"}
+    worse = any(one.beyond_errors for one in found)
+    told = [
+        f"{names[one.kind]} are wrong by {with_bar(*one.own)} {one.unit} with Δ, {with_bar(*one.base)} without"
+        for one in found
+    ]
     return (
-        f"in {' and '.join(names)} this Δ is {'worse' if worse else 'no better'} than its baseline alone: on "
-        f"{held_out.get('frames')} frames "
-        f"that no member saw {' and '.join(found)}"
+        f"in {' and '.join(names[one.kind] for one in found)} this Δ is {'worse' if worse else 'no better'} than its "
+        f"baseline alone: on {held_out.get('frames')} frames that no member saw {' and '.join(told)}"
     )
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from logging import INFO, WARNING
@@ -376,10 +377,23 @@ def _servers(out: Path) -> list[Path]:
     return [folder for folder in named if folder.name.removeprefix("dev-").isdigit()]
 
 
-def format_status(out: Path) -> tuple[str, int]:
-    """How each server is doing, and the worst of the codes of `beadwork status`."""
+def read_statuses(out: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The status of each server, with the name of its folder; that of the run's own folder has none.
+
+    Raises ConfigError where there is none, or one cannot be read.
+    """
     folders = _servers(out)
     if (out / status.NAME).exists() or not folders:
-        return status.format_status(status.read_status(out))
-    told = [status.format_status(status.read_status(folder), folder.name) for folder in folders]
+        return [("", status.read_status(out))]
+    return [(folder.name, status.read_status(folder)) for folder in folders]
+
+
+def format_status(found: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, int]:
+    """How each server is doing, and the worst of the codes of `beadwork status`."""
+    told = [status.format_status(data, name) for name, data in found]
     return "\n".join(text for text, _ in told), max(code for _, code in told)
+
+
+def observed(found: Sequence[tuple[str, Mapping[str, Any]]]) -> status.Status:
+    """The same as an object."""
+    return status.Status(format_status(found)[1], [status.observed(data, name) for name, data in found])

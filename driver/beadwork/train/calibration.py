@@ -2,7 +2,8 @@
 
 Errors are those of the committee's mean against the label. Their error bars are standard deviations over a thousand
 bootstrap samples of the blocks (`split.blocks`): atoms of one frame are not independent, nor are consecutive frames of
-one simulation; blocks are assumed to be. A single block has no error bar: NaN.
+one simulation; blocks are assumed to be. Fewer than four blocks have no error bar (NaN): the scatter of two or three
+says nothing of their mean.
 
 alpha makes the mean square spread equal to the mean square error beyond the labels' own noise:
 alpha^2 = (mean error^2 - mean sigma^2) / mean s^2, s^2 the sample variance of the members. That is right in the mean
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beadwork.digits import with_bar
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.bundle import SPREAD_TABLE, USUAL_QUANTILE
@@ -41,6 +43,8 @@ NO_CALIBRATION = (
 CHI_SQUARED_NODES = 50
 #: an alpha is fitted to no fewer frames
 MIN_FRAMES = 4
+#: an error bar is taken from no fewer blocks; that of four is known to 40 %
+MIN_BLOCKS = 4
 #: fractions of the held-out frames for which committee.toml gives quantiles of the spread
 QUANTILE_FRACTIONS = (0.5, 0.9, USUAL_QUANTILE, 1.0)
 
@@ -99,13 +103,13 @@ class Errors:
         return float(np.sqrt(beyond / (self.spread**2).mean())) if beyond > 0 and self.spread.any() else None
 
     def _means(self, values: FloatArray | NDArray[np.bool_]) -> FloatArray:
-        """The mean of the values, followed by its bootstrap samples over blocks; the mean alone for one block."""
+        """The mean of the values, followed by its bootstrap samples over blocks; the mean alone for too few of them."""
         # sums and counts of blocks suffice: a sample of a million force components costs as much as one of few blocks
         _, at = np.unique(self.frame if self.block is None else self.block, return_inverse=True)
         sums, counts = np.bincount(at, weights=values), np.bincount(at)
         # always the same draws: a card that is written twice has the same error bars
         draws = np.random.default_rng(0).integers(
-            len(sums), size=(BOOTSTRAP_SAMPLES if len(sums) > 1 else 0, len(sums))
+            len(sums), size=(BOOTSTRAP_SAMPLES if len(sums) >= MIN_BLOCKS else 0, len(sums))
         )
         return np.concatenate(([sums.sum() / counts.sum()], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)))
 
@@ -190,8 +194,7 @@ class Calibration:
 
     def __str__(self) -> str:
         one, two = (
-            f"{100 * b[0]:.0f}({100 * b[1]:.0f}) % before and {100 * a[0]:.0f}({100 * a[1]:.0f}) % after"
-            for b, a in zip(self.before, self.after, strict=True)
+            f"{_percent(*b)} before and {_percent(*a)} after" for b, a in zip(self.before, self.after, strict=True)
         )
         return (
             f"alpha {self.alpha:.3g} from the {self.quantity} of {self.frames[0]} frames; of the errors in the other "
@@ -328,6 +331,10 @@ def quantiles(largest: FloatArray | None, alpha: float) -> dict[str, Any] | None
         "shares": list(QUANTILE_FRACTIONS),
         "force_eV_per_angstrom": [float(f"{q:.4g}") for q in alpha * np.quantile(largest, QUANTILE_FRACTIONS)],
     }
+
+
+def _percent(share: float, bar: float) -> str:
+    return f"{with_bar(100 * share, 100 * bar)} %"
 
 
 def _with_bar(samples: FloatArray) -> tuple[float, float]:

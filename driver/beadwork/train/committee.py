@@ -25,8 +25,17 @@ from ase.data import chemical_symbols
 from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.label.jobs import Jobs, lost
+from beadwork.log import Alarm
 from beadwork.packages import pip_install
-from beadwork.potential.bundle import COMMITTEE, amend_card, check, format_no_better, load_card, members_of
+from beadwork.potential.bundle import (
+    COMMITTEE,
+    amend_card,
+    check,
+    format_errors,
+    format_no_better,
+    load_card,
+    members_of,
+)
 from beadwork.potential.load import load
 from beadwork.train.calibration import calibrate, format_calibration, residuals, scale
 from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example, reference_energies
@@ -105,9 +114,9 @@ def train_committee(
     }
     # last: a folder without it is no committee, so no server can read one that is half trained
     write_whole(out / COMMITTEE, tomli_w.dumps(card))
-    progress(f"{out}: {measured}")
+    progress(f"{out}: {format_errors(measured)}")
     if said := format_no_better(measured):
-        progress(f"{out}: {said}")
+        progress(Alarm(f"{out}: {said}"))
     return paths
 
 
@@ -235,7 +244,7 @@ def train_model(
     _remember(dataset, [work / out.name], settings.apart, progress)
     _, measured = held_out(dataset, [work / out.name])
     amend_card(work / out.name, held_out=measured)
-    progress(f"{out}: {measured}")
+    progress(f"{out}: {format_errors(measured)}")
     dataset.write(work / out.name)
     # the finished bundle appears in one step, with its dataset and its errors
     os.replace(work / out.name, out)

@@ -7,13 +7,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from beadwork.digits import with_bar
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
-from beadwork.potential.bundle import format_no_better, members_of
+from beadwork.json_form import Form, Part
+from beadwork.log import Alarm
+from beadwork.potential.bundle import format_no_better, members_of, no_better_in
 from beadwork.report import page
 from beadwork.train.calibration import Calibration, Errors, Residuals, calibrate, format_calibration, residuals
 from beadwork.train.committee import apart_of, references, train_committee
@@ -43,6 +46,10 @@ class Validation:
         return "" if self.dataset.baseline is None else format_no_better(self.found.measured)
 
     def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """What the command prints; an `Alarm` where Δ is no better than its baseline."""
         lines = [
             f"{self.committee}: {len(self.found.examples)} frames that no member saw, labels of {self.dataset.method}"
         ]
@@ -50,11 +57,11 @@ class Validation:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         if self.worse:
-            lines.append(self.worse)
+            lines.append(Alarm(self.worse))
         lines.append(format_calibration(self.calibration))
         for frames, found in self.curve:
             lines.append(f"trained on {frames} frames: " + ", ".join(_format_errors(e, u) for e, u in _both(found)))
-        return "\n".join(lines)
+        return lines
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table of errors: a header, a row for each composition, and one for all."""
@@ -74,6 +81,121 @@ class Validation:
                 cells.append("no labels" if part is None or not len(part.error) else _number(part))
             rows.append(tuple(cells))
         return rows
+
+
+@dataclass(frozen=True)
+class Rmse(Part):
+    """A root mean square error."""
+
+    value: Annotated[float, "energies in eV/atom, forces in eV/Å"]
+    error: Annotated[float | None, "its standard error, from a bootstrap over blocks; null of too few blocks"]
+    label_noise: Annotated[float, "root mean square of the labels' own standard errors, which is part of `value`"]
+
+
+@dataclass(frozen=True)
+class Composition(Part):
+    """The errors on frames of one composition, or on `all`. Null is what has no labels."""
+
+    composition: Annotated[str, "as the page names it; the last is `all`"]
+    frames: Annotated[int, "how many"]
+    energy: Annotated[Rmse | None, "of baseline + Δ"]
+    baseline_energy: Annotated[Rmse | None, "of the baseline alone, shifted by the reference energies"]
+    forces: Annotated[Rmse | None, "of baseline + Δ"]
+    baseline_forces: Annotated[Rmse | None, "of the baseline alone"]
+
+
+@dataclass(frozen=True)
+class Share(Part):
+    """Of the errors of the frames on which alpha was not fitted: how many lie inside so many sigma."""
+
+    sigmas: Annotated[int, "1 or 2"]
+    before: Annotated[float, "the fraction, alpha left out"]
+    after: Annotated[float, "the fraction, with alpha"]
+    after_error: Annotated[float | None, "its standard error"]
+    expected: Annotated[float, "what a right width gives with this number of members"]
+
+
+@dataclass(frozen=True)
+class Calibrated(Part):
+    """The spread held to the errors."""
+
+    alpha: Annotated[float, "by which the spread is multiplied"]
+    fitted_on: Annotated[int, "frames"]
+    tested_on: Annotated[int, "frames, none of them fitted on"]
+    inside: Annotated[list[Share], "inside one and two sigma"]
+
+
+@dataclass(frozen=True)
+class Point(Part):
+    """A point of the learning curve."""
+
+    frames: Annotated[int, "trained on"]
+    energy: Annotated[Rmse | None, "on the frames held out"]
+    forces: Annotated[Rmse | None, "on the frames held out"]
+
+
+@dataclass(frozen=True)
+class Validated(Form):
+    """`beadwork validate --json`: the errors on frames that no member saw."""
+
+    KIND = "validate"
+    committee: Annotated[str, "its folder"]
+    page: Annotated[str, "where the page is"]
+    method: Annotated[str, "of the labels"]
+    dataset: Annotated[str, "hash of what it was trained on"]
+    baseline: Annotated[str | None, "hash of the baseline; null of a model of the labels themselves"]
+    frames: Annotated[int, "that no member saw"]
+    blocks: Annotated[int, "of frames that are independent of each other: what the error bars count"]
+    errors: Annotated[list[Composition], "a row for each composition, and one for all"]
+    no_better: Annotated[list[str], "in what Δ is no better than its baseline alone: energy, force; best empty"]
+    worse: Annotated[bool, "whether in one of them it is worse by more than the error bars"]
+    calibration: Annotated[dict[str, Calibrated], "of `forces` and `energy`, those that could be calibrated"]
+    curve: Annotated[list[Point], "with --curve: the learning curve, the whole set last"]
+
+
+def as_form(validation: Validation, page: Path) -> Validated:
+    """The result as an object."""
+    found, measured = validation.found, validation.found.measured
+    groups = {**found.compositions(), "all": list(range(len(found.examples)))}
+    no_better = () if validation.dataset.baseline is None else no_better_in(measured)
+    return Validated(
+        committee=str(validation.committee),
+        page=str(page),
+        method=validation.dataset.method,
+        dataset=validation.dataset.hash,
+        baseline=validation.dataset.baseline,
+        frames=measured["frames"],
+        blocks=measured["blocks"],
+        errors=[
+            Composition(
+                name,
+                len(frames),
+                _rmse(found.energy, frames),
+                _rmse(found.baseline_energy, frames),
+                _rmse(found.forces, frames),
+                _rmse(found.baseline_forces, frames),
+            )
+            for name, frames in groups.items()
+        ],
+        no_better=[one.kind for one in no_better],
+        worse=any(one.beyond_errors for one in no_better),
+        calibration={
+            what: Calibrated(
+                of.alpha,
+                *of.frames,
+                [Share(k + 1, of.before[k][0], *of.after[k], of.expected[k]) for k in range(len(of.expected))],
+            )
+            for what, of in validation.calibration.items()
+        },
+        curve=[Point(frames, _rmse(of.energy), _rmse(of.forces)) for frames, of in validation.curve],
+    )
+
+
+def _rmse(errors: Errors | None, frames: Sequence[int] | None = None) -> Rmse | None:
+    part = errors if errors is None or frames is None else errors.take(frames)
+    if part is None or not len(part.error):
+        return None
+    return Rmse(*part.rmse, float(np.sqrt((part.noise**2).mean())))
 
 
 def validate(
@@ -171,7 +293,7 @@ def _part(dataset: Dataset, share: float) -> list[Example]:
 
 def _number(errors: Errors) -> str:
     value, bar = (1e3 * x for x in errors.rmse)
-    text = f"{value:.3g} ± {bar:.1g}"
+    text = with_bar(value, bar)
     noise = 1e3 * float(np.sqrt((errors.noise**2).mean()))
     # an error cannot come below the noise of its labels, so that is told beside it
     return text if noise == 0 else f"{text} (noise {noise:.2g})"
