@@ -633,7 +633,7 @@ def _label_options(commands: Any) -> None:
 
 def _label(args: argparse.Namespace) -> int:
     from beadwork.harvest.queue import Queue
-    from beadwork.label.run import command
+    from beadwork.label.command import command
     from beadwork.label.spec import read_spec
 
     spec, queue = read_spec(args.labeller), Queue(args.queue)

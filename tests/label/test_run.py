@@ -28,6 +28,7 @@ from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame, Row, label_digest
+from beadwork.label import command, selection, worker
 from beadwork.label import run as labelling
 from beadwork.label.choose import from_queue
 from beadwork.label.clusters import Cut, units
@@ -61,7 +62,7 @@ def test_every_frame_gets_its_own_label(fill: Fill, springs: Springs, diary: Any
         assert (label.energy_error, label.forces_error) == (0.0, None)
         assert label.version == "toy_calculator of unknown version"
         assert '"positions"' in label.input
-    assert not labelling.folder_of(queue).exists()
+    assert not worker.folder_of(queue).exists()
     assert str(labelling.label(queue, springs())) == "0 labelled"
     assert len(diary.calls) == 5
 
@@ -80,14 +81,14 @@ def test_those_that_teach_most(fill: Fill, springs: Springs, capsys: Any) -> Non
     """--choose labels what a model's features tell, not the oldest, and says what that saves; it wants a number."""
     queue, spec = fill(9), springs()
     with pytest.raises(ConfigError, match="--most"):
-        labelling.command(queue, spec, by=BASELINE)
-    assert "3 frames chosen: coverage" in labelling.command(queue, spec, most=3, by=BASELINE, dry=True)
+        command.command(queue, spec, by=BASELINE)
+    assert "3 frames chosen: coverage" in command.command(queue, spec, most=3, by=BASELINE, dry=True)
     wanted, choice = from_queue(queue, BASELINE, 3)
     assert sorted(wanted) != [1, 2, 3]
-    said = labelling.command(queue, spec, most=3, by=BASELINE)
+    said = command.command(queue, spec, most=3, by=BASELINE)
     assert said == f"{choice}\n3 labelled"
     assert [row.id for row in queue.rows(status="labelled")] == sorted(wanted)
-    assert labelling.command(queue, spec, most=6, by=BASELINE) == "6 labelled"
+    assert command.command(queue, spec, most=6, by=BASELINE) == "6 labelled"
 
 
 def test_a_failure_is_tried_again_and_set_aside(fill: Fill, springs: Springs, diary: Any) -> None:
@@ -104,7 +105,7 @@ def test_a_failure_is_tried_again_and_set_aside(fill: Fill, springs: Springs, di
     assert row.reason == f"toy_calculator:Springs could not label: RuntimeError: {energies[0]:.3f} eV is too low"
     better = springs(same_theory=True)
     assert str(labelling.label(queue, better)) == "0 labelled"
-    assert labelling.command(queue, better, again=True) == "1 labelled"
+    assert command.command(queue, better, again=True) == "1 labelled"
 
 
 @pytest.mark.parametrize(("wrong", "said"), [("nan", "energy of nan"), ("shape", "forces of 1 atoms for 3")])
@@ -124,7 +125,7 @@ def test_methods_do_not_mix(fill: Fill, springs: Springs) -> None:
     with pytest.raises(LabelError, match=r"1 of springs\), and the labeller's is other"):
         labelling.label(queue, springs("other"))
     with pytest.raises(LabelError, match="mix"):
-        labelling.estimate(queue, springs("other"))
+        command.estimate(queue, springs("other"))
     labelling.label(queue, springs("other"), mix=True)
     assert [(row.label or {})["method"] for row in queue.rows()] == ["springs", "other", "other"]
 
@@ -150,7 +151,7 @@ def test_a_claim_that_another_took_ends_no_run(
     fill: Fill, springs: Springs, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     """This machine slept for longer than the lease, and another took the frame: it is theirs, and the rest goes on."""
-    queue, answer, told = fill(3), labelling._find_or_compute, []
+    queue, answer, told = fill(3), worker._find_or_compute, []
 
     def slept(row: Row, *args: Any) -> Any:
         if row.id == 2:
@@ -160,7 +161,7 @@ def test_a_claim_that_another_took_ends_no_run(
                 raise LabelError("no convergence")
         return answer(row, *args)
 
-    monkeypatch.setattr(labelling, "_find_or_compute", slept)
+    monkeypatch.setattr(worker, "_find_or_compute", slept)
     labelling.label(queue, springs(), watch=lambda one, of: told.append((one.id, one.status)))
     assert told == [(1, "labelled"), (2, "taken by another"), (3, "labelled")]
     assert queue.get(2).worker == "another"
@@ -255,22 +256,22 @@ def test_what_cannot_be_told_is_set_aside_once(fill: Fill, springs: Springs) -> 
     spec = replace(spec, settings=spec.settings | {"ignores_charge": False, "calculator": "toy_calculator:Charged"})
     spec = replace(spec, settings=spec.settings | {"arguments": {**spec.settings["arguments"], "charge": "{charge}"}})
     queue.add(alone(8))
-    said = str(labelling.estimate(queue, spec))
+    said = str(command.estimate(queue, spec))
     assert "labels     1: 1 H2O" in said
     assert "fail       row 2: oxygen 0 has 0 hydrogens" in said
     assert str(labelling.label(queue, spec)) == "1 labelled, 1 failed"
     assert queue.get(2).status == "failed"
-    assert "labels     1: 1 O" in labelling.command(queue, replace(spec, charge=0), again=True, dry=True)
+    assert "labels     1: 1 O" in command.command(queue, replace(spec, charge=0), again=True, dry=True)
     assert queue.get(2).status == "failed"
-    assert "labels     0" in labelling.command(queue, replace(spec, charge=0), dry=True)
-    assert labelling.command(queue, replace(spec, charge=0), again=True) == "1 labelled"
+    assert "labels     0" in command.command(queue, replace(spec, charge=0), dry=True)
+    assert command.command(queue, replace(spec, charge=0), again=True) == "1 labelled"
 
 
 def test_who_ignores_charges_is_told_none(tmp_path: Path, springs: Springs) -> None:
     """Copper's charge cannot be told from its atoms, and a calculator that ignores charges does not need it."""
     queue = Queue(tmp_path / "queue.db", create=True)
     queue.add(alone(29))
-    assert "labels     1: 1 Cu" in str(labelling.estimate(queue, springs()))
+    assert "labels     1: 1 Cu" in str(command.estimate(queue, springs()))
     assert str(labelling.label(queue, springs())) == "1 labelled"
     assert (queue.get(1).label or {})["charge"] == 0
 
@@ -295,7 +296,7 @@ def test_settings_that_fail_with_every_frame_are_refused_before_the_first(
     if kind == "pyscf":
         pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
     queue, spec = fill(3), replace(Spec(kind, settings), **changes)
-    for act in (labelling.estimate, labelling.label):
+    for act in (command.estimate, labelling.label):
         with pytest.raises(
             ConfigError, match=f"none of 3 frames can be labelled, and none was started; row 1: .*{said}"
         ):
@@ -346,7 +347,7 @@ def test_frames_that_cannot_be_labelled_never_block_the_queue(tmp_path: Path) ->
     the next call reaches the row behind them. A queue that is nothing else is refused, and waits."""
     pytest.importorskip("pyscf", reason="pip install 'beadwork[pyscf]'")
     queue, spec = radicals_first(tmp_path)
-    assert str(labelling.estimate(queue, spec, most=1)).count("\nfail       row 1: ") == 1
+    assert str(command.estimate(queue, spec, most=1)).count("\nfail       row 1: ") == 1
     assert str(labelling.label(queue, spec, most=1)) == "0 labelled, 1 failed"
     reason = str(queue.get(1).reason)
     assert "PySCF cannot set up the frame: RuntimeError: Electron number 3 and spin 0 are not consistent" in reason
@@ -357,7 +358,7 @@ def test_frames_that_cannot_be_labelled_never_block_the_queue(tmp_path: Path) ->
     assert str(labelling.label(queue, spec)) == "0 labelled, 1 failed"
     radicals = Queue(tmp_path / "radicals.db", create=True)
     radicals.add_all([alone(3), alone(5)])
-    for act in (labelling.estimate, labelling.label, labelling.fail_impossible):
+    for act in (command.estimate, labelling.label, selection.fail_impossible):
         with pytest.raises(ConfigError, match="none of 2 frames can be labelled, and none was started; row 1: PySCF"):
             act(radicals, spec)
     assert [row.status for row in radicals.rows()] == ["waiting"] * 2
@@ -369,12 +370,12 @@ def test_what_cannot_be_labelled_is_set_aside_before_a_choice(tmp_path: Path) ->
     queue, spec = radicals_first(tmp_path)
     queue.add(liquid("water"))
     told: list[tuple[int, str | None]] = []
-    labelling.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)))
+    selection.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)))
     assert [row.status for row in queue.rows()] == ["failed", "failed", "waiting", "failed"]
     assert [id for id, _ in told] == [1, 2, 4]
     assert told[2][1] == "the frame is periodic, and pyscf computes clusters: add a table [cut] to the TOML"
     queue.add(alone(8))
-    labelling.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)), BASELINE)
+    selection.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)), BASELINE)
     assert [row.status for row in queue.rows()][2:] == ["failed", "failed", "waiting"]
     assert told[3] == (3, f"{BASELINE} does not know the atomic numbers [10]; take a model that was trained with them")
     assert str(labelling.label(queue, spec)) == "1 labelled"
@@ -393,13 +394,13 @@ def test_forces_of_nothing_physical_are_no_label(fill: Fill, springs: Springs) -
 def test_a_dry_run_says_method_count_and_time_and_changes_nothing(fill: Fill, springs: Springs, diary: Any) -> None:
     """Says method, how many of what, and how long; computes and changes nothing."""
     queue = fill(4)
-    said = str(labelling.estimate(queue, springs(), most=3))
+    said = str(command.estimate(queue, springs(), most=3))
     assert "method     springs" in said
     assert "labels     3: 3 H2O" in said
     assert "about 9.0 s with 1 worker (9.0 s in all, the longest 3.0 s)" in said
     assert diary.calls == []
     assert {row.status for row in queue.rows()} == {"waiting"}
-    assert not labelling.folder_of(queue).exists()
+    assert not worker.folder_of(queue).exists()
 
 
 def test_a_label_computed_is_never_computed_again(
@@ -417,10 +418,10 @@ def test_a_label_computed_is_never_computed_again(
             labelling.label(queue, springs())
     assert len(diary.ends) == 1
     assert {row.status for row in queue.rows()} == {"waiting"}  # given back
-    assert "computed   1 of them before" in str(labelling.estimate(queue, springs()))
+    assert "computed   1 of them before" in str(command.estimate(queue, springs()))
     assert str(labelling.label(queue, springs())) == "3 labelled (1 had been computed before)"
     assert len(diary.ends) == 3
-    assert not labelling.folder_of(queue).exists()
+    assert not worker.folder_of(queue).exists()
 
 
 def test_another_setting_is_another_label(fill: Fill, springs: Springs, diary: Any, monkeypatch: Any) -> None:
@@ -446,9 +447,9 @@ def test_the_labeller_is_made_under_the_claim(
         found.append(queue.get(1))
         raise MemoryError
 
-    monkeypatch.setattr(labelling, "_labeller", make)
+    monkeypatch.setattr(worker, "_labeller", make)
     with pytest.raises(MemoryError):
-        labelling.label_row(1, queue.url, spec, str(tmp_path), "run")
+        worker.label_row(1, queue.url, spec, str(tmp_path), "run")
     assert [(row.status, row.attempts) for row in found] == [("claimed", 1)]
     assert queue.get(1).status == "waiting"
 
@@ -458,10 +459,10 @@ def test_labels_on_their_way_are_those_of_one_queue(
 ) -> None:
     """Two databases have rows of the same numbers, and other hosts write beside us: nobody removes another's label."""
     urls = ["postgresql://me@host/water", "postgresql://me@host/ice"]
-    folders = {labelling.folder_of(typing.cast(Queue, SimpleNamespace(name=url))) for url in urls}
+    folders = {worker.folder_of(typing.cast(Queue, SimpleNamespace(name=url))) for url in urls}
     assert len(folders) == 2
     queue = fill(1)
-    folder = labelling.folder_of(queue)
+    folder = worker.folder_of(queue)
     folder.mkdir()
     for node in ("elsewhere", platform.node()):
         with monkeypatch.context() as killed:
@@ -562,7 +563,7 @@ def test_sigkill_loses_no_label_that_was_on_disk(fill: Fill, springs: Springs, t
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate()
-        files = {int(file.name.partition("-")[0]) for file in labelling.folder_of(queue).glob("*.json")}
+        files = {int(file.name.partition("-")[0]) for file in worker.folder_of(queue).glob("*.json")}
         safe |= files | {row.id for row in queue.rows(status="labelled")}
         called |= {id: count(id) for id in safe - set(called)}
     process = start(queue, tmp_path, 0.05)
@@ -623,7 +624,7 @@ def test_a_periodic_frame_wants_a_cut(tmp_path: Path) -> None:
     queue = Queue(tmp_path / "queue.db", create=True)
     queue.add(liquid("water"))
     spec = Spec("pyscf", {"theory": "HF", "basis": "sto-3g"})
-    for act in (labelling.estimate, labelling.label):
+    for act in (command.estimate, labelling.label):
         with pytest.raises(ConfigError, match=r"add a table \[cut\]"):
             act(queue, spec)
     assert queue.get(1).status == "waiting"

@@ -16,7 +16,7 @@ import tomli_w
 
 from beadwork.errors import ConfigError, ModelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, Queue
-from beadwork.label.run import Outcome
+from beadwork.label.worker import Outcome
 from beadwork.loop import loop as loops
 from beadwork.loop import simulate
 from beadwork.loop.generations import write_page

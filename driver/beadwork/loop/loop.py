@@ -47,7 +47,8 @@ from beadwork.harvest.select import default_window
 from beadwork.ipi.simulation import read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
-from beadwork.label.run import atoms_of, fail_impossible, label
+from beadwork.label.run import label
+from beadwork.label.selection import atoms_of, fail_impossible
 from beadwork.log import logger
 from beadwork.loop import simulate
 from beadwork.observe.record import Answered
