@@ -14,6 +14,7 @@ import pytest
 from beadwork.cli import main
 from beadwork.harvest.queue import Queue
 from beadwork.observe.record import read_record
+from beadwork.report.run import read_run
 
 BEADS = 8
 
@@ -113,6 +114,11 @@ def test_run_starts_ipi_and_a_server_each(ipi, models, start, serve, tmp_path) -
     summary = json.loads((run.folder / "summary.json").read_text())
     assert [device["exit_codes"] for device in summary["devices"]] == [[0], [0]]
     assert BEADS * 6 <= summary["structures_evaluated"] <= BEADS * 7
+    assert main(["report", str(run.folder)]) == 0
+    record = read_run(run.folder).record
+    assert record[:, 0].tolist() == list(range(7))
+    # of the start, where all beads are one structure, each server has evaluated one
+    assert record[1:, 1].tolist() == [BEADS] * 6
 
 
 CASES = [(2, 4), (2, 1), (3, 3), (3, 1)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +88,13 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Read the files of a run, without the queue. Raises ConfigError where there is no beadwork.out."""
+    """Read the files of a run, without the queue. Raises ConfigError where there is no beadwork.out.
+
+    Of several servers on this machine (`--devices`) the folder has none, but those of the servers have.
+    """
     record = folder / NAME
+    if not record.exists() and (servers := servers_of(folder)):
+        return _join(folder, [read_run(server) for server in servers])
     if not record.exists():
         raise ConfigError(f"{folder} holds no run: there is no beadwork.out", "name the folder that --out named")
     about = read_about(record)
@@ -113,6 +121,90 @@ def read_run(folder: Path) -> RunFolder:
             "temperature{kelvin}, potential{electronvolt}, conserved{electronvolt} ] &lt;/properties&gt;</code>."
         )
     return RunFolder(folder, about, summary, *read_record(record), properties, [], gaps)
+
+
+def servers_of(folder: Path) -> list[Path]:
+    """The folders of a run's servers, those that died and were started again among them."""
+    named = {path.parent for path in folder.glob(f"dev-*/{NAME}")}
+    return sorted(path for path in named if re.fullmatch(r"dev-\d+(-died-\d+)?", path.name))
+
+
+def _join(folder: Path, servers: list[RunFolder]) -> RunFolder:
+    """One run of several servers, each of which has answered for some beads of every step."""
+    first = servers[0]
+
+    def from_here(name: str) -> str:
+        return os.path.relpath(first.folder.resolve() / name, folder.resolve())
+
+    about = first.about | {"joined": any(server.joined for server in servers)}
+    if "directory" in about:
+        about["directory"] = from_here(about["directory"])
+    if about.get("queue") not in (None, "elsewhere"):
+        about["queue"] = from_here(about["queue"])
+    gaps = dict(first.gaps)
+    summary: dict[str, Any] = {}
+    if all(server.summary for server in servers) and (folder / "summary.json").exists():
+        gaps.pop("summary", None)
+        summary = _sum([server.summary for server in servers])
+        summary |= json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary["why"] = "; ".join(str(server.summary["why"]) for server in servers if server.summary.get("exit_code"))
+    else:
+        gaps["summary"] = (
+            "Some of its servers have no summary.json: they go on, or were killed. The totals are left out."
+        )
+    return RunFolder(folder, about, summary, *_join_records(servers), first.properties, [], gaps)
+
+
+def _join_records(servers: Sequence[RunFolder]) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray]]:
+    """A row a step: energies are means over the structures, spreads by element root mean squares; the largest of the
+    rest. Rows of which no step is known stay as they are, at the end.
+    """
+    record = np.concatenate([server.record for server in servers])
+    steps, row = np.unique(record[:, 0], return_inverse=True, equal_nan=False)
+    structures = np.bincount(row, record[:, 1], len(steps))
+
+    def mean(values: FloatArray) -> FloatArray:
+        known = np.where(np.isfinite(values), record[:, 1], 0.0)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(
+                np.bincount(row, known * np.nan_to_num(values), len(steps)) / np.bincount(row, known, len(steps))
+            )
+
+    def largest(values: FloatArray) -> FloatArray:
+        found = np.full(len(steps), np.nan)
+        np.fmax.at(found, row, values)
+        return found
+
+    def column(columns: Sequence[dict[str, FloatArray]], name: str) -> FloatArray:
+        unknown = [np.full(len(server.record), np.nan) for server in servers]
+        return np.concatenate([of.get(name, none) for of, none in zip(columns, unknown, strict=True)])
+
+    spreads, novelties = [server.elements for server in servers], [server.novelty for server in servers]
+    joined = [steps, structures, mean(record[:, 2]), mean(record[:, 3]), largest(record[:, 4]), largest(record[:, 5])]
+    return (
+        np.stack(joined, axis=1),
+        {name: np.sqrt(mean(column(spreads, name) ** 2)) for name in spreads[0]},
+        {name: largest(column(novelties, name)) for name in novelties[0]},
+    )
+
+
+def _sum(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of several servers: sums of what each did, and the pace of the slowest, for which the others wait."""
+    slowest = max(summaries, key=lambda one: one.get("seconds_per_step") or 0.0)
+    summary = dict(slowest)
+    for key in ("evaluations", "structures_evaluated", "frames_kept"):
+        summary[key] = sum(one.get(key) or 0 for one in summaries)
+    steps = [one["steps"] for one in summaries if one.get("steps")]
+    summary["steps"] = max(steps) if steps else None
+    summary["marks_passed"] = dict(sum((Counter(one.get("marks_passed") or {}) for one in summaries), Counter[str]()))
+    news = [one["novelty"] for one in summaries if one.get("novelty")]
+    if news:
+        parts = {part for one in news for part in one["largest"]}
+        summary["novelty"] = {
+            **{key: sum(one[key] for one in news) for key in ("structures", "new_structures", "new_atoms")},
+            "largest": {part: max(one["largest"].get(part, 0.0) for one in news) for part in sorted(parts)},
+        }
+    return summary
 
 
 def _properties(directory: Path, about: Mapping[str, Any]) -> dict[str, Series]:
