@@ -173,6 +173,7 @@ def _parser() -> _Parser:
     text = "simulate, label, train, swap, and again; or go on with it"
     learn = _command(commands, "learn", _learn, text, "loop.toml")
     learn.add_argument("loop", type=Path, metavar="TOML", help="what to simulate, with which labeller and settings")
+    learn.add_argument("--dry-run", action="store_true", help="read everything, and say what would be done")
     _examples(commands)
     qmc = _command(commands, "qmc-env", _qmc_env, "make the environment that quantum Monte Carlo labels need", "")
     qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
@@ -643,6 +644,11 @@ def _label(args: argparse.Namespace) -> int:
 
 
 def _learn(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        from beadwork.loop.loop import plan
+
+        print(plan(args.loop))
+        return 0
     from beadwork.potential.threads import set_threads
 
     set_threads(_cores())

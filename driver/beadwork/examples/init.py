@@ -36,15 +36,16 @@ def init(folder: Path, kind: str) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(source.iterdir()):
             shutil.copyfile(file, folder / file.name)
-        told = folder / "run.toml"
-        told.write_text(told.read_text(encoding="utf-8").replace(THERE, HERE_TOO), encoding="utf-8")
-        for name in _models(read_toml(told)):
-            shutil.copytree(MODELS / name, folder / "models" / name, ignore=_others, copy_function=shutil.copyfile)
+        for told in sorted(folder.glob("*.toml")):
+            told.write_text(told.read_text(encoding="utf-8").replace(THERE, HERE_TOO), encoding="utf-8")
+            for name in _models(read_toml(told)):
+                models, copied = MODELS / name, folder / "models" / name
+                shutil.copytree(models, copied, ignore=_others, copy_function=shutil.copyfile, dirs_exist_ok=True)
     return sorted(str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("models/*")))
 
 
 def _models(told: dict[str, object]) -> set[str]:
-    """The folders of models that a run.toml names: of a baseline that is in one, and of a committee that is one."""
+    """The folders of models that a file of settings names: its baseline is in one, its committee is one."""
     named = [told.get("baseline"), told.get("delta")]
     return {str(name).removeprefix(HERE_TOO).partition("/")[0] for name in named if name}
 

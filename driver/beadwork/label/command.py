@@ -39,9 +39,10 @@ class Estimate:
         workers = self.spec.jobs.at_once
         # however many workers there are, the longest label takes its time
         wall = max([sum(self.seconds) / workers, *self.seconds])
+        total, longest = (format_duration(found) for found in (sum(self.seconds), max(self.seconds, default=0.0)))
         lines.append(
-            f"time       about {_duration(wall)} with {workers} worker{'s' * (workers > 1)} "
-            f"({_duration(sum(self.seconds))} in all, the longest {_duration(max(self.seconds, default=0.0))}); rough"
+            f"time       about {format_duration(wall)} with {workers} worker{'s' * (workers > 1)} "
+            f"({total} in all, the longest {longest}); rough"
         )
         lines += [f"fail       row {id}: {reason}" for id, reason in self.refused.items()]
         return "\n".join(lines)
@@ -128,7 +129,8 @@ def estimate(
     return Estimate(spec, labeller.method, formulas, tuple(seconds), refused, computed)
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit of which there are two at least."""
     for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"

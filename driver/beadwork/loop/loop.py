@@ -44,9 +44,10 @@ from beadwork.disk import alone, reading, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.select import default_window
-from beadwork.ipi.simulation import read_simulation
+from beadwork.ipi.simulation import Simulation, read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
+from beadwork.label.command import format_duration
 from beadwork.label.run import label
 from beadwork.label.selection import atoms_of, fail_impossible
 from beadwork.log import logger
@@ -228,6 +229,51 @@ def learn(path: Path, tell: Report) -> list[Generation]:
                 run.end()
 
 
+def plan(path: Path) -> str:
+    """What `learn` would do, or would go on with, as text; nothing is changed.
+
+    Raises what `learn` does before its first stage.
+    """
+    loop = read_loop(path)
+    simulations = _check_inputs(loop)
+    spec = labellers.read_spec(loop.labeller)
+    labeller = spec.labeller()
+    committee = members_of([loop.delta])
+    lines = [f"models      {loop.baseline}, and {len(committee)} of {loop.delta}"]
+    longest = 0.0
+    for name, simulation in simulations.items():
+        frame = simulation.systems[0].frame()
+        if loop.run.get("periodic") is False:
+            frame = replace(frame, pbc=(False, False, False))
+        formula = frame.to_atoms().get_chemical_formula()
+        lines.append(f"simulate    {name}: {formula}, {simulation.nbeads} beads, {simulation.total_steps} steps")
+        if spec.cut is None:
+            longest = max(longest, labeller.seconds(frame))
+    lines.append(f"select      from a force spread of {loop.low:g} eV/Å, or a novelty for Δ of {loop.new:g}, on")
+    time = f", about {format_duration(longest)} each for the whole of the largest; rough" if longest else ""
+    lines.append(f"label       {loop.labels} at most, {labeller.method}, {spec.jobs.at_once} at once{time}")
+    lines.append(f"train       {loop.train.members} members, {loop.train.epochs} epochs at most")
+    lines.append(f"generations {loop.generations} at most; all is kept in {loop.folder}")
+    for done in generations(loop.folder):
+        lines.append(f"on record   {done.folder.name}: {', '.join(done.stages)}")
+    return "\n".join(lines)
+
+
+def _check_inputs(loop: Loop) -> dict[str, Simulation]:
+    """Read the simulations and the models, so that a wrong one ends here, not after hours of training.
+
+    Raises ConfigError, ModelError and SimulationError.
+    """
+    simulations = {name: read_simulation(xml, directory=xml.parent) for name, xml in loop.simulations.items()}
+    members = members_of([loop.delta])
+    # one bundle can be a whole committee, whose members are heads on one trunk
+    several = len(members) > 1 or load_card(members[0]).heads is not None
+    if not (loop.delta / COMMITTEE).exists() or not several:
+        raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
+    load_card(loop.baseline)
+    return simulations
+
+
 def generations(folder: Path) -> list[Generation]:
     """All generations that a loop has so far."""
     return [Generation(file.parent) for file in sorted(folder.glob(f"gen-*/{RECORD}"))]
@@ -276,13 +322,7 @@ class _Learning:
 
     def run(self) -> list[Generation]:
         loop = self.loop
-        for xml in loop.simulations.values():
-            read_simulation(xml, directory=xml.parent)  # a wrong input ends here, not after hours of training
-        members = members_of([loop.delta])
-        # one bundle can be a whole committee, whose members are heads on one trunk
-        several = len(members) > 1 or load_card(members[0]).heads is not None
-        if not (loop.delta / COMMITTEE).exists() or not several:
-            raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
+        _check_inputs(loop)
         if not (loop.folder / CURRENT).exists():  # else it names the committee of the last generation
             write_pointer(loop.folder / CURRENT, loop.delta)
         done: list[Generation] = []
