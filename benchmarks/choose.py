@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from beadwork.label.choose import choose, features
+from beadwork.label.choose import choose
+from beadwork.potential.features import features
 from beadwork.train.label_file import NO_FORCES, from_file
 
 DRAWS = 40

@@ -44,11 +44,12 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 import beadwork
+from beadwork.events import NOVELTY_EDGE
 from beadwork.ipi.outputs import structure
 from beadwork.ipi.simulation import read_simulation
-from beadwork.label.choose import features
+from beadwork.potential.features import features
 from beadwork.potential.graph import build
-from beadwork.potential.novelty import NOVELTY_EDGE, load_training_set
+from beadwork.potential.novelty import load_training_set
 from beadwork.potential.threads import set_threads
 
 HERE = Path(__file__).parent

@@ -42,7 +42,8 @@ from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.jobs import Jobs
 from beadwork.label.label import Label, Labeller
 from beadwork.potential.load import load
-from beadwork.train.committee import train_committee, train_model
+from beadwork.train.baseline import train_model
+from beadwork.train.committee import train_committee
 from beadwork.train.dataset import Example, difference
 from beadwork.train.settings import TrainSettings
 

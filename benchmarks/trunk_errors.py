@@ -21,9 +21,10 @@ from typing import Any
 from beadwork.label.jobs import Jobs
 from beadwork.potential.bundle import COMMITTEE, load_card, members_of
 from beadwork.train.calibration import calibrate, residuals
-from beadwork.train.committee import references, train_committee
+from beadwork.train.committee import train_committee
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
+from beadwork.train.plan import references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import unseen
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,15 @@ def test_wings_keep_to_themselves() -> None:
             assert "torch" not in roots, path
         if wing in ("ipi", "potential", "serve", "cli"):
             assert "socket" not in roots or name(path) in door, path
+
+
+def test_who_only_reads_waits_for_no_torch() -> None:
+    """Status, report, queue and the like are asked for often, on login nodes too: torch takes longer than they do."""
+    reading = (
+        "cli serve.supervisor report.write analyse.command analyse.free_energy analyse.properties analyse.spectrum"
+    )
+    reading += " harvest.listing label.command label.user_frames potential.bundle examples.init"
+    imported = ", ".join(f"beadwork.{module}" for module in reading.split())
+    program = f"import sys, {imported}; print(sorted({{'torch', 'mace', 'numba', 'sklearn'}} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stdout.strip() == "[]"

@@ -450,7 +450,8 @@ def _train(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
-    from beadwork.train.committee import train_committee, train_model
+    from beadwork.train.baseline import train_model
+    from beadwork.train.committee import train_committee
     from beadwork.train.foundation import open_foundation
     from beadwork.train.label_file import read_examples
     from beadwork.train.settings import TrainSettings

@@ -12,6 +12,8 @@ from logging import INFO
 #: the parts of a potential that may have a training set, with their names in messages
 # the order counts: `serve.reply` pairs it with a potential's baseline and members
 WHOSE = {"baseline": "the baseline", "delta": "Δ"}
+#: an atom of a novelty above this is called new: it is beyond the edge of training (`potential.novelty`)
+NOVELTY_EDGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Evaluated:
     where the time went, by name ("idle" is i-PI's). element_spread: root mean square of the force spread over the atoms
     of an element in all structures, by its symbol. novelty: the largest of any atom, by the part that it is new to
     ('baseline', 'delta'); element_novelty: by the atom's symbol; new_structures, new_atoms: how many are above
-    `potential.novelty.NOVELTY_EDGE`.
+    `NOVELTY_EDGE`.
     """
 
     address: str

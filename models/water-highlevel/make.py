@@ -40,11 +40,13 @@ from beadwork.frame import Frame
 from beadwork.label.codes.pyscf_labeller import PySCF
 from beadwork.potential.bundle import COMMITTEE, members_of
 from beadwork.toml import tomllib
+from beadwork.train.baseline import train_model
 from beadwork.train.calibration import calibrate as calibrated
 from beadwork.train.calibration import format_calibration, residuals, scale
-from beadwork.train.committee import references, train_committee, train_model
+from beadwork.train.committee import train_committee
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
+from beadwork.train.plan import references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import unseen
 

@@ -8,7 +8,8 @@ import pytest
 from beadwork.errors import ModelError
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
-from beadwork.label.choose import choose, features, from_queue
+from beadwork.label.choose import choose, from_queue
+from beadwork.potential.features import features
 from beadwork.potential.importer import mace_imported
 from support import truth
 

@@ -24,8 +24,9 @@ from beadwork.loop.loop import Generation, generations, learn, read_loop, served
 from beadwork.potential.bundle import committee_hash, load_card, members_of, sha256
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
-from beadwork.train import committee as train
+from beadwork.train.committee import open_folder
 from beadwork.train.dataset import Dataset
+from beadwork.train.divide import divide
 from support import truth
 from support.loop_project import MODELS, command, diary, environment, project
 
@@ -311,7 +312,7 @@ def test_a_label_that_comes_while_training_waits(ipi, tmp_path, monkeypatch) -> 
     learned = []
 
     def killed(examples: Any, baseline: Path, out: Path, settings: Any, previous: Any, *others: Any) -> None:
-        train._open(out, train._dataset(examples, settings, previous))
+        open_folder(out, divide(out, [], examples, settings, previous))
         learned.append([example.hash for example in examples])
         raise ModelError("killed")
 

@@ -510,7 +510,7 @@ MUTANTS = (
         "Δ has the wrong sign",
     ),
     _in(
-        "train/committee.py",
+        "train/calibration.py",
         "residuals(dataset.testing",
         "residuals(dataset.training",
         "train/test_committee.py",

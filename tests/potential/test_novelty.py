@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from beadwork.errors import ModelError
+from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import Frame
-from beadwork.label.choose import features
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import MODEL, NOVELTY, check
+from beadwork.potential.features import features
 from beadwork.potential.graph import build
 from beadwork.potential.load import load
 from beadwork.potential.native import available
-from beadwork.potential.novelty import MAX_NOVELTY, NOVELTY_EDGE, load_training_set, nearest, read_features
+from beadwork.potential.novelty import MAX_NOVELTY, load_training_set, nearest, read_features
 from beadwork.potential.torchscript import load_module
 from beadwork.train.fit_novelty import fit, fit_bundle
 

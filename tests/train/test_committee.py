@@ -26,9 +26,13 @@ from beadwork.potential.bundle import HEADS, check, format_no_better, load_card,
 from beadwork.potential.heads import load_heads
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
-from beadwork.train.committee import _dataset, _open, _plan, held_out, references, train_committee, train_model
+from beadwork.train.baseline import train_model
+from beadwork.train.calibration import held_out
+from beadwork.train.committee import open_folder, train_committee
 from beadwork.train.dataset import Dataset
+from beadwork.train.divide import _dataset
 from beadwork.train.member import _draw, _write, train_member, weights
+from beadwork.train.plan import make_plan, references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split
 from beadwork.train.validate import validate
@@ -167,15 +171,15 @@ def test_folder_of_a_call_killed_at_its_start_is_taken_again(tmp_path: Path):
     """Frames without dataset.json and parts of files are a killed call's; anything else is somebody's, and refused."""
     examples = mixed(10)
     dataset = Dataset(tuple(examples), split(examples, 0.2, 0))
-    _open(tmp_path, dataset)
+    open_folder(tmp_path, dataset)
     (tmp_path / "dataset.json").unlink()
     (tmp_path / ".dataset.json.17.part").write_text("{")
-    _open(tmp_path, dataset)
+    open_folder(tmp_path, dataset)
     assert Dataset.read(tmp_path).hash == dataset.hash
     (tmp_path / "dataset.json").unlink()
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ModelError, match="no committee's folder"):
-        _open(tmp_path, dataset)
+        open_folder(tmp_path, dataset)
 
 
 def test_a_folder_of_before_apart_is_gone_on_with(tmp_path: Path, monkeypatch):
@@ -188,8 +192,8 @@ def test_a_folder_of_before_apart_is_gone_on_with(tmp_path: Path, monkeypatch):
     assert "apart" not in about["plan"]["settings"]
     settings = TrainSettings(**about["plan"]["settings"])
     assert _dataset(dataset.examples, settings, None).hash != dataset.hash, "or there is nothing to protect"
-    monkeypatch.setattr("beadwork.train.committee._plan", lambda d, s, *_: about["plan"] | {"settings": whole(s)})
-    monkeypatch.setattr("beadwork.train.committee._remember", lambda *_: None)
+    monkeypatch.setattr("beadwork.train.committee.make_plan", lambda d, s, *_: about["plan"] | {"settings": whole(s)})
+    monkeypatch.setattr("beadwork.train.committee.remember", lambda *_: None)
     monkeypatch.setattr("beadwork.train.committee.held_out", lambda found, *_: ({}, {"frames": len(found.testing)}))
 
     def whole(s: TrainSettings) -> dict[str, object]:
@@ -198,7 +202,7 @@ def test_a_folder_of_before_apart_is_gone_on_with(tmp_path: Path, monkeypatch):
     examples = dataset.examples[::-1]
     paths = train_committee(examples, ours / "baseline", out, settings, None, said.append)
     assert f"{settings.members} of {settings.members} members" in said[1]
-    assert said[-1].endswith(f"{{'frames': {len(dataset.testing)}}}")
+    assert f"errors on {len(dataset.testing)} frames" in said[-1]
     assert [load_card(p).about["dataset"] for p in paths] == [dataset.hash] * settings.members
     with pytest.raises(ModelError, match="other labels"):
         train_committee(examples[1:], ours / "baseline", out, settings)
@@ -501,7 +505,7 @@ def test_draws_leave_the_held_out_alone(tmp_path: Path, monkeypatch: pytest.Monk
         raise ModelError("seen enough")
 
     monkeypatch.setattr("beadwork.train.member._run", run)
-    plan = _plan(dataset, SMALL, [])
+    plan = make_plan(dataset, SMALL, [])
     for m in range(3):
         with pytest.raises(ModelError, match="seen enough"):
             train_member(m, tmp_path, SMALL, plan, [], {})

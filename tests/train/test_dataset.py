@@ -15,7 +15,6 @@ from beadwork.harvest.row import KeptFrame
 from beadwork.label.label import Label
 from beadwork.potential.graph import build
 from beadwork.potential.torchscript import TorchScriptEngine
-from beadwork.train.committee import _dataset
 from beadwork.train.dataset import (
     Dataset,
     check,
@@ -23,6 +22,7 @@ from beadwork.train.dataset import (
     from_queue,
     reference_energies,
 )
+from beadwork.train.divide import _dataset
 from beadwork.train.duplicates import among, firsts
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split

@@ -17,9 +17,10 @@ from beadwork.errors import ConfigError, ModelError
 from beadwork.potential.bundle import check, load_card
 from beadwork.potential.importer import mace_imported
 from beadwork.potential.load import load
-from beadwork.train.committee import references, train_model
+from beadwork.train.baseline import train_model
 from beadwork.train.dataset import Dataset
 from beadwork.train.foundation import _downloaded, open_foundation
+from beadwork.train.plan import references
 from beadwork.train.settings import TrainSettings
 from support import truth
 from support.random_models import random_mace

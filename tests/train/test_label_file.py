@@ -16,9 +16,12 @@ from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.harvest.queue import Queue
 from beadwork.label.user_frames import add
 from beadwork.potential.bundle import load_card
-from beadwork.train.committee import ATOM_ENERGIES_KEY, _counted, _dataset, _plan, train_committee, train_model
+from beadwork.train.baseline import train_model
+from beadwork.train.committee import train_committee
 from beadwork.train.dataset import check, to_atoms
+from beadwork.train.divide import _dataset, format_division
 from beadwork.train.label_file import NO_FORCES, from_file, read_examples
+from beadwork.train.plan import ATOM_ENERGIES_KEY, make_plan
 from beadwork.train.settings import TrainSettings
 from support import truth
 
@@ -113,7 +116,7 @@ def test_train_counts_labels_with_forces_and_without(examples, tmp_path: Path):
         del one.arrays["REF_forces"]
     found = from_file(written(tmp_path / "x.extxyz", atoms), None)
     dataset = _dataset(found, TrainSettings(), None)
-    assert _counted(Path("new"), found, dataset, TrainSettings()) == (
+    assert format_division(Path("new"), found, dataset, TrainSettings()) == (
         "new: 60 labels, 40 with forces and 20 with energies alone; 12 are held out in 12 blocks; 60 of no known "
         "simulation are blocks by themselves"
     )
@@ -291,8 +294,8 @@ def test_isolated_atoms_move_no_reference_energy(examples, tmp_path: Path, kinds
         settings = TrainSettings(seed=seed)
         dataset, alone = _dataset(found, settings, None), _dataset(found[4:], settings, None)
         assert dataset.hash == alone.hash
-        assert _plan(dataset, settings, []) == _plan(alone, settings, [])
-    assert _plan(dataset, settings, [])["reference_energies"]["1"] == pytest.approx(-0.7, abs=3.0)
+        assert make_plan(dataset, settings, []) == make_plan(alone, settings, [])
+    assert make_plan(dataset, settings, [])["reference_energies"]["1"] == pytest.approx(-0.7, abs=3.0)
 
 
 def test_isolated_atoms_are_a_baseline_s_reference_energies(examples, tmp_path: Path, monkeypatch):
@@ -303,7 +306,7 @@ def test_isolated_atoms_are_a_baseline_s_reference_energies(examples, tmp_path: 
         plans.append(plan)
         raise ModelError("seen enough")
 
-    monkeypatch.setattr("beadwork.train.committee.train_member", stop)
+    monkeypatch.setattr("beadwork.train.baseline.train_member", stop)
     said: list[str] = []
 
     def train(found, name):

@@ -14,8 +14,8 @@ import pytest
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.train.calibration import Errors, Residuals
-from beadwork.train.committee import _counted, _dataset
 from beadwork.train.dataset import Dataset, KnownFrame, from_queue, to_atoms
+from beadwork.train.divide import _dataset, format_division
 from beadwork.train.label_file import from_file
 from beadwork.train.member import _draw
 from beadwork.train.settings import TrainSettings
@@ -164,7 +164,7 @@ def test_one_simulation_is_cut_finer(harvested):
     one = [e for e in few if e.step < 90]
     assert True not in split(one, 0.2, 0, apart=50), "one block is not held out whole"
     settings = TrainSettings(apart=50)
-    said = _counted(Path("new"), one, _dataset(one, settings, None), settings)
+    said = format_division(Path("new"), one, _dataset(one, settings, None), settings)
     assert "none is held out, because no block of frames 50 steps apart is small enough" in said
 
 
@@ -239,7 +239,7 @@ def test_frames_without_steps_are_said(harvested, tmp_path: Path):
         (harvested[:200], None),
         ([replace(e, simulation="another") for e in harvested[60:200]], None),
     ):
-        told = _counted(Path("new"), given, _dataset(given, TrainSettings(), tmp_path), TrainSettings())
+        told = format_division(Path("new"), given, _dataset(given, TrainSettings(), tmp_path), TrainSettings())
         assert re.search(said, told) if said else "no step" not in told
 
 
@@ -261,7 +261,7 @@ def test_dataset_holds_what_is_left(harvested, tmp_path: Path):
     assert gap(dataset.testing, dataset.training) >= 200
     lost = len(harvested) - len(dataset.examples)
     assert lost > 0
-    said = _counted(Path("new"), harvested, dataset, settings)
+    said = format_division(Path("new"), harvested, dataset, settings)
     count = len(set(blocks(dataset.testing, 200).tolist()))
     assert f"{len(dataset.testing)} are held out in {count} blocks; {lost} closer than 200 steps" in said
     dataset.write(tmp_path)

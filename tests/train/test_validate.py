@@ -15,9 +15,9 @@ from beadwork.log import Alarm
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
 from beadwork.train.calibration import Errors, calibrate, format_calibration, residuals, scale
-from beadwork.train.committee import references
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
+from beadwork.train.plan import references
 from beadwork.train.split import split, unseen
 from beadwork.train.validate import CURVE_FRACTIONS, Validation, _part, as_form, validate, write_page
 from support import truth

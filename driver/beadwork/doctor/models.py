@@ -15,7 +15,7 @@ from beadwork.config import LimitSettings, ModelSettings, SelectionSettings
 from beadwork.doctor.finding import AMBER, GREEN, RED, Colour, Finding
 from beadwork.doctor.structure import name
 from beadwork.errors import ModelError, ThresholdError
-from beadwork.events import WHOSE
+from beadwork.events import NOVELTY_EDGE, WHOSE
 from beadwork.frame import Frame
 from beadwork.harvest.row import novelty_of
 from beadwork.harvest.select import force_window
@@ -26,7 +26,6 @@ from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
 from beadwork.potential.limits import NOVELTY_REMEDIES, format_novelty
 from beadwork.potential.native import NativeEngine, available
-from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
 

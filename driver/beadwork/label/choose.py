@@ -20,22 +20,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beadwork.errors import ModelError
+from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.row import Row
 from beadwork.label.label import computed
-from beadwork.potential.auto_engine import open_engine
-from beadwork.potential.bundle import check
-from beadwork.potential.graph import build
-from beadwork.potential.novelty import NOVELTY_EDGE
+from beadwork.potential.features import features
 
 #: fraction of the mean variance of an element's features: smaller variances are raised to this
 VARIANCE_FLOOR = 3e-2
 #: random choices with which the report compares
 RANDOM_CHOICES = 10
-#: frames of one neighbour list
-BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,22 +158,6 @@ def _held(waiting: Sequence[Frame], parts: Sequence[Sequence[int] | None] | None
             mask[list(part)] = True
         masks.append(mask)
     return np.concatenate(masks)
-
-
-def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray, IntArray]:
-    """Invariant node features (A, F), atomic numbers (A,) and the index of the frame (A,) of every atom.
-
-    Raises ModelError for a model that does not give them.
-    """
-    card = check(model)
-    if lacking := sorted({int(z) for f in frames for z in f.numbers} - set(card.elements)):
-        raise ModelError(
-            f"{model} does not know the atomic numbers {lacking}", "take a model that was trained with them"
-        )
-    engine = open_engine(model)
-    heard = [engine.features(build(frames[at : at + BATCH], card.cutoff)) for at in range(0, len(frames), BATCH)]
-    sizes = [len(f.numbers) for f in frames]
-    return np.concatenate(heard), np.concatenate([f.numbers for f in frames]), np.repeat(np.arange(len(frames)), sizes)
 
 
 def _whitened(vectors: FloatArray, element: IntArray, labelled: NDArray[np.bool_]) -> FloatArray:

@@ -42,6 +42,7 @@ from typing import Any
 from beadwork.config import ServeConfig
 from beadwork.disk import alone, reading, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
+from beadwork.events import NOVELTY_EDGE
 from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.select import default_window
 from beadwork.ipi.simulation import Simulation, read_simulation
@@ -62,14 +63,14 @@ from beadwork.potential.bundle import (
     members_of,
     write_pointer,
 )
-from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.potential.potential import SHORT_HASH_CHARACTERS
 from beadwork.settings import Rule, at_least, check, required, setting
 from beadwork.toml import build, fit, read_toml
 from beadwork.train.calibration import Errors, format_calibration, residuals
-from beadwork.train.committee import references, train_committee
+from beadwork.train.committee import train_committee
 from beadwork.train.dataset import DATASET, Dataset, Example, from_queue
 from beadwork.train.duplicates import among
+from beadwork.train.plan import references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.validate import PAGE as VALIDATION
 from beadwork.train.validate import validate, write_page

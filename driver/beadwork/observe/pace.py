@@ -45,7 +45,7 @@ class Pace:
         self.joined = False  #: `step` is this server's count, since i-PI was under way when it connected
         self.kept = 0
         self.kept_for: Counter[str] = Counter()  #: a frame may be kept for two reasons
-        self.new_structures = 0  #: with an atom above `potential.novelty.NOVELTY_EDGE`, since the start
+        self.new_structures = 0  #: with an atom above `events.NOVELTY_EDGE`, since the start
         self.new_atoms = 0
         self.spread: float | None = None  #: eV/Å, the largest of the last evaluation that has one
         self.answered: float | None = None  #: when the last result was sent, on the monotonic clock

@@ -18,10 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from beadwork.disk import rotate_file, write_whole, writing
-from beadwork.events import WHOSE, Activated, Evaluated, Event, FrameKept, Joined, PassedOver, Refused, ThresholdPassed
+from beadwork.events import (
+    NOVELTY_EDGE,
+    WHOSE,
+    Activated,
+    Evaluated,
+    Event,
+    FrameKept,
+    Joined,
+    PassedOver,
+    Refused,
+    ThresholdPassed,
+)
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import read_table
-from beadwork.potential.novelty import NOVELTY_EDGE
 
 NAME = "beadwork.out"
 #: the line where i-PI's step is not known
@@ -211,7 +221,7 @@ class Record:
 
 @dataclass
 class _New:
-    """Structures and atoms above `potential.novelty.NOVELTY_EDGE`, of those of which novelty is known; step 0
+    """Structures and atoms above `events.NOVELTY_EDGE`, of those of which novelty is known; step 0
     included."""
 
     structures: int = 0

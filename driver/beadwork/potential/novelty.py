@@ -30,8 +30,6 @@ from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.graph import Graph
 
-#: an atom above this is called new: it is beyond the edge of training
-NOVELTY_EDGE = 1.0
 #: the largest value returned: the extras are JSON, which has no infinity
 MAX_NOVELTY = 1000.0
 #: Å; a range of contacts is extended by this at both ends: the extremes of finitely many atoms lie inside the range

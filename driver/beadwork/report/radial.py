@@ -13,7 +13,6 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 from ase.data import chemical_symbols
-from vesin import NeighborList
 
 from beadwork.frame import FloatArray, Frame, IntArray
 
@@ -74,6 +73,9 @@ def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
 
 def _one(frame: Frame, edges: FloatArray) -> dict[str, FloatArray]:
     """g(r) of one structure: pairs found over pairs expected of an ideal gas of the same density."""
+    # imported here: vesin imports torch where that is installed, which takes longer than most commands
+    from vesin import NeighborList
+
     lists = NeighborList(cutoff=float(edges[-1]), full_list=True)
     first, second, distance = lists.compute(points=frame.positions, box=frame.cell, periodic=True, quantities="ijd")
     volume = abs(np.linalg.det(frame.cell))

@@ -16,11 +16,10 @@ from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ipi.utils.units import unit_to_internal
 from numpy.typing import NDArray
 
-from beadwork.events import WHOSE
+from beadwork.events import NOVELTY_EDGE, WHOSE
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import Series, find_positions
 from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE, TIME_PARTS
-from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.report import figures, viewer
 from beadwork.report.committee import read_committee
 from beadwork.report.radial import MAX_DISTANCE, Radial, deviations, matched, offsets, radial, reweight

@@ -15,7 +15,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import BeadworkError, ConnectionLost, ModelError, RemoteProtocolError, ResourceError
-from beadwork.events import WHOSE, Evaluated, Event, Joined, Lost, Moment, Note, ThresholdPassed
+from beadwork.events import NOVELTY_EDGE, WHOSE, Evaluated, Event, Joined, Lost, Moment, Note, ThresholdPassed
 from beadwork.frame import FloatArray, Frame
 from beadwork.ipi.messages import Exit, HangUp, Incoming, Init, PosData
 from beadwork.ipi.output_steps import Written
@@ -30,7 +30,6 @@ from beadwork.potential.limits import (
     format_novelty,
     threshold_error,
 )
-from beadwork.potential.novelty import NOVELTY_EDGE
 from beadwork.serve.hot_swap import Swap
 from beadwork.serve.reply import by_element, most_by_element, packed
 from beadwork.serve.service import Service

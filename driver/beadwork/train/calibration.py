@@ -31,7 +31,8 @@ from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.bundle import SPREAD_TABLE, USUAL_QUANTILE
 from beadwork.potential.load import load
-from beadwork.train.dataset import BATCH, Example
+from beadwork.train.dataset import BATCH, Dataset, Example
+from beadwork.train.plan import apart_of, references
 from beadwork.train.split import APART, blocks, split
 
 BOOTSTRAP_SAMPLES = 1000
@@ -340,3 +341,23 @@ def _percent(share: float, bar: float) -> str:
 def _with_bar(samples: FloatArray) -> tuple[float, float]:
     """A value and its error bar, from the value and its bootstrap samples; NaN without samples."""
     return float(samples[0]), float(samples[1:].std()) if len(samples) > 1 else np.nan
+
+
+def held_out(dataset: Dataset, members: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The card's entries about the spread (`calibration.scale`), and the errors on the held-out frames; without such
+    frames, the reason.
+
+    A model of the labels themselves has neither alpha nor a baseline, so its card has only its own errors.
+    """
+    whole = dataset.baseline is None
+    if not dataset.testing:
+        if whole:
+            return {}, {"frames": 0}
+        return {"alpha": 1.0}, {"frames": 0, "alpha": "1, because no frames were held out"}
+    found = residuals(dataset.testing, members, references(members[0]), apart_of(members[0]))
+    measured = found.measured
+    if whole:
+        return {}, {key: value for key, value in measured.items() if not key.startswith("baseline")}
+    fitted = calibrate(found)
+    measured["alpha"] = format_calibration(fitted)
+    return scale(found, fitted), measured

@@ -17,12 +17,13 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.errors import LabelError, ModelError
+from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.label.choose import features
 from beadwork.packages import pip_install
 from beadwork.potential.bundle import NOVELTY, Card, amend_card, check, load_card, members_of
+from beadwork.potential.features import features
 from beadwork.potential.graph import build
-from beadwork.potential.novelty import NOVELTY_EDGE, Mixture, TrainingSet, nearest
+from beadwork.potential.novelty import Mixture, TrainingSet, nearest
 from beadwork.train.dataset import DATASET, Dataset, KnownFrame
 from beadwork.train.duplicates import frames_hash
 from beadwork.train.split import APART, blocks
@@ -151,7 +152,7 @@ def fit_bundle(
 ) -> Card:
     """Fit a bundle's training set on these frames, and write it into the bundle and its summary into the card.
 
-    Raises ModelError as `fit` and `choose.features` do.
+    Raises ModelError as `fit` and `features` do.
     """
     card = check(bundle)
     vectors, _, _ = features(frames, bundle)
@@ -284,3 +285,15 @@ def _contacts(frames: Sequence[Frame], elements: tuple[int, ...], cutoff: float)
                 found[k, :, 0] = np.minimum(found[k, :, 0], mine.min(axis=0))
                 found[k, :, 1] = np.maximum(found[k, :, 1], mine.max(axis=0))
     return found
+
+
+def remember(dataset: Dataset, bundles: Sequence[Path], apart: int, progress: Callable[[str], None]) -> None:
+    """Add the training set to each bundle without one: the frames of this and of earlier generations."""
+    known = [met for met in dataset.past if not met.held_out]
+    block = blocks(known, apart).tolist()
+    for bundle in bundles:
+        if load_card(bundle).novelty is None:
+            try:
+                fit_bundle(bundle, [met.frame for met in known], block, progress)
+            except ModelError as error:  # without novelty the model itself is as good as before
+                progress(f"{bundle}: there will be no novelty for it: {error}")

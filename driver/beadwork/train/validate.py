@@ -19,8 +19,9 @@ from beadwork.log import Alarm
 from beadwork.potential.bundle import format_no_better, members_of, no_better_in
 from beadwork.report import page
 from beadwork.train.calibration import Calibration, Errors, Residuals, calibrate, format_calibration, residuals
-from beadwork.train.committee import apart_of, references, train_committee
+from beadwork.train.committee import train_committee
 from beadwork.train.dataset import Dataset, Example
+from beadwork.train.plan import apart_of, references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split, unseen
 
