@@ -98,47 +98,61 @@ class Potential:
         self.cards = tuple(cards)
         if baseline is None and not members:
             raise ModelError("there is no model to evaluate: give a baseline, Δ models, or both")
-        if baseline_uncertainty is not None and atom_uncertainty is not None:
+        self._check_weighted_baseline()
+        self.weights = self._shares(weights, len(members))
+        self._check_scales()
+        # one graph for all: the largest cutoff decides, and models with a shorter one filter its edges
+        farthest = max(e.cutoff for e in self.engines)
+        self.builder = GraphBuilder(farthest if atom_uncertainty is None else max(farthest, AVERAGING_RADIUS))
+
+    def _check_weighted_baseline(self) -> None:
+        """Refuse a weighted baseline of models that cannot be weighed against each other. Raises ModelError."""
+        whole, of_atoms = self.baseline_uncertainty, self.atom_uncertainty
+        if whole is not None and of_atoms is not None:
             raise ModelError(
                 "the baseline's uncertainty is given for the whole system and for an atom", "give one of them"
             )
-        for s, unit in ((baseline_uncertainty, "eV"), (atom_uncertainty, "eV/atom")):
-            if s is not None and (baseline is None or len(self.members) < 2 or not s > 0):
+        for s, unit in ((whole, "eV"), (of_atoms, "eV/atom")):
+            if s is not None and (self.baseline is None or len(self.members) < 2 or not s > 0):
                 raise ModelError(
                     f"a weighted baseline (uncertainty {s} {unit}) needs a baseline, at least two Δ models and a "
                     "positive uncertainty"
                 )
-        if atom_uncertainty is not None:
+        if of_atoms is not None:
             # the factor of each neighbourhood needs the derivative of every atom's energy, which not all engines have
             for member in self.members:
                 if not isinstance(member, Weighted):
                     raise ModelError(
                         f"{member.name} cannot weigh an atom's energy", "give the uncertainty of the system"
                     )
-        raw = np.ones(len(members)) if weights is None else np.array(weights, dtype=np.float64)
-        if raw.shape != (len(members),) or not all(map(weighs, raw)) or not (raw.any() or not members):
+
+    def _shares(self, weights: Sequence[float] | None, models: int) -> FloatArray:
+        """(M,) The members' weights, which sum to 1. models: Δ models, of which a trunk is one. Raises ModelError."""
+        raw = np.ones(models) if weights is None else np.array(weights, dtype=np.float64)
+        if raw.shape != (models,) or not all(map(weighs, raw)) or not (raw.any() or not models):
             raise ModelError(
-                f"weights {list(weights or ())} do not fit {len(members)} Δ models", f"give each a number {SENSE}, or 0"
+                f"weights {list(weights or ())} do not fit {models} Δ models", f"give each a number {SENSE}, or 0"
             )
+        raw = np.ones(len(self.members)) if self.trunk else raw  # what is trained together has one weight
+        shares: FloatArray = raw / raw.sum() if len(raw) else raw
+        # the sample variance divides by 1 - sum w^2, which is 0 where one member has all the weight
+        if len(self.members) > 1 and not (shares**2).sum() < 1 - 1e-12:
+            raise ModelError(
+                f"weights {raw.tolist()} leave one Δ model alone, so there is no spread", "drop the others"
+            )
+        return shares
+
+    def _check_scales(self) -> None:
+        """Refuse numbers with which squares and sums would leave nothing of the rest. Raises ModelError."""
         scales = {
-            "alpha": alpha,
+            "alpha": self.alpha,
             "energy_alpha": self.energy_alpha,
-            "baseline_uncertainty": baseline_uncertainty,
-            "baseline_uncertainty_atom": atom_uncertainty,
+            "baseline_uncertainty": self.baseline_uncertainty,
+            "baseline_uncertainty_atom": self.atom_uncertainty,
         }
         for name, scale in scales.items():
             if scale is not None and not sensible(scale):
                 raise ModelError(f"{name} is {scale}", f"it must be {SENSE}")
-        raw = np.ones(len(self.members)) if self.trunk else raw  # what is trained together has one weight
-        self.weights = raw / raw.sum() if len(raw) else raw
-        # the sample variance divides by 1 - sum w^2, which is 0 where one member has all the weight
-        if len(self.members) > 1 and not (self.weights**2).sum() < 1 - 1e-12:
-            raise ModelError(
-                f"weights {raw.tolist()} leave one Δ model alone, so there is no spread", "drop the others"
-            )
-        # one graph for all: the largest cutoff decides, and models with a shorter one filter its edges
-        farthest = max(e.cutoff for e in self.engines)
-        self.builder = GraphBuilder(farthest if atom_uncertainty is None else max(farthest, AVERAGING_RADIUS))
 
     @property
     def engines(self) -> tuple[Engine, ...]:
