@@ -26,7 +26,7 @@ from beadwork.events import Event
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simulation
 from beadwork.json_form import Form, Part
-from beadwork.observe.pace import TIME_PARTS
+from beadwork.observe.pace import TIME_PARTS, nanoseconds_per_day
 from beadwork.observe.progress import format_event
 
 #: a part that takes more than this fraction of a step gets a hint
@@ -152,8 +152,7 @@ def measured(
         # summary.json leaves step 0 out of both, which loads and compiles
         structures_per_second=summary["structures_evaluated"] / summary["steps"] / total,
         time_step_fs=timestep or None,
-        # 1e-6 ns in a fs, 86400 s in a day
-        ns_per_day=1e-6 * timestep / total * 86400 if timestep else None,
+        ns_per_day=nanoseconds_per_day(timestep, total) if timestep else None,
         hints=[
             *map(str, advice(simulation, servers or 1)),
             *_hints(summary, simulation, models, member_forces),

@@ -20,7 +20,7 @@ from beadwork.frame import Frame
 from beadwork.ipi.advice import advice
 from beadwork.ipi.simulation import Simulation, Socket
 from beadwork.ipi.transport import dial_name
-from beadwork.observe.pace import format_duration
+from beadwork.observe.pace import format_duration, nanoseconds_per_day
 from beadwork.potential.memory import free_memory
 from beadwork.potential.potential import Potential
 
@@ -79,8 +79,8 @@ def duration(
         for k in (0, 1)
     )
     steps, timestep = simulation.total_steps - simulation.step, simulation.systems[0].timestep
-    # 1e-6 ns in a fs, 86400 s in a day; at most, since i-PI's own time comes on top
-    speed = f"at most {1e-6 * timestep / step * 86400:.3g} ns/day, " if timestep else ""
+    # at most, since i-PI's own time comes on top
+    speed = f"at most {nanoseconds_per_day(timestep, step):.3g} ns/day, " if timestep else ""
     shared = f", with {servers} servers as fast as this one" if servers > 1 else ""
     text = (
         f"{step:.3g} s per step for the models{shared}: {speed}at least {format_duration(steps * step)} for {steps} "

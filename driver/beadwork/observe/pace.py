@@ -121,8 +121,7 @@ class Pace:
     def ns_per_day(self) -> float | None:
         """Simulated time per day at that pace; None where the time step is not known."""
         seconds = self.seconds_per_step
-        # 1e-6 ns in a fs, 86400 s in a day
-        return None if not seconds or not self._time_step else 1e-6 * self._time_step / seconds * 86400
+        return nanoseconds_per_day(self._time_step, seconds) if seconds and self._time_step else None
 
     @property
     def mean_spread(self) -> float | None:
@@ -178,6 +177,11 @@ class Pace:
             "frames_kept_for": dict(self.kept_for),
             "shares": self.shares,
         }
+
+
+def nanoseconds_per_day(time_step: float, seconds: float) -> float:
+    """Simulated time per day. time_step: fs. seconds: of one step."""
+    return 1e-6 * time_step / seconds * 86400  # ns in a fs, s in a day
 
 
 def format_pace(facts: Mapping[str, Any], total: int) -> list[str]:

@@ -51,6 +51,7 @@ def _begun(run: RunFolder) -> int:
         if (match := re.fullmatch(rf"{re.escape(NAME)}\.(\d+)", path.name))
     }
     since = run.first
+    # the newest first: one that was another committee's ends the chain
     for number in sorted(numbered, reverse=True):
         about = read_about(numbered[number])
         same = all(about.get(key) is not None and about.get(key) == run.about.get(key) for key in _COMMITTEE)

@@ -66,6 +66,7 @@ def _svg(figure: Any, title: str) -> str:
     # without the date: the same run gives the same page
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
+    # so that text is dark on the white page and light on the dark one
     svg = text.getvalue().replace(_INK, "currentColor")
     return f'<svg role="img" aria-label="{title}"' + svg[svg.index("<svg") + 4 :]
 
@@ -74,11 +75,13 @@ def _line(panel: Any, x: FloatArray, y: FloatArray, colour: str, label: str) -> 
     known = np.isfinite(x) & np.isfinite(y)  # NaN: steps that are not known, evaluations without a committee
     x, y = x[known], y[known]
     if len(x) > _POINTS:
+        # a third: an interval is a point and the two ends of its range
         size = -(-len(x) // (_POINTS // 3))
         cuts = np.arange(0, len(x), size)
         low, high = np.minimum.reduceat(y, cuts), np.maximum.reduceat(y, cuts)
         counts = np.diff([*cuts, len(x)])
         x, y = np.add.reduceat(x, cuts) / counts, np.add.reduceat(y, cuts) / counts
+        # the range, or a rare peak would vanish in the mean of its interval
         panel.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
     panel.plot(x, y, color=colour, lw=1.3, label=label)
 
@@ -100,6 +103,7 @@ def series(
     for colour, (name, y) in zip(COLOURS, curves.items(), strict=False):
         _line(panel, x, y, colour, name)
     if points is not None and len(points[1]):
+        # hollow, so that the curve is seen through them
         panel.plot(points[1], points[2], "o", ms=5, mfc="none", mec=COLOURS[len(curves)], mew=1.4, label=points[0])
     if level is not None:
         panel.axhline(level[1], color="#7a7a7a", ls="--", lw=1.2, label=level[0])
@@ -145,6 +149,7 @@ def distributions(
         panel.set_xlim(0, float(r[-1]))
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("distance (Å)")
+    # the last row may have fewer pairs than columns
     for panel in flat[len(names) :]:
         panel.set_visible(False)
     for row in range(rows):
@@ -161,6 +166,7 @@ def bar(parts: Sequence[tuple[str, float]], title: str) -> str:
         colour = COLOURS[k % len(COLOURS)]
         size = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
         label = f"{name}: {size} ms ({100 * value / total:.1f} %)"
+        # paler where there are more parts than colours
         panel.barh([0], [value], left=left, height=0.8, color=colour, label=label, alpha=1 - 0.4 * (k // len(COLOURS)))
         left += value
     panel.set_xlabel("time of one step (ms)")

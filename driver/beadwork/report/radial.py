@@ -79,11 +79,13 @@ def _one(frame: Frame, edges: FloatArray) -> dict[str, FloatArray]:
     lists = NeighborList(cutoff=float(edges[-1]), full_list=True)
     first, second, distance = lists.compute(points=frame.positions, box=frame.cell, periodic=True, quantities="ijd")
     volume = abs(np.linalg.det(frame.cell))
+    # volumes of the shells between the edges
     shells = 4 / 3 * np.pi * np.diff(edges**3)
     found = {}
     kinds = np.unique(frame.numbers)[::-1]  # OO, OH, HH
     for a, b in combinations_with_replacement(kinds, 2):
         here = (frame.numbers[first] == a) & (frame.numbers[second] == b)
+        # an atom is no pair with itself
         others = np.count_nonzero(frame.numbers == b) - (a == b)
         expected = np.count_nonzero(frame.numbers == a) * others * shells / volume
         if others > 0:

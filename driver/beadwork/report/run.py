@@ -46,6 +46,7 @@ class RunFolder:
     @property
     def novelty_of_parts(self) -> dict[str, FloatArray]:
         """(evaluations,) the largest novelty, for each part of the potential that has a training set."""
+        # columns are there for both parts; one that knows nothing has NaN alone
         return {part: self.novelty[part] for part in WHOSE if np.isfinite(self.novelty.get(part, np.nan)).any()}
 
     @property
@@ -215,5 +216,6 @@ def _properties(directory: Path, about: Mapping[str, Any]) -> dict[str, Series]:
         entry = named[name] if isinstance(named, dict) else {}  # an older beadwork wrote the names alone
         if (directory / name).exists():
             asked = entry.get("columns", ()), entry.get("stride", 1)
+            # what is on the left is overwritten: the first file that has a property counts
             found = read_properties(directory / name, *asked, *clock) | found
     return found

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from beadwork.events import NOVELTY_EDGE, WHOSE
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import Series, find_positions
-from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE, TIME_PARTS
+from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE, TIME_PARTS, nanoseconds_per_day
 from beadwork.report import figures, viewer
 from beadwork.report.committee import read_committee
 from beadwork.report.radial import MAX_DISTANCE, Radial, deviations, matched, offsets, radial, reweight
@@ -96,21 +96,24 @@ def subtitle(run: RunFolder) -> str:
 def headline(run: RunFolder) -> str:
     """Tiles of figures and the table of models."""
     summary, about = run.summary, run.about
+    # NaN where i-PI's step is not known
     counted = run.record[np.isfinite(run.record[:, 0]), 0]
     steps = summary.get("steps", int(counted.max()) if len(counted) else None)
     seconds, femtoseconds = summary.get("seconds_per_step"), about.get("time_step_fs")
+    # without steps nothing else that is counted in steps can be told
     tiles = [("steps", f"{steps}", "") if steps is not None else ("evaluations", f"{len(run.record)}", "")]
     if femtoseconds and steps:
         tiles.append(("simulated", f"{steps * femtoseconds / 1000:.4g}", "ps"))
     if seconds:
         if femtoseconds:
-            tiles.append(("speed", f"{86400 / seconds * femtoseconds * 1e-6:.3g}", "ns/day"))
+            tiles.append(("speed", f"{nanoseconds_per_day(femtoseconds, seconds):.3g}", "ns/day"))
         tiles.append(("time of one step", f"{seconds:.3g}", "s"))
     if summary.get("structures_per_bead_step"):
         tiles.append(("force evaluations per bead and step", f"{summary['structures_per_bead_step']:.3f}", ""))
     if (spreads := run.record[:, 4][np.isfinite(run.record[:, 4])]).size:
         tiles.append(("largest force spread", f"{1e3 * spreads.max():.3g}", "meV/Å"))
     if largest := {part: float(np.nanmax(values)) for part, values in run.novelty_of_parts.items()}:
+        # the largest of all, with the part that has it: what to do differs between them
         part = max(largest, key=lambda part: largest[part])
         tiles.append(("largest novelty", f"{largest[part]:.2f}", f"for {WHOSE[part]}"))
     tiles.append(("frames kept", f"{summary.get('frames_kept', len(run.kept))}", ""))
@@ -132,6 +135,7 @@ def headline(run: RunFolder) -> str:
             for path, digest in about["models"].items()
         )
         lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
+    # that of step 0 is in the table of models
     for swap in [swap for swap in summary.get("committees", []) if swap["step"] != 0]:
         since = f"evaluation {swap['evaluation']}" if swap["step"] is None else f"step {swap['step'] + run.first}"
         text = f"From {since} on, the committee {swap['committee']} in {swap['folder']} was active."
@@ -150,6 +154,7 @@ def energies(run: RunFolder) -> str:
     for name in names:
         series = run.properties[name]
         x, label = run.clock(series.steps)
+        # from its start on: total energies of hundreds of eV would hide every change
         curve = {name: series.values - series.values[:1]}
         svg = figures.series(x, label, curve, f"{name} energy ({_unit(series.unit)})", f"{name} energy over time")
         drift = _drift(run, series) if name == "conserved" else ""
@@ -164,9 +169,11 @@ def _drift(run: RunFolder, series: Series) -> str:
     steps, rest, unit = series.steps[half], series.values[half], _unit(series.unit)
     if len(rest) < 4 or steps[-1] == steps[0]:
         return ""
+    # a line through all of it: the difference of two points would be that of two fluctuations
     slope, level = np.polyfit(steps, rest, 1)
     scatter = float(np.std(rest - slope * steps - level))
     step = run.about.get("time_step_fs")
+    # 1000 fs in a ps
     per = f"{1e3 * slope / step:+.2g} {unit}/ps" if step else f"{slope:+.2g} {unit} per step"
     return (
         f" In the second half of this run it drifted by {per}, with a scatter of {scatter:.2g} {unit} about the line."
@@ -182,6 +189,7 @@ def temperature(run: RunFolder) -> str:
     series = run.properties["temperature"]
     x, label = run.clock(series.steps)
     unit, target = series.unit, run.about.get("temperature_K")
+    # in another unit the line would stand at a wrong place
     level = ("set", float(target)) if target and unit == "kelvin" else None
     return _figure(
         figures.series(
@@ -204,6 +212,7 @@ def spread(run: RunFolder) -> str:
         return "beadwork.out has no spread: the run had no committee of at least two Δ models."
     record = run.record[known]
     x, label = run.when(known)
+    # frames that were kept for their novelty may have any spread
     kept_for = [row for row in run.kept if "spread" in row.why]
     name = "frames kept" if len(kept_for) == len(run.kept) else "frames kept for it"
     points = (name, *_when_kept(run, x, known, kept_for, [1e3 * row.largest for row in kept_for]))
@@ -226,6 +235,7 @@ def spread(run: RunFolder) -> str:
     )
     alone = ""
     if run.about.get("spread_of_delta_alone"):
+        # what is said of the first committee need not hold for a later one
         taken_up = any(swap["step"] != 0 for swap in run.summary.get("committees", []))
         which = "With the committee that the run began with, t" if taken_up else "T"
         alone = f" {which}{SPREAD_OF_DELTA_ALONE[1:]}."
@@ -261,6 +271,7 @@ def novelty(run: RunFolder, drawing: bool) -> str:
     parts = run.novelty_of_parts
     words = ""
     if new := run.summary.get("novelty"):
+        # only for the part that has seen something new
         asked = " ".join(ASKS[part] for part, values in parts.items() if float(np.nanmax(values)) > NOVELTY_EDGE)
         text = (
             f"{new['new_structures']} of {new['structures']} structures have an atom above {NOVELTY_EDGE:g}, the edge "
@@ -286,6 +297,7 @@ def novelty(run: RunFolder, drawing: bool) -> str:
         points=("frames kept for it", *_when_kept(run, x, everything, kept, [row.newest for row in kept])),
         **look,
     )
+    # beadwork.out has parts and elements in columns of one kind
     elements = {name: values for name, values in run.novelty.items() if name not in WHOSE}
     elements = {name: values for name, values in elements.items() if np.isfinite(values).any()}
     pictures = _figure(
@@ -309,6 +321,7 @@ def novelty(run: RunFolder, drawing: bool) -> str:
 
 def _thermal_words(run: RunFolder) -> str:
     kelvin = run.about.get("temperature_K")
+    # Boltzmann's constant in meV/K
     return f" ({8.617333e-2 * kelvin:.1f} meV here)" if kelvin else ""
 
 
@@ -317,6 +330,7 @@ def elements(run: RunFolder) -> str:
     curves = {name: 1e3 * values for name, values in run.elements.items() if np.isfinite(values).any()}
     if not curves:
         return "beadwork.out has no spread by element: there was no committee, or an older beadwork wrote it."
+    # on one trunk the spread is known now and then: a line would have gaps and vanish
     known = np.isfinite(next(iter(curves.values())))
     x, label = run.when(known)
     return _figure(
@@ -345,6 +359,7 @@ def kept(run: RunFolder) -> tuple[str, list[str]]:
     newest = sorted(known, key=lambda row: -row.newest)
     # alternately the most uncertain and the newest, so that the limit cuts neither list alone
     ranked = [row for pair in zip_longest(uncertain, newest) for row in pair if row is not None]
+    # each once: a frame may be among the most uncertain and the newest
     rows = list({row.row: row for row in ranked or run.kept}.values())[:MOST_FRAMES]
     rows.sort(key=lambda row: row.row)
     words = f"{len(run.kept)} frames"
@@ -452,6 +467,7 @@ def _alike(kept: Sequence[Shown]) -> list[Shown]:
     groups: dict[bytes, list[Shown]] = {}
     for one in kept:
         groups.setdefault(np.sort(one.frame.numbers).tobytes(), []).append(one)
+    # g(r) compares with a density, so all structures must be of the same atoms
     return max(groups.values(), key=len, default=[])
 
 
@@ -482,6 +498,7 @@ def _committee_error(run: RunFolder, found: Radial) -> tuple[dict[str, tuple[Flo
         "average and is left out)"
         + ("; the expansion holds up to about 1." if wander <= 1 else ", and above 1 the expansion does not hold.")
     )
+    # i-PI writes eight digits after the point by default, of energies of thousands of eV
     if potentials.resolution > 0.05 * thermal:
         words += (
             f" i-PI wrote these energies to {potentials.resolution / thermal:.2g} kT only: give "
@@ -501,6 +518,7 @@ def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bond
     for name, values in found.pairs.items():
         mean = values.mean(axis=0)
         beyond = np.flatnonzero(found.distances > bonds[name])
+        # a small cell: its half width ends before the first shell
         if not len(beyond):
             continue
         at = int(beyond[mean[beyond].argmax()])
@@ -519,6 +537,7 @@ def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bond
 def time(run: RunFolder, drawing: bool) -> str:
     """The mean step by part, and each evaluation."""
     parts = run.summary.get("seconds_per_step_by_part")
+    # this way round, so that evaluations of unknown step (NaN) are among them
     after = ~(run.record[:, 0] <= 0)
     after[:1] = False  # whatever its step, it also loads and compiles
     if not parts and ("summary" in run.gaps or not after.any()):
@@ -554,6 +573,7 @@ def _unit(name: str) -> str:
 
 
 def _symbols(pair: str) -> list[str]:
+    # "OH" is O and H, "HeH" is He and H
     return [pair[:2], pair[2:]] if pair[1:2].islower() else [pair[:1], pair[1:]]
 
 
@@ -562,5 +582,6 @@ def _radius(symbol: str) -> float:
 
 
 def _ordinal(number: int) -> str:
+    # 11th, 12th, 13th
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"

@@ -59,6 +59,7 @@ def program() -> Path | None:
     found = importlib.util.find_spec("chemiscope")
     if found is None or found.origin is None:
         return None
+    # where this version of chemiscope has it; another one may have it elsewhere
     path = Path(found.origin).parent / _PROGRAM
     return path if path.exists() else None
 
@@ -66,6 +67,7 @@ def program() -> Path | None:
 def inlined(script: str) -> str:
     """Escape a program so that it can stand inside <script>: no text in it may open or close a tag."""
     for sign in ("<!--", "<script", "</script"):
+        # in JavaScript's strings \\x3c is the same sign
         script = script.replace(sign, "\\x3c" + sign[1:])
     return script
 
@@ -119,6 +121,7 @@ def data(rows: Sequence[Shown], name: str) -> str:
         settings=settings,
         metadata={"name": name},
     )
+    # a name in the data could close the script
     return json.dumps(made, allow_nan=False).replace("<", "\\u003c")
 
 
@@ -149,6 +152,7 @@ def _whole(frame: Frame) -> Any:
     atoms = frame.to_atoms()
     if not all(frame.pbc):
         return atoms
+    # covalent radii and 15 %: bonds that are stretched by vibration still count
     first, second, shifts = neighbor_list("ijS", atoms, natural_cutoffs(atoms, mult=1.15))
     bonds: list[list[tuple[int, FloatArray]]] = [[] for _ in frame.numbers]
     for i, j, shift in zip(first, second, shifts, strict=True):

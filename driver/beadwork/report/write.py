@@ -38,6 +38,7 @@ def report(folder: Path, page: Path | None = None, queue: str | None = None) -> 
         run.gaps["queue"] = gap
     run = replace(run, kept=kept)
     page = page or folder / "report.html"
+    # the whole text before the file is opened, so that a failure leaves the old page
     text = write(run)
     with writing(page):
         page.write_text(text, encoding="utf-8")
@@ -81,6 +82,7 @@ def write(run: RunFolder) -> str:
     drawing = importlib.util.find_spec("matplotlib") is not None
     kept, scripts = _whole(lambda: sections.kept(run), lambda said: (said, []))
 
+    # called later: a part that fails must not take the page with it
     def part(title: str, content: Callable[[], str]) -> str:
         return sections.section(title, _whole(content, str))
 
