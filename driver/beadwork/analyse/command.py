@@ -68,6 +68,7 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
 def _out(args: argparse.Namespace, ending: str) -> Path:
     first: Path = args.runs[0]
     stem: Path = args.out or (first if first.is_dir() else first.parent) / args.stem
+    # not with_suffix, which would take a name with a point apart
     return stem.with_name(stem.name + ending)
 
 
@@ -95,10 +96,12 @@ def _free_energy(args: argparse.Namespace) -> int:
         path.name: read_curve(path, found.kelvin, args.field, args.scale, args.symmetric) for path in args.against
     }
     if args.zero is not None:
+        # one zero for all, or curves could not be compared
         curves = {name: (x, energy - np.interp(args.zero, x, energy)) for name, (x, energy) in curves.items()}
     unit = coordinate.unit or "no unit"
     columns = {coordinate.label: found.x.tolist(), "F (kJ/mol)": found.energy.tolist()}
     columns["statistical (kJ/mol)"] = found.statistical.tolist()
+    # None is an empty cell: 0 would mean that the members agree
     columns["committee (kJ/mol)"] = [None] * len(found.x) if found.committee is None else found.committee.tolist()
     columns["both (kJ/mol)"] = found.both.tolist()
     if found.members is not None:
@@ -146,6 +149,7 @@ def _vdos(args: argparse.Namespace) -> int:
 
     runs = [open_run(path) for path in args.runs]
     options = args.window, args.highest, args.skip
+    # each member for itself: between them the spectra differ, within one the stretches do
     each = [spectrum([run], *options) for run in runs] if args.members else []
     found = members(each) if args.members else spectrum(runs, *options)
     bar = "standard deviation of members" if args.members else "statistical"

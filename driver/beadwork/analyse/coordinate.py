@@ -100,12 +100,14 @@ class Coordinate:
         if cells is not None:
             # a basis whose vectors are as short as can be, that of the first cell for all
             cells = np.einsum("ij,fjk->fik", minkowski_reduce(cells[0])[1], cells)
+        # 27: each pair is looked at through the 26 neighbouring cells too
         pairs = len(numbers) ** 2 * (1 if cells is None else 27)
         size = max(1, _AT_ONCE // (3 * pairs))
         found = []
         for begin in range(0, len(positions), size):
             part = slice(begin, begin + size)
             space = _Space(self.text, numbers, positions[part], None if cells is None else cells[part])
+            # a division by 0 is told below, with the frame where it happens
             with np.errstate(all="ignore"):
                 found.append(np.asarray(space.value(self._tree), dtype=np.float64))
             if not np.isfinite(found[-1]).all():
@@ -133,6 +135,7 @@ class _Space:
         if isinstance(tree, _Call):
             return _COMPUTED[tree.kind](self, tree)
         left, right = self.value(tree.left), self.value(tree.right)
+        # one value a frame goes with any number of them, two numbers of values do not
         widths = {one.shape[1] for one in (left, right) if not isinstance(one, float)} - {1}
         if len(widths) > 1:
             raise ConfigError(
@@ -148,6 +151,7 @@ class _Space:
         else:
             symbol, number = re.fullmatch(r"([A-Za-z]+)(\d*)", name).groups()  # type: ignore[union-attr]
             found = np.flatnonzero(self.numbers == atomic_numbers[symbol]).tolist()
+            # a slice: empty where there is no such atom
             found = found[int(number) - 1 : int(number)] if number else found
         if not found:
             there = ", ".join(
@@ -165,6 +169,7 @@ class _Space:
         choices = [
             chosen
             for chosen in product(*map(self.atoms, names))
+            # a distance from O to O is that from the other O as well: it counts once
             if len(set(chosen)) == len(chosen) and not (alike and chosen[0] > chosen[-1])
         ]
         if not choices:
@@ -176,6 +181,7 @@ class _Space:
         apart: FloatArray = self.positions[:, list(end)] - self.positions[:, list(begin)]
         if self.cells is None:
             return apart
+        # in a skew cell this may miss the nearest image, in a reduced basis by one cell at most
         apart = apart - np.round(apart @ np.linalg.inv(self.cells)) @ self.cells
         shifts = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))
         images = apart[:, :, None, :] + (shifts @ self.cells)[:, None]
@@ -190,6 +196,7 @@ class _Space:
 
     def coordination(self, atom: int, call: _Call) -> FloatArray:
         """(F,) of one atom."""
+        # its distance from itself is 0, and would always count 1
         others = [other for other in self.atoms(call.atoms[-1]) if other != atom]
         distances = self.distances([atom] * len(others), others)
         result: FloatArray = (1 / (1 + (distances / call.numbers["r0"]) ** call.numbers["power"])).sum(axis=1)
@@ -204,12 +211,14 @@ def _angle(space: _Space, call: _Call) -> FloatArray:
     one, middle, other = space.every(*call.atoms)
     left, right = space.vectors(middle, one), space.vectors(middle, other)
     cosine = (left * right).sum(axis=2) / np.linalg.norm(left, axis=2) / np.linalg.norm(right, axis=2)
+    # rounding makes cosines of 1 + 1e-16, of which there is no angle
     degrees: FloatArray = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     return degrees
 
 
 def _transfer(space: _Space, call: _Call) -> FloatArray:
     ends, protons = space.atoms(call.atoms[0]), space.atoms(call.atoms[1])
+    # elements at both ends: which two of them, the proton decides in each frame
     if call.atoms[0] == call.atoms[2] and len(ends) > 1:
         pairs = product(protons, ends)
         near = np.sort(space.distances(*zip(*pairs, strict=True)).reshape(-1, len(protons), len(ends)), axis=2)
@@ -225,6 +234,7 @@ def _coordination(space: _Space, call: _Call) -> FloatArray:
 
 def _difference(space: _Space, call: _Call) -> FloatArray:
     one, other = space.every(*call.atoms[:2])
+    # each atom once, however many pairs it is in
     of = {atom: space.coordination(atom, call) for atom in {*one, *other}}
     return np.stack([of[a] - of[b] for a, b in zip(one, other, strict=True)], axis=1)
 
@@ -243,6 +253,7 @@ def parse(text: str) -> Coordinate:
     short = _SHORT.fullmatch(text)
     typed = f"{short[1]}({short[2]})" if short else text
     try:
+        # Python's own parser for the grammar; what it finds is checked node by node and never evaluated
         tree = _build(ast.parse(typed.strip(), mode="eval").body, text)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise _not_understood(text, f"it is no expression ({error})") from error
@@ -263,6 +274,7 @@ def _build(node: ast.AST, text: str) -> _Call | _Operation | float:
     """The tree of what is allowed."""
     if (number := _typed(node)) is not None:
         return number
+    # -x is -1 times x
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         return _Operation(operator.mul, -1.0 if isinstance(node.op, ast.USub) else 1.0, _build(node.operand, text))
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
@@ -295,6 +307,7 @@ def _atom(node: ast.AST, text: str) -> str:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return str(node.value)
     if isinstance(node, ast.Name):
+        # from 1: O0 would be the last one by the rules of Python
         match = re.fullmatch(r"([A-Z][a-z]?)([1-9]\d*)?", node.id)
         if match and match[1] in atomic_numbers:
             return node.id
@@ -326,6 +339,7 @@ def _unit(tree: _Call | _Operation | float) -> str | None:
         return next(iter(units), None)
     linear = tree.of in (operator.add, operator.sub)
     scaled = (tree.of is operator.mul and None in (left, right)) or (tree.of is operator.truediv and right is None)
+    # sums of one unit keep it, and so does a multiple; a ratio has none
     if len(units) == 1 and (linear or scaled):
         return units.pop()
     return "" if tree.of is operator.truediv and left == right else "mixed units"

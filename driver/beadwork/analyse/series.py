@@ -43,13 +43,17 @@ def write_series(path: Path, sampled: Sampled) -> None:
     names = [name if width == 1 else f"{name} [{k}]" for name, width in columns.items() for k in range(width)]
     table = np.hstack(list(sampled.values.values()))
     if sampled.energies is not None:
+        # about the mean of the members, and without their constant parts: no average depends on either, and few digits
+        # are left
         apart = sampled.energies - sampled.energies.mean(axis=1, keepdims=True)
         table = np.hstack([table, apart - np.nanmean(apart, axis=0)])
         names += [f"member {k} (kT)" for k in range(sampled.energies.shape[1])]
     rows.writerow(["step", *names])
     for step, row in zip(sampled.steps.tolist(), table.tolist(), strict=True):
+        # NaN is not equal to itself
         rows.writerow([step, *("" if value != value else f"{value:.{_DIGITS}f}" for value in row)])
     with writing(path):
+        # mtime 0: the same series make the same bytes, whenever they are written
         path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
@@ -69,6 +73,7 @@ def read_series(path: Path, wanted: Sequence[str], skip: float = 0.0) -> Sampled
         raise ConfigError(f"{path} has no {missing[0]}", f"it has {', '.join(columns)}")
     if skip and not time_step:
         raise ConfigError(f"the time step of {path} is not known, so no ps can be left out", "leave --skip out")
+    # a last digit of rounding must not leave out the first frame
     table = table[table[:, 0] * (time_step or 0.0) >= 1000 * skip - 1e-9]
     if not len(table):
         raise ConfigError(f"{path} has no frames after {skip:g} ps", "leave out less with --skip")

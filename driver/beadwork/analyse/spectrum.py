@@ -64,6 +64,7 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
     spacing = pieces[0][2]
     if not window >= 2 * spacing:
         raise ConfigError(f"a window of {window:g} fs has no two of these velocities, {spacing:g} fs apart", "widen it")
+    # the Nyquist frequency
     fastest = 0.5 / spacing / LIGHT
     if fastest < highest:
         raise ConfigError(
@@ -71,9 +72,11 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
             "have i-PI write them at a smaller stride, or, if there are no faster ones, ask for less with --highest",
         )
     lag = max(1, round(window / spacing))
+    # twice the window at least, or the longest lags would have hardly a pair
     length = max(2 * lag, sum(len(frames) for _, frames, _ in pieces) // STRETCHES)
     stretches: dict[str, list[FloatArray]] = {}
     for numbers, frames, _ in pieces:
+        # whole stretches alone, so that all count alike
         for begin in range(0, len(frames) - length + 1, length):
             for name, values in _density(numbers, frames[begin : begin + length], lag).items():
                 stretches.setdefault(name, []).append(spacing * LIGHT * values)
@@ -83,6 +86,7 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
             "simulate longer, or choose a shorter --window",
         )
     size = _padded(lag)
+    # of a real transform of `size` points, from frequencies to wavenumbers by c
     wavenumbers = np.arange(size // 2 + 1) / (size * spacing * LIGHT)
     shown = wavenumbers <= highest
     count = len(stretches["all"])
@@ -119,6 +123,7 @@ def _velocities(run: RunFolder, skip: float) -> list[tuple[IntArray, FloatArray,
     if not step:
         raise ConfigError(f"the time step of {run.folder} is not known", "name i-PI's input")
     stem, beads = str(run.about.get("outputs", "")), int(run.about.get("beads", 1))
+    # centroid velocities are the mean of all beads': T-RPMD's vibrations are those of the centroid
     trajectory = find_trajectory(run.directory, stem, "v_centroid") or find_trajectory(
         run.directory, stem, "velocities"
     )
@@ -136,6 +141,7 @@ def _velocities(run: RunFolder, skip: float) -> list[tuple[IntArray, FloatArray,
     steps = np.array(sorted(set.intersection(*map(set, frames))))
     if len(steps) < 2:
         raise ConfigError(f"{run.directory} has no velocities after {skip:g} ps", "leave out less with --skip")
+    # the smallest step is the stride; larger ones are gaps, across which no correlation is taken
     stride = int(np.diff(steps).min())
     parts = np.split(steps, np.flatnonzero(np.diff(steps) != stride) + 1)
     return [
@@ -153,15 +159,19 @@ def _density(numbers: IntArray, frames: FloatArray, lag: int) -> dict[str, Float
     """g of one stretch (L, n, 3), by element, in units of the time between two frames."""
     masses = np.array([Elements.mass(chemical_symbols[number]) for number in numbers])
     length = len(frames)
+    # as many zeros as frames: without them the end of a stretch would be correlated with its beginning
     power = np.abs(np.fft.rfft(frames, n=2 * length, axis=0)) ** 2
+    # so many pairs of frames have this lag
     pairs = length - np.arange(lag)
     window = 0.5 * (1 + np.cos(np.pi * np.arange(lag) / lag))
+    # what the integral is scaled with, so that it is 3N whatever the temperature
     kinetic = float(np.einsum("i,fix->", masses, frames**2)) / length
     found: dict[str, FloatArray] = {}
     for element in np.unique(numbers):
         here = numbers == element
         weighed = np.einsum("i,fix->f", masses[here], power[:, here])
         correlation = np.fft.irfft(weighed)[:lag] / pairs * window
+        # the trapezoidal rule: the end of the integral counts half
         correlation[0] /= 2
         of_time = np.fft.rfft(correlation, n=_padded(lag)).real
         found[chemical_symbols[element]] = 4 * of_time * 3 * len(numbers) / kinetic
@@ -173,6 +183,7 @@ def _peaks(wavenumbers: FloatArray, values: FloatArray) -> list[float]:
     least = PROMINENCE * values.max()
     tops, _ = find_peaks(values, height=least, prominence=least)
     low, top, high = values[tops - 1], values[tops], values[tops + 1]
+    # the top of the parabola through three points, in units of their distance
     shift = 0.5 * (low - high) / (low - 2 * top + high)
     result: list[float] = (wavenumbers[tops] + shift * (wavenumbers[1] - wavenumbers[0])).tolist()
     return result
