@@ -311,6 +311,7 @@ def _help(entry: Declared) -> str:
 def _option(parser: argparse._ArgumentGroup, entry: Declared, said: str) -> None:
     """Add the option of a setting, which takes what the setting's type holds."""
     setting = entry.setting
+    # `X | None`: the option, where it is typed, has an X
     kind = typing.get_args(entry.kind)[0] if isinstance(entry.kind, types.UnionType) else entry.kind
     part = (typing.get_args(kind) or (kind,))[0]
     how: dict[str, Any] = {"type": _typed(part), "metavar": setting.metavar or {int: "N", float: "X"}.get(part)}
@@ -334,6 +335,7 @@ def _typed(kind: type) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
+            # argparse itself would say "invalid int value"
             return kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {WORDS[kind][0]}") from None
@@ -342,6 +344,7 @@ def _typed(kind: type) -> Callable[[str], Any]:
 
 
 def _role(text: str) -> tuple[str, str]:
+    # from the right: a forcefield's name may hold the sign
     name, equals, role = text.rpartition("=")
     if not equals or role not in ROLES:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ROLE with a role of {', '.join(ROLES)}")
@@ -353,6 +356,7 @@ def _resolved(args: argparse.Namespace) -> ServeConfig:
     typed = {
         key: value
         for key, value in vars(args).items()
+        # what argparse or a command has added, and is no setting of a server
         if key not in ("call", "start", "steps", "instead", "verbosity", "json")
     }
     if "at" in typed:

@@ -66,6 +66,7 @@ def failure(error: BeadworkError | Interrupted) -> Failure:
 
 def as_json(form: Form, *, line: bool = False) -> str:
     """The object as text, in ASCII; NaN and infinity are null. line: without a line break, one of many in a stream."""
+    # first, so that a script knows what it has before it reads on
     data = {"kind": form.KIND, "version": form.VERSION, **_plain(form)}
     return json.dumps(data, indent=None if line else 1, allow_nan=False)
 
@@ -81,7 +82,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if isinstance(value, np.generic):
+        # NumPy's numbers are none to `json`
         value = value.item()
+    # JSON has no NaN, and many readers refuse the one that Python would write
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -89,6 +92,7 @@ def keys(of: type[Part]) -> Iterator[tuple[str, Any, str]]:
     """Each key of a form with its type and its text."""
     hints = typing.get_type_hints(of, include_extras=True)
     for field in dataclasses.fields(of):  # type: ignore[arg-type]
+        # a field without a text fails here, in the tests of the page
         kind, text = typing.get_args(hints[field.name])
         yield field.name, kind, text
 
@@ -112,6 +116,7 @@ def parts(of: type[Part]) -> list[type[Part]]:
 
 def schema(form: type[Form]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a form. A key that it does not name is one of a later beadwork."""
+    # constants: an object of another kind or version is refused by the schema
     head = {"kind": {"const": form.KIND}, "version": {"const": form.VERSION}}
     body = _object(form)
     return {
@@ -124,6 +129,7 @@ def schema(form: type[Form]) -> dict[str, Any]:
 
 
 def _object(of: type[Part]) -> dict[str, Any]:
+    # all keys are required: what is not known is null and not absent
     properties = {name: {**_schema_of(kind), "description": text} for name, kind, text in keys(of)}
     return {"type": "object", "properties": properties, "required": list(properties)}
 

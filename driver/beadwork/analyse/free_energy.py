@@ -98,6 +98,7 @@ def free_energy(
     kt = float(unit_to_internal("temperature", "kelvin", pieces[0].kelvin)) * KJ_MOL
     values = [piece.values[coordinate] for piece in pieces]
     if symmetric:
+        # both in one frame: the errors then know that they are no two samples
         values = [np.hstack([one, -one]) for one in values]
     everything = np.concatenate(values)
     low, high = reach or (float(everything.min()), float(everything.max()))
@@ -110,9 +111,11 @@ def free_energy(
     visited = p > 0
     if not visited.any():
         raise ConfigError(f"{coordinate} is never from {low:g} to {high:g}", "give another --range")
+    # F of a bin that was never visited is not infinite, but unknown
     x, p = ((edges[1:] + edges[:-1]) / 2)[visited], p[visited]
     energy = -kt * np.log(p / (edges[1] - edges[0]))
     wanted = list(at)
+    # weights of the bins at the place where F is 0
     origin = np.eye(len(x))[np.argmin(energy)] if zero is None else _between(x, zero, edges)
     if np.isnan(origin).any():
         raise ConfigError(f"{coordinate} is never about {zero:g}, where F is to be 0", "give another --zero")
@@ -161,6 +164,7 @@ def free_energy(
         dict(zip(wanted, places, strict=True)),
         dict(zip(("mean", "standard deviation", "root mean square"), averages, strict=True)),
         errors.samples,
+        # the mean of a symmetric coordinate is 0 without error; its root mean square says how independent frames are
         float(errors.independent[bars[2]][2 * symmetric]),
         float(errors.dependence[bars[2]][2 * symmetric]),
         errors.wander,
@@ -181,7 +185,9 @@ def _histogram(values: FloatArray, edges: FloatArray) -> FloatArray:
     frames, several = values.shape
     width, bins = edges[1] - edges[0], len(edges) - 1
     place = np.floor((values - edges[0]) / width).astype(np.int_)
+    # as np.histogram has it: the last bin has both of its edges
     place[values == edges[-1]] = bins - 1
+    # frame by frame, as the statistical error needs the series and not the sum
     row = np.broadcast_to(np.arange(frames)[:, None], values.shape)
     inside = (place >= 0) & (place < bins)
     flat = np.bincount((row * bins + place)[inside], minlength=frames * bins)
@@ -201,6 +207,7 @@ def _between(x: FloatArray, place: float, edges: FloatArray) -> FloatArray:
         return np.full(len(x), np.nan)
     if len(near) == 1:
         alone = abs(x[near[0]] - place)
+        # beyond the middle of an end bin there is no second bin to draw a line to
         ends = place <= edges[0] + width / 2 or place >= edges[-1] - width / 2
         if alone > 1e-9 * width and not ends:
             return np.full(len(x), np.nan)
@@ -238,6 +245,7 @@ def read_curve(
         raise ConfigError(f"{path} has no field {field}", f"it has {', '.join(fields[:value])}")
     along = table[:, fields.index(field) if field is not None else value - 1] * scale
     x, which = np.unique(along, return_inverse=True)
+    # integrated over the other fields: p of one is the sum of p over the others
     weight: FloatArray = np.bincount(which, np.exp(-(table[:, value] - table[:, value].min()) / kt)).astype(np.float64)
     if symmetric:
         weight = weight + np.interp(-x, x, weight, left=0, right=0)

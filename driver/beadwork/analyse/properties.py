@@ -95,6 +95,7 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
             keep = _last(one.steps, first)
             if len(keep):
                 found.setdefault(one.name, []).append(replace(one, steps=one.steps[keep], values=one.values[keep]))
+    # an average over some of the runs beside one over all could not be compared
     whole = {name: pieces for name, pieces in found.items() if len(pieces) == len(runs)}
     if not whole:
         raise ConfigError(
@@ -119,6 +120,7 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
 def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]) -> Observable:
     one, values = pieces[0], [piece.values for piece in pieces]
     errors = uncertainty(values, energies, lambda means: one.function.slope(means)[None])
+    # of the mean over all runs: a variance of means is not the mean of variances
     value = one.function.value(np.concatenate(values).mean(axis=0))
     estimate = estimates(np.array([value]), errors)[0]
     return Observable(
@@ -136,13 +138,16 @@ def _series(run: RunFolder, kt: float) -> Iterator[_Series]:
     """All that this run has."""
     for name, series in run.properties.items():
         base = name.partition("(")[0].partition("[")[0]
+        # scaledcoords is no observable by itself: a heat capacity is made of its columns
         if base not in (*_CLOCK, "scaledcoords"):
             yield _Series(name, series.unit, base in _OF_MEMBERS, series.steps.astype(np.int_), series.values[:, None])
     yield from _heat_capacities(run, kt)
     for name, steps, values in _of_atoms(run, "kinetic_cv"):
+        # the three components add up to the energy of an atom; meV
         energies = 1e3 * HARTREE * values.sum(axis=2).mean(axis=1, keepdims=True)
         yield _Series(f"quantum kinetic energy of one {name}", "meV", False, steps, energies)
     for name, steps, values in _of_atoms(run, "r_gyration"):
+        # i-PI writes a vector for each atom; the radius is the root of its mean square length
         squares = BOHR**2 * (values**2).sum(axis=2).mean(axis=1, keepdims=True)
         yield _Series(f"radius of gyration of one {name}", "Å", True, steps, squares, _ROOT)
 
@@ -170,6 +175,7 @@ def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
             columns = np.stack([series.values, series.values**2 - prime], axis=1)
             yield _Series("heat capacity", "J/mol/K", False, series.steps.astype(np.int_), columns, variance)
     potential = run.properties.get("potential")
+    # of a ring polymer the variance of the potential is no heat capacity
     if potential is not None and run.about.get("beads") == 1:
         unit = "atomic_unit" if potential.unit == "atomic units" else potential.unit
         energy = potential.values * float(unit_to_internal("energy", unit, 1.0))

@@ -65,6 +65,7 @@ def open_run(path: Path) -> RunFolder:
         if (simulation.directory / output.name).exists():
             clock = output.stride, simulation.step, system.timestep
             properties = read_properties(simulation.directory / output.name, output.columns, *clock) | properties
+    # there is no beadwork.out: i-PI was served by another program
     nothing = np.empty((0, 6))
     return RunFolder(simulation.directory, about, {}, nothing, {}, {}, properties, [], {})
 
@@ -82,6 +83,7 @@ def first_step(run: RunFolder, skip: float) -> int:
     step = run.about.get("time_step_fs")
     if skip and not step:
         raise ConfigError(f"the time step of {run.folder} is not known, so no ps can be left out", "leave --skip out")
+    # 1000 fs in a ps; rounding must not leave out one step more
     return int(np.ceil(1000 * skip / step - 1e-9)) if skip and step else 0
 
 
@@ -95,6 +97,7 @@ def weighed(steps: IntArray, potentials: Potentials | str, thermal: float) -> tu
         return None, "fewer than two steps have both what is averaged and the members' energies"
     if len(known[0]) < 2:
         return None, "there is one member only"
+    # differences of energies matter, of which the last digit that was written may be a large part
     if potentials.resolution > 0.05 * thermal:
         coarse = f"i-PI wrote the members' energies to {potentials.resolution / thermal:.2g} kT only"
         return None, f"{coarse}, which `<simulation floatformat='%20.12e'>` mends"
@@ -117,8 +120,10 @@ def sample(
     beads = int(run.about.get("beads", 1))
     kt = thermal(run)
     if periodic is None:
+        # what the server was told: i-PI has a cell in any case
         periodic = bool(run.about.get("periodic", True))
     files = [_values(frames, coordinates, first_step(run, skip), periodic) for frames in _files(run, of, beads)]
+    # a step that a killed run wrote for some beads only is left out
     steps = sorted(set.intersection(*(set(found) for found in files)))
     if not steps:
         raise ConfigError(f"{run.folder} has no frames after {skip:g} ps", "leave out less with --skip")
@@ -162,6 +167,7 @@ def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Fram
     """The frames of the centroid, or of each bead that was written."""
     stem = str(run.about.get("outputs", ""))
     positions = find_trajectory(run.directory, stem, "positions")
+    # one bead is its own centroid
     if of == "centroid" and beads > 1:
         if centroid := find_trajectory(run.directory, stem, "x_centroid"):
             return [((step, frame) for step, _, frame in centroid)]
@@ -192,6 +198,7 @@ def _centroids(positions: Trajectory) -> Iterator[tuple[int, Frame]]:
                 continue
             apart = frame.positions - first[step].positions
             if all(frame.pbc):
+                # beads may have been folded to different sides of the cell
                 apart -= np.round(apart @ np.linalg.inv(frame.cell)) @ frame.cell
             sums[step] += first[step].positions + apart
             counts[step] += 1
@@ -212,6 +219,7 @@ def alike(pieces: Sequence[Sampled]) -> None:
 def of_energies_and_steps(energies: Sequence[FloatArray | None], steps: Sequence[IntArray]) -> None:
     """Raise ConfigError where runs have different numbers of members or different strides."""
     one_of("numbers of members", {one.shape[1] for one in energies if one is not None})
+    # blocks of one length in frames must be of one length in time
     one_of("strides", {int(np.diff(one).min()) for one in steps if len(one) > 1})
 
 

@@ -79,6 +79,7 @@ def uncertainty(
     def changes(series: FloatArray, mean: FloatArray) -> FloatArray:
         return series - mean if jacobian is None else (series - mean) @ jacobian(mean).T
 
+    # one mean for all pieces: about means of their own the differences between runs would be lost
     average = np.concatenate(pieces).mean(axis=0)
     parts = [changes(piece, average) for piece in pieces]
     every = np.concatenate(parts)
@@ -87,6 +88,7 @@ def uncertainty(
     means = np.concatenate(blocks)
     statistical = np.full(width, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
+        # within pieces alone: the last block of one and the first of the next know nothing of each other
         neighbours = sum((one[1:] * one[:-1]).sum(axis=0) for one in blocks)
         dependence = np.asarray(neighbours / sum((one**2).sum(axis=0) for one in blocks))
     if len(means) >= FEWEST:
@@ -96,11 +98,13 @@ def uncertainty(
     still = np.ptp(every, axis=0) == 0  # a volume that is held; what is left of it is the rounding of its mean
     statistical, dependence = np.where(still, 0.0, statistical), np.where(still, 0.0, dependence)
     with np.errstate(divide="ignore", invalid="ignore"):
+        # no more than there are frames
         independent = np.minimum(every.var(axis=0) / statistical**2, len(every))
     members, wander = None, 0.0
     known = [(piece, one) for piece, one in zip(pieces, energies, strict=False) if one is not None and one.shape[1] > 1]
     if known:
         series, potentials = (np.concatenate(both) for both in zip(*known, strict=True))
+        # steps at which i-PI wrote the members' energies too
         there = np.isfinite(potentials).all(axis=1)
         if there.sum() > 1:
             series, potentials = series[there], potentials[there]

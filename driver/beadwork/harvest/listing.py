@@ -220,6 +220,7 @@ def attach_label(label: Mapping[str, Any], atoms: Any) -> None:
     atoms.info.update({name: label[name] for name in ("charge", "spin", "method", "code")})
     if label["version"]:  # ASE's extended XYZ reads an empty string back as True
         atoms.info["version"] = label["version"]
+    # absent and not 0 where the method has none: they would be learned as forces
     for name in ("forces", "forces_error"):
         if label[name] is not None:
             atoms.arrays[f"REF_{name}"] = label[name]
@@ -325,6 +326,7 @@ def _cell(row: Row) -> str:
     if not any(frame.pbc):
         return "none"
     vectors = " / ".join(" ".join(f"{x:.4f}" for x in vector) for vector in frame.cell)
+    # a slab or a wire: which directions are periodic decides what the cell means
     return vectors if all(frame.pbc) else f"{vectors}, periodic {''.join('FT'[p] for p in frame.pbc)}"
 
 

@@ -64,6 +64,7 @@ class QueueWriter:
     def offer(self, kept: KeptFrame) -> bool:
         """Take a frame without waiting. False, and counted in `dropped`, where it could not be taken."""
         with self._changed:
+            # never a wait: i-PI has its reply, and its next request must not meet a server that waits for a disk
             taken = len(self._pending) < self._max_pending and self._deadline is None and not self._ended
             if taken:
                 self._pending.append(kept)
@@ -117,6 +118,7 @@ class QueueWriter:
         """Wait for frames and return all that are pending; None when the writer is closed and has nothing left."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._deadline is not None)
+            # all at once: one transaction waits for the disk once
             return list(self._pending) or None
 
     def _sleep(self, seconds: float) -> bool:
@@ -125,6 +127,7 @@ class QueueWriter:
             self._changed.wait_for(lambda: self._deadline is not None, seconds)
             if self._deadline is None:
                 return True
+        # while it is being closed the pauses are short: a lock that is let go in time saves the frames
         left = self._deadline - time.monotonic()
         time.sleep(max(0.0, min(_FIRST_PAUSE_SECONDS, left)))
         return left > 0
@@ -132,6 +135,7 @@ class QueueWriter:
     def _complete(self, batch: list[KeptFrame], ids: list[int | None]) -> None:
         self.error = None
         # frames leave the buffer only after they were reported: `pending` counts what could still be lost
+        # an id of None: another server has stored the same frame before
         for id, kept in zip(ids, batch, strict=True):
             if id is not None and self._on_kept is not None:
                 self._on_kept(id, kept)

@@ -24,6 +24,7 @@ def write_page(loop: Loop) -> Path:
     The committees of all generations are measured on one and the same set of frames: those that the last dataset holds
     out and that no earlier committee has learned from.
     """
+    # a generation whose simulations go on has no rate yet
     done = [g for g in generations(loop.folder) if "simulate" in g.stages]
     if not done:
         raise LabelError(f"{loop.folder} holds no generation that has come to an end of its simulations")
@@ -149,6 +150,7 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
     where = list(range(len(done)))
     runs = {name: [g.stages["simulate"]["runs"][name] for g in done] for name in done[0].stages["simulate"]["runs"]}
     for name, several in runs.items():
+        # no step whose spread is known: nothing was flagged
         rates = [100 * run["flagged"] / max(1, run["steps"]) for run in several]
         panels[0].plot(where, rates, "o-", ms=4, lw=1, label=name)
     panels[0].set_ylabel("steps flagged (%)")

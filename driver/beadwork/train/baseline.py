@@ -47,6 +47,7 @@ def train_model(
     foundation: instead, a model of another origin to fine-tune, whose architecture and cutoff replace the settings'.
     Returns the bundle `out`, which contains dataset.json too. Otherwise as `committee.train_committee`.
     """
+    # a trunk is what heads share, and a baseline has one readout
     if settings.trunk == SHARED:
         raise ConfigError("trunk is shared, which is for the members of a Δ committee", "a baseline is one model")
     dataset = divide(out, [out], examples, settings, previous)
@@ -64,6 +65,7 @@ def train_model(
         progress(f"{len(atoms)} isolated atoms ({symbols_of(atoms)}), neither trained on nor tested: {used}")
     start = [] if previous is None else [previous]
     if foundation is not None:
+        # its weights are of its own cutoff
         settings = replace(settings, r_max=foundation.card.cutoff)
         start = [foundation.file]
         progress(
@@ -84,6 +86,7 @@ def train_model(
     _, measured = held_out(dataset, [work / out.name])
     amend_card(work / out.name, held_out=measured)
     progress(f"{out}: {format_errors(measured)}")
+    # inside the bundle: a baseline is one folder, which can be moved as a whole
     dataset.write(work / out.name)
     # the finished bundle appears in one step, with its dataset and its errors
     os.replace(work / out.name, out)
@@ -95,6 +98,7 @@ def _energies_of(atoms: Sequence[Example]) -> dict[int, float]:
     """Energy (eV) by atomic number. Raises LabelError where two of one element differ."""
     found: dict[int, Example] = {}
     for e in atoms:
+        # the first one is named beside the other, so that a user can find both
         first = found.setdefault(int(e.frame.numbers[0]), e)
         if abs(first.energy - e.energy) > SAME_ENERGY_EV:
             raise LabelError(
