@@ -1,11 +1,13 @@
 """Thousands of evaluations of a real i-PI while the machine fails at random, and docs/endure.md with what happened.
 
-    python tests/endure/run.py [--steps 5000] [--seed 1]
+    python tests/endure/run.py [--steps 5000] [--seed 1] [--losses]
 
 Three runs of one water molecule on two beads, with small models of random weights in compiled kernels: one that nobody
 disturbs; one with faults, in which the committee is exchanged for copies of itself under other hashes, and for bad
 ones; and one with faults in which it is exchanged for committees of other weights. A server that a fault has ended is
-started again, as its user would. Exit code 1 where the page would not say that all held.
+started again, as its user would. Then one run in which frames are lost: a server is killed, one is told to end and one
+finds its disk full, each with frames that it cannot store; --losses makes this one alone, and its part of the page.
+Exit code 1 where the page would not say that all held.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
+from scipy.spatial import cKDTree
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -51,6 +55,8 @@ BEADS, ATOMS = 2, 3
 SAME = 1e-10
 #: a program that stays put for so many seconds has stalled
 STALLED = 300.0
+#: how the part of the page begins that is of frames that are lost
+LOSSES = "## Frames that are lost"
 #: eV/Å; the largest force spread from which frames are kept: some of the beads
 LOW = 0.0
 #: read by every Python process of a run: the machine's clock, without setting it for others
@@ -131,6 +137,7 @@ class Running:
     pointer: Path
     happened: Happened
     ipi: subprocess.Popen[bytes]
+    cooldown: int = 50
     server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -149,8 +156,8 @@ class Running:
         self.happened.servers += 1
         words = ["serve", self.run.path.name, "--baseline", self.models / "baseline", "--delta", self.pointer]
         words += ["--engine", "native", "--threads", 1, "--patience", 60, "--out", f"out-{number}"]
-        words += ["--queue", "small/queue.db", "--keep-force", LOW, "--keep-novelty", "inf", "--cooldown", 50]
-        words += ["--keep-most", 100_000, "--distance", 0]
+        words += ["--queue", "small/queue.db", "--keep-force", LOW, "--keep-novelty", "inf"]
+        words += ["--keep-most", 100_000, "--distance", 0, "--cooldown", self.cooldown]
         with open(self.run.folder / f"server-{number}.log", "wb") as log:
             self.server = subprocess.Popen(
                 [sys.executable, "-m", "beadwork.cli", *map(str, words)],
@@ -184,8 +191,8 @@ class Running:
             if file.exists() and file.stat().st_size:
                 told |= json.loads(file.read_text())
         self.happened.reported += told.get("frames_kept", 0)
-        self.happened.said += told.get("frames_dropped", 0)
-        self.happened.said += sum(int(n) for n in re.findall(r"(\d+) frames could not be written", log))
+        # of one that was killed its status knows what it held
+        self.happened.said += told.get("frames_dropped", told.get("frames_waiting", 0))
         self.happened.refused += log.count("was refused")
         record = self.run.folder / f"out-{number}" / "beadwork.out"
         if record.exists():
@@ -264,29 +271,54 @@ def provoke(on: Running, chance: random.Random, good: list[Path], bad: list[Path
     return name, lambda: None
 
 
-def simulate(
-    folder: Path, models: Path, steps: int, first: Path, good: list[Path], bad: list[Path], seed: int | None
-) -> tuple[Input, Happened]:
-    """One run; seed: of its faults, None for a run without any."""
+def begin(
+    folder: Path,
+    models: Path,
+    steps: int,
+    first: Path,
+    disk: str = "",
+    latency: float | None = None,
+    cooldown: int = 50,
+) -> Running:
+    """Start i-PI; disk: what the queue's own disk holds, as `mount` has it. It lies on that of all others elsewhere."""
     molecule = waters(1)
     molecule.cell = [12.0] * 3
-    run = Input(folder, [Forcefield(batch=BEADS)], beads=BEADS, steps=steps, atoms=molecule, extras=["committee"])
+    forcefield = Forcefield(batch=BEADS) if latency is None else Forcefield(batch=BEADS, latency=latency)
+    run = Input(folder, [forcefield], beads=BEADS, steps=steps, atoms=molecule, extras=["committee"])
     run.write()
     # i-PI's trajectories have six digits, its properties sixteen
     places = ", ".join(f"atom_x(atom={atom};bead={bead})" for bead in range(BEADS) for atom in range(ATOMS))
     run.path.write_text(run.path.read_text().replace("potential,", f"potential, {places},"))
     (folder / "site").mkdir()
     (folder / "small").mkdir()
-    if seed is not None and os.geteuid() == 0:  # elsewhere no disk is filled
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder / "small"], check=False)
+    if disk and os.geteuid() == 0:  # elsewhere no disk is filled
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk}", "tmpfs", folder / "small"], check=False)
     (folder / "site" / "sitecustomize.py").write_text(CLOCK)
     pointer = folder / "pointer"
     pointer.write_text(f"{first}\n")
-    begin = time.monotonic()
     with open(folder / "i-pi.log", "wb") as log:
         ipi = subprocess.Popen([BIN / "i-pi", run.path.name], cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-    happened = Happened()
-    on = Running(run, models, pointer, happened, ipi)
+    return Running(run, models, pointer, Happened(), ipi, cooldown=cooldown)
+
+
+def leave(on: Running) -> None:
+    """End what still runs, and save the queue from its disk."""
+    for process in (on.server, on.ipi):
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+    shutil.copy(on.small / "queue.db", on.run.folder)
+    if os.path.ismount(on.small):
+        subprocess.run(["umount", on.small], check=False)
+
+
+def simulate(
+    folder: Path, models: Path, steps: int, first: Path, good: list[Path], bad: list[Path], seed: int | None
+) -> tuple[Input, Happened]:
+    """One run; seed: of its faults, None for a run without any."""
+    began = time.monotonic()
+    on = begin(folder, models, steps, first, "" if seed is None else "4m")
+    ipi, happened = on.ipi, on.happened
     chance = random.Random(seed)
     try:
         on.serve()
@@ -315,14 +347,115 @@ def simulate(
         on.server.wait(60)
         on.count()
     finally:
-        for process in (on.server, ipi):
-            if process is not None and process.poll() is None:
-                process.kill()
-        shutil.copy(folder / "small" / "queue.db", folder)
-        if os.path.ismount(folder / "small"):
-            subprocess.run(["umount", folder / "small"], check=False)
-    happened.seconds = time.monotonic() - begin
-    return run, happened
+        leave(on)
+    happened.seconds = time.monotonic() - began
+    return on.run, happened
+
+
+def lose(folder: Path, models: Path, first: Path) -> tuple[Running, list[tuple[str, int, str]]]:
+    """A run that keeps every structure, and in which frames are lost in three ways. Returns how, the exit code and what
+    was said of the frames, of each server that ended."""
+    # a step takes a tenth of a second, so that all that comes in the seconds of a lock has room in memory
+    on = begin(folder, models, 10**6, first, "256m", latency=0.1, cooldown=0)
+    ended = []
+
+    def state() -> dict[str, Any]:
+        file = folder / f"out-{on.happened.servers - 1}" / "status.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def until(what: Callable[[], bool]) -> None:
+        since = time.monotonic()
+        while not what():
+            if time.monotonic() - since > STALLED or on.ipi.poll() is not None:
+                raise SystemExit(f"nothing goes on any more, or i-PI has ended; see {folder}")
+            time.sleep(0.005)
+
+    def over(how: str) -> None:
+        assert on.server is not None
+        code, number = on.server.wait(STALLED), on.happened.servers - 1
+        on.count(code)
+        said = (folder / f"server-{number}.log").read_text(errors="replace")
+        if code == -signal.SIGKILL:
+            command = [sys.executable, "-m", "beadwork.cli", "status", f"out-{number}"]
+            said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+        words = re.findall(r"\d+ frames (?:that waited in memory|could not be written)[^;\n]*", said)
+        ended.append((how, code, words[-1] if words else "nothing"))
+
+    try:
+        on.serve()
+        for how, number in (("kill -9", signal.SIGKILL), ("SIGTERM", signal.SIGTERM)):
+            until(lambda: state().get("frames_kept", 0) > 20)
+            assert on.server is not None
+            lock = sqlite3.connect(on.small / "queue.db", timeout=60.0)
+            lock.execute("BEGIN EXCLUSIVE")
+            until(lambda: state().get("frames_waiting", 0) > 20)
+            told = state()["frames_waiting"]
+            until(lambda told=told: state().get("frames_waiting", 0) > told)  # type: ignore[misc]  # it has just told
+            on.server.send_signal(number)
+            over(f"{how}, and another connection holds the queue")
+            lock.close()
+            on.serve()
+        until(lambda: state().get("frames_kept", 0) > 20)
+        if os.path.ismount(on.small):
+            with suppress(OSError), open(on.small / "filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 12))
+            over("the queue's disk is full and stays so")
+        else:
+            (folder / "EXIT").touch()
+        on.ipi.wait(STALLED)
+    finally:
+        (on.small / "filler").unlink(missing_ok=True)
+        leave(on)
+    return on, ended
+
+
+def accounted(on: Running) -> tuple[dict[str, int], dict[str, bool]]:
+    """What became of every structure of a run that keeps all: counts, and what must hold of them."""
+    columns = on.run.properties()
+    places = [
+        np.stack([columns[f"atom_x(atom={atom};bead={bead})"] for atom in range(ATOMS)], axis=1).reshape(-1, 3 * ATOMS)
+        for bead in range(BEADS)
+    ]
+    # beads begin at one place
+    written = np.unique(np.concatenate(places).round(9), axis=0) * BOHR
+    rows = Queue(on.run.folder / "queue.db").rows()
+    stored = np.array([row.kept.frame.positions.ravel() for row in rows])
+    missing = int((cKDTree(stored).query(written)[0] > 1e-7).sum())
+    answered = 0
+    for record in on.run.folder.glob("out-*/beadwork.out"):
+        answered += sum(int(line.split()[1]) for line in record.read_text().splitlines() if not line.startswith("#"))
+    said, again = on.happened.said, answered - len(written)
+    counts = {"written": len(written), "stored": len(rows), "missing": missing, "said": said, "again": again}
+    return counts, {
+        f"{len(rows)} structures are in the queue, {on.happened.reported} were reported": len(rows)
+        >= on.happened.reported,
+        f"i-PI wrote {len(written)} structures; {missing} of them are not in the queue, and {said} were said to be "
+        f"lost ({again} were answered twice, or in a step that i-PI did not end)": missing > 0
+        and missing <= said <= missing + again,
+    }
+
+
+def page_of_losses(folder: Path, models: Path, first: Path) -> tuple[list[str], bool]:
+    """Make that run; return its part of the page, and whether all held."""
+    shutil.rmtree(folder, ignore_errors=True)
+    on, ended = lose(folder, models, first)
+    _, checks = accounted(on)
+    checks["each server that ended said how many"] = all(words != "nothing" for _, _, words in ended)
+    steps = int(on.run.properties()["step"][-1])
+    lines = [
+        LOSSES,
+        "",
+        f"Every structure of {steps} steps was to be kept, on {date.today().isoformat()}, and what could not be stored "
+        "was lost in each of these ways; another server came after it. i-PI's own outputs tell what there was.",
+        "",
+        *(f"- {'yes' if held else '**NO**'}: {words}" for words, held in checks.items()),
+        "",
+        "| what happened | exit code | what was said of the frames |",
+        "|---|---|---|",
+        *(f"| {how} | {code} | {re.sub(r'/[^ ]+/', '…/', words)} |" for how, code, words in ended),
+    ]
+    return lines, all(checks.values())
 
 
 def apart(one: Input, other: Input) -> float:
@@ -396,6 +529,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep everything here, the models for another time too")
+    parser.add_argument("--losses", action="store_true", help="that run alone")
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="endure-") as name:
@@ -409,6 +543,12 @@ def main() -> int:
             committees(part)
             part.rename(folder / "models")
         found = {name: folder / "models" / name for name in ("a", "b", "a2", "damaged", "nan", "three")}
+        if given.losses:
+            lines, held = page_of_losses(folder / "losses", folder / "models", found["a"])
+            before = PAGE.read_text(encoding="utf-8").partition(LOSSES)[0].rstrip()
+            PAGE.write_text("\n".join([before, "", *lines]) + "\n", encoding="utf-8")
+            print("\n".join(lines))
+            return 0 if held else 1
         for run in ("calm", "same", "other"):
             shutil.rmtree(folder / run, ignore_errors=True)
         bad = [found[k] for k in ("damaged", "nan", "three")]
@@ -451,9 +591,11 @@ def main() -> int:
             *section("Same weights under other hashes", first),
             *section("Other weights", second),
         ]
+        more, all_said = page_of_losses(folder / "losses", folder / "models", found["a"])
+        lines += ["", *more]
         PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(PAGE.read_text())
-        return 0 if all(checks.values()) else 1
+        return 0 if all_said and all(checks.values()) else 1
 
 
 if __name__ == "__main__":

@@ -278,8 +278,18 @@ def test_frames_that_wait_are_told_from_another_shell(status: StatusFile) -> Non
     """As long as the queue cannot be written, with how many and why; not longer."""
     status(Waiting(3, "the queue q.db: database is locked"))
     assert "3 frames wait in memory to be kept: the queue q.db: database is locked" in format_status(changed(status))[0]
+    status(Waiting(4, "the queue q.db: database is locked"))  # within the same second
+    assert "4 frames wait" in format_status(changed(status))[0]
     status(Waiting(0, ""))
     assert "wait" not in format_status(changed(status))[0]
+
+
+def test_frames_that_a_killed_run_held_are_lost(status: StatusFile) -> None:
+    """They were in its memory alone: how many are told, and not that they wait."""
+    status(Waiting(3, "the queue q.db: database is locked"))
+    said, code = format_status(changed(status, birth="another"))
+    assert code == ENDED
+    assert "3 frames that waited in memory to be kept are lost: the queue q.db: database is locked" in said
 
 
 def test_a_full_disk_leaves_the_last_word_and_no_temporary_file(

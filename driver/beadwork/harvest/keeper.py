@@ -44,6 +44,8 @@ class Keeper:
         self._mark_spread = mark_spread
         self._usual: float | None = None  # usual force spread of the committee that was evaluated last
         self._waiting = Waiting(0, "")  # as it was reported last
+        #: frames that were selected and are not in the queue, once it is closed
+        self.lost = 0
         # filled by the writer's thread, emptied by ours: watchers (status, metrics, log) are not made for two threads
         self._events: deque[Event] = deque()
         self.selector = Selector(
@@ -100,8 +102,15 @@ class Keeper:
         for reason, those in choice.passed.items():
             most = known[those][np.isfinite(known[those])].max(initial=-1.0)
             self._watch(PassedOver(moment.exact, reason, len(those), float(most) if most >= 0 else None))
+        if self._waiting.why:  # the frames just taken wait too, and a kill would take them along
+            self._check_queue()
         while self._events:
             self._watch(self._events.popleft())
+        error = self.writer.error
+        if isinstance(error, DiskFullError) and time.monotonic() - self.writer.failing_since >= DISK_FULL_SECONDS:
+            raise ResourceError(
+                f"for {DISK_FULL_SECONDS:g} s now: {error}; the run was stopped rather than lose frames"
+            )
 
     def _offer(
         self,
@@ -153,10 +162,6 @@ class Keeper:
         if now != self._waiting:
             self._watch(now)
         self._waiting = now
-        if isinstance(error, DiskFullError) and time.monotonic() - self.writer.failing_since >= DISK_FULL_SECONDS:
-            raise ResourceError(
-                f"for {DISK_FULL_SECONDS:g} s now: {error}; the run was stopped rather than lose frames"
-            )
 
     def _kept(self, row: int, kept: KeptFrame) -> None:
         self._events.append(FrameKept(row, kept.step, kept.frame.bead, kept.max_force_spread, kept.why))
@@ -166,6 +171,7 @@ class Keeper:
         stored = self.writer.close()
         while self._events:
             self._watch(self._events.popleft())
+        self.lost = self.writer.dropped + (0 if stored else self.writer.pending)
         if not stored:
             said = f"{self.writer.pending} frames could not be written to the queue: {_format_cause(self.writer.error)}"
             raise ResourceError(said) if isinstance(self.writer.error, DiskFullError) else QueueError(said)

@@ -274,7 +274,8 @@ def read_record(path: Path) -> tuple[FloatArray, dict[str, FloatArray], dict[str
     columns: dict[str, dict[str, FloatArray]] = {"spread": {}, "novelty": {}}
     for name, values in zip(names, table.T[FIXED:], strict=False):
         kind, _, of = name.partition("_")
-        columns[kind][of.partition("/")[0]] = values
+        if kind in columns:
+            columns[kind][of.partition("/")[0]] = values
     return table[:, :FIXED] if table.size else table.reshape(-1, FIXED), columns["spread"], columns["novelty"]
 
 
@@ -384,6 +385,8 @@ def format_summary(summary: dict[str, Any], folder: Path, queue: str | None) -> 
             f"force spread: mean of the largest {summary['force_spread_mean']:.4f}, "
             f"most {summary['force_spread_max']:.4f} eV/Å; frames kept: {summary['frames_kept']}"
         )
+    if summary["frames_dropped"]:
+        lines.append(f"frames that were to be kept and are lost: {summary['frames_dropped']} (the log has why)")
     if (new := summary["novelty"]) is not None:
         largest = ", ".join(f"{value:.2f} for {WHOSE[part]}" for part, value in new["largest"].items())
         lines.append(

@@ -129,11 +129,8 @@ class StatusFile:
             if time.monotonic() - self._written >= WRITE_INTERVAL_SECONDS:
                 self._write()
         elif isinstance(event, Waiting):
-            # the number of frames changes at every step, which is no reason to write out of turn
-            began_or_ended = bool(event.why) != bool(self._queue["frames_wait_because"])
             self._queue = {"frames_waiting": event.frames, "frames_wait_because": event.why}
-            if began_or_ended:
-                self._write()
+            self._write()  # at once, even at every step: what a killed process held in memory is known from here alone
         # while another connection remains i-PI is there
         elif isinstance(event, Lost) and not event.left:
             self._state = {"state": "waiting", "why": f"for i-PI at {event.address} ({event.why})"}
@@ -220,7 +217,8 @@ def format_status(data: Mapping[str, Any], name: str = "") -> tuple[str, int]:
             if data["state"] != "ended":
                 lines.append(f"last result {format_duration(_age(data) + data['answered_before_update'])} ago")
         if data.get("frames_waiting") and data["state"] != "ended":
-            lines.append(f"{data['frames_waiting']} frames wait in memory to be kept: {data['frames_wait_because']}")
+            fate = "wait in memory to be kept" if _lives(data) else "that waited in memory to be kept are lost"
+            lines.append(f"{data['frames_waiting']} frames {fate}: {data['frames_wait_because']}")
         if data["engines"]:
             lines += [f"engines: {', '.join(data['engines'])}", f"committee: {data['committee'] or 'none'}"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -286,7 +284,7 @@ def _judge(data: Mapping[str, Any]) -> tuple[State, str, int]:
         return "ended", told, ENDED
     here = host == platform.node()
     # the process is gone, or its number belongs to another one; of another machine nobody here can know
-    if here and birth(int(pid)) != data["birth"]:
+    if not _lives(data):
         return (
             "dead",
             f"dead: {who}, ended without writing its end, {format_duration(_age(data))} after its last status (killed, "
@@ -308,6 +306,11 @@ def _judge(data: Mapping[str, Any]) -> tuple[State, str, int]:
             HANGING,
         )
     return "running", f"running: {who}", RUNNING
+
+
+def _lives(data: Mapping[str, Any]) -> bool:
+    """Whether its process is still there; one on another machine is taken at its word."""
+    return bool(data["host"] != platform.node() or birth(int(data["pid"])) == data["birth"])
 
 
 def _age(data: Mapping[str, Any]) -> float:

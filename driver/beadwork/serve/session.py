@@ -329,8 +329,10 @@ def _elements(services: Sequence[Service]) -> list[str]:
 
 
 def _close_keeper(harvest: Keeper, record: Record) -> None:
-    record.dropped = harvest.writer.dropped
-    harvest.close()
+    try:
+        harvest.close()
+    finally:
+        record.dropped = harvest.lost
 
 
 def _facts(services: Sequence[Service]) -> dict[str, Any]:
