@@ -36,6 +36,7 @@ DAMAGE = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+    MemoryError,
     EOFError,
     StopIteration,
     zipfile.BadZipFile,

@@ -10,7 +10,7 @@ import pytest
 
 from beadwork.analyse.coordinate import parse
 from beadwork.analyse.free_energy import free_energy
-from beadwork.analyse.runs import open_run, sample
+from beadwork.analyse.runs import Sampled, open_run, sample
 from beadwork.analyse.series import read_series, write_series
 from beadwork.cli import main
 from beadwork.errors import ConfigError
@@ -78,10 +78,36 @@ def test_what_is_no_series_is_refused(ring_polymer: RingPolymer, tmp_path: Path)
         b"",
     ):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match="is no series"):
+        with pytest.raises(ConfigError, match="cannot be read"):
             read_series(path, [DISTANCE])
-    with pytest.raises(ConfigError, match="is no series"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         read_series(tmp_path / "none.csv.gz", [DISTANCE])
     path.write_bytes(whole)
     with pytest.raises(ConfigError, match="no frames after 99 ps"):
         read_series(path, [DISTANCE], skip=99)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"kelvin": 300.0', '"kelvin": "warm"'),
+        ('"kelvin": 300.0', '"kelvin": NaN'),
+        ('"beads": 4', '"beads": 0'),
+        ('"time_step": 0.5', '"time_step": -1'),
+        ('": 1}', '": -1}'),
+        ('": 1}', '": 9}'),
+        ("\n10,", "\n-10,"),
+        ("\n10,", "\nnan,"),
+        ("\n10,", "\n10,inf"),
+    ],
+)
+def test_a_series_whose_parts_do_not_agree_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    """A head that is not of its columns, and numbers that are none, give no average."""
+    path = tmp_path / "piece.csv.gz"
+    values = {DISTANCE: np.linspace(0.9, 1.1, 9)[:, None]}
+    write_series(path, Sampled(np.arange(9) * 10, values, None, "none", 300.0, 4, "beads", 0.5))
+    text = gzip.decompress(path.read_bytes()).decode()
+    assert text.count(old) == 1
+    path.write_bytes(gzip.compress(text.replace(old, new).encode()))
+    with pytest.raises(ConfigError, match="make it with beadwork analyse series"):
+        read_series(path, [DISTANCE])

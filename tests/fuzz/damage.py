@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -61,7 +62,7 @@ VALUES = (
 
 
 #: what else reading what is damaged already ends in
-_ELSE = (sqlite3.Error, MemoryError, zipfile.BadZipFile, zlib.error, EOFError)
+_ELSE = (sqlite3.Error, MemoryError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 def damaged(chance: random.Random, data: bytes, name: str) -> bytes:
@@ -214,8 +215,22 @@ def _npz(chance: random.Random, data: bytes) -> bytes:
     if chance.random() < 0.1:
         del arrays[name]
     out = io.BytesIO()
-    np.savez(out, **arrays)
+    if chance.random() < 0.1:  # more is promised than there is, or any machine has
+        with zipfile.ZipFile(out, "w") as archive:
+            for key, one in arrays.items():
+                with archive.open(f"{key}.npy", "w") as file:
+                    shape = (2**40, *one.shape) if key == name else one.shape
+                    about = {"descr": "<f8", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, about)
+                    file.write(one.tobytes())
+    else:
+        np.savez(out, **arrays)
     return out.getvalue()
+
+
+def _gz(chance: random.Random, data: bytes) -> bytes:
+    """Compressed still, of damaged content."""
+    return gzip.compress(damaged(chance, gzip.decompress(data), "content.txt"))
 
 
 def _db(chance: random.Random, data: bytes) -> bytes:
@@ -249,7 +264,7 @@ _TEXT = (
     _lines,
     _deep,
 )
-_STRUCTURED = {".json": _json, ".toml": _toml, ".npz": _npz, ".db": _db, "status.json": _json}
+_STRUCTURED = {".json": _json, ".toml": _toml, ".npz": _npz, ".db": _db, ".gz": _gz, "status.json": _json}
 
 
 def damage(chance: random.Random, file: Path, whole: bytes) -> None:

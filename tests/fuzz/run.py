@@ -40,9 +40,9 @@ from fuzz.damage import damage  # noqa: E402
 from fuzz.subjects import SUBJECTS, Subject  # noqa: E402
 
 PAGE = ROOT / "docs" / "fuzz.md"
-#: seconds of the processor that no case may take; seconds of the clock, on a machine that does other things too, after
-#: which one waits for what never comes, and after which a process that does not even say so is killed
-LONGEST, WAITS, KILLED = 5.0, 60.0, 90.0
+#: seconds that no case may take, of the processor and of the clock, but for those in which others have the processor;
+#: after how many more a process is killed that does not even say so
+LONGEST, KILLED = 5.0, 5.0
 #: bytes beyond what the process has when it begins
 MEMORY = 1 << 30
 
@@ -59,6 +59,28 @@ class Tally:
     refused: int = 0
     slowest: float = 0.0
     found: dict[int, str] = field(default_factory=dict)
+
+
+class Awake:
+    """Seconds in which a process works or waits of its own accord: those of the clock without those in which a thread
+    of it could go on and the processor was with others, as the kernel counts them.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._delays: dict[str, int] = {}  # ns, also of threads that have ended
+        self._begin = time.monotonic() - self._delayed()
+
+    def _delayed(self) -> float:
+        for file in self._tasks.glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                self._delays[file.parent.name] = int(file.read_text().split()[1])
+        return sum(self._delays.values()) / 1e9
+
+    def seconds(self) -> float:
+        """Those since this was made. Asked often, it also knows of threads that do not live long."""
+        delayed = self._delayed()
+        return time.monotonic() - delayed - self._begin
 
 
 def one(subject: Subject, folder: Path, files: Sequence[Path], whole: dict[Path, bytes], seed: str) -> str | None:
@@ -102,11 +124,12 @@ def clean(folder: Path, known: set[Path], whole: dict[Path, bytes]) -> None:
 def work(subject: Subject, numbers: Sequence[int], seed: int, said: int) -> None:
     """A process of its own: do these cases, and write a line of JSON before and after each to a descriptor."""
 
-    def late(number: int, frame: FrameType | None) -> None:
-        raise Hang(f"it goes on, in:\n{''.join(traceback.format_stack(frame)[-6:])}")
+    def look(number: int, frame: FrameType | None) -> None:
+        if max(awake.seconds(), time.process_time() - begin) > LONGEST:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise Hang(f"it goes on, in:\n{''.join(traceback.format_stack(frame)[-6:])}")
 
-    for number in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(number, late)
+    signal.signal(signal.SIGALRM, look)
     warnings.simplefilter("ignore")  # of what damaged numbers lead to; a case is judged by its end
     with valid(subject) as (folder, files, whole), open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
@@ -120,16 +143,14 @@ def work(subject: Subject, numbers: Sequence[int], seed: int, said: int) -> None
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
         for number in numbers:
             os.write(said, json.dumps({"begins": number}).encode() + b"\n")
-            begin = time.process_time()
+            begin, awake = time.process_time(), Awake(os.getpid())
             found, told = None, None
-            signal.setitimer(signal.ITIMER_PROF, LONGEST)
-            signal.setitimer(signal.ITIMER_REAL, WAITS)
+            signal.setitimer(signal.ITIMER_REAL, LONGEST / 10, LONGEST / 10)
             try:
                 told = one(subject, folder, files, whole, f"{seed} {subject.name} {number}")
             except (Exception, Hang):  # noqa: BLE001 - whatever it is, it was to be a sentence
                 found = traceback.format_exc()
             finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             line = {"ends": number, "refused": told is not None, "found": found, "s": time.process_time() - begin}
             os.write(said, json.dumps(line).encode() + b"\n")
@@ -172,9 +193,12 @@ def _hear(read: int, child: int, tally: Tally) -> tuple[int | None, set[int]]:
     under_way: int | None = None
     ended: set[int] = set()
     rest = b""
+    awake = Awake(child)
     while True:
-        if not select.select([read], [], [], KILLED)[0] and under_way is not None:
-            os.kill(child, signal.SIGKILL)
+        if not select.select([read], [], [], 1.0)[0]:
+            if under_way is not None and awake.seconds() > LONGEST + KILLED:
+                os.kill(child, signal.SIGKILL)
+            continue
         data = os.read(read, 1 << 16)
         if not data:
             os.close(read)
@@ -184,7 +208,7 @@ def _hear(read: int, child: int, tally: Tally) -> tuple[int | None, set[int]]:
             if "broken" in line:
                 tally.found[-1] = line["broken"]
             elif "begins" in line:
-                under_way = line["begins"]
+                under_way, awake = line["begins"], Awake(child)
             else:
                 under_way = None
                 ended.add(line["ends"])
@@ -205,8 +229,9 @@ def page(tallies: dict[str, Tally], seed: int, seconds: float) -> str:
         "`make fuzz` damages valid files of every kind that beadwork reads (bits flipped, pieces cut, doubled or full "
         "of noise, numbers that are none or huge, values of another type, deep nesting; tests/fuzz/damage.py has the "
         "ways) and lets a peer say damaged things to a whole server. Each case is read or refused in one sentence: no "
-        f"traceback, none of more than {LONGEST:g} seconds of the processor, no more than {MEMORY >> 20} MiB beyond "
-        "what the process has at its start (`RLIMIT_AS`), no number to i-PI that is none.",
+        f"traceback, none of more than {LONGEST:g} seconds (but for those in which others have the processor), no more "
+        f"than {MEMORY >> 20} MiB beyond what the process has at its start (`RLIMIT_AS`), no number to i-PI that is "
+        "none.",
         "",
         f"{total} cases from the seed {seed} on {date.today().isoformat()}, in {seconds / 60:.0f} minutes: "
         f"{sum(len(tally.found) for tally in tallies.values())} ended otherwise. Read means that the damage was one "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
@@ -13,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from beadwork import cli, config
+from beadwork.analyse.coordinate import parse
+from beadwork.analyse.free_energy import free_energy, read_curve
+from beadwork.analyse.properties import properties
+from beadwork.analyse.runs import Sampled, open_run, sample
+from beadwork.analyse.series import read_series, write_series
 from beadwork.errors import BeadworkError
 from beadwork.events import Evaluated, FrameKept
 from beadwork.harvest.queue import Queue
@@ -29,6 +36,7 @@ from beadwork.label.spec import read_spec
 from beadwork.loop import loop
 from beadwork.observe.record import Record, read_answered, read_committees
 from beadwork.potential.bundle import format_card, load_committee, members_of, worse_than_baseline
+from beadwork.potential.heads import Heads, load_heads
 from beadwork.potential.native_file import check_native
 from beadwork.potential.novelty import load_training_set
 from beadwork.potential.potential import Potential
@@ -183,6 +191,47 @@ def _status(folder: Path) -> list[Path]:
     status = StatusFile(folder, Pace(0.5, 1, 0), 100, lambda: facts, lambda event: None)
     status(Evaluated("s", 3, 2, -1.0, 0.003, 0.01, {"idle": 0.1, "baseline": 0.1}, {"O": 0.1}))
     return [folder / "status.json"]
+
+
+def _heads(folder: Path) -> list[Path]:
+    chance = np.random.default_rng(1)
+    made = (chance.normal(size=shape) for shape in ((3, 2), (3, 8), (3, 4, 8), (3, 4)))
+    Heads((1, 8), *made, 1.5).save(folder / "heads.npz")
+    return [folder / "heads.npz"]
+
+
+def _read_heads(folder: Path) -> None:
+    heads = load_heads(folder / "heads.npz", (1, 8))
+    heads.deviations(torch.ones((3, 16)), np.array([8, 1, 1]))
+
+
+def _series(folder: Path) -> list[Path]:
+    chance = np.random.default_rng(1)
+    values = {"distance:O1,H1": chance.normal(1.0, 0.1, (60, 1)), "dc:O1,O2": chance.normal(size=(60, 2))}
+    energies = chance.normal(0.0, 0.1, (60, 3))
+    energies[::7] = np.nan
+    write_series(folder / "a.csv.gz", Sampled(np.arange(60) * 10, values, energies, "", 300.0, 2, "beads", 0.5))
+    x = np.linspace(-1, 1, 21)
+    text = "\n".join(f"{a} {b:.6f}" for a in x for b in (a**2,))
+    (folder / "curve.txt").write_text(f"#! FIELDS x file.free\n{text}\n")
+    (folder / "curve.gz").write_bytes(gzip.compress(text.encode()))
+    return [folder / name for name in ("a.csv.gz", "a.csv.gz", "curve.txt", "curve.gz")]
+
+
+def _read_series(folder: Path) -> None:
+    piece = read_series(folder / "a.csv.gz", ["distance:O1,H1"])
+    assert np.isfinite(free_energy([piece], "distance:O1,H1", at=[1.0]).energy).all()
+    for name in ("curve.txt", "curve.gz"):
+        x, energy = read_curve(folder / name, 300.0)
+        assert np.isfinite(x).all()
+        assert not np.isnan(energy).any()
+
+
+def _read_averages(folder: Path) -> None:
+    run = open_run(folder)
+    for of in ("centroid", "beads"):
+        sample(run, [parse("distance:O1,H1")], of, 0.0005)
+    properties([run], 0.0005)
 
 
 def _input(folder: Path) -> list[Path]:
@@ -351,9 +400,12 @@ SUBJECTS = (
         lambda folder: check_native(folder / "delta-0" / "native.json"),
         0.5,
     ),
+    Subject("heads.npz", _heads, _read_heads),
+    Subject("series and curves of free energy", _series, _read_series),
     Subject("dataset.json", _dataset, Dataset.read),
     Subject("status.json", _status, lambda folder: command("status", folder)),
     Subject("a run's summary.json, beadwork.out and i-PI's files", _run, lambda folder: command("report", folder), 0.2),
+    Subject("what averages are made of", _run, _read_averages),
     Subject("input.xml and init.xyz", _input, _read_input),
     Subject("TOML of runs, labellers, loops and training", _settings, _read_settings),
     Subject("frames of a user", _frames, _read_frames),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -55,10 +57,31 @@ def _read(folder: Path) -> None:
 def test_findings_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback, a process that dies, memory beyond the bound and a wait without end are each found, by the number of
     the case, and the cases after them are run; a sentence is none."""
-    monkeypatch.setattr(fuzz, "WAITS", 0.3)
+    monkeypatch.setattr(fuzz, "LONGEST", 0.3)
     tally = fuzz.run(Subject("faulty", _make, _read), 40, seed=1)
     found = "\n".join(tally.found.values())
     for sign in ("KeyError: 'lost'", "the process ended with -9", "MemoryError", "Hang: it goes on"):
         assert sign in found
     assert tally.refused > 0
     assert tally.read + tally.refused + len(tally.found) == 40
+
+
+def test_others_on_the_processor_are_no_hang() -> None:
+    """A process that shares its processor with four others has had a part of the seconds; one that sleeps has had them
+    all."""
+    where = min(os.sched_getaffinity(0))
+    busy = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{where}}})\nwhile True: pass"]
+    processes = [subprocess.Popen(busy) for _ in range(5)]
+    asleep = subprocess.Popen(["sleep", "60"])
+    try:
+        time.sleep(0.3)
+        begin = time.monotonic()
+        awake = [fuzz.Awake(process.pid) for process in (processes[0], asleep)]
+        time.sleep(1.0)
+        shared, alone = (one.seconds() for one in awake)
+        assert shared < 0.7 * alone
+        assert alone > 0.9 * (time.monotonic() - begin)
+    finally:
+        for process in (*processes, asleep):
+            process.kill()
+            process.wait()

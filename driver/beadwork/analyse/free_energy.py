@@ -19,6 +19,7 @@ from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.runs import Sampled, alike
 from beadwork.analyse.uncertainty import Uncertainty, uncertainty
+from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
 from beadwork.units import KJ_MOL
@@ -228,25 +229,25 @@ def read_curve(
     """
     kt = float(unit_to_internal("temperature", "kelvin", kelvin)) * KJ_MOL
     opened = {".bz2": bz2.open, ".gz": gzip.open}.get(path.suffix, open)
-    try:
+    remedy = "give two columns of numbers, or a grid by PLUMED"
+    with reading(path, ConfigError, remedy):
         with opened(path, "rt", encoding="utf-8") as lines:
             text = [line.split() for line in lines if line.strip()]
         fields = next((line[2:] for line in text if line[:2] == ["#!", "FIELDS"]), ["x", "F"])
         # there may be derivatives after the free energy, or only their names
         value = next((k for k, name in enumerate(fields) if name.endswith("free")), 1)
         table = np.array([[float(word) for word in line[: value + 1]] for line in text if line[0][0] != "#"])
-    except (ValueError, UnicodeDecodeError, EOFError) as error:
-        raise ConfigError(
-            f"{path} is no curve ({error})", "give two columns of numbers, or a grid by PLUMED"
-        ) from error
     if table.ndim != 2 or table.shape[1] != value + 1 or not value:
-        raise ConfigError(f"{path} has no {value + 1} columns", "give two columns of numbers, or a grid by PLUMED")
+        raise ConfigError(f"{path} has no {value + 1} columns", remedy)
+    # PLUMED writes inf where nothing was sampled
+    along, depth = table[:, :value], table[:, value]
+    if not np.isfinite(along).all() or not (depth > -np.inf).all() or not np.isfinite(depth).any():
+        raise ConfigError(f"{path} has numbers that are none", remedy)
     if field is not None and field not in fields[:value]:
         raise ConfigError(f"{path} has no field {field}", f"it has {', '.join(fields[:value])}")
-    along = table[:, fields.index(field) if field is not None else value - 1] * scale
-    x, which = np.unique(along, return_inverse=True)
+    x, which = np.unique(along[:, fields.index(field) if field is not None else -1] * scale, return_inverse=True)
     # integrated over the other fields: p of one is the sum of p over the others
-    weight: FloatArray = np.bincount(which, np.exp(-(table[:, value] - table[:, value].min()) / kt)).astype(np.float64)
+    weight: FloatArray = np.bincount(which, np.exp(-(depth - depth.min()) / kt)).astype(np.float64)
     if symmetric:
         weight = weight + np.interp(-x, x, weight, left=0, right=0)
     with np.errstate(divide="ignore"):

@@ -16,8 +16,9 @@ from ase.data import chemical_symbols
 from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.free_energy import Estimate, estimates
-from beadwork.analyse.runs import first_step, of_energies_and_steps, one_of, thermal, weighed
+from beadwork.analyse.runs import DAMAGED, first_step, of_energies_and_steps, one_of, thermal, weighed
 from beadwork.analyse.uncertainty import uncertainty
+from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.outputs import find_trajectory
@@ -91,7 +92,9 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
     found: dict[str, list[_Series]] = {}
     for run in runs:
         first = first_step(run, skip)
-        for one in _series(run, kt):
+        with reading(run.directory, ConfigError, DAMAGED):
+            series = list(_series(run, kt))
+        for one in series:
             keep = _last(one.steps, first)
             if len(keep):
                 found.setdefault(one.name, []).append(replace(one, steps=one.steps[keep], values=one.values[keep]))
@@ -105,7 +108,10 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
             "have it write <properties stride='1' filename='out'> [ step, temperature{kelvin} ] </properties>",
         )
     said = [f"{name} is not in every run, and is left out" for name in found if name not in whole]
-    committees = [read_committee(run) for run in runs]
+    committees = []
+    for run in runs:
+        with reading(run.directory, ConfigError, DAMAGED):
+            committees.append(read_committee(run))
     observables = []
     for name, pieces in whole.items():
         one_of(f"units of {name}", {one.unit for one in pieces})

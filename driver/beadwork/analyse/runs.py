@@ -5,18 +5,21 @@ A run is the folder of its beadwork.out, or the input (XML) of an i-PI that bead
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.coordinate import Coordinate
+from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.outputs import Potentials, Series, Trajectory, find_trajectory, read_properties
 from beadwork.ipi.simulation import read_simulation
+from beadwork.observe.record import NAME
 from beadwork.report.committee import read_committee
 from beadwork.report.run import RunFolder, read_run
 
@@ -24,6 +27,8 @@ from beadwork.report.run import RunFolder, read_run
 OF = ("centroid", "beads")
 #: frames of which a coordinate is computed at once
 _BATCH = 500
+#: what to do where a file of a run cannot be read
+DAMAGED = "restore the file from a copy, or leave this run out"
 #: what i-PI is asked for where a trajectory is missing
 _ASK = "<trajectory stride='10' filename='{file}' format='xyz' cell_units='angstrom'> {what} </trajectory>"
 
@@ -50,7 +55,10 @@ class Sampled:
 def open_run(path: Path) -> RunFolder:
     """Read what there is of a run. Raises ConfigError or SimulationError where there is none."""
     if not path.is_file():
-        return read_run(path)
+        with reading(path, ConfigError, DAMAGED):
+            run = read_run(path)
+        _check_about(run.folder / NAME, run.about)
+        return run
     simulation = read_simulation(path, directory=path.absolute().parent)
     system = simulation.systems[0]
     about = {
@@ -68,6 +76,18 @@ def open_run(path: Path) -> RunFolder:
     # there is no beadwork.out: i-PI was served by another program
     nothing = np.empty((0, 6))
     return RunFolder(simulation.directory, about, {}, nothing, {}, {}, properties, [], {})
+
+
+def _check_about(path: Path, about: Mapping[str, Any]) -> None:
+    """Raise ConfigError where what a record says of its run cannot be."""
+    kinds: dict[str, type | tuple[type, ...]] = {"temperature_K": (int, float), "time_step_fs": (int, float)}
+    kinds |= {"beads": int, "first_step": int, "periodic": bool, "plain_mean": bool, "outputs": str, "directory": str}
+    for key, kind in kinds.items():
+        value = about.get(key)
+        whole = value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+        least = 1 if key == "beads" else 0
+        if not whole or (isinstance(value, (int, float)) and not least <= value < 1e15):
+            raise ConfigError(f"the line # run: of {path} has {key} = {str(value)[:60]}, which cannot be", DAMAGED)
 
 
 def thermal(run: RunFolder) -> float:
@@ -127,7 +147,8 @@ def sample(
     steps = sorted(set.intersection(*(set(found) for found in files)))
     if not steps:
         raise ConfigError(f"{run.folder} has no frames after {skip:g} ps", "leave out less with --skip")
-    energies, gap = weighed(np.array(steps), read_committee(run), kt)
+    with reading(run.directory, ConfigError, DAMAGED):
+        energies, gap = weighed(np.array(steps), read_committee(run), kt)
     values = {
         coordinate.text: np.array([np.concatenate([found[step][place] for found in files]) for step in steps])
         for place, coordinate in enumerate(coordinates)
@@ -170,7 +191,7 @@ def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Fram
     # one bead is its own centroid
     if of == "centroid" and beads > 1:
         if centroid := find_trajectory(run.directory, stem, "x_centroid"):
-            return [((step, frame) for step, _, frame in centroid)]
+            return [_of_bead(centroid, 0)]
         if positions is not None and len(positions.files) == beads:
             return [_centroids(positions)]
         ask = _ASK.format(file="centroid", what="x_centroid{angstrom}")
@@ -182,9 +203,11 @@ def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Fram
 
 
 def _of_bead(trajectory: Trajectory, bead: int) -> Iterator[tuple[int, Frame]]:
-    one = Trajectory(trajectory.quantity, trajectory.files[bead : bead + 1], trajectory.stride)
-    for step, _, frame in one:
-        yield step, frame
+    file = trajectory.files[bead]
+    with reading(file, ConfigError, DAMAGED):
+        for step, _, frame in Trajectory(trajectory.quantity, (file,), trajectory.stride):
+            frame.check()
+            yield step, frame
 
 
 def _centroids(positions: Trajectory) -> Iterator[tuple[int, Frame]]:
@@ -192,10 +215,12 @@ def _centroids(positions: Trajectory) -> Iterator[tuple[int, Frame]]:
     first: dict[int, Frame] = dict(_of_bead(positions, 0))
     sums = {step: frame.positions.copy() for step, frame in first.items()}
     counts = dict.fromkeys(first, 1)
-    for bead in range(1, len(positions.files)):
+    for bead, file in enumerate(positions.files[1:], 1):
         for step, frame in dict(_of_bead(positions, bead)).items():
             if step not in first:
                 continue
+            if not np.array_equal(frame.numbers, first[step].numbers):
+                raise ConfigError(f"{file} has other atoms than {positions.files[0]}", DAMAGED)
             apart = frame.positions - first[step].positions
             if all(frame.pbc):
                 # beads may have been folded to different sides of the cell

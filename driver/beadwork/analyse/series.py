@@ -10,20 +10,22 @@ import csv
 import gzip
 import io
 import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from beadwork.analyse.runs import Sampled
-from beadwork.disk import writing
+from beadwork.analyse.runs import OF, Sampled
+from beadwork.disk import reading, writing
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
 
 #: what the name of such a file ends with
 ENDING = ".csv.gz"
 _DIGITS = 6
+#: no step, distance, angle or energy in kT comes near it
+_LARGEST = 1e15
+_REMEDY = "make it with beadwork analyse series"
 
 
 def write_series(path: Path, sampled: Sampled) -> None:
@@ -59,16 +61,25 @@ def write_series(path: Path, sampled: Sampled) -> None:
 
 def read_series(path: Path, wanted: Sequence[str], skip: float = 0.0) -> Sampled:
     """Read what `write_series` wrote, of these coordinates, after `skip` ps. Raises ConfigError."""
-    try:
+    with reading(path, ConfigError, _REMEDY):
         with gzip.open(path, "rt", encoding="utf-8") as stream:
             about = json.loads(stream.readline().removeprefix("# "))
             next(stream)
-            rows = [[float(cell or "nan") for cell in row] for row in csv.reader(stream)]
+            rows = [[float(cell or "nan") for cell in line.rstrip("\n").split(",")] for line in stream]
         table = np.array(rows, dtype=np.float64)
-        columns = dict(about["columns"])
-        kelvin, beads, of, time_step, gap = (about[key] for key in ("kelvin", "beads", "of", "time_step", "gap"))
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise ConfigError(f"{path} is no series ({error})", "make it with beadwork analyse series") from error
+        columns = {str(name): int(width) for name, width in about["columns"].items()}
+        gap, of, beads, kelvin = str(about["gap"]), str(about["of"]), int(about["beads"]), float(about["kelvin"])
+        time_step = None if about["time_step"] is None else float(about["time_step"])
+        width = 1 + sum(columns.values())
+        known = table[:, :width]
+        whole = len(columns) > 0 and min(columns.values()) > 0 and table.shape[1] >= width and np.isfinite(known).all()
+        whole = whole and (np.diff(known[:, 0]) > 0).all() and np.abs(known).max() < _LARGEST
+        whole = whole and np.nan_to_num(np.abs(table)).max() < _LARGEST
+        whole = (
+            whole and of in OF and beads > 0 and 0 < kelvin < np.inf and (time_step is None or 0 < time_step < np.inf)
+        )
+    if not whole:
+        raise ConfigError(f"{path} is no series: its first line, its columns and its numbers do not agree", _REMEDY)
     if missing := [name for name in wanted if name not in columns]:
         raise ConfigError(f"{path} has no {missing[0]}", f"it has {', '.join(columns)}")
     if skip and not time_step:

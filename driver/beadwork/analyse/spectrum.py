@@ -20,7 +20,8 @@ from ase.data import chemical_symbols
 from ipi.utils.units import Elements, unit_to_internal
 from scipy.signal import find_peaks
 
-from beadwork.analyse.runs import first_step, one_of
+from beadwork.analyse.runs import DAMAGED, first_step, one_of
+from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.outputs import find_trajectory
@@ -135,9 +136,13 @@ def _velocities(run: RunFolder, skip: float) -> list[tuple[IntArray, FloatArray,
     first = first_step(run, skip)
     numbers: IntArray = np.empty(0, dtype=np.int_)
     frames: list[dict[int, FloatArray]] = [{} for _ in trajectory.files]
-    for at, bead, numbers, values in trajectory.vectors():  # noqa: B007 - the same in every frame
-        if at >= first:
-            frames[bead][at] = values  # of a step that was written twice (a restart) the last
+    with reading(run.directory, ConfigError, DAMAGED):
+        for at, bead, found, values in trajectory.vectors():
+            if (len(numbers) and not np.array_equal(found, numbers)) or not np.isfinite(values).all():
+                raise ConfigError(f"the atoms of {trajectory.files[bead]} change, or a velocity is none", DAMAGED)
+            numbers = found
+            if at >= first:
+                frames[bead][at] = values  # of a step that was written twice (a restart) the last
     steps = np.array(sorted(set.intersection(*map(set, frames))))
     if len(steps) < 2:
         raise ConfigError(f"{run.directory} has no velocities after {skip:g} ps", "leave out less with --skip")
