@@ -13,6 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +77,7 @@ PHASES = [
     ("arguments are read", "run", "beadwork.cli:_parser", 1),
     ("models are loaded", "run", "beadwork.potential.torchscript:load_module", 2),
     ("the queue is opened", "run", "beadwork.harvest.queue:Queue._prepare", 1),
-    ("i-PI has just been started", "run", "after-beadwork.serve.session:Session._start_ipi", 1),
+    ("i-PI has just been started", "run", "after-beadwork.serve.session:Session._meet_ipi", 1),
     ("i-PI is waited for", "serve", "beadwork.ipi.transport:_connect", 2),
     ("a structure is evaluated", "run", "beadwork.potential.potential:Potential.evaluate", 12),
     ("a reply is sent", "run", "beadwork.ipi.transport:Peer.send", 20),
@@ -84,6 +86,13 @@ PHASES = [
     ("i-PI's end is waited for", "run", "beadwork.ipi.process:OwnIpi.end", 1),
     ("the queue is closed", "run", "beadwork.harvest.keeper:Keeper.close", 1),
 ]
+
+
+@pytest.mark.parametrize("where", [phase[2] for phase in PHASES])
+def test_the_places_of_signals_are_there(where: str) -> None:
+    """A name that has changed is told at once, and not by tests that few people run."""
+    module, _, path = where.removeprefix("after-").partition(":")
+    assert callable(attrgetter(path)(import_module(module)))
 
 
 @pytest.mark.parametrize(
