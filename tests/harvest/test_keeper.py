@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from beadwork.config import SelectionSettings
+from beadwork.errors import QueueError
 from beadwork.events import Event, FrameKept, Moment, Note, Waiting
 from beadwork.frame import Frame
 from beadwork.harvest.keeper import Keeper
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.harvest.select import SelectionWindow
+from beadwork.harvest.writer import QueueWriter
 from beadwork.ipi.simulation import read_simulation
 from beadwork.observe.record import Record, format_summary
 from beadwork.potential.evaluation import Evaluation, Novelty, Spread
@@ -265,3 +267,22 @@ def test_everybody_hears_of_a_queue_that_cannot_be_written(tmp_path: Path, monke
     ]
     assert sorted(one.step or 0 for one in seen if isinstance(one, FrameKept)) == [0, 1, 2]
     assert len(Queue(config.queue)) == 3
+
+
+def test_what_is_lost_at_the_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that found no room in memory, and those that were never stored: an error, and one count of both."""
+    config = SelectionSettings(queue=str(tmp_path / "q.db"), keep_force=[0.1], cooldown=0)
+    keeper = Keeper(config, GUARD, "c" * 64, lambda event: None)
+
+    def store(queue: Queue, frames: list[KeptFrame]) -> list[int | None]:
+        raise QueueError("database is locked")
+
+    monkeypatch.setattr(Queue, "add_all", store)
+    keeper.writer._max_pending = 2
+    for step in range(3):
+        keeper("address", Moment(step), [water(step)], answered([0.2], None))
+    close = QueueWriter.close
+    monkeypatch.setattr(QueueWriter, "close", lambda self: close(self, 0.2))
+    with pytest.raises(QueueError, match="2 frames could not be written to the queue: database is locked"):
+        keeper.close()
+    assert keeper.lost == 3
