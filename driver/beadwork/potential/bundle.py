@@ -121,6 +121,7 @@ def load_card(bundle: str | Path) -> Card:
         raise ModelError(
             f"{path / CARD} lacks an entry or has a wrong one ({type(error).__name__}: {error})", "import it again"
         ) from error
+    # converted once, when a model is made; here a factor could only be forgotten
     if units != UNITS:
         raise ModelError(
             f"{path / CARD} declares units {units}", f"beadwork serves models in {UNITS}: convert the model"
@@ -148,6 +149,7 @@ def check(bundle: str | Path) -> Card:
             raise ModelError(
                 f"{file} is named in the card but missing", "copy the whole bundle or import the model again"
             )
+        # before it is hashed: a file of terabytes would take hours
         if file.stat().st_size > MAX_FILE_BYTES:
             raise ModelError(f"{file} has {file.stat().st_size} bytes, more than any model", "import the model again")
         got = sha256(file)
@@ -231,6 +233,7 @@ def load_committee(members: Sequence[Path]) -> Committee | None:
         alpha = float(data.get("alpha", 1.0))
         energy_alpha = float(data.get("energy_alpha", alpha))
         usual = _usual(data)
+        # by name: the order of the members on a command line is free
         paired = dict(zip(listed, weights, strict=True))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
@@ -258,6 +261,7 @@ def members_of(delta: Sequence[str | Path]) -> list[Path]:
     Several paths, or one with a card, are the bundles themselves. One folder with a committee.toml is all members that
     it lists. One file is a pointer: its first line names such a folder, counted from the file's own. Raises ModelError.
     """
+    # several paths are bundles by themselves: a list of committees has no meaning
     if len(delta) != 1:
         return [Path(member) for member in delta]
     folder = Path(delta[0])
@@ -287,6 +291,7 @@ def write_pointer(pointer: Path, committee: Path) -> None:
     """
     if not (committee / COMMITTEE).exists():
         raise ModelError(f"{committee} has no {COMMITTEE}: it is no committee's folder", "name one that has")
+    # a running server would refuse it too, but only after it has loaded it
     for member in members_of([committee]):
         check(member)
     # relative, so that a project's folder can be moved, or mounted elsewhere on a cluster's nodes

@@ -134,6 +134,7 @@ class Head:
         return engine.weighted(graph, weights)
 
     def _engine(self, *, weighing: bool) -> Engine:
+        # both kinds may be wanted: the compiled one cannot weigh, and torchscript is slower
         if weighing not in self._opened:
             self._opened[weighing] = self._trunk.open_head(self._number, weighing=weighing)
         return self._opened[weighing]

@@ -39,6 +39,7 @@ class Spread:
     def force_of(self, system: int, ptr: IntArray) -> FloatArray:
         """(n,) eV/Å: the force spread of the atoms of one system, evaluated now where it is not there."""
         if self.of_system is None:
+            # a copy: a slice would keep the array of all beads alive for as long as one frame waits
             return self.force[ptr[system] : ptr[system + 1]].copy()
         return self.of_system(system)
 
@@ -121,6 +122,7 @@ def summed(graph: Graph, baseline: Energies | None, delta: Energies, **rest: obj
             baseline.energies + delta.energies,
             baseline.forces + delta.forces,
             baseline.virials + delta.virials,
+            # an engine may have no energies of atoms: then the sum has none either
             combine_known([baseline.of_atoms, delta.of_atoms], sum),
         )
     return Evaluation(

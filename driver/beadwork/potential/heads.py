@@ -61,6 +61,7 @@ class Heads:
             m, hidden, channels = self.hidden.shape
             # centred once: what all heads have in common is many times what they differ by
             wide = np.zeros((m, m, hidden))
+            # a block for each head: its own neurons have its output weights, all others 0
             wide[np.arange(m), np.arange(m)] = self.gate * self.out
             arrays = (
                 self.hidden.reshape(m * hidden, channels).T,
@@ -71,6 +72,7 @@ class Heads:
             self._there[device] = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
         hidden, out, first, reference = self._there[device]
         c = len(first)
+        # elements are in ascending order, as their reference energies
         which = torch.from_numpy(np.searchsorted(self.elements, numbers)).to(device)
         found = torch.nn.functional.silu(features[:, c:].double() @ hidden) @ out + features[:, :c].double() @ first
         return found.T + reference[:, which]
@@ -82,6 +84,7 @@ class Heads:
         wide[head] = self.out[head]
         c = self.first.shape[1]
         new = {
+            # e3nn divides by the root of the number of inputs, and the model multiplies by its scale
             READOUT: up @ torch.from_numpy(self.first[head]) * c**0.5 / scale,
             OUT: torch.from_numpy(wide).flatten() * wide.size**0.5 / scale,
             ENERGIES: torch.from_numpy(self.reference[head]) - state[SHIFT].double(),
@@ -112,6 +115,7 @@ class Heads:
         """The `prediction_heads` of a native model whose single head is the mean: MEAN, and '0', '1', … for each."""
         keys = ["atomic_energies", "readout_1_weights", "readout_2_weights_1", "readout_2_weights_2"]
         keys += ["zbl_c"] if data["has_zbl"] else []
+        # a native model may have been extracted for some of the elements
         known = [self.elements.index(z) for z in data["atomic_numbers"]]
         parameters = {MEAN: {key: data[key] for key in keys}}
         for m in range(len(self)):
@@ -172,6 +176,7 @@ def join(model: Any) -> tuple[Any, Heads]:
     from e3nn import o3
     from mace.tools.scripts_utils import extract_config_mace_model
 
+    # sums and quotients of weights in float64: the mean of the heads is to be exact
     model = model.double().cpu().eval()
     state = {key: value.detach() for key, value in model.state_dict().items()}
     m = len(getattr(model, "heads", None) or ["Default"])
@@ -179,10 +184,12 @@ def join(model: Any) -> tuple[Any, Heads]:
     channels = _up(state).shape[0]
     scale = state[SCALE].expand(m) if state[SCALE].numel() == 1 else state[SCALE]
     shift = state[SHIFT].expand(m) if state[SHIFT].numel() == 1 else state[SHIFT]
+    # the repulsion is scaled with the rest, so its mean over such heads is no head's
     if hasattr(model, "pair_repulsion_fn") and scale.unique().numel() > 1:
         raise ModelError("its heads scale a repulsion of atoms by different factors, so they have no common trunk")
     first = state[READOUT].view(channels, m) * scale
     neurons = state[HIDDEN].numel() // channels // m
+    # mace has output weights from every head's neurons to every head, and uses those of its own alone
     blocks = state[OUT].view(m, neurons, m)
     out = torch.stack([blocks[k, :, k] for k in range(m)]) * scale[:, None]
     heads = Heads(
@@ -204,6 +211,7 @@ def join(model: Any) -> tuple[Any, Heads]:
     }
     mean = type(model)(**config)
     own = mean.state_dict()
+    # everything before the readouts is common, and has the same shape
     taken = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     taken |= {
         READOUT: (first.mean(dim=1) / scale.mean()).reshape(own[READOUT].shape),

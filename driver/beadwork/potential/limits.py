@@ -81,6 +81,7 @@ class Thresholds:
         This runs at every step, so it makes only a few passes over the atoms; distances were found with the graph.
         """
         found: list[Breach] = []
+        # inf where no two atoms are within the cutoff, and never below a threshold
         near, least = evaluation.closest, self.distance
         found += [Breach("distance", int(s), float(near[s]), least) for s in np.flatnonzero(near < least)]
         forces = evaluation.forces
@@ -117,6 +118,7 @@ def format_breach(breach: Breach, frame: Frame, when: str, potential: Potential)
         )
     names = [f"atom {a} ({chemical_symbols[z]})" for a, z in enumerate(frame.numbers)]
     if breach.kind == "distance":
+        # the shortest edge, which is the pair that was found too close
         edge = int(np.argmin(graph.lengths))
         atom, other = int(graph.center[edge]), int(graph.neighbor[edge])
         pair = f"{names[atom]} and {names[other]}"
@@ -140,7 +142,9 @@ def format_novelty(evaluation: Evaluation, frame: Frame, atom: int) -> str:
     """Format the novelty of an atom, counted through all systems of an evaluation, for each part of the potential."""
     if evaluation.novelty is None:
         return "novelty is not known"
+    # users count atoms within their structure, an evaluation counts through all of them
     first = int(evaluation.ptr[np.searchsorted(evaluation.ptr, atom, side="right") - 1])
+    # the largest first: that part decides what is to be done
     values = sorted(((float(of[atom]), WHOSE[part]) for part, of in evaluation.novelty.of.items()), reverse=True)
     listed = " and ".join(f"{value:.2f} for {whose}" for value, whose in values)
     return f"the novelty of atom {atom - first} ({chemical_symbols[frame.numbers[atom - first]]}) is {listed}"

@@ -63,6 +63,7 @@ def load(
             "(make it with: beadwork models novelty)"
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
+    # cards are in this order: the baseline first
     base = opened.pop(0) if baseline is not None else None
     alpha = 1.0 if alpha is None else alpha
     potential = Potential(
@@ -78,6 +79,7 @@ def load(
         notes=notes,
     )
     # what Δ gives a lone atom is the weighted mean of the members', like the rest of Δ
+    # a trunk is the mean of its heads already
     shares = [1.0] if potential.trunk else potential.weights.tolist()
     for weight, member in zip(shares, opened, strict=True):
         for z, energy in member.reference.items():
@@ -110,6 +112,7 @@ def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:
                 f"{card.path} knows {_names(card.elements)} but {first.path} knows {_names(first.elements)}",
                 "the members of a committee must be trained for the same elements",
             )
+        # rounding of one precision would count as disagreement with those of the other
         if card.dtype != first.dtype:
             raise ModelError(
                 f"{card.path} was trained in {card.dtype} but {first.path} in {first.dtype}",

@@ -57,6 +57,7 @@ class NativeEngine:
         chosen = card.head if head is None else str(head)
         self._evaluator = load_evaluator(card.path / NATIVE, chosen, dtype, device)
         numbers = np.array(self._evaluator.atomic_numbers)
+        # a table by atomic number: looked up for all atoms at once at every step
         self._type_of = np.full(int(numbers.max()) + 1, -1, dtype=np.int32)
         self._type_of[numbers] = np.arange(len(numbers), dtype=np.int32)
         self.training_set = load_training_set(card.novelty) if card.novelty and head is None else None
@@ -81,6 +82,7 @@ class NativeEngine:
         if known is not None:
             answer = replace(answer, novelty=known.novelty(features, graph).numpy())
         if heads is not None:
+            # about the mean, which the model itself has given
             away = heads.deviations(features, graph.numbers).numpy()
             answer = replace(answer, of_heads=answer.energies + np.add.reduceat(away, graph.ptr[:-1], axis=1))
         return answer

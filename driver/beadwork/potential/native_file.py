@@ -34,9 +34,11 @@ def check_native(file: Path) -> None:
 
 
 def _check(data: Mapping[str, Any]) -> None:
+    # first: the layout of another kind would be judged by the wrong rules
     _kind(data)
     c, degree = _whole(data, "num_channels", 1, MAX_SIZES["num_channels"]), _whole(data, "L_max", 0, 3)
     elements = _elements(data)
+    # sizes first, then the arrays that must fit them
     lengths = _lengths(data, c, degree, elements)
     for key, length in lengths.items():
         _numbers(data[key], length, key)
@@ -99,6 +101,7 @@ def _lengths(data: Mapping[str, Any], c: int, degree: int, elements: Sequence[in
 
 def _by_element(data: Mapping[str, Any], c: int, n: int, components: int) -> None:
     """Weights that each of the n elements has for itself: of levels, and of products of components (monomials)."""
+    # every list is walked below as the kernels walk it
     monomials = [_monomials(data["M0_monomials"][str(lm)], f"M0_monomials {lm}") for lm in range(components)]
     last = _monomials(data["M1_monomials"], "M1_monomials")
     # dictionaries and lists are walked by the indices that the kernels use, so that a missing key is found here
