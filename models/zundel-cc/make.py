@@ -1,10 +1,21 @@
 """Coupled-cluster labels of H5O2+, step by step; each can be interrupted and given again.
 
-    python models/zundel-cc/make.py geometries build/zundel-cc      # writes geometries.extxyz.gz: 800, shuffled
-    beadwork queue add build/zundel-cc/queue.db models/zundel-cc/geometries.extxyz.gz --not-periodic
-    nice -n 19 beadwork label build/zundel-cc/queue.db --with models/zundel-cc/labeller.toml
-    beadwork queue export build/zundel-cc/queue.db build/zundel-cc/labelled.extxyz --status labelled
-    python models/zundel-cc/make.py keep build/zundel-cc/labelled.extxyz      # in labels/, 50 a file
+    python models/zundel-cc/make.py geometries build/zundel-cc   # writes geometries.extxyz.gz, 800, and held-out, 60
+    beadwork queue add build/zundel-cc/cc.db models/zundel-cc/geometries.extxyz.gz --not-periodic
+    nice -n 19 beadwork label build/zundel-cc/cc.db --with models/zundel-cc/labeller.toml
+    beadwork queue export build/zundel-cc/cc.db build/zundel-cc/labelled.extxyz --status labelled
+    python models/zundel-cc/make.py keep cc build/zundel-cc/labelled.extxyz          # in labels/, 50 a file
+
+and so for pbe0 (the baseline's labels, with labeller-baseline.toml) and held-out. Then, from the labels that are here:
+
+    for kind in cc pbe0 held-out; do python models/zundel-cc/make.py join $kind build/zundel-cc/$kind.extxyz; done
+    beadwork train build/zundel-cc/pbe0.extxyz --as-baseline --out build/zundel-cc/first \\
+        --settings models/zundel-cc/train-baseline.toml
+    beadwork train build/zundel-cc/pbe0.extxyz --as-baseline --from build/zundel-cc/first \\
+        --out models/zundel-cc/baseline --settings models/zundel-cc/train-baseline-2.toml
+    beadwork train build/zundel-cc/cc.extxyz --baseline models/zundel-cc/baseline --out build/zundel-cc/delta \\
+        --settings models/zundel-cc/train-delta.toml
+    python models/zundel-cc/make.py calibrate build/zundel-cc/held-out.extxyz build/zundel-cc/delta   # and copy it here
 
 The geometries: beads of path-integral MD (16 beads) and frames of classical MD, both at 300 K with the models of
 models/water-highlevel, and such beads whose waters were moved along the line between their oxygens to distances of 2.2
@@ -15,15 +26,29 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ase.io
 import numpy as np
+import tomli_w
 from ase import Atoms
+from ase.units import kJ, mol
+
+from beadwork.disk import write_whole
+from beadwork.potential.bundle import COMMITTEE, members_of
+from beadwork.toml import tomllib
+from beadwork.train.calibration import Residuals, format_calibration, residuals, scale
+from beadwork.train.calibration import calibrate as calibrated
+from beadwork.train.committee import references
+from beadwork.train.dataset import Dataset
+from beadwork.train.label_file import from_file
+from beadwork.train.split import unseen
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "water-highlevel"
@@ -43,6 +68,7 @@ FILES = {
 DISTANCES = (2.2, 2.9)  # Å, between the oxygens
 NEAREST = 0.9  # Å, of the proton to an oxygen
 A_FILE = 50
+KJ_MOL_OF_EV = mol / kJ
 INPUT = """<simulation verbosity='low' safe_stride='1000'>
   <output prefix='simulation'>
     <properties stride='20' filename='out'> [ step, temperature{{kelvin}}, potential{{electronvolt}} ] </properties>
@@ -115,6 +141,48 @@ def join(kind: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     ase.io.write(file, frames, format="extxyz")
     print(f"{len(frames)} labels of {len(parts)} files are in {file}")
+
+
+def calibrate(held_out: str, committee: Path) -> None:
+    """Copy a committee here, with its errors and its alpha on the labels held out, which no model has seen."""
+    for bundle in members_of([committee]):
+        shutil.copytree(bundle, HERE / bundle.name, dirs_exist_ok=True)
+    members = members_of([committee])
+    examples = from_file(Path(held_out), HERE / "baseline")
+    found = residuals(unseen(examples, Dataset.read(committee)), members, references(members[0]))
+    fitted = calibrated(found)
+    card = tomllib.loads((committee / COMMITTEE).read_text(encoding="utf-8"))
+    measured = found.measured | {"alpha": format_calibration(fitted)}
+    write_whole(HERE / COMMITTEE, tomli_w.dumps(card | scale(found, fitted) | {"held_out": measured}))
+    print(measured)
+    _table(found)
+
+
+def _table(found: Residuals) -> None:
+    """Print errors of relative energies in kJ/mol by the distance of the oxygens, by dc, and by origin."""
+    atoms = [e.frame.to_atoms() for e in found.examples]
+    apart = np.array([one.get_distance(*_oxygens(one)) for one in atoms])
+    dc = np.abs([_dc(one) for one in atoms])
+    size = np.array([len(one) for one in atoms])
+    errors = {}
+    for name, one in (("baseline", found.baseline_energy), ("baseline + delta", found.energy)):
+        whole = one.error * size * KJ_MOL_OF_EV
+        errors[name] = whole - whole.mean()
+    groups = {"all": np.ones(len(atoms), dtype=bool)}
+    for values, label, edges in ((apart, "d_OO", (2.2, 2.35, 2.45, 2.6, 2.9)), (dc, "|dc|", (0, 0.2, 0.4, 0.6, 1.1))):
+        for low, high in itertools.pairwise(edges):
+            groups[f"{label} {low} to {high}"] = (values >= low) & (values < high)
+    print(f"| | frames | {' | '.join(errors)} |")
+    for group, inside in groups.items():
+        cells = [f"{np.sqrt((one[inside] ** 2).mean()):.2f}" if inside.any() else "" for one in errors.values()]
+        print(f"| {group} | {inside.sum()} | {' | '.join(cells)} |")
+
+
+def _dc(atoms: Atoms) -> float:
+    """The coordination of the first oxygen by hydrogens less that of the second, as `beadwork analyse` has it."""
+    hydrogens = np.flatnonzero(atoms.numbers == 1)
+    first, second = (atoms.get_distances(oxygen, hydrogens) for oxygen in _oxygens(atoms))
+    return float((1 / (1 + (first / 1.4) ** 6)).sum() - (1 / (1 + (second / 1.4) ** 6)).sum())
 
 
 def _write(file: Path, frames: list[Atoms]) -> None:
@@ -202,7 +270,7 @@ def _told(atoms: Atoms, origin: Mapping[str, Any]) -> Atoms:
     return told
 
 
-STEPS = {"geometries": geometries, "keep": keep, "join": join}
+STEPS: dict[str, Callable[..., None]] = {"geometries": geometries, "keep": keep, "join": join, "calibrate": calibrate}
 
 if __name__ == "__main__":
     step, *words, path = sys.argv[1:]

@@ -28,6 +28,7 @@ INPUTS = HERE.parents[1] / "inputs" / "zundel"
 #: the input of each kind, and what its seeds count from
 KINDS = {"classical": ("classical.xml", 1000), "quantum": ("input.xml", 2000), "eco": ("eco.xml", 3000)}
 COORDINATES = ("dc:O1,O2", "distance:O1,O2")
+BEADWORK = (sys.executable, "-m", "beadwork")
 EQUILIBRATION = 1.0  # ps
 STEP = 0.0005  # ps
 
@@ -42,7 +43,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first piece")
     parser.add_argument("--ps", type=float, default=10.0, help="length of a piece after its equilibration")
     parser.add_argument("--until", help="HH:MM UTC of today, when the piece under way is ended with a RESTART")
-    parser.add_argument("--models", type=Path, default=HERE)
+    parser.add_argument("--baseline", type=Path, default=HERE / "baseline")
+    parser.add_argument("--delta", type=Path, default=HERE)
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     keep = options.keep or options.folder
@@ -60,7 +62,7 @@ def main() -> None:
 def _today(text: str) -> float:
     """Seconds since 1970 of HH:MM UTC."""
     hour, minute = map(int, text.split(":"))
-    return datetime.datetime.now(datetime.UTC).replace(hour=hour, minute=minute, second=0).timestamp()
+    return datetime.datetime.now(datetime.timezone.utc).replace(hour=hour, minute=minute, second=0).timestamp()
 
 
 def _piece(options: argparse.Namespace, number: int, keep: Path, end: float | None) -> bool:
@@ -68,41 +70,48 @@ def _piece(options: argparse.Namespace, number: int, keep: Path, end: float | No
     xml, seeds = KINDS[options.kind]
     name, steps = f"{options.kind}-{number:02}", round((options.ps + EQUILIBRATION) / STEP)
     folder = (options.folder / name).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    start = folder / "RESTART"
-    if not start.exists():
-        shutil.copy(INPUTS / "init.xyz", folder)
-        text = (INPUTS / xml).read_text(encoding="utf-8")
-        text = re.sub(r"<seed>\d+</seed>", f"<seed>{seeds + number}</seed>", text)
-        text = re.sub(r"<total_steps>\d+</total_steps>", f"<total_steps>{steps}</total_steps>", text)
-        text = re.sub(r"<address>.*</address>", f"<address>beadwork-h5o2-{name}</address>", text)
-        start = folder / "input.xml"
-        start.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "beadwork", "run", start.name, "--not-periodic", "--threads", "1"]
-    command += ["--baseline", str(options.models.absolute() / "baseline"), "--delta", str(options.models.absolute())]
-    command += ["--dtype", options.dtype]
-    begun = time.time()
-    with open(folder / "log", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            code = process.wait(None if end is None else max(1.0, end - time.time()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            print(f"{name} is not finished: the same command goes on with it", flush=True)
-            return False
-    if code != 0:
-        raise SystemExit(f"{name} ended with {code}: {folder / 'log'}")
-    with open(folder / "seconds", "a", encoding="utf-8") as file:
-        file.write(f"{time.time() - begun:.0f}\n")
-    series = [sys.executable, "-m", "beadwork", "analyse", "series", str(folder), "--coordinate", *COORDINATES]
-    series += ["--not-periodic", "--skip", str(EQUILIBRATION), "--out", str(folder / name)]
-    subprocess.run(series, check=True)
+    if not (folder / "done").exists() and not _run(options, folder, INPUTS / xml, seeds + number, steps, end):
+        print(f"{name} is not finished: the same command goes on with it", flush=True)
+        return False
+    series = [*BEADWORK, "analyse", "series", str(folder), "--coordinate", *COORDINATES]
+    subprocess.run([*series, "--not-periodic", "--skip", str(EQUILIBRATION), "--out", str(folder / name)], check=True)
     (keep / f"{name}.xml.gz").write_bytes(gzip.compress((folder / "RESTART").read_bytes(), mtime=0))
     _note(keep / "pieces.csv", name, seeds + number, steps, (folder / "seconds").read_text().split())
     # last: with it the piece counts as finished
     shutil.copy(folder / f"{name}.csv.gz", keep)
     return True
+
+
+def _run(options: argparse.Namespace, folder: Path, xml: Path, seed: int, steps: int, end: float | None) -> bool:
+    """Begin or go on with the simulation of a piece; whether it came to its last step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = folder / "RESTART"
+    if not start.exists():
+        shutil.copy(INPUTS / "init.xyz", folder)
+        text = xml.read_text(encoding="utf-8")
+        text = re.sub(r"<seed>\d+</seed>", f"<seed>{seed}</seed>", text)
+        text = re.sub(r"<total_steps>\d+</total_steps>", f"<total_steps>{steps}</total_steps>", text)
+        text = re.sub(r"<address>.*</address>", f"<address>beadwork-h5o2-{folder.name}</address>", text)
+        start = folder / "input.xml"
+        start.write_text(text, encoding="utf-8")
+    command = [*BEADWORK, "run", start.name, "--not-periodic", "--threads", "1", "--dtype", options.dtype]
+    command += ["--baseline", str(options.baseline.absolute()), "--delta", str(options.delta.absolute())]
+    begun = time.time()
+    with open(folder / "log", "a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        code = None
+        try:
+            code = process.wait(None if end is None else max(1.0, end - time.time()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+    with open(folder / "seconds", "a", encoding="utf-8") as file:
+        file.write(f"{time.time() - begun:.0f}\n")
+    if code:
+        raise SystemExit(f"{folder.name} ended with {code}: {folder / 'log'}")
+    if code == 0:
+        (folder / "done").touch()
+    return code == 0
 
 
 def _note(table: Path, name: str, seed: int, steps: int, seconds: list[str]) -> None:

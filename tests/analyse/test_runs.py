@@ -72,6 +72,16 @@ def test_a_centroid_that_was_written_is_that_of_the_beads(ring_polymer: RingPoly
         sample(open_run(folder), [DISTANCE])
 
 
+@pytest.mark.parametrize("of", ["centroid", "beads"])
+def test_of_one_bead_the_centroid_is_the_bead(tmp_path: Path, of: str) -> None:
+    """An input whose number of beads was set to 1 still writes x_centroid, and needs no other output."""
+    write_about(tmp_path, beads=1)
+    places = np.array([[[0.0, 0.0, 0.0], [x, 0.0, 0.0]] for x in (1.0, 2.0)]) / BOHR
+    write_frames(tmp_path / "run.c.xyz", ["O", "H"], [0, 10], places, "x_centroid")
+    run = sample(open_run(tmp_path), [DISTANCE], of, periodic=False)
+    assert run.values[DISTANCE.text][:, 0] == pytest.approx([1, 2], abs=1e-4)
+
+
 def test_beads_across_a_face_of_the_cell(tmp_path: Path) -> None:
     """Beads that i-PI wrote into the cell, one at each face, have their centroid at the face and not in the middle."""
     write_about(tmp_path, beads=2, periodic=True)

@@ -24,24 +24,34 @@ def test_every_input_is_a_kind() -> None:
 
 #: run among the slow tests: their way to i-PI is tried in test_parity, and their models in the others
 SLOW = ("inet", "cluster")
+#: inputs beside input.xml in a folder, which take the same models
+VARIANTS = [("zundel", "classical.xml"), ("zundel", "eco.xml")]
+CASES = [pytest.param(n, "input.xml", marks=pytest.mark.slow if n in SLOW else (), id=n) for n in KINDS]
+CASES += [pytest.param(n, xml, marks=pytest.mark.slow, id=f"{n}-{xml}") for n, xml in VARIANTS]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in KINDS])
-def test_each_shipped_input_runs(ipi, start, tmp_path, name) -> None:
-    """`beadwork run run.toml` where `beadwork init` was, for two steps, at addresses of its own; no more is changed."""
+@pytest.mark.parametrize(("name", "file"), CASES)
+def test_each_shipped_input_runs(ipi, start, tmp_path, name, file) -> None:
+    """`beadwork run run.toml` where `beadwork init` was, for two lines of properties, at addresses of its own; no more
+    is changed.
+    """
     folder = tmp_path / name
     init(folder, name)
-    xml = (folder / "input.xml").read_text()
+    xml = (folder / file).read_text()
     assert "sockets_prefix" not in xml
     xml = xml.replace("<simulation ", f"<simulation sockets_prefix='{tmp_path}/s-' ", 1)
     xml = re.sub(r"<port>\s*\d+\s*</port>", f"<port>{ipi.free_port(folder, name)}</port>", xml)
-    xml, changed = re.subn(r"<total_steps>\s*\d+\s*</total_steps>", "<total_steps>2</total_steps>", xml)
+    (stride,) = map(int, re.findall(r"<properties stride='(\d+)'", xml))
+    last = f"<total_steps>{2 * stride}</total_steps>"
+    xml, changed = re.subn(r"<total_steps>\s*\d+\s*</total_steps>", last, xml)
     assert changed == 1
-    (folder / "input.xml").write_text(xml)
-    process = start("beadwork", ipi.BIN / "beadwork", "run", "run.toml", "--engine", "native", cwd=folder)
+    (folder / file).write_text(xml)
+    process = start(
+        "beadwork", ipi.BIN / "beadwork", "run", "run.toml", "--simulation", file, "--engine", "native", cwd=folder
+    )
     assert process.wait(ipi.PATIENCE) == 0
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["steps"] >= 2
+    assert summary["steps"] >= 2 * stride
     table = np.loadtxt(folder / "simulation.out", ndmin=2)
-    assert table[:, 0].tolist() == [0, 1, 2]
+    assert table[:, 0].tolist() == [0, stride, 2 * stride]
     assert np.isfinite(table).all()

@@ -20,6 +20,7 @@ KINDS = {
     "solute": ("h2-water", "H2 in water, which the models have never seen"),
     "proton": ("zundel-water", "an excess proton in water, which they have not seen either"),
     "cluster": ("cluster", "H5O2+ in vacuum, a committee from PBE to MP2"),
+    "zundel": ("zundel", "H5O2+ in vacuum at coupled cluster, 32 beads; docs/proton.md"),
     "mts": ("water-mts", "Δ every fourth step and on 4 beads"),
     "inet": ("water-inet", "over TCP, a connection a bead"),
 }
