@@ -45,9 +45,9 @@ from beadwork.potential.bundle import COMMITTEE, members_of
 from beadwork.toml import tomllib
 from beadwork.train.calibration import Residuals, format_calibration, residuals, scale
 from beadwork.train.calibration import calibrate as calibrated
-from beadwork.train.committee import references
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
+from beadwork.train.plan import references
 from beadwork.train.split import unseen
 
 HERE = Path(__file__).parent
