@@ -188,11 +188,12 @@ def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Fram
     """The frames of the centroid, or of each bead that was written."""
     stem = str(run.about.get("outputs", ""))
     positions = find_trajectory(run.directory, stem, "positions")
-    # of one bead either is the other
-    centroid = find_trajectory(run.directory, stem, "x_centroid") if of == "centroid" or beads == 1 else None
-    if centroid is not None:
+    several = of == "centroid" and beads > 1
+    # one bead is its own centroid, whichever of the two was written
+    wanted = several or (beads == 1 and positions is None)
+    if wanted and (centroid := find_trajectory(run.directory, stem, "x_centroid")):
         return [_of_bead(centroid, 0)]
-    if of == "centroid" and beads > 1:
+    if several:
         if positions is not None and len(positions.files) == beads:
             return [_centroids(positions)]
         ask = _ASK.format(file="centroid", what="x_centroid{angstrom}")
