@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with handled({signal.SIGINT: interrupt, signal.SIGTERM: interrupt}):
             set_up()
             args = _parser().parse_args(arguments)
+            # again: how much is to be said is known only now
             set_up(args.verbosity)
             return int(args.call(args))
     except (BeadworkError, Interrupted) as error:
@@ -117,6 +118,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what is no option before anything else is missed for want of it, and what is left over."""
         self._as_json = "--json" in self._option_string_actions and "--json" in (args or ())
+        # `--` alone: a short one is a letter, of which nothing can be meant
         options = [name for name in self._option_string_actions if name.startswith("--")]
         # a parser with commands passes the words on to theirs, which knows its own options
         leaf = self._subparsers is None
@@ -416,6 +418,7 @@ def _doctor(args: argparse.Namespace) -> int:
     config, _ = _configured(args, config)
     from beadwork.doctor.report import doctor, visit
 
+    # as lines, so that a user sees each finding as it comes; a script waits for the whole object
     if not args.json:
         return doctor(config)
     found = visit(config)

@@ -94,6 +94,7 @@ class Declared:
 
 def setting(default: T, text: str, unit: str | None = None, **more: Any) -> T:
     """A field of a class of settings, with its default; a list or a table is copied. more: those of `Setting`."""
+    # in the metadata of a field: the class stays an ordinary dataclass, which can be made without a file
     told = required(text, unit, **more)
     # a dataclass refuses a default that its instances would share
     if isinstance(default, (list, dict)):

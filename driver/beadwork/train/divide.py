@@ -27,6 +27,7 @@ def divide(
 
 def _dataset(examples: Sequence[Example], settings: TrainSettings, previous: Path | None) -> Dataset:
     """The examples without isolated atoms, and which of them are held out."""
+    # an isolated atom has no forces and no differences to learn: its energy is a reference energy
     examples = [e for e in examples if not e.isolated]
     before = [] if previous is None else Dataset.read(previous).past
     # labels of earlier generations come again with the new ones: `before` keeps only structures that do not
@@ -60,6 +61,7 @@ def format_division(out: Path, examples: Sequence[Example], dataset: Dataset, se
     count, testing = len(dataset.examples), dataset.testing
     forces = sum(e.forces is not None for e in dataset.examples)
     lost = sum(not e.isolated for e in examples) - count
+    # nothing says which of these frames are neighbours in time
     alone = sum(e.simulation is None for e in dataset.examples)
     simulations = {e.simulation for e in dataset.examples} - {None}
     undated = sum(met.step is None and met.simulation in simulations for met in dataset.before)

@@ -157,7 +157,9 @@ class Validated(Form):
 def as_form(validation: Validation, page: Path) -> Validated:
     """The result as an object."""
     found, measured = validation.found, validation.found.measured
+    # all: the mean over every frame, not over compositions
     groups = {**found.compositions(), "all": list(range(len(found.examples)))}
+    # a model of the labels themselves has no baseline to be held against
     no_better = () if validation.dataset.baseline is None else no_better_in(measured)
     return Validated(
         committee=str(validation.committee),
