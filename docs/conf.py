@@ -42,6 +42,12 @@ def _read(app: Any, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./|schemas)[^)]*)\)", _leads_outside, source[0])
 
 
+def _plain(app: Any, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings are plain text: |F| is a length there, and no name of a substitution."""
+    lines[:] = [line.replace("|", r"\|") for line in lines]
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", _read)
+    app.connect("autodoc-process-docstring", _plain)
