@@ -28,6 +28,8 @@ from beadwork.log import Alarm, logger, painted, print_progress, set_up
 from beadwork.settings import WORDS, Declared, declared, meant, title
 from beadwork.signals import Interrupted, handled, interrupt
 
+#: what `plan` is asked beside what a server is
+PLANNED = ("error", "force_error", "piglet", "measure")
 #: characters of a path that a message shows
 LONG = 200
 #: seconds between two looks of `status --watch`
@@ -220,6 +222,7 @@ def _serving(commands: Any) -> None:
         ("run", _serve, "the same, and start i-PI too; ends with i-PI's exit code", f"input.xml {models} --queue q.db"),
         ("bench", _bench, "where this simulation's step goes, and what would help", f"input.xml {models} --steps 50"),
         ("doctor", _doctor, "before a long run: what is wrong, what is slow, how long it takes", f"input.xml {models}"),
+        ("plan", _plan, "beads, springs and time steps that hold an error, cheapest first", "run.toml --error 0.01"),
     ):
         parser = _command(commands, name, call, text, example)
         # argparse would list all options in front of the only word that is always needed
@@ -231,10 +234,23 @@ def _serving(commands: Any) -> None:
             parser.add_argument(
                 "--steps", type=_typed(int), default=20, metavar="N", help="steps to run, elsewhere (default: 20)"
             )
-        if name in ("bench", "doctor"):
+        if name in ("bench", "doctor", "plan"):
             _json_option(parser)
+        if name == "plan":
+            _plan_options(parser)
         parser.set_defaults(start=name == "run")
-        _serve_options(parser, several=name != "bench")
+        _serve_options(parser, several=name not in ("bench", "plan"))
+
+
+def _plan_options(parser: _Parser) -> None:
+    text = "of kinetic energies and the potential that is allowed (default: 0.01)"
+    parser.add_argument("--error", type=_typed(float), default=0.01, metavar="X", help=text)
+    text = "the same of mean squared forces (default: 0.03)"
+    parser.add_argument("--force-error", type=_typed(float), default=0.03, metavar="X", help=text)
+    text = "i-PI input whose nm_gle thermostat is looked at too (inputs/water-piglet/input.xml has one)"
+    parser.add_argument("--piglet", type=Path, metavar="FILE", help=text)
+    text = "steps of the cheapest plan with real i-PI, elsewhere (default: 0, none)"
+    parser.add_argument("--measure", type=_typed(int), default=0, metavar="N", help=text)
 
 
 def _training(commands: Any) -> None:
@@ -405,6 +421,18 @@ def _bench(args: argparse.Namespace) -> int:
 
     found = bench(config, args.steps, threads)
     print(as_json(found) if args.json else format_bench(found))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    asked = {name: getattr(args, name) for name in PLANNED}
+    for name in PLANNED:
+        delattr(args, name)
+    config, threads = _configured(args)
+    from beadwork.doctor.plan import Asked, format_plan, plan
+
+    found = plan(config, Asked(**asked), threads)
+    print(as_json(found) if args.json else format_plan(found))
     return 0
 
 

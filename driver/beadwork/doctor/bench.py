@@ -66,14 +66,14 @@ def bench(config: ServeConfig, steps: int, threads: str) -> Bench:
     """
     simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
     with tempfile.TemporaryDirectory(prefix="beadwork-bench-") as folder:
-        summary, notes = _run(_elsewhere(config), simulation, steps, threads, Path(folder))
+        summary, notes = run(config, simulation, steps, threads, Path(folder))
     return measured(summary, simulation, config, notes, config.servers, config.member_forces)
 
 
-def _run(
+def run(
     config: ServeConfig, simulation: Simulation, steps: int, threads: str, folder: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """Run in a folder; return its summary, and the messages about engines and threads."""
+    """Run in a folder, as `bench` does; return the summary, and the messages about engines and threads."""
     from beadwork.serve.session import Session
 
     files = [file for file in simulation.files if not file.is_absolute()]
@@ -87,10 +87,10 @@ def _run(
     for output in read_simulation(folder / "bench.xml", directory=folder).outputs:
         (folder / output.name).parent.mkdir(parents=True, exist_ok=True)
     events: list[Event] = []
+    # no queue: frames of a few steps of practice are not those that the user wants labelled
+    asked = replace(_elsewhere(config), simulation="bench.xml", queue=None, out="ours")
     # the run's own words say the same as the report below, in another form
     with _inside(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        # no queue: frames of a few steps of practice are not those that the user wants labelled
-        asked = replace(config, simulation="bench.xml", queue=None, out="ours")
         code = Session(asked, threads, [events.append]).run(start_ipi=True)
         summary = json.loads(Path("ours", "summary.json").read_text())
         if code or not summary["steps"]:
