@@ -65,7 +65,7 @@ def configuration() -> str:
         "In every TOML file names may have dashes or underscores, a whole number stands for a number, and paths count",
         "from the file's own folder. A name that is not known is refused, with the one that was probably meant.",
         "",
-        "## Options of `beadwork serve`, `run`, `bench` and `doctor`, and the keys of their file",
+        "## Options of `beadwork serve`, `run`, `bench`, `doctor` and `plan`, and the keys of their file",
         "",
         "What is typed wins over the file. There `weights` and the bands are lists, `delta` and `devices` a text or a",
         "list of them, `at` is a table, and `periodic = false` is `--not-periodic` when typed.",

@@ -255,7 +255,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     return found
 
 
-SERVING = ("beadwork serve", "beadwork run", "beadwork bench", "beadwork doctor")
+SERVING = ("beadwork serve", "beadwork run", "beadwork bench", "beadwork doctor", "beadwork plan")
 
 
 @pytest.mark.parametrize("name", SERVING)
@@ -271,7 +271,7 @@ def test_options_are_the_declared_settings(name: str) -> None:
             option = options["instead" if name_ == "simulation" else name_]
             assert option.option_strings == [f"--{entry.setting.negation or entry.key}"]
             assert option.default in (argparse.SUPPRESS, None)
-            if name_ == "simulation" or (name == "beadwork bench" and name_ == "devices"):
+            if name_ == "simulation" or (name in ("beadwork bench", "beadwork plan") and name_ == "devices"):
                 continue
             assert option.help is not None
             assert option.help.startswith(entry.setting.text)

@@ -23,7 +23,7 @@ def test_every_input_is_a_kind() -> None:
 
 
 #: run among the slow tests: their way to i-PI is tried in test_parity, and their models in the others
-SLOW = ("inet", "cluster", "zundel")
+SLOW = ("inet", "cluster", "zundel", "eco")
 #: inputs beside input.xml in a folder, which take the same models
 VARIANTS = [("zundel", "classical.xml"), ("zundel", "eco.xml")]
 CASES = [pytest.param(n, "input.xml", marks=pytest.mark.slow if n in SLOW else (), id=n) for n in KINDS]

@@ -22,6 +22,8 @@ KINDS = {
     "cluster": ("cluster", "H5O2+ in vacuum, a committee from PBE to MP2"),
     "zundel": ("zundel", "H5O2+ in vacuum at coupled cluster, 32 beads; docs/proton.md"),
     "mts": ("water-mts", "Δ every fourth step and on 4 beads"),
+    "eco": ("water-eco", "16 economised beads, about as good as 32 ordinary ones"),
+    "piglet": ("water-piglet", "6 beads with colored noise"),
     "inet": ("water-inet", "over TCP, a connection a bead"),
 }
 #: of a folder of models, what a run needs and what says where they come from
