@@ -11,6 +11,7 @@ from typing import Any
 
 from beadwork import config, errors
 from beadwork.doctor.bench import Bench
+from beadwork.doctor.plan import Planned
 from beadwork.doctor.report import Visit
 from beadwork.harvest.listing import Listing, Shown
 from beadwork.json_form import Failure, Form, Part, keys, parts, schema, words_of
@@ -147,7 +148,7 @@ def _described(of: type[Part]) -> list[str]:
 
 
 #: every object that `--json` prints
-FORMS: list[type[Form]] = [Status, Visit, Bench, Listing, Shown, Validated, Failure]
+FORMS: list[type[Form]] = [Status, Visit, Bench, Planned, Listing, Shown, Validated, Failure]
 
 
 #: every other TOML file: its name, the class of its settings, and who reads it

@@ -24,7 +24,7 @@ from beadwork.doctor.harmonic import (
     springs,
     stable,
 )
-from beadwork.doctor.plan import colored_noise
+from beadwork.doctor.plan_xml import colored_noise
 from beadwork.errors import SimulationError
 
 PIGLET = Path(__file__).parents[2] / "inputs" / "water-piglet" / "input.xml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -16,11 +15,14 @@ from beadwork.config import ServeConfig
 from beadwork.doctor import plan as module
 from beadwork.doctor import search
 from beadwork.doctor.harmonic import Modes, Plan
-from beadwork.doctor.plan import Asked, changed, colored_noise, plan
+from beadwork.doctor.plan import Asked, format_plan, plan
+from beadwork.doctor.plan_xml import changed, colored_noise
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read_simulation
+from beadwork.json_form import as_json
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
+from support.json_forms import checked
 
 INPUTS = Path(__file__).parents[2] / "inputs"
 PIGLET = INPUTS / "water-piglet" / "input.xml"
@@ -85,7 +87,7 @@ def springs(monkeypatch: pytest.MonkeyPatch) -> ServeConfig:
 
 def test_what_is_said(springs: ServeConfig) -> None:
     """As text and JSON: the input as it is, plans in the order of their speed, their lines, and what is not known."""
-    told = json.loads(plan(springs, Asked(0.05, 0.2, PIGLET, as_json=True), "one thread"))
+    told = checked(as_json(plan(springs, Asked(0.05, 0.2, PIGLET), "one thread")), "plan")
     assert told["highest"] == pytest.approx(3310, abs=10)
     assert told["atoms"] == {"O": 32, "H": 64}
     assert told["now"]["beads"] == 16
@@ -95,12 +97,12 @@ def test_what_is_said(springs: ServeConfig) -> None:
     speeds = [found["ns_per_day"] for found in told["plans"]]
     assert speeds == sorted(speeds, reverse=True)
     for found in told["plans"]:
-        assert found["error_without_signs"]["kinetic H"] <= 0.05
+        assert found["judged"]["kinetic H"] <= 0.05
     assert any("--measure" in text for text in told["unknown"])
-    text = plan(springs, Asked(0.05, 0.2), "one thread")
+    text = format_plan(plan(springs, Asked(0.05, 0.2), "one thread"))
     assert "<frequencies style='eco' units='inversecm'>[3500]</frequencies>" in text
     assert "64 H, 32 O" in text or "32 O, 64 H" in text
-    assert "no plan holds that" in plan(springs, Asked(1e-6, 1e-6), "one thread")
+    assert "no plan holds that" in format_plan(plan(springs, Asked(1e-6, 1e-6), "one thread"))
 
 
 def test_what_cannot_be_planned_for(springs: ServeConfig, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_the_shipped_water(tmp_path: Path) -> None:
         delta=[str(MODELS)],
         threads=1,
     )
-    told = json.loads(plan(config, Asked(0.02, 0.06, PIGLET, 4, True), "one thread"))
+    told = checked(as_json(plan(config, Asked(0.02, 0.06, PIGLET, 4), "one thread")), "plan")
     assert 3500 < told["highest"] < 4200
     assert -0.09 < told["now"]["error"]["kinetic H"] < -0.04
     ordinary = [found for found in told["plans"] if found["springs"] == "ordinary"]
@@ -139,8 +141,8 @@ def test_the_shipped_water(tmp_path: Path) -> None:
     assert any(found["springs"] == "piglet" for found in told["plans"])
     assert told["measured"]["steps"] == 4
     assert told["measured"]["seconds_per_step"] > 0
-    assert set(told["measured"]["kinetic_ev_per_atom"]) == {"O", "H"}
-    assert np.isfinite(told["measured"]["drift_ev_per_atom_ps"])
+    assert set(told["measured"]["kinetic"]) == {"O", "H"}
+    assert np.isfinite(told["measured"]["drift"])
 
 
 def test_modes_have_the_share_of_all_atoms() -> None:

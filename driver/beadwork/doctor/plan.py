@@ -1,6 +1,6 @@
 """`beadwork plan`: how many beads, which springs, time steps and contraction hold a stated error, as lines for the XML.
 
-    print(plan(config, Asked(), threads))
+    print(format_plan(plan(config, Asked(), threads)))
 
 `curvature` measures the vibrations of the user's structure and what an evaluation costs, `harmonic` says which errors a
 plan has for these, `search` finds the cheapest that hold.
@@ -8,32 +8,31 @@ plan has for these, `search` finds the cheapest that hold.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 from xml.etree import ElementTree
 
 import numpy as np
-from ipi.inputs.thermostats import InputThermo
-from ipi.utils.io.inputs.io_xml import xml_parse_string
 
 from beadwork.config import ServeConfig
+from beadwork.digits import with_bar
 from beadwork.doctor import bench
 from beadwork.doctor.curvature import cost, vibrations
-from beadwork.doctor.harmonic import BOLTZMANN, CENTROID_TAU, ColoredNoise, Modes, Plan, quantum
+from beadwork.doctor.harmonic import quantum
+from beadwork.doctor.plan_xml import changed, colored_noise, plan_of, xml_lines
 from beadwork.doctor.search import Costs, Judged, Search
 from beadwork.errors import SimulationError
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import read_table
-from beadwork.ipi.simulation import Simulation, System, as_xml, read_simulation
+from beadwork.ipi.simulation import Simulation, System, read_simulation
+from beadwork.json_form import Form, Part
 from beadwork.potential.load import load_for
 from beadwork.potential.potential import Potential
-from beadwork.units import FEMTOSECOND, HARTREE
 
 UNKNOWN = (
     "errors are those of harmonic vibrations about this structure; a distribution (g(r), a proton's) is not looked at",
@@ -54,11 +53,58 @@ class Asked:
     force_error: float = 0.03
     piglet: Path | None = None
     measure: int = 0
-    as_json: bool = False
 
 
-def plan(config: ServeConfig, asked: Asked, threads: str) -> str:
-    """Measure, search, and return the text. Raises SimulationError for an input that this cannot plan for."""
+@dataclass(frozen=True)
+class Option(Part):
+    """One way to run the simulation."""
+
+    beads: Annotated[int, "of the ring polymer"]
+    springs: Annotated[str, "ordinary, eco or piglet"]
+    time_step_fs: Annotated[float, "fs, of the baseline"]
+    outer_fs: Annotated[float, "fs, of Δ: i-PI's own step"]
+    delta_beads: Annotated[int, "on which Δ is evaluated"]
+    cayley: Annotated[bool, "whether the springs are propagated by Cayley's transform"]
+    splitting: Annotated[str, "baoab or obabo"]
+    ns_per_day: Annotated[float, "ns in a day, of the models alone"]
+    error: Annotated[dict[str, float | None], "relative, signed; null where the time step is not stable"]
+    judged: Annotated[dict[str, float | None], "the same of beads, contraction and time step added without signs"]
+    xml: Annotated[list[str], "lines for the input and the TOML file"]
+
+
+@dataclass(frozen=True)
+class Measured(Part):
+    """The cheapest plan with real i-PI."""
+
+    steps: Annotated[int, "timed, without the first"]
+    seconds_per_step: Annotated[float, "s, mean"]
+    ns_per_day: Annotated[float, "ns in a day, with i-PI's own part"]
+    drift: Annotated[float | None, "eV/atom/ps, of the conserved quantity"]
+    kinetic: Annotated[dict[str, float], "eV/atom by element, mean of the second half"]
+    kinetic_error: Annotated[dict[str, float | None], "eV/atom, statistical, from eight blocks"]
+
+
+@dataclass(frozen=True)
+class Planned(Form):
+    """`beadwork plan --json`."""
+
+    KIND = "plan"
+    atoms: Annotated[dict[str, int], "by element"]
+    temperature: Annotated[float, "K"]
+    highest: Annotated[float, "cm^-1, of the vibrations"]
+    kinetic: Annotated[dict[str, float], "eV/atom by element, exact for these vibrations"]
+    seconds: Annotated[dict[str, list[float]], "s of an evaluation, by part: a, b of a + b x structures"]
+    error: Annotated[float, "allowed, of kinetic energies and potential"]
+    force_error: Annotated[float, "allowed, of mean squared forces"]
+    now: Annotated[Option | None, "the input as it is; null where it is none of the plans that are known"]
+    plans: Annotated[list[Option], "that hold, cheapest first"]
+    measured: Annotated[Measured | None, "null without --measure"]
+    unknown: Annotated[list[str], "what this does not know, in words"]
+    notes: Annotated[list[str], "what was said of engines and threads, in words"]
+
+
+def plan(config: ServeConfig, asked: Asked, threads: str) -> Planned:
+    """Measure and search. Raises SimulationError for an input that this cannot plan for."""
     simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
     system = _system(simulation, config)
     temperature = float(system.temperature or 0)
@@ -68,13 +114,43 @@ def plan(config: ServeConfig, asked: Asked, threads: str) -> str:
     frame = system.frame(periodic=config.periodic)
     notes = [threads, *potential.select_backends(frame), *potential.fit(frame, config.device, 16)]
     modes = vibrations(potential, frame, system.names, system.masses)
+    exact = 3 * quantum(modes.omega2, temperature)
     search = Search(modes, _costs(potential, config, system), temperature, noise)
-    now = _now(simulation, system, search)
+    now = plan_of(simulation, system, search.highest)
     found = search.cheapest(asked.error, asked.force_error)
     measured = measure(config, simulation, found[0], asked, threads) if asked.measure and found else None
-    if asked.as_json:
-        return json.dumps(_data(search, asked, now, found, measured, simulation, config), indent=1, allow_nan=False)
-    return "\n".join([*notes, *_text(search, asked, now, found, measured, simulation, config)])
+    parts = {"sum": search.costs.whole, "baseline": search.costs.baseline, "delta": search.costs.delta}
+
+    def option(judged: Judged) -> Option:
+        plan = judged.plan
+        return Option(
+            plan.beads,
+            plan.springs,
+            plan.timestep,
+            plan.outer,
+            plan.delta_beads,
+            plan.cayley,
+            plan.splitting,
+            judged.speed,
+            dict(judged.errors),
+            dict(judged.judged),
+            list(xml_lines(plan, simulation, config, asked.piglet)),
+        )
+
+    return Planned(
+        dict(modes.counts),
+        temperature,
+        modes.highest,
+        {name: float(weight @ exact) for name, weight in modes.weights.items()},
+        {name: [part.first, part.each] for name, part in parts.items() if part is not None},
+        asked.error,
+        asked.force_error,
+        None if now is None else option(search.judge(now)),
+        [option(judged) for judged in found],
+        measured,
+        [*UNKNOWN, *([] if measured else ["what i-PI itself takes: --measure STEPS runs the cheapest with it"])],
+        notes,
+    )
 
 
 def _system(simulation: Simulation, config: ServeConfig) -> System:
@@ -109,128 +185,7 @@ def _costs(potential: Potential, config: ServeConfig, system: System) -> Costs:
     return Costs(whole, cost(baseline, frame, every), cost(potential.without_baseline(), frame, every))
 
 
-def colored_noise(path: Path, temperature: float) -> ColoredNoise:
-    """The matrices of the nm_gle thermostat in an i-PI input. Raises SimulationError where it has none for this T."""
-    root = ElementTree.fromstring(as_xml(path))
-    element = next((e for e in root.iter("thermostat") if e.get("mode", "").startswith("nm_gle")), None)
-    if element is None:
-        raise SimulationError(f"{path} has no thermostat of mode nm_gle", "name an input with the matrices of PIGLET")
-    source = InputThermo()
-    try:
-        source.parse(xml_parse_string(ElementTree.tostring(element)).fields[0][1])
-        thermostat = source.fetch()
-        drift, covariance = np.array(thermostat.A) / FEMTOSECOND, np.array(thermostat.C) * HARTREE
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SimulationError(f"i-PI does not read the thermostat of {path} ({error})", "see i-PI's manual") from error
-    meant = covariance[0, 0, 0] / BOLTZMANN / len(drift)
-    if abs(meant - temperature) > 1e-3 * temperature:
-        raise SimulationError(
-            f"the matrices of {path} are for {meant:.1f} K, and this simulation is at {temperature:g} K",
-            "take those for its temperature (GLE4MD makes them)",
-        )
-    return ColoredNoise(drift, covariance)
-
-
-def _now(simulation: Simulation, system: System, search: Search) -> Judged | None:
-    """The input as it is; None where it is none of the plans that this knows."""
-    root = ElementTree.fromstring(as_xml(simulation.path))
-    style = next((e.get("style", "rpmd") for e in root.iter("frequencies")), "rpmd")
-    thermostat = next((e.get("mode", "") for e in root.iter("thermostat")), "")
-    parts, levels = system.forces, system.nmts
-    if system.timestep is None or style not in ("rpmd", "eco") or not thermostat.startswith("pile"):
-        return None
-    inner = int(np.prod(levels))
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] > 1) or len(parts) > 2 or (inner > 1 and len(parts) < 2):
-        return None
-    dynamics = next(root.iter("dynamics"), None)
-    frequencies = next(root.iter("frequencies"), None)
-    highest = search.highest
-    if style == "eco" and frequencies is not None and frequencies.get("units") == "inversecm":
-        highest = float((frequencies.text or "").strip(" []\n"))
-    fewest = min(part.nbeads for part in parts)
-    springs = next(root.iter("normal_modes"), None)
-    return search.judge(
-        Plan(
-            system.nbeads,
-            system.timestep / inner,
-            "eco" if style == "eco" else "ordinary",
-            inner,
-            fewest if fewest < system.nbeads else 0,
-            springs is not None and springs.get("propagator") == "cayley",
-            highest if style == "eco" else 0.0,
-            splitting="obabo" if dynamics is None else dynamics.get("splitting", "obabo"),
-        )
-    )
-
-
-def fragments(plan: Plan, simulation: Simulation, config: ServeConfig, piglet: Path | None = None) -> list[str]:
-    """What the input has otherwise for a plan: its elements, each as XML."""
-    socket = simulation.socket(next(iter(config.at), None))
-    mode = "" if socket.mode == "inet" else f" mode='{socket.mode}'"
-
-    def listens(name: str, address: str, port: int, beads: int) -> str:
-        where = f"<address>{address}</address>" + (f"<port>{port}</port>" if socket.mode == "inet" else "")
-        batch = f"<batch_size>{beads}</batch_size>" if beads > 1 else ""
-        return f"<ffsocket name='{name}'{mode}>{where}{batch}<latency>1e-3</latency></ffsocket>"
-
-    found, levels = [], plan.inner > 1
-    if plan.apart:
-        found += [
-            listens("baseline", f"{socket.address}-baseline" if mode else socket.address, socket.port, plan.beads),
-            listens("delta", f"{socket.address}-delta" if mode else socket.address, socket.port + 1, plan.delta_beads),
-        ]
-        inner, outer = (f"<mts_weights>{w}</mts_weights>" if levels else "" for w in ("[0, 1]", "[1, 0]"))
-        found.append(
-            f"<forces><force forcefield='baseline'>{inner}</force>"
-            f"<force forcefield='delta' nbeads='{plan.delta_beads}'>{outer}</force></forces>"
-        )
-    else:
-        found += [
-            listens("beadwork", socket.address, socket.port, plan.beads),
-            "<forces><force forcefield='beadwork'/></forces>",
-        ]
-    eco = f"<frequencies style='eco' units='inversecm'>[{plan.highest:g}]</frequencies>" if plan.highest else ""
-    propagator = " propagator='cayley'" if plan.cayley else ""
-    if eco or propagator:
-        found.append(f"<normal_modes{propagator}>{eco}</normal_modes>")
-    found.append(f"<timestep units='femtosecond'>{plan.outer:g}</timestep>")
-    if levels:
-        found.append(f"<nmts>[1, {plan.inner}]</nmts>")
-    if plan.springs == "piglet" and piglet is not None:
-        root = ElementTree.fromstring(as_xml(piglet))
-        element = next(e for e in root.iter("thermostat") if e.get("mode", "").startswith("nm_gle"))
-        found.append(ElementTree.tostring(element, encoding="unicode"))
-    else:
-        found.append(f"<thermostat mode='pile_g'><tau units='femtosecond'>{CENTROID_TAU:g}</tau></thermostat>")
-    return found
-
-
-def changed(plan: Plan, simulation: Simulation, config: ServeConfig, piglet: Path | None = None) -> ElementTree.Element:
-    """The input with a plan in it, whole. Raises SimulationError where it has no <dynamics> or <initialize>."""
-    root = ElementTree.fromstring(as_xml(simulation.path))
-    system, start, dynamics = root.find("system"), root.find("system/initialize"), next(root.iter("dynamics"), None)
-    motion = root.find("system/motion")
-    if system is None or start is None or dynamics is None or motion is None:
-        raise SimulationError(f"{simulation.path} has no <system> with <initialize> and <dynamics>", "plan by hand")
-    start.set("nbeads", str(plan.beads))
-    dynamics.set("splitting", "baoab")
-    if dynamics.get("mode", "nve") == "nve":
-        dynamics.set("mode", "nvt")
-    for parent, tags in (
-        (root, ("ffsocket",)),
-        (system, ("forces", "normal_modes")),
-        (dynamics, ("timestep", "nmts", "thermostat")),
-    ):
-        for child in [child for child in parent if child.tag in tags]:
-            parent.remove(child)
-        for text in fragments(plan, simulation, config, piglet):
-            element = ElementTree.fromstring(text)
-            if element.tag in tags:
-                parent.append(element)
-    return root
-
-
-def measure(config: ServeConfig, simulation: Simulation, judged: Judged, asked: Asked, threads: str) -> dict[str, Any]:
+def measure(config: ServeConfig, simulation: Simulation, judged: Judged, asked: Asked, threads: str) -> Measured:
     """Run a plan with real i-PI: seconds of a step, drift of the conserved quantity, kinetic energies in the last half.
 
     Raises what `bench.run` raises.
@@ -253,135 +208,74 @@ def measure(config: ServeConfig, simulation: Simulation, judged: Judged, asked: 
         values = read_table(next(folder.rglob("bench.out")))[1]
     half = values[len(values) // 2 :]
     counts = Counter(simulation.systems[0].names)
-    kinetic = {}
-    for k, name in enumerate(names):
-        blocks = np.array([block.mean() for block in np.array_split(half[:, 2 + k], 8)]) / counts[name]
-        kinetic[name] = [float(blocks.mean()), float(blocks.std(ddof=1) / np.sqrt(len(blocks)))]
-    return {
-        "steps": summary["steps"],
-        "seconds_per_step": summary["seconds_per_step"],
-        "ns_per_day": 86400e-6 * judged.plan.outer / summary["seconds_per_step"],
-        "drift_ev_per_atom_ps": _slope(values[:, 1]) / judged.plan.outer * 1000 / sum(counts.values()),
-        "kinetic_ev_per_atom": kinetic,
-    }
+    blocks = np.array([block[:, 2:].mean(axis=0) for block in np.array_split(half, min(8, len(half)))])
+    many = np.array([counts[name] for name in names])
+    bars = blocks.std(axis=0, ddof=1) / np.sqrt(len(blocks)) if len(blocks) > 1 else np.full(len(names), np.nan)
+    return Measured(
+        summary["steps"],
+        summary["seconds_per_step"],
+        86400e-6 * judged.plan.outer / summary["seconds_per_step"],
+        _slope(values[:, 1]) / judged.plan.outer * 1000 / sum(counts.values()),
+        dict(zip(names, (blocks.mean(axis=0) / many).tolist(), strict=True)),
+        dict(zip(names, (bars / many).tolist(), strict=True)),
+    )
 
 
 def _slope(values: FloatArray) -> float:
     return float(np.polyfit(np.arange(len(values)), values, 1)[0]) if len(values) > 1 else math.nan
 
 
-def _text(
-    search: Search,
-    asked: Asked,
-    now: Judged | None,
-    found: Sequence[Judged],
-    measured: dict[str, Any] | None,
-    simulation: Simulation,
-    config: ServeConfig,
-) -> Iterator[str]:
-    modes, costs = search.modes, search.costs
-    atoms = ", ".join(f"{count} {name}" for name, count in modes.counts.items())
-    yield f"{atoms} at {search.temperature:g} K; vibrations up to {modes.highest:.0f} cm^-1"
-    parts = [("an evaluation of S structures", costs.whole), ("the baseline", costs.baseline), ("Δ", costs.delta)]
-    yield "; ".join(f"{name}: {1e3 * c.first:.3g} + {1e3 * c.each:.3g} S ms" for name, c in parts if c is not None)
+def format_plan(found: Planned) -> str:
+    """The same as text."""
+    return "\n".join(_text(found))
+
+
+def _text(found: Planned) -> Iterator[str]:
+    yield from filter(None, found.notes)
+    atoms = ", ".join(f"{count} {name}" for name, count in found.atoms.items())
+    yield f"{atoms} at {found.temperature:g} K; vibrations up to {found.highest:.0f} cm^-1"
+    yield "an evaluation of S structures: " + "; ".join(
+        f"{name} {1e3 * first:.3g} + {1e3 * each:.3g} S ms" for name, (first, each) in found.seconds.items()
+    )
     yield (
-        f"wanted: kinetic energies and potential within {_percent(asked.error)}, mean squared forces within "
-        f"{_percent(asked.force_error)}; shown is beads + contraction + time step, each without its sign"
+        f"wanted: kinetic energies T and potential V within {_percent(found.error)}, mean squared forces F² within "
+        f"{_percent(found.force_error)}; below are the errors of beads, contraction and time step, added without signs"
     )
     yield ""
-    yield from _table(modes, ([] if now is None else [("now", now)]) + [(str(k), j) for k, j in enumerate(found, 1)])
-    if now is None:
+    rows = [("now", found.now), *((str(k), option) for k, option in enumerate(found.plans, 1))]
+    yield from _table([(name, option) for name, option in rows if option is not None])
+    if found.now is None:
         yield "the input as it is cannot be judged: its thermostat, forces or time steps are none of those above"
-    if not found:
+    if not found.plans:
         yield "no plan holds that: ask for less (--error, --force-error), or look at the structure"
-    kinds = {judged.plan.springs for judged in found}
-    for number, judged in enumerate(found, 1):
-        if judged.plan.springs in kinds:  # the cheapest of each kind
-            kinds.remove(judged.plan.springs)
-            yield f"\n{number}: {judged.plan.springs} beads"
-            yield from (f"  {line}" for line in xml_lines(judged.plan, simulation, config, asked.piglet))
-    if measured:
-        kinetic = ", ".join(f"{k} {v[0]:.4f} ± {v[1]:.4f}" for k, v in measured["kinetic_ev_per_atom"].items())
+    for number, option in enumerate(found.plans, 1):
+        yield f"\n{number}:"
+        yield from (f"  {line}" for line in option.xml)
+    if (run := found.measured) is not None:
+        bars = (
+            f"{name} {with_bar(value, run.kinetic_error[name])} (exact for these vibrations: {found.kinetic[name]:.4f})"
+            for name, value in run.kinetic.items()
+        )
         yield (
-            f"\n1 with i-PI, {measured['steps']} steps: {measured['seconds_per_step']:.3g} s each, "
-            f"{measured['ns_per_day']:.3g} ns/day; conserved quantity {measured['drift_ev_per_atom_ps']:.1e} "
-            f"eV/atom/ps; kinetic energy in the second half {kinetic} eV/atom (harmonic: {_harmonic(search)})"
+            f"\n1 with i-PI, {run.steps} steps: {run.seconds_per_step:.3g} s each, {run.ns_per_day:.3g} ns/day; "
+            f"conserved quantity {run.drift:.1e} eV/atom/ps; kinetic energy in the second half, eV/atom: "
+            f"{', '.join(bars)}"
         )
     yield "\nwhat this does not know:"
-    yield from (f"  - {text}" for text in _unknown(measured))
+    yield from (f"  - {text}" for text in found.unknown)
 
 
-def _unknown(measured: object) -> list[str]:
-    return [*UNKNOWN, *([] if measured else ["what i-PI itself takes: --measure STEPS runs the cheapest with it"])]
+def _table(rows: list[tuple[str, Option]]) -> Iterator[str]:
+    names = list(rows[0][1].judged) if rows else []
+    heads = [f"{'F²' if n.startswith('force') else 'T'}({n.split()[1]})" if " " in n else "V" for n in names]
+    yield f"{'':4} {'ns/day':>8}  {'beads':<12} {'time step':<16} {'Δ':<22}" + "".join(f"{head:>8}" for head in heads)
+    for number, option in rows:
+        step = f"{option.time_step_fs:g} fs" + (" Cayley" if option.cayley else "")
+        apart = option.outer_fs > option.time_step_fs or option.delta_beads < option.beads
+        delta = f"every {option.outer_fs:g} fs, {option.delta_beads} beads" if apart else ""
+        told = "".join(f"{_percent(option.judged[name]):>8}" for name in names)
+        yield f"{number:4} {option.ns_per_day:8.3g}  {option.beads:<3} {option.springs:<8} {step:<16} {delta:<22}{told}"
 
 
-def _harmonic(search: Search) -> str:
-    energies = quantum(search.modes.omega2, search.temperature)
-    return ", ".join(f"{name} {3 * float(w @ energies):.4f}" for name, w in search.modes.weights.items())
-
-
-def _table(modes: Modes, rows: Sequence[tuple[str, Judged]]) -> Iterator[str]:
-    names = [*(f"kinetic {n}" for n in modes.weights), *(f"force {n}" for n in modes.weights), "potential"]
-    heads = [*(f"T({n})" for n in modes.weights), *(f"F²({n})" for n in modes.weights), "V"]
-    yield f"{'':4} {'ns/day':>8}  {'beads':<12} {'time step':<16} {'Δ':<22}" + "".join(f"{h:>8}" for h in heads)
-    for number, judged in rows:
-        plan = judged.plan
-        step = f"{plan.timestep:g} fs" + (" Cayley" if plan.cayley else "")
-        delta = f"every {plan.outer:g} fs, {plan.delta_beads} beads" if plan.apart else ""
-        told = "".join(f"{_percent(judged.judged[name]):>8}" for name in names)
-        yield f"{number:4} {judged.speed:8.3g}  {plan.beads:<3} {plan.springs:<8} {step:<16} {delta:<22}{told}"
-
-
-def xml_lines(plan: Plan, simulation: Simulation, config: ServeConfig, piglet: Path | None) -> Iterator[str]:
-    """The lines that go into the input, and what goes into the run's TOML file."""
-    yield f"<initialize nbeads='{plan.beads}'>, <dynamics ... splitting='baoab'>"
-    for text in fragments(plan, simulation, config, piglet):
-        yield f"the nm_gle thermostat of {piglet}" if text.startswith("<thermostat mode='nm_gle") else text
-    if plan.apart:
-        yield 'run.toml: at = { baseline = "baseline", delta = "delta" }'
-
-
-def _data(
-    search: Search,
-    asked: Asked,
-    now: Judged | None,
-    found: Sequence[Judged],
-    measured: dict[str, Any] | None,
-    simulation: Simulation,
-    config: ServeConfig,
-) -> dict[str, Any]:
-    def told(judged: Judged) -> dict[str, Any]:
-        plan = judged.plan
-        return {
-            "beads": plan.beads,
-            "springs": plan.springs,
-            "timestep": plan.timestep,
-            "inner": plan.inner,
-            "delta_beads": plan.delta_beads,
-            "cayley": plan.cayley,
-            "splitting": plan.splitting,
-            "ns_per_day": judged.speed,
-            "error": {name: _finite(value) for name, value in judged.errors.items()},
-            "error_without_signs": {name: _finite(value) for name, value in judged.judged.items()},
-            "xml": list(xml_lines(plan, simulation, config, asked.piglet)),
-        }
-
-    return {
-        "atoms": dict(search.modes.counts),
-        "temperature": search.temperature,
-        "highest": search.modes.highest,
-        "error": asked.error,
-        "force_error": asked.force_error,
-        "now": None if now is None else told(now),
-        "plans": [told(judged) for judged in found],
-        "measured": measured,
-        "unknown": _unknown(measured),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %" if math.isfinite(value) else "grows"
+def _percent(value: float | None) -> str:
+    return f"{100 * value:.2g} %" if value is not None and math.isfinite(value) else "grows"
