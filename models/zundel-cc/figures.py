@@ -48,7 +48,7 @@ def main() -> None:
             apart = free_energy(series, OXYGENS, 50, (2.2, 2.8))
             found[kind] = along, apart
             picoseconds = sum(np.ptp(one.steps) * (one.time_step or 0.0) / 1000 for one in series)
-            print(f"{NAMES[kind]}: {len(paths)} pieces, {picoseconds:.0f} ps")
+            print(f"{NAMES[kind]}: {len(paths)} pieces, {picoseconds:.1f} ps")
     if not found:
         raise SystemExit(f"{options.pieces} has no pieces")
     published = {}
@@ -103,6 +103,8 @@ def _published(dc: tuple[FloatArray, FloatArray], oxygens: tuple[FloatArray, Flo
 
 
 def _bars(one: Estimate, digits: int) -> str:
+    if np.isnan(one.value):
+        return "not reached"
     committee = "" if one.committee is None else f", {one.committee:.{digits}f}"
     return f"{one.value:.{digits}f} ± {one.both:.{digits}f} ({one.statistical:.{digits}f}{committee})"
 

@@ -1,0 +1,75 @@
+"""How wrong the models are where a simulation goes: labels of its own frames, about dc = 0 and about |dc| = 0.4.
+
+    python models/zundel-cc/score.py pick build/zundel-cc/runs scored.extxyz          # of the classical pieces
+    beadwork queue add scored.db scored.extxyz --not-periodic
+    beadwork label scored.db --with models/zundel-cc/labeller.toml
+    beadwork queue export scored.db scored-labelled.extxyz --status labelled
+    python models/zundel-cc/score.py compare scored-labelled.extxyz
+
+What the labels add to F(0.4) - F(0) is, to first order, the mean of label - model among the frames of the one place
+less that among those of the other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.units import kJ, mol
+
+from beadwork.analyse.coordinate import parse
+from beadwork.frame import Frame
+from beadwork.potential.load import load
+
+HERE = Path(__file__).parent
+DC = parse("dc:O1,O2")
+PLACES, WIDTH = (0.0, 0.4), 0.05
+#: frames about each place
+FRAMES = 30
+
+
+def dc(atoms: Atoms) -> float:
+    """Of one structure."""
+    return abs(float(DC.values(atoms.numbers, atoms.positions[None])[0, 0]))
+
+
+def pick(runs: Path, out: Path) -> None:
+    """Frames of all classical pieces, far from each other in time."""
+    found: list[list[Atoms]] = [[] for _ in PLACES]
+    for folder in sorted(runs.glob("classical-*")):
+        trajectory = ase.io.read(folder / "simulation.centroid.xyz", ":")
+        for atoms in trajectory[len(trajectory) // 11 :]:
+            for number, place in enumerate(PLACES):
+                if abs(dc(atoms) - place) < WIDTH:
+                    found[number].append(Atoms(atoms.symbols, atoms.positions - atoms.positions.mean(axis=0)))
+    spaced = [[one[k] for k in np.linspace(0, len(one) - 1, FRAMES).astype(int)] for one in found]
+    chosen = [atoms for both in zip(*spaced, strict=True) for atoms in both]  # in turn: a part will do
+    ase.io.write(out, chosen, format="extxyz")
+    print(f"{len(chosen)} of {sum(map(len, found))} frames")
+
+
+def compare(labelled: Path) -> None:
+    """Print label - model by place."""
+    atoms = ase.io.read(labelled, ":")
+    model = load(HERE / "baseline", [HERE], dtype="float64")
+    energies = model.evaluate([Frame.from_atoms(one) for one in atoms]).energies
+    wrong = (np.array([one.info["REF_energy"] for one in atoms]) - energies) * mol / kJ
+    where = np.array([dc(one) for one in atoms])
+    means = []
+    for place in PLACES:
+        mine = wrong[np.abs(where - place) < WIDTH]
+        means.append((mine.mean(), mine.std(ddof=1) / np.sqrt(len(mine))))
+        print(f"|dc| = {place:g}: {len(mine)} frames, label - model scatters by {mine.std(ddof=1):.2f} kJ/mol")
+    (first, a), (second, b) = means
+    print(f"the labels add {second - first:.2f} ± {np.hypot(a, b):.2f} kJ/mol to F({PLACES[1]:g}) - F({PLACES[0]:g})")
+
+
+STEPS: dict[str, Callable[..., None]] = {"pick": pick, "compare": compare}
+
+if __name__ == "__main__":
+    step, *paths = sys.argv[1:]
+    STEPS[step](*map(Path, paths))
