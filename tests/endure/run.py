@@ -53,8 +53,8 @@ PAGE = ROOT / "docs" / "endure.md"
 BEADS, ATOMS = 2, 3
 #: what two runs may differ by, relative to the largest value of a column
 SAME = 1e-10
-#: a program that stays put for so many seconds has stalled
-STALLED = 300.0
+#: a program that stays put for so many seconds has stalled, on a machine that has other things to do as well
+STALLED = 1800.0
 #: how the part of the page begins that is of frames that are lost
 LOSSES = "## Frames that are lost"
 #: eV/Å; the largest force spread from which frames are kept: some of the beads
