@@ -169,6 +169,29 @@ def test_what_fits_is_chosen_beforehand(pair, frames, monkeypatch) -> None:
     assert potential.fit(frames[0], "cpu", 3) == []
 
 
+def test_heads_on_one_trunk_count(pair, frames, monkeypatch) -> None:
+    """A trunk's mean takes little, and each of its heads 50 MB for a structure: what fits is what fits of them."""
+
+    class Greedy(pair):
+        def evaluate(self, graph):
+            self.taken = np.ones(50_000_000 // 8 * len(graph))
+            self.taken = None
+            return super().evaluate(graph)
+
+    class Shared(pair):
+        heads = 2
+
+        def open_head(self, number, *, weighing):
+            return Greedy(5.0, 3.0)
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: 400_000_000)
+    potential = Potential(None, [Shared(5.0, 3.0)])
+    assert len(potential.members) == 2
+    notes = potential.fit(frames[0], "cpu", 8)
+    assert 3 <= potential.max_edges / len(build(frames[:1], 3.0).neighbor) <= 4.2
+    assert "of 8" in notes[0]
+
+
 #: evaluates eight structures at once, then with so little address space left that they cannot be held at once
 LIMITED = textwrap.dedent(
     """

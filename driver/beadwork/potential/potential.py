@@ -276,7 +276,9 @@ class Potential:
         """Choose max_edges from the memory that this structure needs and that is free; return a message where
         `structures` of them do not fit at once."""
         graph = self._graph([frame])
-        self.max_edges = self._most = memory.edges_that_fit(self.engines, graph, device)
+        # heads stay in memory once they are open, and take turns with the mean
+        heads = self.members if self.trunk else ()
+        self.max_edges = self._most = memory.edges_that_fit([*self.engines, *heads], graph, device)
         if self.max_edges is None or self.max_edges >= structures * len(graph.neighbor):
             return []
         count = max(1, self.max_edges // len(graph.neighbor))
