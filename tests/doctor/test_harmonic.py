@@ -23,6 +23,7 @@ from beadwork.doctor.harmonic import (
     quantum,
     springs,
     stable,
+    without_barriers,
 )
 from beadwork.doctor.plan_xml import colored_noise
 from beadwork.errors import SimulationError
@@ -59,13 +60,22 @@ def test_many_beads_are_exact() -> None:
 
 
 def test_curvatures_of_both_signs() -> None:
-    """An instantaneous mode that is no minimum is continued, x cot x, and refused where nothing is left to continue."""
+    """An instantaneous mode that is no minimum is continued, x cot x; one that cannot be is left out, and told."""
     x = np.sqrt(-modes(400).omega2[0] * -1) * HBAR / (2 * BOLTZMANN * 300)
     assert quantum(-modes(400).omega2, 300)[0] == pytest.approx(BOLTZMANN * 150 * x / np.tan(x), rel=1e-9)
     inverted = Modes(-modes(400).omega2, np.zeros(1), {"H": np.ones(1)}, {"H": 1})
     assert averages(inverted, Plan(128, TINY), 300)[0][0] == pytest.approx(quantum(inverted.omega2, 300)[0], rel=1e-3)
-    with pytest.raises(SimulationError, match="curvature of 1300i cm"):
-        quantum(-modes(1300).omega2, 300)
+    omega2 = np.concatenate([-modes(1300).omega2, -modes(400).omega2, modes(3000).omega2])
+    some = Modes(
+        omega2, np.zeros(3), {"H": np.array([0.2, 0.2, 0.6]), "O": np.array([0.0, 0.5, 0.5])}, {"H": 2, "O": 1}
+    )
+    rest, barriers = without_barriers(some, 300)
+    assert barriers == pytest.approx([1300])
+    assert rest.omega2.tolist() == omega2[1:].tolist()
+    assert rest.weights["H"].tolist() == pytest.approx([0.25, 0.75])
+    assert rest.weights["O"].tolist() == [0.5, 0.5]
+    with pytest.raises(SimulationError, match="curvatures of up to 1300i cm"):
+        without_barriers(Modes(omega2, np.zeros(3), {"H": np.array([0.6, 0.2, 0.2])}, {"H": 1}), 300)
 
 
 def test_economised_beads_hold_what_is_published_of_them() -> None:

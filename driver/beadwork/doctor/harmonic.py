@@ -153,18 +153,30 @@ def kept(beads: int, contracted: int) -> FloatArray:
     return keep
 
 
+def without_barriers(modes: Modes, temperature: float) -> tuple[Modes, list[float]]:
+    """The vibrations without those of so negative a curvature that no average continues to it; and these, as i cm^-1.
+
+    Raises SimulationError where they are half of an element's motion or more.
+    """
+    bounded = modes.omega2 > -((0.9 * 2 * np.pi * BOLTZMANN * temperature / HBAR) ** 2)
+    rest = {symbol: float(weight[bounded].sum()) for symbol, weight in modes.weights.items()}
+    barriers = np.sqrt(-modes.omega2[~bounded]) / WAVENUMBER
+    if min(rest.values()) <= 0.5:
+        raise SimulationError(
+            f"the structure has curvatures of up to {barriers.max():.0f}i cm^-1 in most directions, which no "
+            f"equilibrated one has at {temperature:g} K",
+            "give a structure from a run, in <initialize> or as its RESTART",
+        )
+    weights = {symbol: weight[bounded] / rest[symbol] for symbol, weight in modes.weights.items()}
+    return Modes(modes.omega2[bounded], modes.delta2[bounded], weights, modes.counts), sorted(barriers.tolist())
+
+
 def quantum(omega2: FloatArray, temperature: float) -> FloatArray:
     """(J,) eV: the exact kinetic energy of each vibration, which is its potential energy too.
 
-    Raises SimulationError for a curvature so negative that there is none.
+    For curvatures that `without_barriers` leaves.
     """
     half = HBAR * np.sqrt(omega2.astype(complex)) / (2 * BOLTZMANN * temperature)
-    if (half.imag > 0.9 * np.pi).any():
-        worst = np.sqrt(-omega2.min()) / WAVENUMBER
-        raise SimulationError(
-            f"the structure has a curvature of {worst:.0f}i cm^-1, which no equilibrated one has at {temperature:g} K",
-            "give a structure from a run, in <initialize> or as its RESTART",
-        )
     small = np.abs(half) < 1e-4
     safe = np.where(small, 1.0, half)
     return np.asarray(BOLTZMANN * temperature / 2 * np.where(small, 1.0, safe / np.tanh(safe)).real)

@@ -23,7 +23,7 @@ from beadwork.config import ServeConfig
 from beadwork.digits import with_bar
 from beadwork.doctor import bench
 from beadwork.doctor.curvature import cost, vibrations
-from beadwork.doctor.harmonic import quantum
+from beadwork.doctor.harmonic import quantum, without_barriers
 from beadwork.doctor.plan_xml import changed, colored_noise, plan_of, xml_lines
 from beadwork.doctor.search import Costs, Judged, Search
 from beadwork.errors import SimulationError
@@ -113,7 +113,8 @@ def plan(config: ServeConfig, asked: Asked, threads: str) -> Planned:
     potential.check_species(system.numbers)
     frame = system.frame(periodic=config.periodic)
     notes = [threads, *potential.select_backends(frame), *potential.fit(frame, config.device, 16)]
-    modes = vibrations(potential, frame, system.names, system.masses)
+    found_modes = vibrations(potential, frame, system.names, system.masses)
+    modes, barriers = without_barriers(found_modes, temperature)
     exact = 3 * quantum(modes.omega2, temperature)
     search = Search(modes, _costs(potential, config, system), temperature, noise)
     now = plan_of(simulation, system, search.highest)
@@ -148,9 +149,17 @@ def plan(config: ServeConfig, asked: Asked, threads: str) -> Planned:
         None if now is None else option(search.judge(now)),
         [option(judged) for judged in found],
         measured,
-        [*UNKNOWN, *([] if measured else ["what i-PI itself takes: --measure STEPS runs the cheapest with it"])],
+        [
+            *map(_barrier, barriers),
+            *UNKNOWN,
+            *([] if measured else ["what i-PI itself takes: --measure STEPS runs the cheapest with it"]),
+        ],
         notes,
     )
+
+
+def _barrier(height: float) -> str:
+    return f"a barrier of curvature {height:.0f}i cm^-1 is left out: nothing harmonic holds for it (a shared proton?)"
 
 
 def _system(simulation: Simulation, config: ServeConfig) -> System:
