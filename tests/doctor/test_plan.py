@@ -97,6 +97,8 @@ def test_what_is_said(springs: ServeConfig) -> None:
     speeds = [found["ns_per_day"] for found in told["plans"]]
     assert speeds == sorted(speeds, reverse=True)
     for found in told["plans"]:
+        assert any(str(PIGLET) in line for line in found["xml"]) == (found["springs"] == "piglet")
+        assert max(map(len, found["xml"])) < 300  # the matrices are in their file
         assert found["judged"]["kinetic H"] <= 0.05
     assert any("--measure" in text for text in told["unknown"])
     text = format_plan(plan(springs, Asked(0.05, 0.2), "one thread"))

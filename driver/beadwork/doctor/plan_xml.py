@@ -21,7 +21,7 @@ def xml_lines(plan: Plan, simulation: Simulation, config: ServeConfig, piglet: P
     """The lines that go into the input, and what goes into the run's TOML file."""
     yield f"<initialize nbeads='{plan.beads}'>, <dynamics ... splitting='baoab'>"
     for text in fragments(plan, simulation, config, piglet):
-        yield f"the nm_gle thermostat of {piglet}" if text.startswith("<thermostat mode='nm_gle") else text
+        yield f"the nm_gle thermostat of {piglet}" if "nm_gle" in text else text
     if plan.apart:
         yield 'run.toml: at = { baseline = "baseline", delta = "delta" }'
 
