@@ -4,8 +4,7 @@
 
 The first folder has what simulate.py kept; the second gets proton.png (F along dc), oxygens.png (F along d_OO),
 table.md, and CSV files of the curves. Published curves, one bead and 32, are those of the atomistic cookbook
-(examples/pi-metad/data); without them the measured ones stand alone. F is in kJ/mol and 0 at dc = 0; the lowest place
-of the published classical curve is 0.38 kJ/mol below that.
+(examples/pi-metad/data); without them the measured ones stand alone. F is in kJ/mol and 0 where it is lowest.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from beadwork.units import KJ_MOL
 
 DC, OXYGENS = "dc:O1,O2", "distance:O1,O2"
 NAMES = {"classical": "classical", "quantum": "32 beads", "eco": "16 economised beads"}
-PLACES = (0.2, 0.4, 0.6)
+PLACES = (0.0, 0.2, 0.4, 0.6)
 KELVIN = 300.0
 #: of the published metadynamics: one bead, 32
 PUBLISHED = ("classical", "quantum")
@@ -44,7 +43,7 @@ def main() -> None:
     for kind in NAMES:
         if paths := sorted(options.pieces.glob(f"{kind}-*.csv.gz")):
             series = [read_series(path, [DC, OXYGENS]) for path in paths]
-            along = free_energy(series, DC, 50, (-1.0, 1.0), 0.0, PLACES, symmetric=True)
+            along = free_energy(series, DC, 51, (-1.02, 1.02), None, PLACES, symmetric=True)
             apart = free_energy(series, OXYGENS, 50, (2.2, 2.8))
             found[kind] = along, apart
             picoseconds = sum(np.ptp(one.steps) * (one.time_step or 0.0) / 1000 for one in series)
@@ -62,8 +61,6 @@ def main() -> None:
     print(text)
     for number, (name, label) in enumerate([("proton", "Δc of the proton"), ("oxygens", "d(OO) (Å)")]):
         curves = {f"published, {NAMES[kind]}": both[number] for kind, both in published.items()}
-        if number == 0:
-            curves = {kind: (x, energy - np.interp(0.0, x, energy)) for kind, (x, energy) in curves.items()}
         measured = {NAMES[kind]: both[number] for kind, both in found.items() if kind in PUBLISHED}
         draw_free_energy(options.out / f"{name}.png", measured, label, curves)
         for kind, both in found.items():
@@ -93,7 +90,7 @@ def _published(dc: tuple[FloatArray, FloatArray], oxygens: tuple[FloatArray, Flo
     """The same numbers of two curves."""
     kt = float(unit_to_internal("temperature", "kelvin", KELVIN)) * KJ_MOL
     x, energy = dc
-    cells = [f"{np.interp(place, x, energy) - np.interp(0.0, x, energy):.2f}" for place in PLACES]
+    cells = [f"{np.interp(place, x, energy):.2f}" for place in PLACES]
     weight = np.exp(-energy / kt)
     cells.append(f"{np.sqrt((weight * x**2).sum() / weight.sum()):.4f}")
     x, energy = oxygens
