@@ -179,6 +179,9 @@ def _parser() -> _Parser:
     learn.add_argument("loop", type=Path, metavar="TOML", help="what to simulate, with which labeller and settings")
     learn.add_argument("--dry-run", action="store_true", help="read everything, and say what would be done")
     _examples(commands)
+    text = "print what a shell needs to complete beadwork's commands, options and files"
+    complete = _command(commands, "completion", _completion, text, "bash >> ~/.bashrc")
+    complete.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="of which shell")
     qmc = _command(commands, "qmc-env", _qmc_env, "make the environment that quantum Monte Carlo labels need", "")
     qmc.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="where (default: where labels look for it)")
     return parser
@@ -644,6 +647,27 @@ def _demo(args: argparse.Namespace) -> int:
     return code
 
 
+def _completion(args: argparse.Namespace) -> int:
+    import shtab
+
+    parser = _parser()
+    _complete_files(parser)
+    print(shtab.complete(parser, shell=args.shell))
+    return 0
+
+
+def _complete_files(parser: argparse.ArgumentParser) -> None:
+    """Let shells complete names of files wherever a value is taken that is none of a few words."""
+    import shtab
+
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _complete_files(inner)
+        elif action.choices is None and action.nargs != 0 and action.type in (None, Path):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
 def _qmc_env(args: argparse.Namespace) -> int:
     from beadwork.label.codes.qmc_env import default, install
 
@@ -790,12 +814,21 @@ def _report(commands: Any) -> None:
     parser.add_argument("run", type=Path, help="folder of beadwork.out and summary.json")
     parser.add_argument("--page", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
     parser.add_argument("--queue", metavar="Q", help="queue, where it is not the one that the run names")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="every curve of the page with its error bars too (default: RUN/report.csv)",
+    )
 
 
 def _write_report(args: argparse.Namespace) -> int:
     from beadwork.report.write import report
 
-    print(report(args.run, args.page, args.queue))
+    csv = args.run / "report.csv" if args.csv is True else args.csv
+    print(report(args.run, args.page, args.queue, csv))
     return 0
 
 

@@ -4,6 +4,7 @@ a message and an exit code.
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import os
@@ -14,10 +15,10 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from beadwork.errors import BeadworkError, ConfigError, ResourceError
 
@@ -212,3 +213,18 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno == errno.EIO:
             raise ResourceError(f"{said}: the disk or network file system failed", "check it") from error
         raise ConfigError(said, "check the path and your rights to it, or choose another with --out") from error
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns by their names; None and NaN are empty. Raises ConfigError or ResourceError."""
+    with writing(path), whole(path) as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            rows.writerow([_cell(value) for value in row])
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else value

@@ -286,7 +286,9 @@ def test_a_limit_stops_ipi_before_it_makes_the_step(
     assert summary["exit_code"] == 11
     assert summary["why"].startswith(said[:80])
     report(run.folder)
-    assert f"It ended with exit code 11: step {step}, " in (run.folder / "report.html").read_text()
+    page = (run.folder / "report.html").read_text()
+    assert "Stopped by a safety threshold, exit code 11" in page
+    assert f"<p>step {step}, " in page
     fault(f"exit code 11: '{said[:260]}…'; {len(frames)} frames with forces on disk; i-PI has ended")
 
 

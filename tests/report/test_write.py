@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import importlib.util
 import json
@@ -24,12 +25,15 @@ from beadwork.events import Evaluated, FrameKept
 from beadwork.frame import Frame
 from beadwork.harvest import row as queued
 from beadwork.harvest.queue import Queue
+from beadwork.observe.pace import Pace
 from beadwork.observe.record import Record
+from beadwork.observe.status import StatusFile
 from beadwork.report.write import report
 from beadwork.units import BOHR
 
 SECTIONS = [
     "headline",
+    "averages",
     "energies",
     "temperature",
     "spread-of-the-committee",
@@ -145,16 +149,17 @@ def test_figures_are_those_of_the_run(text: str) -> None:
     assert "simulated 0.003 ps" in head
     assert "speed 0.216 ns/day" in head
     assert "time of one step 0.2 s" in head
-    assert "force evaluations per bead and step 1.000" in head
+    assert "1.000 force evaluations per bead and step" in head
     assert "largest force spread 70 meV/Å" in head
     assert "frames kept 3" in head
     assert "sha256:" + "a" * 64 in head
     assert "3 frames. The most uncertain is row 3 of the queue, 60 meV/Å on atom 4 (H)." in words(text, "frames-kept")
-    assert "it drifted by +2 eV/ps, with a scatter of" in words(text, "energies")
+    # 1 meV a step of 0.5 fs, for 24 atoms
+    assert "it drifted by +83 meV/atom/ps, with a scatter of" in words(text, "energies")
     radial = words(text, "radial-distribution-functions")
     assert "4 steps of 2 beads" in radial
     assert "from 4 steps and 2 members" in radial
-    assert radial.count("±") == 3
+    assert radial.count("not known") == 3  # the statistical error of three pairs, from four steps
     assert "(8.6 meV" not in radial
     assert "(25.9 meV here)" in words(text, "spread-of-the-committee")
 
@@ -165,7 +170,7 @@ def test_sections_have_pictures_and_say_how_to_read_them(text: str) -> None:
     pictures = re.findall(r"<figure>(.*?)</figure>", text, re.DOTALL)
     assert len(pictures) == 9
     for picture in pictures:
-        assert picture.startswith('<svg role="img" aria-label="')
+        assert picture.removeprefix('<div class="grid">').startswith('<svg role="img" aria-label="')
         assert len(words(f'<section id="x">{picture}</section>', "x")) > 80
         # matplotlib leaves every drawn text in a comment
         drawn = re.findall(r"<!-- (.*?) -->", picture)
@@ -291,7 +296,7 @@ def test_novelty_stands_beside_the_spread(run: Path) -> None:
     """Over time and by element, with the edge of training; what it asks for; and which frames were kept for what."""
     novel(run)
     text = page(run)
-    assert re.findall(r'<section id="([^"]*)">', text) == [*SECTIONS[:5], "novelty", *SECTIONS[5:]]
+    assert re.findall(r'<section id="([^"]*)">', text) == [*SECTIONS[:6], "novelty", *SECTIONS[6:]]
     assert "largest novelty 3.00 for Δ" in words(text, "headline")
     said = words(text, "novelty")
     assert "4 of 14 structures have an atom above 1, the edge of training; these are 8 atoms." in said
@@ -339,7 +344,7 @@ def test_without_novelty_the_page_is_as_before(text: str) -> None:
             (remove("simulation.out"), "energies", "property files are not there"),
             (remove("simulation.out"), "temperature", "property files are not there"),
             (remove("queue.db"), "frames-kept", "cannot be shown"),
-            (remove("simulation.committee_1"), RADIAL, "No error bar: i-PI did not write"),
+            (remove("simulation.committee_1"), RADIAL, "No committee error: i-PI did not write"),
         ],
         [
             (rewrite("simulation.out", lambda text: text.splitlines()[0]), "energies", "are empty"),
@@ -348,8 +353,8 @@ def test_without_novelty_the_page_is_as_before(text: str) -> None:
         ],
         [
             (rewrite("simulation.out", lambda text: text.replace("ial", "").replace("served", "")), "energies",
-             "files has a potential or conserved"),
-            (rewrite("simulation.out", lambda text: text.replace("temp", "")), "temperature", "None of i-PI"),
+             "i-PI printed none of this; have it print potential{electronvolt}"),
+            (rewrite("simulation.out", lambda text: text.replace("temp", "")), "temperature", "temperature{kelvin}"),
             (about('"queue.db"', '"elsewhere"'), "frames-kept", "--queue URL"),
             (about('"temperature_K": 300.0', '"temperature_K": null'), RADIAL, "has no temperature"),
             (about('"time_step_fs": 0.5', '"time_step_fs": null'), "headline", "steps 6"),
@@ -359,7 +364,7 @@ def test_without_novelty_the_page_is_as_before(text: str) -> None:
             (remove("simulation.positions_*"), RADIAL, "no periodic structures"),
         ],
         [(remove("simulation.positions_*"), RADIAL, "from the 3 frames kept")],
-        [(about('"plain_mean": true', '"plain_mean": false'), RADIAL, "No error bar: the weights are unequal")],
+        [(about('"plain_mean": true', '"plain_mean": false'), RADIAL, "No committee error: the weights are unequal")],
         [
             (rewrite("beadwork.out", no_spread), "spread-of-the-committee", "had no committee"),
             (rewrite("simulation.positions_?.xyz", lambda text: text[:900]), RADIAL, "from the 3 frames kept"),
@@ -427,15 +432,117 @@ def test_how_far_pairs_were_counted(run: Path, cell: float, said: str) -> None:
     assert f"the curves go {said}" in words(page(run), RADIAL)
 
 
-def test_how_a_run_ended(run: Path) -> None:
-    """A guard's sentence stands on top of the page, and marks that were counted; of a good end nothing is said."""
-    assert "ended with" not in words(page(run), "headline")
-    why = "a force of 101 eV/Å on atom 3 <O>"
-    facts = {"exit_code": 11, "why": why, "marks_passed": {"spread": 12, "force": 1}}
-    rewrite("summary.json", lambda text: json.dumps({**json.loads(text), **facts}))(run)
-    head = words(page(run), "headline")
-    assert "It ended with exit code 11: a force of 101 eV/Å on atom 3 &lt;O&gt;" in head
-    assert "Safety thresholds, and how many structures exceeded them: spread 12, force 1." in head
+def status(folder: Path, **values: Any) -> None:
+    """status.json of a run in this folder."""
+    told = StatusFile(folder, Pace(), 6, lambda: {"engines": [], "committee": None})
+    told._write()
+    data = json.loads(told.path.read_text())
+    told.path.write_text(json.dumps(data | values))
+
+
+def judged(folder: Path) -> tuple[str, str]:
+    """Colour and words of the verdict on the page of a run."""
+    found = re.search(r'<section id="headline"><div class="verdict (\w+)">(.*?)</div>', page(folder), re.DOTALL)
+    assert found is not None
+    return found[1], " ".join(re.sub("<[^>]*>", " ", found[2]).split())
+
+
+def ended(code: int, why: str = "", **more: Any) -> Callable[[Path], None]:
+    """A summary with another end."""
+    facts = {"exit_code": code, "why": why, **more}
+    return rewrite("summary.json", lambda text: json.dumps({**json.loads(text), **facts}))
+
+
+def test_the_verdict_stands_on_top(finished: Path, tmp_path: Path) -> None:
+    """A run that did all that was asked is green; one that a guard, an error or a signal has ended, that i-PI ended
+    before its time, that was killed, hangs or still runs looks otherwise, and the sentence that ended it is there."""
+    asked = about('"beads": 2', '"total_steps": 6, "beads": 2')
+    longer = about('"beads": 2', '"total_steps": 60, "beads": 2')
+    gone = remove("summary.json")
+    for k, (harms, colour, *told) in enumerate(
+        [
+            ([asked, ended(0)], "green", "Ended well: i-PI did all steps, exit code 0"),
+            ([ended(0)], "green", "Ended well, exit code 0"),
+            ([longer, ended(0)], "amber", "i-PI ended in order after 6 of 60 steps", "A file EXIT"),
+            ([asked, ended(0, marks_passed={"spread": 12})], "amber", "thresholds were exceeded", "pass: spread 12."),
+            ([ended(11, "a force of 101 eV/Å on <O>")], "red", "Stopped by a safety threshold, exit code 11",
+             "a force of 101 eV/Å on &lt;O&gt;"),
+            ([ended(6, "NaN in bead 3")], "red", "exit code 6: A model returned NaN or infinity", "NaN in bead 3"),
+            ([ended(143)], "amber", "Ended by SIGTERM"),
+            ([longer, gone], "red", "Not known to have ended", "6 of 60 steps were done."),
+            ([gone, lambda folder: status(folder, birth="another 1")], "red", "Killed", "6 steps were done."),
+            ([gone, lambda folder: status(folder)], "amber", "Still running"),
+            ([gone, lambda folder: status(folder, state="serving", answered_before_update=5.0, updated_monotonic=-1e6,
+                                          seconds_per_step=1.0, host="x", updated=1e9)], "red", "Hangs"),
+        ]
+    ):  # fmt: skip
+        folder = Path(shutil.copytree(finished, tmp_path / f"run-{k}", ignore=shutil.ignore_patterns("*.xyz", "*.db")))
+        for harm in harms:
+            harm(folder)
+        found = judged(folder)
+        assert found[0] == colour, found
+        for sentence in told:
+            assert sentence in found[1]
+
+
+def test_averages_have_error_bars_that_hold(run: Path) -> None:
+    """Of 2,000 independent values the second half has the error of the mean; of a run that is too short, or drifts all
+    along, no bar is made up. Quantities come in the field's units and by the atom, from whatever i-PI printed."""
+    rng = np.random.default_rng(1)
+    names = ["temperature{kelvin}", "pressure_cv{megapascal}", "volume{angstrom3}", "kinetic_cv(H)", "potential",
+             "density{g/cm3}", "pressure_md{bar}"]  # fmt: skip
+    steps = np.arange(2000)
+    kinetic = 0.15 / 27.211386 * 16 * (1 + 0.01 * rng.normal(size=2000))  # of 16 H atoms
+    columns = [steps, 300 + rng.normal(0, 8, 2000), 10 + rng.normal(0, 30, 2000), np.full(2000, 512.0), kinetic,
+               -9 + 1e-4 * steps, np.full(2000, 0.997), np.zeros(2000)]  # fmt: skip
+    head = [f"# column {k} --> {name} : words" for k, name in enumerate(["step", *names], 1)]
+    rows = [" ".join(f"{value:.10g}" for value in row) for row in zip(*columns, strict=True)]
+    (run / "simulation.out").write_text("\n".join([*head, *rows, ""]))
+    text = page(run)
+    found = re.findall(r'<section id="([^"]*)">', text)
+    assert found[2:7] == ["energies", "kinetic-energy", "temperature", "pressure", "volume-and-density"]
+    said = words(text, "averages")
+    mean, error = map(float, re.findall(r"temperature, of all beads ([\d.]+) ([\d.]+) K 1000", said)[0])
+    half = columns[1][1000:]
+    assert mean == pytest.approx(half.mean(), abs=error / 10)
+    assert error == pytest.approx(8 / np.sqrt(1000), rel=0.4)
+    pressure = re.findall(r"pressure, quantum, centroid virial \(pressure_cv\) (-?[\d.]+) ([\d.]+) bar", said)[0]
+    assert float(pressure[0]) == pytest.approx(10 * columns[2][1000:].mean(), abs=float(pressure[1]) / 5)
+    assert "pressure_md" not in said  # of two beads it is no pressure, and the right one is there
+    energy = re.findall(r"\(kinetic_cv\), H ([\d.]+) ([\d.]+) meV/atom", said)[0]
+    assert float(energy[0]) == pytest.approx(150, abs=0.5)
+    assert "volume 512 Å³ 1000 constant" in said
+    assert "density 0.997 g/cm³ 1000 constant" in said
+    assert re.search(r"potential energy -\d+ meV/atom 1000 no error bar: the run is too short for its", said)
+    short = "\n".join([*head, *rows[:20], ""])
+    (run / "simulation.out").write_text(short)
+    assert "K 10 no error bar: 10 values, and 32 are needed" in words(page(run), "averages")
+
+
+def test_every_curve_as_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a point, with what x and y are; g(r) with its error, and the averages; by default beside the page."""
+    novel(run)
+    assert main(["report", str(run), "--csv"]) == 0
+    assert str(run / "report.csv") in capsys.readouterr().out
+    with open(run / "report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    curves = {(row["section"], row["curve"]): [] for row in rows}
+    for row in rows:
+        curves[row["section"], row["curve"]].append(row)
+    force = curves["Spread of the committee", "largest of any atom"]
+    assert [float(row["y"]) for row in force] == [10.0] * (STEPS + 1)
+    assert (force[3]["x"], force[3]["x_is"], force[3]["y_is"]) == ("1.5", "time (fs)", "force spread (meV/Å)")
+    conserved = curves["Energies", "conserved quantity"]
+    assert float(conserved[-1]["y"]) == pytest.approx(6.0 / len(NUMBERS))
+    assert {"for Δ", "H"} <= {name for section, name in curves if section == "Novelty"}
+    pair = curves["Radial distribution functions", "OO"]
+    assert len(pair) == 120
+    assert max(float(row["error"]) for row in pair) > 0
+    assert conserved[0]["error"] == ""
+    assert {name for section, name in curves if section == "Averages"} >= {"potential energy", "of all beads"}
+    assert not any("nan" in row["y"] for row in rows)
+    assert main(["report", str(run), "--csv", str(run / "mine.csv")]) == 0
+    assert (run / "mine.csv").read_text() == (run / "report.csv").read_text()
 
 
 def test_properties_in_two_files_without_steps(run: Path) -> None:
@@ -450,8 +557,8 @@ def test_properties_in_two_files_without_steps(run: Path) -> None:
     old_files = json.dumps({"simulation.out": {"stride": 1, "columns": COLUMNS}})
     about(f'"properties": {old_files}', f'"properties": {json.dumps(files)}')(run)
     text = page(run)
-    assert "it drifted by +2 eV/ps, with a scatter of" in words(text, "energies")
-    assert "None of i-PI's property files has a temperature" in words(text, "temperature")
+    assert "it drifted by +83 meV/atom/ps, with a scatter of" in words(text, "energies")
+    assert "i-PI printed none of this" in words(text, "temperature")
 
 
 def test_long_runs_stay_light(run: Path) -> None:

@@ -80,7 +80,8 @@ def _free_energy(args: argparse.Namespace) -> int:
     from beadwork.analyse.picture import draw_free_energy
     from beadwork.analyse.runs import open_run, sample
     from beadwork.analyse.series import ENDING, read_series
-    from beadwork.analyse.table import notes, show, too_short, write_csv, write_estimates
+    from beadwork.analyse.table import notes, show, too_short, write_estimates
+    from beadwork.disk import write_csv
 
     coordinate = parse(args.coordinate)
     periodic = False if args.not_periodic else None
@@ -145,7 +146,7 @@ def _vdos(args: argparse.Namespace) -> int:
     from beadwork.analyse.picture import draw_spectrum
     from beadwork.analyse.runs import open_run
     from beadwork.analyse.spectrum import members, spectrum
-    from beadwork.analyse.table import write_csv
+    from beadwork.disk import write_csv
 
     runs = [open_run(path) for path in args.runs]
     options = args.window, args.highest, args.skip

@@ -18,10 +18,10 @@ import numpy as np
 from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.runs import Sampled, alike
-from beadwork.analyse.uncertainty import Uncertainty, uncertainty
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
+from beadwork.report.uncertainty import Uncertainty, uncertainty
 from beadwork.units import KJ_MOL
 
 #: bins of a histogram

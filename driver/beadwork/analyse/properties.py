@@ -17,13 +17,13 @@ from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.free_energy import Estimate, estimates
 from beadwork.analyse.runs import DAMAGED, first_step, of_energies_and_steps, one_of, thermal, weighed
-from beadwork.analyse.uncertainty import uncertainty
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
-from beadwork.ipi.outputs import find_trajectory
+from beadwork.ipi.outputs import find_trajectory, last_of_each
 from beadwork.report.committee import read_committee
 from beadwork.report.run import RunFolder
+from beadwork.report.uncertainty import uncertainty
 from beadwork.units import BOHR, HARTREE
 
 #: what says where the run is, and is no observable
@@ -95,7 +95,7 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
         with reading(run.directory, ConfigError, DAMAGED):
             series = list(_series(run, kt))
         for one in series:
-            keep = _last(one.steps, first)
+            keep = last_of_each(one.steps, first)
             if len(keep):
                 found.setdefault(one.name, []).append(replace(one, steps=one.steps[keep], values=one.values[keep]))
     # an average over some of the runs beside one over all could not be compared
@@ -188,11 +188,3 @@ def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
         columns = np.stack([energy, energy**2], axis=1)
         name = "heat capacity less its kinetic part"
         yield _Series(name, "J/mol/K", False, potential.steps.astype(np.int_), columns, variance)
-
-
-def _last(steps: IntArray, first: int) -> IntArray:
-    """Rows of the steps from `first` on, in order; of a step that was written twice (a restart) the last."""
-    _, back = np.unique(steps[::-1], return_index=True)
-    rows = len(steps) - 1 - back
-    result: IntArray = rows[steps[rows] >= first]
-    return result

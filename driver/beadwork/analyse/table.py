@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beadwork.analyse.free_energy import Estimate
 from beadwork.analyse.properties import Observable
-from beadwork.analyse.uncertainty import DEPENDENT
-from beadwork.disk import whole, writing
+from beadwork.disk import write_csv
+from beadwork.report.uncertainty import DEPENDENT
 
 #: columns of a table of numbers with errors
 ERRORS = ("value", "statistical", "committee", "both")
 HEAD = ("", *ERRORS, "unit")
-
-
-def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write columns by their names; None and NaN are empty. Raises ConfigError or ResourceError."""
-    with writing(path), whole(path) as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            rows.writerow([_cell(value) for value in row])
 
 
 def write_estimates(path: Path, estimates: Mapping[str, tuple[Estimate, str]]) -> None:
@@ -92,9 +82,3 @@ def _digits(one: Estimate) -> int:
     while one.both > 0 and digits < 9 and one.both * 10**digits < 9.5:
         digits += 1
     return digits if one.both > 0 else 3
-
-
-def _cell(value: Any) -> Any:
-    if value is None or value != value:
-        return ""
-    return f"{value:.8g}" if isinstance(value, float) else value

@@ -142,6 +142,14 @@ class Trajectory:
                 yield step, bead, numbers_of(raw["names"]), raw["data"].reshape(-1, 3) * scales[name]
 
 
+def last_of_each(steps: IntArray, first: int = 0) -> IntArray:
+    """Rows of the steps from `first` on, in order; of a step that was written twice (a restart) the last."""
+    _, back = np.unique(steps[::-1], return_index=True)
+    rows = len(steps) - 1 - back
+    result: IntArray = rows[steps[rows] >= first]
+    return result
+
+
 def find_positions(folder: Path, stem: str) -> Trajectory | None:
     """The files of bead positions among i-PI's outputs that begin with `stem`; None without any. Thinned if long."""
     return find_trajectory(folder, stem, "positions", MOST_ATOMS)

@@ -146,7 +146,7 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
     # the page has all numbers without it; matplotlib is an extra
     if importlib.util.find_spec("matplotlib") is None:
         return "<p>The picture needs matplotlib, which is not installed: <code>pip install matplotlib</code>.</p>"
-    figure, panels = page.panels(3, (10, 3.2))
+    drawn, panels = page.panels(3)
     where = list(range(len(done)))
     runs = {name: [g.stages["simulate"]["runs"][name] for g in done] for name in done[0].stages["simulate"]["runs"]}
     for name, several in runs.items():
@@ -169,4 +169,4 @@ def _picture(done: Sequence[Generation], errors: Sequence[dict[str, Any]]) -> st
         panel.set_xticks(where)
         # from 0, so that a small change does not look like a large one
         panel.set_ylim(bottom=0)
-    return page.png(figure, "flagged rate and errors")
+    return page.pictures(drawn, "flagged rate and errors")

@@ -273,6 +273,15 @@ def _incomplete(error: Exception) -> ConfigError:
     return ConfigError(f"the status lacks an entry or has a wrong one ({type(error).__name__}: {error})")
 
 
+def judge(data: Mapping[str, Any]) -> tuple[State, str]:
+    """The state of a run by its status, and the same in words. Raises ConfigError where the status lacks an entry."""
+    try:
+        state, told, _ = _judge(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _incomplete(error) from error
+    return state, told
+
+
 def _judge(data: Mapping[str, Any]) -> tuple[State, str, int]:
     pid, host = data["pid"], data["host"]
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(data["since"]))

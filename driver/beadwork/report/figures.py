@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from beadwork.frame import FloatArray
-from beadwork.report.radial import Radial
+from beadwork.report.panels import Panel
 
 #: at least 3:1 against white and against the dark page
 COLOURS = ("#3b82c4", "#c96f1a", "#2a9d6f", "#c0508c", "#8a6fd1", "#8f8420", "#7a7a7a")
 #: a colour that occurs nowhere else; replaced by the page's own text colour
-_INK = "#010203"
+INK = "#010203"
 #: points of a line; of more, intervals are drawn: a million points would make an SVG of many MB
 _POINTS = 1500
 #: the axis is logarithmic above this novelty: on a linear one values below 1 could not be seen
@@ -34,31 +34,37 @@ STYLE = {
     "legend.frameon": False,
     "axes.formatter.useoffset": False,
 }
+#: inches; a phone is half as wide as the page on a desk, and the text is still read there
+WIDTH, HEIGHT = 6.2, 2.7
+#: of one of several pictures side by side
+SMALL = 3.3, 2.5
 _STYLE = {
     **STYLE,
+    "font.size": 10.5,
+    "legend.fontsize": 9.5,
     "font.family": "DejaVu Sans",  # part of matplotlib
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "savefig.transparent": True,
 }
 
 
-def _start(rows: int = 1, columns: int = 1, height: float = 2.6) -> tuple[Any, Any]:
-    """A figure of the page's width with its panels."""
+def start(size: tuple[float, float] = (WIDTH, HEIGHT)) -> tuple[Any, Any]:
+    """A figure of this size with its panel."""
     import matplotlib
 
     matplotlib.use("Agg")  # nodes of a cluster have no display
     from matplotlib import pyplot
 
     matplotlib.rcParams.update(_STYLE)
-    figure, panels = pyplot.subplots(rows, columns, figsize=(8.6, height), constrained_layout=True)
-    return figure, panels
+    figure, panel = pyplot.subplots(figsize=size, constrained_layout=True)
+    return figure, panel
 
 
-def _svg(figure: Any, title: str) -> str:
+def svg(figure: Any, title: str) -> str:
     """The figure as an element of a page, closed."""
     from matplotlib import pyplot
 
@@ -67,8 +73,8 @@ def _svg(figure: Any, title: str) -> str:
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
     # so that text is dark on the white page and light on the dark one
-    svg = text.getvalue().replace(_INK, "currentColor")
-    return f'<svg role="img" aria-label="{title}"' + svg[svg.index("<svg") + 4 :]
+    drawn = text.getvalue().replace(INK, "currentColor")
+    return f'<svg role="img" aria-label="{title}"' + drawn[drawn.index("<svg") + 4 :]
 
 
 def _line(panel: Any, x: FloatArray, y: FloatArray, colour: str, label: str) -> None:
@@ -99,7 +105,7 @@ def series(
     decades: bool = False,
 ) -> str:
     """Curves over one axis of time; level: a line with a name; points: (name, x, y); decades: a logarithmic axis."""
-    figure, panel = _start()
+    figure, panel = start()
     for colour, (name, y) in zip(COLOURS, curves.items(), strict=False):
         _line(panel, x, y, colour, name)
     if points is not None and len(points[1]):
@@ -114,52 +120,42 @@ def series(
     elif from_zero:
         panel.set_ylim(bottom=0)
     _legend(figure, panel)
-    return _svg(figure, title)
+    return svg(figure, title)
 
 
 def _legend(figure: Any, panel: Any) -> None:
     """Place the legend above the panel, where no curve can cross it."""
     handles, labels = panel.get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
+        # whole words even where they are long: a line for each that does not fit beside the others
+        letters = sum(map(len, labels))
+        columns = len(labels) if letters <= 60 else 2 if letters <= 110 else 1
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
-def distributions(
-    radial: Radial, errors: Mapping[str, tuple[FloatArray, FloatArray]], bonds: Mapping[str, float], title: str
-) -> str:
-    """g(r), one panel per pair. errors: mean and standard deviation over the members. bonds: Å, below which a peak may
-    be cut off.
-    """
-    names = list(radial.pairs)
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure, panels = _start(rows, columns, 2.9 * rows)
-    flat = np.atleast_1d(panels).ravel()
-    for panel, name in zip(flat, names, strict=False):
-        mean = radial.pairs[name].mean(axis=0)
-        r = radial.distances
-        if name in errors:
-            middle, deviation = errors[name]
-            panel.fill_between(r, middle - deviation, middle + deviation, color=COLOURS[1], alpha=0.6, lw=0)
-        panel.plot(r, mean, color=COLOURS[0], lw=1.3)
-        panel.axhline(1, color="#7a7a7a", ls="--", lw=1)
-        # a bond's peak is tens of times as high as the shells of a liquid, which would be flat lines beside it
-        beyond = mean[r > bonds[name]]
-        panel.set_ylim(0, 1.2 * max(1.0, float(beyond.max()) if len(beyond) else 1.0))
-        panel.set_xlim(0, float(r[-1]))
-        panel.set_title(name, fontsize=10)
-        panel.set_xlabel("distance (Å)")
-    # the last row may have fewer pairs than columns
-    for panel in flat[len(names) :]:
-        panel.set_visible(False)
-    for row in range(rows):
-        flat[row * columns].set_ylabel("g(r) (no unit)")
-    return _svg(figure, title)
+def distribution(panel: Panel, bond: float) -> str:
+    """g(r) of a pair, with its error as a band. bond: Å, below which a peak may be cut off."""
+    figure, axes = start(SMALL)
+    ((name, mean),) = panel.curves.items()
+    r = panel.x
+    if name in panel.errors:
+        error = panel.errors[name]
+        axes.fill_between(r, mean - error, mean + error, color=COLOURS[1], alpha=0.6, lw=0)
+    axes.plot(r, mean, color=COLOURS[0], lw=1.3)
+    axes.axhline(1, color="#7a7a7a", ls="--", lw=1)
+    # a bond's peak is tens of times as high as the shells of a liquid, which would be flat lines beside it
+    beyond = mean[r > bond]
+    axes.set_ylim(0, 1.2 * max(1.0, float(beyond.max()) if len(beyond) else 1.0))
+    axes.set_xlim(0, float(r[-1]))
+    axes.set_title(name, fontsize=10.5)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    return svg(figure, f"radial distribution function of {name}")
 
 
 def bar(parts: Sequence[tuple[str, float]], title: str) -> str:
     """One bar of milliseconds, one colour per part; (name, ms)."""
-    figure, panel = _start(height=1.3 + 0.24 * -(-len(parts) // 2))
+    figure, panel = start((WIDTH, 1.2 + 0.21 * len(parts)))
     left = 0.0
     total = sum(value for _, value in parts)
     for k, (name, value) in enumerate(parts):
@@ -175,5 +171,5 @@ def bar(parts: Sequence[tuple[str, float]], title: str) -> str:
     panel.set_xlim(0, total)
     panel.grid(False)
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, fontsize=9)
-    return _svg(figure, title)
+    figure.legend(handles, labels, loc="outside upper left", ncols=1, fontsize=9)
+    return svg(figure, title)

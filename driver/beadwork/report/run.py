@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from beadwork.disk import DAMAGE, damage
@@ -48,6 +49,16 @@ class RunFolder:
         """(evaluations,) the largest novelty, for each part of the potential that has a training set."""
         # columns are there for both parts; one that knows nothing has NaN alone
         return {part: self.novelty[part] for part in WHOSE if np.isfinite(self.novelty.get(part, np.nan)).any()}
+
+    @property
+    def composition(self) -> dict[str, int]:
+        """How many atoms there are of each element; of an older run by its frames kept, empty where it has none."""
+        told = self.about.get("composition")
+        if isinstance(told, dict):
+            return {str(symbol): int(count) for symbol, count in told.items()}
+        if not self.kept:
+            return {}
+        return dict(Counter(chemical_symbols[z] for z in self.kept[0].frame.numbers))
 
     @property
     def directory(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time as clock
 from collections import Counter
 from collections.abc import Sequence
@@ -13,33 +12,50 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
-from ipi.utils.units import unit_to_internal
 from numpy.typing import NDArray
 
+from beadwork.digits import with_bar
 from beadwork.events import NOVELTY_EDGE, WHOSE
 from beadwork.frame import FloatArray
-from beadwork.ipi.outputs import Series, find_positions
 from beadwork.observe.pace import SPREAD_OF_DELTA_ALONE, TIME_PARTS, nanoseconds_per_day
-from beadwork.report import figures, viewer
-from beadwork.report.committee import read_committee
-from beadwork.report.radial import MAX_DISTANCE, Radial, deviations, matched, offsets, radial, reweight
+from beadwork.report import figures, panels, quantities, viewer
+from beadwork.report.distribution import Distribution
+from beadwork.report.radial import MAX_DISTANCE
 from beadwork.report.run import RunFolder
+from beadwork.report.verdict import steps_asked, steps_done, verdict
 from beadwork.report.viewer import Shown
 
 #: frames in the viewer, the most uncertain and the newest; each takes some ten kB of the page
 MOST_FRAMES = 300
-#: the output by which i-PI writes bead positions
-POSITIONS = (
-    "<code>&lt;trajectory stride='20' filename='positions' format='xyz'&gt; positions{angstrom} "
-    "&lt;/trajectory&gt;</code>"
-)
-#: how to read i-PI's energies
-ENERGIES = {
+#: how to read what i-PI printed, by its names
+READ = {
     "potential": "The potential energy relative to its value at the first step. It reaches its mean within the first "
     "picoseconds (beads that start in one place spread out first), and then fluctuates about it.",
     "conserved": "The conserved quantity relative to its value at the first step. It belongs to the integrator and the "
     "thermostat, and should stay constant except for a jump at the start. If it rises or falls steadily, the time step "
     "is too long, or the forces are not the derivatives of the energy.",
+    "kinetic_md": "The kinetic energy of an atom, from the momenta. It should fluctuate about the dashed line.",
+    "Kinetic energy": "The quantum kinetic energy of an atom, the mean over all atoms or over those of one element. "
+    "The dashed line is what a classical atom would have; light atoms in stiff bonds have several times as much. With "
+    "too few beads it is too low.",
+    "Temperature": "From the momenta of all beads. After equilibration it should fluctuate about the dashed line, the "
+    "temperature of the thermostat. The fewer atoms, the larger the fluctuations.",
+    "Pressure": "The instantaneous pressure of a small box fluctuates by hundreds to thousands of bar; only its "
+    "average over a long run says something.",
+    "Volume and density": "At constant volume a straight line. At constant pressure it drifts to its mean within some "
+    "tens of picoseconds, and then fluctuates about it.",
+}
+#: sections of what i-PI printed that the page always has, and what to print for each
+ALWAYS = {"Energies": "potential{electronvolt}, conserved{electronvolt}", "Temperature": "temperature{kelvin}"}
+#: i-PI's ensembles in words
+ENSEMBLES = {
+    "nve": "NVE, constant energy",
+    "nvt": "NVT, constant volume and temperature",
+    "npt": "NPT, constant pressure and temperature",
+    "nst": "NST, constant stress and temperature",
+    "nvt-cc": "NVT, centroid constrained",
+    "sc": "NVT, Suzuki-Chin",
+    "scnpt": "NPT, Suzuki-Chin",
 }
 #: what to do about novelty above the edge, by the part of the potential
 ASKS = {
@@ -77,9 +93,11 @@ def _figure(svg: str, words: str) -> str:
 
 
 def subtitle(run: RunFolder) -> str:
-    """The system and its settings, in one line."""
+    """What was simulated, in one line."""
     about = run.about
     facts = []
+    if formula := "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in run.composition.items()):
+        facts.append(f"{formula} ({sum(run.composition.values())} atoms)")
     if about.get("beads"):
         facts.append(f"{about['beads']} beads")
     if about.get("temperature_K"):
@@ -94,13 +112,40 @@ def subtitle(run: RunFolder) -> str:
 
 
 def headline(run: RunFolder) -> str:
-    """Tiles of figures and the table of models."""
-    summary, about = run.summary, run.about
-    # NaN where i-PI's step is not known
-    counted = run.record[np.isfinite(run.record[:, 0]), 0]
-    steps = summary.get("steps", int(counted.max()) if len(counted) else None)
-    seconds, femtoseconds = summary.get("seconds_per_step"), about.get("time_step_fs")
-    # without steps nothing else that is counted in steps can be told
+    """The verdict, tiles of figures, what was asked and what was simulated, and the models with their hashes folded."""
+    summary = run.summary
+    found = verdict(run)
+    told = f"<p>{escape(found.text)}</p>" if found.text else ""
+    lines = [
+        f'<section id="headline"><div class="verdict {found.colour}"><strong>{escape(found.head)}</strong>{told}</div>'
+    ]
+    lines += [f"<p>{run.gaps['summary']}</p>"] if "summary" in run.gaps else []
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd>{escape(value)} <small>{unit}</small></dd></div>" for name, value, unit in _tiles(run)
+    )
+    lines.append(f'<dl class="tiles">{cells}</dl>')
+    rows = [("", "asked", "done"), *_asked(run)]
+    lines.append(_table(rows) if len(rows) > 1 else "")
+    for swap in [swap for swap in summary.get("committees", []) if swap["step"] != 0]:
+        since = f"evaluation {swap['evaluation']}" if swap["step"] is None else f"step {swap['step'] + run.first}"
+        text = f"From {since} on, the committee {swap['committee']} in {swap['folder']} was active."
+        lines.append(f"<p>{escape(text)}</p>")
+    if models := run.about.get("models"):
+        names = ", ".join(Path(path).name for path in models)
+        hashes = [("model", "where it was", "hash"), *((Path(path).name, path, str(of)) for path, of in models.items())]
+        if simulation := run.about.get("simulation_sha256"):
+            hashes.append((str(run.about.get("simulation", "input")), "", f"sha256:{simulation}"))
+        lines.append(
+            f"<details><summary>Models: {escape(names)} (unfold for files and hashes)</summary>"
+            f"{_table(hashes, code=True)}</details>"
+        )
+    return "\n".join([*filter(None, lines), "</section>"])
+
+
+def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
+    """Name, value and unit of each."""
+    summary, steps, femtoseconds = run.summary, steps_done(run), run.about.get("time_step_fs")
+    seconds = summary.get("seconds_per_step")
     tiles = [("steps", f"{steps}", "") if steps is not None else ("evaluations", f"{len(run.record)}", "")]
     if femtoseconds and steps:
         tiles.append(("simulated", f"{steps * femtoseconds / 1000:.4g}", "ps"))
@@ -108,8 +153,6 @@ def headline(run: RunFolder) -> str:
         if femtoseconds:
             tiles.append(("speed", f"{nanoseconds_per_day(femtoseconds, seconds):.3g}", "ns/day"))
         tiles.append(("time of one step", f"{seconds:.3g}", "s"))
-    if summary.get("structures_per_bead_step"):
-        tiles.append(("force evaluations per bead and step", f"{summary['structures_per_bead_step']:.3f}", ""))
     if (spreads := run.record[:, 4][np.isfinite(run.record[:, 4])]).size:
         tiles.append(("largest force spread", f"{1e3 * spreads.max():.3g}", "meV/Å"))
     if largest := {part: float(np.nanmax(values)) for part, values in run.novelty_of_parts.items()}:
@@ -117,122 +160,120 @@ def headline(run: RunFolder) -> str:
         part = max(largest, key=lambda part: largest[part])
         tiles.append(("largest novelty", f"{largest[part]:.2f}", f"for {WHOSE[part]}"))
     tiles.append(("frames kept", f"{summary.get('frames_kept', len(run.kept))}", ""))
-    cells = "".join(
-        f"<div><dt>{name}</dt><dd>{escape(value)} <small>{unit}</small></dd></div>" for name, value, unit in tiles
-    )
-    lines = [f'<section id="headline"><dl class="tiles">{cells}</dl>']
-    lines += [f"<p>{run.gaps['summary']}</p>"] if "summary" in run.gaps else []
-    if code := summary.get("exit_code"):
-        lines.append(
-            f"<p><strong>It ended with exit code {escape(str(code))}: {escape(str(summary['why']))}</strong></p>"
-        )
-    if passed := summary.get("marks_passed"):
-        listed = ", ".join(f"{kind} {times}" for kind, times in passed.items())
-        lines.append(f"<p>Safety thresholds, and how many structures exceeded them: {escape(listed)}.</p>")
-    if about.get("models"):
-        rows = "".join(
-            f"<tr><td>{escape(Path(path).name)}</td><td><code>{escape(str(digest))}</code></td></tr>"
-            for path, digest in about["models"].items()
-        )
-        lines.append(f'<div class="wide"><table><tr><th>model</th><th>its hash</th></tr>{rows}</table></div>')
-    # that of step 0 is in the table of models
-    for swap in [swap for swap in summary.get("committees", []) if swap["step"] != 0]:
-        since = f"evaluation {swap['evaluation']}" if swap["step"] is None else f"step {swap['step'] + run.first}"
-        text = f"From {since} on, the committee {swap['committee']} in {swap['folder']} was active."
-        lines.append(f"<p>{escape(text)}</p>")
-    return "\n".join([*lines, "</section>"])
+    return tiles
 
 
-def energies(run: RunFolder) -> str:
-    """Potential and conserved energy, relative to their start."""
+def _asked(run: RunFolder) -> list[tuple[str, str, str]]:
+    """What the input asks for, and what came of it."""
+    about, asked, done = run.about, steps_asked(run), steps_done(run)
+    rows = [("steps", "not known" if asked is None else str(asked), "not known" if done is None else str(done))]
+    if step := about.get("time_step_fs"):
+        times = ["not known" if steps is None else f"{1e-3 * steps * step:.4g} ps" for steps in (asked, done)]
+        rows.append((f"time, in steps of {step:g} fs", times[0], times[1]))
+    motions = about.get("motions") or []
+    if ensemble := ", ".join(ENSEMBLES[name] for name in motions if name in ENSEMBLES):
+        rows.append(("ensemble", ensemble, ""))
+    for one in quantities.printed(run):
+        if one.quantity.name == "temperature" and about.get("temperature_K"):
+            rows.append(("temperature", f"{about['temperature_K']:g} K", _mean(one)))
+    if about.get("beads"):
+        each = run.summary.get("structures_per_bead_step")
+        calls = f"{each:.3f} force evaluations per bead and step" if each else ""
+        rows.append(("beads", str(about["beads"]), calls))
+    return rows
+
+
+def _mean(one: quantities.Printed) -> str:
+    found = quantities.average(one)
+    note = f" ({found.note})" if found.note else ""
+    value = with_bar(found.mean, found.error) if found.error else f"{found.mean:.6g}"
+    return f"{value} {one.unit}{note}"
+
+
+def _table(rows: Sequence[Sequence[str]], code: bool = False) -> str:
+    """A table whose first row is its head; cells are text. code: the last column is of hashes."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    lines = []
+    for row in rows[1:]:
+        cells = [escape(cell) for cell in row]
+        if code:
+            cells[-1] = f"<code>{cells[-1]}</code>"
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def printed_sections(run: RunFolder) -> list[str]:
+    """Titles of the sections of what i-PI printed: those that are always there, and those for which there are data."""
+    there = {one.quantity.section for one in quantities.printed(run)}
+    order = dict.fromkeys(quantity.section for quantity in quantities.QUANTITIES)
+    return [title for title in order if title in ALWAYS or title in there]
+
+
+def of_quantities(run: RunFolder, section: str, drawing: bool) -> str:
+    """What i-PI printed that belongs into this section: pictures, and averages."""
     if not run.properties:
         return run.gaps["properties"]
-    names = [name for name in ENERGIES if name in run.properties]
-    if not names:
-        return "None of i-PI's property files has a <code>potential</code> or <code>conserved</code>."
+    found = panels.of_quantities(run, section)
+    if not found:
+        return f"i-PI printed none of this; have it print <code>{ALWAYS[section]}</code> among its properties."
+    if not drawing:
+        return NO_PLOTS
+    level = quantities.level(run, section)
     pictures = []
-    for name in names:
-        series = run.properties[name]
-        x, label = run.clock(series.steps)
-        # from its start on: total energies of hundreds of eV would hide every change
-        curve = {name: series.values - series.values[:1]}
-        svg = figures.series(x, label, curve, f"{name} energy ({_unit(series.unit)})", f"{name} energy over time")
-        drift = _drift(run, series) if name == "conserved" else ""
-        pictures.append(_figure(svg, ENERGIES[name] + drift))
+    for panel, group in found:
+        words = READ.get(group[0].quantity.name) or READ[section]
+        words += "".join(_drift(run, one) for one in group if one.quantity.name == "conserved")
+        pictures.append(_figure(_draw(panel, level=level), words))
     return "\n".join(pictures)
 
 
-def _drift(run: RunFolder, series: Series) -> str:
-    """The drift of the second half of a series, by a straight line through it."""
-    # the first half may still contain the equilibration
-    half = slice(len(series.values) // 2, None)
-    steps, rest, unit = series.steps[half], series.values[half], _unit(series.unit)
-    if len(rest) < 4 or steps[-1] == steps[0]:
-        return ""
-    # a line through all of it: the difference of two points would be that of two fluctuations
-    slope, level = np.polyfit(steps, rest, 1)
-    scatter = float(np.std(rest - slope * steps - level))
-    step = run.about.get("time_step_fs")
-    # 1000 fs in a ps
-    per = f"{1e3 * slope / step:+.2g} {unit}/ps" if step else f"{slope:+.2g} {unit} per step"
+def averages(run: RunFolder) -> str:
+    """The means of what i-PI printed, with error bars by blocks."""
+    rows = []
+    for one in quantities.printed(run):
+        if one.quantity.name == "conserved":
+            continue
+        found = quantities.average(one)
+        # without a bar six digits: a mean that is not known well is still what is to be compared with
+        value, _, bar = (with_bar(found.mean, found.error) if found.error else f"{found.mean:.6g}").partition(" ± ")
+        section = "" if one.quantity.section == "Energies" else f"{one.quantity.section.lower()}, "
+        label = section + one.label if one.label not in ("volume", "density") else one.label
+        rows.append((label, value, bar, one.unit, str(found.samples), found.note))
+    if not rows:
+        return run.gaps.get("properties", "i-PI printed no property of the whole system.")
+    head = ("mean of", "value", "± (statistical)", "unit", "values", "")
     return (
-        f" In the second half of this run it drifted by {per}, with a scatter of {scatter:.2g} {unit} about the line."
+        "<p>Of the second half of the run, since the first may still be equilibration. The error is one standard "
+        "deviation of the mean, from some 32 blocks; what the committee adds to it, and averages after a time of your "
+        "choice, are in <code>beadwork analyse properties</code>.</p>" + _table([head, *rows])
     )
 
 
-def temperature(run: RunFolder) -> str:
-    """The temperature of all beads, with that of the thermostat."""
-    if not run.properties:
-        return run.gaps["properties"]
-    if "temperature" not in run.properties:
-        return "None of i-PI's property files has a <code>temperature</code>."
-    series = run.properties["temperature"]
-    x, label = run.clock(series.steps)
-    unit, target = series.unit, run.about.get("temperature_K")
-    # in another unit the line would stand at a wrong place
-    level = ("set", float(target)) if target and unit == "kelvin" else None
-    return _figure(
-        figures.series(
-            x,
-            label,
-            {"of all beads": series.values},
-            f"temperature ({_unit(unit)})",
-            "temperature over time",
-            level=level,
-        ),
-        "From the kinetic energy of all beads. After equilibration it should fluctuate about the dashed line, the "
-        "temperature of the thermostat. The fewer atoms, the larger the fluctuations.",
+def _draw(panel: panels.Panel, **look: Any) -> str:
+    return figures.series(panel.x, panel.x_label, panel.curves, panel.y_label, panel.title, **look)
+
+
+def _drift(run: RunFolder, one: quantities.Printed) -> str:
+    """The drift of the second half of a series, by a straight line through it."""
+    if (found := quantities.drift(run, one)) is None:
+        return ""
+    per = f"{one.unit}/ps" if run.about.get("time_step_fs") else f"{one.unit} per step"
+    return (
+        f" In the second half of this run it drifted by {found[0]:+.2g} {per}, with a scatter of {found[1]:.2g} "
+        f"{one.unit} about the line."
     )
 
 
 def spread(run: RunFolder) -> str:
     """Force spread with the frames kept, and energy spread."""
-    known = np.isfinite(run.record[:, 4])
-    if not known.any():
+    found = panels.spreads(run)
+    if not found:
         return "beadwork.out has no spread: the run had no committee of at least two Δ models."
-    record = run.record[known]
-    x, label = run.when(known)
-    # frames that were kept for their novelty may have any spread
+    force, energy = found
+    known = np.isfinite(run.record[:, 4])
     kept_for = [row for row in run.kept if "spread" in row.why]
     name = "frames kept" if len(kept_for) == len(run.kept) else "frames kept for it"
-    points = (name, *_when_kept(run, x, known, kept_for, [1e3 * row.largest for row in kept_for]))
-    force = figures.series(
-        x,
-        label,
-        {"largest of any atom": 1e3 * record[:, 4]},
-        "force spread (meV/Å)",
-        "force spread over time",
-        points=points,
-        from_zero=True,
-    )
-    energy = figures.series(
-        x,
-        label,
-        {"mean over the beads": 1e3 * record[:, 3]},
-        "energy spread (meV)",
-        "energy spread over time",
-        from_zero=True,
-    )
+    points = (name, *_when_kept(run, force.x, known, kept_for, [1e3 * row.largest for row in kept_for]))
     alone = ""
     if run.about.get("spread_of_delta_alone"):
         # what is said of the first committee need not hold for a later one
@@ -240,15 +281,15 @@ def spread(run: RunFolder) -> str:
         which = "With the committee that the run began with, t" if taken_up else "T"
         alone = f" {which}{SPREAD_OF_DELTA_ALONE[1:]}."
     return _figure(
-        force,
+        _draw(force, points=points, from_zero=True),
         "How far the Δ models disagree about the force on the atom where they disagree most, in any bead. A constant "
         "level is the committee's usual uncertainty. A rise means that the run leaves the region where the models were "
         "trained. Single peaks are rare events, which the queue keeps (circles; a circle lies below the curve where "
         f"another bead of its step had a larger spread).{alone}",
     ) + _figure(
-        energy,
-        "How far they disagree about the energy of the whole system, the mean over the beads. For averages only its "
-        f"changes from step to step matter, compared with kT{_thermal_words(run)}: a constant disagreement shifts all "
+        _draw(energy, from_zero=True),
+        "How far they disagree about the energy, the mean over the beads. For averages only the changes from step to "
+        f"step of the whole system's matter, compared with kT{_thermal_words(run)}: a constant disagreement shifts all "
         "energies alike and changes no average.",
     )
 
@@ -280,7 +321,7 @@ def novelty(run: RunFolder, drawing: bool) -> str:
         words = f"<p>{escape(text)}</p>"
     if not drawing:
         return f"{words}<p>{NO_PLOTS}</p>"
-    x, label = run.when()
+    over, *by_element = panels.novelties(run)
     kept = [row for row in run.kept if "novelty" in row.why]
     everything = np.ones(len(run.record), dtype=np.bool_)
     look: dict[str, Any] = {
@@ -288,18 +329,8 @@ def novelty(run: RunFolder, drawing: bool) -> str:
         "decades": max(float(np.nanmax(values)) for values in parts.values()) > figures.LOG_AXIS_ABOVE,
         "from_zero": True,
     }
-    over_time = figures.series(
-        x,
-        label,
-        {f"for {WHOSE[part]}": values for part, values in parts.items()},
-        "largest novelty (no unit)",
-        "novelty over time",
-        points=("frames kept for it", *_when_kept(run, x, everything, kept, [row.newest for row in kept])),
-        **look,
-    )
-    # beadwork.out has parts and elements in columns of one kind
-    elements = {name: values for name, values in run.novelty.items() if name not in WHOSE}
-    elements = {name: values for name, values in elements.items() if np.isfinite(values).any()}
+    points = ("frames kept for it", *_when_kept(run, over.x, everything, kept, [row.newest for row in kept]))
+    over_time = _draw(over, points=points, **look)
     pictures = _figure(
         over_time,
         "The novelty of the newest atom in any bead. Below 1 (dashed) the models were trained on atoms like all of "
@@ -307,12 +338,9 @@ def novelty(run: RunFolder, drawing: bool) -> str:
         "either. Above 1 from the first step on: the simulation is of another kind than the training frames. A rise: "
         "it moves away from them. Circles are frames that the queue keeps for their novelty.",
     )
-    if elements:
-        by_element = figures.series(
-            x, label, elements, "largest novelty (no unit)", "novelty by element over time", **look
-        )
+    for panel in by_element:
         pictures += _figure(
-            by_element,
+            _draw(panel, **look),
             "The same by the element of the atom, the larger one of baseline and Δ. If one element alone is above 1, "
             "look at its bonds in the frames kept.",
         )
@@ -327,21 +355,11 @@ def _thermal_words(run: RunFolder) -> str:
 
 def elements(run: RunFolder) -> str:
     """The force spread of each element."""
-    curves = {name: 1e3 * values for name, values in run.elements.items() if np.isfinite(values).any()}
-    if not curves:
+    found = panels.elements(run)
+    if not found:
         return "beadwork.out has no spread by element: there was no committee, or an older beadwork wrote it."
-    # on one trunk the spread is known now and then: a line would have gaps and vanish
-    known = np.isfinite(next(iter(curves.values())))
-    x, label = run.when(known)
     return _figure(
-        figures.series(
-            x,
-            label,
-            {name: values[known] for name, values in curves.items()},
-            "force spread (meV/Å)",
-            "force spread by element over time",
-            from_zero=True,
-        ),
+        _draw(found[0], from_zero=True),
         "The root mean square over all atoms of an element in all beads. Compare it with the error of the forces on "
         "held-out frames in the models' cards: about the same is normal. If one element rises alone, look at its "
         "surroundings in the frames kept.",
@@ -415,131 +433,53 @@ def _atom(row: Shown, atom: int) -> str:
     return f"{atom} ({chemical_symbols[row.frame.numbers[atom]]})"
 
 
-def distributions(run: RunFolder, drawing: bool) -> str:
-    """g(r) of all pairs with the committee's error bar, and their peaks in figures."""
-    about = run.about
-    if not about.get("periodic", True):
-        return (
-            "The run was not periodic (<code>--not-periodic</code>): there is no volume, and so no density to compare "
-            "the numbers of pairs with."
-        )
-    trajectory = find_positions(run.directory, str(about["outputs"])) if "outputs" in about else None
-    found = radial(trajectory) if trajectory is not None else None
-    kept = _alike(run.kept)
-    errors: dict[str, tuple[FloatArray, FloatArray]] = {}
-    if trajectory is not None and found is not None:
-        source = f"From i-PI's bead positions: {len(found.steps)} steps of {len(trajectory.files)} beads"
-        source += f", every {_ordinal(trajectory.stride)} that was written." if trajectory.stride > 1 else "."
-        errors, words = _committee_error(run, found)
-    elif (found := radial((one.row, 0, one.frame) for one in kept)) is not None:
-        those = "frames kept" if len(kept) == len(run.kept) else f"frames kept of one composition, of {len(run.kept)}"
-        source = (
-            f"i-PI wrote no bead positions, so this is from the {len(kept)} {those}. They are unusual structures, and "
-            f"this is no thermal average. For the average, let i-PI write {POSITIONS}."
-        )
-        words = ""
-    else:
-        return f"There are no periodic structures to count pairs in; let i-PI write {POSITIONS}."
+def distributions(found: Distribution | str, drawing: bool) -> str:
+    """g(r) of all pairs with their error bars, and their peaks in figures."""
+    if isinstance(found, str):
+        return found
+    radial = found.radial
     # 1.3 times the sum of covalent radii: beyond every bond, before the first shell of neighbours
-    bonds = {name: 1.3 * sum(_radius(symbol) for symbol in _symbols(name)) for name in found.pairs}
-    svg = figures.distributions(found, errors, bonds, "radial distribution functions") if drawing else ""
+    bonds = {name: 1.3 * sum(_radius(symbol) for symbol in _symbols(name)) for name in radial.pairs}
     caption = (
         "The probability to find two atoms at this distance relative to an ideal gas (dashed: 1), for each bead "
         "separately. The peaks of bonds may be cut off at the top, so that the shells around a molecule can be "
-        f"seen; the curves go up to {found.reach:.3g} Å"
-        + (". " if found.reach >= MAX_DISTANCE else ", half the cell's smallest width. ")
+        f"seen; the curves go up to {radial.reach:.3g} Å"
+        + (". " if radial.reach >= MAX_DISTANCE else ", half the cell's smallest width. ")
     )
-    if errors:
+    known = [kind for kind, of in (("committee", found.committee), ("statistical", found.statistical)) if of]
+    if known:
+        which = "committee's and the statistical error together" if len(known) == 2 else f"{known[0]} error"
         caption += (
-            "The shaded range is one standard deviation over the members of the committee: the curve that each member "
-            "alone would give. Where it cannot be seen, it is thinner than the line. The statistical error of a short "
-            "run adds to it."
+            f"The shaded range is the {which}, one standard deviation either way. Where it cannot be seen, it is "
+            "thinner than the line."
         )
+    drawn = (
+        [figures.distribution(panel, bonds[panel.title]) for panel in panels.of_distribution(found)] if drawing else []
+    )
+    pictures = f'<figure><div class="grid">{"".join(drawn)}</div><figcaption>{caption}</figcaption></figure>'
     return (
-        f"<p>{source} {words}</p>"
-        + (_figure(svg, caption) if drawing else f"<p>{NO_PLOTS}</p>")
-        + _peaks(found, errors, bonds)
+        f"<p>{found.source} {found.words}</p>" + (pictures if drawing else f"<p>{NO_PLOTS}</p>") + _peaks(found, bonds)
     )
 
 
-def _alike(kept: Sequence[Shown]) -> list[Shown]:
-    """The frames of the most frequent composition."""
-    groups: dict[bytes, list[Shown]] = {}
-    for one in kept:
-        groups.setdefault(np.sort(one.frame.numbers).tobytes(), []).append(one)
-    # g(r) compares with a density, so all structures must be of the same atoms
-    return max(groups.values(), key=len, default=[])
-
-
-def _committee_error(run: RunFolder, found: Radial) -> tuple[dict[str, tuple[FloatArray, FloatArray]], str]:
-    """Mean and standard deviation over the members of each pair's g(r), and what there is to say of them."""
-    potentials = read_committee(run)
-    if isinstance(potentials, str):
-        return {}, f"No error bar: {_code(potentials)}."
-    thermal = float(unit_to_internal("temperature", "kelvin", run.about["temperature_K"]))
-    pair = matched(found, potentials.by_step)
-    if pair is None:
-        return {}, (
-            "No error bar: fewer than two steps have both positions and the members' energies; give both outputs the "
-            "same stride."
-        )
-    rows, energies = pair
-    # reweighting by the cumulant expansion holds while the members' energies wander by less than about kT
-    wander = float(deviations(energies, thermal).std(axis=0).max())
-    errors = {}
-    for name, values in found.pairs.items():
-        members = reweight(energies, values[rows], thermal)
-        errors[name] = members.mean(axis=1), members.std(axis=1, ddof=1)
-    words = (
-        f"The error bar is the committee's, from {len(rows)} steps and {energies.shape[1]} members, reweighted by the "
-        "cumulant expansion as <code>i-pi-committee-reweight</code> does it. From step to step a member's energy "
-        f"wanders about the others' by {wander:.2g} kT"
-        f" (what they are apart at all times, up to {np.abs(offsets(energies)).max() / thermal:.2g} kT, changes no "
-        "average and is left out)"
-        + ("; the expansion holds up to about 1." if wander <= 1 else ", and above 1 the expansion does not hold.")
-    )
-    # i-PI writes eight digits after the point by default, of energies of thousands of eV
-    if potentials.resolution > 0.05 * thermal:
-        words += (
-            f" i-PI wrote these energies to {potentials.resolution / thermal:.2g} kT only: give "
-            "<code>&lt;simulation floatformat='%20.12e'&gt;</code> for a bar that is not rounded away."
-        )
-    return errors, words
-
-
-def _code(text: str) -> str:
-    """Plain words as those of a page, with what stands in backticks as code."""
-    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text, quote=False))
-
-
-def _peaks(found: Radial, errors: dict[str, tuple[FloatArray, FloatArray]], bonds: dict[str, float]) -> str:
-    """The first peak beyond the bonds, in figures."""
-    lines = []
-    for name, values in found.pairs.items():
+def _peaks(found: Distribution, bonds: dict[str, float]) -> str:
+    """The highest peak beyond the bonds, in figures."""
+    rows: list[tuple[str, ...]] = [("pair", "highest beyond a bond (Å)", "g there", "± (committee)", "± (statistical)")]
+    for name, values in found.radial.pairs.items():
         mean = values.mean(axis=0)
-        beyond = np.flatnonzero(found.distances > bonds[name])
-        # a small cell: its half width ends before the first shell
+        beyond = np.flatnonzero(found.radial.distances > bonds[name])
         if not len(beyond):
             continue
         at = int(beyond[mean[beyond].argmax()])
-        error = f"± {errors[name][1][at]:.2g}" if name in errors else "not known"
-        lines.append(
-            f'<tr><td>{escape(name)}</td><td class="number">{found.distances[at]:.2f}</td>'
-            f'<td class="number">{mean[at]:.3f}</td><td class="number">{error}</td></tr>'
-        )
-    head = (
-        '<tr><th>pair</th><th class="number">highest beyond a bond (Å)</th><th class="number">g there (no unit)</th>'
-        '<th class="number">committee\'s error (no unit)</th></tr>'
-    )
-    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+        errors = (f"{of[name][at]:.2g}" if name in of else "not known" for of in (found.committee, found.statistical))
+        rows.append((name, f"{found.radial.distances[at]:.2f}", f"{mean[at]:.3f}", *errors))
+    return _table(rows)
 
 
 def time(run: RunFolder, drawing: bool) -> str:
     """The mean step by part, and each evaluation."""
     parts = run.summary.get("seconds_per_step_by_part")
-    # this way round, so that evaluations of unknown step (NaN) are among them
-    after = ~(run.record[:, 0] <= 0)
-    after[:1] = False  # whatever its step, it also loads and compiles
+    after = panels.after_start(run)
     if not parts and ("summary" in run.gaps or not after.any()):
         return run.gaps.get("summary", "The run ended before its first step, so there is nothing to time.")
     if not drawing:
@@ -554,22 +494,12 @@ def time(run: RunFolder, drawing: bool) -> str:
             "<i>reduce</i> the committee's mean and spread, <i>pack</i> and <i>send</i> the reply. A large piece of "
             "i-PI says that it waits for something else (its latency, its own outputs) or has much to integrate.",
         )
-    if after.sum() > 1:
-        table = run.record[after]
-        x, label = run.when(after)
+    for panel in panels.timed(run):
         pictures += _figure(
-            figures.series(
-                x, label, {"evaluation": 1e3 * table[:, 5]}, "evaluation (ms)", "time over the run", from_zero=True
-            ),
+            _draw(panel, from_zero=True),
             "What each evaluation took. It should be level; steps up say that something else wanted the same cores.",
         )
     return pictures
-
-
-def _unit(name: str) -> str:
-    """i-PI's word for a unit as a sign, where there is one."""
-    signs = {"electronvolt": "eV", "kelvin": "K", "kilojoule/mol": "kJ/mol", "atomic_unit": "atomic units"}
-    return signs.get(name, name)
 
 
 def _symbols(pair: str) -> list[str]:
@@ -579,9 +509,3 @@ def _symbols(pair: str) -> list[str]:
 
 def _radius(symbol: str) -> float:
     return float(covalent_radii[atomic_numbers.get(symbol, 0)])
-
-
-def _ordinal(number: int) -> str:
-    # 11th, 12th, 13th
-    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"

@@ -9,6 +9,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TypeVar
@@ -18,18 +19,19 @@ from beadwork.errors import ConfigError, QueueError
 from beadwork.events import WHOSE
 from beadwork.harvest.queue import Queue
 from beadwork.observe.record import NAME
-from beadwork.report import html, sections
+from beadwork.report import html, panels, sections
+from beadwork.report.distribution import distribution
 from beadwork.report.run import RunFolder, read_run
 from beadwork.report.viewer import Shown
 
 Made = TypeVar("Made")
 
 
-def report(folder: Path, page: Path | None = None, queue: str | None = None) -> str:
+def report(folder: Path, page: Path | None = None, queue: str | None = None, csv: Path | None = None) -> str:
     """Write the page (report.html in the run's folder by default), and return a message that says where it is.
 
-    queue: where it is not the one that the run names. Raises ConfigError where there is no run, or no page can be
-    written, and QueueError where the queue that was named cannot be read.
+    queue: where it is not the one that the run names. csv: a file for the curves of the page. Raises ConfigError where
+    there is no run, or no page can be written, and QueueError where the queue that was named cannot be read.
     """
     with reading(folder / NAME, ConfigError, "name the folder of another run, or restore the file from a copy"):
         run = read_run(folder)
@@ -42,7 +44,12 @@ def report(folder: Path, page: Path | None = None, queue: str | None = None) -> 
     text = write(run)
     with writing(page):
         page.write_text(text, encoding="utf-8")
-    return f"the run on one page: {page} ({len(text.encode()) / 1e6:.1f} MB, opens in any browser)"
+    told = ""
+    if csv is not None:
+        with reading(folder / NAME, ConfigError, "name the folder of another run, or restore the file from a copy"):
+            found = distribution(run)
+            told = f"\n{panels.write(run, None if isinstance(found, str) else found, csv)} points of its curves: {csv}"
+    return f"the run on one page: {page} ({len(text.encode()) / 1e6:.1f} MB, opens in any browser){told}"
 
 
 def _kept(run: RunFolder, queue: str | None) -> tuple[list[Shown], str]:
@@ -86,15 +93,17 @@ def write(run: RunFolder) -> str:
     def part(title: str, content: Callable[[], str]) -> str:
         return sections.section(title, _whole(content, str))
 
+    found = _whole(lambda: distribution(run), str)
+    titles = _whole(lambda: sections.printed_sections(run), lambda said: list(sections.ALWAYS))
     parts = [
         _whole(lambda: sections.headline(run), lambda said: sections.section("headline", said)),
-        part("Energies", lambda: sections.energies(run) if drawing else sections.NO_PLOTS),
-        part("Temperature", lambda: sections.temperature(run) if drawing else sections.NO_PLOTS),
+        part("Averages", lambda: sections.averages(run)),
+        *(part(title, partial(sections.of_quantities, run, title, drawing)) for title in titles),
         part("Spread of the committee", lambda: sections.spread(run) if drawing else sections.NO_PLOTS),
         part("Spread by element", lambda: sections.elements(run) if drawing else sections.NO_PLOTS),
         *([part("Novelty", lambda: sections.novelty(run, drawing))] if run.novelty_of_parts else []),
         sections.section("Frames kept", kept),
-        part("Radial distribution functions", lambda: sections.distributions(run, drawing)),
+        part("Radial distribution functions", lambda: sections.distributions(found, drawing)),
         part("Where the time goes", lambda: sections.time(run, drawing)),
     ]
     name = str(run.about.get("simulation", run.folder.resolve().name))

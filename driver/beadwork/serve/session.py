@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -244,6 +245,10 @@ class Session:
             "time_step_fs": system.timestep,
             "temperature_K": system.temperature,
             "beads": system.nbeads,
+            # at which i-PI ends by its input, what moves the atoms, and how many there are of each element
+            "total_steps": simulation.total_steps,
+            "motions": system.motions,
+            "composition": dict(Counter(chemical_symbols[z] for z in system.numbers if z)),
             "periodic": self._config.periodic,
             # whether what drove i-PI is the plain mean that its `committee_pot` has
             "plain_mean": all(

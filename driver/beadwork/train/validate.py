@@ -18,6 +18,7 @@ from beadwork.json_form import Form, Part
 from beadwork.log import Alarm
 from beadwork.potential.bundle import format_no_better, members_of, no_better_in
 from beadwork.report import page
+from beadwork.report.figures import COLOURS, INK
 from beadwork.train.calibration import Calibration, Errors, Residuals, calibrate, format_calibration, residuals
 from beadwork.train.committee import train_committee
 from beadwork.train.dataset import Dataset, Example
@@ -28,7 +29,6 @@ from beadwork.train.split import split, unseen
 PAGE = "validation.html"
 #: fractions of the training frames in a learning curve
 CURVE_FRACTIONS = (0.25, 0.5, 1.0)
-_COLOURS = ("#3b82c4", "#c96f1a", "#2a9d6f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,20 @@ class Validation:
     found: Residuals
     calibration: Mapping[str, Calibration]
     curve: tuple[tuple[int, Residuals], ...] = ()
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """A colour of the page (green, amber, red) and the result in a line."""
+        if self.dataset.baseline is None:
+            return "green", f"A model of the labels themselves, tested on {len(self.found.examples)} frames"
+        found = no_better_in(self.found.measured)
+        if not found:
+            what = "energies" if self.found.forces is None else "energies and forces"
+            return "green", f"Baseline and Δ together are better than the baseline alone, in {what}"
+        names = " and ".join({"energy": "energies", "force": "forces"}[one.kind] for one in found)
+        if any(one.beyond_errors for one in found):
+            return "red", f"This Δ is worse than its baseline alone in {names}: do not serve it"
+        return "red", f"This Δ is no better than its baseline alone in {names}"
 
     @property
     def worse(self) -> str:
@@ -259,31 +273,44 @@ def write_page(validation: Validation, file: Path) -> None:
         )
         for tag, part in (("th", rows[:2]), ("td", rows[2:]))
     )
+    colour, verdict = v.verdict
+    judged = f'<div class="verdict {colour}"><strong>{html.escape(verdict)}</strong>'
     sections = [
-        "<p>Root mean square errors, with their standard errors from a bootstrap over blocks. Energies of the baseline "
-        "alone are shifted by the committee's reference energies.</p>",
+        judged + (f"<p>{html.escape(v.worse)}.</p></div>" if v.worse else "</div>"),
+        "<h2>Errors</h2>",
+        "<p>Root mean square errors, with their standard errors from a bootstrap over blocks; fewer than four blocks "
+        "have none. Energies of the baseline alone are shifted by the committee's reference energies.</p>",
         f'<div class="wide"><table>{head}{body}</table></div>',
-        *([f"<p><b>{html.escape(v.worse)}.</b></p>"] if v.worse else []),
         "<h2>Δ against its labels</h2>",
-        _picture(_parity, v),
+        _pictures(_parity, v),
+        "<p>On the line the committee answers what the label says.</p>",
         "<h2>Spread against error</h2>",
+        f"<p>{html.escape(format_calibration(v.calibration))}.</p>",
     ]
-    sections.append(f"<p>{html.escape(format_calibration(v.calibration))}.</p>")
     if v.calibration:
         sections += [
-            _picture(_reliability, v),
+            _pictures(_reliability, v),
             "<p>Left: errors sorted by predicted width into bins of equal size; on the line the width is right. Right: "
-            "fraction of the errors within so many predicted widths; black: the expected fraction for this number of "
-            "members (forces dashed).</p>",
+            "fraction of the errors within so many predicted widths; dashed: the expected fraction for this number of "
+            "members.</p>",
         ]
     if v.curve:
-        sections += ["<h2>Learning curve</h2>", _picture(_curve, v)]
+        sections += [
+            "<h2>Learning curve</h2>",
+            _pictures(_curve, v),
+            "<p>Where it still falls at the right, more labels would help.</p>",
+        ]
+    sections.append(
+        "<details><summary>What it was trained on (unfold for the hashes)</summary>"
+        f"<p>dataset <code>{html.escape(v.dataset.hash)}</code></p>"
+        f"<p>baseline <code>{html.escape(str(v.dataset.baseline))}</code></p></details>"
+    )
     page.write(
         file,
         f"Validation of {html.escape(v.committee.resolve().name)}",
         f"{len(v.found.examples)} frames that no member saw; labels of {html.escape(v.dataset.method)}",
         sections,
-        f"dataset <code>{html.escape(v.dataset.hash)}</code>",
+        "Written by <code>beadwork validate</code>; the definitions are in docs/formulas.md of beadwork.",
     )
 
 
@@ -311,11 +338,11 @@ def _format_errors(errors: Errors, unit: str) -> str:
     return f"{_number(errors)} {unit}"
 
 
-def _picture(draw: Callable[[Validation, Any], None], v: Validation) -> str:
+def _pictures(draw: Callable[[Validation, Any], None], v: Validation) -> str:
     """Draw two panels and return them as an element of the page."""
-    figure, panels = page.panels(2, (9, 4))
+    drawn, panels = page.panels(2)
     draw(v, panels)
-    return page.png(figure, draw.__name__[1:])
+    return page.pictures(drawn, draw.__name__[1:])
 
 
 def _parity(v: Validation, panels: Any) -> None:
@@ -323,7 +350,7 @@ def _parity(v: Validation, panels: Any) -> None:
     names = sorted({e.solute for e in v.found.examples})
     which = np.array([names.index(e.solute) for e in v.found.examples])
     pairs = (
-        (v.found.energy, v.found.baseline_energy, "Δ energy an atom − references (meV)"),
+        (v.found.energy, v.found.baseline_energy, "Δ energy less references (meV/atom)"),
         (v.found.forces, v.found.baseline_forces, "Δ force (eV/Å)"),
     )
     for panel, (errors, baseline, what), unit in zip(panels, pairs, (1e3, 1.0), strict=True):
@@ -337,19 +364,20 @@ def _parity(v: Validation, panels: Any) -> None:
             x, y = label[here], label[here] + unit * errors.error[here]
             panel.errorbar(
                 x, y, xerr=unit * errors.noise[here] if errors.noise.any() else None, fmt=".", ms=3, lw=0.6,
-                color=_COLOURS[at % len(_COLOURS)], label=name,
+                color=COLOURS[at % len(COLOURS)], label=name,
             )  # fmt: skip
         # the diagonal, on which a perfect committee lies
         ends = [float(label.min()), float(label.max())]
-        panel.plot(ends, ends, "-", color="black", lw=0.8)
-        panel.set_xlabel(f"label: {what}")
-        panel.set_ylabel("committee: the same")
-        panel.legend(frameon=False)
+        panel.plot(ends, ends, "-", color=INK, lw=0.8)
+        panel.set_title(what, fontsize=10)
+        panel.set_xlabel("label")
+        panel.set_ylabel("committee")
+        panel.legend(frameon=False, fontsize=8)
 
 
 def _reliability(v: Validation, panels: Any) -> None:
     sigmas = np.linspace(0, 4, 81)
-    for (errors, unit), name, colour in zip(_both(v.found), ("energy", "forces"), _COLOURS, strict=False):
+    for (errors, unit), name, colour in zip(_both(v.found), ("energy", "forces"), COLOURS, strict=False):
         if name not in v.calibration:
             continue
         alpha = v.calibration[name].alpha
@@ -367,16 +395,15 @@ def _reliability(v: Validation, panels: Any) -> None:
             when = "before" if style == ":" else "after"
             panels[1].plot(sigmas, 100 * share, style, color=colour, label=f"{name}, {when} alpha")
         expected = [100 * errors.expected(alpha, s) for s in sigmas]
-        dashes = "-" if name == "energy" else "--"
-        panels[1].plot(sigmas, expected, dashes, color="black", lw=0.8, label=f"{name}, expected")
+        panels[1].plot(sigmas, expected, "--", color=colour, lw=1.0, label=f"{name}, expected")
     low, high = _limits(panels[0])
-    panels[0].plot([low, high], [low, high], color="black", lw=0.8)
-    panels[0].set_xlabel("predicted width")
+    panels[0].plot([low, high], [low, high], color=INK, lw=0.8)
+    panels[0].set_xlabel("predicted width (unit of the curve)")
     panels[0].set_ylabel("root mean square error")
-    panels[1].set_xlabel("predicted widths")
+    panels[1].set_xlabel("error over predicted width (no unit)")
     panels[1].set_ylabel("errors inside (%)")
     for panel in panels:
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(frameon=False, fontsize=7)
 
 
 def _limits(panel: Any) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from beadwork.analyse.uncertainty import DEPENDENT, uncertainty
+from beadwork.report.uncertainty import DEPENDENT, uncertainty
 
 #: autoregressive processes x_t = Σ_k φ_k x_(t-k) + noise: a decay, and vibrations that live for 4 and for 20 samples
 DECAY = (0.9,)
