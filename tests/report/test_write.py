@@ -28,6 +28,9 @@ from beadwork.harvest.queue import Queue
 from beadwork.observe.pace import Pace
 from beadwork.observe.record import Record
 from beadwork.observe.status import StatusFile
+from beadwork.report import sections
+from beadwork.report.run import read_run
+from beadwork.report.verdict import verdict
 from beadwork.report.write import report
 from beadwork.units import BOHR
 
@@ -159,7 +162,7 @@ def test_figures_are_those_of_the_run(text: str) -> None:
     radial = words(text, "radial-distribution-functions")
     assert "4 steps of 2 beads" in radial
     assert "from 4 steps and 2 members" in radial
-    assert radial.count("not known") == 3  # the statistical error of three pairs, from four steps
+    assert radial.count("not known") == 4  # the statistical error, from four steps, and so that of each of three pairs
     assert "(8.6 meV" not in radial
     assert "(25.9 meV here)" in words(text, "spread-of-the-committee")
 
@@ -190,7 +193,7 @@ def test_the_page_asks_for_nothing(text: str) -> None:
 def test_names_are_text(text: str, run: Path) -> None:
     """A bundle or a file that is called like markup does not become any."""
     assert "<b>delta</b>" not in text
-    assert "&lt;b&gt;" not in words(text, "headline")  # the folder's last name alone is shown: b>
+    assert "models/&lt;b&gt;delta&lt;/b&gt;" in words(text, "headline")
     out = run / "beadwork.out"
     out.write_text(out.read_text().replace('"input.xml"', '"<img src=x>.xml"'))
     assert "<img" not in re.sub(r"<script>.*?</script>", "", page(run), flags=re.DOTALL)
@@ -440,13 +443,6 @@ def status(folder: Path, **values: Any) -> None:
     told.path.write_text(json.dumps(data | values))
 
 
-def judged(folder: Path) -> tuple[str, str]:
-    """Colour and words of the verdict on the page of a run."""
-    found = re.search(r'<section id="headline"><div class="verdict (\w+)">(.*?)</div>', page(folder), re.DOTALL)
-    assert found is not None
-    return found[1], " ".join(re.sub("<[^>]*>", " ", found[2]).split())
-
-
 def ended(code: int, why: str = "", **more: Any) -> Callable[[Path], None]:
     """A summary with another end."""
     facts = {"exit_code": code, "why": why, **more}
@@ -466,7 +462,7 @@ def test_the_verdict_stands_on_top(finished: Path, tmp_path: Path) -> None:
             ([longer, ended(0)], "amber", "i-PI ended in order after 6 of 60 steps", "A file EXIT"),
             ([asked, ended(0, marks_passed={"spread": 12})], "amber", "thresholds were exceeded", "pass: spread 12."),
             ([ended(11, "a force of 101 eV/Å on <O>")], "red", "Stopped by a safety threshold, exit code 11",
-             "a force of 101 eV/Å on &lt;O&gt;"),
+             "a force of 101 eV/Å on <O>"),
             ([ended(6, "NaN in bead 3")], "red", "exit code 6: A model returned NaN or infinity", "NaN in bead 3"),
             ([ended(143)], "amber", "Ended by SIGTERM"),
             ([longer, gone], "red", "Not known to have ended", "6 of 60 steps were done."),
@@ -479,10 +475,12 @@ def test_the_verdict_stands_on_top(finished: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(finished, tmp_path / f"run-{k}", ignore=shutil.ignore_patterns("*.xyz", "*.db")))
         for harm in harms:
             harm(folder)
-        found = judged(folder)
-        assert found[0] == colour, found
+        found = verdict(read_run(folder))
+        assert found.colour == colour, found
         for sentence in told:
-            assert sentence in found[1]
+            assert sentence in f"{found.head}: {found.text}"
+    markup = sections.headline(read_run(folder))
+    assert markup.startswith('<section id="headline"><div class="verdict red"><strong>Hangs')
 
 
 def test_averages_have_error_bars_that_hold(run: Path) -> None:
@@ -516,7 +514,8 @@ def test_averages_have_error_bars_that_hold(run: Path) -> None:
     assert re.search(r"potential energy -\d+ meV/atom 1000 no error bar: the run is too short for its", said)
     short = "\n".join([*head, *rows[:20], ""])
     (run / "simulation.out").write_text(short)
-    assert "K 10 no error bar: 10 values, and 32 are needed" in words(page(run), "averages")
+    said = " ".join(re.sub("<[^>]*>", " ", sections.averages(read_run(run))).split())
+    assert "K 10 no error bar: 10 values, and 32 are needed" in said
 
 
 def test_every_curve_as_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

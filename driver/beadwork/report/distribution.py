@@ -15,7 +15,7 @@ from beadwork.ipi.outputs import find_positions
 from beadwork.report.committee import read_committee
 from beadwork.report.radial import Radial, deviations, matched, offsets, radial, reweight
 from beadwork.report.run import RunFolder
-from beadwork.report.uncertainty import DEPENDENT, uncertainty
+from beadwork.report.uncertainty import BLOCKS, DEPENDENT, uncertainty
 from beadwork.report.viewer import Shown
 
 #: the output by which i-PI writes bead positions
@@ -73,7 +73,7 @@ def distribution(run: RunFolder) -> Distribution | str:
 def _statistical(found: Radial) -> tuple[dict[str, FloatArray], str]:
     """The error by blocks of each pair, (K,), where there are steps enough, and what is to be said of it."""
     errors = {}
-    for name, values in found.pairs.items():
+    for name, values in found.pairs.items() if len(found.steps) >= BLOCKS else ():
         one = uncertainty([values])
         # where the pairs are
         weight = values.mean(axis=0)
@@ -83,8 +83,8 @@ def _statistical(found: Radial) -> tuple[dict[str, FloatArray], str]:
     if errors:
         return errors, "The statistical error is that of blocks of steps."
     return {}, (
-        f"The statistical error is not known: {len(found.steps)} steps are too few, or too close to each other, for "
-        "blocks that do not depend on each other."
+        f"The statistical error is not known: {len(found.steps)} steps are too few ({BLOCKS} are needed) or too "
+        "close to each other."
     )
 
 

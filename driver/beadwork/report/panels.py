@@ -54,10 +54,12 @@ def of_quantities(run: RunFolder, section: str) -> list[tuple[Panel, list[Printe
 
 def _of(run: RunFolder, section: str, group: list[Printed]) -> Panel:
     x, label = run.clock(group[0].steps)
-    name = group[0].label if len(group) == 1 and section != "Temperature" else section.lower()
-    since = " from the first value on" if group[0].quantity.relative else ""
+    one = group[0]
+    title = one.label if len(group) == 1 and section != "Temperature" else section.lower()
+    # short, so that the axis has room for all of it
+    name = "change since the start" if one.quantity.relative else one.quantity.axis or section.lower()
     curves = {one.label: one.drawn for one in group}
-    return Panel(section, f"{name} over time", x, label, curves, f"{name}{since} ({group[0].unit})")
+    return Panel(section, f"{title} over time", x, label, curves, f"{name} ({one.unit})")
 
 
 def spreads(run: RunFolder) -> list[Panel]:

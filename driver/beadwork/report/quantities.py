@@ -28,6 +28,7 @@ BOLTZMANN_MEV = 8.617333262e-2
 class Quantity:
     """name: i-PI's. section: of the page. label: in words. dimension: i-PI's. unit: i-PI's name of the one shown, and
     sign: how it is written. scale: by which values are multiplied after that. relative: drawn from its first value on.
+    axis: its name on the axis, where that is not the section's.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Quantity:
     sign: str
     scale: float = 1.0
     relative: bool = False
+    axis: str = ""
 
 
 _ENERGY = ("energy", "electronvolt", "meV", 1e3)
@@ -54,8 +56,8 @@ QUANTITIES = (
     Quantity("pressure_cv", "Pressure", "quantum, centroid virial (pressure_cv)", *_PRESSURE),
     Quantity("pressure_md", "Pressure", "of all beads, classical (pressure_md)", *_PRESSURE),
     Quantity("pressure_tdsc", "Pressure", "quantum, Suzuki-Chin (pressure_tdsc)", *_PRESSURE),
-    Quantity("volume", "Volume and density", "volume", "volume", "angstrom3", "Å³"),
-    Quantity("density", "Volume and density", "density", "density", "g/cm3", "g/cm³"),
+    Quantity("volume", "Volume and density", "volume", "volume", "angstrom3", "Å³", axis="volume"),
+    Quantity("density", "Volume and density", "density", "density", "g/cm3", "g/cm³", axis="density"),
 )
 
 
