@@ -195,7 +195,8 @@ def format_pace(facts: Mapping[str, Any], total: int) -> list[str]:
     if seconds := facts["seconds_per_step"]:
         far += f", {seconds:.3g} s per step"
         far += f", {facts['ns_per_day']:.3g} ns/day" if facts["ns_per_day"] else ""
-        far += "" if joined else f", {format_duration((total - facts['step']) * seconds)} left"
+        ended = facts["step"] is not None and facts["step"] >= total
+        far += "" if joined or ended else f", {format_duration((total - facts['step']) * seconds)} left"
     sure = f"frames kept: {facts['frames_kept']}"
     if new := facts.get("frames_kept_for", {}).get("novelty"):
         sure += f", {new} of them for novelty"

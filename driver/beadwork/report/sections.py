@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from ase.formula import Formula
 from numpy.typing import NDArray
 
 from beadwork.digits import with_bar
@@ -96,8 +97,8 @@ def subtitle(run: RunFolder) -> str:
     """What was simulated, in one line."""
     about = run.about
     facts = []
-    if formula := "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in run.composition.items()):
-        facts.append(f"{formula} ({sum(run.composition.values())} atoms)")
+    if run.composition:  # as `queue list` has it
+        facts.append(f"{Formula.from_dict(run.composition):hill} ({sum(run.composition.values())} atoms)")
     if about.get("beads"):
         facts.append(f"{about['beads']} beads")
     if about.get("temperature_K"):
