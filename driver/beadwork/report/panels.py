@@ -57,7 +57,7 @@ def _of(run: RunFolder, section: str, group: list[Printed]) -> Panel:
     one = group[0]
     title = one.label if len(group) == 1 and section != "Temperature" else section.lower()
     # short, so that the axis has room for all of it
-    name = "change since the start" if one.quantity.relative else one.quantity.axis or section.lower()
+    name = "change" if one.quantity.relative else one.quantity.axis or section.lower()
     curves = {one.label: one.drawn for one in group}
     return Panel(section, f"{title} over time", x, label, curves, f"{name} ({one.unit})")
 

@@ -47,14 +47,13 @@ _PRESSURE = ("pressure", "bar", "bar")
 QUANTITIES = (
     Quantity("potential", "Energies", "potential energy", *_ENERGY, relative=True),
     Quantity("conserved", "Energies", "conserved quantity", *_ENERGY, relative=True),
-    # of a ring polymer it is that of one bead at beads times the temperature, which says no more than the temperature
     Quantity("kinetic_md", "Kinetic energy", "of the momenta (kinetic_md)", *_ENERGY),
     Quantity("kinetic_cv", "Kinetic energy", "quantum, centroid virial (kinetic_cv)", *_ENERGY),
     Quantity("kinetic_td", "Kinetic energy", "quantum, primitive (kinetic_td)", *_ENERGY),
     Quantity("kinetic_tdsc", "Kinetic energy", "quantum, Suzuki-Chin (kinetic_tdsc)", *_ENERGY),
     Quantity("temperature", "Temperature", "of all beads", "temperature", "kelvin", "K"),
     Quantity("pressure_cv", "Pressure", "quantum, centroid virial (pressure_cv)", *_PRESSURE),
-    Quantity("pressure_md", "Pressure", "of all beads, classical (pressure_md)", *_PRESSURE),
+    Quantity("pressure_md", "Pressure", "classical (pressure_md)", *_PRESSURE),
     Quantity("pressure_tdsc", "Pressure", "quantum, Suzuki-Chin (pressure_tdsc)", *_PRESSURE),
     Quantity("volume", "Volume and density", "volume", "volume", "angstrom3", "Å³", axis="volume"),
     Quantity("density", "Volume and density", "density", "density", "g/cm3", "g/cm³", axis="density"),
@@ -77,10 +76,18 @@ class Printed:
         return self.values - self.values[:1] if self.quantity.relative else self.values
 
 
+#: why there is no error bar, in words
+NOTES = {
+    "few values": f"fewer than {BLOCKS} values",
+    "too short": "the run is too short for the slowest motion of this quantity: its blocks depend on each other",
+    "constant": "it does not change",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Average:
-    """The mean of the second half. error: one standard deviation by blocks, None where the run is too short for one,
-    and `note` says so. samples: values that it is from."""
+    """The mean of the second half. error: one standard deviation by blocks, None where there is none to be trusted;
+    then `note` is 'few values' or 'too short' (see NOTES). samples: values that it is from."""
 
     mean: float
     error: float | None
@@ -99,8 +106,8 @@ def _printed(run: RunFolder, quantity: Quantity) -> Iterator[Printed]:
         argument = argument.rstrip(")").removeprefix("atom=")
         if base != quantity.name or "[" in name or not len(series.values):
             continue
-        if base == "kinetic_md" and run.about.get("beads", 1) != 1:
-            continue
+        if base.endswith("_md") and run.about.get("beads", 1) != 1:
+            continue  # of the ring polymer as a classical system, which is no quantity of the quantum one
         atoms = _atoms(run, argument)
         if argument and not atoms:
             continue  # of one bead or mode: no quantity of the system
@@ -130,11 +137,11 @@ def average(one: Printed) -> Average:
     half = one.values[int(EQUILIBRATION * len(one.values)) :]
     mean, samples = float(half.mean()), len(half)
     if samples < BLOCKS:
-        return Average(mean, None, samples, f"no error bar: {samples} values, and {BLOCKS} are needed")
+        return Average(mean, None, samples, "few values")
     errors = uncertainty([half[:, None]])
     error, dependence = float(errors.statistical[0]), float(errors.dependence[0])
     if not math.isfinite(error) or dependence > DEPENDENT:
-        return Average(mean, None, samples, "no error bar: the run is too short for its slowest motion")
+        return Average(mean, None, samples, "too short")
     return Average(mean, error, samples, "constant" if error == 0 else "")
 
 

@@ -230,7 +230,7 @@ def of_quantities(run: RunFolder, section: str, drawing: bool) -> str:
 
 def averages(run: RunFolder) -> str:
     """The means of what i-PI printed, with error bars by blocks."""
-    rows = []
+    rows, notes = [], {}
     for one in quantities.printed(run):
         if one.quantity.name == "conserved":
             continue
@@ -239,14 +239,18 @@ def averages(run: RunFolder) -> str:
         value, _, bar = (with_bar(found.mean, found.error) if found.error else f"{found.mean:.6g}").partition(" ± ")
         section = "" if one.quantity.section == "Energies" else f"{one.quantity.section.lower()}, "
         label = section + one.label if one.label not in ("volume", "density") else one.label
-        rows.append((label, value, bar, one.unit, str(found.samples), found.note))
+        rows.append((label, value, bar or found.note, one.unit, str(found.samples)))
+        notes[found.note] = quantities.NOTES.get(found.note, "")
     if not rows:
         return run.gaps.get("properties", "i-PI printed no property of the whole system.")
-    head = ("mean of", "value", "± (statistical)", "unit", "values", "")
+    head = ("mean of", "value", "±", "unit", "values")
+    told = "; ".join(f"{note}: {words}" for note, words in notes.items() if note)
     return (
         "<p>Of the second half of the run, since the first may still be equilibration. The error is one standard "
         "deviation of the mean, from some 32 blocks; what the committee adds to it, and averages after a time of your "
-        "choice, are in <code>beadwork analyse properties</code>.</p>" + _table([head, *rows])
+        "choice, are in <code>beadwork analyse properties</code>.</p>"
+        + _table([head, *rows])
+        + (f'<p class="quiet">{told}.</p>' if told else "")
     )
 
 
