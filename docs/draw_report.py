@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 from beadwork.report.write import report
 
 HERE = Path(__file__).parent
-WIDTH = 1040
+WIDTH = 860
 
 
 def picture(page_file: Path) -> Image.Image:
