@@ -549,6 +549,10 @@ def _models(commands: Any) -> None:
     make.add_argument(
         "--committee", action="store_true", help="all heads of a multi-head model, as a committee that shares a trunk"
     )
+    for name, what in (("charges", "total charges, e"), ("spins", "numbers of unpaired electrons")):
+        make.add_argument(
+            f"--{name}", type=int, nargs="+", metavar="N", help=f"{what}, of what it was trained on: others are refused"
+        )
     make.add_argument("--trust-pickle", action="store_true", help="a pickle can run code: say that this file may")
     show = _command(commands, "show", _show_model, "print a bundle's card and check its files", "models/water")
     show.add_argument("bundle", type=Path, help="a bundle, or a committee's folder")
@@ -571,13 +575,19 @@ def _models(commands: Any) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from beadwork.potential.importer import NO_NATIVE_KEYS, import_model
+    from beadwork.potential.bundle import FILES
+    from beadwork.potential.importer import import_model
 
-    card = import_model(args.file, args.out, head=args.head, trust_pickle=args.trust_pickle, committee=args.committee)
+    about = {key: value for key in ("charges", "spins") if (value := getattr(args, key)) is not None}
+    card = import_model(
+        args.file, args.out, head=args.head, trust_pickle=args.trust_pickle, committee=args.committee, **about
+    )
     heads = f", a committee of {card.about['heads']} heads" if args.committee else ""
-    print(f"{card.path}: {'TorchScript and native' if card.native else 'TorchScript'}{heads}, {card.hash}")
-    if not card.native:
-        print(f"no native model: {'; '.join(str(card.about[key]) for key in NO_NATIVE_KEYS if key in card.about)}")
+    print(f"{card.path}{heads}: {card.hash}")
+    for engine in FILES:
+        why = card.without(engine)
+        remedy = card.about.get(f"{engine}_remedy")
+        print(f"engine {engine}: {why or 'yes'}{f'; {remedy}' if why and remedy else ''}")
     return 0
 
 

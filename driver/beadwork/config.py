@@ -18,7 +18,7 @@ from beadwork.toml import fit, read_toml
 
 # what a forcefield may answer with: i-PI can contract Δ, or take longer time steps over it, where it is served apart
 ROLES = ("sum", "baseline", "delta")
-ENGINES = ("auto", "native", "torchscript")
+ENGINES = ("auto", "native", "torchscript", "eager")
 DTYPES = ("float64", "float32")
 ON_MARK = ("stop", "count")
 NOVELTY_OF = ("both", "baseline", "delta")
@@ -67,9 +67,23 @@ class ModelSettings(Options):
     at: dict[str, str] = setting(
         {}, "what a forcefield of the XML is served, where it has several: sum, baseline or delta", metavar="NAME=ROLE"
     )
-    engine: str = setting("auto", "auto takes native where it is there and agrees with torchscript", choices=ENGINES)
+    engine: str = setting(
+        "auto",
+        "auto takes native where it is there and agrees with torchscript, else torchscript, else eager",
+        choices=ENGINES,
+    )
     dtype: str = setting("float64", "precision of the models", choices=DTYPES)
     device: str = setting("cpu", "cpu, or cuda for the first GPU that the process sees", metavar="DEVICE")
+    charge: int | None = setting(
+        None, "of the whole system, for models that want it; 0 where it is neutral", "e", unset="not told to the models"
+    )
+    spin: int | None = setting(
+        None,
+        "unpaired electrons of the whole system, the same",
+        "electrons",
+        rule=NOT_NEGATIVE,
+        unset="not told either",
+    )
     alpha: float | None = setting(
         None, "scale of the deviations of the members' forces", "", rule=SCALE, unset="that of the committee's card"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ class Frame:
 
     numbers: (n,) atomic numbers. positions: (n, 3) Å, anywhere (not wrapped). cell: (3, 3) Å, one lattice vector a
     row; zeros where there is none. pbc: (3,) bool. bead: index in the ring polymer, None where it is not known.
+    charge: e, of the whole structure. spin: its unpaired electrons. None where they are not said.
     """
 
     numbers: IntArray
@@ -27,15 +29,28 @@ class Frame:
     cell: FloatArray
     pbc: tuple[bool, bool, bool] = (True, True, True)
     bead: int | None = None
+    charge: int | None = None
+    spin: int | None = None
 
     @classmethod
     def from_atoms(cls, atoms: Any) -> Frame:
-        """Take numbers, positions, cell and pbc from an `ase.Atoms`."""
+        """Take numbers, positions, cell and pbc from an `ase.Atoms`, and charge and spin from its info.
+
+        There they are `charge` and `spin`, or, as MACE calls them, `total_charge` and `total_spin`, the multiplicity.
+        What is no whole number there says nothing.
+        """
+        charge, spin, multiplicity = (
+            _whole(atoms.info, *names) for names in (("charge", "total_charge"), ("spin",), ("total_spin",))
+        )
+        if spin is None and multiplicity is not None:
+            spin = multiplicity - 1
         return cls(
             atoms.numbers.astype(np.int_),
             np.array(atoms.positions, dtype=np.float64),
             np.array(atoms.cell.array, dtype=np.float64),
             (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+            charge=charge,
+            spin=spin,
         )
 
     def to_atoms(self) -> Any:
@@ -72,3 +87,16 @@ class Frame:
                     f"the cell{where} has no volume in its periodic directions: {self.cell.tolist()} Å",
                     "give a proper cell, or the option --not-periodic (pbc False in Python)",
                 )
+
+
+def _whole(info: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these entries that is a whole number."""
+    for name in names:
+        value = info.get(name)
+        if (
+            isinstance(value, (int, float, np.integer, np.floating))
+            and not isinstance(value, bool)
+            and float(value).is_integer()
+        ):
+            return int(value)
+    return None

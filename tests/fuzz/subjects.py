@@ -35,11 +35,12 @@ from beadwork.label.label import Label
 from beadwork.label.spec import read_spec
 from beadwork.loop import loop
 from beadwork.observe.record import Record, read_answered, read_committees
-from beadwork.potential.bundle import format_card, load_committee, members_of, worse_than_baseline
+from beadwork.potential.bundle import WEIGHTS, format_card, load_committee, members_of, worse_than_baseline
 from beadwork.potential.heads import Heads, load_heads
 from beadwork.potential.native_file import check_native
 from beadwork.potential.novelty import load_training_set
 from beadwork.potential.potential import Potential
+from beadwork.potential.weights import read_weights, write_weights
 from beadwork.serve.server import Server
 from beadwork.serve.service import Service
 from beadwork.train.dataset import Dataset
@@ -116,6 +117,15 @@ def _bundles(folder: Path, *names: str) -> list[Path]:
             else:
                 (folder / member / file.name).symlink_to(file)
     return [folder / "delta-0" / name for name in names]
+
+
+def _weights(folder: Path) -> list[Path]:
+    arrays = {
+        "products.0.linear.weight": torch.linspace(0, 1, 12).reshape(3, 4),
+        "atomic_numbers": torch.tensor([1, 8]),
+    }
+    write_weights(folder / WEIGHTS, arrays, {"class": "ScaleShiftMACE", "r_max": 4.5})
+    return [folder / WEIGHTS]
 
 
 def _committee(folder: Path) -> list[Path]:
@@ -402,6 +412,7 @@ SUBJECTS = (
     ),
     Subject("heads.npz", _heads, _read_heads),
     Subject("series and curves of free energy", _series, _read_series),
+    Subject("model.safetensors", _weights, lambda folder: read_weights(folder / WEIGHTS), 0.5),
     Subject("dataset.json", _dataset, Dataset.read),
     Subject("status.json", _status, lambda folder: command("status", folder)),
     Subject("a run's summary.json, beadwork.out and i-PI's files", _run, lambda folder: command("report", folder), 0.2),

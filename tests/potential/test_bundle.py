@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from beadwork.errors import ModelError
+from beadwork.potential.architecture import mace_imported
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import amend_card, check, format_card, load_card, load_committee, sha256
 from beadwork.potential.graph import build
-from beadwork.potential.importer import import_model, mace_imported
+from beadwork.potential.importer import import_model
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_card_says_what_the_model_is(made):
     """Elements, cutoff, precision and hashes are read off the model itself."""
     card = check(made["invariant"].bundle)
     assert (card.elements, card.cutoff, card.dtype, card.head) == ((1, 8), 4.5, "float32", None)
-    assert card.hash == "sha256:" + sha256(made["invariant"].bundle / "model.pt")
+    assert card.hash == "sha256:" + sha256(made["invariant"].bundle / "model.safetensors")
     assert check(made["vector"].bundle).dtype == "float64"
     assert "cutoff 4.5 Å" in format_card(made["invariant"].bundle)
 

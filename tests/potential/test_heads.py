@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from beadwork.errors import ModelError
+from beadwork.potential.architecture import mace_imported
 from beadwork.potential.bundle import CARD, HEADS, MODEL, check, write_card
 from beadwork.potential.graph import build
 from beadwork.potential.heads import load_heads
-from beadwork.potential.importer import import_model, mace_imported
+from beadwork.potential.importer import import_model
 from beadwork.potential.load import load
 from beadwork.potential.native import NativeEngine
 from beadwork.potential.potential import Potential

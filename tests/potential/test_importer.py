@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import types
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,23 @@ from beadwork.errors import ModelError
 from beadwork.frame import Frame
 from beadwork.potential import auto_engine as engines
 from beadwork.potential import importer
+from beadwork.potential.architecture import mace_imported
 from beadwork.potential.auto_engine import compare, compare_dense, open_engine, trial
 from beadwork.potential.bundle import format_card
 from beadwork.potential.graph import build
-from beadwork.potential.importer import import_model, mace_imported
+from beadwork.potential.importer import import_model
 from beadwork.potential.native import NativeEngine
-from beadwork.potential.torchscript import TorchScriptEngine
+from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine
 
 WATER = Frame(
     np.array([8, 1, 1]), np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]), np.zeros((3, 3)), (False, False, False)
+)
+
+HYDRONIUM = Frame(
+    np.array([8, 1, 1, 1]),
+    np.array([[0, 0, 0.1], [0.94, 0, -0.2], [-0.47, 0.81, -0.2], [-0.47, -0.81, -0.25]]),
+    np.zeros((3, 3)),
+    (False, False, False),
 )
 
 
@@ -63,7 +72,7 @@ def test_what_the_native_engine_ignores_is_not_served_natively(mace_model, tmp_p
     options, wrong = IGNORED[option]
     card = import_model(saved(spoilt(mace_model, **options()), tmp_path), tmp_path / "out", trust_pickle=True)
     assert not card.native
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.pt", "card.toml"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.safetensors", "model.pt", "card.toml"}
     reason = card.about["native"]
     assert reason.startswith("Symmetrix-XL does not support something in this model: native does NOT agree with")
     assert "on a dense box of its elements and close pairs of them" in reason
@@ -172,21 +181,48 @@ def nonlinear() -> dict[str, Any]:
     return {"interaction_cls": block, "interaction_cls_first": block}
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (charged, r"Module 'GenericJointEmbedding' has no attribute 'specs'.*\(embeddings\.py, line \d+\)"),
-        (nonlinear, r"Unknown type name 'o3\.Irreps' \(gate\.py, line \d+\)"),
-    ],
-)
-def test_why_a_model_does_not_compile(mace_model, made, tmp_path, options, reason):
-    """The reason is TorchScript's first line with something in it; the folder is not there, and the next try has it."""
-    file = saved(spoilt(mace_model, **options()), tmp_path)
-    with pytest.raises(ModelError, match=f"holds a ScaleShiftMACE that TorchScript cannot compile: {reason}; train"):
-        import_model(file, tmp_path / "new" / "out", trust_pickle=True)
+def test_a_model_that_does_not_compile_is_served_eagerly(mace_model, tmp_path):
+    """The card has TorchScript's first line with something in it; the engine that needs no TorchScript answers."""
+    file = saved(spoilt(mace_model, **nonlinear()), tmp_path)
+    card = import_model(file, tmp_path / "out", trust_pickle=True)
+    assert {path.name for path in card.path.iterdir()} == {"model.safetensors", "card.toml"}
+    assert re.fullmatch(r"Unknown type name 'o3\.Irreps' \(gate\.py, line \d+\)", card.about["torchscript"])
+    assert "torchscript: no (Unknown type name" in format_card(card.path)
+    with pytest.raises(ModelError, match="has nothing for the engine 'torchscript': no \\(Unknown type name"):
+        open_engine(card.path, "torchscript")
+    engine = open_engine(card.path, "auto")
+    choice = engine.select_backend(build([WATER], 4.5))
+    assert "no native model" in choice
+    assert "no TorchScript (Unknown type name" in choice
+    exact = ModuleEvaluator(torch.load(file, weights_only=False), None, "float64", "cpu").evaluate(build([WATER], 4.5))
+    assert np.abs(engine.evaluate(build([WATER], 4.5)).forces - exact.forces).max() < 1e-10
+
+
+@pytest.mark.slow
+def test_a_model_that_wants_a_charge(mace_model, tmp_path):
+    """Why it does not compile is told, and Symmetrix-XL is not asked, which would leave the charge out."""
+    card = import_model(
+        saved(spoilt(mace_model, **charged()), tmp_path), tmp_path / "out", trust_pickle=True, charges=[1]
+    )
+    assert re.match(
+        r"Module 'GenericJointEmbedding' has no attribute 'specs'.*\(embeddings\.py, line \d+\)",
+        card.about["torchscript"],
+    )
+    assert "knows no ScaleShiftMACE with total_charge" in card.about["native"]
+    engine = open_engine(card.path, "auto")
+    assert np.isfinite(engine.evaluate(build([replace(HYDRONIUM, charge=1)], 4.5)).energies).all()
+    with pytest.raises(ModelError, match="was trained on 1 e as total charge, not on 3"):
+        engine.evaluate(build([replace(HYDRONIUM, charge=3)], 4.5))
+
+
+def test_what_beadwork_does_not_give_is_named(mace_model, tmp_path):
+    """A model that embeds something else than charge and spin is refused, and nothing is left."""
+    options = {"embedding_specs": {"elec_temp": {"type": "continuous", "in_dim": 1, "emb_dim": 4, "per": "graph"}}}
+    with pytest.raises(
+        ModelError, match="holds a ScaleShiftMACE that wants elec_temp; beadwork gives it atoms, a cell"
+    ):
+        import_model(saved(spoilt(mace_model, **options), tmp_path), tmp_path / "new" / "out", trust_pickle=True)
     assert {path.name for path in tmp_path.iterdir()} == {"my.model"}
-    again = import_model(made["vector"].bundle / "model.pt", tmp_path / "new" / "out")
-    assert {path.name for path in again.path.iterdir()} == {"model.pt", "card.toml"}
 
 
 def test_a_model_that_raises_leaves_an_empty_folder_empty(made, tmp_path, monkeypatch):
@@ -199,8 +235,10 @@ def test_a_model_that_raises_leaves_an_empty_folder_empty(made, tmp_path, monkey
         raise AssertionError
 
     monkeypatch.setattr(jit, "compile", refuse)
+    monkeypatch.setattr(importer, "describe", refuse)
     with pytest.raises(
-        ModelError, match=r"holds a ScaleShiftMACE that TorchScript cannot compile: AssertionError; train"
+        ModelError,
+        match=r"that can neither be made again \(AssertionError\) nor be compiled \(AssertionError\); train without",
     ):
         import_model(made["vector"].file, tmp_path / "out", trust_pickle=True)
     assert list((tmp_path / "out").iterdir()) == []

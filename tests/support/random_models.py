@@ -30,16 +30,19 @@ def random_mace(
     zbl: bool = False,
     dtype: str = "float64",
     heads: Sequence[str] | None = None,
+    kind: str = "ScaleShiftMACE",
     **options: Any,
 ) -> Any:
     """An eager MACE of the architecture that the native engine takes: max_ell 3, correlation 3, two interactions.
+
+    kind: the name of its class.
 
     order: the largest L of the hidden features. zbl: repulsion of close atoms. energies: of the atoms alone, eV.
     options: MACE's own, in place of what is chosen here; an interaction block by its name.
     """
     import torch
 
-    from beadwork.potential.importer import mace_imported
+    from beadwork.potential.architecture import mace_imported
 
     with mace_imported():
         from e3nn import o3
@@ -56,29 +59,30 @@ def random_mace(
             "correlation": 3,
             "num_polynomial_cutoff": 5,
             "gate": torch.nn.functional.silu,
+            "num_interactions": 2,
+            "MLP_irreps": "8x0e",
             **options,
         }
         for key in ("interaction_cls", "interaction_cls_first"):
             chosen[key] = modules.interaction_classes[chosen[key]]
-        for key in {"hidden_irreps", "edge_irreps"} & chosen.keys():
+        for key in {"hidden_irreps", "edge_irreps", "MLP_irreps"} & chosen.keys():
             chosen[key] = o3.Irreps(chosen[key])
         reference = np.resize(energies, len(elements))
-        model = modules.ScaleShiftMACE(
-            r_max=cutoff,
-            num_bessel=6,
-            num_interactions=2,
-            num_elements=len(elements),
-            MLP_irreps=o3.Irreps("8x0e"),
-            atomic_energies=reference if heads is None else np.stack([reference] * len(heads)),
-            avg_num_neighbors=neighbors,
-            atomic_numbers=list(elements),
-            pair_repulsion=zbl,
-            radial_MLP=[16, 16],
-            heads=heads,
-            atomic_inter_scale=scale if heads is None else [scale] * len(heads),
-            atomic_inter_shift=shift if heads is None else [shift] * len(heads),
-            **chosen,
-        )
+        chosen |= {
+            "r_max": cutoff,
+            "num_bessel": 6,
+            "num_elements": len(elements),
+            "atomic_energies": reference if heads is None else np.stack([reference] * len(heads)),
+            "avg_num_neighbors": neighbors,
+            "atomic_numbers": list(elements),
+            "radial_MLP": [16, 16],
+        }
+        if kind != "EnergyDipolesMACE":
+            chosen |= {"pair_repulsion": zbl, "heads": heads}
+        if kind == "ScaleShiftMACE":
+            chosen["atomic_inter_scale"] = scale if heads is None else [scale] * len(heads)
+            chosen["atomic_inter_shift"] = shift if heads is None else [shift] * len(heads)
+        model = getattr(modules, kind)(**chosen)
         torch.set_default_dtype(before)
     return model
 

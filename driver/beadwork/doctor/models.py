@@ -22,12 +22,12 @@ from beadwork.harvest.select import force_window
 from beadwork.packages import pip_install
 from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
 from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, worse_than_baseline
+from beadwork.potential.eager import open_exact
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
 from beadwork.potential.limits import NOVELTY_REMEDIES, format_novelty
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.potential import Potential
-from beadwork.potential.torchscript import TorchScriptEngine
 
 #: Å, and relative strain, for differences of the energy. With four points the error of the formula, h^4/30 times the
 #: fifth derivative, is 1e-8 eV/Å for the stiffest bond there is (O-H), and that of rounding 1e4 eV is the same; the
@@ -338,7 +338,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
     for card in cards:
         if not card.native:
             why = card.about.get("native", "it was not extracted")
-            remedy = str(card.about.get("native_remedy", "nothing to mend: torchscript serves every model"))
+            remedy = str(card.about.get("native_remedy", "nothing to mend: torchscript or eager serves every model"))
             yield Finding(AMBER, "engines", f"{card.path} has no native model ({why}){slow}", remedy)
             continue
         try:
@@ -349,7 +349,7 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
                 text = f"native cannot be run: {error.what}{slow}"
                 yield Finding(refused, "engines", text, error.remedy, error.exit_code)
             continue
-        exact = TorchScriptEngine(card.path, "float64", config.device)
+        exact = open_exact(card.path, "float64", config.device)
         found = compare(native, exact, graph, "float64")
         # a start structure may hold few pairs of some elements: the dense trial has all of them
         dense = compare_dense(native, exact, np.unique(frame.numbers).tolist(), "float64")

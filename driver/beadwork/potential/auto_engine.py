@@ -7,7 +7,7 @@ same, and wrongly. So it is verified on every start, on the user's own structure
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.packages import pip_install
 from beadwork.potential import memory
 from beadwork.potential.bundle import check
+from beadwork.potential.eager import EagerEngine, open_exact
 from beadwork.potential.engine import Energies, Engine, FeatureEngine
 from beadwork.potential.graph import Graph, build
 from beadwork.potential.native import NativeEngine, available
-from beadwork.potential.torchscript import TorchScriptEngine
+from beadwork.potential.torchscript import ModuleEngine, TorchScriptEngine
 
 #: (eV/atom, eV/Å) within which native must agree with torchscript in the same precision
 TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
@@ -37,8 +38,8 @@ USUAL_FORCE = 10.0
 
 def open_engine(
     bundle: str | Path, engine: str = "auto", dtype: str = "float64", device: str = "cpu"
-) -> TorchScriptEngine | AutoEngine:
-    """Open a bundle. All but 'torchscript' select a backend at the first structure; `choice` says which, and why.
+) -> ModuleEngine | AutoEngine:
+    """Open a bundle. 'auto' and 'native' select a backend at the first structure; `choice` says which, and why.
 
     Raises ModelError for an unknown engine or precision, a bundle that fails its check, or a native model that cannot
     be run where 'native' was asked for.
@@ -49,11 +50,15 @@ def open_engine(
         raise ModelError(f"dtype {dtype!r} is unknown", f"take one of {', '.join(DTYPES)}")
     if engine == "torchscript":
         return TorchScriptEngine(bundle, dtype, device)
+    if engine == "eager":
+        return EagerEngine(bundle, dtype, device)
     return AutoEngine(bundle, dtype, device, required=engine == "native")
 
 
 class AutoEngine:
-    """Native where it is there and agrees with torchscript on the first structure; else torchscript.
+    """Native where it is there and agrees with the exact engine on the first structure; else the exact one.
+
+    The exact engine is torchscript where the bundle has it, else eager.
 
     required: native or a ModelError, here or on the first structure. choice: a message for the log, empty until
     `select_backend` or `evaluate` was called.
@@ -73,15 +78,18 @@ class AutoEngine:
         self._required = required
         self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
         # always loaded too: it is the reference, and the only one that can weigh atoms' energies
-        torchscript = TorchScriptEngine(bundle, dtype, device)
-        self._engine: FeatureEngine = torchscript
-        self._torchscript = torchscript
-        self.name, self.reference = torchscript.name, torchscript.reference
-        self.training_set, self.heads = torchscript.training_set, torchscript.heads
+        exact = open_exact(bundle, dtype, device)
+        self._engine: FeatureEngine = exact
+        self._exact = exact
+        self.name, self.reference = exact.name, exact.reference
+        self.wants = exact.wants
+        self.training_set, self.heads = exact.training_set, exact.heads
         if required:
             return
         if not card.native:
             self.choice = f"{self.name}: the bundle has no native model ({card.about.get('native', 'not extracted')})"
+            if exact.kind == "eager" and (why := card.about.get("torchscript")):
+                self.choice += f" and no TorchScript ({why})"
         elif not available():
             self.choice = f"{self.name}: symmetrix-xl is not installed ({pip_install('symmetrix-xl')})"
         else:
@@ -104,7 +112,9 @@ class AutoEngine:
                 dense = compare_dense(self._native, self._engine, elements, self._dtype)
                 found = found if dense.agreed else dense
             if self._required and not found.agreed:
-                raise ModelError(f"{self._card.path}: {found}", "import the model again, or use --engine torchscript")
+                raise ModelError(
+                    f"{self._card.path}: {found}", f"import the model again, or use --engine {self._exact.kind}"
+                )
             if found.agreed:
                 self._engine = self._native
             # a native engine that was not selected is freed
@@ -120,13 +130,13 @@ class AutoEngine:
         return self._engine.evaluate(graph)
 
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
-        """Evaluate with torchscript, whatever was selected: native kernels have no derivative of one atom's energy."""
-        return self._torchscript.weighted(graph, weights)
+        """By the exact engine, whatever was selected: native kernels have no derivative of one atom's energy."""
+        return self._exact.weighted(graph, weights)
 
     def open_head(self, number: int, *, weighing: bool) -> Engine:
-        """One of the heads, by the engine that was chosen for their mean, and by torchscript where it must weigh."""
+        """One of the heads, by the engine that was chosen for their mean, and by the exact one where it must weigh."""
         if weighing or not self.native:
-            return self._torchscript.open_head(number, weighing=weighing)
+            return self._exact.open_head(number, weighing=weighing)
         return NativeEngine(self._card.path, self._dtype, self._device, number)
 
     def features(self, graph: Graph) -> FloatArray:
@@ -137,7 +147,7 @@ class AutoEngine:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far native is from torchscript: eV/atom, eV/Å, eV/atom; allowed: (eV/atom, eV/Å); on: what.
+    """How far native is from the exact engine: eV/atom, eV/Å, eV/atom; allowed: (eV/atom, eV/Å); on: what.
 
     novelty: the largest relative difference of an atom's, 0 where there is none.
     """
@@ -148,6 +158,7 @@ class Comparison:
     novelty: float
     allowed: tuple[float, float]
     on: str
+    exact: str = TorchScriptEngine.kind
 
     @property
     def agreed(self) -> bool:
@@ -159,7 +170,7 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"native {'agrees' if self.agreed else 'does NOT agree'} with torchscript on {self.on} "
+            f"native {'agrees' if self.agreed else 'does NOT agree'} with {self.exact} on {self.on} "
             f"({self.energy:.1e} eV/atom, {self.force:.1e} eV/Å; allowed {self.allowed[0]:.0e} and "
             f"{self.allowed[1]:.0e}; virial an atom {self.virial:.1e} eV, allowed {VIRIAL_ARM * self.allowed[1]:.0e}"
             + (f"; novelty {self.novelty:.0e} of itself, allowed {NOVELTY_TOLERANCE:.0e})" if self.novelty else ")")
@@ -205,6 +216,7 @@ def compare(
         strange,
         (float(rough[worst]) * energy, float(rough[worst]) * force),
         on,
+        getattr(torchscript, "kind", TorchScriptEngine.kind),
     )
 
 
@@ -231,10 +243,15 @@ def trial(elements: Iterable[int], cutoff: float) -> Graph:
     grid = np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)
     positions = (grid + rng.uniform(-0.12, 0.12, grid.shape)) / side @ lattice
     # atoms are displaced from a distorted lattice, so that no symmetry makes a term vanish
-    frames = [Frame(rng.permutation(np.resize(known, len(grid))).astype(np.int_), positions, lattice)]
+    frames = [neutral(Frame(rng.permutation(np.resize(known, len(grid))).astype(np.int_), positions, lattice))]
     for z, other in zip(known, known[1:] + known[:1], strict=True):
         for pair in sorted({(z, z), (z, other)}):
             apart = 0.8 * float(covalent_radii[list(pair)].sum())
             ends = np.array([[0.0, 0.0, 0.0], [0.48, -0.6, 0.64]]) * apart
-            frames.append(Frame(np.array(pair), ends, np.zeros((3, 3)), (False,) * 3))
+            frames.append(neutral(Frame(np.array(pair), ends, np.zeros((3, 3)), (False,) * 3)))
     return build(frames, cutoff)
+
+
+def neutral(frame: Frame) -> Frame:
+    """The same without a charge and with as few unpaired electrons as its atoms can have."""
+    return replace(frame, charge=0, spin=int(frame.numbers.sum()) % 2)

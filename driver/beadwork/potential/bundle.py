@@ -1,4 +1,4 @@
-"""Model bundles: a folder with a TorchScript model, an optional native one, and a card that describes them."""
+"""Model bundles: a folder with a model's weights, or TorchScript, an optional native model, and a card about them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from beadwork.toml import tomllib
 
 CARD = "card.toml"
 MODEL = "model.pt"
+WEIGHTS = "model.safetensors"
 NATIVE = "native.json"
 NOVELTY = "novelty.npz"
 HEADS = "heads.npz"
@@ -35,6 +36,8 @@ MAX_FILE_BYTES, MAX_CARD_BYTES = 2**34, 2**24
 #: characters; longer is no path that the system takes
 MAX_PATH_LENGTH = 4096
 AnyEngine = TypeVar("AnyEngine")
+#: what each engine runs, the fastest first
+FILES = {"native": NATIVE, "torchscript": MODEL, "eager": WEIGHTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,12 @@ class Card:
         """Whether the bundle has a native model."""
         return NATIVE in self.sha256
 
+    def without(self, engine: str) -> str | None:
+        """Why the bundle has nothing that an engine of this name could run; None where it has."""
+        if FILES[engine] in self.sha256:
+            return None
+        return f"no ({self.about.get(engine, 'not made')})"
+
     @property
     def novelty(self) -> Path | None:
         """The file that says what the model was trained on, where the bundle has one."""
@@ -72,9 +81,13 @@ class Card:
 
     @property
     def hash(self) -> str:
-        """The TorchScript model's hash (and its head's or heads'), prefixed: what queue and log call this model."""
-        # not the native file's: it is made from the same weights and must not give the same model another name
-        model, which = self.sha256[MODEL], self.head or self.sha256.get(HEADS)
+        """The weights' hash (and its head's or heads'), prefixed: what queue and log call this model.
+
+        Of a bundle without a file of weights, that of its TorchScript model.
+        """
+        # of no file that is made from the weights: it must not give the same model another name
+        model = self.sha256.get(WEIGHTS) or self.sha256[MODEL]
+        which = self.head or self.sha256.get(HEADS)
         return "sha256:" + (hashlib.sha256(f"{model} {which}".encode()).hexdigest() if which else model)
 
 
@@ -98,7 +111,9 @@ def load_card(bundle: str | Path) -> Card:
     path = Path(bundle)
     if not path.is_dir():
         what = "a file; import it first (beadwork models import)" if path.exists() else "missing"
-        raise ModelError(f"the model bundle {path} is {what}", f"a bundle is a folder with {CARD} and {MODEL}")
+        raise ModelError(
+            f"the model bundle {path} is {what}", f"a bundle is a folder with {CARD} and {WEIGHTS} or {MODEL}"
+        )
     data = _read_toml(path / CARD)
     try:
         if data["format"] != FORMAT:
@@ -128,8 +143,10 @@ def load_card(bundle: str | Path) -> Card:
         )
     if card.dtype not in DTYPES:
         raise ModelError(f"{path / CARD} says dtype {card.dtype!r}", f"it must be one of {', '.join(DTYPES)}")
-    if not elements or not card.cutoff > 0 or MODEL not in card.sha256:
-        raise ModelError(f"{path / CARD} names no elements, no cutoff or no {MODEL}", "import the model again")
+    if not elements or not card.cutoff > 0 or not {MODEL, WEIGHTS} & set(card.sha256):
+        raise ModelError(
+            f"{path / CARD} names no elements, no cutoff, or neither {WEIGHTS} nor {MODEL}", "import the model again"
+        )
     return card
 
 
@@ -173,12 +190,11 @@ def reopen(engine: Callable[..., AnyEngine], bundle: Path, sha256: Mapping[str, 
 def format_card(bundle: str | Path) -> str:
     """Check a bundle and format its card in a few lines. Raises ModelError."""
     card = check(bundle)
-    native = "yes" if card.native else f"no ({card.about.get('native', 'not extracted')})"
     lines = [
         f"{card.name}: atomic numbers {', '.join(map(str, card.elements))}; cutoff {card.cutoff:g} Å; "
         f"trained in {card.dtype}" + (f"; head {card.head}" if card.head else ""),
-        f"native: {native}",
-        *(f"{key}: {value}" for key, value in card.about.items() if key != "native"),
+        *(f"{name}: {card.without(name) or 'yes'}" for name in FILES),
+        *(f"{key}: {value}" for key, value in card.about.items() if key not in FILES),
         *(f"{name}: sha256 {value}" for name, value in card.sha256.items()),
     ]
     return "\n".join(lines)
@@ -186,7 +202,7 @@ def format_card(bundle: str | Path) -> str:
 
 def write_card(bundle: Path, card: Mapping[str, Any], without: str | None = None) -> Card:
     """Write card.toml for the files that are in the folder now, except `without`; adds format, units and hashes."""
-    files = [name for name in (MODEL, NATIVE, NOVELTY, HEADS) if (bundle / name).is_file() and name != without]
+    files = [name for name in (*FILES.values(), NOVELTY, HEADS) if (bundle / name).is_file() and name != without]
     hashes = {name: sha256(bundle / name) for name in files}
     about = {k: v for k, v in card.items() if v is not None}  # TOML has no null
     data = {"format": FORMAT, **about, "units": UNITS, "sha256": hashes}

@@ -45,6 +45,7 @@ class Graph:
     are there. images: (K, 3) Å, by which neighbors are moved; system s has the rows image_ptr[s] to image_ptr[s + 1].
     image: (E,) the row of each edge, so that vectors = positions[neighbor] - positions[center] + images[image].
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where no two are within the cutoff.
+    states: (S,) charge (e) and unpaired electrons of each system, None where they are not said.
     """
 
     numbers: IntArray
@@ -63,6 +64,7 @@ class Graph:
     images: FloatArray
     image_ptr: IntArray
     closest: FloatArray
+    states: tuple[tuple[int | None, int | None], ...]
 
     @property
     def center(self) -> NDArray[np.int32]:
@@ -120,6 +122,7 @@ class Graph:
             self.images[one:end],
             self.image_ptr[first : last + 1] - one,
             self.closest[first:last],
+            self.states[first:last],
         )
 
     def pieces(self, max_edges: int | None) -> list[tuple[int, int]]:
@@ -386,6 +389,7 @@ def _assemble(frames: Sequence[Frame], chosen: Sequence[_Candidates], cutoff: fl
         images,
         image_ptr,
         closest,
+        tuple((f.charge, f.spin) for f in frames),
     )
     _check_distances(graph)
     return graph

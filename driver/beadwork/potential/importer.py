@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import importlib.util
 import json
-import logging
 import os
 import re
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +18,18 @@ import torch
 
 from beadwork.disk import writing
 from beadwork.errors import ModelError
-from beadwork.packages import pip_install
+from beadwork.potential.architecture import default_dtype, describe, mace_imported, rebuild
 from beadwork.potential.auto_engine import compare_dense, trial
-from beadwork.potential.bundle import CARD, HEADS, MODEL, NATIVE, Card, load_card, write_card
+from beadwork.potential.bundle import CARD, FILES, HEADS, MODEL, NATIVE, Card, load_card, write_card
+from beadwork.potential.eager import open_exact
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import MEAN, Heads, join
 from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available
-from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine, load_module
+from beadwork.potential.state import CHARGE, SPIN, wanted
+from beadwork.potential.torchscript import ModuleEvaluator, load_module
+from beadwork.potential.weights import write_weights
 
 #: entries of a card without a native model: why there is none, and what to do about it, where anything helps
 NO_NATIVE_KEYS = ("native", "native_remedy")
@@ -58,11 +57,12 @@ def import_model(
     one trunk (`potential.heads`), which takes an eager model. trust_pickle: an eager model is a Python pickle and
     can run any code: it is read only with this. name: of the model in messages, by default that of the folder.
     about: further entries for the card (what it was trained on, command, errors).
-    Only an eager model can be made native, and the native model is kept only where it agrees with TorchScript; else the
-    card's `native` entry says why there is none, and `native_remedy` what to do, where anything helps.
+    From an eager model are made: its weights with what makes the module again (engine eager), TorchScript, and a native
+    model, each kept only where it agrees with the eager model. The card's entries `eager`, `torchscript` and `native`
+    say why one is not there, `native_remedy` what to do, where anything helps.
     The folder appears with all its files, or stays as it was.
     Raises ModelError for a missing, damaged or foreign file, an untrusted pickle, a head that is missing or unknown, a
-    folder that is in use, a model that cannot be compiled, or a compiled one that does not reproduce the eager one.
+    folder that is in use, or a model that can neither be made again nor be compiled.
     """
     source, bundle = Path(file), Path(out)
     kind = kind_of(source)
@@ -98,56 +98,19 @@ def import_model(
         part = Path(folder)
         if eager is None:
             (part / MODEL).write_bytes(source.read_bytes())
+            entries["eager"] = "made from TorchScript, which does not say how to make the module again"
             why: NoNative = ("made from TorchScript, and a native model needs the eager one", "import the eager model")
         else:
             if heads is not None:
                 heads.save(part / HEADS)
-            _compile(source, eager, part / MODEL)
-            _check_compiled(source, eager, part / MODEL, head, trial(elements, cutoff))
+            entries |= _make_modules(source, eager, part, head, trial(elements, cutoff))
             why = _make_native(source, eager, heads, part, entries)
         write_card(part, entries | dict(zip(NO_NATIVE_KEYS, why, strict=True)))
         bundle.mkdir(parents=True, exist_ok=True)
-        for made in (
-            MODEL,
-            NATIVE,
-            HEADS,
-            CARD,
-        ):  # the card last: a folder without it is no bundle
+        for made in (*FILES.values(), HEADS, CARD):  # the card last: a folder without it is no bundle
             if (part / made).exists():
                 os.replace(part / made, bundle / made)
     return load_card(bundle)
-
-
-@contextlib.contextmanager
-def mace_imported() -> Iterator[None]:
-    """Import mace, quietly, and undo its effect on the whole process: it switches off torch's weights_only guard.
-
-    Raises ModelError where mace-torch is not installed.
-    """
-    guard = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(guard)
-    # mace warns when its parts are imported about optional packages that nothing here uses; beadwork's own messages,
-    # which have a level of their own, may come from other threads meanwhile
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                importlib.import_module("mace.modules")
-            except ImportError as error:
-                raise ModelError(
-                    "reading an eager MACE model needs mace-torch, which is not installed",
-                    pip_install("mace-torch", "scikit-learn"),
-                ) from error
-            yield
-    finally:
-        root.setLevel(level)
-        if before is None:
-            os.environ.pop(guard, None)
-        else:
-            os.environ[guard] = before
 
 
 def kind_of(file: Path) -> str:
@@ -220,7 +183,7 @@ def _join(source: Path, eager: Any, head: str | None) -> tuple[Any, Heads]:
         )
     if head is not None:
         raise ModelError(f"of {source} the head {head!r} is asked for, and all heads as a committee", "choose one")
-    with mace_imported(), _default_dtype(torch.float64):
+    with mace_imported(), default_dtype(torch.float64):
         try:
             mean, heads = join(copy.deepcopy(eager))
         except ModelError as error:
@@ -242,65 +205,93 @@ def _join(source: Path, eager: Any, head: str | None) -> tuple[Any, Heads]:
     return mean, heads
 
 
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # e3nn compiles constants in the default precision, not in the model's
+def _make_modules(source: Path, eager: Any, bundle: Path, head: str | None, graph: Graph) -> dict[str, str]:
+    """Write the weights and the TorchScript model; return, by engine, why one of them is not there.
+
+    Raises ModelError for a model that cannot be evaluated, or of which neither can be made.
+    """
+    if unknown := set(wanted(eager)) - {CHARGE, SPIN}:
+        raise ModelError(
+            f"{source} holds a {type(eager).__name__} that wants {', '.join(sorted(unknown))}",
+            "beadwork gives it atoms, a cell, a charge and a spin, nothing else",
+        )
     try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _compile(source: Path, eager: Any, file: Path) -> None:
-    with mace_imported(), _default_dtype(next(eager.parameters()).dtype):
-        from e3nn.util import jit
-
+        expected = _answer(copy.deepcopy(eager), head, graph)
+    except Exception as error:
+        raise ModelError(
+            f"{source} holds a {type(eager).__name__} that cannot be evaluated: {_error_line(error)}",
+            "beadwork gives it atoms, a cell, a charge and a spin, nothing else",
+        ) from error
+    missing = {}
+    for engine, make in (("eager", _write_eager), ("torchscript", _compile)):
+        file = bundle / FILES[engine]
         try:
-            # a copy, because compiling changes the module, and the eager one is still compared with it
-            torch.jit.save(jit.compile(copy.deepcopy(eager).cpu().eval()), str(file))
+            found = _answer(make(eager, file), head, graph)
         except OSError:  # a full disk is not the model's fault
             raise
-        except Exception as error:
-            raise ModelError(
-                f"{source} holds a {type(eager).__name__} that TorchScript cannot compile: {_error_line(error)}",
-                "train without the part that is named",
-            ) from error
+        except Exception as error:  # noqa: BLE001  (compilers, and models' own code, fail in any way)
+            missing[engine] = _error_line(error)
+        else:
+            if difference := _difference(expected, found, graph):
+                missing[engine] = difference
+        if engine in missing:
+            file.unlink(missing_ok=True)
+    if len(missing) == 2:
+        raise ModelError(
+            f"{source} holds a {type(eager).__name__} that can neither be made again ({missing['eager']}) nor be "
+            f"compiled ({missing['torchscript']})",
+            "train without the part that is named",
+        )
+    return missing
 
 
-def _check_compiled(source: Path, eager: Any, file: Path, head: str | None, graph: Graph) -> None:
-    """Raise ModelError where the compiled model differs from the eager one: compilation can fail without an error."""
-    results: list[Energies] = []
-    for module, when in ((copy.deepcopy(eager), ""), (load_module(file), " once it is compiled")):
-        with mace_imported(), _default_dtype(torch.float64):
-            try:
-                results.append(ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph))
-            except Exception as error:
-                raise ModelError(
-                    f"{source} holds a {type(eager).__name__} that cannot be evaluated{when}: {_error_line(error)}",
-                    "beadwork gives it atoms and a cell, nothing else",
-                ) from error
-    one, two = results
+def _answer(module: Any, head: str | None, graph: Graph) -> Energies:
+    with mace_imported(), default_dtype(torch.float64):
+        return ModuleEvaluator(module, head, "float64", "cpu").evaluate(graph)
+
+
+def _write_eager(eager: Any, file: Path) -> Any:
+    """Write the weights and return the module that is made from them."""
+    description = describe(eager)
+    # copies: what is made from them is changed when it is evaluated
+    made = rebuild(description, {key: value.clone() for key, value in eager.state_dict().items()})
+    write_weights(file, made.state_dict(), description)
+    return made
+
+
+def _compile(eager: Any, file: Path) -> Any:
+    """Write TorchScript and return the module that is read from it."""
+    with mace_imported(), default_dtype(next(eager.parameters()).dtype):
+        from e3nn.util import jit
+
+        # a copy, because compiling changes the module, and others are still compared with it
+        torch.jit.save(jit.compile(copy.deepcopy(eager).cpu().eval()), str(file))
+    return load_module(file)
+
+
+def _difference(one: Energies, two: Energies, graph: Graph) -> str:
+    """How two answers differ; empty where it is rounding."""
     energy = float((np.abs(one.energies - two.energies) / np.diff(graph.ptr)).max())
     force = float(np.abs(one.forces - two.forces).max())
-    if not (energy < 1e-8 and force < 1e-7 * max(1.0, float(np.abs(one.forces).max()))):
-        raise ModelError(
-            f"the compiled model does not reproduce the eager one ({energy:.1e} eV/atom, {force:.1e} eV/Å)",
-            "please report this with the versions of mace-torch, e3nn and torch",
-        )
+    if energy < 1e-8 and force < 1e-7 * max(1.0, float(np.abs(one.forces).max())):
+        return ""
+    return f"it does not answer as the eager model does ({energy:.1e} eV/atom, {force:.1e} eV/Å)"
 
 
 def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, card: dict[str, Any]) -> NoNative:
-    """Write native.json and keep it if it agrees with TorchScript; else return why not, and what to do."""
+    """Write native.json and keep it if it agrees with the exact engine; else return why not, and what to do."""
     if not available():
         return (
             "symmetrix-xl was not installed when this was imported",
             "import it again where symmetrix-xl is installed",
         )
+    if type(eager).__name__ not in ("MACE", "ScaleShiftMACE") or wanted(eager):
+        what = " with " + " and ".join(wanted(eager)) if wanted(eager) else ""
+        return f"Symmetrix-XL knows no {type(eager).__name__}{what}", None
     orders = {c.correlation for product in eager.products for c in product.symmetric_contractions.contractions}
     if orders != {3}:  # Symmetrix-XL does not check this, and takes ten gigabytes to extract correlation 4
         return f"Symmetrix-XL knows correlation 3, and this model has {', '.join(map(str, sorted(orders)))}", None
-    with mace_imported(), _default_dtype(torch.float64):
+    with mace_imported(), default_dtype(torch.float64):
         from symmetrix.extract_mace_data import extract_mace_data
 
         if heads is not None:
@@ -315,11 +306,11 @@ def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, ca
     (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
     write_card(bundle, card)  # both engines read the card and check the files against it
     try:
-        found = compare_dense(NativeEngine(bundle), TorchScriptEngine(bundle), card["elements"], "float64")
+        found = compare_dense(NativeEngine(bundle), open_exact(bundle), card["elements"], "float64")
     except ModelError as error:
         cause = str(error).replace(f"{bundle}{os.sep}", "")  # a temporary folder, which will be gone
         why: NoNative = (
-            f"it could not be compared with TorchScript: {cause}",
+            f"it could not be compared with the exact engine: {cause}",
             "import it again where the cause is removed",
         )
     else:

@@ -23,12 +23,15 @@ def load(
     baseline_uncertainty: float | None = None,
     energy_alpha: float | None = None,
     baseline_uncertainty_atom: float | None = None,
+    charge: int | None = None,
+    spin: int | None = None,
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
     delta: bundles, or one committee's folder, or one pointer to such a folder (`members_of`). weights, alpha and
     energy_alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else
-    they are equal and 1. An alpha that is given is that of energies too, unless they have their own. Raises ModelError
+    they are equal and 1. charge (e) and spin (unpaired electrons) are those of the whole system, for models that want
+    them. An alpha that is given is that of energies too, unless they have their own. Raises ModelError
     for bundles that are damaged or do not go together.
     """
     # cards first: what does not go together is refused before any model is loaded, which takes seconds each
@@ -63,6 +66,8 @@ def load(
             "(make it with: beadwork models novelty)"
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
+    if (charge is not None or spin is not None) and not any(getattr(engine, "wants", ()) for engine in opened):
+        notes.append("charge and spin are told to no model, because none wants them")
     # cards are in this order: the baseline first
     base = opened.pop(0) if baseline is not None else None
     alpha = 1.0 if alpha is None else alpha
@@ -77,6 +82,8 @@ def load(
         atom_uncertainty=baseline_uncertainty_atom,
         cards=cards,
         notes=notes,
+        charge=charge,
+        spin=spin,
     )
     # what Δ gives a lone atom is the weighted mean of the members', like the rest of Δ
     # a trunk is the mean of its heads already
@@ -100,6 +107,8 @@ def load_for(config: ModelSettings) -> Potential:
         config.baseline_uncertainty,
         config.energy_alpha,
         config.baseline_uncertainty_atom,
+        config.charge,
+        config.spin,
     )
 
 

@@ -57,6 +57,9 @@ class Potential:
     members: M models, or the one that is the mean of M heads on one trunk (`engine.Trunk`), of equal weights: then the
     heads are the members, models has their mean, and trunk is it; else models are the members, and trunk is None.
 
+    charge, spin: e and unpaired electrons of every frame that does not say its own, for models that want them; None
+    where they are not given.
+
     cards: of the baseline and the models, in this order, where they come from bundles. notes: sentences for the log.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
     """
@@ -75,7 +78,10 @@ class Potential:
         atom_uncertainty: float | None = None,
         cards: Sequence[Card] = (),
         notes: Sequence[str] = (),
+        charge: int | None = None,
+        spin: int | None = None,
     ) -> None:
+        self.charge, self.spin = charge, spin
         self.reference = dict(reference or {})
         self.usual = usual
         self.baseline = baseline
@@ -237,6 +243,8 @@ class Potential:
             energy_alpha=other.energy_alpha,
             atom_uncertainty=self.atom_uncertainty,
             cards=(*self.baseline_cards, *other.cards),
+            charge=self.charge,
+            spin=self.spin,
         )
         whole.members = other.members  # heads that are open stay so: to open them is no work for a step
         whole.share_memory_limit(self)
@@ -253,6 +261,8 @@ class Potential:
             usual=self.usual,
             energy_alpha=self.energy_alpha,
             cards=self.cards,
+            charge=self.charge,
+            spin=self.spin,
         )
         alone.members = self.members  # which would be opened, and be in memory, twice
         # set afterwards, because the constructor refuses a weighted baseline without a baseline: i-PI adds the baseline
@@ -370,7 +380,10 @@ class Potential:
         graph = self.builder.build(frames)
         # a bincount is far cheaper than np.unique on the numbers of all beads, and this runs at every step
         self.check_species(np.flatnonzero(np.bincount(graph.numbers)))
-        return graph
+        if self.charge is None and self.spin is None:
+            return graph
+        own = ((self.charge if q is None else q, self.spin if s is None else s) for q, s in graph.states)
+        return replace(graph, states=tuple(own))
 
     def _run(
         self,

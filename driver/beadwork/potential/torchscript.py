@@ -1,7 +1,8 @@
-"""The reference engine: TorchScript MACE on the CPU or on CUDA."""
+"""PyTorch's engines: any MACE module on our graph, on the CPU or on CUDA; and TorchScript as one of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,21 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
+from beadwork.potential.architecture import class_of
 from beadwork.potential.bundle import MODEL, Card, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import Heads, load_heads, said
 from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
+from beadwork.potential.state import Wants, trained_on
 
 #: edges evaluated at once on the CPU: larger pieces do not fit into its caches and take up to twice as long per atom
 CPU_EDGES_PER_PIECE = 12_000
 
 
-class TorchScriptEngine:
-    """A bundle's model.pt.
+class ModuleEngine:
+    """A bundle's model as a module of PyTorch; `TorchScriptEngine` and `eager.EagerEngine` open it.
 
     dtype: 'float64' or 'float32', whatever it was trained in: the weights are cast. In float32 the atoms' reference
     energies and all sums over atoms stay in float64. reference: eV of an atom of each element, independent of its
@@ -31,11 +34,25 @@ class TorchScriptEngine:
     Raises ModelError for a bundle that fails its check, a file that is no MACE model, or a device that is not there.
     """
 
+    #: what the engine is called
+    kind = ""
+    #: what its model wants to be told of each system (`state.wanted`)
+    wants: tuple[str, ...]
+
+    @staticmethod
+    def open_module(card: Card, device: str) -> Any:
+        """The bundle's module, its files being those of the card. Raises ModelError."""
+        raise NotImplementedError
+
     def __init__(
         self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", head: int | None = None
     ) -> None:
         card = check(bundle)
-        module = load_module(card.path / MODEL, device)
+        if why := card.without(self.kind):
+            raise ModelError(f"{card.path} has nothing for the engine {self.kind!r}: {why}", "take another --engine")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ModelError(f"device {device!r} was requested, but PyTorch finds no CUDA device", "use device 'cpu'")
+        module = self.open_module(card, device)
         elements, cutoff = tuple(sorted(module.atomic_numbers.tolist())), float(module.r_max)
         if elements != card.elements or abs(cutoff - card.cutoff) > 1e-6:
             raise ModelError(
@@ -44,7 +61,7 @@ class TorchScriptEngine:
                 "import the model again",
             )
         self._opened = (card.path.absolute(), card.sha256, dtype, device, head)  # for copies, see __reduce__
-        self.name = f"{card.name}{said(head)} (torchscript, {dtype})"
+        self.name = f"{card.name}{said(head)} ({self.kind}, {dtype})"
         self.cutoff = card.cutoff
         self.elements = card.elements
         heads = load_heads(card.heads, card.elements) if card.heads else None
@@ -54,7 +71,8 @@ class TorchScriptEngine:
         self.heads = 0 if heads is None else len(heads)
         self.reference = _reference(module, card.head)
         self.training_set = load_training_set(card.novelty) if card.novelty and head is None else None
-        self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set, heads)
+        self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set, heads, trained_on(card))
+        self.wants = self._evaluator.wants.names
         self._piece = CPU_EDGES_PER_PIECE if device == "cpu" else None
 
     def evaluate(self, graph: Graph) -> Energies:
@@ -70,13 +88,13 @@ class TorchScriptEngine:
             [self._evaluator.evaluate(graph.part(a, b), weights[graph.ptr[a] : graph.ptr[b]]) for a, b in pieces]
         )
 
-    def open_head(self, number: int, *, weighing: bool) -> TorchScriptEngine:
+    def open_head(self, number: int, *, weighing: bool) -> ModuleEngine:
         """One of the heads; each can weigh."""
         bundle, _, dtype, device, _ = self._opened
-        return TorchScriptEngine(bundle, dtype, device, number)
+        return type(self)(bundle, dtype, device, number)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled by opening the bundle again: TorchScript modules cannot be pickled."""
+        """Copied and pickled by opening the bundle again: modules with compiled parts cannot be pickled."""
         return reopen, (type(self), *self._opened)
 
     def features(self, graph: Graph) -> FloatArray:
@@ -85,10 +103,26 @@ class TorchScriptEngine:
         return np.concatenate([self._evaluator.features(graph.part(a, b)) for a, b in graph.pieces(self._piece)])
 
 
+class NoTorchScriptError(ModelError):
+    """PyTorch itself no longer reads TorchScript, whatever the file."""
+
+
+class TorchScriptEngine(ModuleEngine):
+    """A bundle's model.pt."""
+
+    kind = "torchscript"
+
+    @staticmethod
+    def open_module(card: Card, device: str) -> Any:
+        """As `ModuleEngine` has it."""
+        return load_module(card.path / MODEL, device)
+
+
 class ModuleEvaluator:
     """Runs any MACE module, scripted or eager, on a graph.
 
     With its training set it returns novelty too, and with the heads whose mean it is, the energies of these.
+    known: total charges and multiplicities that the model was trained on, where that is known.
     """
 
     def __init__(
@@ -99,7 +133,14 @@ class ModuleEvaluator:
         device: str,
         training_set: TrainingSet | None = None,
         heads: Heads | None = None,
+        known: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        name = class_of(module)
+        self.wants = Wants(module, known or {})
+        #: whether it wants fixed charges of the atoms, from which its dipole begins and of which no energy depends
+        self._dipoles = name == "EnergyDipolesMACE"
+        #: whether its energy is the sum of what it says of the atoms
+        self._of_atoms = name in ("MACE", "ScaleShiftMACE") and not hasattr(module, "embedding_readout")
         index = _head(module, head)
         self._dtype = getattr(torch, dtype)
         self._device = torch.device(device)
@@ -144,6 +185,8 @@ class ModuleEvaluator:
         weights: (A,), of the atoms' energies in the whole result; None for 1.
         """
         systems, atoms = len(graph), len(graph.numbers)
+        if weights is not None and not self._of_atoms:
+            raise ModelError("the model's energy is not the sum of its atoms', so these cannot be weighed")
         out = self.outputs(graph) if weights is None else self._weighted(graph, weights)
         packed = self._reduce(out, bring(graph, self._dtype, self._device), weights)
         # the second pass of the weighted baseline has the same features, and novelty is known from the first
@@ -159,7 +202,7 @@ class ModuleEvaluator:
             energies,
             forces.reshape(atoms, 3),
             virials.reshape(systems, 3, 3),
-            of_atoms,
+            of_atoms if self._of_atoms else None,
             None if known is None else novelty,
             None if heads is None else energies + np.add.reduceat(of_heads.reshape(-1, atoms), graph.ptr[:-1], axis=1),
         )
@@ -177,16 +220,8 @@ class ModuleEvaluator:
         positions = data["positions"].requires_grad_(True)
         out = self._call(data, derive=False)
         node = out["node_energy"]
-        systems = len(graph)
         total = (node * torch.as_tensor(weights, dtype=node.dtype, device=self._device)).sum()
-        by = (positions, out["displacement"])  # the displacement is MACE's name for the strain
-        # a lone atom's energy depends on neither: there is nothing to derive, and zeros are right
-        found = torch.autograd.grad(total, by, allow_unused=True) if total.requires_grad else (None, None)
-        forces, virials = (
-            torch.zeros(shape, dtype=self._dtype, device=self._device) if slope is None else -slope
-            for slope, shape in zip(found, ((len(positions), 3), (systems, 3, 3)), strict=True)
-        )
-        return {**out, "forces": forces, "virials": virials}
+        return {**out, **_derived(total, (positions, out["displacement"]))}  # MACE's name for the strain
 
     def _data(self, graph: Graph) -> dict[str, torch.Tensor]:
         given = bring(graph, self._dtype, self._device)
@@ -205,6 +240,8 @@ class ModuleEvaluator:
             "batch": given.batch,
             "ptr": given.ptr,
             "head": self._head.expand(systems),
+            **({"charges": torch.zeros(atoms, dtype=self._dtype, device=self._device)} if self._dipoles else {}),
+            **self.wants.of(graph, self._dtype, self._device),
         }
 
     def _call(self, data: dict[str, torch.Tensor], *, derive: bool) -> dict[str, Any]:
@@ -220,10 +257,14 @@ class ModuleEvaluator:
         systems = len(given.ptr) - 1
         with torch.no_grad():
             # MACE's own total is summed in the model's precision: summed here in float64 instead
-            node = out["node_energy"].double() + self._reference[given.numbers]
+            node = self._reference[given.numbers]
+            if self._of_atoms:
+                node = out["node_energy"].double() + self._reference[given.numbers]
             if weights is not None:
                 node = node * torch.as_tensor(weights, dtype=torch.float64, device=self._device)
             energies = torch.zeros(systems, dtype=torch.float64, device=self._device).index_add_(0, given.batch, node)
+            if not self._of_atoms:
+                energies = energies + out["energy"].double()
             virials = out["virials"]
             if len(virials) != systems or virials.device != energies.device:
                 # MACE answers one zero matrix, on the CPU, where nothing depends on the strain
@@ -232,6 +273,14 @@ class ModuleEvaluator:
             # i-PI keeps the upper triangle alone, so rounding must not make the two differ
             virials = 0.5 * (virials + virials.transpose(1, 2))
             return torch.cat((energies, out["forces"].double().flatten(), virials.flatten(), node))
+
+
+def _derived(total: torch.Tensor, by: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Forces and virials: minus the slopes of an energy by positions and strains."""
+    # a lone atom's energy depends on neither: there is nothing to derive, and zeros are right
+    found = torch.autograd.grad(total, by, allow_unused=True) if total.requires_grad else (None, None)
+    slopes = [torch.zeros_like(x) if slope is None else -slope for slope, x in zip(found, by, strict=True)]
+    return dict(zip(("forces", "virials"), slopes, strict=True))
 
 
 def _become(module: Any, card: Card, heads: Heads | None, head: int) -> None:
@@ -262,10 +311,12 @@ def _reference(module: Any, head: str | None) -> dict[int, float]:
 
 def load_module(file: Path, device: str = "cpu") -> Any:
     """Read a TorchScript MACE model. Raises ModelError for anything else, or a device that is not there."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {device!r} was requested, but PyTorch finds no CUDA device", "use device 'cpu'")
     try:
         module = torch.jit.load(str(file), map_location=device)
+    except (DeprecationWarning, AttributeError) as error:  # where warnings are errors, or torch.jit is no more
+        raise NoTorchScriptError(
+            f"{file} is TorchScript, which PyTorch {torch.__version__} does not read ({error})"
+        ) from error
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0]  # a C++ stack trace follows
         raise ModelError(f"{file} is no readable TorchScript model ({first})", "import the model again") from error

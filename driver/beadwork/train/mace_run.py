@@ -1,7 +1,7 @@
-"""One training run of MACE, in a process of its own: `python -m beadwork.train.mace_run [--start MODEL] -- OPTIONS`.
+"""One training run of MACE, in a process of its own: `python -m beadwork.train.mace_run [--start BUNDLE] -- OPTIONS`.
 
 It is mace_run_train with three additions. It ends when its parent is gone, so that a killed run leaves nothing behind
-that trains on. With --start it takes the weights of a TorchScript model, but for the reference energies: mace's own
+that trains on. With --start it takes the weights of a bundle, but for the reference energies: mace's own
 --foundation_model wants a pickle and rescales the model, and --restart_latest would go on with the old optimiser. And
 with several heads the best epoch is the one that suits all of them: mace itself looks at the last one's frames alone.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from beadwork.potential.bundle import HEADS
+from beadwork.potential.eager import load_model
 from beadwork.potential.heads import load_heads
 
 #: the one buffer that a run from a start model does not take over
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> None:
     from mace.cli import run_train
 
     train, configure = run_train.tools.train, run_train.configure_model
-    start = torch.jit.load(ours[1], map_location="cpu") if ours else None
+    start = load_model(ours[1]) if ours else None
 
     def trained(*args: Any, valid_loaders: dict[str, Any], **kwargs: Any) -> Any:
         return train(*args, valid_loaders=_together(valid_loaders), **kwargs)
@@ -53,9 +54,9 @@ def main(arguments: list[str]) -> None:
     run_train.main()
 
 
-def _weights(start: Any, file: Path) -> dict[str, Any]:
+def _weights(start: Any, bundle: Path) -> dict[str, Any]:
     """The parameters of a model, or, where it is the mean of heads on one trunk, those of a model with all heads."""
-    heads, weights = file.parent / HEADS, start.state_dict()
+    heads, weights = bundle / HEADS, start.state_dict()
     if not heads.exists():
         return dict(weights)
     return load_heads(heads, tuple(int(z) for z in start.atomic_numbers)).apart(weights)

@@ -27,7 +27,7 @@ import numpy as np
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.jobs import Jobs, Pool
-from beadwork.potential.bundle import MODEL, Card
+from beadwork.potential.bundle import Card
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
 from beadwork.processes import kill, last_line, launch, module
@@ -263,7 +263,7 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
     """Run mace_run_train and return the eager model that it wrote. It can fail with exit code 0, so the file counts."""
     command = module("beadwork.train.mace_run")
     if start is not None and start.is_dir():
-        command += ["--start", str(start / MODEL)]
+        command += ["--start", str(start)]
     environment = os.environ | {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     log = work / "log.txt"
     with _starting:

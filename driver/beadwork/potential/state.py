@@ -1,0 +1,107 @@
+"""What some models want to know of a whole system besides its atoms: total charge and unpaired electrons.
+
+mace-torch calls them total_charge (e) and total_spin, which is the multiplicity, 2 S + 1; here and in labels, spin is
+the number of unpaired electrons, 2 S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from beadwork.errors import ModelError
+from beadwork.potential.bundle import Card
+from beadwork.potential.graph import Graph
+
+#: mace-torch's names
+CHARGE, SPIN = "total_charge", "total_spin"
+
+
+def wanted(module: Any) -> tuple[str, ...]:
+    """What a module wants to be told of each system, by mace-torch's names."""
+    return tuple(getattr(module, "embedding_specs", None) or ())
+
+
+def trained_on(card: Card) -> dict[str, list[int]]:
+    """The total charges and multiplicities that a card says its model was trained on. Raises ModelError."""
+    found = {}
+    for key, name, more in (("charges", CHARGE, 0), ("spins", SPIN, 1)):
+        if key in card.about:
+            values = card.about[key]
+            if not isinstance(values, list) or not all(type(value) is int for value in values):
+                raise ModelError(
+                    f"the card of {card.path} has {key} = {values!r}", "it must be a list of whole numbers"
+                )
+            found[name] = [value + more for value in values]
+    return found
+
+
+class Wants:
+    """Tells one module the charge and spin of each system, and refuses those that it cannot know."""
+
+    def __init__(self, module: Any, known: Mapping[str, Sequence[int]]) -> None:
+        self.names = wanted(module)
+        self._known = known
+        self._specs = getattr(module, "embedding_specs", None) or {}
+
+    def of(self, graph: Graph, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+        """(S,) each, by mace-torch's names; nothing where the module wants nothing.
+
+        Raises ModelError where a charge or a spin is not given, is none that these atoms can have, or is none that the
+        model was trained on.
+        """
+        if not self.names:
+            return {}
+        told: dict[str, list[int]] = {name: [] for name in self.names}
+        nuclei = np.add.reduceat(graph.numbers, graph.ptr[:-1])
+        for system, (charge, spin) in enumerate(graph.states):
+            _check(graph, system, int(nuclei[system]), charge, spin, SPIN in self.names)
+            values = {CHARGE: charge, SPIN: None if spin is None else spin + 1}
+            for name in self.names:
+                value = values.get(name)
+                if value is None:
+                    raise _untold(name)
+                self._check_known(name, value)
+                told[name].append(value)
+        return {name: torch.tensor(values, dtype=dtype, device=device) for name, values in told.items()}
+
+    def _check_known(self, name: str, value: int) -> None:
+        spec, known = self._specs.get(name, {}), self._known.get(name)
+        if spec.get("type") == "categorical":
+            low = -int(spec.get("offset", 0))
+            if not low <= value < low + spec["num_classes"]:
+                known = known or range(low, low + spec["num_classes"])
+        if known is not None and value not in known:
+            more = int(name == SPIN)
+            listed = ", ".join(str(one - more) for one in sorted(known))
+            what = "unpaired electrons" if more else "e as total charge"
+            raise ModelError(f"the model was trained on {listed} {what}, not on {value - more}")
+
+
+def _untold(name: str) -> ModelError:
+    if name not in (CHARGE, SPIN):
+        return ModelError(f"the model wants {name} of each system, which beadwork does not give")
+    what, option = ("total charge", "charge") if name == CHARGE else ("number of unpaired electrons", "spin")
+    return ModelError(
+        f"the model wants the {what} of the system, and none is given",
+        f"give --{option}, or {option} in run.toml or in the info of frames",
+    )
+
+
+def _check(graph: Graph, system: int, nuclei: int, charge: int | None, spin: int | None, needs_spin: bool) -> None:
+    """Raise ModelError for electrons that cannot be paired so."""
+    if charge is None or (spin is None and needs_spin):
+        return  # told by name elsewhere
+    electrons = nuclei - charge
+    if 0 <= (spin or 0) <= electrons and (electrons - (spin or 0)) % 2 == 0:
+        return
+    formula = Atoms(graph.numbers[graph.ptr[system] : graph.ptr[system + 1]]).get_chemical_formula()
+    unpaired = "none" if not spin else str(spin)
+    raise ModelError(
+        f"{formula} with the charge {charge:+d} e has {electrons} electrons, of which {unpaired} cannot be unpaired",
+        "correct charge (e) or spin (unpaired electrons)",
+    )
