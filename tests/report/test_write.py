@@ -511,7 +511,7 @@ def test_averages_have_error_bars_that_hold(run: Path) -> None:
     assert float(energy[0]) == pytest.approx(150, abs=0.5)
     assert "volume 512 constant Å³ 1000" in said
     assert "density 0.997 constant g/cm³ 1000" in said
-    assert re.search(r"potential energy -\d+ too short meV/atom 1000", said)
+    assert re.search(r"potential energy -[\d.]+ too short meV/atom 1000", said)
     assert "too short: the run is too short for the slowest motion of this quantity" in said
     short = "\n".join([*head, *rows[:20], ""])
     (run / "simulation.out").write_text(short)
