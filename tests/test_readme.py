@@ -90,7 +90,7 @@ def test_commands_of_the_reference_are_understood(page: Path) -> None:
     """Each line of code that is a command of ours is one that the command line takes."""
     for line in page.read_text().splitlines():
         if line.startswith("    beadwork "):
-            words = shlex.split(re.sub(r"\s(#|\|\|)\s.*", "", line).replace("…", "--baseline BUNDLE"))[1:]
+            words = shlex.split(re.sub(r"\s(#|\|\|?)\s.*", "", line).replace("…", "--baseline BUNDLE"))[1:]
             assert callable(cli._parser().parse_args(words).call), line
 
 
