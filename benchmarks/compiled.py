@@ -165,9 +165,9 @@ def compare(
     """Each variant: parity, seconds of its first calls, then rounds in turns with TorchScript; saved as they come."""
     import torch
 
+    from beadwork.potential.architecture import mace_imported
     from beadwork.potential.bundle import MODEL
     from beadwork.potential.graph import build
-    from beadwork.potential.importer import mace_imported
     from beadwork.potential.torchscript import ModuleEvaluator, load_module
 
     graph = build(frames(water(size.waters), size.beads), size.cutoff)

@@ -29,8 +29,8 @@ def timed(call: Callable[[list[Frame]], Any], structures: list[Frame]) -> float:
 
 def graph(plan: Plan) -> dict[str, Any]:
     """Seconds to make the graph of all beads: MACE's way, ours from nothing, ours with the lists kept."""
+    from beadwork.potential.architecture import mace_imported
     from beadwork.potential.graph import GraphBuilder
-    from beadwork.potential.importer import mace_imported
 
     with mace_imported():
         from mace import data

@@ -146,7 +146,7 @@ def _write(file: Path, channels: int, cutoff: float, seed: int, heads: list[str]
     """Write an eager MACE of random weights."""
     import torch
 
-    from beadwork.potential.importer import mace_imported
+    from beadwork.potential.architecture import mace_imported
 
     count = len(heads or [""])
     with mace_imported():

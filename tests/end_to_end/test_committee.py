@@ -19,7 +19,7 @@ from beadwork.units import FORCE, HARTREE
 @pytest.fixture(scope="module")
 def answers(ipi, models):
     """A shaken structure, and what MACECalculator says of it with each model, in atomic units as i-PI has them."""
-    from beadwork.potential.importer import mace_imported
+    from beadwork.potential.architecture import mace_imported
 
     atoms = ipi.waters()
     atoms.positions += np.random.default_rng(3).normal(0, 0.05, atoms.positions.shape)

@@ -89,7 +89,7 @@ def committees_of(run) -> Committees:
 
 def reference(models, files, atoms: ase.Atoms, positions: np.ndarray) -> np.ndarray:
     """Baseline plus the mean of the committee by MACE's own calculator, Hartree, of positions (S, 3 N) in Bohr."""
-    from beadwork.potential.importer import mace_imported
+    from beadwork.potential.architecture import mace_imported
 
     with mace_imported(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -9,8 +9,8 @@ from beadwork.errors import ModelError
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.label.choose import choose, from_queue
+from beadwork.potential.architecture import mace_imported
 from beadwork.potential.features import features
-from beadwork.potential.importer import mace_imported
 from support import truth
 
 

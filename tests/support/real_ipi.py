@@ -303,7 +303,7 @@ def mace_driver(models: Models) -> Callable[[Input], None]:
     def call(run: Input) -> None:
         import torch
 
-        from beadwork.potential.importer import mace_imported
+        from beadwork.potential.architecture import mace_imported
 
         loader = SourceFileLoader("i_pi_py_driver", str(BIN / "i-pi-py_driver"))
         module = module_from_spec(spec_from_loader(loader.name, loader))

@@ -246,7 +246,7 @@ def test_weights_are_one_over_variance_and_capped():
 
 def test_mace_reads_the_weights(tmp_path: Path):
     """mace 0.3.16's own reader finds energies, forces and weights, and no force weight where there are no forces."""
-    from beadwork.potential.importer import mace_imported
+    from beadwork.potential.architecture import mace_imported
 
     examples = mixed(6)
     _write(tmp_path / "x.extxyz", examples, SMALL)

@@ -14,8 +14,8 @@ import torch
 
 from beadwork.cli import main
 from beadwork.errors import ConfigError, ModelError
+from beadwork.potential.architecture import mace_imported
 from beadwork.potential.bundle import check, load_card
-from beadwork.potential.importer import mace_imported
 from beadwork.potential.load import load
 from beadwork.train.baseline import train_model
 from beadwork.train.dataset import Dataset
