@@ -390,7 +390,7 @@ def lose(folder: Path, models: Path, first: Path) -> tuple[Running, list[tuple[s
             lock.execute("BEGIN EXCLUSIVE")
             until(lambda: state().get("frames_waiting", 0) > 20)
             told = state()["frames_waiting"]
-            until(lambda told=told: state().get("frames_waiting", 0) > told)  # type: ignore[misc]  # it has just told
+            until(lambda told=told: state().get("frames_waiting", 0) > told)  # it has just told
             on.server.send_signal(number)
             over(f"{how}, and another connection holds the queue")
             lock.close()
