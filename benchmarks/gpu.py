@@ -1,7 +1,9 @@
 """The benchmark on a GPU: checks first, then medians, then copies, synchronisations and idle time of the device.
 
-`python benchmarks/gpu.py` wants CUDA and writes OUT/gpu.json as it goes; `--loop` adds the full loop with i-PI, against
-`i-pi-py_driver -m mace` batched, `--compiled` torch.compile and cuEquivariance (see compiled.py).
+`python benchmarks/gpu.py` wants CUDA and writes OUT/gpu.json as it goes: both engines alone and with separate members,
+with heads on one trunk, with 1 to 64 beads beside i-PI's batched driver, and in large boxes. `--loop` adds the full
+loop with i-PI, against `i-pi-py_driver -m mace` batched, `--compiled` torch.compile and cuEquivariance (see
+compiled.py).
 `--device cpu --quick` runs the same logic in a tiny case without a GPU.
 The native engine's backend is picked by SYMMETRIX_BACKEND (say `cuda13-sm90`), which is recorded.
 """
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from compiled import compare
-from system import Size, frames, models, water
+from system import Size, frames, models, trunk, water
 
 from beadwork.errors import BeadworkError
 from beadwork.frame import Frame
@@ -30,6 +32,10 @@ SIZE = Size(beads=32, waters=64, channels=128, dtype="float32", device="cuda")
 TINY = Size(beads=2, waters=8, channels=8, cutoff=4.0, members=2, dtype="float32", device="cpu")
 #: waters of the case in which the device is to be busy
 LARGE = 512
+#: beads with which an evaluation is timed, of the waters of SIZE
+BEADS = (1, 2, 4, 8, 16, 32, 64)
+#: of the committee on one trunk
+HEADS = 8
 #: what the profiler calls the evaluation
 CALL = "evaluation"
 #: float32 must agree with float64 within (eV/atom, of the largest force) before anything is timed
@@ -56,7 +62,7 @@ class Gpu:
             "size": size.__dict__,
             "errors": {},
         }
-        folder = work / f"models-{size.channels}-{size.cutoff:g}"
+        self.folder = folder = work / f"models-{size.channels}-{size.cutoff:g}"
         folder.mkdir(parents=True, exist_ok=True)
         self.bundles = models(folder, size.channels, size.cutoff, 1 + size.members)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +186,58 @@ class Gpu:
             ),
         }
 
+    def shared(self, name: str) -> dict[str, Any]:
+        """Baseline and a committee on one trunk, with energies of the heads alone and with their spread of forces.
+
+        Raises ValueError where it is not the mean of its heads, evaluated one by one.
+        """
+        from beadwork.potential.auto_engine import open_engine
+        from beadwork.potential.potential import Potential
+
+        size = self.size
+        bundle = trunk(self.folder, size.channels, size.cutoff, HEADS)
+        heads = open_engine(bundle, name, size.dtype, size.device)
+        potential = Potential(open_engine(self.bundles[0], name, size.dtype, size.device), [heads])
+        every = self.structures(size.waters)
+        answer, whole = (potential.evaluate(every[:2], force_spread=forces) for forces in (False, True))
+        error, largest = float(np.abs(answer.forces - whole.forces).max()), float(np.abs(whole.forces).max())
+        if not error < AGREE[1] * largest:
+            raise ValueError(f"{name}: the trunk is {error:.1e} eV/Å from the mean of its heads: not timed")
+        return {
+            "heads": HEADS,
+            "force_error_eV_A": error,
+            "energies_seconds": self.median(lambda: potential.evaluate(every, force_spread=False)),
+            "forces_seconds": self.median(lambda: potential.evaluate(every)),
+            "profile": self.profile(lambda: potential.evaluate(every, force_spread=False)),
+        }
+
+    def batches(self, name: str) -> dict[str, Any]:
+        """Seconds of an evaluation of the baseline with 1 to 64 beads, ours and that of i-PI's batched driver: does
+        batching speed beads up?
+        """
+        from ipi.pes._mace import BatchedMACE
+
+        size = self.size
+        ours = self.potential(name, size.dtype, 0)
+        model = str(self.bundles[0].with_suffix(".model"))
+        theirs = BatchedMACE(model_paths=model, device=size.device, default_dtype=size.dtype)
+        found: dict[str, Any] = {}
+        for count in BEADS if size.waters == SIZE.waters else BEADS[:2]:
+            every = frames(water(size.waters), count)
+            atoms = [frame.to_atoms() for frame in every]
+            told = np.concatenate([answer["forces"] for answer in theirs.compute_batched(atoms)])
+            forces = ours.evaluate(every).forces
+            error = float(np.abs(told - forces).max())
+            if not error < 2 * AGREE[1] * float(np.abs(forces).max()):
+                raise ValueError(f"{name} and i-PI's MACE differ by {error:.1e} eV/Å with {count} beads: not timed")
+            seconds = {
+                "ours": self.median(lambda every=every: ours.evaluate(every)),
+                "i-PI's MACE": self.median(lambda atoms=atoms: theirs.compute_batched(atoms)),
+            }
+            per_atom = {who: 1e6 * s / (count * len(every[0].numbers)) for who, s in seconds.items()}
+            found[str(count)] = {"seconds": seconds, "us_per_atom": per_atom, "forces_differ_eV_A": error}
+        return found
+
     def mace(self) -> dict[str, Any]:
         """P2's evaluation without its socket: i-PI's batched MACE."""
         from ipi.pes._mace import BatchedMACE
@@ -257,6 +315,8 @@ def main() -> None:
     for name in ("torchscript", "native"):
         sitting.attempt(name, sitting.engine, name)
         sitting.attempt(f"{name}, large", sitting.large, name)
+        sitting.attempt(f"{name}, {HEADS} heads on one trunk", sitting.shared, name)
+        sitting.attempt(f"{name}, beads", sitting.batches, name)
     sitting.attempt("mace", sitting.mace)
     if args.compiled:
         sitting.attempt("compiled", compare, size, sitting.bundles[0], sitting.repeats, args.only)
