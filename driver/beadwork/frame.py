@@ -14,6 +14,11 @@ from beadwork.errors import GeometryError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int_]
 
+#: names of the total charge in the info of an `ase.Atoms`, ours and MACE's, and of a spin (ours, MACE's, others); each
+#: with the difference of its number from that of e or unpaired electrons
+CHARGES = {"charge": 0, "total_charge": 0}
+SPINS = {"spin": 0, "total_spin": 1, "multiplicity": 1, "spin_multiplicity": 1}
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -34,16 +39,11 @@ class Frame:
 
     @classmethod
     def from_atoms(cls, atoms: Any) -> Frame:
-        """Take numbers, positions, cell and pbc from an `ase.Atoms`, and charge and spin from its info.
+        """Take numbers, positions, cell and pbc from an `ase.Atoms`, and charge and spin from its info (`state_of`).
 
-        There they are `charge` and `spin`, or, as MACE calls them, `total_charge` and `total_spin`, the multiplicity.
-        What is no whole number there says nothing.
+        Raises GeometryError for a charge or a spin that is none.
         """
-        charge, spin, multiplicity = (
-            _whole(atoms.info, *names) for names in (("charge", "total_charge"), ("spin",), ("total_spin",))
-        )
-        if spin is None and multiplicity is not None:
-            spin = multiplicity - 1
+        charge, spin = state_of(atoms.info)
         return cls(
             atoms.numbers.astype(np.int_),
             np.array(atoms.positions, dtype=np.float64),
@@ -54,10 +54,12 @@ class Frame:
         )
 
     def to_atoms(self) -> Any:
-        """Return the same structure as an `ase.Atoms`."""
+        """Return the same structure as an `ase.Atoms`, with charge and spin in its info where they are said."""
         import ase
 
-        return ase.Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+        said = {"charge": self.charge, "spin": self.spin}
+        info = {name: value for name, value in said.items() if value is not None}
+        return ase.Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc, info=info)
 
     def check(self) -> None:
         """Refuse structures for which a model would return finite numbers that mean nothing.
@@ -89,14 +91,30 @@ class Frame:
                 )
 
 
-def _whole(info: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these entries that is a whole number."""
-    for name in names:
-        value = info.get(name)
-        if (
-            isinstance(value, (int, float, np.integer, np.floating))
-            and not isinstance(value, bool)
-            and float(value).is_integer()
-        ):
-            return int(value)
-    return None
+def state_of(info: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Charge (e) and unpaired electrons that the info of an `ase.Atoms` says, under any of `CHARGES` and `SPINS`.
+
+    None where it says nothing. Raises GeometryError for what is no whole number, and for names that contradict.
+    """
+    return _said(info, CHARGES), _said(info, SPINS)
+
+
+def _said(info: Mapping[str, Any], names: Mapping[str, int]) -> int | None:
+    found = {name: _whole(name, info[name], more) - more for name, more in names.items() if info.get(name) is not None}
+    if len(set(found.values())) > 1:
+        listed = " and ".join(f"{name}={value + names[name]}" for name, value in found.items())
+        raise GeometryError(f"the structure has {listed}: one of them is wrong", "remove it")
+    return next(iter(found.values()), None)
+
+
+def _whole(name: str, value: Any, more: int) -> int:
+    values = np.ravel(value)
+    number = len(values) == 1 and values.dtype.kind in "iuf"
+    # files write whole numbers as 1.0, too
+    if number and float(values[0]).is_integer():
+        return int(values[0])
+    told = f"{values[0]:g}" if number else repr(" ".join(map(str, values)))
+    what = (
+        "the total charge in e" if name in CHARGES else "a multiplicity" if more else "a number of unpaired electrons"
+    )
+    raise GeometryError(f"{name} is {told}", f"it must be {what}, a whole number")

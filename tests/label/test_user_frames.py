@@ -120,6 +120,11 @@ def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> st
         ("f.xyz", GOOD + GOOD.replace("2\n", "3\n", 1).replace("O 1", "O 0 0 0\nO 1", 1), "3 atoms, the first 2"),
         ("f.xyz", frame(x="nan"), "frame 1 of"),
         ("f.xyz", frame().replace("H 2", "Q 2"), "frame 0 of|cannot read"),
+        (
+            "f.xyz",
+            "1\nProperties=species:S:1:pos:R:3 charge=1 total_charge=0\nO 0 0 0\n",
+            "frame 0 of .*: the structure has charge=1 and total_charge=0",
+        ),
         ("f.xyz", "", "f.xyz"),
         ("f.txt", "not a structure", "f.txt"),
     ],

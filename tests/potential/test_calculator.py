@@ -15,6 +15,7 @@ from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.load import load
 from beadwork.potential.potential import Potential
+from support.charges import Charged
 
 ENGINES = ("torchscript", "native")
 
@@ -77,3 +78,20 @@ def test_energies_of_atoms_add_up(made, shapes):
     atoms.calc = beadwork.BeadworkCalculator(whole)
     with pytest.raises(PropertyNotImplementedError):
         atoms.get_potential_energies()
+
+
+def test_another_charge_or_spin_is_another_structure(shapes):
+    """ASE compares no info: after a change of charge or spin there the energy is computed anew, and else it is not."""
+    atoms = shapes.structure("liquid", 1).to_atoms()
+    engine = Charged()
+    atoms.calc = beadwork.BeadworkCalculator(Potential(engine))
+    atoms.info.update(charge=1, spin=0)
+    cation = atoms.get_potential_energy()
+    assert not atoms.calc.calculation_required(atoms, ["energy"])
+    for name, value, more in (("charge", -1, -2.0), ("spin", 2, -1.8), ("charge", 1, 0.2)):
+        atoms.info[name] = value
+        assert atoms.calc.calculation_required(atoms, ["energy"])
+        assert atoms.get_potential_energy() - cation == pytest.approx(more, abs=1e-9)
+    atoms.info = {"total_charge": 1, "total_spin": 3, "name": "the same in other words"}
+    atoms.get_forces()
+    assert engine.told == [((1, 0),), ((-1, 0),), ((-1, 2),), ((1, 2),)]

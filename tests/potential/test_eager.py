@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from beadwork.errors import ModelError
+from beadwork.errors import GeometryError, ModelError
 from beadwork.frame import Frame
 from beadwork.potential.architecture import describe, rebuild
 from beadwork.potential.auto_engine import open_engine, trial
@@ -207,7 +207,7 @@ def test_the_energy_of_an_embedding_is_in_the_sum(aware, mace_model):
 
 
 def test_charges_reach_the_models(pair):
-    """The run's charge is that of frames that say nothing; one that says its own keeps it."""
+    """The run's charge is that of frames that say nothing; one that says another is refused, not overruled."""
     seen = []
 
     class Listens(pair):
@@ -216,23 +216,42 @@ def test_charges_reach_the_models(pair):
             return super().evaluate(graph)
 
     potential = Potential(Listens(1.0), charge=1, spin=0)
-    potential.evaluate([HYDRONIUM, replace(HYDRONIUM, charge=-1), replace(HYDRONIUM, spin=2)])
+    potential.evaluate([HYDRONIUM, replace(HYDRONIUM, charge=1)])
+    for own, said in (({"charge": -1}, "charge -1, and the models are told 1"), ({"spin": 2}, "spin 2, and .* told 0")):
+        with pytest.raises(ModelError, match=f"structure 1 of 2 has the {said}; correct one"):
+            potential.evaluate([HYDRONIUM, replace(HYDRONIUM, **own)])
     potential.with_committee(Potential(None, [Listens(1.0)])).evaluate([HYDRONIUM])
     Potential(Listens(1.0)).evaluate([HYDRONIUM])
-    assert seen == [((1, 0), (-1, 0), (1, 2)), ((1, 0),), ((1, 0),), ((None, None),)]
+    Potential(Listens(1.0)).evaluate([replace(HYDRONIUM, charge=-1), HYDRONIUM])
+    assert seen == [((1, 0), (1, 0)), ((1, 0),), ((1, 0),), ((None, None),), ((-1, None), (None, None))]
 
 
 def test_charges_of_an_atoms_object():
-    """Charge and spin are in the info of frames, under our names or MACE's, whose spin is the multiplicity."""
+    """Charge and spin are in the info of frames, under our names or MACE's, whose spin is the multiplicity; what is no
+    whole number is refused, and so are two names that contradict each other."""
     atoms = HYDRONIUM.to_atoms()
+    assert atoms.info == {}
     for info, expected in (
         ({}, (None, None)),
         ({"charge": 1, "spin": 0}, (1, 0)),
         ({"total_charge": np.int64(-1), "total_spin": 3}, (-1, 2)),
-        ({"charge": 1.0}, (1, None)),
-        ({"charge": 0.5, "spin": "low"}, (None, None)),
-        ({"charge": np.array([1, 2]), "spin": np.nan}, (None, None)),
+        ({"charge": 1.0, "spin": None}, (1, None)),
+        ({"charge": [0], "total_charge": 0, "spin": 2, "total_spin": 3, "multiplicity": 3}, (0, 2)),
     ):
         atoms.info = info
         frame = Frame.from_atoms(atoms)
         assert (frame.charge, frame.spin) == expected
+        back = Frame.from_atoms(frame.to_atoms())
+        assert (back.charge, back.spin) == expected
+    for info, said in (
+        ({"charge": 1, "total_charge": 0}, "has charge=1 and total_charge=0: one of them is wrong"),
+        ({"charge": 0.4, "total_charge": 1}, "charge is 0.4; it must be the total charge in e"),
+        ({"spin": 1, "total_spin": 1}, "has spin=1 and total_spin=1: one of them is wrong"),
+        ({"spin": "low"}, "spin is 'low'; it must be a number of unpaired electrons"),
+        ({"charge": np.array([1, 2])}, "charge is '1 2'; it must be"),
+        ({"spin": np.nan}, "spin is nan; it must be"),
+        ({"charge": True}, "charge is 'True'; it must be"),
+    ):
+        atoms.info = info
+        with pytest.raises(GeometryError, match=said):
+            Frame.from_atoms(atoms)

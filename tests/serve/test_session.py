@@ -22,11 +22,14 @@ from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import committee_hash, load_card
 from beadwork.potential.novelty import load_training_set
 from beadwork.potential.potential import Potential
+from beadwork.serve import assemble
 from beadwork.serve.assemble import _check_gathered, join
 from beadwork.serve.service import Service
 from beadwork.serve.session import Session, _elements, _facts
+from support.charges import Charged
 
 WATER = Path(__file__).parents[2] / "inputs" / "water"
+STRANGERS = Path(__file__).parents[1] / "strangers"
 
 
 def test_a_torn_restart_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +122,25 @@ def test_what_an_ffcommittee_makes_of_our_members(
             _check_gathered(socket, service)
     else:
         _check_gathered(socket, service)
+
+
+def test_parts_that_are_served_apart_are_told_charge_and_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Baseline and Δ in forcefields of their own are of the same system, and either may be the model that wants to know
+    its charge."""
+    base, delta = Charged(), Charged(0.1)
+    whole = Potential(base, [delta], charge=1, spin=2)
+    monkeypatch.setattr(assemble, "load_for", lambda _: whole)
+    simulation = read_simulation(STRANGERS / "bias.xml")
+    config = ServeConfig(
+        simulation=str(simulation.path), baseline="b", delta=["d"], at={"short": "baseline", "long": "delta"}
+    )
+    services, _ = join(config, simulation)
+    frame = simulation.systems[0].frame(periodic=False)
+    for service, engine in zip(services, (base, delta), strict=True):
+        engine.told.clear()
+        energy = service.potential.evaluate([frame]).energies[0]
+        assert energy == pytest.approx(0.5 * engine.k * (frame.positions**2).sum() + 1.2)
+        assert engine.told == [((1, 2),)]
 
 
 def test_a_weighted_baseline_that_is_served_in_parts() -> None:

@@ -190,8 +190,8 @@ def _costs(potential: Potential, config: ServeConfig, system: System) -> Costs:
     # a baseline that is weighted is no sum of two forcefields
     if potential.baseline is None or not potential.models or potential.weighs:
         return Costs(whole)
-    baseline = Potential(potential.baseline, cards=potential.baseline_cards)
-    return Costs(whole, cost(baseline, frame, every), cost(potential.without_baseline(), frame, every))
+    apart = (potential.without_delta(), potential.without_baseline())
+    return Costs(whole, *(cost(part, frame, every) for part in apart))
 
 
 def measure(config: ServeConfig, simulation: Simulation, judged: Judged, asked: Asked, threads: str) -> Measured:

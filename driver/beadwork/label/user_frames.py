@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.neighborlist import neighbor_list
 from ipi.utils.io import read_file_raw
 
-from beadwork.errors import BeadworkError, ConfigError
+from beadwork.errors import BeadworkError, ConfigError, GeometryError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
@@ -88,7 +88,7 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
     # checked before any is stored: a file that is half added would be added again with its corrected version
     for number, frame in list(enumerate(read.frames))[::every]:
         if periodic is not None:
-            frame = Frame(frame.numbers, frame.positions, frame.cell, (periodic,) * 3)
+            frame = replace(frame, pbc=(periodic,) * 3)
         kept.append(_checked(frame, f"frame {number} of {path}", number, digest))
     if not kept:
         ends = "; it ends within one, or without a newline, so that the last number may be cut" * read.torn
@@ -122,7 +122,7 @@ def _read(path: Path, text: bytes) -> _Read:
                 elements = [_element(str(name), f"frame {number} of {path}") for name in atoms.arrays["atomtypes"]]
                 atoms.symbols = [symbol for symbol, _ in elements]
                 read.isotopes |= any(isotope for _, isotope in elements)
-            read.frames.append(Frame.from_atoms(atoms))
+            read.frames.append(_of_ase(atoms, f"frame {number} of {path}"))
         return read
     blocks, torn = _pdb_blocks(lines)
     plain = [[_protium(line) for line in block] for block in blocks]
@@ -137,7 +137,7 @@ def _read(path: Path, text: bytes) -> _Read:
                 _unlike(name, name, f"frame {number} of {path}")
     whole = io.StringIO("".join(line for block in plain for line in block))
     atoms = ase.io.read(whole, ":", format="proteindatabank")
-    return _Read([Frame.from_atoms(one) for one in atoms], torn, isotopes)
+    return _Read([_of_ase(one, f"frame {n} of {path}") for n, one in enumerate(atoms)], torn, isotopes)
 
 
 def _xyz(path: Path, lines: Sequence[str]) -> _Read:
@@ -165,8 +165,16 @@ def _xyz(path: Path, lines: Sequence[str]) -> _Read:
                 atoms = ase.io.read(io.StringIO("".join(block)), format="extxyz")
             except Exception as error:  # of all kinds too
                 raise ConfigError(f"{where} cannot be read as extended XYZ: {' '.join(str(error).split())}") from error
-            read.frames.append(Frame.from_atoms(atoms))
+            read.frames.append(_of_ase(atoms, where))
     return read
+
+
+def _of_ase(atoms: Any, where: str) -> Frame:
+    """One frame as ASE has read it. Raises ConfigError for a charge or a spin that is none."""
+    try:
+        return Frame.from_atoms(atoms)
+    except GeometryError as error:
+        raise ConfigError(f"{where}: {error.what}", error.remedy) from error
 
 
 def _of_ipi(block: Sequence[str], mode: str, where: str) -> Frame:
@@ -288,7 +296,7 @@ def _dump(path: Path, lines: Sequence[str]) -> _Read:
                 "(dump_modify ID element O H)"
             )
         whole = io.StringIO("".join(block))
-        read.frames.append(Frame.from_atoms(ase.io.read(whole, format="lammps-dump-text")))
+        read.frames.append(_of_ase(ase.io.read(whole, format="lammps-dump-text"), f"frame {number} of {path}"))
     return read
 
 

@@ -25,6 +25,14 @@ class BeadworkCalculator(Calculator):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.potential = potential
 
+    def check_state(self, atoms: Any, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation, in ASE's names; charge and spin, which ASE does not compare, as
+        `info`."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if not changes and _state(atoms) != _state(self.atoms):
+            changes.append("info")
+        return changes
+
     def calculate(
         self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = tuple(all_changes)
     ) -> None:
@@ -42,3 +50,8 @@ class BeadworkCalculator(Calculator):  # type: ignore[misc]
         if result.energy_spread is not None and result.force_spread is not None:
             self.results["energy_spread"] = float(result.energy_spread[0])
             self.results["force_spread"] = np.array(result.force_spread)
+
+
+def _state(atoms: Any) -> tuple[int | None, int | None]:
+    frame = Frame.from_atoms(atoms)
+    return frame.charge, frame.spin

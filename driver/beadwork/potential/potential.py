@@ -57,8 +57,8 @@ class Potential:
     members: M models, or the one that is the mean of M heads on one trunk (`engine.Trunk`), of equal weights: then the
     heads are the members, models has their mean, and trunk is it; else models are the members, and trunk is None.
 
-    charge, spin: e and unpaired electrons of every frame that does not say its own, for models that want them; None
-    where they are not given.
+    charge, spin: e and unpaired electrons of every frame, for models that want them; a frame that says others is
+    refused. None where they are not given, and each frame must say its own.
 
     cards: of the baseline and the models, in this order, where they come from bundles. notes: sentences for the log.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
@@ -272,6 +272,12 @@ class Potential:
         alone.share_memory_limit(self)
         return alone
 
+    def without_delta(self) -> Potential:
+        """The baseline alone, with the cards of both: each part names all models that drive i-PI."""
+        alone = Potential(self.baseline, cards=self.cards, charge=self.charge, spin=self.spin)
+        alone.share_memory_limit(self)
+        return alone
+
     def _of_models(self) -> list[float] | None:
         """The weights as the class takes them."""
         weights: list[float] = self.weights.tolist()
@@ -382,6 +388,13 @@ class Potential:
         self.check_species(np.flatnonzero(np.bincount(graph.numbers)))
         if self.charge is None and self.spin is None:
             return graph
+        for system, said in enumerate(graph.states):
+            for what, its, given in zip(("charge", "spin"), said, (self.charge, self.spin), strict=True):
+                if its is not None and given is not None and its != given:
+                    raise ModelError(
+                        f"{graph.where(system)} has the {what} {its}, and the models are told {given}",
+                        "correct one of the two, or leave one out",
+                    )
         own = ((self.charge if q is None else q, self.spin if s is None else s) for q, s in graph.states)
         return replace(graph, states=tuple(own))
 

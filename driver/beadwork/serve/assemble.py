@@ -40,8 +40,7 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     notes = [*whole.notes, *unused_gpu(config.device)]
     parts = {"sum": whole}
     if "baseline" in roles.values():
-        # both parts keep all cards: each names all models that drive i-PI
-        parts["baseline"] = Potential(whole.baseline, cards=whole.cards)
+        parts["baseline"] = whole.without_delta()
     if "delta" in roles.values():
         parts["delta"] = whole.without_baseline()
     notes += [

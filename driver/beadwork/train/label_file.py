@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from beadwork.errors import ConfigError, LabelError
-from beadwork.frame import FloatArray, Frame
+from beadwork.errors import ConfigError, GeometryError, LabelError
+from beadwork.frame import SPINS, FloatArray, Frame
 from beadwork.label.label import Label
 from beadwork.label.lines import decoded, last_row_is_complete
 from beadwork.train.dataset import LABEL_SUFFIXES, Example, difference, from_queue
@@ -22,10 +22,6 @@ from beadwork.train.dataset import LABEL_SUFFIXES, Example, difference, from_que
 ENERGY, FORCES = "REF_energy", "REF_forces"
 #: in place of a name: train on energies alone
 NO_FORCES = "none"
-#: names of the total charge: ours, then MACE's
-CHARGES = ("charge", "total_charge")
-#: names of a spin (ours, MACE's, others), and the difference of its number from that of unpaired electrons
-SPINS = {"spin": 0, "total_spin": 1, "multiplicity": 1, "spin_multiplicity": 1}
 
 
 def read_examples(
@@ -66,14 +62,18 @@ def from_file(
         if about["method"] is None:
             raise LabelError(f"{where} does not say its method", "give --method")
         info, arrays = _info(one), _arrays(one)
-        charge = _charge(info, where)
+        try:
+            frame = Frame.from_atoms(one)
+        except GeometryError as error:  # of charge and spin
+            raise LabelError(f"{where}: {error.what}", error.remedy) from error
+        _check_spin(frame, info, where)
         values: dict[str, Any] = {
             "energy": _number(info, energy, where, "a number in eV"),
             "forces": _vectors(arrays, forces, where),
             "energy_error": _number(info, f"{energy}_error", where, "a number in eV", 0.0),
             "forces_error": _vectors(arrays, f"{forces}_error", where),
-            "charge": charge,
-            "spin": _spin(info, where, int(one.numbers.sum()) - charge),
+            "charge": frame.charge or 0,
+            "spin": frame.spin or 0,
             "seconds": _number(info, "seconds", where, "a number of seconds", 0.0),
             # a file may contain equal energies of equal structures: the number of the frame distinguishes their labels
             "extra": {"frame": number},
@@ -86,7 +86,7 @@ def from_file(
         simulation = str(info["simulation"]) if "simulation" in info else None
         step = _whole(info, "step", where, "a step of the simulation") if simulation and "step" in info else None
         # energy and forces to learn are filled in by `difference`, in batches
-        example = Example(Frame.from_atoms(one), label, 0.0, None, path.name, number, simulation, step=step)
+        example = Example(frame, label, 0.0, None, path.name, number, simulation, step=step)
         if _is_marked_isolated(one) and not example.isolated:
             raise LabelError(
                 f"{where} has config_type={one.info['config_type']}, and is {example.composition}, whose atoms have "
@@ -238,32 +238,16 @@ def _whole(info: Mapping[str, Any], name: str, where: str, wanted: str) -> int:
     return int(value)
 
 
-def _charge(info: Mapping[str, Any], where: str) -> int:
-    found = {name: _whole(info, name, where, "the total charge in e") for name in CHARGES if name in info}
-    if len(set(found.values())) > 1:
-        listed = " and ".join(f"{name}={value}" for name, value in found.items())
-        raise LabelError(f"{where} has {listed}: one of them is wrong", "remove it")
-    return next(iter(found.values()), 0)
-
-
-def _spin(info: Mapping[str, Any], where: str, electrons: int) -> int:
-    """Unpaired electrons."""
-    found = {
-        name: _whole(info, name, where, "a number of unpaired electrons" if not more else "a multiplicity") - more
-        for name, more in SPINS.items()
-        if name in info
-    }
-    for name, spin in found.items():
-        # spin 0 is the default of files that do not know it, so it is accepted for any number of electrons
-        if spin and (not 0 <= spin <= electrons or (electrons - spin) % 2):
-            raise LabelError(
-                f"{where}: {name} is {spin + SPINS[name]}, which {electrons} electrons cannot have",
-                "give the unpaired electrons as spin, or the multiplicity as total_spin, and the charge",
-            )
-    if len(set(found.values())) > 1:
-        listed = " and ".join(f"{name}={value + SPINS[name]}" for name, value in found.items())
-        raise LabelError(f"{where} has {listed}: one of them is wrong", "remove it")
-    return next(iter(found.values()), 0)
+def _check_spin(frame: Frame, info: Mapping[str, Any], where: str) -> None:
+    """Refuse unpaired electrons that the atoms cannot have. Raises LabelError."""
+    spin, electrons = frame.spin or 0, int(frame.numbers.sum()) - (frame.charge or 0)
+    # spin 0 is the default of files that do not know it, so it is accepted for any number of electrons
+    if spin and (not 0 <= spin <= electrons or (electrons - spin) % 2):
+        name = next(name for name in SPINS if info.get(name) is not None)
+        raise LabelError(
+            f"{where}: {name} is {spin + SPINS[name]}, which {electrons} electrons cannot have",
+            "give the unpaired electrons as spin, or the multiplicity as total_spin, and the charge",
+        )
 
 
 def _vectors(arrays: Mapping[str, Any], name: str, where: str) -> FloatArray | None:
