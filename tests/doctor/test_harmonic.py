@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ipi.utils.nmtransform import mk_nm_matrix, mk_rs_matrix
 
+from beadwork.doctor import harmonic
 from beadwork.doctor.harmonic import (
     BOLTZMANN,
     HBAR,
@@ -111,6 +112,17 @@ def test_the_time_step_of_one_bead() -> None:
     ratio = 1 - here.omega2[0] * 1.5**2 / 4
     assert averages(here, Plan(1, 1.5), 300)[1][0] == pytest.approx(exact, rel=1e-9)
     assert averages(here, Plan(1, 1.5, splitting="obabo"), 300)[1][0] == pytest.approx(exact / ratio, rel=1e-9)
+
+
+@pytest.mark.parametrize("splitting", ["baoab", "obabo"])
+@pytest.mark.parametrize("inner", [1, 2, 3])
+def test_friction_does_not_matter(splitting: str, inner: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With white noise averages do not depend on the centroid's friction, so that the input's tau need not be known."""
+    here, plan = modes(200, 1600, 3500, delta=0.1), Plan(8, 1.0, inner=inner, splitting=splitting)
+    usual = averages(here, plan, 300)
+    monkeypatch.setattr(harmonic, "CENTROID_TAU", 3.0)
+    for one, other in zip(averages(here, plan, 300), usual, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
 @pytest.mark.parametrize("inner", [2, 3])

@@ -16,7 +16,7 @@ from beadwork.doctor import plan as module
 from beadwork.doctor import search
 from beadwork.doctor.harmonic import Modes, Plan
 from beadwork.doctor.plan import Asked, format_plan, plan
-from beadwork.doctor.plan_xml import changed, colored_noise
+from beadwork.doctor.plan_xml import changed, colored_noise, plan_of, xml_lines
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read_simulation
 from beadwork.json_form import as_json
@@ -65,6 +65,89 @@ def test_lines_are_an_input(name: str, plan_: Plan, tmp_path: Path) -> None:
     text = path.read_text()
     assert ("style='eco'" in text.replace('"', "'")) == (plan_.springs == "eco")
     assert ("nm_gle" in text) == (plan_.springs == "piglet")
+
+
+def edited(name: str, folder: Path, *edits: tuple[str, str]) -> Path:
+    """A copy of one of inputs/ with other words in it."""
+    shutil.copy(INPUTS / name / "init.xyz", folder)
+    text = (INPUTS / name / "input.xml").read_text()
+    for old, new in edits:
+        text, count = re.subn(old, new, text, count=1, flags=re.S)
+        assert count == 1
+    path = folder / "input.xml"
+    path.write_text(text)
+    return path
+
+
+SPLIT = {"baseline": "baseline", "delta": "delta"}
+
+
+@pytest.mark.parametrize(
+    ("name", "edits", "expected"),
+    [
+        ("water", [], Plan(16, 0.5, splitting="obabo")),
+        ("water-mts", [], Plan(16, 0.5, inner=4, contracted=4)),
+        # i-PI's units: 4000 cm^-1 is 119.917 THz or 0.0182253 atomic units
+        ("water-eco", [], Plan(16, 0.5, "eco", highest=4000)),
+        ("water-eco", [(r"'inversecm'>\[4000\]", "'terahertz'>[119.917]")], Plan(16, 0.5, "eco", highest=4000)),
+        ("water-eco", [(r" units='inversecm'>\[4000\]", ">[0.0182253]")], Plan(16, 0.5, "eco", highest=4000)),
+        # the thermostat of the barostat is another one
+        (
+            "water-npt",
+            [("<thermostat mode='pile_g'>.*?</thermostat>(.*?)</dynamics>", r"\1<thermostat mode='pile_l'><tau "
+              "units='femtosecond'>50</tau></thermostat></dynamics>")],
+            Plan(16, 0.5, splitting="obabo"),
+        ),
+        # the one forcefield contracted; a baseline on fewer beads than there are; Δ at the inner steps
+        ("water", [("'beadwork'/>", "'beadwork' nbeads='4'/>")], None),
+        ("water-mts", [("<force forcefield='baseline'", "<force forcefield='baseline' nbeads='2'")], None),
+        ("water-mts", [(r"\[0, 1\](.*?)\[1, 0\]", r"[1, 0]\1[0, 1]")], None),
+        ("water", [("mode='nvt'", "mode='nve'")], None),
+        ("water", [("pile_g", "langevin")], None),
+        ("water", [("<forces>", "<normal_modes propagator='bab'/><forces>")], None),
+        ("water", [("</tau>", "</tau><pile_centroid_t units='kelvin'>600</pile_centroid_t>")], None),
+    ],
+)  # fmt: skip
+def test_the_input_as_it_is(name: str, edits: list[tuple[str, str]], expected: Plan | None, tmp_path: Path) -> None:
+    """What an input says is the plan that is judged for it, in whatever units; None where it is another kind of run."""
+    simulation = read_simulation(edited(name, tmp_path, *edits))
+    roles = SPLIT if name == "water-mts" else {"beadwork": "sum"}
+    found = plan_of(simulation, simulation.systems[0], roles)
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        got, want = vars_of(found), vars_of(expected)
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+def vars_of(plan_: Plan) -> dict[str, object]:
+    """Its fields, text as numbers that differ where the text does."""
+    fields = {name: getattr(plan_, name) for name in Plan.__slots__ if name != "noise"}
+    return {name: hash(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def test_roles_and_not_the_order_tell_baseline_and_delta(tmp_path: Path) -> None:
+    """With the roles of its two forcefields exchanged, an input that contracts Δ contracts the baseline."""
+    simulation = read_simulation(edited("water-mts", tmp_path))
+    roles = {"baseline": "delta", "delta": "baseline"}
+    assert plan_of(simulation, simulation.systems[0], roles) is None
+
+
+def test_lines_say_all_that_changes(tmp_path: Path) -> None:
+    """The thermostat is the one that is judged, NVE becomes NVT, and roles of two forcefields go where there is one."""
+    simulation = read_simulation(edited("water", tmp_path, ("mode='nvt'", "mode='nve'")))
+    lines = list(xml_lines(Plan(8, 0.5), simulation, ServeConfig(), None))
+    assert lines[0] == "<initialize nbeads='8'>, <dynamics mode='nvt' splitting='baoab'>"
+    assert "<thermostat mode='pile_l'><tau units='femtosecond'>100</tau></thermostat>" in lines
+    strong = "<tau units='picosecond'>1</tau><pile_lambda>0.2</pile_lambda>"
+    simulation = read_simulation(edited("water", tmp_path, ("<tau.*?</tau>", strong)))
+    assert f"<thermostat mode='pile_l'>{strong}</thermostat>" in xml_lines(
+        Plan(8, 0.5), simulation, ServeConfig(), None
+    )
+    assert not any("at" in line.split() for line in lines)
+    simulation = read_simulation(INPUTS / "water-mts" / "input.xml")
+    assert "run.toml: without at" in xml_lines(Plan(8, 0.5), simulation, ServeConfig(at=SPLIT), None)
+    simulation = read_simulation(INPUTS / "water-npt" / "input.xml")
+    assert "mode='npt'" in next(xml_lines(Plan(8, 0.5), simulation, ServeConfig(), None))
 
 
 def test_matrices_of_another_temperature_are_refused() -> None:
@@ -121,6 +204,32 @@ def test_what_cannot_be_planned_for(springs: ServeConfig, tmp_path: Path) -> Non
         ).replace("  <system>", "  <ffdirect name='other'><pes>dummy</pes></ffdirect>\n  <system>")
     )
     with pytest.raises(SimulationError, match="more acts on the atoms"):
+        plan(replace(springs, simulation=str(path)), Asked(), "")
+    with pytest.raises(SimulationError, match="roles in at are baseline, and together they are not the sum"):
+        plan(replace(springs, at={"beadwork": "baseline"}), Asked(), "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("mode='nvt'", "mode='sc'", "the motion of .* is sc"),
+        ("<forces>", "<normal_modes><open_paths>[3]</open_paths></normal_modes><forces>", "has open paths"),
+        (
+            "<forces>",
+            "<normal_modes propagator='bab'><bosons id='index'>[1, 2]</bosons></normal_modes><forces>",
+            "has bosons",
+        ),
+        ("<dynamics", "<fixcom>False</fixcom><fixatoms>[0, 1, 2]</fixatoms><dynamics", "holds atoms where they are"),
+        ("'beadwork'/>", "'beadwork' weight='0.5'/>", "gives a force a weight"),
+        ("</ensemble>", "<hamiltonian_weights>[0.5]</hamiltonian_weights></ensemble>", "gives a force a weight"),
+        ("</system>", "</system><smotion mode='metad'/>", "has an <smotion>"),
+        ("'beadwork'/>", "'beadwork'/><force forcefield='beadwork'/>", "more acts on the atoms"),
+    ],
+)
+def test_what_the_averages_are_not_of(springs: ServeConfig, tmp_path: Path, old: str, new: str, what: str) -> None:
+    """An input whose averages are not those of a plain ring polymer of the models as they are is refused."""
+    path = edited("water", tmp_path, (old, new))
+    with pytest.raises(SimulationError, match=what):
         plan(replace(springs, simulation=str(path)), Asked(), "")
 
 

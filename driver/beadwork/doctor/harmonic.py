@@ -30,7 +30,7 @@ from beadwork.frame import FloatArray
 HBAR, BOLTZMANN = 0.6582119569, 8.617333262e-5
 #: 1/fs of one cm^-1 (2 pi c)
 WAVENUMBER = 2 * np.pi * 2.99792458e-5
-#: fs; relaxation time of the thermostat of the centroid, as the lines that `plan` prints set it
+#: fs; relaxation time of the centroid, in the lines for an input that has none. Averages do not depend on it
 CENTROID_TAU = 100.0
 #: of X = M X M' + N, solved by doubling: 2^60 steps
 _DOUBLINGS = 60
@@ -298,7 +298,8 @@ def _free(spring: float, time: float, cayley: bool) -> FloatArray:
 def _thermostat(plan: Plan, temperature: float, spring: float, mode: int, time: float) -> tuple[FloatArray, FloatArray]:
     """What the thermostat makes of z in some time, and the covariance of its noise.
 
-    Without colored noise it is PILE: friction of 2 x spring, and 1 / CENTROID_TAU on the centroid.
+    Without colored noise it is PILE: friction of 2 x spring, and 1 / CENTROID_TAU on the centroid. With white noise the
+    averages are the same for every friction, since a step reads the same backwards.
     """
     if plan.noise is None:
         friction = 2 * spring if spring else 1 / CENTROID_TAU

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ from beadwork.digits import with_bar
 from beadwork.doctor import bench
 from beadwork.doctor.curvature import cost, vibrations
 from beadwork.doctor.harmonic import quantum, without_barriers
-from beadwork.doctor.plan_xml import changed, colored_noise, plan_of, xml_lines
+from beadwork.doctor.plan_xml import beyond, changed, colored_noise, plan_of, xml_lines
 from beadwork.doctor.search import Costs, Judged, Search
 from beadwork.errors import SimulationError
 from beadwork.frame import FloatArray
@@ -40,6 +40,8 @@ UNKNOWN = (
     "cluster around it)",
     "how fast an average converges: a longer time step and another thermostat change that too",
     "dynamics: economised springs, PIGLET and contraction are for averages; spectra want ordinary springs",
+    "pressures, and the volume of a cell that moves",
+    "a global thermostat of the centroid (pile_g): it is judged as one on each atom (pile_l), which the lines have",
 )
 
 
@@ -106,7 +108,8 @@ class Planned(Form):
 def plan(config: ServeConfig, asked: Asked, threads: str) -> Planned:
     """Measure and search. Raises SimulationError for an input that this cannot plan for."""
     simulation = read_simulation(Path(config.simulation), config.sockets_prefix)
-    system = _system(simulation, config)
+    roles = dict(config.at) or {simulation.socket().name: "sum"}
+    system = _system(simulation, config, roles)
     temperature = float(system.temperature or 0)
     noise = None if asked.piglet is None else colored_noise(asked.piglet, temperature)
     potential = load_for(config)
@@ -117,7 +120,7 @@ def plan(config: ServeConfig, asked: Asked, threads: str) -> Planned:
     modes, barriers = without_barriers(found_modes, temperature)
     exact = 3 * quantum(modes.omega2, temperature)
     search = Search(modes, _costs(potential, config, system), temperature, noise)
-    now = plan_of(simulation, system, search.highest)
+    now = plan_of(simulation, system, roles)
     found = search.cheapest(asked.error, asked.force_error)
     measured = measure(config, simulation, found[0], asked, threads) if asked.measure and found else None
     parts = {"sum": search.costs.whole, "baseline": search.costs.baseline, "delta": search.costs.delta}
@@ -162,9 +165,9 @@ def _barrier(height: float) -> str:
     return f"a barrier of curvature {height:.0f}i cm^-1 is left out: nothing harmonic holds for it (a shared proton?)"
 
 
-def _system(simulation: Simulation, config: ServeConfig) -> System:
+def _system(simulation: Simulation, config: ServeConfig, roles: Mapping[str, str]) -> System:
     """The one system that this can plan for. Raises SimulationError."""
-    names = set(config.at) or {simulation.socket().name}
+    names = set(roles)
     system = simulation.systems[0]
     if len(simulation.systems) > 1:
         raise SimulationError(f"{simulation.path} has {len(simulation.systems)} systems", "plan for one of them")
@@ -173,7 +176,7 @@ def _system(simulation: Simulation, config: ServeConfig) -> System:
     served = [simulation.socket(name) for name in sorted(names)]
     if (
         any(socket.active is not None or socket.parent or socket.photons is not None for socket in served)
-        or {part.forcefield for part in system.forces} != names
+        or sorted(part.forcefield for part in system.forces) != sorted(names)
         or system.bias
         or not system.numbers.all()
     ):
@@ -181,6 +184,14 @@ def _system(simulation: Simulation, config: ServeConfig) -> System:
             f"in {simulation.path} more acts on the atoms than the forcefields {', '.join(sorted(names))}, or on some",
             "plan with an input in which these models alone move all atoms",
         )
+    alone = config.baseline is None or not config.delta
+    if sorted(roles.values()) not in (["sum"], ["baseline", "delta"]) and not (alone and len(roles) == 1):
+        raise SimulationError(
+            f"the roles in at are {', '.join(sorted(roles.values()))}, and together they are not the sum of the models",
+            "plan with the sum, or with one baseline and one delta",
+        )
+    for what, remedy in beyond(simulation, system):
+        raise SimulationError(what, remedy)
     return system
 
 
