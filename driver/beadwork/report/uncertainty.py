@@ -3,8 +3,10 @@
 An observable is an average or a smooth function of averages (a variance, a free energy), which is linear in small
 changes of them. So one recipe gives all errors, from series of what is averaged and the function's derivatives.
 
-The statistical error is that of blocks (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461, 1989) of one length, so long
-that some 32 fill all pieces; where neighbouring blocks are correlated by r > 0.2, their variance counts 1 + 2 r times.
+The statistical error is that of blocks (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461, 1989), so long that some 32
+fill all pieces, each piece cut into equal ones. Every sample is in one, and a block counts by its length l: the error
+of the mean of N samples is the root of Σ l m² / (B - 1) / N, m being the B blocks' means apart from the whole one.
+Where neighbouring blocks are correlated by r > 0.2, their variance counts 1 + 2 r times.
 An estimator that cuts an autocorrelation where it first crosses zero is no use here: vibrations cross it at once.
 pymbar 4.0.3's `statistical_inefficiency` gives twice the error of a series of period 7 and life 20 samples, and 15
 times that of period 4.3 and life 200; blocks gave 1.0 of both (20 000 samples, the exact errors of two autoregressive
@@ -84,17 +86,19 @@ def uncertainty(
     parts = [changes(piece, average) for piece in pieces]
     every = np.concatenate(parts)
     width = every.shape[1]
-    blocks = [_means(part, _length(parts)) for part in parts]
-    means = np.concatenate(blocks)
+    # of each piece (B, K) the blocks' means times √length: of one variance, however long the blocks are
+    blocks = [np.array([np.sqrt(len(one)) * one.mean(axis=0) for one in cut]) for cut in blocks_of(parts)]
+    count = sum(len(one) for one in blocks)
     statistical = np.full(width, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         # within pieces alone: the last block of one and the first of the next know nothing of each other
         neighbours = sum((one[1:] * one[:-1]).sum(axis=0) for one in blocks)
-        dependence = np.asarray(neighbours / sum((one**2).sum(axis=0) for one in blocks))
-    if len(means) >= FEWEST:
+        squares = sum((one**2).sum(axis=0) for one in blocks)
+        dependence = np.asarray(neighbours / squares)
+    if count >= FEWEST:
         # chance makes small correlations of blocks that have none
         longer = np.sqrt(1 + 2 * np.where(dependence > SLOW, dependence, 0.0))
-        statistical = longer * np.std(means, axis=0, ddof=1) / np.sqrt(len(means))
+        statistical = longer * np.sqrt(squares / (count - 1) / len(every))
     still = np.ptp(every, axis=0) == 0  # a volume that is held; what is left of it is the rounding of its mean
     statistical, dependence = np.where(still, 0.0, statistical), np.where(still, 0.0, dependence)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -114,15 +118,7 @@ def uncertainty(
     return Uncertainty(statistical, members, len(every), independent, dependence, wander)
 
 
-def _length(pieces: Sequence[FloatArray]) -> int:
-    """Samples of a block: some 32 of them in all, and none longer than the shortest piece."""
-    total = sum(len(piece) for piece in pieces)
-    return max(1, min(total // BLOCKS, *(len(piece) for piece in pieces)))
-
-
-def _means(piece: FloatArray, length: int) -> FloatArray:
-    """(B, K) the means of the blocks; samples at the beginning that fill none are left out."""
-    count = len(piece) // length
-    whole = piece[len(piece) - count * length :]
-    result: FloatArray = whole.reshape(count, length, *piece.shape[1:]).mean(axis=1)
-    return result
+def blocks_of(pieces: Sequence[FloatArray]) -> list[list[FloatArray]]:
+    """Return each piece (F, N) cut into blocks of one length, some 32 in all; a short piece is one block."""
+    length = max(1.0, sum(len(piece) for piece in pieces) / BLOCKS)
+    return [np.array_split(piece, max(1, round(len(piece) / length))) for piece in pieces if len(piece)]
