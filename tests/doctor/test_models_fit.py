@@ -223,7 +223,7 @@ def test_a_native_engine_that_disagrees_is_red_or_amber(tmp_path: Path, monkeypa
     finding = only(models.engines([bare], frame, asked["auto"]))
     assert (finding.colour, "max_ell is 2" in finding.text) == (AMBER, True)
     # what the architecture rules out no import mends; what the importing machine lacked one does, as the card says
-    assert finding.remedy == "nothing to mend: torchscript serves every model"
+    assert finding.remedy == "nothing to mend: torchscript or eager serves every model"
     mendable = replace(bare, about={"native": "symmetrix-xl was not installed", "native_remedy": "import it again"})
     assert only(models.engines([mendable], frame, asked["auto"])).remedy == "import it again"
     real = models.NativeEngine
