@@ -7,8 +7,10 @@ import pytest
 
 from beadwork.doctor import curvature
 from beadwork.doctor.curvature import PER_DALTON, lanczos, vibrations
+from beadwork.doctor.harmonic import Plan, compress, errors, without_barriers
+from beadwork.doctor.search import Cost, Costs, Search
 from beadwork.frame import Frame
-from beadwork.potential.analytic import Harmonic
+from beadwork.potential.analytic import FreeParticle, Harmonic
 from beadwork.potential.potential import Potential
 
 MASSES = np.array([16.0, 1.0, 1.0])
@@ -31,6 +33,39 @@ def test_atoms_on_springs(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert modes.counts == {"O": 1, "H": 2}
     assert Potential(Harmonic(20.0)).models == ()
     assert not vibrations(Potential(Harmonic(20.0)), FRAME, ["O", "H", "H"], MASSES).delta2.any()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_most_of_delta_is_its_own(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Δ that differs from atom to atom is averaged in vibrations that all atoms share; its extreme is that of one."""
+    atoms = 90
+    rng = np.random.default_rng(0)
+    delta = np.diag(0.1 * rng.normal(size=3 * atoms))
+    shared = rng.normal(size=delta.shape) * 0.1 / np.sqrt(len(delta))
+    total = np.eye(len(delta)) + (shared + shared.T) / 2
+    monkeypatch.setattr(curvature, "WHOLE", np.inf if whole else 0)
+    monkeypatch.setattr(curvature, "_products", lambda *_: lambda v: (v @ total, v @ delta))
+    frame = Frame(np.ones(atoms, dtype=int), rng.normal(size=(atoms, 3)), np.eye(3) * 9)
+    modes = vibrations(Potential(Harmonic(1.0)), frame, ["H"] * atoms, np.ones(atoms))
+    assert modes.most == pytest.approx(np.abs(np.diag(delta)).max(), rel=0.02)
+    assert modes.most > 3 * np.abs(modes.delta2).max()
+    assert compress(modes).most == modes.most
+    assert without_barriers(modes, 300)[0].most == modes.most
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_atoms_without_a_force(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond every cutoff has no curvature, and classical averages whatever the beads: numbers, and no NaN."""
+    if not whole:
+        monkeypatch.setattr(curvature, "WHOLE", 0)
+    modes = vibrations(Potential(FreeParticle()), FRAME, ["O", "H", "H"], MASSES)
+    assert not modes.omega2.any()
+    for plan in (Plan(1, 0.5), Plan(16, 1.0, inner=2, contracted=4)):
+        assert {name: abs(error) for name, error in errors(modes, plan, 300).items()} == pytest.approx(
+            {"kinetic O": 0, "kinetic H": 0, "force O": 0, "force H": 0, "potential": 0}, abs=1e-9
+        )
+    costs = Costs(Cost(0.0, 1.0))
+    assert Search(modes, costs, 300).cheapest(0.01, 0.03)[0].plan.beads == 1
 
 
 def test_a_sample_has_the_averages_of_the_whole() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,15 @@ def test_errors_that_cancel_are_not_believed(water: Modes) -> None:
     judged = Search(water, COSTS, 300).judge(Plan(16, 1.0))
     assert abs(judged.errors["kinetic H"]) < 0.8 * judged.judged["kinetic H"]
     assert not judged.holds(abs(judged.errors["kinetic H"]), np.inf)
+
+
+def test_a_step_of_delta_holds_for_the_most_of_delta(water: Modes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 4 fs that is stable with what the vibrations have of Δ is not taken where Δ alone has more of it."""
+    for name, values in (("BEADS", (1,)), ("TIMESTEPS", (0.5,)), ("INNER", (1, 8))):
+        monkeypatch.setattr(module, name, values)
+    alone = replace(water, most=0.5 * float(water.omega2.max()))
+    for modes, steps in ((water, [8, 1]), (alone, [1])):
+        assert [judged.plan.inner for judged in Search(modes, COSTS, 300).cheapest(1, 1)] == steps
 
 
 def test_one_forcefield_has_one_time_step(water: Modes) -> None:

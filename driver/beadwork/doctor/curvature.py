@@ -49,13 +49,17 @@ def vibrations(potential: Potential, frame: Frame, names: Sequence[str], masses:
         omega2, vectors = np.linalg.eigh((total + total.T) / 2)
         of_delta = np.einsum("ij,ik,kj->j", vectors, delta, vectors)
         weights = {name: (vectors[where] ** 2).sum(axis=0) / where.sum() for name, where in kinds.items()}
-        return Modes(omega2, of_delta, weights, counts)
+        return Modes(omega2, of_delta, weights, counts, np.abs(np.linalg.eigvalsh((delta + delta.T) / 2)).max())
     rng = np.random.default_rng(seed)
     starts = np.array([where * rng.normal(size=size) for where in kinds.values() for _ in range(VECTORS)])
     omega2, of_delta, weight = lanczos(products, starts, PRODUCTS)
     owner = np.repeat(np.arange(len(kinds)), VECTORS)[:, None]
     weights = {name: (np.where(owner == k, weight, 0) / VECTORS).ravel() for k, name in enumerate(kinds)}
-    return Modes(omega2.ravel(), of_delta.ravel(), weights, counts)
+    # Δ's own extremes are not in the vibrations of the sum, of which each has an average of Δ over many molecules
+    most = 0.0
+    if of_delta.any():
+        most = np.abs(lanczos(lambda vectors: products(vectors)[::-1], starts[::VECTORS], PRODUCTS)[0]).max()
+    return Modes(omega2.ravel(), of_delta.ravel(), weights, counts, float(most))
 
 
 def lanczos(products: Products, starts: FloatArray, steps: int) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -76,7 +80,9 @@ def lanczos(products: Products, starts: FloatArray, steps: int) -> tuple[FloatAr
         for _ in range(2):  # twice is enough to stay orthogonal
             for vector in basis:
                 new = new - (new * vector).sum(axis=1, keepdims=True) * vector
-        basis.append(new / np.linalg.norm(new, axis=1, keepdims=True))
+        norm = np.linalg.norm(new, axis=1, keepdims=True)
+        # what has no force has no other vector: zeros, of no weight, are added to it
+        basis.append(new / np.where(norm > 0, norm, 1.0))
     space = np.array(basis)
     small = np.einsum("asi,bsi->sab", space, np.array(of_total))
     values, vectors = np.linalg.eigh((small + np.swapaxes(small, 1, 2)) / 2)
@@ -90,7 +96,8 @@ def _products(potential: Potential, frame: Frame, masses: FloatArray) -> Product
 
     def call(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
         moves = vectors / root
-        scale = DISPLACEMENT / np.abs(moves).max(axis=1, keepdims=True)
+        largest = np.abs(moves).max(axis=1, keepdims=True)
+        scale = DISPLACEMENT / np.where(largest > 0, largest, 1.0)
         frames = [
             replace(frame, positions=frame.positions + sign * move.reshape(-1, 3))
             for move in moves * scale

@@ -34,6 +34,8 @@ WAVENUMBER = 2 * np.pi * 2.99792458e-5
 CENTROID_TAU = 100.0
 #: of X = M X M' + N, solved by doubling: 2^60 steps
 _DOUBLINGS = 60
+#: 1/fs²; a curvature below it (0.005 cm^-1) is none
+_NOTHING = 1e-12
 #: vibrations after `compress`
 _BINS = 64
 
@@ -89,13 +91,15 @@ class Modes:
     """Vibrations of a structure, or a sample of them.
 
     omega2: (J,) of baseline and Δ together. delta2: (J,) the part of Δ in it. weights: by element, (J,), how much of
-    its atoms' motion is in each vibration; each sums to 1. counts: atoms by element.
+    its atoms' motion is in each vibration; each sums to 1. counts: atoms by element. most: 1/fs², the largest
+    eigenvalue of Δ alone, of either sign: in a liquid that of one molecule, and several times what any vibration has.
     """
 
     omega2: FloatArray
     delta2: FloatArray
     weights: Mapping[str, FloatArray]
     counts: Mapping[str, int]
+    most: float = 0.0
 
     @property
     def highest(self) -> float:
@@ -126,7 +130,7 @@ def compress(modes: Modes, bins: int = _BINS) -> Modes:
     weights = {
         symbol: np.asarray(np.bincount(index, w, bins)[there], dtype=np.float64) for symbol, w in modes.weights.items()
     }
-    return Modes(mean(modes.omega2), mean(modes.delta2), weights, modes.counts)
+    return Modes(mean(modes.omega2), mean(modes.delta2), weights, modes.counts, modes.most)
 
 
 def springs(plan: Plan, temperature: float) -> FloatArray:
@@ -168,7 +172,8 @@ def without_barriers(modes: Modes, temperature: float) -> tuple[Modes, list[floa
             "give a structure from a run, in <initialize> or as its RESTART",
         )
     weights = {symbol: weight[bounded] / rest[symbol] for symbol, weight in modes.weights.items()}
-    return Modes(modes.omega2[bounded], modes.delta2[bounded], weights, modes.counts), sorted(barriers.tolist())
+    rest_of = Modes(modes.omega2[bounded], modes.delta2[bounded], weights, modes.counts, modes.most)
+    return rest_of, sorted(barriers.tolist())
 
 
 def quantum(omega2: FloatArray, temperature: float) -> FloatArray:
@@ -197,9 +202,10 @@ def averages(modes: Modes, plan: Plan, temperature: float) -> tuple[FloatArray, 
     baseline = modes.omega2 - modes.delta2
     kinetic = np.full(len(modes.omega2), kt / 2)
     # a soft or inverted centroid has the classical average, and the time step's error of |omega2|
-    sign = np.sign(modes.omega2)
+    sign = np.where(np.abs(modes.omega2) < _NOTHING, 0.0, np.sign(modes.omega2))
     square = _variance(plan, temperature, 0.0, sign * baseline, sign * modes.delta2, 0)
-    ratio = square * np.abs(modes.omega2) / (plan.beads * kt)
+    # what has no force is no vibration, and its q² grows for ever
+    ratio = np.where(sign == 0, 1.0, square * np.abs(modes.omega2) / (plan.beads * kt))
     potential, force = kt / 2 * ratio, modes.omega2 * kt * ratio
     for (spring, keeps, mode), count in alike.items():
         omega2 = baseline + keeps * modes.delta2
@@ -219,7 +225,9 @@ def errors(modes: Modes, plan: Plan, temperature: float) -> dict[str, float]:
     kinetic, potential, force = averages(modes, plan, temperature)
     found = {f"kinetic {symbol}": float(w @ kinetic / (w @ exact) - 1) for symbol, w in modes.weights.items()}
     for symbol, w in modes.weights.items():
-        found[f"force {symbol}"] = float(w @ force / (2 * w @ (modes.omega2 * exact)) - 1)
+        true = 2 * w @ (modes.omega2 * exact)
+        # atoms without any force, alone in vacuum, have none with any number of beads
+        found[f"force {symbol}"] = float(w @ force / true - 1) if true else 0.0
     found["potential"] = float(modes.share @ potential / (modes.share @ exact) - 1)
     return found
 

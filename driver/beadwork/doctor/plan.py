@@ -41,6 +41,7 @@ UNKNOWN = (
     "how fast an average converges: a longer time step and another thermostat change that too",
     "dynamics: economised springs, PIGLET and contraction are for averages; spectra want ordinary springs",
     "pressures, and the volume of a cell that moves",
+    "Δ that mixes vibrations: a contraction is judged by what Δ does to each of them",
     "a global thermostat of the centroid (pile_g): it is judged as one on each atom (pile_l), which the lines have",
 )
 

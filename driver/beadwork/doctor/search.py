@@ -87,7 +87,7 @@ class Search:
         self.temperature = temperature
         self.noise = noise
         #: cm^-1; of the economised springs, in hundreds
-        self.highest = 100.0 * math.ceil(MARGIN * modes.highest / 100)
+        self.highest = 100.0 * max(1, math.ceil(MARGIN * modes.highest / 100))
         self._known: dict[Plan, dict[str, float]] = {}
 
     def judge(self, plan: Plan) -> Judged:
@@ -125,7 +125,7 @@ class Search:
         """The cheapest of each kind of springs with Δ apart, and with one forcefield, in the order of their cost."""
         found: dict[tuple[str, bool], Judged] = {}
         hopeless: set[Plan] = set()
-        most = float(np.abs(self.modes.delta2).max())
+        most = max(self.modes.most, float(np.abs(self.modes.delta2).max()))
 
         def fails(plan: Plan) -> bool:
             if plan not in hopeless and not self.judge(plan).holds(error, force_error):
