@@ -143,6 +143,12 @@ def test_lines_say_all_that_changes(tmp_path: Path) -> None:
     assert f"<thermostat mode='pile_l'>{strong}</thermostat>" in xml_lines(
         Plan(8, 0.5), simulation, ServeConfig(), None
     )
+    kept = ("mode='unix'", "mode='unix' pbc='True'"), ("<latency>", "<timeout>600</timeout><latency>")
+    sockets = read_simulation(edited("water", tmp_path, *kept))
+    assert any(
+        "pbc='True'" in line and "<timeout>600<" in line
+        for line in xml_lines(Plan(8, 0.5), sockets, ServeConfig(), None)
+    )
     assert not any("at" in line.split() for line in lines)
     simulation = read_simulation(INPUTS / "water-mts" / "input.xml")
     assert "run.toml: without at" in xml_lines(Plan(8, 0.5), simulation, ServeConfig(at=SPLIT), None)

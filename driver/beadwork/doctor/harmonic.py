@@ -167,8 +167,8 @@ def without_barriers(modes: Modes, temperature: float) -> tuple[Modes, list[floa
     barriers = np.sqrt(-modes.omega2[~bounded]) / WAVENUMBER
     if min(rest.values()) <= 0.5:
         raise SimulationError(
-            f"the structure has curvatures of up to {barriers.max():.0f}i cm^-1 in most directions, which no "
-            f"equilibrated one has at {temperature:g} K",
+            f"the structure has curvatures of up to {barriers.max():.0f}i cm^-1 in most directions, and nothing "
+            f"harmonic holds for them at {temperature:g} K",
             "give a structure from a run, in <initialize> or as its RESTART",
         )
     weights = {symbol: weight[bounded] / rest[symbol] for symbol, weight in modes.weights.items()}

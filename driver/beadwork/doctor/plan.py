@@ -36,6 +36,8 @@ from beadwork.potential.potential import Potential
 
 UNKNOWN = (
     "errors are those of harmonic vibrations about this structure; a distribution (g(r), a proton's) is not looked at",
+    "whether this structure is a usual one: of a cluster of a few atoms errors differ from frame to frame by half of "
+    "themselves, so look at several frames of a run, and hold --measure against their mean",
     "averages over an element: the few atoms of a solute can need more beads than it (look at --json, or plan for a "
     "cluster around it)",
     "how fast an average converges: a longer time step and another thermostat change that too",
@@ -274,7 +276,7 @@ def _text(found: Planned) -> Iterator[str]:
         yield from (f"  {line}" for line in option.xml)
     if (run := found.measured) is not None:
         bars = (
-            f"{name} {with_bar(value, run.kinetic_error[name])} (exact for these vibrations: {found.kinetic[name]:.4f})"
+            f"{name} {with_bar(value, run.kinetic_error[name])} (harmonic, at this start: {found.kinetic[name]:.4f})"
             for name, value in run.kinetic.items()
         )
         yield (

@@ -44,11 +44,13 @@ def fragments(plan: Plan, simulation: Simulation, config: ServeConfig, piglet: P
     """What the input has otherwise for a plan: its elements, each as XML."""
     socket = simulation.socket(next(iter(config.at), None))
     mode = "" if socket.mode == "inet" else f" mode='{socket.mode}'"
+    pbc = " pbc='True'" if socket.pbc else ""
+    timeout = f"<timeout>{socket.timeout:g}</timeout>" if socket.timeout else ""
 
     def listens(name: str, address: str, port: int, beads: int) -> str:
         where = f"<address>{address}</address>" + (f"<port>{port}</port>" if socket.mode == "inet" else "")
         batch = f"<batch_size>{beads}</batch_size>" if beads > 1 else ""
-        return f"<ffsocket name='{name}'{mode}>{where}{batch}<latency>1e-3</latency></ffsocket>"
+        return f"<ffsocket name='{name}'{mode}{pbc}>{where}{batch}{timeout}<latency>1e-3</latency></ffsocket>"
 
     found, levels = [], plan.inner > 1
     if plan.apart:
