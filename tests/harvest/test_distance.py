@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ase.build
 import ase.neighborlist
 import numpy as np
@@ -42,6 +44,23 @@ def reference(one: Frame, other: Frame) -> float:
             x, y = (np.pad(v, (0, size - len(v)), constant_values=MAX_DISTANCE) for v in (x, y))
             worst = max(worst, float(np.abs(x - y).max(initial=0.0)))
     return worst
+
+
+def test_another_charge_or_spin_is_another_structure() -> None:
+    """The same atoms with other electrons are as far apart as other atoms; what is not said may be the same."""
+    frame = water(2)
+    told = [(1, 0), (1, 2), (-1, 0), (1, None), (None, None)]
+    signs = [signature(replace(frame, charge=charge, spin=spin)) for charge, spin in told]
+    apart = [[distance(one, other) for other in signs] for one in signs]
+    far = np.inf
+    assert apart == [
+        [0, far, far, 0, 0],
+        [far, 0, far, 0, 0],
+        [far, far, 0, far, 0],
+        [0, 0, far, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    assert len({fingerprint(sign) for sign in signs}) == 5
 
 
 @settings(max_examples=60, deadline=None)

@@ -26,7 +26,7 @@ from beadwork.errors import QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.distance import signature
 from beadwork.harvest.queue import DiskFullError, Queue
-from beadwork.harvest.row import KeptFrame, label_digest
+from beadwork.harvest.row import KeptFrame, label_digest, to_ase
 from beadwork.potential.bundle import committee_hash
 
 Make = Callable[[int], KeptFrame]
@@ -121,6 +121,33 @@ def test_no_frame_is_stored_twice(queue: Queue, path: Path, kept: Make) -> None:
     assert Queue(path).add(KeptFrame(moved, 9, 0.0, np.zeros(6), np.zeros(4), ("e" * 64,), "f" * 64)) is None
     assert queue.add(kept(1)) is not None
     assert len(queue) == 2
+
+
+def test_charge_and_spin_come_back_and_make_another_frame(queue: Queue, path: Path, kept: Make) -> None:
+    """The same atoms with other electrons want a label of their own: stored beside each other, each as it was, and a
+    row whose charge the disk has changed is set aside."""
+    told = [(None, None), (0, None), (1, None), (1, 0), (1, 2), (-1, 0)]
+    one = kept(0)
+    frames = [replace(one, frame=replace(one.frame, charge=charge, spin=spin)) for charge, spin in told]
+    assert queue.add_all(frames) == [1, 2, 3, 4, 5, 6]
+    assert queue.add_all(frames) == [None] * 6
+    assert [(row.kept.frame.charge, row.kept.frame.spin) for row in queue.rows()] == told
+    with ase.db.connect(path, use_lock_file=False) as db:
+        assert [row.id for row in db.select(total_charge=1, unpaired_electrons=2)] == [5]
+        db.update(5, total_charge=-1)
+    said: list[str] = []
+    assert 5 not in [row.id for row in Queue(path, report=said.append).rows()]
+    assert "its content does not match its digest" in said[0]
+
+
+def test_a_frame_without_charge_is_stored_as_ever() -> None:
+    """Rows of an older beadwork are held against the digest and the fingerprint that it wrote."""
+    positions = np.array([[0, 0, 0.125], [0, 0.75, -0.5], [0, -0.75, -0.5]])
+    frame = Frame(np.array([8, 1, 1]), positions, np.zeros((3, 3)), (False,) * 3, 2)
+    spread, energies = np.array([0.5, 0.25, 0.125]), np.array([1.0, 2.0])
+    _, keys, data = to_ase(KeptFrame(frame, 7, 0.25, spread, energies, ("a" * 64,), "b" * 64, 70, 1e9), "waiting")
+    assert keys["fingerprint"] == "sha256:724613fb3d8b9362ec29df0a9f0061733182345e4b609eb6f2dfc941cd863d15"
+    assert data["digest"] == "sha256:c26978872c437a440754ca085744a54d13deb263d9d2875c8fcba3147fc3dbec"
 
 
 def test_database_itself_refuses_a_second_fingerprint(queue: Queue, path: Path, kept: Make) -> None:

@@ -26,6 +26,7 @@ from beadwork.cli import main
 from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError
 from beadwork.frame import Frame
+from beadwork.harvest.listing import export
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame, Row, label_digest
 from beadwork.label import command, selection, worker
@@ -35,6 +36,7 @@ from beadwork.label.clusters import Cut, units
 from beadwork.label.label import Label
 from beadwork.label.spec import Spec
 from beadwork.train.label_file import read_examples
+from support.queues import kept, water
 
 Fill = Callable[[int], Queue]
 Springs = Callable[..., Spec]
@@ -265,6 +267,80 @@ def test_what_cannot_be_told_is_set_aside_once(fill: Fill, springs: Springs) -> 
     assert queue.get(2).status == "failed"
     assert "labels     0" in command.command(queue, replace(spec, charge=0), dry=True)
     assert command.command(queue, replace(spec, charge=0), again=True) == "1 labelled"
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "wanted"),
+    [
+        ((None, None), (None, None), (0, 0)),
+        ((0, 2), (None, None), (0, 2)),
+        ((-1, 1), (None, None), (-1, 1)),  # its atoms tell the charge of closed shells alone
+        ((1, 1), (1, None), (1, 1)),
+        ((2, None), (2, None), (2, 0)),  # said twice
+        ((None, None), (1, 1), (1, 1)),
+        (
+            (-1, None),
+            (0, None),
+            "the frame has the charge -1, and the TOML says 0; correct charge in the TOML, or leave",
+        ),
+        ((0, 1), (None, 0), "the frame has the spin 1, and the TOML says 0; correct spin"),
+        ((1, None), (None, None), "the frame has the charge 1, and its molecules and ions have 0 together; correct"),
+        ((1, 0), (None, 0), "the frame has the charge 1, and its molecules and ions have 0 together"),
+    ],
+)
+def test_a_label_is_of_the_charge_and_spin_of_its_frame(springs: Springs, own: Any, given: Any, wanted: Any) -> None:
+    """A run or a file says which electrons a frame has: a label is of these, and settings that say others, or atoms
+    that tell another charge, are refused."""
+    frame = replace(water(1), charge=own[0], spin=own[1])
+    row = Row(1, "waiting", "", kept(frame), "")
+    spec = springs(charge=given[0], spin=given[1])
+    spec = replace(spec, settings=spec.settings | {"ignores_charge": False})
+    if isinstance(wanted, str):
+        with pytest.raises(LabelError, match=wanted):
+            worker.part_of(row, spec)
+    else:
+        part = worker.part_of(row, spec)
+        assert (part.charge, part.spin) == wanted
+
+
+def test_a_cut_of_a_frame_with_a_charge(springs: Springs) -> None:
+    """The charge of a cluster is told from its molecules, if these have that of the frame together."""
+    whole = liquid("zundel-water")
+    spec = springs(cut=Cut(molecules=3))
+    spec = replace(spec, settings=spec.settings | {"ignores_charge": False})
+
+    def part(spec: Spec, **said: int) -> worker.Part:
+        return worker.part_of(Row(1, "waiting", "", replace(whole, frame=replace(whole.frame, **said)), ""), spec)
+
+    assert part(spec).charge == part(spec, charge=1, spin=0).charge == 1
+    with pytest.raises(LabelError, match="has the charge 0, and its molecules and ions have 1 together"):
+        part(spec, charge=0)
+    with pytest.raises(
+        LabelError, match="has 2 unpaired electrons, and a cut has a known charge in closed shells alone"
+    ):
+        part(spec, charge=1, spin=2)
+    told = part(replace(spec, charge=1, spin=2), charge=1, spin=2)
+    assert (told.charge, told.spin) == (1, 2)
+
+
+def test_a_radical_of_a_run_is_labelled_as_one(tmp_path: Path, springs: Springs) -> None:
+    """H3O of a run with charge 0 and spin 1 is no H3O+: through queue, labeller and export with what the run said."""
+    queue = Queue(tmp_path / "queue.db", create=True)
+    positions = np.array([[0, 0, 0.1], [0.94, 0, -0.2], [-0.47, 0.81, -0.2], [-0.47, -0.81, -0.25]])
+    frame = Frame(np.array([8, 1, 1, 1]), positions, np.zeros((3, 3)), (False,) * 3, charge=0, spin=1)
+    queue.add(kept(frame))
+    spec = springs()
+    settings = {"ignores_charge": False, "calculator": "toy_calculator:Charged"}
+    arguments = {"arguments": {**spec.settings["arguments"], "charge": "{charge}"}}
+    spec = replace(spec, settings=spec.settings | settings | arguments)
+    export(queue.rows(), tmp_path / "waiting.xyz")
+    assert str(labelling.label(queue, spec)) == "1 labelled"
+    (row,) = queue.rows()
+    assert (row.label["charge"], row.label["spin"]) == (0, 1)
+    export([row], tmp_path / "labelled.xyz")
+    for name in ("waiting.xyz", "labelled.xyz"):
+        assert Frame.from_atoms(ase.io.read(tmp_path / name)).charge == 0
+        assert Frame.from_atoms(ase.io.read(tmp_path / name)).spin == 1
 
 
 def test_who_ignores_charges_is_told_none(tmp_path: Path, springs: Springs) -> None:

@@ -51,7 +51,7 @@ def test_every_table_of_a_labeller_arrives(tmp_path: Path) -> None:
     file = tmp_path / "l.toml"
     file.write_text(PYSCF)
     spec = read_spec(file)
-    assert (spec.kind, spec.charge, spec.spin, spec.attempts, spec.lease) == ("pyscf", 1, 0, 3, 60.0)
+    assert (spec.kind, spec.charge, spec.spin, spec.attempts, spec.lease) == ("pyscf", 1, None, 3, 60.0)
     assert spec.cut == Cut(radius=4.0)
     assert spec.jobs == Jobs("slurm", 16, 1, Slurm("long", nodes=2))
     assert spec.labeller() == PySCF("CCSD(T)", "cc-pVTZ", frozen_core=True)

@@ -318,14 +318,14 @@ def test_a_batch_in_tilted_cells_through_ipi_s_own_driver(tmp_path: Path) -> Non
 
         thread = threading.Thread(target=ipi)
         thread.start()
-        potential = Potential(Pair(2.0), [Pair(0.2), Pair(0.6)], energy_alpha=2.0)
+        potential = Potential(Pair(2.0), [Pair(0.2), Pair(0.6)], energy_alpha=2.0, charge=1, spin=2)
         one = Service(Line(Address(path)), potential, np.array([8, 1, 1] * 2), 3)
         Server([one], patience=30.0, harvest=lambda address, moment, asked, evaluation: frames.extend(asked)).run()
         thread.join(10)
         assert not thread.is_alive()
     assert len(frames) == 3
     for n, (asked, where, cell) in enumerate(zip(requests, beads, columns, strict=True)):
-        assert frames[n].bead == n
+        assert (frames[n].bead, frames[n].charge, frames[n].spin) == (n, 1, 2)
         assert np.allclose(frames[n].cell, cell.T, rtol=1e-14)
         assert np.allclose(frames[n].positions, where, rtol=1e-14)
         assert not np.allclose(by_hand(2.4, where, cell.T)[0], by_hand(2.4, where, cell)[0], rtol=1e-3)

@@ -36,11 +36,12 @@ class Signature:
     """A structure reduced to what the distance needs.
 
     composition: (atomic number, count), ascending. closeness: for a pair of atomic numbers (lower first), 6 Å minus
-    every distance below 6 Å, in Å, largest first.
+    every distance below 6 Å, in Å, largest first. state: total charge (e) and unpaired electrons, None where not said.
     """
 
     composition: tuple[tuple[int, int], ...]
     closeness: dict[tuple[int, int], FloatArray]
+    state: tuple[int | None, int | None] = (None, None)
 
 
 def signature(frame: Frame) -> Signature:
@@ -68,13 +69,18 @@ def signature(frame: Frame) -> Signature:
         for b in kinds
         if a <= b
     }
-    return Signature(composition, closeness)
+    return Signature(composition, closeness, (frame.charge, frame.spin))
 
 
 def distance(one: Signature, other: Signature) -> float:
-    """Return the distance of two structures in Å, infinity where their compositions differ."""
+    """Return the distance of two structures in Å, infinity where compositions differ, or charges or spins that both
+    say.
+    """
     # sorted lists can be compared only where they are of the same pairs of elements
     if one.composition != other.composition:
+        return float("inf")
+    # the same atoms with other electrons have another energy; what is not said may be the same
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(one.state, other.state, strict=True)):
         return float("inf")
     worst = 0.0
     # closeness is 0 at the cutoff, so an entry without a partner differs by its whole closeness: the distance stays
@@ -96,9 +102,11 @@ def fingerprint(sign: Signature) -> str:
 
     Copies of one structure share it, also when permuted, rotated or wrapped (except for one chance in about 1e5 that
     rounding noise of 1e-13 Å moves one of thousands of distances over a rounding boundary). Structures that are only
-    similar do not share it: they need `distance`.
+    similar do not share it: they need `distance`. Nor do those whose charge or spin is said and another.
     """
     digest = hashlib.sha256(repr(sign.composition).encode())
+    if sign.state != (None, None):
+        digest.update(f"charge and spin {sign.state}".encode())
     for kinds in sorted(sign.closeness):
         grains = np.rint(sign.closeness[kinds] / ROUNDING).astype("<i8")
         # a pair just inside the cutoff rounds to 0, and one just outside is absent: both must have one hash

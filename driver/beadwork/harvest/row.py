@@ -2,7 +2,8 @@
 
 Keys: `status` (waiting, claimed, labelled, failed), `fingerprint` (of the structure), `simulation` and `committee`
 (sha256 of the simulation's file, and of the models' hashes and unequal weights taken together), `evaluation`, `step`
-and `bead` (absent where unknown), `force_spread_max` (eV/Å), `energy_spread` (eV/atom), `novelty_max` (of any atom;
+and `bead` (absent where unknown), `total_charge` (e) and `unpaired_electrons` (absent where the run or the file did not
+say them), `force_spread_max` (eV/Å), `energy_spread` (eV/atom), `novelty_max` (of any atom;
 absent where unknown), `kept_for` (spread, novelty or spread+novelty), `time` (Unix time, s), `beadwork` (version), and,
 once claimed, `attempts` and `expires` (Unix time, s). Data: `force_spread` ((n,) eV/Å), `member_energies` ((M,) eV),
 `models` (hashes, in the order of evaluation), `weights` (of the members, where they are not equal), `novelty` ((n,) by
@@ -18,7 +19,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -137,6 +138,11 @@ def to_ase(kept: KeptFrame, status: str) -> tuple[Any, dict[str, Any], dict[str,
         keys["step"] = int(kept.step)
     if kept.frame.bead is not None:
         keys["bead"] = int(kept.frame.bead)
+    # not `charge`: ASE's databases have a column of that name
+    if kept.frame.charge is not None:
+        keys["total_charge"] = int(kept.frame.charge)
+    if kept.frame.spin is not None:
+        keys["unpaired_electrons"] = int(kept.frame.spin)
     data = {
         "force_spread": np.asarray(kept.force_spread, dtype=np.float64),
         "member_energies": np.asarray(kept.member_energies, dtype=np.float64),
@@ -155,9 +161,14 @@ def from_ase(row: Any) -> Row:
     differs, and KeyError where it lacks what `to_ase` writes.
     """
     atoms, keys, data = row.toatoms(), row.key_value_pairs, row.data
-    frame = Frame.from_atoms(atoms)
+    frame = replace(
+        Frame.from_atoms(atoms),
+        bead=keys.get("bead"),
+        charge=keys.get("total_charge"),
+        spin=keys.get("unpaired_electrons"),
+    )
     kept = KeptFrame(
-        frame=Frame(frame.numbers, frame.positions, frame.cell, frame.pbc, keys.get("bead")),
+        frame=frame,
         evaluation=keys["evaluation"],
         energy_spread=_number(keys["energy_spread"]),
         force_spread=np.array(data["force_spread"], dtype=np.float64),
@@ -207,6 +218,8 @@ def _digest(kept: KeptFrame, mark: str) -> str:
     words = [frame.numbers.tolist(), [bool(p) for p in frame.pbc], _whole(frame.bead), _whole(kept.step)]
     words += [int(kept.evaluation), kept.models, kept.simulation, sorted(kept.novelty), mark]
     words += [kept.why if kept.models else ()]
+    if (frame.charge, frame.spin) != (None, None):  # rows without them keep their digest
+        words += [_whole(frame.charge), _whole(frame.spin)]
     digest.update(json.dumps(words).encode())
     return prefixed(digest.hexdigest())
 

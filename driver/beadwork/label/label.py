@@ -106,9 +106,11 @@ class Labeller(Protocol):
 
 
 def structure(frame: Frame) -> dict[str, Any]:
-    """A structure as queue, cache and inputs store it: Å, and arrays stay arrays."""
+    """A structure as queue, cache and inputs store it: Å, arrays stay arrays, charge and spin where they are said."""
     # all digits: a label is found again by a hash of this
-    return {"numbers": frame.numbers, "positions": frame.positions, "cell": frame.cell, "pbc": list(frame.pbc)}
+    stored = {"numbers": frame.numbers, "positions": frame.positions, "cell": frame.cell, "pbc": list(frame.pbc)}
+    said = {"charge": frame.charge, "spin": frame.spin}
+    return stored | {name: value for name, value in said.items() if value is not None}
 
 
 def frame_of(stored: Mapping[str, Any]) -> Frame:
@@ -119,6 +121,8 @@ def frame_of(stored: Mapping[str, Any]) -> Frame:
         np.array(stored["positions"], dtype=np.float64),
         np.array(stored["cell"], dtype=np.float64),
         (bool(pbc[0]), bool(pbc[1]), bool(pbc[2])),
+        charge=stored.get("charge"),
+        spin=stored.get("spin"),
     )
 
 

@@ -59,7 +59,7 @@ def reason_to_fail(row: Row, spec: Spec, labeller: Labeller) -> str | None:
     """Why a row cannot be labelled, as far as that is known without computing it."""
     try:
         part = part_of(row, spec)
-        labeller.check(part.frame, part.charge, spec.spin)
+        labeller.check(part.frame, part.charge, part.spin)
     except LabelError as error:
         return str(error)
     return None

@@ -1,8 +1,8 @@
 """LABELLER.toml: which code labels, with which settings, which part of a frame, and where it runs.
 
 kind = "pyscf"        # one of LABELLERS
-charge = 0            # of every frame; determined from the atoms where it is left out
-spin = 0              # unpaired electrons
+charge = 0            # of every frame; left out: the frame's own, or determined from the atoms
+spin = 0              # unpaired electrons; left out: the frame's own, or 0
 same_theory = false   # where labels of one name were made with other settings: whether that is one level of theory
 attempts = 2          # of a frame, before it is marked as failed
 [settings]            # those of the labeller: the fields of its class
@@ -57,8 +57,10 @@ class Spec:
 
     kind: str = field(metadata=required("what labels: `pyscf`, `qmc`, `ase` or `command`"))
     settings: Mapping[str, Any]
-    charge: int | None = setting(None, "of every frame", "e", unset="determined from the atoms")
-    spin: int = setting(0, "of every frame", "unpaired electrons", rule=NOT_NEGATIVE)
+    charge: int | None = setting(None, "of every frame", "e", unset="the frame's own, or determined from the atoms")
+    spin: int | None = setting(
+        None, "of every frame", "unpaired electrons", rule=NOT_NEGATIVE, unset="the frame's own, or 0"
+    )
     attempts: int = setting(2, "of a frame, before it is marked as failed", "attempts", rule=at_least(1))
     lease: float = setting(300.0, "that a claim lasts without being renewed", "s", rule=at_least(1))
     cut: Cut | None = setting(None, "a cluster round the most uncertain atom", unset="the whole frame")
@@ -96,7 +98,7 @@ class Spec:
     def identity(self) -> str:
         """All on which a label depends besides its frame, as text."""
         # lease, attempts and jobs are left out: no number depends on them
-        return as_json({"kind": self.kind, "settings": self.settings, "charge": self.charge, "spin": self.spin})
+        return as_json({"kind": self.kind, "settings": self.settings, "charge": self.charge, "spin": self.spin or 0})
 
     @property
     def settings_hash(self) -> str | None:

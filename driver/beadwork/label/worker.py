@@ -87,32 +87,67 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The part of a row that is computed. atoms: their indices in the row's frame, None for the whole frame."""
+    """The part of a row that is computed, with its charge (e) and unpaired electrons.
+
+    atoms: their indices in the row's frame, None for the whole frame.
+    """
 
     frame: Frame
     charge: int
+    spin: int
     atoms: tuple[int, ...] | None
 
 
 def part_of(row: Row, spec: Spec) -> Part:
-    """Cut where requested, and determine the charge. Raises LabelError where a cut is missing, or the charge
-    unknown."""
+    """Cut where requested, and determine charge and spin: as the settings say, else the frame, else its atoms.
+
+    Raises LabelError where a cut is missing, the charge is unknown, or two of these contradict each other.
+    """
     frame = row.kept.frame
     if any(frame.pbc) and spec.cut is None and not spec.periodic:
         raise LabelError(f"the frame is periodic, and {spec.kind} computes clusters: add a table [cut] to the TOML")
     if spec.cut is not None:
         # round the atom of which the models know least, which the label is to teach
         cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
-        return Part(cluster.frame, cluster.charge if spec.charge is None else spec.charge, cluster.atoms)
+        if spec.charge is not None:
+            return Part(cluster.frame, spec.charge, spec.spin or 0, cluster.atoms)
+        if frame.spin:
+            raise LabelError(
+                f"the frame has {frame.spin} unpaired electrons, and a cut has a known charge in closed shells alone",
+                "give charge and spin of the cluster in the TOML",
+            )
+        if frame.charge is not None:
+            _check_total(frame.charge, charge(frame))
+        return Part(cluster.frame, cluster.charge, spec.spin or 0, cluster.atoms)
+    if not spec.ignores_charge:
+        for what, own, told in (("charge", frame.charge, spec.charge), ("spin", frame.spin, spec.spin)):
+            if None not in (own, told) and own != told:
+                raise LabelError(
+                    f"the frame has the {what} {own}, and the TOML says {told}",
+                    f"correct {what} in the TOML, or leave it out there",
+                )
+    spin = spec.spin if spec.spin is not None else frame.spin or 0
     if spec.charge is not None:
-        return Part(frame, spec.charge, None)
+        return Part(frame, spec.charge, spin, None)
     try:
-        return Part(frame, charge(frame), None)
+        total = charge(frame)
     except LabelError:
-        if not spec.ignores_charge:
+        if frame.charge is None and not spec.ignores_charge:
             raise
-        # any number does, as the labeller does not use it
-        return Part(frame, 0, None)
+        # where nothing is said any number does, as the labeller does not use it
+        return Part(frame, frame.charge or 0, spin, None)
+    # the atoms tell the charge of closed shells alone
+    if frame.charge is not None and spin == 0 and not spec.ignores_charge:
+        _check_total(frame.charge, total)
+    return Part(frame, total if frame.charge is None else frame.charge, spin, None)
+
+
+def _check_total(said: int, total: int) -> None:
+    if said != total:
+        raise LabelError(
+            f"the frame has the charge {said}, and its molecules and ions have {total} together",
+            "correct the charge of the run or the file; where it is right, give charge in the TOML",
+        )
 
 
 def _find_or_compute(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> tuple[dict[str, Any], Path, bool]:
@@ -121,7 +156,7 @@ def _find_or_compute(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> 
     file = file_of(folder, row, spec, labeller, part)
     found = file.exists()
     if not found:
-        label = labeller.label(part.frame, part.charge, spec.spin)
+        label = labeller.label(part.frame, part.charge, part.spin)
         # a calculator that keeps atoms of the frame before would give a label of another structure
         if label.forces is not None and label.forces.shape != part.frame.positions.shape:
             raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")

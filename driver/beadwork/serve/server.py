@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
 
@@ -217,8 +218,11 @@ class Server:
             # before the evaluation, so that all beads of a step have one committee
             service.potential = self._swap.take(address, service.potential, moment, self._evaluations, begins)
         pbc = (service.periodic,) * 3
+        # the run's charge and spin go with what is kept: a label must be of the same electrons
+        charge, spin = service.potential.charge, service.potential.spin
         frames = [
-            Frame(service.numbers, where, lattice, pbc) for where, lattice in zip(positions, lattices, strict=True)
+            Frame(service.numbers, where, lattice, pbc, charge=charge, spin=spin)
+            for where, lattice in zip(positions, lattices, strict=True)
         ]
         try:
             evaluation = service.evaluate(frames)
@@ -433,7 +437,7 @@ def _named(service: Service, positions: FloatArray, frames: list[Frame], *, in_o
     if service.beads is None:
         return frames
     beads = service.beads.identify(positions, in_order=in_order)
-    return [Frame(f.numbers, f.positions, f.cell, f.pbc, bead) for f, bead in zip(frames, beads, strict=True)]
+    return [replace(frame, bead=bead) for frame, bead in zip(frames, beads, strict=True)]
 
 
 def _fingerprints(request: PosData) -> list[bytes]:
