@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase.io
 import numpy as np
@@ -14,7 +15,9 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.label.label import Label
 from beadwork.potential.graph import build
+from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
+from beadwork.train import calibration, dataset, plan
 from beadwork.train.dataset import (
     Dataset,
     check,
@@ -27,6 +30,7 @@ from beadwork.train.duplicates import among, firsts
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split
 from support import truth
+from support.charges import Charged
 
 
 @pytest.fixture
@@ -75,6 +79,34 @@ def test_forces_in_another_unit_are_refused(examples, times, said):
         return
     with pytest.raises(LabelError, match=f"{said}; give forces in eV/Å"):
         difference(found, truth.BASELINE)
+
+
+def test_a_baseline_is_told_charge_and_spin_of_the_label(examples, tmp_path: Path, monkeypatch):
+    """What a label was computed with is what baseline and Δ are evaluated with, in difference, residuals and plan, and
+    after the dataset's file; a spin that a file does not know is not told as 0 to an odd number of electrons."""
+    labelled = [e for e in examples if e.label.forces is not None][:12]
+    told = [(e.label.charge, e.label.spin) for e in labelled]
+    assert {charge for charge, _ in told} == {0, 1}
+    engine = Charged(0.0)
+    monkeypatch.setattr(dataset, "load", lambda _: Potential(engine))
+    monkeypatch.setattr(dataset, "load_card", lambda _: SimpleNamespace(hash="sha256:b"))
+    bare = [replace(e, frame=replace(e.frame, charge=None, spin=None)) for e in labelled]
+    found = difference(bare, Path("baseline"))
+    assert engine.told == [tuple(told)]
+    assert [e.label.energy - e.energy for e in found] == pytest.approx([charge for charge, _ in told])
+    Dataset(tuple(found), (False,) * len(found)).write(tmp_path)
+    back = Dataset.read(tmp_path)
+    engine.told.clear()
+    monkeypatch.setattr(calibration, "load", lambda *_, **__: Potential(engine))
+    calibration.residuals(back.examples, [Path("delta")], dict.fromkeys((1, 8), 0.0))
+    assert engine.told == [tuple(told)]
+    monkeypatch.setattr(plan, "load", lambda *_: Potential(engine))
+    monkeypatch.setattr(plan, "_old_energies", lambda *_: {1: 0.0, 8: 0.0})
+    with pytest.raises(ModelError):  # no bundle for the card, which is read after the evaluation
+        plan.make_plan(back, TrainSettings(), [tmp_path / "delta"])
+    assert engine.told == [tuple(told)] * 2
+    radical = Frame(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
+    assert replace(labelled[0], frame=radical, label=replace(labelled[0].label, charge=0)).frame.spin is None
 
 
 def test_labels_learned_without_a_baseline_stay_as_they_are(examples):

@@ -58,10 +58,11 @@ class KnownFrame:
 class Example:
     """A structure, its label, and the energy and forces to train on.
 
-    frame: the structure that was computed. energy: eV, forces: (N, 3) eV/Å or None: label minus baseline, or the label
-    itself where `baseline` is None. baseline: hash of the baseline's model. source: name of the queue or file it came
-    from. row: in that queue, or the number of the frame in that file. simulation: hash of the simulation's file, None
-    where unknown. step: of that simulation, None where unknown.
+    frame: the structure that was computed, with the label's charge and spin where it does not say its own. energy: eV,
+    forces: (N, 3) eV/Å or None: label minus baseline, or the label itself where `baseline` is None. baseline: hash of
+    the baseline's model. source: name of the queue or file it came from. row: in that queue, or the number of the
+    frame in that file. simulation: hash of the simulation's file, None where unknown. step: of that simulation, None
+    where unknown.
     """
 
     frame: Frame
@@ -73,6 +74,15 @@ class Example:
     simulation: str | None = None
     baseline: str | None = None
     step: int | None = None
+
+    def __post_init__(self) -> None:
+        frame, label = self.frame, self.label
+        charge = label.charge if frame.charge is None else frame.charge
+        # labels that do not know their spin have 0, also of an odd number of electrons, which cannot have it
+        known = label.spin or (int(frame.numbers.sum()) - charge) % 2 == 0
+        spin = frame.spin if frame.spin is not None else label.spin if known else None
+        # what is evaluated, and not only told: a model may want to know them
+        object.__setattr__(self, "frame", replace(frame, charge=charge, spin=spin))
 
     @property
     def charge(self) -> int:
@@ -172,7 +182,9 @@ class Dataset:
         """`sha256:` and the hash of the baseline, all labels and which are held out, independent of their order."""
         # sorted: the order of rows in a queue, or of files on a command line, makes no other dataset
         lines = sorted(f"{e.hash} {out}" for e, out in zip(self.examples, self.held_out, strict=True))
-        lines += sorted(_hash(as_json([structure(met.frame), met.held_out])) for met in self.before)
+        # charge and spin belong to labels: without them datasets of an earlier beadwork keep their hash
+        past = [(replace(met.frame, charge=None, spin=None), met.held_out) for met in self.before]
+        lines += sorted(_hash(as_json([structure(frame), held_out])) for frame, held_out in past)
         return _hash("\n".join([str(self.baseline), *lines]))
 
     @property
