@@ -7,6 +7,7 @@ import math
 import shutil
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from beadwork.potential.eager import EagerEngine, load_model
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
 from beadwork.potential.potential import Potential
+from beadwork.potential.state import Wants
 from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine
 from beadwork.potential.weights import read_weights, write_weights
 
@@ -165,10 +167,11 @@ def test_a_charged_model(aware):
         return aware.evaluate(build([replace(HYDRONIUM, charge=charge, spin=spin)], 4.5)).energies[0]
 
     refused = {
-        (0, 0): r"H3O with the charge \+0 e has 11 electrons, of which none cannot be unpaired; correct charge",
-        (1, 1): "has 10 electrons, of which 1 cannot be unpaired",
-        (1, 12): "has 10 electrons, of which 12 cannot",
-        (1, -2): "of which -2 cannot",
+        (0, 0): r"H3O with the charge \+0 e has 11 electrons, and cannot have 0 unpaired ones; correct charge",
+        (1, 1): "has 10 electrons, and cannot have 1 unpaired ones",
+        (1, 12): "has 10 electrons, and cannot have 12",
+        (1, -2): "cannot have -2 unpaired",
+        (12, 0): r"H3O has 11 protons, and its charge is \+12 e; correct charge",
         (3, 0): "trained on -2, -1, 0, 1, 2 e as total charge, not on 3",
         (None, 0): "wants the total charge of the system, and none is given; give --charge, or charge in run.toml",
         (1, None): "wants the number of unpaired electrons of the system, and none is given; give --spin",
@@ -177,6 +180,24 @@ def test_a_charged_model(aware):
         with pytest.raises(ModelError, match=sentence):
             energy(charge, spin)
     assert len({energy(1, 0), energy(1, 2), energy(-1, 0)}) == 3  # and all of it reaches the model
+
+
+def test_a_model_of_charges_alone_asks_for_no_spin():
+    """Of an odd number of electrons too: H3O with charge 0 is served without a spin, and with an impossible one, which
+    somebody has given, it is refused."""
+    specs = {"total_charge": {"type": "categorical", "num_classes": 5, "offset": 2, "emb_dim": 4, "per": "graph"}}
+    wants = Wants(SimpleNamespace(embedding_specs=specs), {})
+
+    def told(**state):
+        graph = build([replace(HYDRONIUM, **state)], 4.5)
+        return {name: of.tolist() for name, of in wants.of(graph, torch.float64, torch.device("cpu")).items()}
+
+    for charge, spin in ((-1, None), (0, None), (0, 1), (0, 3), (1, 2), (2, None)):
+        assert told(charge=charge, spin=spin) == {"total_charge": [charge]}
+    with pytest.raises(ModelError, match=r"charge \+0 e has 11 electrons, and cannot have 0 unpaired ones"):
+        told(charge=0, spin=0)
+    with pytest.raises(ModelError, match=r"H3O has 11 protons, and its charge is \+12 e"):
+        told(charge=12)
 
 
 def test_charges_of_each_system(aware):

@@ -59,7 +59,7 @@ class Wants:
         told: dict[str, list[int]] = {name: [] for name in self.names}
         nuclei = np.add.reduceat(graph.numbers, graph.ptr[:-1])
         for system, (charge, spin) in enumerate(graph.states):
-            _check(graph, system, int(nuclei[system]), charge, spin, SPIN in self.names)
+            _check(graph, system, int(nuclei[system]), charge, spin)
             values = {CHARGE: charge, SPIN: None if spin is None else spin + 1}
             for name in self.names:
                 value = values.get(name)
@@ -92,16 +92,20 @@ def _untold(name: str) -> ModelError:
     )
 
 
-def _check(graph: Graph, system: int, nuclei: int, charge: int | None, spin: int | None, needs_spin: bool) -> None:
-    """Raise ModelError for electrons that cannot be paired so."""
-    if charge is None or (spin is None and needs_spin):
-        return  # told by name elsewhere
-    electrons = nuclei - charge
-    if 0 <= (spin or 0) <= electrons and (electrons - (spin or 0)) % 2 == 0:
+def _check(graph: Graph, system: int, nuclei: int, charge: int | None, spin: int | None) -> None:
+    """Raise ModelError for more charge than the nuclei have, and for electrons that cannot be paired so.
+
+    What is not given is not checked: a model that wants the charge alone asks nobody for the spin.
+    """
+    electrons = nuclei - (charge or 0)
+    if charge is None or (spin is None and electrons >= 0):
+        return
+    if spin is not None and 0 <= spin <= electrons and (electrons - spin) % 2 == 0:
         return
     formula = Atoms(graph.numbers[graph.ptr[system] : graph.ptr[system + 1]]).get_chemical_formula()
-    unpaired = "none" if not spin else str(spin)
+    if electrons < 0:
+        raise ModelError(f"{formula} has {nuclei} protons, and its charge is {charge:+d} e", "correct charge (e)")
     raise ModelError(
-        f"{formula} with the charge {charge:+d} e has {electrons} electrons, of which {unpaired} cannot be unpaired",
+        f"{formula} with the charge {charge:+d} e has {electrons} electrons, and cannot have {spin} unpaired ones",
         "correct charge (e) or spin (unpaired electrons)",
     )
