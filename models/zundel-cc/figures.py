@@ -3,8 +3,10 @@
     python models/zundel-cc/figures.py models/zundel-cc/runs build/zundel-cc --published FES-md_hiq.bz2 FES-pimd_hiq.bz2
 
 The first folder has what simulate.py kept; the second gets proton.png (F along dc), oxygens.png (F along d_OO),
-table.md, and CSV files of the curves. Published curves, one bead and 32, are those of the atomistic cookbook
-(examples/pi-metad/data); without them the measured ones stand alone. F is in kJ/mol and 0 where it is lowest.
+two tables, notes.md, and CSV files of the curves. Published curves, one bead and 32, are those of the atomistic
+cookbook (examples/pi-metad/data); without them the measured ones stand alone. F is in kJ/mol. In table.md it
+is 0 where it is lowest, which of a noisy curve is too low; in regions.md it is of the mean p over ranges of dc, and 0 is that of
+|dc| < 0.1; in the picture of the proton and its CSV files 0 is the mean over |dc| < 0.1, of all curves.
 """
 
 from __future__ import annotations
@@ -19,13 +21,18 @@ from ipi.utils.units import unit_to_internal
 from beadwork.analyse.free_energy import Estimate, FreeEnergy, free_energy, read_curve
 from beadwork.analyse.picture import draw_free_energy
 from beadwork.analyse.series import read_series
-from beadwork.analyse.table import write_csv
+from beadwork.analyse.table import notes, too_short
+from beadwork.disk import write_csv
+from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
 from beadwork.units import KJ_MOL
 
 DC, OXYGENS = "dc:O1,O2", "distance:O1,O2"
 NAMES = {"classical": "classical", "quantum": "32 beads", "eco": "16 economised beads"}
 PLACES = (0.0, 0.2, 0.4, 0.6)
+#: where the mean is 0 of curves that are compared; bins of its width, and the middles of those beside it
+ZERO = (-0.1, 0.1)
+REGIONS, REACH = (0.2, 0.4, 0.6), (-0.7, 0.7)
 KELVIN = 300.0
 #: of the published metadynamics: one bead, 32
 PUBLISHED = ("classical", "quantum")
@@ -39,15 +46,23 @@ def main() -> None:
     parser.add_argument("--published", type=Path, nargs=2, metavar=("CLASSICAL", "QUANTUM"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for kind in NAMES:
+    found, pictured, regions = {}, {}, {}
+    said: list[str] = []
+    for kind, name in NAMES.items():
         if paths := sorted(options.pieces.glob(f"{kind}-*.csv.gz")):
             series = [read_series(path, [DC, OXYGENS]) for path in paths]
             along = free_energy(series, DC, 51, (-1.02, 1.02), None, PLACES, symmetric=True)
             apart = free_energy(series, OXYGENS, 50, (2.2, 2.8))
             found[kind] = along, apart
+            try:
+                pictured[kind] = free_energy(series, DC, 51, (-1.02, 1.02), ZERO, symmetric=True)
+                regions[kind] = free_energy(series, DC, 7, REACH, ZERO, REGIONS, symmetric=True).at
+            except ConfigError as error:  # a short run
+                said.append(f"{name}: in the picture F is 0 where it is lowest: {error.what}")
+                pictured[kind] = along
+            said += [f"{name}: {note}" for note in cautions(along, apart)]
             picoseconds = sum(np.ptp(one.steps) * (one.time_step or 0.0) / 1000 for one in series)
-            print(f"{NAMES[kind]}: {len(paths)} pieces, {picoseconds:.1f} ps")
+            print(f"{name}: {len(paths)} pieces, {picoseconds:.1f} ps")
     if not found:
         raise SystemExit(f"{options.pieces} has no pieces")
     published = {}
@@ -56,15 +71,25 @@ def main() -> None:
             read_curve(path, KELVIN, "dc", symmetric=True),
             read_curve(path, KELVIN, "doo", scale=10),
         )
-    text = table(found, published)
-    (options.out / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+    told = "".join(f"- {note}\n" for note in said)
+    written = {"table": table(found, published), "regions": regional(regions, published), "notes": told}
+    for name, text in written.items():
+        (options.out / f"{name}.md").write_text(text, encoding="utf-8")
+        print(text)
+    elsewhere = {kind: (_from_middle(*dc), apart) for kind, (dc, apart) in published.items()}
+    drawn = {kind: (pictured[kind], apart) for kind, (_, apart) in found.items()}
     for number, (name, label) in enumerate([("proton", "Δc of the proton"), ("oxygens", "d(OO) (Å)")]):
-        curves = {f"published, {NAMES[kind]}": both[number] for kind, both in published.items()}
-        measured = {NAMES[kind]: both[number] for kind, both in found.items() if kind in PUBLISHED}
+        curves = {f"published, {NAMES[kind]}": both[number] for kind, both in elsewhere.items()}
+        measured = {NAMES[kind]: both[number] for kind, both in drawn.items() if kind in PUBLISHED}
         draw_free_energy(options.out / f"{name}.png", measured, label, curves)
-        for kind, both in found.items():
+        for kind, both in drawn.items():
             _write(options.out / f"{name}-{kind}.csv", both[number], label)
+
+
+def cautions(along: FreeEnergy, apart: FreeEnergy) -> list[str]:
+    """What `beadwork analyse` says of such curves, a sentence each."""
+    slow = too_short({"the root mean square of dc": along.dependence, "the mean of d_OO": apart.dependence})
+    return [*notes(along.gap, max(along.wander, apart.wander)), *slow]
 
 
 def table(
@@ -86,8 +111,35 @@ def table(
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
+def regional(
+    found: Mapping[str, Mapping[float, Estimate]],
+    published: Mapping[str, tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]],
+) -> str:
+    """F of ranges of |dc|, -kT ln of the mean p in each, against that of |dc| < 0.1."""
+    kt = float(unit_to_internal("temperature", "kelvin", KELVIN)) * KJ_MOL
+    head = ["F of", *(f"{place - 0.1:.1f} < \\|dc\\| < {place + 0.1:.1f}" for place in REGIONS)]
+    rows = [head, ["---"] * len(head)]
+    for kind, name in NAMES.items():
+        if kind in published:
+            x, energy = published[kind][0]
+            # trapezoids of the curve's own grid are too coarse at the ends of a range
+            means = [
+                np.exp(-np.interp(np.linspace(place - 0.1, place + 0.1, 401), x, energy) / kt).mean()
+                for place in (0.0, *REGIONS)
+            ]
+            rows.append([f"{name}, published", *(f"{-kt * np.log(one / means[0]):.2f}" for one in means[1:])])
+        if kind in found:
+            rows.append([name, *(_bars(found[kind][place], 2) for place in REGIONS)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _from_middle(x: FloatArray, energy: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """A curve less its mean over the range that is to be 0."""
+    return x, energy - energy[(ZERO[0] <= x) & (x <= ZERO[1])].mean()
+
+
 def _published(dc: tuple[FloatArray, FloatArray], oxygens: tuple[FloatArray, FloatArray]) -> list[str]:
-    """The same numbers of two curves."""
+    """The numbers of `table`, of two curves."""
     kt = float(unit_to_internal("temperature", "kelvin", KELVIN)) * KJ_MOL
     x, energy = dc
     cells = [f"{np.interp(place, x, energy):.2f}" for place in PLACES]

@@ -120,6 +120,44 @@ def test_all_values_of_a_frame_count() -> None:
     assert alone.independent == pytest.approx(eight.independent)
 
 
+def test_what_one_excursion_has_seen_is_not_known() -> None:
+    """Sixty frames in a row at 3, in one block of the run: no F there and no bar, in a bin or at a place. With a second
+    such excursion, in another block, there is one, and a bar to go with it. The other bins stay what they were."""
+    x = np.clip(np.random.default_rng(18).normal(size=6400), -2, 2)
+    once, twice = x.copy(), x.copy()
+    once[3210:3270] = 3.0
+    twice[[*range(3210, 3270), *range(5210, 5270)]] = 3.0
+    asked = {"bins": 35, "reach": (-3.5, 3.5), "zero": 0.0, "at": (0.5, 3.0)}
+    first, second = (free_energy([sampled(one)], "x", **asked) for one in (once, twice))  # type: ignore[arg-type]
+    assert first.x.max() < 2.2
+    assert np.isnan([first.at[3.0].value, first.at[3.0].statistical, first.at[3.0].both]).all()
+    assert first.at[0.5].statistical > 0
+    assert second.x.max() == pytest.approx(3.0)
+    p0 = np.mean(np.abs(twice) < 0.1)
+    assert second.at[3.0].value == pytest.approx(-KT * np.log(120 / 6400 / p0), rel=1e-4)
+    # of two blocks of 32 that have it
+    assert second.at[3.0].statistical == pytest.approx(KT / np.sqrt(2), rel=0.1)
+    with pytest.raises(ConfigError, match=r"no bin from 2\.5 to 3\.5 was visited in 2 blocks"):
+        free_energy([sampled(once)], "x", 5, (2.5, 3.5))
+
+
+def test_zero_is_the_mean_over_a_range() -> None:
+    """F of a flat distribution is 0 about the mean over a range, where the lowest bin would put all others above it;
+    the bar of the difference from a mean over ten bins is smaller than that from one of them by √(1.1 / 2)."""
+    rng = np.random.default_rng(19)
+    x = rng.uniform(-1, 1, size=(40, 2000))
+    over, lowest, one = (
+        [free_energy([sampled(run)], "x", bins=20, reach=(-1, 1), zero=zero, at=(0.55,)).at[0.55] for run in x]
+        for zero in ((-1.0, 0.0), None, -0.55)
+    )
+    assert abs(np.mean([each.value for each in over])) < 0.1
+    assert np.mean([each.value for each in lowest]) > 0.3
+    bars = [np.sqrt(np.mean([each.statistical**2 for each in found])) for found in (over, one)]
+    assert bars[0] / bars[1] == pytest.approx(np.sqrt(1.1 / 2), rel=0.05)
+    with pytest.raises(ConfigError, match="never about 5 to 6"):
+        free_energy([sampled(x[0])], "x", zero=(5.0, 6.0))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

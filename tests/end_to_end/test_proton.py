@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import ase.io
 import numpy as np
 import pytest
 from ase.units import kJ, mol
+from scipy.stats import norm
 
 from beadwork.analyse.free_energy import free_energy
+from beadwork.analyse.runs import Sampled
 from beadwork.analyse.series import read_series
 from beadwork.frame import Frame
 from beadwork.ipi.simulation import read_simulation
@@ -95,3 +100,49 @@ def test_the_pieces_that_are_kept_give_the_published_numbers(kind: str) -> None:
         apart.averages["standard deviation"].value,
     )
     assert np.all(np.abs(np.subtract(found, PUBLISHED[kind])) < NEAR), found
+
+
+def _figures() -> ModuleType:
+    """The script, which is in no package."""
+    spec = importlib.util.spec_from_file_location("figures", MODELS / "figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_curves_are_compared_from_one_zero() -> None:
+    """A published curve of closed form, and samples of it: in regions.md both have -kT ln of the mean p of a range
+    against that of |dc| < 0.1, whatever bins lie lowest."""
+    figures = _figures()
+    kt, width = figures.unit_to_internal("temperature", "kelvin", figures.KELVIN) * figures.KJ_MOL, 0.25
+    x = np.linspace(-1, 1, 401)
+    curve = x, kt * x**2 / (2 * width**2) + 7.0
+    rng = np.random.default_rng(3)
+    draws = rng.normal(scale=width, size=(40_000, 1))
+    run = Sampled(np.arange(len(draws)), {DC: draws}, None, "", figures.KELVIN, 1, "centroid", 0.5)
+    at = free_energy([run], DC, 7, figures.REACH, figures.ZERO, figures.REGIONS, symmetric=True).at
+    rows = figures.regional({"classical": at}, {"classical": (curve, curve)}).splitlines()[2:]
+    published, measured = ([float(cell.split()[0]) for cell in row.split("|")[2:-1]] for row in rows)
+    edges = np.array([-0.1, 0.1, 0.3, 0.5, 0.7])
+    p = np.diff(norm.cdf(edges, scale=width))
+    assert published == pytest.approx(-kt * np.log(p[1:] / p[0]), abs=0.006)
+    off = np.subtract(measured, published) / [one.statistical for one in at.values()]
+    assert np.abs(off).max() < 3
+    assert figures._from_middle(*curve)[1][np.abs(x) <= 0.1].mean() == pytest.approx(0, abs=1e-9)
+
+
+def test_the_tables_cautions_are_those_of_analyse() -> None:
+    """Where the committee is not of all runs, where the expansion ends and where a run is too short, figures.py says
+    so; of good curves it says nothing."""
+    figures = _figures()
+    draws = np.random.default_rng(4).normal(size=(400, 1))
+    run = Sampled(np.arange(len(draws)), {DC: draws}, None, "", figures.KELVIN, 1, "centroid", 0.5)
+    good = free_energy([run], DC)
+    assert figures.cautions(good, good) == []
+    said = figures.cautions(replace(good, gap="one run has none"), replace(good, wander=1.6, dependence=0.7))
+    assert len(said) == 3
+    assert "one run has none" in said[0]
+    assert "1.6 kT" in said[1]
+    assert "the mean of d_OO (0.70)" in said[2]

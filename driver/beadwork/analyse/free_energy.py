@@ -3,7 +3,8 @@
 p is the histogram of what was sampled; all values of a frame (of beads, or of several atoms) count alike. To first
 order a member's free energy is F_m(x) = F(x) + <V_m - V>_x - <V_m - V>, the mean of its deviation among the frames in
 a bin: what the cumulant expansion of `report.radial` gives for p. F has a zero, at the lowest bin or where the user
-puts it, and errors are those of the difference from there, by the covariances of the bins.
+puts it, and errors are those of the difference from there, by the covariances of the bins. The lowest of many noisy
+bins lies too low by chance; curves are better compared with the mean over a range as the zero.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from beadwork.analyse.runs import Sampled, alike
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
-from beadwork.report.uncertainty import Uncertainty, uncertainty
+from beadwork.report.uncertainty import Uncertainty, blocks_of, uncertainty
 from beadwork.units import KJ_MOL
 
 #: bins of a histogram
 BINS = 50
+#: blocks that have to have visited a bin
+SEVERAL = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,10 @@ class Estimate:
 class FreeEnergy:
     """F along a coordinate.
 
-    coordinate: as it was asked for. kelvin, beads, of: as in `Sampled`. x: (K,) middles of the bins that were visited.
+    coordinate: as it was asked for. kelvin, beads, of: as in `Sampled`. x: (K,) middles of the bins that are known.
     energy, statistical, committee, both: (K,) kJ/mol, F and its errors; committee None where there is none, of which
     `gap` says why. members: (K, M) kJ/mol, each member's F less F. at: F where it was asked for, by the place; NaN
-    where nothing was sampled. averages: of the coordinate, 'mean', 'standard deviation' and 'root mean square'.
+    where it is not known. averages: of the coordinate, 'mean', 'standard deviation' and 'root mean square'.
     samples: frames. independent, dependence, wander: as in `Uncertainty`, of the mean, or of the root mean square where
     the mean is 0 by symmetry.
     """
@@ -81,17 +84,19 @@ def free_energy(
     coordinate: str,
     bins: int = BINS,
     reach: tuple[float, float] | None = None,
-    zero: float | None = None,
+    zero: float | tuple[float, float] | None = None,
     at: Iterable[float] = (),
     symmetric: bool = False,
 ) -> FreeEnergy:
     """Return the free energy along a coordinate from one run or several.
 
     coordinate: the name of it in their values. bins: how many from end to end of `reach`, which is from the least to
-    the largest value where it is None; values outside count in p and the averages. zero: where F is 0, in the lowest
-    bin if None. at: where F is wanted, on straight lines between the middles of bins. symmetric: x and -x are the same
-    state, and each value counts as both. Raises ConfigError for runs that cannot be averaged, and for a zero where
-    nothing was sampled.
+    the largest value where it is None; values outside count in p and the averages. zero: where F is 0, or
+    (low, high), between which the mean of F over the bins is; in the lowest bin if None. at: where F is wanted, on
+    straight lines between the middles of bins. symmetric: x and -x are the same state, and each value counts as both.
+    A bin is known where two blocks of `report.uncertainty` at least have visited it: what one excursion has seen has no
+    error, and nothing tells it from one that did not happen. Raises ConfigError for runs that cannot be averaged, and
+    for a zero that is not known.
     """
     alike(pieces)
     if bins < 2:
@@ -109,17 +114,28 @@ def free_energy(
     edges = np.linspace(low, high, bins + 1)
     counts = [_histogram(one, edges) for one in values]
     p = np.concatenate(counts).mean(axis=0)
-    visited = p > 0
-    if not visited.any():
+    if not p.any():
         raise ConfigError(f"{coordinate} is never from {low:g} to {high:g}", "give another --range")
     # F of a bin that was never visited is not infinite, but unknown
+    seen = np.array([block.any(axis=0) for cut in blocks_of(counts) for block in cut])
+    visited = seen.sum(axis=0) >= SEVERAL
+    if not visited.any():
+        what = f"no bin from {low:g} to {high:g} was visited in {SEVERAL} blocks of the run"
+        raise ConfigError(what, "give a longer run, or fewer --bins")
     x, p = ((edges[1:] + edges[:-1]) / 2)[visited], p[visited]
     energy = -kt * np.log(p / (edges[1] - edges[0]))
     wanted = list(at)
     # weights of the bins at the place where F is 0
-    origin = np.eye(len(x))[np.argmin(energy)] if zero is None else _between(x, zero, edges)
+    if zero is None:
+        place, origin = "", np.eye(len(x))[np.argmin(energy)]
+    elif isinstance(zero, tuple):
+        inside = (zero[0] <= x) & (x <= zero[1])
+        place, origin = f"{zero[0]:g} to {zero[1]:g}", inside / (inside.sum() or np.nan)
+    else:
+        place, origin = f"{zero:g}", _between(x, zero, edges)
     if np.isnan(origin).any():
-        raise ConfigError(f"{coordinate} is never about {zero:g}, where F is to be 0", "give another --zero")
+        what = f"{coordinate} was never about {place}, where F is to be 0, or in one block of the run only"
+        raise ConfigError(what, "give another --zero, or a longer run")
     lines = np.array([np.nan_to_num(_between(x, place, edges)) for place in wanted]).reshape(-1, len(x))
     known = [not np.isnan(_between(x, place, edges)).any() for place in wanted]
     bars = [slice(0, len(x)), slice(len(x), len(x) + len(wanted)), slice(len(x) + len(wanted), None)]
@@ -197,7 +213,7 @@ def _histogram(values: FloatArray, edges: FloatArray) -> FloatArray:
 
 
 def _between(x: FloatArray, place: float, edges: FloatArray) -> FloatArray:
-    """(K,) weights of the bins that a straight line at this place has; NaN where a bin beside it was not visited.
+    """(K,) weights of the bins that a straight line at this place has; NaN where a bin beside it is not known.
 
     In the outer half of an end bin it is that bin.
     """

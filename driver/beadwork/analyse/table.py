@@ -37,7 +37,7 @@ def show(estimates: Mapping[str, tuple[Estimate, str]]) -> str:
     for name, (one, unit) in estimates.items():
         digits = _digits(one)
         bars = ["" if bar is None else "?" if bar != bar else f"{bar:.{digits}f}" for bar in _bars(one)]
-        value = "not sampled" if one.value != one.value else f"{one.value:.{digits}f}"
+        value = "not known" if one.value != one.value else f"{one.value:.{digits}f}"
         rows.append((name, value, bars[0], bars[1], bars[2], unit))
     widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
     lines = []
