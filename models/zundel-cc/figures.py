@@ -5,8 +5,8 @@
 The first folder has what simulate.py kept; the second gets proton.png (F along dc), oxygens.png (F along d_OO),
 two tables, notes.md, and CSV files of the curves. Published curves, one bead and 32, are those of the atomistic
 cookbook (examples/pi-metad/data); without them the measured ones stand alone. F is in kJ/mol. In table.md it
-is 0 where it is lowest, which of a noisy curve is too low; in regions.md it is of the mean p over ranges of dc, and 0 is that of
-|dc| < 0.1; in the picture of the proton and its CSV files 0 is the mean over |dc| < 0.1, of all curves.
+is 0 where it is lowest, which of a noisy curve is too low; in regions.md it is of the mean p over ranges of dc, and 0
+is that of |dc| < 0.1; in the picture of the proton and its CSV files 0 is the mean over |dc| < 0.1, of all curves.
 """
 
 from __future__ import annotations
