@@ -31,6 +31,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,10 @@ def calibrate(held_out: str, committee: Path) -> None:
 
 
 def _table(found: Residuals) -> None:
-    """Print errors of relative energies in kJ/mol by the distance of the oxygens, by dc, and by origin."""
+    """Print errors of relative energies in kJ/mol by the distance of the oxygens, by dc, and by origin.
+
+    Error bars are by blocks of the simulations, as in the card; a group of too few has none.
+    """
     atoms = [e.frame.to_atoms() for e in found.examples]
     apart = np.array([one.get_distance(*_oxygens(one)) for one in atoms])
     dc = np.abs([_dc(one) for one in atoms])
@@ -167,15 +171,21 @@ def _table(found: Residuals) -> None:
     errors = {}
     for name, one in (("baseline", found.baseline_energy), ("baseline + delta", found.energy)):
         whole = one.error * size * KJ_MOL_OF_EV
-        errors[name] = whole - whole.mean()
+        errors[name] = replace(one, error=whole - whole.mean())
     groups = {"all": np.ones(len(atoms), dtype=bool)}
     for values, label, edges in ((apart, "d_OO", (2.2, 2.35, 2.45, 2.6, 2.9)), (dc, "|dc|", (0, 0.2, 0.4, 0.6, 1.1))):
         for low, high in itertools.pairwise(edges):
             groups[f"{label} {low} to {high}"] = (values >= low) & (values < high)
-    print(f"| | frames | {' | '.join(errors)} |")
+    print(f"| | frames | blocks | {' | '.join(errors)} |")
     for group, inside in groups.items():
-        cells = [f"{np.sqrt((one[inside] ** 2).mean()):.2f}" if inside.any() else "" for one in errors.values()]
-        print(f"| {group} | {inside.sum()} | {' | '.join(cells)} |")
+        if not inside.any():
+            continue
+        some = [one.take(np.flatnonzero(inside).tolist()) for one in errors.values()]
+        cells = [
+            f"{value:.2f}" + (f" ± {bar:.2f}" if np.isfinite(bar) else "") for value, bar in (e.rmse for e in some)
+        ]
+        frames = some[0].frame if some[0].block is None else some[0].block
+        print(f"| {group} | {inside.sum()} | {len(np.unique(frames))} | {' | '.join(cells)} |")
 
 
 def _dc(atoms: Atoms) -> float:
