@@ -62,7 +62,8 @@ def test_queue_columns_are_all_described(tmp_path: Path) -> None:
     """docs/queue.md has a row for each column and each entry that frames of every status have, and no other."""
     queue = Queue(tmp_path / "queue.db", create=True)
     for seed in range(4):
-        frame = Frame(np.array([8, 1]), np.random.default_rng(seed).normal(size=(2, 3)), np.eye(3) * 9, bead=0)
+        positions = np.random.default_rng(seed).normal(size=(2, 3))
+        frame = Frame(np.array([8, 1]), positions, np.eye(3) * 9, bead=0, charge=-1, spin=0)
         rest = {"weights": (0.2, 0.8), "novelty": {"delta": np.ones(2)}}
         queue.add(KeptFrame(frame, 1, 0.1, np.zeros(2), np.zeros(2), ("a" * 64,), "b" * 64, 1, **rest))
     for end in (

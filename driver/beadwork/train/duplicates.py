@@ -18,7 +18,7 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
 
     Equal frames have the same atomic numbers in the same order and the same periodicity, and positions (after removing
     a common translation) and periodic cell vectors that differ by less than SAME_COORDINATE. Charge and spin do not
-    count, since no model uses them.
+    count, since no model that is trained here uses them.
     """
     found = list(range(len(frames)))
     groups: dict[bytes, list[int]] = {}
