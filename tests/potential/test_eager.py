@@ -112,8 +112,45 @@ def test_a_bundle_names_no_code(made):
     for description in (None, [], "ScaleShiftMACE", {}, {"class": "ScaleShiftMACE"}, good | {"class": []}):
         with pytest.raises(ModelError, match="describes no model"):
             rebuild(description, state)
-    with pytest.raises(ModelError, match="more weights than"):
-        rebuild(good | {"radial_MLP": [60_000, 60_000]}, state)
+
+
+def test_what_is_larger_than_its_weights_is_never_made(made):
+    """Arguments that would fill the memory, or take hours, are refused before a module is made, padded weights or not.
+
+    Each of these is within the bound of every single number, and only together they are not of these weights.
+    """
+    state, good = read_weights(made["vector"].bundle / WEIGHTS)
+    state = state | {"payload": torch.zeros(100_000), "interactions.0.payload": torch.zeros(100_000)}
+    wide = {"x": {"type": "categorical", "emb_dim": 100_000, "num_classes": 100_000, "per": "graph"}}
+    deep = {"num_interactions": 12, "avg_num_neighbors": [1.0] * 12, "correlation": [6] * 12, "max_ell": 6}
+    empty = torch.zeros(0)
+    lies = (
+        ({"embedding_specs": wide}, {}, "joint_embedding.embedders.x.weight"),
+        (
+            {"embedding_specs": wide},
+            {"joint_embedding.embedders.x.weight": empty},
+            "its arguments make .100000, 100000",
+        ),
+        (
+            {"hidden_irreps": "4x0e+99999x1o"},
+            {},
+            r"products\.0\.linear\.weight has the shape \[32\], and.*\[9999800017\]",
+        ),
+        ({"hidden_irreps": "99999x0e"}, {}, r"node_embedding\.linear\.weight has the shape \[8\], and .*\[199998\]"),
+        ({"correlation": [6, 6], "use_reduced_cg": False}, {}, r"products\.0\.\S*U_matrix_4"),
+        ({"correlation": [2, 3]}, {}, r"correlation is 2, and products\.0\.\S* has more"),
+        ({"max_ell": 6}, {}, r"U_matrix_1 has the shape \[16, 1\], and its arguments make \[49, 1\]"),
+        ({"heads": [str(n) for n in range(1000)], "MLP_irreps": "99999x0e"}, {}, "atomic_energies has the shape"),
+        ({"MLP_irreps": "99999x0e"}, {}, r"readouts\.1\.linear_1\.weight .*\[399996\]"),
+        ({"edge_irreps": "99999x0e"}, {}, r"interactions\.1\.linear_up\.weight .*\[399996\]"),
+        ({"radial_MLP": [60_000, 60_000]}, {}, r"conv_tp_weights has layers .*hidden layers of \[60000, 60000\]"),
+        ({"num_bessel": 1024}, {}, "its arguments make 1024 radial functions"),
+        (deep, {}, "num_interactions is 12, and its weights have 2 interactions"),
+        (deep, {f"{p}.{n}.x": empty for p in ("interactions", "products") for n in range(12)}, "U_matrix_1"),
+    )
+    for change, arrays, sentence in lies:
+        with pytest.raises(ModelError, match=rf"it describes no model of mace-torch's \(\w+: [^\n]*{sentence}[^\n]*$"):
+            rebuild(good | change, state | arrays)
 
 
 def test_weights_of_another_model(made, tmp_path):
@@ -124,15 +161,23 @@ def test_weights_of_another_model(made, tmp_path):
     text = (bundle / "card.toml").read_text()
     name = "interactions.1.linear_up.weight"
     lies = {
-        "shape": (state | {name: state[name][:-1]}, "size mismatch"),
-        "lacking": ({key: value for key, value in state.items() if key != name}, "[Mm]issing key"),
+        "shape": (state | {name: state[name][:-1]}, r"interactions\.1\.linear_up\.weight has the shape"),
+        "lacking": (
+            {key: value for key, value in state.items() if key != name},
+            r"KeyError: 'interactions\.1\.linear_up",
+        ),
+        "lacking a scale": ({key: value for key, value in state.items() if "scale" not in key}, "scale_shift"),
+        "lacking the first": (
+            {key: value for key, value in state.items() if key != "node_embedding.linear.weight"},
+            "KeyError: 'node_embedding",
+        ),
         "one too many": (state | {"payload": torch.zeros(1)}, "Unexpected key"),
         "no atoms": (state | {"atomic_numbers": torch.zeros(0, dtype=torch.int64)}, "its atomic numbers are"),
     }
-    for arrays, _sentence in lies.values():
+    for arrays, sentence in lies.values():
         write_weights(bundle / WEIGHTS, arrays, description)
         (bundle / "card.toml").write_text(text.replace(old, sha256(bundle / WEIGHTS)))
-        with pytest.raises(ModelError, match=r"copy/model\.safetensors: \S[^\n]*$"):
+        with pytest.raises(ModelError, match=rf"copy/model\.safetensors: \S[^\n]*{sentence}[^\n]*$"):
             EagerEngine(bundle)
 
 

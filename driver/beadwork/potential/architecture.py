@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import inspect
 import io
-import itertools
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ import torch
 from beadwork.errors import ModelError
 from beadwork.packages import pip_install
 from beadwork.potential.memory import reason
+from beadwork.potential.sizes import check_sizes, terms
 
 #: of mace-torch 0.3.16, and where they are
 CLASSES = dict.fromkeys(("MACE", "ScaleShiftMACE", "EnergyDipolesMACE"), "mace.modules.models")
@@ -38,7 +38,7 @@ MOST = {
     "max_ell": 6,
     "num_interactions": 12,
 }
-MOST_CORRELATION, MOST_L, MOST_HEADS, MOST_LAYERS = 6, 8, 1000, 16
+MOST_CORRELATION, MOST_L, MOST_HEADS, MOST_LAYERS, MOST_WIDTH = 6, 8, 1000, 16, 10**6
 _IRREPS = re.compile(r"\d{1,5}x\d[eo](\+\d{1,5}x\d[eo])*")
 #: e3nn's and torch's defaults are those of the whole process, and threads that build models change them
 _building = threading.Lock()
@@ -118,9 +118,9 @@ def rebuild(description: Any, state: Mapping[str, torch.Tensor]) -> Any:
     """
     try:
         name, arguments = _checked(description, state)
+        dtype = state["node_embedding.linear.weight"].dtype
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"it describes no model of mace-torch's ({type(error).__name__}: {error})") from error
-    dtype = state["node_embedding.linear.weight"].dtype
     with mace_imported(), _building:
         import e3nn
 
@@ -145,6 +145,11 @@ def rebuild(description: Any, state: Mapping[str, torch.Tensor]) -> Any:
         finally:
             e3nn.set_optimization_defaults(**kept)
     return model.eval()
+
+
+def _reduces() -> bool:
+    """Whether mace-torch makes reduced couplings here, for which it needs cuequivariance."""
+    return bool(importlib.import_module("mace.tools.cg").CUET_AVAILABLE)
 
 
 def _class(name: str) -> Any:
@@ -184,7 +189,8 @@ def _read(model: Any, name: str) -> dict[str, Any]:
         "gate": _gate(readout),
         "pair_repulsion": hasattr(model, "pair_repulsion_fn"),
         "apply_cutoff": bool(getattr(model, "apply_cutoff", True)),
-        "use_reduced_cg": bool(getattr(model, "use_reduced_cg", False)),
+        # without cuequivariance they are not reduced whatever is asked for, and must not be where that is installed
+        "use_reduced_cg": bool(getattr(model, "use_reduced_cg", False)) and _reduces(),
         "use_so3": bool(getattr(model, "use_so3", False)),
         "use_agnostic_product": bool(getattr(model, "use_agnostic_product", False)),
         "use_last_readout_only": bool(getattr(model, "use_last_readout_only", False)),
@@ -269,7 +275,7 @@ def _gates() -> dict[str, Callable[..., Any]]:
 
 
 def _checked(description: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, Any]]:
-    """The class and its arguments, each of its type and no larger than the weights can fill.
+    """The class and its arguments, each of its type and of the sizes that the weights have.
 
     A module is made before its weights are laid into it, so what it is made from must not fill the memory or take
     hours. Raises ValueError, KeyError or TypeError.
@@ -281,19 +287,15 @@ def _checked(description: Mapping[str, Any], state: Mapping[str, torch.Tensor]) 
     elements = state["atomic_numbers"].tolist()
     if not 0 < len(elements) == len(set(elements)) <= 120 or not all(0 < z < 120 for z in elements):
         raise ValueError(f"its atomic numbers are {elements[:200]}")
-    count = sum(value.numel() for value in state.values())
     with mace_imported():
         if unknown := set(given) - _accepted(name):
             raise ValueError(f"it has {', '.join(sorted(unknown))}, which no {name} takes")
     for key in sorted(given, key=lambda key: key not in MOST):  # sizes first: others are lists of that size
-        _check_argument(key, given[key], given, count)
-    channels = _scalars(given["hidden_irreps"])
-    layers = [given["num_bessel"], *(given.get("radial_MLP") or [64, 64, 64]), channels]
-    if max(a * b for a, b in itertools.pairwise(layers)) > count or channels * len(elements) > count:
-        raise ValueError(f"its layers of {layers} have more weights than the {count} that are there")
-    layers = given["num_interactions"]
-    if len(given["avg_num_neighbors"]) != layers or (_listed(given["correlation"], layers)) is None:
-        raise ValueError(f"it has {layers} interactions and other lists than of {layers}")
+        _check_argument(key, given[key], given)
+    if len(given["avg_num_neighbors"]) != given["num_interactions"]:
+        raise ValueError(f"avg_num_neighbors is {given['avg_num_neighbors']}, not one for each interaction")
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    check_sizes(name, given, shapes, len(elements), symmetric=_reduces())
     return name, given
 
 
@@ -310,11 +312,7 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _scalars(irreps: str) -> int:
-    return sum(int(part.split("x")[0]) for part in irreps.split("+") if part.endswith("x0e"))
-
-
-def _check_argument(key: str, value: Any, given: Mapping[str, Any], count: int) -> None:
+def _check_argument(key: str, value: Any, given: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument that is of another type, is no name of mace-torch's, or is larger than any."""
     modules = importlib.import_module("mace.modules")
     names = {
@@ -331,11 +329,11 @@ def _check_argument(key: str, value: Any, given: Mapping[str, Any], count: int) 
         good = _whole(value, 0, MOST[key])
     elif key in ("hidden_irreps", "MLP_irreps", "edge_irreps"):
         good = value is None and key == "edge_irreps"
-        good = good or (isinstance(value, str) and len(value) < 200 and _sane_irreps(value, count))
+        good = good or (isinstance(value, str) and len(value) < 200 and _sane_irreps(value))
     elif key == "correlation":
         good = _listed(value, given["num_interactions"]) is not None
     elif key == "radial_MLP":
-        good = isinstance(value, list) and len(value) <= MOST_LAYERS and all(_whole(n, 1, count) for n in value)
+        good = isinstance(value, list) and len(value) <= MOST_LAYERS and all(_whole(n, 1, MOST_WIDTH) for n in value)
     elif key == "heads":
         good = isinstance(value, list) and 0 < len(value) <= MOST_HEADS and all(isinstance(n, str) for n in value)
     elif key == "avg_num_neighbors":
@@ -343,21 +341,20 @@ def _check_argument(key: str, value: Any, given: Mapping[str, Any], count: int) 
     elif key == "r_max":
         good = _number(value) and 0 <= value < 1000
     elif key == "embedding_specs":
-        good = value is None or (isinstance(value, dict) and all(_sane_spec(s, count) for s in value.values()))
+        good = value is None or (isinstance(value, dict) and all(map(_sane_spec, value.values())))
     else:
         good = type(value) is bool
     if not good:
         raise ValueError(f"{key} is {str(value)[:100]!r}")
 
 
-def _sane_irreps(text: str, count: int) -> bool:
+def _sane_irreps(text: str) -> bool:
     if not _IRREPS.fullmatch(text):
         return False
-    parts = [part.split("x") for part in text.split("+")]
-    return all(0 < int(n) <= count and int(irrep[0]) <= MOST_L for n, irrep in parts)
+    return all(count > 0 and degree <= MOST_L for count, degree, _ in terms(text))
 
 
-def _sane_spec(spec: Any, count: int) -> bool:
+def _sane_spec(spec: Any) -> bool:
     """Whether it is what mace-torch embeds a charge, a spin or the like by."""
     if not isinstance(spec, dict) or spec.get("type") not in ("categorical", "continuous"):
         return False
@@ -366,8 +363,8 @@ def _sane_spec(spec: Any, count: int) -> bool:
     return (
         set(spec) <= known
         and spec.get("per") in ("graph", "atom", "node")
-        and all(_whole(spec.get(key), 1, count) for key in sizes)
-        and _whole(spec.get("offset", 0), -count, count)
+        and all(_whole(spec.get(key), 1, MOST_WIDTH) for key in sizes)
+        and _whole(spec.get("offset", 0), -MOST_WIDTH, MOST_WIDTH)
         and type(spec.get("use_bias", True)) is bool
     )
 
