@@ -21,7 +21,7 @@ from beadwork.errors import ModelError
 from beadwork.events import Activated, Event, Moment, Note, Refused
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.bundle import MODEL, NOVELTY, Card, members_of, write_pointer
+from beadwork.potential.bundle import MODEL, NOVELTY, WEIGHTS, Card, members_of, write_pointer
 from beadwork.potential.limits import Thresholds
 from beadwork.potential.potential import Potential
 from beadwork.serve.hot_swap import Swap
@@ -195,6 +195,22 @@ def test_what_a_committee_was_trained_on_belongs_to_it(
     if found is not None:
         assert said in found[1]
         assert ("trained on" in found[1]) == bool(said)
+
+
+@pytest.mark.parametrize(("head", "file", "same"), [("a", "1", True), ("a", "2", False), ("b", "1", False)])
+def test_every_file_of_a_model_counts(head: str, file: str, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is named by its weights, and what runs may be TorchScript: bundles of the same weights with another
+    model.pt, or of another head, are another committee, which is taken up."""
+    old, new = carded("n"), carded("n")
+    for potential, files, name in ((old, "1", "a"), (new, file, head)):
+        hashes = {WEIGHTS: "w", MODEL: files, NOVELTY: "n"}
+        potential.cards = (Card(Path("m"), "m", (8,), 1.0, "float64", name, hashes),)
+    monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config: new)
+    monkeypatch.setattr("beadwork.serve.hot_swap._verified_engines", lambda potential: "both agree")
+    swap = serving(swapping("a"), old)
+    (found,) = swap._check(last(swap))
+    swap.close()
+    assert (found is None) == same
 
 
 def test_extras_of_one_model_keep_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from beadwork.errors import ModelError
 from beadwork.events import Activated, Event, Moment, Note, Refused
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential.auto_engine import AutoEngine
-from beadwork.potential.bundle import NOVELTY, Card, members_of
+from beadwork.potential.bundle import Card, members_of
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.limits import Thresholds
 from beadwork.potential.load import check_baseline, load_for
@@ -312,8 +312,9 @@ def _same(old: Potential, new: Potential) -> bool:
     )
 
 
-def _model_key(card: Card) -> tuple[str, str | None]:
-    return card.hash, card.sha256.get(NOVELTY)
+def _model_key(card: Card) -> tuple[str | None, dict[str, str]]:
+    # every file: what an engine runs may be none of those that the model's name is of
+    return card.head, dict(card.sha256)
 
 
 def _energies(potential: Potential, frames: Sequence[Frame], limits: Thresholds) -> FloatArray:
