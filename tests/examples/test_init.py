@@ -11,7 +11,8 @@ from beadwork.config import resolve
 from beadwork.errors import ConfigError
 from beadwork.examples.init import FILES, HERE, KINDS, init
 from beadwork.ipi.simulation import read_simulation
-from beadwork.potential.bundle import check, members_of
+from beadwork.potential.bundle import CARD, COMMITTEE, HEADS, NOVELTY, check, members_of
+from beadwork.potential.bundle import FILES as ENGINE_FILES
 from beadwork.toml import read_toml
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,15 @@ def test_a_folder_that_can_be_run_from(tmp_path: Path, kind: str, monkeypatch: p
     source = Path("shipped-inputs", KINDS[kind][0])
     wanted = {Path("shipped-models", *path.parts[1:]) if path.parts[0] == "models" else source / path for path in files}
     assert wanted <= packed()
+
+
+def test_no_file_of_a_bundle_is_left_behind() -> None:
+    """What a bundle or a committee can be made of is copied, and is packed into a wheel, whichever files the models
+    that are shipped today have: a card that names a file which is not there is refused."""
+    of_models = {CARD, *ENGINE_FILES.values(), NOVELTY, HEADS, COMMITTEE}
+    assert of_models <= set(FILES)
+    patterns = read_toml(ROOT / "pyproject.toml")["tool"]["setuptools"]["package-data"]["beadwork.examples"]
+    assert of_models <= {Path(pattern).name for pattern in patterns}
 
 
 def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,10 @@ KINDS = {
     "inet": ("water-inet", "over TCP, a connection a bead"),
 }
 #: of a folder of models, what a run needs and what says where they come from
-FILES = ("card.toml", "model.pt", "native.json", "novelty.npz", "heads.npz", "committee.toml", "README.md")
+FILES = (
+    *("card.toml", "model.pt", "model.safetensors", "native.json", "novelty.npz", "heads.npz"),
+    *("committee.toml", "README.md"),
+)
 
 
 def init(folder: Path, kind: str) -> list[str]:
