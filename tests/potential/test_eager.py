@@ -171,7 +171,7 @@ def test_weights_of_another_model(made, tmp_path):
             {key: value for key, value in state.items() if key != "node_embedding.linear.weight"},
             "KeyError: 'node_embedding",
         ),
-        "one too many": (state | {"payload": torch.zeros(1)}, "Unexpected key"),
+        "one too many": (state | {"payload": torch.zeros(1)}, "the arrays payload are no part of it"),
         "no atoms": (state | {"atomic_numbers": torch.zeros(0, dtype=torch.int64)}, "its atomic numbers are"),
     }
     for arrays, sentence in lies.values():
@@ -259,6 +259,21 @@ def test_charges_of_each_system(aware):
     assert np.abs(whole - alone).max() < 1e-9
     assert np.abs(whole - parts).max() < 1e-9
     assert np.ptp(whole) > 1e-3
+
+
+def test_a_card_makes_no_embedding_wider():
+    """What a card lists as trained on counts within the embedding alone: beyond it lies other memory."""
+    specs = {"total_charge": {"type": "categorical", "num_classes": 5, "offset": 2}}
+    wants = Wants(SimpleNamespace(embedding_specs=specs), {"total_charge": [1, 5]})
+
+    def told(charge):
+        return wants.of(build([replace(HYDRONIUM, charge=charge, spin=0)], 4.5), torch.float64, torch.device("cpu"))
+
+    assert told(1)["total_charge"].tolist() == [1.0]
+    with pytest.raises(ModelError, match="trained on -2, -1, 0, 1, 2 e as total charge, not on 5"):
+        told(5)
+    with pytest.raises(ModelError, match="trained on 1, 5 e as total charge, not on -1"):
+        told(-1)
 
 
 def test_the_energy_of_an_embedding_is_in_the_sum(aware, mace_model):

@@ -22,6 +22,7 @@ from beadwork.potential import importer
 from beadwork.potential.architecture import mace_imported
 from beadwork.potential.auto_engine import compare, compare_dense, open_engine, trial
 from beadwork.potential.bundle import format_card
+from beadwork.potential.engine import Energies
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
 from beadwork.potential.native import NativeEngine
@@ -213,6 +214,35 @@ def test_a_model_that_wants_a_charge(mace_model, tmp_path):
     assert np.isfinite(engine.evaluate(build([replace(HYDRONIUM, charge=1)], 4.5)).energies).all()
     with pytest.raises(ModelError, match="was trained on 1 e as total charge, not on 3"):
         engine.evaluate(build([replace(HYDRONIUM, charge=3)], 4.5))
+
+
+def test_charges_without_an_embedding_are_refused(mace_model, tmp_path):
+    """A card cannot say that a model was trained on a charge that it has no embedding for: it would be served."""
+    specs = {
+        "total_charge": {"type": "categorical", "num_classes": 5, "offset": 2, "emb_dim": 4, "per": "graph"},
+        "total_spin": {"type": "categorical", "num_classes": 4, "emb_dim": 4, "per": "graph"},
+    }
+    file = saved(spoilt(mace_model, embedding_specs=specs), tmp_path)
+    for about, sentence in (
+        ({"charges": [0, 3]}, "charges has 3, and the model embeds -2 to 2; correct --charges"),
+        ({"charges": [2], "spins": [2, 3]}, "spins has 3, and the model embeds -1 to 2; correct --spins"),
+    ):
+        with pytest.raises(ModelError, match=sentence):
+            import_model(file, tmp_path / "out", trust_pickle=True, **about)
+    assert {path.name for path in tmp_path.iterdir()} == {"my.model"}
+
+
+def test_virials_and_charges_are_compared(mace_model):
+    """An engine that differs in the virial alone, or for an ion alone, is not taken for the same model."""
+    model = spoilt(mace_model, **charged())
+    graph = trial((1, 8), 4.5, model)
+    assert {charge for charge, _ in graph.states} == {-1, 0, 1}
+    assert len(graph) == 3 * len(trial((1, 8), 4.5))
+    count, atoms = len(graph), len(graph.numbers)
+    one = Energies(np.zeros(count), np.zeros((atoms, 3)), np.zeros((count, 3, 3)))
+    assert importer._difference(one, one, graph) == ""
+    for other in (replace(one, virials=one.virials + 1e-3), replace(one, energies=np.arange(count) * 1e-3)):
+        assert importer._difference(one, other, graph).startswith("it does not answer as the eager model does (")
 
 
 def test_what_beadwork_does_not_give_is_named(mace_model, tmp_path):

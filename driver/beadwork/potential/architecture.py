@@ -135,6 +135,11 @@ def rebuild(description: Any, state: Mapping[str, torch.Tensor]) -> Any:
                 block.avg_num_neighbors = value
             # older versions of mace-torch kept fewer constants among the weights; they are made anew
             own, learned = model.state_dict(), dict(model.named_parameters())
+            # told here, because torch's own message has many lines
+            if strange := sorted(set(state) - set(own)) or sorted(set(learned) - set(state)):
+                raise ValueError(
+                    f"the arrays {', '.join(strange)[:200]} are {'no part of it' if strange[0] in state else 'missing'}"
+                )
             model.load_state_dict(
                 {key: value for key, value in own.items() if key not in learned} | dict(state), strict=True, assign=True
             )

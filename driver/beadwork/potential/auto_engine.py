@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase.data import covalent_radii
@@ -23,6 +24,7 @@ from beadwork.potential.eager import EagerEngine, open_exact
 from beadwork.potential.engine import Energies, Engine, FeatureEngine
 from beadwork.potential.graph import Graph, build
 from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.state import sample
 from beadwork.potential.torchscript import ModuleEngine, TorchScriptEngine
 
 #: (eV/atom, eV/Å) within which native must agree with torchscript in the same precision
@@ -228,11 +230,12 @@ def compare_dense(native: Engine, torchscript: Engine, elements: Iterable[int], 
     )
 
 
-def trial(elements: Iterable[int], cutoff: float) -> Graph:
+def trial(elements: Iterable[int], cutoff: float, module: Any = None) -> Graph:
     """A dense periodic box of these elements at random sites, and pairs of them closer than a bond.
 
     Every atom of the box has some ninety neighbours within the cutoff (Å). The pairs test the short-range repulsion
-    (ZBL) that some models have. The same at every call.
+    (ZBL) that some models have. module: each with several charges and spins, where it wants to be told of these
+    (`state.sample`). The same at every call.
     """
     known = sorted(elements)
     # a fixed seed: a model that is accepted today is accepted tomorrow
@@ -243,15 +246,11 @@ def trial(elements: Iterable[int], cutoff: float) -> Graph:
     grid = np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)
     positions = (grid + rng.uniform(-0.12, 0.12, grid.shape)) / side @ lattice
     # atoms are displaced from a distorted lattice, so that no symmetry makes a term vanish
-    frames = [neutral(Frame(rng.permutation(np.resize(known, len(grid))).astype(np.int_), positions, lattice))]
+    frames = [Frame(rng.permutation(np.resize(known, len(grid))).astype(np.int_), positions, lattice)]
     for z, other in zip(known, known[1:] + known[:1], strict=True):
         for pair in sorted({(z, z), (z, other)}):
             apart = 0.8 * float(covalent_radii[list(pair)].sum())
             ends = np.array([[0.0, 0.0, 0.0], [0.48, -0.6, 0.64]]) * apart
-            frames.append(neutral(Frame(np.array(pair), ends, np.zeros((3, 3)), (False,) * 3)))
-    return build(frames, cutoff)
-
-
-def neutral(frame: Frame) -> Frame:
-    """The same without a charge and with as few unpaired electrons as its atoms can have."""
-    return replace(frame, charge=0, spin=int(frame.numbers.sum()) % 2)
+            frames.append(Frame(np.array(pair), ends, np.zeros((3, 3)), (False,) * 3))
+    told = [replace(frame, charge=q, spin=s) for frame in frames for q, s in sample(module, frame.numbers.tolist())]
+    return build(told, cutoff)

@@ -19,7 +19,7 @@ import torch
 from beadwork.disk import writing
 from beadwork.errors import ModelError
 from beadwork.potential.architecture import default_dtype, describe, mace_imported, rebuild
-from beadwork.potential.auto_engine import compare_dense, trial
+from beadwork.potential.auto_engine import VIRIAL_ARM, compare_dense, trial
 from beadwork.potential.bundle import CARD, FILES, HEADS, MODEL, NATIVE, Card, load_card, write_card
 from beadwork.potential.eager import open_exact
 from beadwork.potential.engine import Energies
@@ -27,7 +27,7 @@ from beadwork.potential.graph import Graph
 from beadwork.potential.heads import MEAN, Heads, join
 from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available
-from beadwork.potential.state import CHARGE, SPIN, wanted
+from beadwork.potential.state import CHARGE, SPIN, check_trained_on, wanted
 from beadwork.potential.torchscript import ModuleEvaluator, load_module
 from beadwork.potential.weights import write_weights
 
@@ -81,6 +81,7 @@ def import_model(
         eager, heads = _join(source, eager, head)
         model, about = eager, {"heads": len(heads), **about}
     head = _choose_head(source, model, head)
+    check_trained_on(model, about)
     elements = sorted(int(z) for z in model.atomic_numbers)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     cutoff = float(model.r_max)
@@ -103,7 +104,7 @@ def import_model(
         else:
             if heads is not None:
                 heads.save(part / HEADS)
-            entries |= _make_modules(source, eager, part, head, trial(elements, cutoff))
+            entries |= _make_modules(source, eager, part, head, trial(elements, cutoff, eager))
             why = _make_native(source, eager, heads, part, entries)
         write_card(part, entries | dict(zip(NO_NATIVE_KEYS, why, strict=True)))
         bundle.mkdir(parents=True, exist_ok=True)
@@ -273,9 +274,14 @@ def _difference(one: Energies, two: Energies, graph: Graph) -> str:
     """How two answers differ; empty where it is rounding."""
     energy = float((np.abs(one.energies - two.energies) / np.diff(graph.ptr)).max())
     force = float(np.abs(one.forces - two.forces).max())
-    if energy < 1e-8 and force < 1e-7 * max(1.0, float(np.abs(one.forces).max())):
+    virial = float((np.abs(one.virials - two.virials).max(axis=(1, 2)) / np.diff(graph.ptr)).max())
+    allowed = 1e-7 * max(1.0, float(np.abs(one.forces).max()))
+    if energy < 1e-8 and force < allowed and virial < VIRIAL_ARM * allowed:
         return ""
-    return f"it does not answer as the eager model does ({energy:.1e} eV/atom, {force:.1e} eV/Å)"
+    return (
+        f"it does not answer as the eager model does ({energy:.1e} eV/atom, {force:.1e} eV/Å, virial an atom "
+        f"{virial:.1e} eV)"
+    )
 
 
 def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, card: dict[str, Any]) -> NoNative:

@@ -26,6 +26,14 @@ def wanted(module: Any) -> tuple[str, ...]:
     return tuple(getattr(module, "embedding_specs", None) or ())
 
 
+def embedded(spec: Mapping[str, Any]) -> range | None:
+    """The values that an embedding has a row for; None for one that takes any."""
+    if spec.get("type") != "categorical":
+        return None
+    low = -int(spec.get("offset", 0))
+    return range(low, low + int(spec["num_classes"]))
+
+
 def trained_on(card: Card) -> dict[str, list[int]]:
     """The total charges and multiplicities that a card says its model was trained on. Raises ModelError."""
     found = {}
@@ -37,6 +45,36 @@ def trained_on(card: Card) -> dict[str, list[int]]:
                     f"the card of {card.path} has {key} = {values!r}", "it must be a list of whole numbers"
                 )
             found[name] = [value + more for value in values]
+    return found
+
+
+def check_trained_on(module: Any, about: Mapping[str, Any]) -> None:
+    """Raise ModelError for entries of a card that name a charge or a spin for which the module has no embedding."""
+    specs = getattr(module, "embedding_specs", None) or {}
+    for key, name, more in (("charges", CHARGE, 0), ("spins", SPIN, 1)):
+        rows = embedded(specs.get(name, {}))
+        wrong = [] if rows is None else [value for value in about.get(key, ()) if value + more not in rows]
+        if wrong and rows is not None:
+            raise ModelError(
+                f"{key} has {', '.join(map(str, wrong))}, and the model embeds {rows[0] - more} to {rows[-1] - more}",
+                f"correct --{key}",
+            )
+
+
+def sample(module: Any, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Charges and spins (unpaired electrons) that these atoms can have and the module embeds, to compare engines on.
+
+    Where it wants none, no charge and the fewest unpaired electrons.
+    """
+    specs, nuclei = getattr(module, "embedding_specs", None) or {}, int(sum(numbers))
+    charges = sorted(embedded(specs.get(CHARGE, {})) or (-1, 0, 1), key=abs)[:3] if CHARGE in specs else [0]
+    multiplicities = embedded(specs.get(SPIN, {}))
+    found = []
+    for charge in charges:
+        lowest = (nuclei - charge) % 2
+        for spin in (lowest, lowest + 2) if SPIN in specs else (lowest,):
+            if spin <= nuclei - charge and (multiplicities is None or spin + 1 in multiplicities):
+                found.append((charge, spin))
     return found
 
 
@@ -70,16 +108,13 @@ class Wants:
         return {name: torch.tensor(values, dtype=dtype, device=device) for name, values in told.items()}
 
     def _check_known(self, name: str, value: int) -> None:
-        spec, known = self._specs.get(name, {}), self._known.get(name)
-        if spec.get("type") == "categorical":
-            low = -int(spec.get("offset", 0))
-            if not low <= value < low + spec["num_classes"]:
-                known = known or range(low, low + spec["num_classes"])
-        if known is not None and value not in known:
-            more = int(name == SPIN)
-            listed = ", ".join(str(one - more) for one in sorted(known))
-            what = "unpaired electrons" if more else "e as total charge"
-            raise ModelError(f"the model was trained on {listed} {what}, not on {value - more}")
+        # the embedding's range whatever the card says: beyond it is the memory of other numbers
+        for known in (embedded(self._specs.get(name, {})), self._known.get(name)):
+            if known is not None and value not in known:
+                more = int(name == SPIN)
+                listed = ", ".join(str(one - more) for one in sorted(known))
+                what = "unpaired electrons" if more else "e as total charge"
+                raise ModelError(f"the model was trained on {listed} {what}, not on {value - more}")
 
 
 def _untold(name: str) -> ModelError:

@@ -28,7 +28,8 @@ class ModuleEngine:
     """A bundle's model as a module of PyTorch; `TorchScriptEngine` and `eager.EagerEngine` open it.
 
     dtype: 'float64' or 'float32', whatever it was trained in: the weights are cast. In float32 the atoms' reference
-    energies and all sums over atoms stay in float64. reference: eV of an atom of each element, independent of its
+    energies and all sums over atoms stay in float64, but where the energy is no sum of atoms' (a dipole model, an
+    embedding with a readout): its total is MACE's own. reference: eV of an atom of each element, independent of its
     environment: its reference energy and the model's mean shift. head: of a committee on one trunk, to be this head
     instead of the mean of all; it knows no novelty. heads: how many the mean has, 0 for a model that is none.
     Raises ModelError for a bundle that fails its check, a file that is no MACE model, or a device that is not there.
