@@ -54,12 +54,11 @@ class Frame:
         )
 
     def to_atoms(self) -> Any:
-        """Return the same structure as an `ase.Atoms`, with charge and spin in its info where they are said."""
+        """Return the same structure as an `ase.Atoms`, without charge and spin, for which each program has names and
+        meanings of its own."""
         import ase
 
-        said = {"charge": self.charge, "spin": self.spin}
-        info = {name: value for name, value in said.items() if value is not None}
-        return ase.Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc, info=info)
+        return ase.Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
 
     def check(self) -> None:
         """Refuse structures for which a model would return finite numbers that mean nothing.

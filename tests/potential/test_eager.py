@@ -311,7 +311,6 @@ def test_charges_of_an_atoms_object():
     """Charge and spin are in the info of frames, under our names or MACE's, whose spin is the multiplicity; what is no
     whole number is refused, and so are two names that contradict each other."""
     atoms = HYDRONIUM.to_atoms()
-    assert atoms.info == {}
     for info, expected in (
         ({}, (None, None)),
         ({"charge": 1, "spin": 0}, (1, 0)),
@@ -322,8 +321,7 @@ def test_charges_of_an_atoms_object():
         atoms.info = info
         frame = Frame.from_atoms(atoms)
         assert (frame.charge, frame.spin) == expected
-        back = Frame.from_atoms(frame.to_atoms())
-        assert (back.charge, back.spin) == expected
+        assert frame.to_atoms().info == {}  # to other programs spin is the multiplicity
     for info, said in (
         ({"charge": 1, "total_charge": 0}, "has charge=1 and total_charge=0: one of them is wrong"),
         ({"charge": 0.4, "total_charge": 1}, "charge is 0.4; it must be the total charge in e"),

@@ -239,6 +239,9 @@ def _atoms(row: Row) -> Any:
         held = list(cut["atoms"])
     if label:
         attach_label(label, atoms)
+    else:
+        said = {"charge": kept.frame.charge, "spin": kept.frame.spin}
+        atoms.info.update({name: value for name, value in said.items() if value is not None})
     atoms.arrays["force_spread"] = kept.force_spread[held]
     for part, of in kept.novelty.items():
         atoms.arrays[f"novelty_{part}"] = of[held]
