@@ -443,7 +443,7 @@ def test_other_databases_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Queue("mysql://me:secret@host/db", create=True)
     assert "secret" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "psycopg2", None)
-    with pytest.raises(QueueError, match=r"pip install 'ase-db-backends>=.* 'psycopg2-binary>="):
+    with pytest.raises(QueueError, match=r"pip install 'ase-db-backends[<>=.,\d]+' 'psycopg2-binary[<>=.,\d]+'"):
         Queue("postgresql://me:secret@host/db", create=True)
 
 
