@@ -468,8 +468,8 @@ MUTANTS = (
     ),
     _in(
         "report/sections.py",
-        "escape(str(summary['why']))",
-        "str(summary['why'])",
+        "{escape(found.text)}",
+        "{found.text}",
         "report/test_write.py",
         "a string of the folder is markup",
     ),
@@ -532,14 +532,14 @@ MUTANTS = (
     ),
     # observables, heads on one trunk, composite labels, frames that are lost
     _in(
-        "analyse/uncertainty.py",
-        "longer * np.std(means, axis=0, ddof=1)",
-        "np.std(means, axis=0, ddof=1)",
-        "analyse/test_uncertainty.py",
+        "report/uncertainty.py",
+        "longer * np.sqrt(squares",
+        "np.sqrt(squares",
+        "report/test_uncertainty.py",
         "slow motion makes the error bar of a short run too small",
     ),
     _in(
-        "analyse/uncertainty.py",
+        "report/uncertainty.py",
         "np.hypot(self.statistical, committee)",
         "np.maximum(self.statistical, committee)",
         "analyse/test_free_energy.py",
