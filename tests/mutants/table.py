@@ -540,6 +540,20 @@ MUTANTS = (
     ),
     _in(
         "report/uncertainty.py",
+        "np.sqrt(len(one)) * one.mean(axis=0)",
+        "np.sqrt(len(parts[0]) / len(cut)) * one.mean(axis=0)",
+        "report/test_uncertainty.py",
+        "blocks of pieces of several lengths count as if all were of one",
+    ),
+    _in(
+        "analyse/free_energy.py",
+        "visited = seen.sum(axis=0) >= SEVERAL",
+        "visited = p > 0",
+        "analyse/test_free_energy.py",
+        "one excursion of a run has a free energy",
+    ),
+    _in(
+        "report/uncertainty.py",
         "np.hypot(self.statistical, committee)",
         "np.maximum(self.statistical, committee)",
         "analyse/test_free_energy.py",
