@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from beadwork.examples.init import KINDS, init
+from beadwork.ipi.simulation import read_simulation
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,11 +23,21 @@ def test_every_input_is_a_kind() -> None:
     assert {"water", "npt", "solute", "cluster", "mts"} <= set(KINDS)
 
 
-#: run among the slow tests: their way to i-PI is tried in test_parity, and their models in the others
-SLOW = ("inet", "cluster", "zundel", "eco")
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "inputs").glob("*/*.xml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_each_shipped_input_is_read(path: Path) -> None:
+    """Every input that ships is one that beadwork reads, with a structure and an address, though only two run fast."""
+    simulation = read_simulation(path)
+    assert simulation.systems
+    assert simulation.sockets
+
+
+#: run among the fast tests: one forcefield, and two; the others take the same models in the same way
+FAST = ("water", "mts")
 #: inputs beside input.xml in a folder, which take the same models
 VARIANTS = [("zundel", "classical.xml"), ("zundel", "eco.xml")]
-CASES = [pytest.param(n, "input.xml", marks=pytest.mark.slow if n in SLOW else (), id=n) for n in KINDS]
+CASES = [pytest.param(n, "input.xml", marks=() if n in FAST else pytest.mark.slow, id=n) for n in KINDS]
 CASES += [pytest.param(n, xml, marks=pytest.mark.slow, id=f"{n}-{xml}") for n, xml in VARIANTS]
 
 
