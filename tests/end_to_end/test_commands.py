@@ -99,6 +99,7 @@ def test_sigterm_ends_after_the_reply_and_keeps_the_queue(ipi, models, start, tm
         assert other.poll() is None  # i-PI waits for the next server
 
 
+@pytest.mark.slow
 def test_restart_is_served_as_it_stands(ipi, models, start, tmp_path) -> None:
     """i-PI's RESTART instead of the XML: addresses and species come from it, and the run goes on where it ended; in
     another folder it writes there, as i-PI does by hand, and the old outputs stay as they were."""

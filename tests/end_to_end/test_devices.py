@@ -67,6 +67,7 @@ def check_same(run, calm) -> float:
     return float(np.abs(run.positions() / calm.positions() - 1).max())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("one of several servers is killed", "kill -9 in mid-run of one of two, --devices cpu,cpu; real i-PI")
 def test_one_is_killed(ipi, models, start, serve, fault, tmp_path) -> None:
     """i-PI goes on with the other at once; every bead of every step is answered, once, as by one server alone."""

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from beadwork.cli import main
 from beadwork.errors import SimulationError
 from beadwork.observe.record import read_about
@@ -103,6 +105,7 @@ def test_the_prefix_that_ipi_has_as_an_option(ipi, models, start, serve, tmp_pat
     assert ran.properties()["step"].tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_forcefield_that_nobody_serves_is_named(ipi, models, start, tmp_path) -> None:
     """i-PI would wait for ever, and its log say nothing."""
     run = ipi.Input(tmp_path / "run", [ipi.Forcefield("base"), ipi.Forcefield("delta")], steps=3).write()

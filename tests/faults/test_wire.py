@@ -298,6 +298,7 @@ def test_reset_is_the_end_of_ipi_and_ours_has_a_name(rig: Rig, fault: Callable[[
         assert outcome.code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "slow peer, i-PI's bytes dribble", "the proxy lets the first {bytes} bytes through one by one, {pause} s apart"
 )
