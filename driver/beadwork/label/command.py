@@ -10,7 +10,7 @@ from pathlib import Path
 from beadwork.errors import ConfigError, LabelError
 from beadwork.harvest.queue import FAILED, Queue
 from beadwork.label.run import label
-from beadwork.label.selection import atoms_of, fail_impossible, one_method, plan, reason_to_fail
+from beadwork.label.selection import atoms_of, fail_impossible, one_method, reason_to_fail, rows_to_label
 from beadwork.label.spec import Spec
 from beadwork.label.worker import DONE, Outcome, file_of, folder_of, part_of
 from beadwork.log import logger, shows_progress
@@ -116,7 +116,7 @@ def estimate(
     folder = folder_of(queue)
     formulas: Counter[str] = Counter()
     seconds, refused, computed = [], {}, 0
-    for row in plan(queue, spec, labeller, ids, most, again):
+    for row in rows_to_label(queue, spec, labeller, ids, most, again):
         reason = reason_to_fail(row, spec, labeller)
         if reason is not None:
             refused[row.id] = reason

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue
 from beadwork.label.jobs import Pool, lost
-from beadwork.label.selection import one_method, plan, release_dead_claims
+from beadwork.label.selection import one_method, release_dead_claims, rows_to_label
 from beadwork.label.spec import Spec
 from beadwork.label.worker import DONE, TAKEN, Outcome, folder_of, label_row, make_folder
 from beadwork.processes import birth
@@ -58,9 +58,9 @@ def label(
     labeller = spec.labeller()
     # all that can be refused is refused before the first label is computed, which may take a day
     one_method(queue, labeller.method, spec, mix)
-    # before the plan, so that their frames are in it
+    # before the rows are chosen, so that their frames are in it
     release_dead_claims(queue)
-    rows = plan(queue, spec, labeller, ids, most)
+    rows = rows_to_label(queue, spec, labeller, ids, most)
     folder = folder_of(queue)
     make_folder(folder)
     run = secrets.token_hex(4)  # workers are named by it, so that this run releases its own claims and no others

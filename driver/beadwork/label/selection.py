@@ -34,7 +34,7 @@ def fail_impossible(
     ConfigError as `label` does where no frame of the queue can be labelled, ModelError for the bundle, and QueueError.
     """
     labeller = spec.labeller()
-    rows = plan(queue, spec, labeller)
+    rows = rows_to_label(queue, spec, labeller)
     known = None if model is None else load_card(model).elements
     worker = f"{secrets.token_hex(4)}/{platform.node()}:{os.getpid()}"
     for row in rows:
@@ -65,7 +65,7 @@ def reason_to_fail(row: Row, spec: Spec, labeller: Labeller) -> str | None:
     return None
 
 
-def plan(
+def rows_to_label(
     queue: Queue,
     spec: Spec,
     labeller: Labeller,
