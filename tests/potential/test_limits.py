@@ -116,11 +116,14 @@ def test_marks_cost_little(pair) -> None:
         frames = ring()
         begin = time.perf_counter()
         graph = builder.build(frames)
-        middle = time.perf_counter()
+        graph_times.append(time.perf_counter() - begin)
         assert len(graph.closest) == 32
-        assert Thresholds(0.0).breaches(answer) == []
-        graph_times.append(middle - begin)
-        mark_times.append(time.perf_counter() - middle)
+        # as short as a moment in which others have the core: the least of many is its own
+        for _ in range(8):
+            begin = time.perf_counter()
+            breaches = Thresholds(0.0).breaches(answer)
+            mark_times.append(time.perf_counter() - begin)
+            assert breaches == []
     share = min(mark_times) / min(graph_times)
     print(f"marks take {100 * share:.2f} % of the graph's {1e3 * min(graph_times):.1f} ms")
     assert share < 0.02
