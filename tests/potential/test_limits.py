@@ -112,18 +112,17 @@ def test_marks_cost_little(pair) -> None:
 
     answer = Potential(pair(1.0, 5.0), [pair(1.0, 5.0), pair(1.1, 5.0)]).evaluate(ring())
     graph_times, mark_times = [], []
-    for _ in range(8):
+    for _ in range(40):  # as short as a moment in which others have the core: the least of many is its own
         frames = ring()
         begin = time.perf_counter()
         graph = builder.build(frames)
         graph_times.append(time.perf_counter() - begin)
         assert len(graph.closest) == 32
-        # as short as a moment in which others have the core: the least of many is its own
-        for _ in range(8):
-            begin = time.perf_counter()
-            breaches = Thresholds(0.0).breaches(answer)
-            mark_times.append(time.perf_counter() - begin)
-            assert breaches == []
+        # once a graph, as at a step: what the graph has put out of the caches counts
+        begin = time.perf_counter()
+        breaches = Thresholds(0.0).breaches(answer)
+        mark_times.append(time.perf_counter() - begin)
+        assert breaches == []
     share = min(mark_times) / min(graph_times)
     print(f"marks take {100 * share:.2f} % of the graph's {1e3 * min(graph_times):.1f} ms")
     assert share < 0.02
