@@ -30,6 +30,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 log.set_up()  # as any command does
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered between runs goes into no home of a person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say what happened, as it was measured: exit code, sentence, seconds, rows. Once, at the end of the test.

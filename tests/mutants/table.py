@@ -251,6 +251,13 @@ MUTANTS = (
     ),
     _in(
         "potential/torchscript.py",
+        "        announce(card.path / MODEL)\n",
+        "",
+        "potential/test_first_run.py",
+        "a stranger's program runs for the first time without a word",
+    ),
+    _in(
+        "potential/torchscript.py",
         'node = out["node_energy"].double() + self._reference[given.numbers]',
         'node = (out["node_energy"] + self._reference[given.numbers].to(self._dtype)).double()',
         PACKED,

@@ -23,6 +23,7 @@ from beadwork.potential.auto_engine import VIRIAL_ARM, compare_dense, trial
 from beadwork.potential.bundle import CARD, FILES, HEADS, MODEL, NATIVE, Card, load_card, write_card
 from beadwork.potential.eager import open_exact
 from beadwork.potential.engine import Energies
+from beadwork.potential.first_run import announce, made_here
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import MEAN, Heads, join
 from beadwork.potential.memory import reason
@@ -75,6 +76,8 @@ def import_model(
             "model",
         )
     eager = _load_eager(source) if kind == "pickle" else None
+    if eager is None:
+        announce(source)
     model = load_module(source) if eager is None else eager
     heads = None
     if committee:
@@ -111,6 +114,8 @@ def import_model(
         for made in (*FILES.values(), HEADS, CARD):  # the card last: a folder without it is no bundle
             if (part / made).exists():
                 os.replace(part / made, bundle / made)
+    if eager is not None and (bundle / MODEL).exists():
+        made_here(bundle / MODEL)
     return load_card(bundle)
 
 

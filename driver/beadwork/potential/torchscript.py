@@ -15,6 +15,7 @@ from beadwork.potential.architecture import class_of
 from beadwork.potential.bundle import MODEL, Card, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
+from beadwork.potential.first_run import announce
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import Heads, load_heads, said
 from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
@@ -116,6 +117,7 @@ class TorchScriptEngine(ModuleEngine):
     @staticmethod
     def open_module(card: Card, device: str) -> Any:
         """As `ModuleEngine` has it."""
+        announce(card.path / MODEL)
         return load_module(card.path / MODEL, device)
 
 
