@@ -62,7 +62,8 @@ def test_what_python_has_and_json_has_not() -> None:
 def queue(tmp_path: Path) -> Path:
     """Three waters, one added by hand, one claimed, one of a single Δ."""
     made = Queue(tmp_path / "queue.db", create=True)
-    by_hand = replace(kept(water(2), 2), models=(), force_spread=np.full(3, np.nan), energy_spread=float("nan"))
+    ion = replace(water(2), charge=1, spin=2)
+    by_hand = replace(kept(ion, 2), models=(), force_spread=np.full(3, np.nan), energy_spread=float("nan"))
     made.add_all([kept(water(0), 0), replace(kept(water(1), 1), novelty={"delta": np.array([0.5, 2.5, 1.0])}), by_hand])
     made.claim("ann", 60)
     return tmp_path / "queue.db"
@@ -78,6 +79,7 @@ def test_a_queue_as_objects(queue: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert first["force_spread"] == kept(water(0), 0).max_force_spread
     assert (second["novelty"], second["novelty_atom"], second["new_to"]) == (2.5, 1, "delta")
     assert (third["force_spread"], third["kept_for"]) == (None, [])
+    assert (first["charge"], first["spin"], third["charge"], third["spin"]) == (None, None, 1, 2)
     assert main(["queue", "list", str(queue), "--json", "--status", "failed"]) == 0
     assert held(capsys.readouterr().out, "queue-list")["frames"] == []
     assert main(["queue", "show", str(queue), "2", "--json"]) == 0

@@ -49,6 +49,20 @@ def test_one_frame_shows_its_worst_atom_and_its_failure(queue: Queue, kept: Make
         assert part in text
 
 
+def test_charge_and_spin_are_shown_where_a_frame_says_them(queue: Queue, kept: Make) -> None:
+    """An ion beside what says nothing of its charge: columns of their own, left out where no frame has either."""
+    ion = kept(1)
+    queue.add_all([kept(0), replace(ion, frame=replace(ion.frame, charge=1, spin=0))])
+    lines = format_table(queue.rows()).splitlines()
+    assert lines[0].split()[2:6] == ["formula", "charge", "spin", "bead"]
+    assert lines[2].split()[2:6] == ["H4O2", "?", "?", "0"]
+    assert lines[3].split()[2:6] == ["H4O2", "1", "0", "1"]
+    assert "charge" not in format_table(queue.rows()[:1])
+    said = [dict(line.split("  ", 1) for line in format_row(queue.get(id)).splitlines()) for id in (1, 2)]
+    assert [one["charge (e)"].strip() for one in said] == ["not said", "1"]
+    assert [one["unpaired electrons"].strip() for one in said] == ["not said", "0"]
+
+
 def test_novelty_is_told_by_part(queue: Queue, kept: Make) -> None:
     """The table has the largest novelty, its atom, to whom it is new and what the frame was kept for; one frame alone
     has it for each part that knows. Where nobody knows, or the row is of an earlier release, it is a question mark."""

@@ -20,10 +20,12 @@ from beadwork.json_form import Form, Part
 #: of the files that `export` writes
 SUFFIXES = (".xyz", ".extxyz")
 _HEADER = (
-    *("id", "status", "formula", "bead", "step", "force spread", "energy spread"),
+    *("id", "status", "formula", "charge", "spin", "bead", "step", "force spread", "energy spread"),
     *("novelty", "of atom", "new to", "kept for", "kept at"),
 )
-_UNITS = ("", "", "", "", "", "eV/Å", "eV/atom", "", "", "", "", "")
+_UNITS = ("", "", "", "e", "", "", "", "eV/Å", "eV/atom", "", "", "", "", "")
+#: columns that are left out where no frame says either
+_STATE = (_HEADER.index("charge"), _HEADER.index("spin"))
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Listed(Part):
     status: Annotated[str, "waiting, claimed, labelled or failed"]
     formula: Annotated[str, "its composition"]
     atoms: Annotated[int, "how many"]
+    charge: Annotated[int | None, "e, of the whole frame; null where neither the run nor the file says it"]
+    spin: Annotated[int | None, "its unpaired electrons; null likewise"]
     bead: Annotated[int | None, "of the ring polymer, from 0"]
     step: Annotated[int | None, "of i-PI, or the server's count where it came to an i-PI under way"]
     force_spread: Annotated[float | None, "eV/Å, the largest of any atom; null of a frame added by hand"]
@@ -92,6 +96,8 @@ def _listed(row: Row) -> Listed:
         status=row.status,
         formula=str(kept.frame.to_atoms().get_chemical_formula()),
         atoms=len(kept.frame.numbers),
+        charge=kept.frame.charge,
+        spin=kept.frame.spin,
         bead=kept.frame.bead,
         step=kept.step,
         force_spread=kept.max_force_spread,
@@ -134,6 +140,8 @@ def format_table(rows: Sequence[Row]) -> str:
     if not rows:
         return "the queue is empty"
     cells = [_HEADER, _UNITS, *(_cells(row) for row in rows)]
+    if all((row.kept.frame.charge, row.kept.frame.spin) == (None, None) for row in rows):
+        cells = [tuple(cell for at, cell in enumerate(line) if at not in _STATE) for line in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     counts = Counter(row.status for row in rows)
@@ -150,6 +158,8 @@ def format_row(row: Row) -> str:
         ("status", row.status),
         ("structure", f"{atoms.get_chemical_formula()}, {len(atoms)} atoms"),
         ("cell (Å)", _cell(row)),
+        ("charge (e)", _known(kept.frame.charge, "not said")),
+        ("unpaired electrons", _known(kept.frame.spin, "not said")),
         ("bead", _known(kept.frame.bead)),
         ("step", _known(kept.step)),
         ("evaluation", kept.evaluation),
@@ -280,6 +290,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.id),
         row.status,
         str(kept.frame.to_atoms().get_chemical_formula()),
+        _known(kept.frame.charge, "?"),
+        _known(kept.frame.spin, "?"),
         _known(kept.frame.bead, "?"),
         _known(kept.step, "?"),
         "?" if math.isnan(kept.max_force_spread) else f"{kept.max_force_spread:.4f}",
