@@ -120,6 +120,11 @@ def _ranged(texts: list[str]) -> str:
     return "".join(parts)
 
 
+def _elsewhere(text: str) -> str:
+    """The text without this machine's paths; two words with a slash between them are no path."""
+    return re.sub(r"(?<![\w…])/\S+/", "…/", text)
+
+
 def _counted(text: str) -> str:
     """The text with numbers that sort as numbers."""
     return re.sub(r"\d+", lambda number: number[0].zfill(9), text)
@@ -143,14 +148,14 @@ class FaultTable:
         if "fault" not in said:
             return
         row = self._rows.setdefault(report.nodeid, Fault(said["fault"], said["provoked"]))
-        row.happened = said.get("happened", row.happened)
+        row.happened = _elsewhere(said.get("happened", row.happened))
         if report.when == "call":
             row.seconds = report.duration
         if report.failed:
             row.outcome = "failed"
             crash = getattr(report.longrepr, "reprcrash", None)
             said_last = crash.message.splitlines()[0] if crash else f"its {report.when} failed"
-            row.happened = row.happened or re.sub(r"/\S+/", "…/", said_last)  # without this machine's paths
+            row.happened = row.happened or _elsewhere(said_last)
         elif report.skipped and row.outcome == "passed":
             row.outcome = "skipped"
             row.happened = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
