@@ -24,6 +24,10 @@ html_theme = "furo"
 html_title = f"beadwork {release}"
 html_copy_source = False
 html_show_sphinx = False
+# some ten names: docs/python.md is their index
+html_use_index = html_domain_indices = False
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 
@@ -34,12 +38,16 @@ def _leads_outside(match: re.Match[str]) -> str:
     if not path.exists():
         logging.getLogger(__name__).warning("there is no %s, to which a page links", target)
     where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else target
-    return text if where in text else f"{text} (`{where}`)"
+    if where in text:
+        return text
+    return f"`{where}`" if where.endswith(text.strip("`/")) else f"{text} (`{where}`)"
 
 
 def _read(app: Any, name: str, source: list[str]) -> None:
     """Links out of this folder lead nowhere on a site: say where the file is in the repository, if it is there."""
-    source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./|schemas)[^)]*)\)", _leads_outside, source[0])
+    text = re.sub(r"\[([^\]]+)\]\(((?:\.\./|schemas)[^)]*)\)", _leads_outside, source[0])
+    # the repository's reader looks for a file, the site's for a page: without a text a link has the title of its page
+    source[0] = re.sub(r"\[[\w-]+\.md\]\(", "[](", text)
 
 
 def _plain(app: Any, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
