@@ -18,6 +18,8 @@ from beadwork.report.write import report
 
 HERE = Path(__file__).parent
 WIDTH = 860
+#: px; the browser draws on one texture, which ends at 8192 and goes on with the page's head
+PIECE = 4096
 
 
 def picture(page_file: Path) -> Image.Image:
@@ -31,9 +33,14 @@ def picture(page_file: Path) -> Image.Image:
         page.goto(f"file://{page_file}")
         page.wait_for_function("document.documentElement.dataset.viewer == 'ready'")
         page.wait_for_timeout(3000)
-        shot = page.screenshot(full_page=True)
+        height = page.evaluate("document.documentElement.scrollHeight")
+        sheet = Image.new("RGB", (WIDTH, height))
+        for top in range(0, height, PIECE):
+            part = {"x": 0, "y": top, "width": WIDTH, "height": min(PIECE, height - top)}
+            shot = page.screenshot(full_page=True, clip=part)
+            sheet.paste(Image.open(io.BytesIO(shot)), (0, top))
         window.close()
-    return Image.open(io.BytesIO(shot)).convert("RGB")
+    return sheet
 
 
 def main(run: Path) -> None:
