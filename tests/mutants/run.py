@@ -59,7 +59,8 @@ def copy(folder: Path) -> Path:
         if path.name in COPIED:
             made = folder / path.name
             ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(path, made, ignore=ignored) if path.is_dir() else shutil.copy2(path, made)
+            # links stay links: the package's own to inputs and models, whose scripts are none of the package
+            shutil.copytree(path, made, ignore=ignored, symlinks=True) if path.is_dir() else shutil.copy2(path, made)
         else:
             (folder / path.name).symlink_to(path)
     return folder

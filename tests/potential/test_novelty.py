@@ -227,7 +227,7 @@ def test_bundle_says_what_it_was_fitted_on(fitted, made):
     assert card.hash == check(made["invariant"].bundle).hash
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "shapes", "nan", "missing"])
+@pytest.mark.parametrize("damage", ["empty", "text", "shapes", "heights", "nan", "missing"])
 def test_damaged_file_is_refused(fitted, tmp_path, damage):
     """A file that holds something else is refused by name before anything is computed with it."""
     file = tmp_path / NOVELTY
@@ -239,6 +239,7 @@ def test_damaged_file_is_refused(fitted, tmp_path, damage):
     else:
         changes = {
             "shapes": {"shift-1": good["shift-1"][:, :-1]},
+            "heights": {"height-1": np.append(good["height-1"], 0.0)},
             "nan": {"projection-8": good["projection-8"] * np.nan},
             "missing": {},
         }
