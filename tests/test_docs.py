@@ -17,7 +17,9 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
+from beadwork.potential.response import Role
 from beadwork.serve.reply import extra_keys
+from support.response import Charges
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -53,7 +55,8 @@ def test_python_names_of_the_documentation_exist(name: str) -> None:
 
 def test_extras_are_all_described() -> None:
     """docs/extras.md has a row for each key that is sent, and no other."""
-    potential = Potential(Harmonic(3.0), [Harmonic(1.0), Harmonic(2.0)])
+    role = Role("dipole", (Charges({1: 0.4}, 1.0), Charges({1: 0.5}, 1.0)), np.ones(2) / 2)
+    potential = Potential(Harmonic(3.0), [Harmonic(1.0), Harmonic(2.0)], also=[role])
     rows = [line.split("|")[1].strip() for line in (DOCS / "extras.md").read_text().splitlines() if line[:2] == "| "]
     assert sorted(rows[1:]) == sorted(extra_keys(potential, member_forces=True))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from beadwork.analyse.command import add as add_analyse
-from beadwork.config import GROUPS, ROLES, ServeConfig, resolve
+from beadwork.config import ALSO, GROUPS, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError, ConfigError
 from beadwork.json_form import as_json, failure
 from beadwork.log import Alarm, logger, painted, print_progress, set_up
@@ -342,7 +342,7 @@ def _option(parser: argparse._ArgumentGroup, entry: Declared, said: str) -> None
     elif setting.commas:
         how["type"] = lambda text: text.split(",")
     elif typing.get_origin(kind) is dict:
-        how |= {"type": _role, "nargs": "+"}
+        how |= {"type": _pair if setting.path else _role, "nargs": "+"}
     elif typing.get_origin(kind) is list:
         how["nargs"] = "+"
     if setting.choices:
@@ -372,6 +372,14 @@ def _role(text: str) -> tuple[str, str]:
     return name, role
 
 
+def _pair(text: str) -> tuple[str, str]:
+    # from the left: a path may hold the sign
+    role, equals, path = text.partition("=")
+    if not equals or role not in ALSO or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROLE=DIR with a role of {', '.join(ALSO)}")
+    return role, path
+
+
 def _resolved(args: argparse.Namespace) -> ServeConfig:
     """What was typed, joined with a TOML file."""
     typed = {
@@ -380,9 +388,11 @@ def _resolved(args: argparse.Namespace) -> ServeConfig:
         # what argparse or a command has added, and is no setting of a server
         if key not in ("call", "start", "steps", "instead", "verbosity", "json")
     }
-    if "at" in typed:
+    for key in {"at", "also"} & typed.keys():
         # argparse collects pairs
-        typed["at"] = dict(typed["at"])
+        pairs, typed[key] = typed[key], dict(typed[key])
+        if len(typed[key]) < len(pairs):
+            raise ConfigError(f"--{key} names one of {', '.join(name for name, _ in pairs)} twice", "name each once")
     return resolve(typed, args.instead)
 
 
@@ -553,6 +563,12 @@ def _models(commands: Any) -> None:
         make.add_argument(
             f"--{name}", type=int, nargs="+", metavar="N", help=f"{what}, of what it was trained on: others are refused"
         )
+    text = "of a model of dipoles, the unit of its labels (default: mace-torch's own for its class)"
+    make.add_argument("--dipole-unit", choices=("debye", "eang", "atomic_unit"), help=text)
+    text = "of a model of polarizabilities, the unit of its labels, which mace-torch does not say"
+    make.add_argument("--polarizability-unit", choices=("eang2/V", "ang3", "atomic_unit"), help=text)
+    text = "of a model of dipoles, the charges that its labels are less the sum of, times positions: whole numbers"
+    make.add_argument("--oxidation", type=_oxidation, nargs="+", metavar="ELEMENT=N", help=text)
     make.add_argument("--trust-pickle", action="store_true", help="a pickle can run code: say that this file may")
     show = _command(commands, "show", _show_model, "print a bundle's card and check its files", "models/water")
     show.add_argument("bundle", type=Path, help="a bundle, or a committee's folder")
@@ -574,11 +590,22 @@ def _models(commands: Any) -> None:
     point.add_argument("committee", type=Path, help="the committee's folder")
 
 
+def _oxidation(text: str) -> tuple[str, int]:
+    element, _, number = text.partition("=")
+    try:
+        return element, int(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ELEMENT=N, such as O=-2") from None
+
+
 def _import(args: argparse.Namespace) -> int:
     from beadwork.potential.bundle import FILES
     from beadwork.potential.importer import import_model
 
-    about = {key: value for key in ("charges", "spins") if (value := getattr(args, key)) is not None}
+    keys = ("charges", "spins", "dipole_unit", "polarizability_unit")
+    about = {key: value for key in keys if (value := getattr(args, key)) is not None}
+    if args.oxidation:
+        about["oxidation"] = dict(args.oxidation)
     card = import_model(
         args.file, args.out, head=args.head, trust_pickle=args.trust_pickle, committee=args.committee, **about
     )

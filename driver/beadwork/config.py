@@ -18,6 +18,8 @@ from beadwork.toml import fit, read_toml
 
 # what a forcefield may answer with: i-PI can contract Δ, or take longer time steps over it, where it is served apart
 ROLES = ("sum", "baseline", "delta")
+# what further models may answer with, beside the forces
+ALSO = ("dipole", "polarizability")
 ENGINES = ("auto", "native", "torchscript", "eager")
 DTYPES = ("float64", "float32")
 ON_MARK = ("stop", "count")
@@ -66,6 +68,12 @@ class ModelSettings(Options):
     )
     at: dict[str, str] = setting(
         {}, "what a forcefield of the XML is served, where it has several: sum, baseline or delta", metavar="NAME=ROLE"
+    )
+    also: dict[str, str] = setting(
+        {},
+        "what more is answered, dipole or polarizability, by which bundle or committee's folder (docs/extras.md)",
+        metavar="ROLE=DIR",
+        path=True,
     )
     engine: str = setting(
         "auto",
@@ -266,6 +274,8 @@ class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSetti
                 raise ConfigError(f"forcefield {name!r} is to serve the {role}, but there is no --baseline")
             if role == "delta" and not self.delta:
                 raise ConfigError(f"forcefield {name!r} is to serve the delta, but there is no --delta")
+        for role in self.also:
+            one_of("also", role, ALSO)
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of", "give --delta as well, or no --queue")
         if self.metrics is not None:

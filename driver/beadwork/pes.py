@@ -35,6 +35,7 @@ __DRIVER_CLASS__ = "BeadworkPES"
 OPTIONS = (
     "baseline",
     "delta",
+    "also",
     "engine",
     "dtype",
     "device",
@@ -72,6 +73,8 @@ class BeadworkPES:
         given |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
         # blanks: commas separate the parameters for i-PI, so they cannot separate bundles
         given["delta"] = delta.split() if isinstance(delta, str) else delta
+        if isinstance(also := given.get("also"), str):
+            given["also"] = dict(pair.partition("=")[::2] for pair in also.split())
         # a word in place of the input, which is i-PI's own matter here, but without which `check` would refuse the rest
         config = ServeConfig(simulation="ffdirect", **fit(ServeConfig, given, Path(), "<parameters>")).check()
         if config.threads:

@@ -27,7 +27,15 @@ from beadwork.potential.memory import reason
 from beadwork.potential.sizes import check_sizes, terms
 
 #: of mace-torch 0.3.16, and where they are
-CLASSES = dict.fromkeys(("MACE", "ScaleShiftMACE", "EnergyDipolesMACE"), "mace.modules.models")
+CLASSES = dict.fromkeys(
+    ("MACE", "ScaleShiftMACE", "EnergyDipolesMACE", "AtomicDipolesMACE", "AtomicDielectricMACE"), "mace.modules.models"
+)
+#: what each class answers, of those that answer anything besides or in place of an energy
+ANSWERS = {
+    "EnergyDipolesMACE": ("energy", "dipole"),
+    "AtomicDipolesMACE": ("dipole",),
+    "AtomicDielectricMACE": ("dipole", "polarizability"),
+}
 #: names of the functions between neurons
 GATES = ("silu", "tanh", "abs")
 ENERGIES = "atomic_energies_fn.atomic_energies"
@@ -90,6 +98,11 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def class_of(module: Any) -> str:
     """The name of a module's class, scripted or not."""
     return str(getattr(module, "original_name", type(module).__name__))
+
+
+def answers_of(module: Any) -> tuple[str, ...]:
+    """What a module answers: 'energy', 'dipole' or 'polarizability', one or more."""
+    return ANSWERS.get(class_of(module), ("energy",))
 
 
 def describe(model: Any) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def _read(model: Any, name: str) -> dict[str, Any]:
     hidden = str(model.products[0].linear.irreps_out)
     last = str(model.products[-1].linear.irreps_out)
     correlations = [_correlation(product) for product in model.products]
-    one = name == "EnergyDipolesMACE"
+    one = name in ANSWERS
     found = {
         "r_max": _r_max(model),
         "num_bessel": int(radial.out_dim),
@@ -209,6 +222,7 @@ def _read(model: Any, name: str) -> dict[str, Any]:
         "embedding_specs": getattr(model, "embedding_specs", None),
         "readout_cls": "NonLinearReadoutBlock" if one else _named(readout, "readout_classes"),
         "keep_last_layer_irreps": last == hidden and len(model.products) > 1,
+        "use_polarizability": bool(getattr(model, "use_polarizability", True)),
     }
     if len(model.interactions) == 1 or isinstance(readout, _class_of_linear()):
         found["readout_cls"] = "NonLinearReadoutBlock"
@@ -391,7 +405,7 @@ def _made(name: str, arguments: Mapping[str, Any], state: Mapping[str, torch.Ten
     made["avg_num_neighbors"] = made["avg_num_neighbors"][0]
     made["atomic_numbers"] = state["atomic_numbers"].tolist()
     made["num_elements"] = len(made["atomic_numbers"])
-    made["atomic_energies"] = state[ENERGIES].double().numpy()
+    made["atomic_energies"] = state[ENERGIES].double().numpy() if ENERGIES in state else None
     accepted = _accepted(name)
     if "atomic_inter_scale" in accepted:
         made |= {f"atomic_inter_{key}": state[f"scale_shift.{key}"].tolist() for key in ("scale", "shift")}

@@ -63,6 +63,14 @@ class Card:
         """Whether the bundle has a native model."""
         return NATIVE in self.sha256
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What the model answers: 'energy', 'dipole' or 'polarizability', one or more."""
+        found = self.about.get("answers", ["energy"])
+        if not isinstance(found, list) or not found or not all(isinstance(one, str) for one in found):
+            raise ModelError(f"the card of {self.path} has answers = {found!r}", "import the model again")
+        return tuple(found)
+
     def without(self, engine: str) -> str | None:
         """Why the bundle has nothing that an engine of this name could run; None where it has."""
         if FILES[engine] in self.sha256:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -35,19 +35,68 @@ class Energies:
     novelty: FloatArray | None = None
     of_heads: FloatArray | None = None
 
+    @staticmethod
+    def joined(pieces: Sequence[Energies]) -> Energies:
+        """The results of consecutive runs of systems as one."""
+        return Energies(
+            np.concatenate([p.energies for p in pieces]),
+            np.concatenate([p.forces for p in pieces]),
+            np.concatenate([p.virials for p in pieces]),
+            combine_known([p.of_atoms for p in pieces], np.concatenate),
+            combine_known([p.novelty for p in pieces], np.concatenate),
+            combine_known([p.of_heads for p in pieces], lambda parts: np.concatenate(parts, axis=1)),
+        )
 
-def join(pieces: Sequence[Energies]) -> Energies:
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One model's answer to an electric field, of a graph of S systems and A atoms in all (`potential.response`).
+
+    dipole: (S, 3) e Å. born: (A, 3, 3) e: born[i, j, k] is the derivative of the dipole's component k by position
+    component j of atom i. polarizability: (S, 3, 3) e Å²/V, the derivative of the dipole by the field. None where the
+    model was not asked, or has none.
+    """
+
+    dipole: FloatArray | None
+    born: FloatArray | None
+    polarizability: FloatArray | None
+
+    @staticmethod
+    def joined(pieces: Sequence[Response]) -> Response:
+        """The results of consecutive runs of systems as one."""
+        return Response(
+            *(
+                combine_known([getattr(p, name) for p in pieces], np.concatenate)
+                for name in ("dipole", "born", "polarizability")
+            )
+        )
+
+
+Answer = TypeVar("Answer", Energies, Response)
+Answer_co = TypeVar("Answer_co", Energies, Response, covariant=True)
+
+
+class Evaluates(Protocol[Answer_co]):
+    """Whatever answers a graph: `Engine`, or `response.ResponseEngine`."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        ...
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        ...
+
+    def evaluate(self, graph: Graph) -> Answer_co:
+        """Evaluate every system of the graph in one call."""
+        ...
+
+
+def join(pieces: Sequence[Answer]) -> Answer:
     """Concatenate the results of consecutive runs of systems."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return Energies(
-        np.concatenate([p.energies for p in pieces]),
-        np.concatenate([p.forces for p in pieces]),
-        np.concatenate([p.virials for p in pieces]),
-        combine_known([p.of_atoms for p in pieces], np.concatenate),
-        combine_known([p.novelty for p in pieces], np.concatenate),
-        combine_known([p.of_heads for p in pieces], lambda parts: np.concatenate(parts, axis=1)),
-    )
+    return pieces[0] if len(pieces) == 1 else type(pieces[0]).joined(pieces)
 
 
 def combine_known(parts: Sequence[FloatArray | None], put: Callable[[list[FloatArray]], Any]) -> FloatArray | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from beadwork.errors import NonFiniteError
 from beadwork.frame import FloatArray, IntArray
-from beadwork.potential.engine import Energies, combine_known
+from beadwork.potential.engine import Energies, Response, combine_known
 from beadwork.potential.graph import Graph
 
 
@@ -63,6 +63,16 @@ class Novelty:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantity:
+    """One quantity by M models. mean: (...) their weighted mean. members: (M, ...). spread: (S,) or (A,), its first
+    index: the root mean square over Cartesian components of the sample standard deviation; None with one model."""
+
+    mean: FloatArray
+    members: FloatArray
+    spread: FloatArray | None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """S systems of A atoms in all, evaluated by a baseline and M members. eV and Å; virials as in `Energies`.
 
@@ -75,6 +85,8 @@ class Evaluation:
     the members, where they are not equal.
     closest: (S,) Å, the smallest distance between two atoms of each system, inf where none is within the cutoff.
     notes: messages for the log, about what was found while evaluating.
+    response: what models of other roles answer: 'dipole' (S, 3) e Å, 'born' (A, 3, 3) e, 'polarizability' (S, 3, 3)
+    e Å²/V, as `Response` has them; empty where there are no such models.
     seconds: where the time went: 'graph', each model by its name, 'reduce'.
     """
 
@@ -89,6 +101,7 @@ class Evaluation:
     member_forces: FloatArray | None = None
     member_virials: FloatArray | None = None
     novelty: Novelty | None = None
+    response: Mapping[str, Quantity] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     closest: FloatArray = field(default_factory=lambda: np.empty(0))
@@ -158,8 +171,11 @@ def first_index(values: FloatArray, largest: FloatArray, graph: Graph) -> IntArr
     return at[first] - graph.ptr[systems]
 
 
-def check_finite(model: str, graph: Graph, result: Energies | Evaluation) -> None:
+def check_finite(model: str, graph: Graph, result: Energies | Response | Evaluation) -> None:
     """Raise NonFiniteError, with the structure and the atom, where anything that would be sent is NaN or infinite."""
+    if isinstance(result, Response):
+        _check_response(model, graph, result)
+        return
     if np.isfinite(result.energies).all() and np.isfinite(result.forces).all() and np.isfinite(result.virials).all():
         return
     # forces first, since they name the atom; an energy or a virial names the structure only
@@ -172,7 +188,21 @@ def check_finite(model: str, graph: Graph, result: Energies | Evaluation) -> Non
         atom = int(np.argmin(good))
         system = int(graph.system[atom])
         what = f"force on atom {atom - int(graph.ptr[system])}"
-    raise NonFiniteError(
+    raise _not_finite(model, graph, system, what)
+
+
+def _check_response(model: str, graph: Graph, result: Response) -> None:
+    for what, values in (("dipole", result.dipole), ("polarizability", result.polarizability)):
+        if values is not None and not (good := np.isfinite(values).reshape(len(graph), -1).all(axis=1)).all():
+            raise _not_finite(model, graph, int(np.argmin(good)), what)
+    if result.born is not None and not (good := np.isfinite(result.born).all(axis=(1, 2))).all():
+        atom = int(np.argmin(good))
+        system = int(graph.system[atom])
+        raise _not_finite(model, graph, system, f"Born charges of atom {atom - int(graph.ptr[system])}")
+
+
+def _not_finite(model: str, graph: Graph, system: int, what: str) -> NonFiniteError:
+    return NonFiniteError(
         f"{model} returned NaN or infinity for {graph.where(system)} ({what})",
         "nothing was sent to i-PI. The structure is far from what the model was trained on, or the model is broken",
     )

@@ -10,6 +10,8 @@ import os
 import re
 import tempfile
 import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,35 @@ import torch
 
 from beadwork.disk import writing
 from beadwork.errors import ModelError
-from beadwork.potential.architecture import default_dtype, describe, mace_imported, rebuild
+from beadwork.frame import Frame
+from beadwork.potential.architecture import answers_of, class_of, default_dtype, describe, mace_imported, rebuild
 from beadwork.potential.auto_engine import VIRIAL_ARM, compare_dense, trial
-from beadwork.potential.bundle import CARD, FILES, HEADS, MODEL, NATIVE, Card, load_card, write_card
+from beadwork.potential.bundle import CARD, FILES, HEADS, MODEL, NATIVE, WEIGHTS, Card, load_card, write_card
 from beadwork.potential.eager import open_exact
-from beadwork.potential.engine import Energies
+from beadwork.potential.engine import Energies, Response
 from beadwork.potential.first_run import announce, made_here
-from beadwork.potential.graph import Graph
+from beadwork.potential.graph import Graph, build
 from beadwork.potential.heads import MEAN, Heads, join
 from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.response import (
+    DIPOLE_UNIT,
+    OWN_UNIT,
+    OXIDATION,
+    POLARIZABILITY_UNIT,
+    POLARIZABILITY_UNITS,
+    ResponseEvaluator,
+)
 from beadwork.potential.state import CHARGE, SPIN, check_trained_on, wanted
 from beadwork.potential.torchscript import ModuleEvaluator, load_module
-from beadwork.potential.weights import write_weights
+from beadwork.potential.weights import read_weights, write_weights
 
 #: entries of a card without a native model: why there is none, and what to do about it, where anything helps
 NO_NATIVE_KEYS = ("native", "native_remedy")
+#: why a model of dipoles alone runs in no other engine
+NO_ENERGY = "it has no energy"
+#: a rotation with a reflection, by which dipoles and polarizabilities must turn
+TURN = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [-0.48, -0.64, -0.6]])
 #: their values; both None where there is a native model
 NoNative = tuple[str | None, str | None]
 #: the command of mace-torch 0.3.16, which writes nothing without --return_model
@@ -80,6 +95,7 @@ def import_model(
         announce(source)
     model = load_module(source) if eager is None else eager
     heads = None
+    about = _about_response(source, model, about)
     if committee:
         eager, heads = _join(source, eager, head)
         model, about = eager, {"heads": len(heads), **about}
@@ -107,8 +123,14 @@ def import_model(
         else:
             if heads is not None:
                 heads.save(part / HEADS)
-            entries |= _make_modules(source, eager, part, head, trial(elements, cutoff, eager))
-            why = _make_native(source, eager, heads, part, entries)
+            if "energy" in answers_of(eager):
+                entries |= _make_modules(source, eager, part, head, trial(elements, cutoff, eager))
+                why = _make_native(source, eager, heads, part, entries)
+            else:
+                entries["torchscript"] = NO_ENERGY
+                why = NO_ENERGY, None
+            if "dipole" in answers_of(eager):
+                _make_response(source, eager, part, entries)
         write_card(part, entries | dict(zip(NO_NATIVE_KEYS, why, strict=True)))
         bundle.mkdir(parents=True, exist_ok=True)
         for made in (*FILES.values(), HEADS, CARD):  # the card last: a folder without it is no bundle
@@ -158,9 +180,9 @@ def _load_eager(file: Path) -> Any:
                 f"{file} cannot be unpickled ({_error_line(error)})",
                 "is it truncated, or from another version of MACE?",
             ) from error
-    for attribute in ("r_max", "atomic_numbers", "atomic_energies_fn"):
+    for attribute in ("r_max", "atomic_numbers", *(["atomic_energies_fn"] if "energy" in answers_of(model) else [])):
         if not hasattr(model, attribute):
-            raise ModelError(f"{file} holds a {type(model).__name__}, not a MACE energy model (no {attribute!r})")
+            raise ModelError(f"{file} holds a {type(model).__name__}, not a MACE model (no {attribute!r})")
     if any(type(module).__module__.startswith("cuequivariance") for module in model.modules()):
         raise ModelError(
             f"{file} was converted for cuequivariance, whose layers TorchScript does not take",
@@ -249,6 +271,77 @@ def _make_modules(source: Path, eager: Any, bundle: Path, head: str | None, grap
             "train without the part that is named",
         )
     return missing
+
+
+def _about_response(source: Path, model: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a card with what the model answers, where that is more than an energy, and its units.
+
+    Raises ModelError for entries that the model has no use for, or where a unit is not known.
+    """
+    answers, found = answers_of(model), dict(about)
+    for key, needed in ((DIPOLE_UNIT, "dipole"), (OXIDATION, "dipole"), (POLARIZABILITY_UNIT, "polarizability")):
+        if key in about and needed not in answers:
+            raise ModelError(
+                f"{source} holds a {class_of(model)}, which answers {' and '.join(answers)}: {key} means nothing to it",
+                f"leave --{key.replace('_', '-')} out",
+            )
+    if answers == ("energy",):
+        return found
+    found["answers"] = list(answers)
+    found.setdefault(DIPOLE_UNIT, OWN_UNIT[class_of(model)])
+    if "polarizability" in answers and POLARIZABILITY_UNIT not in found:
+        raise ModelError(
+            f"{source} is a model of polarizabilities, and in which unit is not in the file",
+            f"give --polarizability-unit with that of its labels ({', '.join(POLARIZABILITY_UNITS)})",
+        )
+    return found
+
+
+def _make_response(source: Path, eager: Any, bundle: Path, card: Mapping[str, Any]) -> None:
+    """Write the weights, where they are not there, and hold what is made from them to the model's own dipoles.
+
+    Raises ModelError where it cannot be made again, or does not turn with the atoms as a vector or a tensor does.
+    """
+    name, file = type(eager).__name__, bundle / WEIGHTS
+    try:
+        made = _write_eager(eager, file) if not file.exists() else rebuild(*read_weights(file)[::-1])
+        one, two = (_responses(module, card) for module in (copy.deepcopy(eager), made))
+    except ModelError:
+        raise
+    except OSError:  # a full disk is not the model's fault
+        raise
+    except Exception as error:
+        raise ModelError(f"{source} holds a {name} that cannot be evaluated: {_error_line(error)}") from error
+    for what, unit, turned in (("dipole", "e Å", "ji,i->j"), ("polarizability", "e Å²/V", "ki,lj,ij->kl")):
+        mine, other = getattr(one, what), getattr(two, what)
+        if mine is None or other is None:
+            continue
+        size = max(1.0, float(np.abs(mine).max()))
+        if not (apart := float(np.abs(mine - other).max())) < 1e-8 * size:
+            raise ModelError(
+                f"{source} holds a {name} that cannot be made again: its {what} is {apart:.1e} {unit} off",
+                "please report this with the versions of mace-torch and e3nn",
+            )
+        # the second structure is the first, turned and reflected
+        if (
+            not (apart := float(np.abs(np.einsum(turned, *[TURN] * mine[0].ndim, mine[0]) - mine[1]).max()))
+            < 1e-4 * size
+        ):
+            raise ModelError(
+                f"the {what} of {source} does not turn with the atoms ({apart:.1e} {unit} off)",
+                "was it made with use_polarizability=False, whose AtomicDielectricMACE mixes up its columns?",
+            )
+
+
+def _responses(module: Any, card: Mapping[str, Any]) -> Response:
+    """What it answers for a cluster of its elements, and the same turned and reflected."""
+    box = trial(card["elements"], card["cutoff"]).part(0, 1)
+    # charges that are no whole numbers have a dipole in a cluster alone
+    charge = 0 if wanted(module) else None
+    alone = Frame(box.numbers, box.positions, np.zeros((3, 3)), (False,) * 3, charge=charge)
+    graph = build([alone, replace(alone, positions=alone.positions @ TURN.T)], card["cutoff"])
+    with mace_imported(), default_dtype(torch.float64):
+        return ResponseEvaluator(module, "float64", "cpu", card).evaluate(graph)
 
 
 def _answer(module: Any, head: str | None, graph: Graph) -> Energies:

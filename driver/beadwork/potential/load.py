@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
 from beadwork.potential.potential import Potential, _names
+from beadwork.potential.response import ResponseEngine, Role
 
 
 def load(
@@ -25,14 +28,16 @@ def load(
     baseline_uncertainty_atom: float | None = None,
     charge: int | None = None,
     spin: int | None = None,
+    also: Mapping[str, str | Path] | None = None,
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
     delta: bundles, or one committee's folder, or one pointer to such a folder (`members_of`). weights, alpha and
     energy_alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else
     they are equal and 1. charge (e) and spin (unpaired electrons) are those of the whole system, for models that want
-    them. An alpha that is given is that of energies too, unless they have their own. Raises ModelError
-    for bundles that are damaged or do not go together.
+    them. also: for 'dipole' or 'polarizability' a bundle, a committee's folder or a pointer to one, whose answers stand
+    in `Evaluation.response` (`potential.response`). An alpha that is given is that of energies too, unless they have
+    their own. Raises ModelError for bundles that are damaged or do not go together.
     """
     # cards first: what does not go together is refused before any model is loaded, which takes seconds each
     paths = members_of(delta)
@@ -66,7 +71,9 @@ def load(
             "(make it with: beadwork models novelty)"
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
-    if (charge is not None or spin is not None) and not any(getattr(engine, "wants", ()) for engine in opened):
+    roles = [_role(name, named, dtype, device) for name, named in sorted((also or {}).items())]
+    all_engines = [*opened, *(engine for role in roles for engine in role.engines)]
+    if (charge is not None or spin is not None) and not any(getattr(engine, "wants", ()) for engine in all_engines):
         notes.append("charge and spin are told to no model, because none wants them")
     # cards are in this order: the baseline first
     base = opened.pop(0) if baseline is not None else None
@@ -84,6 +91,7 @@ def load(
         notes=notes,
         charge=charge,
         spin=spin,
+        also=roles,
     )
     # what Δ gives a lone atom is the weighted mean of the members', like the rest of Δ
     # a trunk is the mean of its heads already
@@ -109,7 +117,25 @@ def load_for(config: ModelSettings) -> Potential:
         config.baseline_uncertainty_atom,
         config.charge,
         config.spin,
+        config.also,
     )
+
+
+def _role(name: str, named: str | Path, dtype: str, device: str) -> Role:
+    """The models of one role, with the weights of their committee.toml."""
+    paths = members_of([named])
+    committee = load_committee(paths)
+    weights = (
+        np.ones(len(paths)) if committee is None else np.array([committee.weights[p.resolve().name] for p in paths])
+    )
+    engines = tuple(ResponseEngine(path, name, dtype, device) for path in paths)
+    for engine in engines[1:]:
+        if (engine.elements, engine.answers) != (engines[0].elements, engines[0].answers):
+            raise ModelError(
+                f"{engine.name} and {engines[0].name} differ in the elements that they know or in what they answer",
+                "the members of a committee must be trained for the same",
+            )
+    return Role(name, engines, weights / weights.sum())
 
 
 def _check_together(cards: Sequence[Card], members: Sequence[Card]) -> None:

@@ -11,12 +11,13 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from beadwork.errors import ModelError, ResourceError
 from beadwork.frame import FloatArray
-from beadwork.potential.engine import Energies, Engine, Weighted, join
+from beadwork.potential.engine import Answer, Evaluates, Weighted, join
 from beadwork.potential.graph import Graph
 
 #: fraction of the free memory that an evaluation may take: other processes, i-PI among them, grow too
@@ -40,8 +41,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def evaluate(
-    engine: Engine, graph: Graph, max_edges: int | None = None, weights: FloatArray | None = None
-) -> tuple[Energies, int | None]:
+    engine: Evaluates[Answer], graph: Graph, max_edges: int | None = None, weights: FloatArray | None = None
+) -> tuple[Answer, int | None]:
     """Evaluate in pieces of max_edges at most, and in smaller ones where memory does not suffice.
 
     weights: (A,), of the atoms' energies; None for 1. Returns the result and the max_edges that worked, to begin with
@@ -52,7 +53,9 @@ def evaluate(
         pieces = graph.pieces(max_edges)
         try:
             if weights is not None and isinstance(engine, Weighted):  # a protocol takes 0.1 ms to check
-                parts = [engine.weighted(graph.part(a, b), weights[graph.ptr[a] : graph.ptr[b]]) for a, b in pieces]
+                parts: Any = [
+                    engine.weighted(graph.part(a, b), weights[graph.ptr[a] : graph.ptr[b]]) for a, b in pieces
+                ]
             else:
                 parts = [engine.evaluate(graph.part(a, b)) for a, b in pieces]
             return join(parts), max_edges
@@ -76,7 +79,7 @@ def evaluate(
         max_edges = largest // 2  # of the largest piece, which is the one that failed or as large
 
 
-def edges_that_fit(engines: Sequence[Engine], graph: Graph, device: str) -> int | None:
+def edges_that_fit(engines: Sequence[Evaluates[Any]], graph: Graph, device: str) -> int | None:
     """How many edges fit into the free memory, measured with this graph; None where the system does not report it."""
     free = free_memory(device)
     needed = None if free is None or not len(graph.neighbor) else _peak_bytes(engines, graph, device)
@@ -119,7 +122,7 @@ def _free_in_cgroups() -> list[int]:
     return free
 
 
-def _peak_bytes(engines: Sequence[Engine], graph: Graph, device: str) -> int | None:
+def _peak_bytes(engines: Sequence[Evaluates[Any]], graph: Graph, device: str) -> int | None:
     """Peak bytes of one evaluation by one engine after the other; None where the system does not report it."""
     # a first call compiles and fills caches, which would count as memory of every step
     for engine in engines:

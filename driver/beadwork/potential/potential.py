@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import Card, committee_hash
-from beadwork.potential.engine import Energies, Engine, Head, Trunk, Weighted, combine_known
-from beadwork.potential.evaluation import Evaluation, Spread, check_finite, first_index, novelty_of, summed
+from beadwork.potential.engine import Answer, Energies, Engine, Evaluates, Head, Trunk, Weighted, combine_known
+from beadwork.potential.evaluation import Evaluation, Quantity, Spread, check_finite, first_index, novelty_of, summed
 from beadwork.potential.graph import Graph, GraphBuilder
+from beadwork.potential.response import ResponseEngine, Role
 from beadwork.potential.weighting import AVERAGING_RADIUS, Neighbourhoods, weigh
 
 #: evaluations after an out-of-memory error until more edges at once are tried; doubled after each further error
@@ -60,6 +62,8 @@ class Potential:
     charge, spin: e and unpaired electrons of every frame, for models that want them; a frame that says others is
     refused. None where they are not given, and each frame must say its own.
 
+    also: models of dipoles or polarizabilities, which are evaluated with the rest.
+
     cards: of the baseline and the models, in this order, where they come from bundles. notes: sentences for the log.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
     """
@@ -80,7 +84,9 @@ class Potential:
         notes: Sequence[str] = (),
         charge: int | None = None,
         spin: int | None = None,
+        also: Sequence[Role] = (),
     ) -> None:
+        self.also = tuple(also)
         self.charge, self.spin = charge, spin
         self.reference = dict(reference or {})
         self.usual = usual
@@ -108,7 +114,7 @@ class Potential:
         self.weights = self._shares(weights, len(members))
         self._check_scales()
         # one graph for all: the largest cutoff decides, and models with a shorter one filter its edges
-        farthest = max(e.cutoff for e in self.engines)
+        farthest = max(e.cutoff for e in self._all_engines)
         self.builder = GraphBuilder(farthest if atom_uncertainty is None else max(farthest, AVERAGING_RADIUS))
 
     def _check_weighted_baseline(self) -> None:
@@ -166,6 +172,11 @@ class Potential:
         return self.models if self.baseline is None else (self.baseline, *self.models)
 
     @property
+    def _all_engines(self) -> tuple[Engine | ResponseEngine, ...]:
+        """Those, and the models of other roles."""
+        return (*self.engines, *(engine for role in self.also for engine in role.engines))
+
+    @property
     def identity(self) -> str | None:
         """One hash of the models that answer, with their weights, as the queue's rows have it; None without cards."""
         hashes = [card.hash for card in self.cards]
@@ -220,7 +231,7 @@ class Potential:
     def check_species(self, numbers: Sequence[int] | IntArray) -> None:
         """Raise ModelError, naming the element and the model, for an atomic number that some model lacks."""
         for z in sorted({int(n) for n in numbers}):
-            for engine in self.engines:
+            for engine in self._all_engines:
                 if engine.elements and z not in engine.elements:
                     known = ", ".join(_symbol(e) for e in engine.elements)
                     raise ModelError(
@@ -245,6 +256,7 @@ class Potential:
             cards=(*self.baseline_cards, *other.cards),
             charge=self.charge,
             spin=self.spin,
+            also=self.also,
         )
         whole.members = other.members  # heads that are open stay so: to open them is no work for a step
         whole.share_memory_limit(self)
@@ -272,6 +284,13 @@ class Potential:
         alone.share_memory_limit(self)
         return alone
 
+    def with_also(self, also: Sequence[Role]) -> Potential:
+        """The same models, with these of other roles."""
+        other = copy.copy(self)
+        other.also = tuple(also)
+        other.builder = GraphBuilder(max(self.cutoff, *(e.cutoff for e in other._all_engines)))
+        return other
+
     def without_delta(self) -> Potential:
         """The baseline alone, with the cards of both: each part names all models that drive i-PI."""
         alone = Potential(self.baseline, cards=self.cards, charge=self.charge, spin=self.spin)
@@ -294,7 +313,7 @@ class Potential:
         graph = self._graph([frame])
         # heads stay in memory once they are open, and take turns with the mean
         heads = self.members if self.trunk else ()
-        self.max_edges = self._most = memory.edges_that_fit([*self.engines, *heads], graph, device)
+        self.max_edges = self._most = memory.edges_that_fit([*self._all_engines, *heads], graph, device)
         if self.max_edges is None or self.max_edges >= structures * len(graph.neighbor):
             return []
         count = max(1, self.max_edges // len(graph.neighbor))
@@ -340,7 +359,7 @@ class Potential:
         limit = self.max_edges = self._limit(graph)
         # filtered once for each cutoff, not once for each model: all engines see the same object, so a device copy of
         # it is made once too (`device.bring`)
-        graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self.engines}}
+        graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self._all_engines}}
         baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
         of_models = [self._run(model, graphs, seconds) for model in self.models]
         results = of_models
@@ -354,6 +373,9 @@ class Potential:
         else:
             evaluation = self._combine(graph, graphs, baseline, results, member_forces, seconds)
         novelty = novelty_of(graph, baseline, of_models)
+        response: dict[str, Quantity] = {}
+        for role in self.also:
+            response |= role.combine([self._run(engine, graphs, seconds) for engine in role.engines])
         # finite parts can have a sum that is not, and i-PI integrates NaN without a word
         check_finite("the sum of the models", graph, evaluation)
         # `_combine` may evaluate members again (weighted baseline by atom), which adds to their own seconds
@@ -368,7 +390,7 @@ class Potential:
             )
         # equal weights are left out, so that a committee has one hash whether its card lists them or not
         weights = tuple(self.weights.tolist()) if len(set(self.weights.tolist())) > 1 else ()
-        evaluation = replace(evaluation, novelty=novelty, models=models, weights=weights)
+        evaluation = replace(evaluation, novelty=novelty, response=response, models=models, weights=weights)
         return replace(evaluation, closest=graph.closest, notes=notes, seconds=seconds)
 
     def _limit(self, graph: Graph) -> int | None:
@@ -400,13 +422,14 @@ class Potential:
 
     def _run(
         self,
-        engine: Engine,
+        engine: Evaluates[Answer],
         graphs: Mapping[float, Graph],
         seconds: dict[str, float],
         weights: FloatArray | None = None,
-    ) -> Energies:
+    ) -> Answer:
         started = time.perf_counter()
         graph = graphs[engine.cutoff]
+        result: Answer
         result, self.max_edges = memory.evaluate(engine, graph, self.max_edges, weights)
         # checked model by model, so that the message names the one that is broken
         check_finite(f"the model {engine.name}", graph, result)

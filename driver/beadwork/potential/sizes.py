@@ -27,10 +27,11 @@ def check_sizes(name: str, given: Mapping[str, Any], shapes: Shapes, elements: i
     hidden = terms(given["hidden_irreps"])
     channels = _scalars(hidden)
     _same(shapes, "node_embedding.linear.weight", elements * channels)
-    _same(shapes, "atomic_energies_fn.atomic_energies", heads * elements)
-    dipoles = name == "EnergyDipolesMACE"
-    # the last layer has scalars alone, or what a dipole needs; a single layer of dipoles has all
-    last = hidden[:2] if dipoles else hidden[:1]
+    if name not in ("AtomicDipolesMACE", "AtomicDielectricMACE"):
+        _same(shapes, "atomic_energies_fn.atomic_energies", heads * elements)
+    # the last layer has scalars alone, or what a dipole or a polarizability needs; a single layer of these has all
+    needed = {"EnergyDipolesMACE": hidden[:2], "AtomicDipolesMACE": hidden[1:2], "AtomicDielectricMACE": hidden}
+    dipoles, last = name in needed, needed.get(name, hidden[:1])
     if given.get("keep_last_layer_irreps") if layers > 1 else dipoles:
         last = hidden
     edge = terms(given["edge_irreps"]) if given.get("edge_irreps") and not dipoles else None

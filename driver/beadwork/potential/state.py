@@ -14,6 +14,7 @@ import torch
 from ase import Atoms
 
 from beadwork.errors import ModelError
+from beadwork.potential.architecture import class_of
 from beadwork.potential.bundle import Card
 from beadwork.potential.graph import Graph
 
@@ -23,7 +24,9 @@ CHARGE, SPIN = "total_charge", "total_spin"
 
 def wanted(module: Any) -> tuple[str, ...]:
     """What a module wants to be told of each system, by mace-torch's names."""
-    return tuple(getattr(module, "embedding_specs", None) or ())
+    # what the charges of a dielectric model add up to
+    always = (CHARGE,) if class_of(module) == "AtomicDielectricMACE" else ()
+    return tuple(getattr(module, "embedding_specs", None) or always)
 
 
 def embedded(spec: Mapping[str, Any]) -> range | None:

@@ -50,6 +50,11 @@ class ModuleEngine:
         self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", head: int | None = None
     ) -> None:
         card = check(bundle)
+        if "energy" not in card.answers:
+            raise ModelError(
+                f"{card.path} answers {' and '.join(card.answers)} and no energy",
+                f"give it as --also {card.answers[0]}=…",
+            )
         if why := card.without(self.kind):
             raise ModelError(f"{card.path} has nothing for the engine {self.kind!r}: {why}", "take another --engine")
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -121,6 +126,47 @@ class TorchScriptEngine(ModuleEngine):
         return load_module(card.path / MODEL, device)
 
 
+class Inputs:
+    """Makes what a MACE module, scripted or eager, takes of a graph.
+
+    head: its number. known: total charges and multiplicities that the model was trained on, where that is known.
+    """
+
+    def __init__(self, module: Any, head: int, dtype: str, device: str, known: Mapping[str, Sequence[int]]) -> None:
+        self.wants = Wants(module, known)
+        self.dtype, self.device = getattr(torch, dtype), torch.device(device)
+        #: whether it wants fixed charges of the atoms, which its dipole begins from
+        self._dipoles = class_of(module) in ("EnergyDipolesMACE", "AtomicDipolesMACE")
+        numbers = module.atomic_numbers.cpu()
+        attrs = torch.zeros((int(numbers.max()) + 1, len(numbers)), dtype=self.dtype)
+        attrs[numbers, torch.arange(len(numbers))] = 1.0
+        self._attrs = attrs.to(self.device)
+        self._head = torch.tensor([head], device=self.device)
+
+    def of(self, graph: Graph) -> dict[str, torch.Tensor]:
+        """By mace-torch's names, on the device, without waiting for it."""
+        given = bring(graph, self.dtype, self.device)
+        systems, atoms = len(given.ptr) - 1, len(given.numbers)
+        # All positions are put at zero and the edges' vectors take the place of unit shifts in a cell of unit vectors:
+        # differences of large (unwrapped) coordinates are then never formed in float32, and the model's own
+        # derivatives by positions and strain are the forces and the virial as ever.
+        # Edges run from the neighbor to the center, so that messages are summed in order.
+        return {
+            "positions": torch.zeros((atoms, 3), dtype=self.dtype, device=self.device),
+            "unit_shifts": given.vectors,
+            "shifts": given.vectors,
+            "cell": given.cell,
+            "edge_index": given.edge_index,
+            "node_attrs": self._attrs[given.numbers],
+            "batch": given.batch,
+            "ptr": given.ptr,
+            "head": self._head.expand(systems),
+            # no energy depends on these charges, and `potential.response` adds what they give to a dipole
+            **({"charges": torch.zeros(atoms, dtype=self.dtype, device=self.device)} if self._dipoles else {}),
+            **self.wants.of(graph, self.dtype, self.device),
+        }
+
+
 class ModuleEvaluator:
     """Runs any MACE module, scripted or eager, on a graph.
 
@@ -139,24 +185,18 @@ class ModuleEvaluator:
         known: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         name = class_of(module)
-        self.wants = Wants(module, known or {})
-        #: whether it wants fixed charges of the atoms, from which its dipole begins and of which no energy depends
-        self._dipoles = name == "EnergyDipolesMACE"
         #: whether its energy is the sum of what it says of the atoms
         self._of_atoms = name in ("MACE", "ScaleShiftMACE") and not hasattr(module, "embedding_readout")
         index = _head(module, head)
-        self._dtype = getattr(torch, dtype)
-        self._device = torch.device(device)
+        self._inputs = Inputs(module, index, dtype, device, known or {})
+        self.wants, self._dtype, self._device = self._inputs.wants, self._inputs.dtype, self._inputs.device
         numbers = module.atomic_numbers.cpu()
         # Reference energies of hundreds of eV would cost float32 its last digits: take them out, add them in float64.
         energies = module.atomic_energies_fn.atomic_energies.detach().cpu().double()
-        # Both are looked up by atomic number, on the device; an element that the model does not know gets NaN.
+        # Looked up by atomic number, on the device; an element that the model does not know gets NaN.
         reference = torch.full((int(numbers.max()) + 1,), torch.nan, dtype=torch.float64)
         reference[numbers] = torch.atleast_2d(energies)[index]
-        attrs = torch.zeros((len(reference), len(numbers)), dtype=self._dtype)
-        attrs[numbers, torch.arange(len(numbers))] = 1.0
-        self._reference, self._attrs = reference.to(self._device), attrs.to(self._device)
-        self._head = torch.tensor([index], device=self._device)
+        self._reference = reference.to(self._device)
         self._module = module.to(self._device, self._dtype).eval()
         with torch.no_grad():
             module.atomic_energies_fn.atomic_energies.zero_()
@@ -215,37 +255,16 @@ class ModuleEvaluator:
 
         The energies are without the atoms' reference energies.
         """
-        return self._call(self._data(graph), derive=True)
+        return self._call(self._inputs.of(graph), derive=True)
 
     def _weighted(self, graph: Graph, weights: FloatArray) -> dict[str, Any]:
         """The same with derivatives of the weighted sum of the atoms' energies; the energies themselves unweighted."""
-        data = self._data(graph)
+        data = self._inputs.of(graph)
         positions = data["positions"].requires_grad_(True)
         out = self._call(data, derive=False)
         node = out["node_energy"]
         total = (node * torch.as_tensor(weights, dtype=node.dtype, device=self._device)).sum()
         return {**out, **_derived(total, (positions, out["displacement"]))}  # MACE's name for the strain
-
-    def _data(self, graph: Graph) -> dict[str, torch.Tensor]:
-        given = bring(graph, self._dtype, self._device)
-        systems, atoms = len(given.ptr) - 1, len(given.numbers)
-        # All positions are put at zero and the edges' vectors take the place of unit shifts in a cell of unit vectors:
-        # differences of large (unwrapped) coordinates are then never formed in float32, and the model's own
-        # derivatives by positions and strain are the forces and the virial as ever.
-        # Edges run from the neighbor to the center, so that messages are summed in order.
-        return {
-            "positions": torch.zeros((atoms, 3), dtype=self._dtype, device=self._device),
-            "unit_shifts": given.vectors,
-            "shifts": given.vectors,
-            "cell": given.cell,
-            "edge_index": given.edge_index,
-            "node_attrs": self._attrs[given.numbers],
-            "batch": given.batch,
-            "ptr": given.ptr,
-            "head": self._head.expand(systems),
-            **({"charges": torch.zeros(atoms, dtype=self._dtype, device=self._device)} if self._dipoles else {}),
-            **self.wants.of(graph, self._dtype, self._device),
-        }
 
     def _call(self, data: dict[str, torch.Tensor], *, derive: bool) -> dict[str, Any]:
         # TorchScript's profiler would make the first three calls three times slower, and gains nothing after

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ase.data import chemical_symbols
 
-from beadwork.config import ServeConfig
+from beadwork.config import ROLES, ServeConfig
 from beadwork.errors import ConfigError, SimulationError
 from beadwork.frame import FloatArray, Frame
 from beadwork.ipi.simulation import Simulation, Socket, System
@@ -16,7 +16,7 @@ from beadwork.ipi.transport import Line, address_of
 from beadwork.potential.device import unused_gpu
 from beadwork.potential.load import load_for
 from beadwork.potential.potential import Potential
-from beadwork.serve.reply import MEMBER_FORCES, extra_keys
+from beadwork.serve.reply import MEMBER_FORCES, RESPONSES, extra_keys
 from beadwork.serve.service import ALARM, Service
 
 #: from so many atoms on a weighted baseline of the whole system gets a message: more than in the clusters it is meant
@@ -50,9 +50,13 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
     ]
     services = []
     answering: dict[str, list[tuple[Socket, Service]]] = {}  # by what systems name
+    carrier = _carrier(simulation, roles)
     for name, role in roles.items():
         socket = simulation.socket(name)
-        service = _service(config, simulation, socket, parts[role])
+        potential = parts[role]
+        if whole.also:
+            potential = potential.with_also(whole.also if name == carrier else ())
+        service = _service(config, simulation, socket, potential)
         # what i-PI would refuse or misread comes first: selecting backends takes seconds a model
         _check_gathered(socket, service)
         service.potential.check_species(service.numbers)
@@ -66,6 +70,22 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         answering.setdefault(socket.parent or name, []).append((socket, service))
     _check_extras(simulation, answering)
     return services, notes
+
+
+def _carrier(simulation: Simulation, roles: Mapping[str, str]) -> str:
+    """The forcefield whose extras have what models of other roles answer: of several i-PI would make a longer list.
+
+    It drops the extras of a forcefield without a weight, or on fewer beads than the system has.
+    """
+
+    def rank(name: str) -> tuple[bool, int]:
+        socket = simulation.socket(name)
+        pairs = [
+            (system, part) for system, _ in simulation.served(socket) for part in system.parts(socket.parent or name)
+        ]
+        return not all(part.weight and part.nbeads == system.nbeads for system, part in pairs), ROLES.index(roles[name])
+
+    return min(roles, key=rank)
 
 
 def _of_the_whole(potential: Potential, start: Frame) -> list[str]:
@@ -230,6 +250,9 @@ def _check_extras(simulation: Simulation, answering: Mapping[str, list[tuple[Soc
         services = [service for ours in answering.values() for _, service in ours]
         sent = sorted({key for service in services for key in extra_keys(service.potential, service.member_forces)})
         remedy = "add --member-forces" if set(keys) <= set(MEMBER_FORCES) else "give a committee (--delta)"
+        if responses := {key.removeprefix("committee_").removesuffix("_spread") for key in keys} & set(RESPONSES):
+            role = "polarizability" if responses == {"polarizability"} else "dipole"
+            remedy = f"give a model of them (--also {role}=BUNDLE), several in a committee's folder for their spread"
         raise SimulationError(
             f"{simulation.path} writes the extras {', '.join(keys)}, which will not be sent: "
             f"{', '.join(sent) or 'nothing'} will",

@@ -14,12 +14,14 @@ from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.messages import ForceReady
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.potential import Potential
-from beadwork.units import FORCE, HARTREE
+from beadwork.units import BOHR, FORCE, HARTREE
 
 #: the keys of extras that are sent with --member-forces alone
 MEMBER_FORCES = ("committee_force", "committee_virial")
 
 
+#: what models of other roles answer, by its key, which is i-PI's: our name, and an atomic unit in ours
+RESPONSES = {"dipole": ("dipole", BOHR), "BEC": ("born", 1.0), "polarizability": ("polarizability", BOHR**2 / HARTREE)}
 #: the keys of novelty in the extras of a committee
 NOVELTY = ("novelty_max", "novelty_atom")
 
@@ -80,10 +82,39 @@ def most_by_element(numbers: IntArray, values: FloatArray) -> dict[str, float]:
     return {chemical_symbols[z]: float(most[numbers == z].max()) for z in np.unique(numbers)}
 
 
+def _response_keys(potential: Potential) -> tuple[str, ...]:
+    """The keys of models of other roles; of a committee of these the members, and how far they are apart."""
+    members = {quantity: len(role.engines) for role in potential.also for quantity in role.quantities}
+    found = []
+    for key, (quantity, _) in RESPONSES.items():
+        if count := members.get(quantity):
+            found += [key] if count == 1 else [key, f"{key}_spread"]
+            # of the Born charges the spread alone: nine numbers an atom and member are long
+            found += [f"committee_{key}"] if count > 1 and quantity != "born" else []
+    return tuple(found)
+
+
+def _response_columns(evaluation: Evaluation, potential: Potential) -> dict[str, list[Any]]:
+    """For the same keys, a value for each structure."""
+    count = len(evaluation.energies)
+    found: dict[str, list[Any]] = {}
+    for key, (quantity, unit) in RESPONSES.items():
+        if (answer := evaluation.response.get(quantity)) is None:
+            continue
+        mean = answer.mean / unit
+        # i-PI has three rows for each atom, one for each component of its position
+        found[key] = (mean.reshape(count, -1, 3) if quantity == "born" else mean).tolist()
+        if answer.spread is not None:
+            found[f"{key}_spread"] = (answer.spread.reshape(count, -1).max(axis=1) / unit).tolist()
+            found[f"committee_{key}"] = (answer.members.swapaxes(0, 1) / unit).tolist() if quantity != "born" else []
+    return {key: found[key] for key in _response_keys(potential)}
+
+
 def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
-    """The keys of every extras object of this potential; none without a committee of two at least, or novelty."""
+    """The keys of every extras object of this potential; none without a committee of two, novelty, or models of other
+    roles."""
     if len(potential.members) < 2:
-        return _novelty_keys(potential)
+        return (*_novelty_keys(potential), *_response_keys(potential))
     forces = MEMBER_FORCES if member_forces else ()
     return (
         "committee_pot",
@@ -94,12 +125,13 @@ def extra_keys(potential: Potential, member_forces: bool) -> tuple[str, ...]:
         "energy_alpha",
         "committee",
         *_novelty_keys(potential),
+        *_response_keys(potential),
         *forces,
     )
 
 
 def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
-    """One JSON object a structure, the same keys always; empty where there is neither committee nor novelty.
+    """One JSON object a structure, the same keys always; empty where there is nothing to say.
 
     committee_pot: the members' energies, Hartree (totals where the sum is served), deviations scaled by
     energy_alpha. energy_spread: Hartree. force_spread_max: Hartree/Bohr, of atom force_spread_atom. energy_alpha:
@@ -107,13 +139,15 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
     which is null between two evaluations of all heads' forces (`--force-spread-every`).
     committee: the models, as `Potential.short_identity`. committee_force and committee_virial (atomic units,
     the derivatives of committee_pot) only when they were asked for. novelty_max: the largest of any atom, which is
-    novelty_atom, and the largest for each part alone; null where a part does not know.
+    novelty_atom, and the largest for each part alone; null where a part does not know. dipole (3), BEC (3 N
+    rows of 3, a row for each position component) and polarizability (3, 3): atomic units, as i-PI's `driven_dynamics`
+    reads the first two.
     """
     spread, totals = evaluation.spread, evaluation.member_totals
     if spread is None or totals is None:
-        if not potential.knows_novelty:
+        new = _novelty_columns(evaluation, potential) | _response_columns(evaluation, potential)
+        if not new:
             return [b""] * len(evaluation.energies)
-        new = _novelty_columns(evaluation, potential)
         return [json.dumps(dict(zip(new, row, strict=True))).encode() for row in zip(*new.values(), strict=True)]
     atoms = len(evaluation.forces) // len(evaluation.energies)
     nothing = [None] * len(evaluation.energies)
@@ -124,6 +158,7 @@ def extras(evaluation: Evaluation, potential: Potential) -> list[bytes]:
         "force_spread_max": (spread.largest / FORCE).tolist() if spread.of_forces else nothing,
         "force_spread_atom": spread.atom.tolist() if spread.of_forces else nothing,
         **_novelty_columns(evaluation, potential),
+        **_response_columns(evaluation, potential),
     }
     if evaluation.member_forces is not None and evaluation.member_virials is not None:
         forces, virials = evaluation.member_forces, evaluation.member_virials

@@ -1,0 +1,248 @@
+"""How a system answers an electric field: dipoles, Born charges and polarizabilities by models of a role of their own.
+
+    mu = Σ_i mu_i + e Σ_i N_i r_i        Z_ijk = (1/e) ∂mu_k / ∂r_ij        F = F_0 + e Σ_k Z_ijk E_k
+
+mu_i is what a network gives atom i, of its neighbours and so the same in every cell. N_i are oxidation numbers,
+integers of each element (Stocco, Carbogno and Rossi, arXiv:2502.02413): along a path that carries an atom from one cell
+into the next mu changes by e N_i a, the quantum of polarization, so that each of its branches is right and Z has none.
+Positions are taken as they are sent: i-PI does not fold them unless its `<ffsocket pbc='True'>` says so.
+
+AtomicDielectricMACE has charges of its own in place of N_i, which are no integers. Their sum over a periodic system
+means nothing, and it is refused there; its polarizability is not touched by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.constants
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+
+from beadwork.config import ALSO
+from beadwork.errors import ModelError
+from beadwork.frame import FloatArray
+from beadwork.potential.architecture import answers_of
+from beadwork.potential.bundle import check, reopen
+from beadwork.potential.device import bring, to_host
+from beadwork.potential.eager import load_weights
+from beadwork.potential.engine import Response, join
+from beadwork.potential.evaluation import Quantity
+from beadwork.potential.graph import Graph
+from beadwork.potential.state import trained_on
+from beadwork.potential.torchscript import CPU_EDGES_PER_PIECE, Inputs
+from beadwork.units import BOHR, HARTREE
+
+#: e Å in the unit that a model's labels had, by its name in a card; mace-torch's own Debye
+DIPOLE_UNITS = {"debye": 1e-11 / scipy.constants.c / scipy.constants.e, "eang": 1.0, "atomic_unit": BOHR}
+#: e Å²/V in the same; the polarizability volume is that over 4 π ε0
+POLARIZABILITY_UNITS = {"eang2/V": 1.0, "ang3": 1.0 / (HARTREE * BOHR), "atomic_unit": BOHR**2 / HARTREE}
+#: entries of a card about these, besides `answers`
+DIPOLE_UNIT, POLARIZABILITY_UNIT, OXIDATION = "dipole_unit", "polarizability_unit", "oxidation"
+#: what mace-torch's own sums of charges times positions are in, of each class
+OWN_UNIT = {"EnergyDipolesMACE": "debye", "AtomicDipolesMACE": "debye", "AtomicDielectricMACE": "eang"}
+
+
+class ResponseEvaluator:
+    """Runs an eager module that gives dipoles on a graph; answers in the units of `Response`.
+
+    about: entries of a card: `dipole_unit`, `polarizability_unit`, `oxidation`. whole: dipoles and Born charges too;
+    else the polarizability alone. known: as `ModuleEvaluator`'s. Raises ModelError for entries that make no sense.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        dtype: str,
+        device: str,
+        about: Mapping[str, Any],
+        *,
+        whole: bool = True,
+        known: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self.inputs = Inputs(module, 0, dtype, device, known or {})
+        self._module = module.to(self.inputs.device, self.inputs.dtype).eval()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        self._whole = whole
+        #: whether its dipole is made of charges that it gives the atoms itself
+        self._charged = "polarizability" in answers_of(module)
+        self._dipole = DIPOLE_UNITS[_unit(about, DIPOLE_UNIT, DIPOLE_UNITS)]
+        if self._charged:
+            self._polarizability = POLARIZABILITY_UNITS[_unit(about, POLARIZABILITY_UNIT, POLARIZABILITY_UNITS)]
+        self._oxidation = _by_number(about.get(OXIDATION), sorted(module.atomic_numbers.tolist()))
+        if self._charged and self._oxidation is not None:
+            raise ModelError("the model gives its atoms charges of its own", "take its oxidation numbers away")
+
+    def evaluate(self, graph: Graph) -> Response:
+        """Evaluate a graph whose cutoff is the model's. Raises ModelError for a periodic system that it has no dipole
+        of."""
+        data = self.inputs.of(graph)
+        if self._charged and self._whole:
+            self._check_images(graph)
+        fixed = None if self._oxidation is None else self._oxidation[graph.numbers]
+        if fixed is not None:
+            _check_charge(graph, np.add.reduceat(fixed, graph.ptr[:-1]))
+        # the module makes the positions a variable; vectors are positions' differences plus what stands for shifts
+        with torch.set_grad_enabled(self._whole):
+            out = self._module(data, training=False, compute_force=False)
+        charges, polarizabilities = None, None
+        if self._charged:
+            polarizabilities = self._polarizability * to_host(out["polarizability"].detach().double())
+        if not self._whole:
+            return Response(None, None, polarizabilities)
+        dipole = out["dipole"]
+        if self._charged:
+            charges = out["charges"]
+            dipole = dipole + self._of_charges(charges, graph)
+        born = torch.stack(
+            [torch.autograd.grad(dipole[:, k].sum(), data["positions"], retain_graph=k < 2)[0] for k in range(3)], dim=2
+        )
+        packed = to_host(torch.cat((dipole.detach().flatten(), born.flatten())).double())
+        dipoles, tensors = np.split(self._dipole * packed, [3 * len(graph)])
+        dipoles, tensors = dipoles.reshape(-1, 3), tensors.reshape(-1, 3, 3)
+        if charges is not None:
+            # float64: what its centre adds is the same for all charges that add up to the same
+            totals = np.add.reduceat(to_host(charges.detach().double()), graph.ptr[:-1])
+            dipoles = dipoles + self._dipole * totals[:, None] * _centers(graph)
+        if fixed is not None:
+            dipoles = dipoles + np.add.reduceat(fixed[:, None] * graph.positions, graph.ptr[:-1])
+            tensors = tensors + fixed[:, None, None] * np.eye(3)
+        return Response(dipoles, tensors, polarizabilities)
+
+    def _of_charges(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
+        """(S, 3) Σ_i q_i (r_i - c) of each system about its centre c, as a function of the charges alone.
+
+        The module itself adds Σ_i q_i x_i, with positions x that are zero and have the derivatives q_i.
+        """
+        places = graph.positions - _centers(graph)[graph.system]
+        given = bring(graph, self.inputs.dtype, self.inputs.device)
+        terms = charges[:, None] * torch.as_tensor(places, dtype=charges.dtype, device=charges.device)
+        return torch.zeros((len(graph), 3), dtype=terms.dtype, device=terms.device).index_add(0, given.batch, terms)
+
+    def _check_images(self, graph: Graph) -> None:
+        crossing = np.flatnonzero((graph.images != 0).any(axis=1)[graph.image])
+        if len(crossing):
+            system = int(graph.system[graph.neighbor[crossing[0]]])
+            raise ModelError(
+                f"{graph.where(system)} is periodic, and the model's dipole is a sum over charges that are no whole "
+                "numbers, which depends on the images that the positions stand for",
+                "serve its polarizability alone (--also polarizability=BUNDLE), or a model of dipoles of atoms "
+                "(AtomicDipolesMACE) with oxidation numbers",
+            )
+
+
+class ResponseEngine:
+    """A bundle's model of dipoles or polarizabilities, in mace-torch's own modules.
+
+    role: 'dipole' or 'polarizability', of which the first brings the second where the model has both. name, cutoff,
+    elements: as `Engine` has them. Raises ModelError for a bundle that fails its check or is of no such model.
+    """
+
+    def __init__(self, bundle: str | Path, role: str, dtype: str = "float64", device: str = "cpu") -> None:
+        card = check(bundle)
+        if role not in card.answers:
+            raise ModelError(
+                f"{card.path} answers {' and '.join(card.answers)}, and is given as {role} (--also)",
+                f"give a model that was trained on the {role}, or import it again, if it was imported by an "
+                "older beadwork",
+            )
+        if why := card.without("eager"):
+            raise ModelError(f"{card.path} has nothing for the engine 'eager': {why}", "import the model again")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ModelError(f"device {device!r} was requested, but PyTorch finds no CUDA device", "use device 'cpu'")
+        module = load_weights(card)
+        self._opened = (card.path.absolute(), card.sha256, role, dtype, device)
+        self.name = f"{card.name} ({role}, eager, {dtype})"
+        self.cutoff, self.elements, self.role = card.cutoff, card.elements, role
+        #: what it answers besides its role
+        self.answers = tuple(one for one in card.answers if one in ALSO) if role == "dipole" else (role,)
+        try:
+            self._evaluator = ResponseEvaluator(
+                module, dtype, device, card.about, whole=role == "dipole", known=trained_on(card)
+            )
+        except ModelError as error:
+            raise ModelError(f"the card of {card.path}: {error.what}", error.remedy or "import it again") from error
+        self.wants = self._evaluator.inputs.wants.names
+        self._piece = CPU_EDGES_PER_PIECE if device == "cpu" else None
+
+    def evaluate(self, graph: Graph) -> Response:
+        """Evaluate every system of the graph: on CUDA all at once, on the CPU a few systems at a time."""
+        graph = graph.within(self.cutoff)
+        return join([self._evaluator.evaluate(graph.part(a, b)) for a, b in graph.pieces(self._piece)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by opening the bundle again."""
+        return reopen, (ResponseEngine, *self._opened)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """The models of one role, with weights that sum to 1."""
+
+    name: str
+    engines: tuple[ResponseEngine, ...]
+    weights: FloatArray
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What they answer, by the names that `combine` has for it."""
+        also = ("polarizability",) if "polarizability" in self.engines[0].answers else ()
+        return ("dipole", "born", *also) if self.name == "dipole" else also
+
+    def combine(self, results: Sequence[Response]) -> dict[str, Quantity]:
+        """'dipole' (S, 3), 'born' (A, 3, 3) and 'polarizability' (S, 3, 3), those that there are, as `Response` has
+        them."""
+        found = {}
+        for name in self.quantities:
+            members = np.array([getattr(result, name) for result in results])
+            mean = np.tensordot(self.weights, members, axes=1)
+            spread = None
+            if len(members) > 1:
+                squares = ((members - mean) ** 2).reshape(len(members), len(mean), -1).mean(axis=2)
+                spread = np.sqrt(self.weights @ squares / (1.0 - float((self.weights**2).sum())))
+            found[name] = Quantity(mean, members, spread)
+        return found
+
+
+def _unit(about: Mapping[str, Any], key: str, known: Mapping[str, float]) -> str:
+    unit = about.get(key)
+    if unit not in known:
+        raise ModelError(f"{key} is {unit!r}", f"choose from {', '.join(known)}")
+    return str(unit)
+
+
+def _by_number(oxidation: Any, elements: Sequence[int]) -> FloatArray | None:
+    """(largest atomic number + 1,) e: oxidation numbers by atomic number; None where there are none."""
+    if oxidation is None:
+        return None
+    symbols = [chemical_symbols[z] for z in elements]
+    if not isinstance(oxidation, Mapping) or sorted(oxidation) != sorted(symbols):
+        raise ModelError(f"oxidation is {oxidation!r}", f"it wants a number for each of {', '.join(symbols)}")
+    if not all(type(number) is int and abs(number) <= 9 for number in oxidation.values()):
+        raise ModelError(f"oxidation is {dict(oxidation)!r}", "it wants whole numbers from -9 to 9")
+    found = np.zeros(max(elements) + 1)
+    for symbol, number in oxidation.items():
+        found[atomic_numbers[symbol]] = number
+    return found
+
+
+def _check_charge(graph: Graph, totals: FloatArray) -> None:
+    """Raise ModelError where oxidation numbers do not add up to the charge that is told."""
+    for system, (charge, _) in enumerate(graph.states):
+        if charge is not None and charge != totals[system]:
+            raise ModelError(
+                f"the oxidation numbers of {graph.where(system)} add up to {totals[system]:+g} e, and its charge is "
+                f"{charge:+d} e",
+                "correct the charge (--charge), or import the model with other oxidation numbers",
+            )
+
+
+def _centers(graph: Graph) -> FloatArray:
+    """(S, 3) Å."""
+    sums: FloatArray = np.add.reduceat(graph.positions, graph.ptr[:-1])
+    return sums / np.diff(graph.ptr)[:, None]
