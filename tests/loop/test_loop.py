@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -303,29 +304,36 @@ def test_a_row_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture) -> None
     assert told == ["row 8: labelled"]
 
 
-def test_a_label_that_comes_while_training_waits(ipi, tmp_path, monkeypatch) -> None:
+def test_a_killed_training_goes_on_with_what_it_began_with(ipi, tmp_path, monkeypatch) -> None:
     """Training is killed, and a frame is labelled by hand: the training goes on with the labels that it was begun with,
-    and the new one is learned in the generation after."""
+    divided as before though some were left out at the borders, and the new one is learned in the generation after."""
     loop = read_loop(project(ipi, tmp_path))
-    labels = [truth.example(frame, n) for n, frame in enumerate(truth.clusters(4, 1, most=2))]
-    there = labels[:3]
-    learned = []
+    steps = sorted(np.random.default_rng(4).choice(2000, 50, replace=False).tolist())
+    frames = zip(truth.clusters(51, 6, most=1), [*steps, 5000], strict=True)
+    labels = [replace(truth.example(f, n), simulation="sim", step=step) for n, (f, step) in enumerate(frames)]
+    there, learned, left = labels[:50], [], []
 
     def killed(examples: Any, baseline: Path, out: Path, settings: Any, previous: Any, *others: Any) -> None:
-        open_folder(out, divide(out, [], examples, settings, previous))
-        learned.append([example.hash for example in examples])
+        settings = replace(settings, apart=100)
+        dataset = divide(out, [], examples, settings, previous)
+        open_folder(out, dataset)
+        learned.append(Dataset.read(out).hash)
+        left.append(len(examples) - len(dataset.examples))
         raise ModelError("killed")
 
     monkeypatch.setattr(loops, "from_queue", lambda *asked: there)
     monkeypatch.setattr(loops, "train_committee", killed)
     loop.folder.mkdir()
     learning = loops._Learning(loop, "loop.toml", print)
-    for number in (0, 0, 1):
-        with pytest.raises(ModelError, match="killed"):
-            learning._train(Generation(loop.folder / f"gen-{number:03d}"), loops.committee_of(loop, number))
+    for number, known in ((0, 50), (0, 50), (1, 51)):
+        generation = Generation(loop.folder / f"gen-{number:03d}")
+        generation.stages["label"] = {"known": list(range(known))}
+        with pytest.raises(ModelError, match=r"^killed$"):
+            learning._train(generation, loops.committee_of(loop, number))
         there = labels
-    assert [len(names) for names in learned] == [3, 3, 4]
-    assert learned[0] == learned[1]
+    assert left[0] > 0, "or there is nothing to protect"
+    assert learned[0] == learned[1] != learned[2]
+    assert labels[50].hash in {e.hash for e in Dataset.read(loop.folder / "gen-001" / "committee").examples}
 
 
 @pytest.mark.slow

@@ -491,21 +491,27 @@ class _Learning:
                 f"correct {self.loop.labeller}, let them wait again (beadwork label --again), and run the command "
                 "again",
             )
-        return {"labelled": labelled, "set_aside": [row.id for row in rows if row.status == FAILED]}
+        return {
+            "labelled": labelled,
+            "set_aside": [row.id for row in rows if row.status == FAILED],
+            # also what somebody else has labelled: what the training learns from must not change while it is repeated
+            "known": [row.id for row in self.queue.rows(status=LABELLED)],
+        }
 
     def _train(self, now: Generation, committee: Path) -> dict[str, Any]:
         out = now.folder / "committee"
         # a committee of another program has no dataset, and its weights may be of another form
         previous = committee if (committee / DATASET).exists() else None
         examples: dict[str, Example] = {}
-        if (out / DATASET).exists():  # training has begun: labels that came later belong to the next generation
-            examples.update((e.hash, e) for e in Dataset.read(out).examples)
-        else:
-            if previous is not None:
-                # by hash: labels of the queue that the previous dataset has already are the same examples
-                examples.update((e.hash, e) for e in Dataset.read(previous).examples)
-            method = self.spec.labeller().method
-            examples.update((e.hash, e) for e in from_queue(self.queue, self.loop.baseline, method))
+        if previous is not None:
+            # by hash: labels of the queue that the previous dataset has already are the same examples
+            examples.update((e.hash, e) for e in Dataset.read(previous).examples)
+        # not those of dataset.json, which lacks what was left out at the borders: without these frames it would be
+        # divided differently after a kill. Labels that came later belong to the next generation
+        known = now.stages.get("label", {}).get("known")  # of an earlier release: unknown
+        method = self.spec.labeller().method
+        labels = from_queue(self.queue, self.loop.baseline, method)
+        examples.update((e.hash, e) for e in labels if known is None or e.row in known)
         command = f"beadwork learn {self.name} ({now.folder.name})"
         train_committee(list(examples.values()), self.loop.baseline, out, self.loop.train, previous, self.tell, command)
         dataset = Dataset.read(out)

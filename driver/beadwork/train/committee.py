@@ -145,7 +145,11 @@ def open_folder(out: Path, dataset: Dataset) -> None:
     """Make the committee's folder, or check that it is of the same committee."""
     if (out / DATASET).exists():
         if Dataset.read(out).hash != dataset.hash:
-            raise ModelError(f"{out} contains a committee trained on other labels", "choose another folder")
+            raise ModelError(
+                f"{out} contains a committee trained on other labels, or on the same ones divided otherwise (seed, "
+                "held_out, apart)",
+                "choose another folder, or remove this one to train anew",
+            )
         return
     # a call that was killed while it wrote the dataset leaves only frames.extxyz or parts of files
     if out.exists() and (
