@@ -26,6 +26,21 @@ FAREWELL = 20.0
 LISTEN = 60.0
 
 
+def _check_plumed(path: Path) -> None:
+    """Raise SimulationError where i-PI could not load PLUMED for this input.
+
+    In another process, as i-PI would: its package is of no use to us, and its library has no place in a server.
+    """
+    tried = subprocess.run([sys.executable, "-c", "import plumed; plumed.Plumed()"], capture_output=True, text=True)
+    if tried.returncode:
+        said = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
+        raise SimulationError(
+            f"{path} has an <ffplumed>, and PLUMED does not load here: {said}",
+            "install its package (pip install plumed) and its library (of your system, of conda-forge, or from its "
+            "source), and name the library's libplumedKernel.so in PLUMED_KERNEL",
+        )
+
+
 class OwnIpi:
     """One run of the i-PI of this environment. sockets_prefix: what it gets as -S; None takes the XML's."""
 
@@ -45,6 +60,8 @@ class OwnIpi:
         busy = f"beadwork has started an i-PI in {home} already, with which this one would share EXIT and RESTART"
         with alone(home / LOCK, busy, "end it, or start this one from another folder"):
             self._simulation.check_outputs()
+            if self._simulation.plumed:
+                _check_plumed(self._simulation.path)
             self._left_behind()
             yield
 

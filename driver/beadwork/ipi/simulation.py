@@ -262,7 +262,7 @@ class Simulation:
     names (see `read`). files: those files, as named; `directory / file` is where each lies. step, total_steps: where
     it starts and ends. prefix: of all output files. outputs: what it writes. extras: what outputs, force components and
     motions expect in the extras of every reply; i-PI stops with a KeyError where one is missing. bytes_per_step: how
-    much its outputs grow in a step on average, within some tens of per cent.
+    much its outputs grow in a step on average, within some tens of per cent. plumed: it has an `<ffplumed>`.
     """
 
     path: Path
@@ -277,6 +277,7 @@ class Simulation:
     sockets: tuple[Socket, ...]
     systems: tuple[System, ...]
     bytes_per_step: float = 0.0
+    plumed: bool = False
 
     @property
     def nbeads(self) -> int:
@@ -471,6 +472,7 @@ def read_simulation(path: Path | str, sockets_prefix: str | None = None, directo
         sockets=sockets,
         systems=systems,
         bytes_per_step=sum(_bytes(output, system) / output.stride for output in outputs for system in systems),
+        plumed=any(tag == "ffplumed" for tag, _ in source.extra),
     )
 
 
