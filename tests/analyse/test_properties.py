@@ -6,12 +6,14 @@ import csv
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from beadwork.analyse.properties import Observable, properties
+from beadwork.analyse.free_energy import Estimate
+from beadwork.analyse.properties import Observable, differences, properties
 from beadwork.analyse.runs import open_run
 from beadwork.cli import main
 from beadwork.errors import ConfigError
@@ -47,11 +49,19 @@ def heat_capacity(beads: int, kt: float, omega: float) -> float:
     return -(beta**2) * (energy(beta + step) - energy(beta - step)) / (2 * step)
 
 
+def isotopes(beads: int, kt: float, omega: float, alpha: float) -> float:
+    """Of one degree of freedom ln Z(α m) / Z(m) less the classical 1/2 ln α: its modes but the centroid's."""
+    modes = free_modes(beads, kt)[1:] ** 2
+    return float(0.5 * np.log((modes + omega**2) / (modes + omega**2 / alpha)).sum())
+
+
 def test_the_formulas_of_this_test() -> None:
     """With many beads they are those of the quantum oscillator, with one the classical ones."""
     x = OMEGA / KT / 2
     assert kinetic(512, KT, OMEGA) == pytest.approx(OMEGA / 4 / np.tanh(x), rel=1e-3)
     assert heat_capacity(512, KT, OMEGA) == pytest.approx((x / np.sinh(x)) ** 2, rel=2e-2)
+    quantum = np.log(np.sinh(x) / x) - np.log(np.sinh(x / np.sqrt(2)) / (x / np.sqrt(2)))
+    assert isotopes(512, KT, OMEGA, 2.0) == pytest.approx(quantum, rel=1e-2)
     assert (kinetic(1, KT, OMEGA), heat_capacity(1, KT, OMEGA)) == pytest.approx((KT / 2, 1.0))
 
 
@@ -69,6 +79,9 @@ def test_a_harmonic_ring_polymer_by_what_ipi_writes(ring_polymer: RingPolymer) -
         ("radius of gyration of one H", gyration, "Å", 0.01),
         ("potential", MEV * 1e-3 * 1.5 * spread, "electronvolt", 0.02),
         ("heat capacity", capacity, "J/mol/K", 0.08),
+        ("quantum kinetic energy of one H, y", MEV * kinetic(BEADS, KT, OMEGA), "meV", 0.03),
+        ("ln isotope_zetasc(alpha=2;atom=H)", 3 * isotopes(BEADS, KT, OMEGA, 2.0), "", 0.05),
+        ("ln isotope_zetatd(alpha=2;atom=H)", 3 * isotopes(BEADS, KT, OMEGA, 2.0), "", 0.3),
     ):
         one = names[name]
         assert one.unit == unit
@@ -109,7 +122,7 @@ def test_pieces_are_averaged_together(ring_polymer: RingPolymer, tmp_path: Path)
         folder = tmp_path / f"half-{k}"
         folder.mkdir()
         write_about(folder, beads=BEADS, properties={"run.out": {"stride": 10, "columns": []}})
-        (folder / "run.out").write_text("".join(rows[:5] + rows[5 + 1000 * k : 1005 + 1000 * k]))
+        (folder / "run.out").write_text("".join(rows[:7] + rows[7 + 1000 * k : 1007 + 1000 * k]))
         halves.append(folder)
     shutil.copy(ring_polymer.folder / "run.r_gyration.xyz", halves[0])
     whole = by_name(properties([open_run(ring_polymer.folder)])[0])
@@ -142,7 +155,7 @@ def test_runs_of_two_kinds_are_not_averaged(
     write_about(tmp_path, **{"beads": BEADS, "properties": {"run.out": {"stride": 10, "columns": []}}} | about)
     lines = (ring_polymer.folder / "run.out").read_text().splitlines(True)
     if rows == "0 ":
-        lines = lines[:5] + lines[5::2]
+        lines = lines[:7] + lines[7::2]
     (tmp_path / "run.out").write_text(
         "".join(lines).replace("{angstrom3}", "{bohr3}" if "{" in rows else "{angstrom3}")
     )
@@ -153,7 +166,8 @@ def test_runs_of_two_kinds_are_not_averaged(
 def test_properties_as_they_are_typed(
     ring_polymer: RingPolymer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A table and the same in a CSV, with nothing where nothing is known."""
+    """A table and the same in a CSV, with nothing where nothing is known; a picture; and of two phases the differences,
+    with the errors of both."""
     assert main(["analyse", "properties", str(ring_polymer.folder), "--out", str(tmp_path / "p")]) == 0
     said = capsys.readouterr().out
     with open(tmp_path / "p.csv", encoding="utf-8") as stream:
@@ -165,12 +179,29 @@ def test_properties_as_they_are_typed(
         assert float(row["both"]) == pytest.approx(found[name].estimate.both, rel=1e-6)
         assert (row["committee"] == "") == (found[name].estimate.committee is None)
         assert name in said
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    name = "ln isotope_zetasc(alpha=2;atom=H)"
+    apart = {one.name: one for one in differences(list(found.values()), [replace(found[name], estimate=THERE)])}
+    assert list(apart) == [name]
+    assert apart[name].estimate.value == pytest.approx(found[name].estimate.value - 1.0)
+    assert apart[name].estimate.both == pytest.approx(np.hypot(found[name].estimate.statistical, 0.3))
+    assert apart[name].estimate.committee is None
+    command = ["analyse", "properties", str(ring_polymer.folder), "--against", str(ring_polymer.folder)]
+    assert main([*command, "--out", str(tmp_path / "d")]) == 0
+    with open(tmp_path / "d.csv", encoding="utf-8") as stream:
+        assert {float(row["value"]) for row in csv.DictReader(stream)} == {0.0}
+    with pytest.raises(ConfigError, match="no average in common"):
+        differences(list(found.values()), [])
 
+
+#: what another phase has
+THERE = Estimate(1.0, 0.3, None, 0.3)
 
 HARMONIC = """<simulation verbosity='quiet' floatformat='%20.12e'>
 <output prefix='run'>
 <properties stride='2' filename='out'> [ step, temperature{{kelvin}}, kinetic_cv{{millielectronvolt}}(H), potential,
-  kinetic_cv{{millielectronvolt}}(O), scaledcoords(fd_delta=-5e-3) ] </properties>
+  kinetic_cv{{millielectronvolt}}(O), scaledcoords(fd_delta=-5e-3), isotope_zetasc(alpha=2;atom=H),
+  isotope_zetatd(alpha=1.2;atom=H), isotope_scfep(alpha=2;atom=H), isotope_tdfep(alpha=1.2;atom=H) ] </properties>
 <trajectory stride='4' filename='kin' format='xyz'> kinetic_cv{{electronvolt}} </trajectory>
 <trajectory stride='4' filename='rg' format='xyz'> r_gyration{{angstrom}} </trajectory>
 <trajectory stride='1' filename='vc' format='xyz'> v_centroid{{m/s}} </trajectory>
@@ -188,16 +219,18 @@ HARMONIC = """<simulation verbosity='quiet' floatformat='%20.12e'>
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_real_ipi_of_harmonic_oscillators(tmp_path: Path) -> None:
     """i-PI's own run of two oscillators of 8 beads, read by its input alone: kinetic energies of each element by its
-    properties and by its trajectory, radii of gyration and the heat capacity are the exact ones of 8 beads."""
+    properties and by its trajectory, radii of gyration, the heat capacity, and of heavier hydrogen the partition
+    function and the kinetic energy by both estimators, are the exact ones of 8 beads."""
     beads, spring = 8, 0.2
     (tmp_path / "init.xyz").write_text(
         "2\n# CELL(abcABC): 30 30 30 90 90 90 cell{angstrom} positions{angstrom}\nO 0.01 0 0\nH 0.0 0.05 0\n"
     )
     (tmp_path / "input.xml").write_text(HARMONIC.format(steps=12_000, spring=spring, beads=beads))
     ipi = Path(sys.executable).with_name("i-pi")
-    subprocess.run([sys.executable, ipi, "input.xml"], cwd=tmp_path, check=True, capture_output=True, timeout=280)
+    subprocess.run([sys.executable, ipi, "input.xml"], cwd=tmp_path, check=True, capture_output=True, timeout=1000)
     found, said = properties([open_run(tmp_path / "input.xml")], skip=0.5)
     names = by_name(found)
     assert any("did not write the members' energies" in line for line in said)
@@ -215,6 +248,16 @@ def test_real_ipi_of_harmonic_oscillators(tmp_path: Path) -> None:
             one = names[name].estimate
             assert abs(one.value - wanted) < 4 * one.statistical + 1e-3 * wanted, name
             assert one.statistical < 0.06 * wanted
+    omega = np.sqrt(spring / 1837.47)
+    for kind, alpha in (("sc", 2.0), ("td", 1.2)):
+        softer = MEV * 3 * kinetic(beads, KT, omega / np.sqrt(alpha))
+        for name, wanted in (
+            (f"ln isotope_zeta{kind}(alpha={alpha:g};atom=H)", 3 * isotopes(beads, KT, omega, alpha)),
+            (f"kinetic energy by isotope_{kind}fep(alpha={alpha:g};atom=H)", softer),
+        ):
+            one = names[name].estimate
+            assert abs(one.value - wanted) < 4 * one.statistical + 1e-3 * wanted, name
+            assert one.statistical < 0.1 * wanted
     one = names["heat capacity"].estimate
     assert abs(one.value - GAS_CONSTANT * total) < 4 * one.statistical
     assert one.statistical < 0.4 * one.value

@@ -103,14 +103,22 @@ def _write_properties(folder: Path, steps: Sequence[int], q: np.ndarray) -> None
         return 0.5 * spring * (stretched**2).sum(axis=2).mean(axis=1)
 
     less, here, more = (potential(q - about + np.sqrt(1 + change) * about) for change in (-delta, 0.0, delta))
+    # of deuterium, of one hydrogen: by its coordinates, which are scaled, and by its springs, which are stronger
+    scaled = potential(q.mean(axis=1, keepdims=True) + about / np.sqrt(2)) - here
+    springs = 0.5 * HYDROGEN * (BEADS * KT) ** 2 * ((q - np.roll(q, 1, axis=1)) ** 2).sum(axis=(1, 2)) / BEADS
+    by_coordinates = np.stack([scaled, scaled**2, np.exp(-scaled / KT)])
+    by_springs = np.stack([springs, springs**2, np.exp(-springs / KT) * 2 ** (1.5 * (BEADS - 1))])
     # two atoms count for the kinetic part
     energy = ((1 + delta) * more - (1 - delta) * less) / (2 * delta) + 1.5 * 2 * KT
     slope = ((1 + delta) * more + (1 - delta) * less - 2 * here) * KT / delta**2 - 1.5 * 2 * KT**2
     head = ["column   1", "column   2", "column   3", "column   4", "cols.    5-6  "]
+    head += ["cols.    7-9  ", "cols.   10-12 "]
     asked = ["step", "time{femtosecond}", "potential{electronvolt}", "volume{angstrom3}", "scaledcoords"]
+    asked += [f"isotope_zeta{kind}(alpha=2;atom=H)" for kind in ("sc", "td")]
     lines = [f"# {column}     --> {name} : words" for column, name in zip(head, asked, strict=True)]
     volt = float(unit_to_internal("energy", "electronvolt", 1.0))
-    for row in zip(steps, 0.5 * np.array(steps), here / volt, np.full(len(steps), 8000.1), energy, slope, strict=True):
+    columns = [steps, 0.5 * np.array(steps), here / volt, np.full(len(steps), 8000.1), energy, slope]
+    for row in zip(*columns, *by_coordinates, *by_springs, strict=True):
         lines.append(" ".join(f"{value:.12e}" for value in row))
     (folder / "run.out").write_text("\n".join(lines) + "\n")
     for key, dimension, units, values in (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from beadwork.analyse.free_energy import FreeEnergy
+from beadwork.analyse.properties import Observable
 from beadwork.disk import writing
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
@@ -17,8 +18,10 @@ from beadwork.packages import pip_install
 from beadwork.report.figures import COLOURS, STYLE
 
 
-def _draw(path: Path, fill: Callable[[Any], None], height: float = 4.2) -> None:
-    """Make a picture of one panel. Raises ConfigError without matplotlib, or where it cannot be written."""
+def _draw(path: Path, fill: Callable[[Any], None], height: float = 4.2, several: int = 0) -> None:
+    """Make a picture of one panel, or of several, three a row, of which `fill` gets a list. Raises ConfigError without
+    matplotlib, or where it cannot be written.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("a picture needs matplotlib, which is not installed", pip_install("matplotlib"))
     import matplotlib
@@ -27,8 +30,9 @@ def _draw(path: Path, fill: Callable[[Any], None], height: float = 4.2) -> None:
     from matplotlib import pyplot
 
     with matplotlib.rc_context(STYLE):
-        figure, panel = pyplot.subplots(figsize=(7, height), constrained_layout=True)
-        fill(panel)
+        figure = pyplot.figure(figsize=(7, height), constrained_layout=True)
+        rows = -(-several // 3)
+        fill([figure.add_subplot(rows, 3, k + 1) for k in range(several)] if several else figure.add_subplot())
         with writing(path):
             figure.savefig(path, dpi=150)
         pyplot.close(figure)
@@ -77,6 +81,28 @@ def _band(
     panel: Any, x: FloatArray, y: FloatArray, error: FloatArray, colour: str, alpha: float, label: str = ""
 ) -> None:
     panel.fill_between(x, y - error, y + error, color=colour, alpha=alpha, lw=0, label=label)
+
+
+def draw_observables(path: Path, found: Sequence[Observable]) -> None:
+    """Averages, a panel each: blocks of the run in their order, and the band of the error about the whole. What does
+    not move at all has none.
+    """
+    moving = [one for one in found if np.ptp(one.course) > 1e-9 * abs(one.estimate.value)] or list(found)
+
+    def fill(panels: Any) -> None:
+        for panel, one in zip(panels, moving, strict=True):
+            value, both = one.estimate.value, one.estimate.both
+            panel.axhspan(value - both, value + both, color=COLOURS[0], alpha=0.25, lw=0)
+            panel.axhline(value, color=COLOURS[0], lw=1.2)
+            panel.plot(np.arange(len(one.course)) + 0.5, one.course, "o", color="0.35", ms=2.5)
+            panel.set_title(one.name, fontsize=7)
+            panel.set_ylabel(one.unit, fontsize=7)
+            panel.set_xticks([])
+            panel.tick_params(labelsize=6)
+            panel.yaxis.get_offset_text().set_fontsize(6)
+        panels[-1].set_xlabel("blocks of the run, in their order", fontsize=7)
+
+    _draw(path, fill, 1.4 * -(-len(moving) // 3), len(moving))
 
 
 def draw_spectrum(

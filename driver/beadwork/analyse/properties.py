@@ -23,11 +23,14 @@ from beadwork.frame import FloatArray, IntArray
 from beadwork.ipi.outputs import find_trajectory, last_of_each
 from beadwork.report.committee import read_committee
 from beadwork.report.run import RunFolder
-from beadwork.report.uncertainty import uncertainty
+from beadwork.report.uncertainty import blocks_of, uncertainty
 from beadwork.units import BOHR, HARTREE
 
 #: what says where the run is, and is no observable
 _CLOCK = ("step", "time", "conserved")
+#: direct estimators of isotope fractionation, and kinetic energies with a scaled mass
+_ISOTOPES = ("isotope_zetatd", "isotope_zetasc")
+_SCALED_MASS = ("isotope_tdfep", "isotope_scfep")
 #: i-PI's properties of positions and cell, and the potential
 _OF_MEMBERS = (
     "potential", "kinetic_td", "spring", "r_gyration", "volume", "density", "cell_h",
@@ -39,7 +42,9 @@ _GAS_CONSTANT = 8.314462618
 
 @dataclass(frozen=True, slots=True)
 class Observable:
-    """An average. name: i-PI's, or ours in words. samples: steps that it is from. The rest as in `Uncertainty`."""
+    """An average. name: i-PI's, or ours in words. samples: steps that it is from. course: (B,) of each block of steps
+    for itself, in their order. The rest as in `Uncertainty`.
+    """
 
     name: str
     estimate: Estimate
@@ -48,6 +53,7 @@ class Observable:
     independent: float
     dependence: float
     wander: float
+    course: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,12 @@ class _Function:
 _MEAN = _Function(lambda means: float(means[0]), lambda means: np.ones(1))
 # of one bead the radius of gyration is 0, and so is all that a slope is multiplied with
 _ROOT = _Function(lambda means: float(np.sqrt(means[0])), lambda means: 0.5 / np.sqrt(np.maximum(means, 1e-300)))
+
+_LOG = _Function(lambda means: float(np.log(means[0])), lambda means: 1 / means)
+_RATIO = _Function(
+    lambda means: float(1e3 * HARTREE * means[0] / means[1]),
+    lambda means: 1e3 * HARTREE * np.array([1.0, -means[0] / means[1]]) / means[1],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +92,13 @@ class _Series:
 def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Observable], list[str]]:
     """Return the averages of all that i-PI wrote in every one of these runs, after `skip` ps, and what there is to say.
 
-    Its properties by their names and in their units; of the trajectories of kinetic_cv and r_gyration, the quantum
-    kinetic energy (meV) and the radius of gyration (Å, the root of the mean square) of one atom of each element; the
-    heat capacity at constant volume (J/mol/K of the whole system) from scaledcoords (Yamamoto, J. Chem. Phys. 123,
-    104101, 2005), and of a classical run that part of it which is the potential's. Raises ConfigError where there are
-    none, or the runs have different temperatures.
+    Its properties by their names and in their units. Of the trajectories of kinetic_cv and r_gyration, the quantum
+    kinetic energy (meV), in all and along each axis, and the radius of gyration (Å, the root of the mean square) of one
+    atom of each element. Of isotope_zetatd and isotope_zetasc the logarithm of the ratio of partition functions (Cheng
+    and Ceriotti, J. Chem. Phys. 141, 244112, 2014), of isotope_tdfep and isotope_scfep the kinetic energy with a scaled
+    mass (Ceriotti and Markland, J. Chem. Phys. 138, 014112, 2013). The heat capacity at constant volume (J/mol/K of the
+    whole system) from scaledcoords (Yamamoto, J. Chem. Phys. 123, 104101, 2005), and of a classical run that part of it
+    which is the potential's. Raises ConfigError where there are none, or the runs have different temperatures.
     """
     one_of("temperatures", {run.about.get("temperature_K") for run in runs})
     one_of("numbers of beads", {run.about.get("beads") for run in runs})
@@ -108,6 +122,8 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
             "have it write <properties stride='1' filename='out'> [ step, temperature{kelvin} ] </properties>",
         )
     said = [f"{name} is not in every run, and is left out" for name in found if name not in whole]
+    if any(run.about.get("biased") for run in runs):
+        said.append("a bias acts in these runs, and averages are those under it; free-energy takes a bias away")
     committees = []
     for run in runs:
         with reading(run.directory, ConfigError, DAMAGED):
@@ -137,21 +153,45 @@ def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]
         float(errors.independent[0]),
         float(errors.dependence[0]),
         errors.wander,
+        np.array([one.function.value(block.mean(axis=0)) for cut in blocks_of(values) for block in cut]),
     )
+
+
+def differences(here: Sequence[Observable], there: Sequence[Observable]) -> list[Observable]:
+    """Return each average of `here` less that of `there`, where both have it in one unit: of two phases, say.
+
+    The simulations know nothing of each other, the members of a committee are the same in both: that part of the error
+    is not known.
+    """
+    others = {(one.name, one.unit): one for one in there}
+    found = []
+    for one in here:
+        if (other := others.get((one.name, one.unit))) is not None:
+            statistical = float(np.hypot(one.estimate.statistical, other.estimate.statistical))
+            estimate = Estimate(one.estimate.value - other.estimate.value, statistical, None, statistical)
+            found.append(replace(one, estimate=estimate, course=one.course - other.estimate.value))
+    if not found:
+        raise ConfigError("these runs and those to compare them with have no average in common", "have i-PI write both")
+    return found
 
 
 def _series(run: RunFolder, kt: float) -> Iterator[_Series]:
     """All that this run has."""
     for name, series in run.properties.items():
         base = name.partition("(")[0].partition("[")[0]
-        # scaledcoords is no observable by itself: a heat capacity is made of its columns
-        if base not in (*_CLOCK, "scaledcoords"):
+        # scaledcoords and the like are no observables by themselves: these are made of their columns
+        if base not in (*_CLOCK, "scaledcoords", *_ISOTOPES, *_SCALED_MASS):
             yield _Series(name, series.unit, base in _OF_MEMBERS, series.steps.astype(np.int_), series.values[:, None])
     yield from _heat_capacities(run, kt)
+    yield from _isotopes(run)
     for name, steps, values in _of_atoms(run, "kinetic_cv"):
         # the three components add up to the energy of an atom; meV
         energies = 1e3 * HARTREE * values.sum(axis=2).mean(axis=1, keepdims=True)
         yield _Series(f"quantum kinetic energy of one {name}", "meV", False, steps, energies)
+        for axis, part in zip("xyz", np.moveaxis(values, 2, 0), strict=True):
+            # along the axes of the cell: of ice or a surface they differ
+            of_axis = 1e3 * HARTREE * part.mean(axis=1, keepdims=True)
+            yield _Series(f"quantum kinetic energy of one {name}, {axis}", "meV", False, steps, of_axis)
     for name, steps, values in _of_atoms(run, "r_gyration"):
         # i-PI writes a vector for each atom; the radius is the root of its mean square length
         squares = BOHR**2 * (values**2).sum(axis=2).mean(axis=1, keepdims=True)
@@ -167,6 +207,24 @@ def _of_atoms(run: RunFolder, quantity: str) -> Iterator[tuple[str, IntArray, Fl
         values = np.array([values for _, _, values in frames])
         for element in np.unique(numbers):
             yield chemical_symbols[element], steps, values[:, numbers == element]
+
+
+def _isotopes(run: RunFolder) -> Iterator[_Series]:
+    """ln of the partition functions' ratio, of a heavier isotope to this one less what it is classically, and the
+    kinetic energy that the heavier one would have.
+    """
+    for name, series in run.properties.items():
+        whole, base = name.rpartition("[")[0], name.partition("(")[0].partition("[")[0]
+        steps = series.steps.astype(np.int_)
+        if base in _ISOTOPES and name.endswith("[2]"):
+            # that by the springs depends on positions alone
+            yield _Series(f"ln {whole}", "", base == "isotope_zetatd", steps, series.values[:, None], _LOG)
+        if base in _SCALED_MASS and name.endswith("[4]"):
+            weight, energy, sign = (run.properties[f"{whole}[{column}]"].values for column in (4, 5, 6))
+            # exponentials of the largest are 1, whatever the weights are
+            top = weight.max()
+            columns = np.stack([sign * np.exp(energy - top), np.exp(weight - top)], axis=1)
+            yield _Series(f"kinetic energy by {whole}", "meV", False, steps, columns, _RATIO)
 
 
 def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
