@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beadwork.analyse.biased import Restraint
 
 _COORDINATE = "dc:O1,O2, distance:O1,O2, transfer:O1,H5,O2, … or sums of these (docs/analyse.md)"
 
@@ -31,13 +34,30 @@ def add(commands: Any, command: Callable[..., Any]) -> None:
     )
     energy.add_argument("--field", metavar="NAME", help="of a grid by PLUMED, which field the coordinate is")
     energy.add_argument("--scale", type=float, default=1.0, metavar="C", help="times x of --against (10 for nm)")
+    energy.add_argument(
+        "--centres",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="X",
+        help="RUNs are umbrella windows: where each is held",
+    )
+    energy.add_argument(
+        "--kappa", type=float, nargs="+", default=[], metavar="K",
+        help="of the windows' K/2 (x - X)²: one, or one a RUN, in kJ/mol and the unit of x squared",
+    )  # fmt: skip
+    energy.add_argument("--restrained", metavar="C", help="what the windows hold (default: the coordinate itself)")
     text = "coordinates and the members' energies over a run as one small file, which free-energy reads"
     series = command(commands, "series", _series, text, "results --coordinate dc:O1,O2 distance:O1,O2")
     _runs(series, "series")
     series.add_argument("--coordinate", required=True, nargs="+", metavar="C", help=_COORDINATE)
     _sampling(series)
     text = "temperature, pressure, kinetic energies, radii of gyration, heat capacity: averages of what i-PI wrote"
-    _runs(command(commands, "properties", _properties, text, "results --skip 2"), "properties")
+    properties = command(commands, "properties", _properties, text, "results --skip 2")
+    _runs(properties, "properties")
+    properties.add_argument(
+        "--against", type=Path, nargs="+", default=[], metavar="RUN", help="of another phase: the differences"
+    )
     text = "vibrational density of states of the centroid's velocities, by element, and its peaks"
     vdos = command(commands, "vdos", _vdos, text, "results --window 1000 --skip 2")
     _runs(vdos, "vdos")
@@ -84,15 +104,20 @@ def _free_energy(args: argparse.Namespace) -> int:
     from beadwork.disk import write_csv
 
     coordinate = parse(args.coordinate)
+    restrained = parse(args.restrained or args.coordinate)
+    restraints = _restraints(args)
     periodic = False if args.not_periodic else None
+    wanted = [coordinate] if restrained.text == coordinate.text else [coordinate, restrained]
     pieces = [
-        read_series(path, [coordinate.text], args.skip)
+        read_series(path, [one.text for one in wanted], args.skip)
         if path.name.endswith(ENDING)
-        else sample(open_run(path), [coordinate], args.of, args.skip, periodic)
+        else sample(open_run(path), wanted, args.of, args.skip, periodic)
         for path in args.runs
     ]
     reach = tuple(args.range) if args.range else None
-    found = free_energy(pieces, coordinate.text, args.bins, reach, args.zero, args.at, args.symmetric)
+    found = free_energy(
+        pieces, coordinate.text, args.bins, reach, args.zero, args.at, args.symmetric, restraints, restrained.text
+    )
     curves = {
         path.name: read_curve(path, found.kelvin, args.field, args.scale, args.symmetric) for path in args.against
     }
@@ -122,22 +147,46 @@ def _free_energy(args: argparse.Namespace) -> int:
         if places := list(found.at):
             told = ", ".join(f"{value:.2f}" for value in np.interp(places, x, energy))
             print(f"{name} at these places: {told} kJ/mol")
+    if found.weighing:
+        print(found.weighing)
     for note in [*notes(found.gap, found.wander), *too_short({f"the mean of {coordinate.text}": found.dependence})]:
         print(note)
     print(", ".join(str(_out(args, ending)) for ending in (".csv", "-averages.csv", ".png")))
     return 0
 
 
+def _restraints(args: argparse.Namespace) -> list[Restraint]:
+    """Of each run that which --centres and --kappa say."""
+    from beadwork.analyse.biased import Restraint
+    from beadwork.errors import ConfigError
+
+    if not args.centres:
+        if args.kappa or args.restrained:
+            raise ConfigError("--kappa and --restrained are of umbrella windows", "say with --centres where each is")
+        return []
+    kappas = args.kappa * len(args.centres) if len(args.kappa) == 1 else args.kappa
+    if len(kappas) != len(args.centres):
+        raise ConfigError(
+            f"{len(args.centres)} --centres have {len(kappas)} --kappa", "give one for all, or one for each"
+        )
+    return list(map(Restraint, args.centres, kappas))
+
+
 def _properties(args: argparse.Namespace) -> int:
-    from beadwork.analyse.properties import properties
+    from beadwork.analyse.picture import draw_observables
+    from beadwork.analyse.properties import differences, properties
     from beadwork.analyse.runs import open_run
     from beadwork.analyse.table import notes, show, too_short, write_observables
 
     found, said = properties([open_run(path) for path in args.runs], args.skip)
+    if args.against:
+        there, also = properties([open_run(path) for path in args.against], args.skip)
+        found, said = differences(found, there), [*said, *(line for line in also if line not in said)]
     write_observables(_out(args, ".csv"), found)
+    draw_observables(_out(args, ".png"), found)
     print(show({one.name: (one.estimate, one.unit) for one in found}))
     said += notes("", max(one.wander for one in found)) + too_short({one.name: one.dependence for one in found})
-    for line in [*said, str(_out(args, ".csv"))]:
+    for line in [*said, ", ".join(str(_out(args, ending)) for ending in (".csv", ".png"))]:
         print(line)
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from ipi.utils.units import unit_to_internal
 
+from beadwork.analyse.biased import Restraint, ensembles
 from beadwork.analyse.runs import Sampled, alike
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
@@ -50,7 +51,7 @@ class FreeEnergy:
     `gap` says why. members: (K, M) kJ/mol, each member's F less F. at: F where it was asked for, by the place; NaN
     where it is not known. averages: of the coordinate, 'mean', 'standard deviation' and 'root mean square'.
     samples: frames. independent, dependence, wander: as in `Uncertainty`, of the mean, or of the root mean square where
-    the mean is 0 by symmetry.
+    the mean is 0 by symmetry. weighing: how a bias was taken away, in words; '' without one.
     """
 
     coordinate: str
@@ -70,6 +71,7 @@ class FreeEnergy:
     dependence: float
     wander: float
     gap: str
+    weighing: str
 
     @property
     def whose(self) -> str:
@@ -87,13 +89,17 @@ def free_energy(
     zero: float | tuple[float, float] | None = None,
     at: Iterable[float] = (),
     symmetric: bool = False,
+    restraints: Sequence[Restraint] = (),
+    restrained: str | None = None,
 ) -> FreeEnergy:
-    """Return the free energy along a coordinate from one run or several.
+    """Return the free energy along a coordinate from one run or several, without what biased them.
 
     coordinate: the name of it in their values. bins: how many from end to end of `reach`, which is from the least to
     the largest value where it is None; values outside count in p and the averages. zero: where F is 0, or
     (low, high), between which the mean of F over the bins is; in the lowest bin if None. at: where F is wanted, on
     straight lines between the middles of bins. symmetric: x and -x are the same state, and each value counts as both.
+    restraints: of umbrella windows, one a piece, on the coordinate `restrained` of their values, by default the same;
+    without them frames are weighed by the bias that i-PI wrote, if it wrote one (`analyse.biased`).
     A bin is known where two blocks of `report.uncertainty` at least have visited it: what one excursion has seen has no
     error, and nothing tells it from one that did not happen. Raises ConfigError for runs that cannot be averaged, and
     for a zero that is not known.
@@ -103,6 +109,7 @@ def free_energy(
         raise ConfigError(f"a histogram of {bins} bins has no shape", "ask for 2 at least")
     kt = float(unit_to_internal("temperature", "kelvin", pieces[0].kelvin)) * KJ_MOL
     values = [piece.values[coordinate] for piece in pieces]
+    of_bias = ensembles(pieces, restrained or coordinate, restraints)
     if symmetric:
         # both in one frame: the errors then know that they are no two samples
         values = [np.hstack([one, -one]) for one in values]
@@ -113,7 +120,7 @@ def free_energy(
         raise ConfigError(what, "give another --range, LOW before HIGH, or another coordinate")
     edges = np.linspace(low, high, bins + 1)
     counts = [_histogram(one, edges) for one in values]
-    p = np.concatenate(counts).mean(axis=0)
+    p = of_bias.mean(counts)
     if not p.any():
         raise ConfigError(f"{coordinate} is never from {low:g} to {high:g}", "give another --range")
     # F of a bin that was never visited is not infinite, but unknown
@@ -157,8 +164,14 @@ def free_energy(
         np.column_stack([count[:, visited], one.mean(axis=1), (one**2).mean(axis=1)])
         for one, count in zip(values, counts, strict=True)
     ]
-    mean, square = np.concatenate(series)[:, len(x) :].mean(axis=0)
-    errors = uncertainty(series, [piece.energies for piece in pieces], jacobian)
+    series = of_bias.contributions(series)
+    means = np.concatenate(series).mean(axis=0)
+    mean, square = means[len(x) :]
+    energies = [piece.energies for piece in pieces]
+    if len(set(of_bias.which)) == 1:
+        errors = uncertainty(series, energies, jacobian)
+    else:
+        errors = of_bias.errors(series, energies, jacobian(means))
     energy -= energy @ origin
     places = [
         estimate if there else Estimate(*[np.nan] * 4)
@@ -186,6 +199,7 @@ def free_energy(
         float(errors.dependence[bars[2]][2 * symmetric]),
         errors.wander,
         gaps[0] if gaps else "",
+        of_bias.words,
     )
 
 

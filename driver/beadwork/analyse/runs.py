@@ -39,7 +39,8 @@ class Sampled:
 
     steps: (F,), i-PI's, evenly spaced but for gaps. values: by name, (F, V) of V values a step. energies: (F, M) of the
     members in units of kT, rows of NaN where they are not known, None where there are none: `gap` says why. kelvin: the
-    temperature. beads: of the ring polymer. of: centroid or beads. time_step: fs, None where it is not known.
+    temperature. beads: of the ring polymer. of: centroid or beads. time_step: fs, None where it is not known. bias:
+    (F,) that of the ensemble in kT, the mean over the beads, NaN where it is not known; None where i-PI wrote none.
     """
 
     steps: IntArray
@@ -50,6 +51,7 @@ class Sampled:
     beads: int
     of: str
     time_step: float | None
+    bias: FloatArray | None = None
 
 
 def open_run(path: Path) -> RunFolder:
@@ -67,6 +69,7 @@ def open_run(path: Path) -> RunFolder:
         "time_step_fs": system.timestep,
         "temperature_K": system.temperature,
         "beads": system.nbeads,
+        "biased": bool(system.bias),
     }
     properties: dict[str, Series] = {}
     for output in simulation.properties:
@@ -81,7 +84,8 @@ def open_run(path: Path) -> RunFolder:
 def _check_about(path: Path, about: Mapping[str, Any]) -> None:
     """Raise ConfigError where what a record says of its run cannot be."""
     kinds: dict[str, type | tuple[type, ...]] = {"temperature_K": (int, float), "time_step_fs": (int, float)}
-    kinds |= {"beads": int, "first_step": int, "periodic": bool, "plain_mean": bool, "outputs": str, "directory": str}
+    kinds |= {"beads": int, "first_step": int, "periodic": bool, "plain_mean": bool, "biased": bool}
+    kinds |= {"outputs": str, "directory": str}
     for key, kind in kinds.items():
         value = about.get(key)
         whole = value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
@@ -153,8 +157,19 @@ def sample(
         coordinate.text: np.array([np.concatenate([found[step][place] for found in files]) for step in steps])
         for place, coordinate in enumerate(coordinates)
     }
-    kelvin = float(run.about["temperature_K"])
-    return Sampled(np.array(steps), values, energies, gap, kelvin, beads, of, run.about.get("time_step_fs"))
+    kelvin, time_step = float(run.about["temperature_K"]), run.about.get("time_step_fs")
+    return Sampled(np.array(steps), values, energies, gap, kelvin, beads, of, time_step, _bias(run, steps, kt))
+
+
+def _bias(run: RunFolder, steps: Sequence[int], kt: float) -> FloatArray | None:
+    """What `ensemble_bias` is at these steps, kT; of a step that was written twice (a restart) the last."""
+    series = run.properties.get("ensemble_bias")
+    if series is None:
+        return np.full(len(steps), np.nan) if run.about.get("biased") else None
+    unit = "atomic_unit" if series.unit == "atomic units" else series.unit
+    scale = float(unit_to_internal("energy", unit, 1.0)) / kt
+    by_step = dict(zip(series.steps.astype(np.int_).tolist(), (scale * series.values).tolist(), strict=True))
+    return np.array([by_step.get(step, np.nan) for step in steps])
 
 
 def _values(

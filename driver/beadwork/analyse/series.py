@@ -1,7 +1,7 @@
 """Coordinates over a run as one small file, from which free energies are made when the trajectories are gone.
 
 A CSV, compressed by gzip, whose first line says in JSON what the run was: of every step the values of each coordinate
-and, where they are known, the members' energies about their mean, in kT, which is all that averages want of them.
+and, where they are known, the members' energies about their mean and the bias, in kT, which is all that averages want.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def write_series(path: Path, sampled: Sampled) -> None:
         "time_step": sampled.time_step,
         "gap": sampled.gap,
         "columns": columns,
+        "bias": sampled.bias is not None,
     }
     text = io.StringIO()
     text.write(f"# {json.dumps(about)}\n")
@@ -50,6 +51,9 @@ def write_series(path: Path, sampled: Sampled) -> None:
         apart = sampled.energies - sampled.energies.mean(axis=1, keepdims=True)
         table = np.hstack([table, apart - np.nanmean(apart, axis=0)])
         names += [f"member {k} (kT)" for k in range(sampled.energies.shape[1])]
+    if sampled.bias is not None:
+        table = np.column_stack([table, sampled.bias])
+        names.append("bias (kT)")
     rows.writerow(["step", *names])
     for step, row in zip(sampled.steps.tolist(), table.tolist(), strict=True):
         # NaN is not equal to itself
@@ -70,9 +74,16 @@ def read_series(path: Path, wanted: Sequence[str], skip: float = 0.0) -> Sampled
         columns = {str(name): int(width) for name, width in about["columns"].items()}
         gap, of, beads, kelvin = str(about["gap"]), str(about["of"]), int(about["beads"]), float(about["kelvin"])
         time_step = None if about["time_step"] is None else float(about["time_step"])
+        # series of before 0.3 do not say it, and have none
+        biased = int(bool(about.get("bias", False)))
         width = 1 + sum(columns.values())
         known = table[:, :width]
-        whole = len(columns) > 0 and min(columns.values()) > 0 and table.shape[1] >= width and np.isfinite(known).all()
+        whole = (
+            len(columns) > 0
+            and min(columns.values()) > 0
+            and table.shape[1] >= width + biased
+            and np.isfinite(known).all()
+        )
         whole = whole and (np.diff(known[:, 0]) > 0).all() and np.abs(known).max() < _LARGEST
         whole = whole and np.nan_to_num(np.abs(table)).max() < _LARGEST
         whole = (
@@ -93,6 +104,7 @@ def read_series(path: Path, wanted: Sequence[str], skip: float = 0.0) -> Sampled
     for name, width in columns.items():
         values[name] = table[:, at : at + width]
         at += width
-    energies = table[:, at:] if table.shape[1] > at else None
-    steps = table[:, 0].astype(np.int_)
-    return Sampled(steps, {name: values[name] for name in wanted}, energies, gap, kelvin, beads, of, time_step)
+    end = table.shape[1] - biased
+    energies = table[:, at:end] if end > at else None
+    steps, bias = table[:, 0].astype(np.int_), table[:, end] if biased else None
+    return Sampled(steps, {name: values[name] for name in wanted}, energies, gap, kelvin, beads, of, time_step, bias)

@@ -244,6 +244,7 @@ class Session:
             "first_step": simulation.step,
             "time_step_fs": system.timestep,
             "temperature_K": system.temperature,
+            "biased": bool(system.bias),
             "beads": system.nbeads,
             # at which i-PI ends by its input, what moves the atoms, and how many there are of each element
             "total_steps": simulation.total_steps,
