@@ -157,7 +157,17 @@ def test_a_full_disk_leaves_the_old_text_and_nothing_else(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("raised", [IndexError("1"), KeyError("kind"), zipfile.BadZipFile("no zip"), RecursionError()])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        IndexError("1"),
+        KeyError("kind"),
+        zipfile.BadZipFile("no zip"),
+        RecursionError(),
+        NotImplementedError("zip file version 10.9"),
+        RuntimeError("File is encrypted, password required for extraction"),
+    ],
+)
 def test_what_a_reader_stumbles_over_is_a_sentence(tmp_path: Path, raised: Exception) -> None:
     """Whatever Python says of a damaged file is an error of ours that names the file and what to do; an error of ours
     stays what it is, and what is no matter of files is not hidden."""

@@ -36,7 +36,8 @@ DAMAGE = (
     TypeError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    # also NotImplementedError and RecursionError: a zip file's flipped bits say that it is encrypted or of version 10.9
+    RuntimeError,
     MemoryError,
     EOFError,
     StopIteration,

@@ -62,7 +62,7 @@ VALUES = (
 
 
 #: what else reading what is damaged already ends in
-_ELSE = (sqlite3.Error, MemoryError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+_ELSE = (sqlite3.Error, MemoryError, RuntimeError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 def damaged(chance: random.Random, data: bytes, name: str) -> bytes:
@@ -74,7 +74,7 @@ def damaged(chance: random.Random, data: bytes, name: str) -> bytes:
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         try:
             data = chance.choice(ways)(chance, data)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError, *_ELSE):
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, *_ELSE):
             data = _flip(chance, data)  # what was damaged already cannot be damaged with thought
     return data
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from beadwork.disk import writing
+from beadwork.disk import reading, writing
 from beadwork.errors import ModelError
 from beadwork.frame import Frame
 from beadwork.potential.architecture import answers_of, class_of, default_dtype, describe, mace_imported, rebuild
@@ -149,11 +149,8 @@ def kind_of(file: Path) -> str:
         magic = stream.read(4)
     # both kinds are zip archives since PyTorch 1.6; older pickles begin with the protocol's byte
     if magic[:2] == b"PK":
-        try:
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise ModelError(f"{file} is truncated or damaged ({error})", "copy it again") from error
+        with reading(file, ModelError, "copy it again"), zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
         if any("/code/" in n for n in names):
             return "torchscript"
         if any(n.endswith("/data.pkl") for n in names):
