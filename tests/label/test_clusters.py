@@ -19,6 +19,9 @@ from beadwork.label.clusters import Cut, charge, cut, most_uncertain, units
 INPUTS = Path(__file__).parents[2] / "inputs"
 WATER = np.array([[0, 0, 0.1173], [0, 0.7572, -0.4692], [0, -0.7572, -0.4692]])
 HYDRONIUM = np.array([[0, 0, 0], [0, 0, 0.97], [0.94, 0, -0.25], [-0.47, 0.82, -0.25]])
+AWAY = np.array([1.0, 0, 0])
+#: at rest, by experiment
+PEROXIDE = np.array([[0, 0, 0], [1.45, 0, 0], [-0.168, 0.95, 0], [1.618, -0.356, 0.881]])
 #: a proton in the middle of two oxygens 2.4 Å apart
 ZUNDEL = np.array(
     [[0, 0, 0], [2.4, 0, 0], [1.2, 0, 0], [-0.4, 0.8, 0.3], [-0.4, -0.8, 0.3], [2.8, 0.8, 0], [2.8, -0.8, 0]]
@@ -60,6 +63,9 @@ def wrapped(frame: Frame) -> Frame:
         ([([1, 1], np.array([[0, 0, 0], [0, 0, 0.74]]))], [0]),
         ([([8, 8, 1, 1, 1, 1, 1], ZUNDEL)], [1]),
         ([([8, 8, 1, 1, 1], ZUNDEL[[0, 1, 2, 3, 5]])], [-1]),
+        ([([8, 8, 1, 1], PEROXIDE)], [0]),
+        ([([8, 8, 1, 1], PEROXIDE), ([8, 1, 1, 1], HYDRONIUM), ([8, 1], HYDRONIUM[:2])], [0, 1, -1]),
+        ([([8, 1], HYDRONIUM[:2]), ([8, 1, 1, 1], HYDRONIUM)] * 2, [-1, 1] * 2),
         (
             [([8, 1, 1], WATER), ([8, 1, 1, 1], HYDRONIUM), ([8, 1], HYDRONIUM[:2]), ([1, 1], WATER[1:] / 2)],
             [0, 1, -1, 0],
@@ -86,7 +92,23 @@ def test_ions_are_told(parts: list[tuple[list[int], np.ndarray]], charges: list[
         ([1, 1, 1], [[0, 0, 0], [0, 0, 0.8], [0, 0, 1.7]], "no H2"),
         ([8, 1, 1, 1, 1], [[0, 0, 0], [0, 0, 1], [0, 0, -1], [0, 1, 0], [0, -1, 0]], "4 hydrogens"),
         ([6, 1, 1, 1, 1], [[0, 0, 0], [0, 0, 1], [0, 0, -1], [0, 1, 0], [0, -1, 0]], r"elements \[6\]"),
-        ([8, 8], [[0, 0, 0], [0, 0, 1.2]], "0 hydrogens"),
+        ([8, 8], [[0, 0, 0], [0, 0, 1.2]], "oxygens 0 and 1 are 1.20 Å apart, and no H2O2"),
+        ([8, 8, 1], PEROXIDE[:3], "oxygens 0 and 1 are 1.45 Å"),  # HO2- or HO2
+        ([8, 8, 8], [[0, 0, 0], [0, 0, 1.28], [0, 1.1, -0.6]], "no H2O2"),
+        # H2O2 with a proton more, H2O3, and H2O2 stretched
+        ([8, 8, 1, 1, 1], [*PEROXIDE, [-0.168, -0.5, 0.8]], "no H2O2"),
+        ([8, 8, 8, 1, 1], [[0, 0, 0], [1.4, 0, 0], [1.9, 1.3, 0], [-0.2, 0.9, 0], [1.6, 1.7, 0.8]], "no H2O2"),
+        ([8, 8, 1, 1], PEROXIDE + np.outer([0, 1, 0, 1], [0.4, 0, 0]), "1.85 Å apart, and no H2O2"),
+        # squeezed water; OH and H2O2 beside each other, whose OH may be anything
+        ([8, 1, 1, 8, 1, 1], [*WATER, *(WATER * [1, 1, -1] + [0, 0, 2.2])], "1.97 Å apart, and no H2O2"),
+        # H2O2 in two, and hydrogen out of two water molecules
+        ([8, 1, 8, 1], [*HYDRONIUM[:2], *(HYDRONIUM[:2] + 3 * AWAY)], "2 OH and 0 positive ions: its charge cannot"),
+        ([8, 1, 8, 1, 1, 1], [*HYDRONIUM[:2], *(HYDRONIUM[:2] + 3 * AWAY), [6, 0, 0], [6, 0, 0.74]], "2 OH and 0"),
+        (
+            [8, 1, 8, 1, 8, 1, 1, 1],
+            [*HYDRONIUM[:2], *(HYDRONIUM[:2] + 3 * AWAY), *(HYDRONIUM + 6 * AWAY)],
+            "2 OH and 1 positive ions",
+        ),
     ],
 )
 def test_what_cannot_be_told_is_refused(numbers: list[int], positions: list[list[float]], said: str) -> None:
@@ -183,6 +205,17 @@ def test_a_shared_proton_is_not_cut() -> None:
     frame = gas(([8, 8, 1, 1, 1, 1, 1], ZUNDEL), ([8, 1, 1], WATER + np.array([3.0, 0, 0])))
     cluster = cut(frame, 3, Cut(molecules=1))
     assert (cluster.atoms, cluster.charge) == (tuple(range(7)), 1)
+
+
+def test_a_peroxide_is_not_cut() -> None:
+    """One molecule round an oxygen of H2O2 is the whole H2O2, also through the border of the cell."""
+    cell = 9.0 * np.eye(3)
+    frame = wrapped(gas(([8, 8, 1, 1], PEROXIDE - [0.7, 0, 0]), ([8, 1, 1], WATER + [0.5, 0, 0]), cell=cell))
+    for centre in (0, 1):
+        cluster = cut(frame, centre, Cut(molecules=1))
+        assert (cluster.atoms, cluster.charge) == ((0, 1, 2, 3), 0)
+        ways = cluster.frame.positions - cluster.frame.positions[0]
+        np.testing.assert_allclose(ways, PEROXIDE - PEROXIDE[0], atol=1e-9)
 
 
 @pytest.mark.parametrize("settings", [{}, {"molecules": 2, "radius": 3.0}, {"molecules": 0}, {"radius": -1.0}])

@@ -284,8 +284,10 @@ def test_what_cannot_be_told_is_set_aside_once(fill: Fill, springs: Springs) -> 
             "the frame has the charge -1, and the TOML says 0; correct charge in the TOML, or leave",
         ),
         ((0, 1), (None, 0), "the frame has the spin 1, and the TOML says 0; correct spin"),
-        ((1, None), (None, None), "the frame has the charge 1, and its molecules and ions have 0 together; correct"),
+        ((1, None), (None, None), "the frame has the charge 1, and its molecules and ions have 0 together in closed"),
         ((1, 0), (None, 0), "the frame has the charge 1, and its molecules and ions have 0 together"),
+        ((None, 2), (None, None), "the frame has 2 unpaired electrons, and nothing says its charge; give charge in"),
+        ((None, None), (None, 1), "the frame has 1 unpaired electrons, and nothing says its charge"),
     ],
 )
 def test_a_label_is_of_the_charge_and_spin_of_its_frame(springs: Springs, own: Any, given: Any, wanted: Any) -> None:
@@ -319,8 +321,43 @@ def test_a_cut_of_a_frame_with_a_charge(springs: Springs) -> None:
         LabelError, match="has 2 unpaired electrons, and a cut has a known charge in closed shells alone"
     ):
         part(spec, charge=1, spin=2)
+    with pytest.raises(LabelError, match="has 2 unpaired electrons"):
+        part(replace(spec, spin=2))
     told = part(replace(spec, charge=1, spin=2), charge=1, spin=2)
     assert (told.charge, told.spin) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("apart", "own", "wanted"),
+    [
+        (1.45, {}, (0, 0)),
+        (1.45, {"charge": 0}, (0, 0)),
+        (1.45, {"charge": 1, "spin": 1}, (1, 1)),
+        (1.95, {}, "oxygens 0 and 2 are 1.95 Å apart, and no H2O2"),
+        (1.95, {"charge": 0}, (0, 0)),
+        (3.0, {}, "the frame has 2 OH and 0 positive ions: .*give charge and spin"),
+        (3.0, {"charge": -2}, (-2, 0)),
+        (3.0, {"charge": 0}, "has the charge 0, and its molecules and ions have -2 together in closed shells; correct"),
+        (3.0, {"charge": 0, "spin": 2}, (0, 2)),
+        (3.0, {"spin": 2}, "has 2 unpaired electrons, and nothing says its charge"),
+    ],
+)
+def test_hydrogen_peroxide_is_no_dianion(springs: Springs, apart: float, own: dict[str, int], wanted: Any) -> None:
+    """H2O2 is neutral; where its bond is stretched, and where it is broken into what may be ions or radicals, whoever
+    knows is asked, in a cluster and in a cut."""
+    numbers = np.array([8, 1, 8, 1])
+    positions = np.array([[0, 0, 0], [-0.2, 0.94, 0], [apart, 0, 0], [apart + 0.2, -0.4, 0.85]])
+    row = Row(1, "waiting", "", kept(Frame(numbers, positions, np.zeros((3, 3)), (False,) * 3, **own)), "")
+    spec = springs()
+    spec = replace(spec, settings=spec.settings | {"ignores_charge": False})
+    if isinstance(wanted, str):
+        with pytest.raises(LabelError, match=wanted):
+            worker.part_of(row, spec)
+        with pytest.raises(LabelError):
+            worker.part_of(row, replace(spec, cut=Cut(molecules=1)))
+    else:
+        part = worker.part_of(row, spec)
+        assert (part.charge, part.spin) == wanted
 
 
 def test_a_radical_of_a_run_is_labelled_as_one(tmp_path: Path, springs: Springs) -> None:
@@ -357,12 +394,14 @@ def test_who_ignores_charges_is_told_none(tmp_path: Path, springs: Springs) -> N
     [
         ("pyscf", {"theory": "HF", "basis": "ccecp-cc-pvdz"}, {}, "no functions for the core of O"),
         ("pyscf", {"theory": "HF", "basis": "stuttgart"}, {}, "the basis stuttgart has no H"),
-        ("pyscf", {"theory": "HF", "basis": "sto-3g"}, {"spin": 1}, "Electron number 10 and spin 1"),
-        ("pyscf", {"theory": "CCSD(T)", "basis": "sto-3g"}, {"spin": 2}, "not the derivative of its energy"),
+        ("pyscf", {"theory": "HF", "basis": "sto-3g"}, {"charge": 0, "spin": 1}, "Electron number 10 and spin 1"),
+        ("pyscf", {"theory": "CCSD(T)", "basis": "sto-3g"}, {"charge": 0, "spin": 2},
+         "not the derivative of its energy"),
         ("ase", {"calculator": "ase.calculators.emt:EMT", "theory": "EMT", "ignores_charge": True}, {"charge": 1},
          "ignores charge and spin, but the frame has 1 and 0"),
         ("command", {"theory": "T", "code": "C", "version": "1", "command": ["true"], "files": {},
-                     "energy": {"regex": "(?P<value>.)", "unit": "eV"}}, {"spin": 1}, "the spin is 1 unpaired"),
+                     "energy": {"regex": "(?P<value>.)", "unit": "eV"}}, {"charge": 0, "spin": 1},
+         "the spin is 1 unpaired"),
     ],
 )  # fmt: skip
 def test_settings_that_fail_with_every_frame_are_refused_before_the_first(

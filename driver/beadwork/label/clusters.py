@@ -2,14 +2,15 @@
 
 This is possible for closed-shell hydrogen and oxygen. Every hydrogen belongs to its nearest oxygen, or to another
 hydrogen where the two are closer to each other than to any oxygen (H2). An oxygen then has one (OH-), two (H2O) or
-three (H3O+) hydrogens. A proton shared by two oxygens makes them one ion (H5O2+, H3O2-), which is never divided. The
-charge of a unit is the number of its hydrogens minus twice that of its oxygens; of H2 it is 0. For everything else,
-including single atoms and radicals, the user must give charge and spin.
+three (H3O+) hydrogens. A proton shared by two oxygens makes them one ion (H5O2+, H3O2-), which is never divided. Two
+oxygens bound to each other, each with one hydrogen of its own, are H2O2. The charge of a unit is the number of its
+hydrogens minus twice that of its oxygens; of H2 and H2O2 it is 0. For everything else, including single atoms, other
+bonds between oxygens (O2, HO2) and radicals, the user must give charge and spin.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,10 @@ from beadwork.settings import setting
 MAX_OH_BOND = 1.5
 #: Å; a proton within this distance of two oxygens is shared by them
 MAX_SHARED_OH = 1.35
+#: Å; two OH within this distance are H2O2 (1.45 Å at rest; to here coupled cluster's T1 diagnostic is below 0.015)
+MAX_OO_BOND = 1.8
+#: Å; without a bond oxygens come no closer; those that share a proton to 2.2 Å (path integrals of H5O2+ at 300 K)
+MIN_OO_APART = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +81,21 @@ def units(frame: Frame) -> list[Unit]:
 
 
 def charge(frame: Frame) -> int:
-    """Total charge in e, from the atoms, for closed shells. Raises LabelError where it cannot be determined."""
-    return sum(unit.charge for unit in units(frame))
+    """Total charge in e, from the atoms, for closed shells. Raises LabelError where it cannot be determined.
+
+    One OH of closed shells is OH-. Two may be radicals as well (H2O2 leaves such), with the same parity of electrons:
+    they are ions where as many positive ones balance them, or where the frame says its charge, which the caller is to
+    compare with this.
+    """
+    charges = [unit.charge for unit in units(frame)]
+    total, negative = sum(charges), -sum(q for q in charges if q < 0)
+    if frame.charge is None and total < 0 and negative > 1:
+        raise LabelError(
+            f"the frame has {negative} OH and {total + negative} positive ions: its charge cannot be determined, since "
+            "OH may be an ion or a radical",
+            "give charge and spin",
+        )
+    return total
 
 
 def cut(frame: Frame, centre: int, how: Cut) -> Cluster:
@@ -120,7 +138,8 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
     from ase.neighborlist import neighbor_list
 
     # with images: a bond may go through the border of the cell
-    first, second, ways, lengths = neighbor_list("ijDd", frame.to_atoms(), MAX_OH_BOND)
+    reach = {("H", "H"): MAX_OH_BOND, ("H", "O"): MAX_OH_BOND, ("O", "O"): MIN_OO_APART}
+    first, second, ways, lengths = neighbor_list("ijDd", frame.to_atoms(), reach)
     bonds: dict[int, list[tuple[int, FloatArray]]] = {atom: [] for atom in range(len(frame.numbers))}
 
     def tie(pair: int) -> None:
@@ -158,6 +177,19 @@ def _bonds(frame: Frame) -> dict[int, list[tuple[int, FloatArray]]]:
         # each pair once
         if atom < other:
             tie(pair)
+    close = np.flatnonzero((frame.numbers[first] == 8) & (frame.numbers[second] == 8) & (first <= second)).tolist()
+    # before any of them is tied: each oxygen has one hydrogen, of which no other has a part, and one such neighbour
+    alone = [len(mine) == 1 and len(bonds[mine[0][0]]) == 1 for mine in bonds.values()]
+    neighbours = Counter(int(atom) for pair in close for atom in (first[pair], second[pair]))
+    for pair in close:
+        both = int(first[pair]), int(second[pair])
+        if lengths[pair] > MAX_OO_BOND or not all(alone[atom] and neighbours[atom] == 1 for atom in both):
+            raise LabelError(
+                f"oxygens {both[0]} and {both[1]} are {lengths[pair]:.2f} Å apart, and no H2O2: their charge cannot be "
+                "determined",
+                "give charge and spin",
+            )
+        tie(pair)
     return bonds
 
 
@@ -179,12 +211,15 @@ def _unit(frame: Frame, start: int, bonds: dict[int, list[tuple[int, FloatArray]
     hydrogens = len(atoms) - len(oxygens)
     for oxygen in oxygens:
         # a shared proton counts half for each of its oxygens
-        count = sum(1.0 / len(bonds[other]) for other, _ in bonds[oxygen])
+        count = sum(1.0 / len(bonds[other]) for other, _ in bonds[oxygen] if frame.numbers[other] == 1)
         if not 1 <= count <= 3:
             raise LabelError(
                 f"oxygen {oxygen} has {count:g} hydrogens: its charge cannot be determined", "give charge and spin"
             )
-    return Unit(tuple(atoms), np.array([where[atom] for atom in atoms]), hydrogens - 2 * len(oxygens) if oxygens else 0)
+    # oxidation numbers: +1 of H, -2 of O, and one less negative for a bond to another O; of H2 all are 0
+    bound = sum(frame.numbers[other] == 8 for oxygen in oxygens for other, _ in bonds[oxygen])
+    total = hydrogens - 2 * len(oxygens) + int(bound) if oxygens else 0
+    return Unit(tuple(atoms), np.array([where[atom] for atom in atoms]), total)
 
 
 def _nearest(ways: FloatArray, frame: Frame) -> FloatArray:

@@ -111,14 +111,16 @@ def part_of(row: Row, spec: Spec) -> Part:
         cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
         if spec.charge is not None:
             return Part(cluster.frame, spec.charge, spec.spin or 0, cluster.atoms)
-        if frame.spin:
+        if spec.spin or frame.spin:
             raise LabelError(
-                f"the frame has {frame.spin} unpaired electrons, and a cut has a known charge in closed shells alone",
+                f"the frame has {spec.spin or frame.spin} unpaired electrons, and a cut has a known charge in closed "
+                "shells alone",
                 "give charge and spin of the cluster in the TOML",
             )
-        if frame.charge is not None:
+        # also where nobody says it: what the atoms of the whole frame do not tell, those of a part tell no better
+        if frame.charge is not None or not spec.ignores_charge:
             _check_total(frame.charge, charge(frame))
-        return Part(cluster.frame, cluster.charge, spec.spin or 0, cluster.atoms)
+        return Part(cluster.frame, cluster.charge, 0, cluster.atoms)
     if not spec.ignores_charge:
         for what, own, told in (("charge", frame.charge, spec.charge), ("spin", frame.spin, spec.spin)):
             if None not in (own, told) and own != told:
@@ -129,6 +131,14 @@ def part_of(row: Row, spec: Spec) -> Part:
     spin = spec.spin if spec.spin is not None else frame.spin or 0
     if spec.charge is not None:
         return Part(frame, spec.charge, spin, None)
+    # the atoms tell the charge of closed shells alone
+    if spin and not spec.ignores_charge:
+        if frame.charge is None:
+            raise LabelError(
+                f"the frame has {spin} unpaired electrons, and nothing says its charge",
+                "give charge in the TOML, or in the run or the file",
+            )
+        return Part(frame, frame.charge, spin, None)
     try:
         total = charge(frame)
     except LabelError:
@@ -136,17 +146,16 @@ def part_of(row: Row, spec: Spec) -> Part:
             raise
         # where nothing is said any number does, as the labeller does not use it
         return Part(frame, frame.charge or 0, spin, None)
-    # the atoms tell the charge of closed shells alone
-    if frame.charge is not None and spin == 0 and not spec.ignores_charge:
+    if not spec.ignores_charge:
         _check_total(frame.charge, total)
     return Part(frame, total if frame.charge is None else frame.charge, spin, None)
 
 
-def _check_total(said: int, total: int) -> None:
-    if said != total:
+def _check_total(said: int | None, total: int) -> None:
+    if said not in (None, total):
         raise LabelError(
-            f"the frame has the charge {said}, and its molecules and ions have {total} together",
-            "correct the charge of the run or the file; where it is right, give charge in the TOML",
+            f"the frame has the charge {said}, and its molecules and ions have {total} together in closed shells",
+            "correct the charge of the run or the file; where it is right, give charge and spin in the TOML",
         )
 
 
