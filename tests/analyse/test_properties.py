@@ -139,6 +139,39 @@ def test_pieces_are_averaged_together(ring_polymer: RingPolymer, tmp_path: Path)
         properties([open_run(halves[1])], skip=500)
 
 
+@pytest.mark.parametrize("kind", ["isotope_scfep", "isotope_tdfep"])
+def test_weights_of_several_runs_have_one_scale(tmp_path: Path, kind: str) -> None:
+    """Kinetic energies with a scaled mass, as one run or cut into two: the ratio of all weighed energies to all weights
+    by hand, though one run has all the large weights; a weight that --skip leaves out, too large for a number, or too
+    small, changes nothing."""
+    rng = np.random.default_rng(5)
+    logs = rng.normal(0.0, 1.0, 400) + 800.0
+    logs[::16] += 3.0
+    logs[:200] -= 4.0
+    energies = 0.005 + 8e-4 * logs - 0.64 + 1e-4 * rng.normal(size=400)
+    name = f"{kind}(alpha=2;atom=H)"
+    head = f"# column   1     --> step : s\n# cols.    2-8     --> {name} : k\n"
+
+    def run(folder: Path, rows: slice) -> Path:
+        folder.mkdir()
+        write_about(folder, beads=4, properties={"run.out": {"stride": 1, "columns": []}})
+        lines = [head, "0 0 0 0 0 1600.0 1600.0 1.0\n", "1 0 0 0 0 -1600.0 -1600.0 -1.0\n"]
+        for step, (log, energy) in enumerate(zip(logs[rows], energies[rows], strict=True), 2):
+            lines.append(f"{step} 0 0 0 0 {log:.10f} {log + np.log(abs(energy)):.10f} {np.sign(energy):.1f}\n")
+        (folder / "run.out").write_text("".join(lines))
+        return folder
+
+    weights = np.exp(logs - 800)
+    wanted = MEV * (weights * energies).sum() / weights.sum()
+    whole = run(tmp_path / "whole", slice(None))
+    halves = [run(tmp_path / "first", slice(200)), run(tmp_path / "second", slice(200, None))]
+    skip = 2 * 0.5e-3  # ps, of the two first rows
+    (one,), (both,) = (properties([open_run(path) for path in paths], skip)[0] for paths in ([whole], halves))
+    assert one.estimate.value == pytest.approx(wanted, rel=1e-6)
+    assert both.estimate.value == pytest.approx(wanted, rel=1e-6)
+    assert both.estimate.statistical == pytest.approx(one.estimate.statistical, rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("about", "rows", "said"),
     [

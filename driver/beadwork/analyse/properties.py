@@ -78,7 +78,8 @@ _RATIO = _Function(
 @dataclass(frozen=True, slots=True)
 class _Series:
     """What one run has of an observable. steps: (F,). values: (F, N) of what is averaged. members: whether they would
-    measure the same in a frame.
+    measure the same in a frame. logs: (F,) of a ratio of averages the logarithm of what each row is yet to be
+    multiplied with, which may be too large for a number; None for 1.
     """
 
     name: str
@@ -87,6 +88,7 @@ class _Series:
     steps: IntArray
     values: FloatArray
     function: _Function = _MEAN
+    logs: FloatArray | None = None
 
 
 def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Observable], list[str]]:
@@ -111,7 +113,9 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
         for one in series:
             keep = last_of_each(one.steps, first)
             if len(keep):
-                found.setdefault(one.name, []).append(replace(one, steps=one.steps[keep], values=one.values[keep]))
+                logs = None if one.logs is None else one.logs[keep]
+                one = replace(one, steps=one.steps[keep], values=one.values[keep], logs=logs)
+                found.setdefault(one.name, []).append(one)
     # an average over some of the runs beside one over all could not be compared
     whole = {name: pieces for name, pieces in found.items() if len(pieces) == len(runs)}
     if not whole:
@@ -140,7 +144,7 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
 
 
 def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]) -> Observable:
-    one, values = pieces[0], [piece.values for piece in pieces]
+    one, values = pieces[0], _multiplied(pieces)
     errors = uncertainty(values, energies, lambda means: one.function.slope(means)[None])
     # of the mean over all runs: a variance of means is not the mean of variances
     value = one.function.value(np.concatenate(values).mean(axis=0))
@@ -155,6 +159,15 @@ def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]
         errors.wander,
         np.array([one.function.value(block.mean(axis=0)) for cut in blocks_of(values) for block in cut]),
     )
+
+
+def _multiplied(pieces: Sequence[_Series]) -> list[FloatArray]:
+    """(F, N) of each piece, with one factor for all: the largest exponential of all rows is 1, or weights of one run
+    could not be compared with those of another.
+    """
+    logs = [np.zeros(len(one.steps)) if one.logs is None else one.logs for one in pieces]
+    top = max(one.max() for one in logs)
+    return [one.values * np.exp(of - top)[:, None] for one, of in zip(pieces, logs, strict=True)]
 
 
 def differences(here: Sequence[Observable], there: Sequence[Observable]) -> list[Observable]:
@@ -221,10 +234,8 @@ def _isotopes(run: RunFolder) -> Iterator[_Series]:
             yield _Series(f"ln {whole}", "", base == "isotope_zetatd", steps, series.values[:, None], _LOG)
         if base in _SCALED_MASS and name.endswith("[4]"):
             weight, energy, sign = (run.properties[f"{whole}[{column}]"].values for column in (4, 5, 6))
-            # exponentials of the largest are 1, whatever the weights are
-            top = weight.max()
-            columns = np.stack([sign * np.exp(energy - top), np.exp(weight - top)], axis=1)
-            yield _Series(f"kinetic energy by {whole}", "meV", False, steps, columns, _RATIO)
+            columns = np.stack([sign * np.exp(energy - weight), np.ones(len(weight))], axis=1)
+            yield _Series(f"kinetic energy by {whole}", "meV", False, steps, columns, _RATIO, weight)
 
 
 def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
