@@ -299,6 +299,12 @@ def test_a_periodic_frame_is_refused(fake: Callable[..., JQMC]) -> None:
         {"target_error": 0.0},
         {"optimisation_delta": -0.01},
         {"optimisation_delta": 0.0},
+        {"further_spacings": [0.3]},  # of VMC
+        {"sampler": "lrdmc", "further_spacings": [0.2]},  # which is the default of lattice_spacing
+        {"sampler": "lrdmc", "further_spacings": [0.0]},
+        {"sampler": "lrdmc", "further_spacings": [0.3], "forces": True},
+        {"optimise_orbitals": True, "determinant": "JAGP"},
+        {"optimise_orbitals": True, "optimisation_steps": 0},
     ],
 )
 def test_settings_that_end_badly_are_refused_first(fake: Callable[..., JQMC], settings: dict[str, Any]) -> None:
@@ -406,6 +412,70 @@ def test_energy_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {window + warmup for window, warmup in heard} == {60}, "jQMC counts the warm-up after the window"
     assert walkers.num_gfmc_collect_steps == 10
     assert sampled(monkeypatch, Sampler())["energy_by_window"] == {}
+
+
+def at_zero(
+    monkeypatch: pytest.MonkeyPatch, energies: dict[float, float], errors: dict[float, float], **changes: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the driver makes of energies at some lattice spacings, and the jobs that it sampled."""
+    driver = runpy.run_path(str(qmc.DRIVER))
+    jobs: list[dict[str, Any]] = []
+
+    def sample(job: dict[str, Any], *_: Any) -> dict[str, Any]:
+        jobs.append(job)
+        a = job["lattice_spacing"]
+        found = {"energy": energies[a], "energy_error": errors[a], "energy_error_half_the_blocks": errors[a]}
+        return found | {"energy_by_window": {5: energies[a] + 1}, "measurements": 100, "acceptance": 0.5}
+
+    monkeypatch.setitem(driver["extrapolated"].__globals__, "sample", sample)
+    first, *further = energies
+    job = {"lattice_spacing": first, "further_spacings": further, "target_error": None, "seed": 5} | changes
+    return driver["extrapolated"](job, None, -1.0), jobs
+
+
+def test_energies_of_lattice_spacings_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value at a = 0 of the weighted line in a², with its error: NumPy's own, and exact on a line."""
+    errors = {0.3: 0.002, 0.2: 0.004, 0.45: 0.001}
+    line = {a: -1.0 + 0.5 * a * a for a in errors}
+    found, jobs = at_zero(monkeypatch, line, errors)
+    assert found["energy"] == pytest.approx(-1.0, abs=1e-12)
+    assert found["energy_by_window"][5] == pytest.approx(0.0, abs=1e-12)
+    assert found["chi_square"] == pytest.approx(0.0, abs=1e-12)
+    assert found["measurements"] == 300
+    assert len({job["seed"] for job in jobs}) == 3, "noise that is alike would not average"
+    off = {0.3: -0.957, 0.2: -0.985, 0.45: -0.8985}
+    found, _ = at_zero(monkeypatch, off, errors)
+    square, weight = np.square(list(off)), 1 / np.array(list(errors.values()))
+    fitted, spread = np.polyfit(square, list(off.values()), 1, w=weight, cov="unscaled")
+    assert found["energy"] == pytest.approx(fitted[1], abs=1e-10)
+    assert found["energy_error"] == pytest.approx(spread[1, 1] ** 0.5, rel=1e-9)
+    away = (np.array(list(off.values())) - np.polyval(fitted, square)) * weight
+    assert found["chi_square"] == pytest.approx((away**2).sum(), rel=1e-6)
+
+
+def test_each_spacing_is_sampled_for_the_error_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target is that of the label: each spacing gets the smaller one with which the extrapolation reaches it."""
+    _, jobs = at_zero(monkeypatch, {0.2: -1.0, 0.3: -1.0}, {0.2: 1.0, 0.3: 1.0}, target_error=0.01)
+    told = {job["lattice_spacing"]: job["target_error"] for job in jobs}
+    reached, _ = at_zero(monkeypatch, {0.2: -1.0, 0.3: -1.0}, told)
+    assert reached["energy_error"] == pytest.approx(0.01, rel=1e-9)
+    assert told[0.2] == pytest.approx(0.01 / np.hypot(1.8, 0.8))
+
+
+def test_an_extrapolated_label_is_another_method(fake: Callable[..., JQMC]) -> None:
+    """Its method names a = 0 and where it comes from, in whatever order; its card has each spacing's energy in eV."""
+    one = {"energy": -1.1, "energy_error": 0.01, "measurements": 7, "acceptance": 0.9}
+    made = fake(writes(by_spacing={"0.2": one, "0.3": one}, chi_square=0.0))
+    made = replace(made, sampler="lrdmc", lattice_spacing=0.3, further_spacings=[0.2])
+    assert made.method.startswith("LRDMC, a = 0 from 0.2, 0.3 Bohr, JSD")
+    assert made.method == replace(made, lattice_spacing=0.2, further_spacings=[0.3]).method
+    label = made.label(hydrogen(), 0, 0)
+    assert label.extra["lattice_spacing"] == 0
+    assert label.extra["by_spacing"]["0.2"]["energy"] == -1.1 * HARTREE
+    assert any("no line in a²" in text for text in label.extra["leaves_out"])
+    optimised = replace(made, optimise_orbitals=True)
+    assert "orbitals optimised" in optimised.method
+    assert json.loads(optimised.label(hydrogen(), 0, 0).input)["orbitals"] is True
 
 
 def test_nonsense_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:

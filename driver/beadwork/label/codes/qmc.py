@@ -62,6 +62,10 @@ class JQMC:
     determinant: str = setting(
         "JSD", "`JSD`, one Slater determinant, or `JAGP`, a geminal, optimised after the Jastrow", choices=DETERMINANTS
     )
+    optimise_orbitals: bool = setting(
+        False,
+        "optimise the determinant's orbitals with the Jastrow, without which forces of VMC are some per cent off",
+    )
     one_body: float = setting(
         0.0, "start of this Jastrow term, 0 leaves it out; all electrons want 1, an `ecp` wants 0", ""
     )
@@ -77,6 +81,12 @@ class JQMC:
         None, "jQMC's `delta`", "", unset="each step goes as far as the energy falls", rule=POSITIVE
     )
     lattice_spacing: float = setting(0.2, "of LRDMC", "Bohr", rule=POSITIVE)
+    further_spacings: list[float] = setting(
+        [],
+        "of LRDMC: the label is then the energy at a = 0, on a line in a² through these and `lattice_spacing`",
+        "Bohr",
+        rule=Rule(lambda given: all(one > 0 for one in given), "each must be positive"),
+    )
     non_local_move: str = setting("dltmove", "how LRDMC takes a pseudopotential: `dltmove` or `tmove`")
     steps: int = setting(1000, "of each walker", "measurements", rule=ENOUGH)
     target_error: float | None = setting(
@@ -104,7 +114,25 @@ class JQMC:
             )
         if self.determinant == "JAGP" and not self.optimises:
             raise ConfigError("JAGP needs a Jastrow term and optimisation_steps: it starts as the plain determinant")
+        if self.optimise_orbitals and not (self.optimises and self.determinant == "JSD"):
+            raise ConfigError(
+                "optimise_orbitals is of JSD with a Jastrow term and optimisation_steps",
+                "JAGP's geminal is optimised in any case",
+            )
+        if self.further_spacings:
+            self._check_spacings()
         qmc_env.find(self.environment)
+
+    def _check_spacings(self) -> None:
+        if self.sampler != "lrdmc":
+            raise ConfigError("further_spacings are of LRDMC: VMC has no lattice")
+        # equal ones have no slope between them
+        if len({self.lattice_spacing, *self.further_spacings}) < 1 + len(self.further_spacings):
+            raise ConfigError(
+                f"lattice_spacing {self.lattice_spacing} or one of {self.further_spacings} is there twice"
+            )
+        if self.forces:
+            raise ConfigError("forces of LRDMC are not extrapolated", "leave out forces or further_spacings")
 
     @property
     def optimises(self) -> bool:
@@ -125,6 +153,7 @@ class JQMC:
         terms += [f"J3 {self.three_body}"] if self.three_body != "none" else []
         kind = self.determinant if terms else "SD"
         level = f"{self.mean_field}/{self.basis}" + (", Cartesian" if self.cartesian else "")
+        level += ", orbitals optimised" if self.optimise_orbitals else ""
         parts = [level + (f", {self.ecp}" if self.ecp else ""), ", ".join(terms)]
         steps = f"optimised in {self.optimisation_steps} steps of {self.optimisation_samples}x{self.walkers}"
         steps += f", delta {self.optimisation_delta}" if self.optimisation_delta else ""
@@ -139,7 +168,14 @@ class JQMC:
         move = f", {self.non_local_move}" if self.ecp else ""
         # a finite population has a bias; the trial function's text names the walkers already where it was optimised
         walkers = "" if self.optimises else f", {self.walkers} walkers"
-        return f"LRDMC, a = {self.lattice_spacing} Bohr{move}{walkers}, {self.trial_function}"
+        return f"LRDMC, a = {self._spacing}{move}{walkers}, {self.trial_function}"
+
+    @property
+    def _spacing(self) -> str:
+        """As `0.2 Bohr`, or `0 from 0.2, 0.3 Bohr`."""
+        if not self.further_spacings:
+            return f"{self.lattice_spacing} Bohr"
+        return f"0 from {', '.join(map(str, sorted([self.lattice_spacing, *self.further_spacings])))} Bohr"
 
     def check(self, frame: Frame, charge: int, spin: int) -> None:
         """Refuse a periodic frame, and a basis without the core where PySCF is here too. Raises LabelError."""
@@ -207,6 +243,8 @@ class JQMC:
             },
             "method": self.sampler,
             "lattice_spacing": self.lattice_spacing,
+            "further_spacings": self.further_spacings,
+            "orbitals": self.optimise_orbitals,
             "non_local_move": self.non_local_move,
             "walkers": self.walkers,
             "moves": self.moves,
@@ -284,7 +322,12 @@ class JQMC:
             "energy_error_half_the_blocks": result["energy_error_half_the_blocks"] * HARTREE,
             "energy_by_window": {key: value * HARTREE for key, value in result["energy_by_window"].items()},
             "leaves_out": self.leaves_out(),
-            "lattice_spacing": self.lattice_spacing if self.sampler == "lrdmc" else None,
+            "lattice_spacing": None
+            if self.sampler == "vmc"
+            else 0.0
+            if self.further_spacings
+            else self.lattice_spacing,
+            **self._by_spacing(result),
             "variance": result["variance"] * HARTREE**2,
             "acceptance": result["acceptance"],
             "measurements": result["measurements"],
@@ -298,13 +341,26 @@ class JQMC:
             "cpu_seconds": result["cpu_seconds"],
         }
 
+    def _by_spacing(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What an extrapolation was made of."""
+        if not self.further_spacings:
+            return {}
+        found = {
+            spacing: {name: one[name] * HARTREE for name in ("energy", "energy_error")}
+            | {name: one[name] for name in ("measurements", "acceptance")}
+            for spacing, one in result["by_spacing"].items()
+        }
+        return {"by_spacing": found, "chi_square_of_the_line": result["chi_square"]}
+
     def leaves_out(self) -> list[str]:
         """The errors that the error bars of these labels do not contain."""
         named = [f"basis and form of the trial function: {self.trial_function}"]
         if self.sampler == "lrdmc":
             named = [
                 "fixed nodes of the trial function's determinant (none where it has no nodes, as in H2)",
-                f"lattice spacing of {self.lattice_spacing} Bohr: of order a², and it depends on the Jastrow factor",
+                f"lattice spacing of {self.lattice_spacing} Bohr: of order a², and it depends on the Jastrow factor"
+                if not self.further_spacings
+                else f"what is no line in a² between the lattice spacings (a = {self._spacing})",
                 "error bars come from about twenty blocks, and are themselves uncertain by a sixth",
                 f"population of {self.walkers} walkers: of order variance / walkers, less what the weights mend "
                 "(`energy_by_window`: the energy with the weights of so many measurements)",
@@ -312,10 +368,12 @@ class JQMC:
         if self.ecp:
             named.append(f"pseudopotential {self.ecp}" + (", with locality error" if self.sampler == "lrdmc" else ""))
         if self.forces and self.sampler == "vmc":
-            named.append(
-                "bias of the forces, as the trial function's parameters do not follow the atoms (8 % for H2 at 1.0 Å "
-                "with one determinant, 2 % with JAGP); errors of the atoms' forces are correlated (space warp)"
-            )
+            named.append("errors of the atoms' forces are correlated (space warp)")
+            if not self.optimise_orbitals:
+                named.append(
+                    "bias of the forces, as the trial function's orbitals do not follow the atoms (8 % for H2 at 1.0 Å "
+                    "with one determinant, 2 % with JAGP; see optimise_orbitals)"
+                )
         elif self.forces:
             named.append("bias of the forces by Reynolds' approximation, with a noise that can have no finite variance")
         return named

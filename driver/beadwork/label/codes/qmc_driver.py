@@ -67,7 +67,8 @@ def compute(job: dict[str, Any]) -> dict[str, Any]:
     hamiltonian, optimisation = optimised(job, Path("hamiltonian.h5"), mean_field)
     hamiltonian.save_to_hdf5("optimised.h5")
     lap("optimisation")
-    sampled = sample(job, hamiltonian, optimisation["energy"] if optimisation else mean_field)
+    guess = optimisation["energy"] if optimisation else mean_field
+    sampled = extrapolated(job, hamiltonian, guess) if job["further_spacings"] else sample(job, hamiltonian, guess)
     near(mean_field, sampled["energy"], job["method"])
     lap("sampling")
     return {
@@ -130,7 +131,7 @@ def trial_function(job: dict[str, Any], trexio_file: Path, hamiltonian_file: Pat
 
 
 def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, dict[str, Any] | None]:
-    """Optimise the Jastrow factor, and for JAGP then the geminal too."""
+    """Optimise the Jastrow factor; then for JAGP the geminal too, or for orbitals that are to follow these."""
     from jqmc.hamiltonians import Hamiltonian_data
     from jqmc.wavefunction import Geminal_data, Wavefunction_data
 
@@ -139,6 +140,9 @@ def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, 
     if not steps:
         return hamiltonian, None
     hamiltonian, report = steadily(job, hamiltonian, mean_field, geminal=False, seed=job["seed"])
+    if job["orbitals"]:
+        # after the Jastrow alone, from whose optimum the orbitals have a short way
+        hamiltonian, report = steadily(job, hamiltonian, mean_field, geminal=True, seed=job["seed"] + 1)
     if job["determinant"] == "JAGP":
         wavefunction = hamiltonian.wavefunction_data
         # a geminal of atomic orbitals has the determinant as a start, and more freedom
@@ -210,6 +214,8 @@ def _optimise(
         opt_J3_param=jastrow["three_body"] != "none",
         opt_JNN_param=False,
         opt_lambda_param=geminal,
+        # the geminal stays one of as many orbitals as there are pairs: one determinant
+        opt_with_projected_MOs=geminal and job["orbitals"],
         optimizer_kwargs={
             "method": "sr",
             "delta": share * (settings["delta"] if fixed else 1.0),
@@ -227,6 +233,63 @@ def _optimise(
         raise FloatingPointError(f"the optimisation ended with an energy of {energy} Ha, or parameters that are NaN")
     report = {"energy": float(energy), "error": float(error), "variance": float(variance), "steps": settings["steps"]}
     return walkers.hamiltonian_data, report
+
+
+def extrapolated(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any]:
+    """Sample at each lattice spacing, and put a line in a² through the energies: the result is its value at a = 0.
+
+    The bias of LRDMC's lattice begins with a² (Casula, Filippi, Sorella, PRL 95, 100201 (2005)).
+    """
+    spacings = sorted([job["lattice_spacing"], *job["further_spacings"]])
+    # of errors that are alike, as those that end at one target: what the target of each must be, so that the value at 0
+    # has the one that was asked for
+    target = job["target_error"] and job["target_error"] / math.hypot(*weights_at_zero(spacings, [1.0] * len(spacings)))
+    of_each = [
+        # noise of its own at each spacing; the driver adds up to 2 to a seed
+        sample(
+            job | {"lattice_spacing": a, "target_error": target, "seed": job["seed"] + 10 * number}, hamiltonian, guess
+        )
+        for number, a in enumerate(spacings)
+    ]
+    energies, errors = ([one[name] for one in of_each] for name in ("energy", "energy_error"))
+    weights = weights_at_zero(spacings, errors)
+
+    def at_zero(values: list[float]) -> float:
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+    def error(values: list[float]) -> float:
+        return math.hypot(*(weight * value for weight, value in zip(weights, values, strict=True)))
+
+    zero = at_zero(energies)
+    # the slope that minimises chi square with the value at 0 held
+    over = [(a * a / e**2, (energy - zero) / e**2) for a, e, energy in zip(spacings, errors, energies, strict=True)]
+    slope = sum(y * a * a for (_, y), a in zip(over, spacings, strict=True)) / sum(
+        x * a * a for (x, _), a in zip(over, spacings, strict=True)
+    )
+    away = [(energy - zero - slope * a * a) / e for energy, a, e in zip(energies, spacings, errors, strict=True)]
+    finest = of_each[0]
+    return finest | {
+        "energy": zero,
+        "energy_error": error(errors),
+        "energy_error_half_the_blocks": error([one["energy_error_half_the_blocks"] for one in of_each]),
+        "energy_by_window": {
+            window: at_zero([one["energy_by_window"][window] for one in of_each])
+            for window in finest["energy_by_window"]
+        },
+        "measurements": sum(one["measurements"] for one in of_each),
+        "by_spacing": dict(zip(map(str, spacings), of_each, strict=True)),
+        # of a line through so many points: its degrees of freedom are two fewer
+        "chi_square": sum(one * one for one in away),
+    }
+
+
+def weights_at_zero(spacings: list[float], errors: list[float]) -> list[float]:
+    """What each energy counts in the value at a = 0 of the line in a² that fits them best, weighted by their errors."""
+    shares = [1 / error**2 for error in errors]
+    one = sum(shares)
+    x = sum(share * a**2 for share, a in zip(shares, spacings, strict=True))
+    xx = sum(share * a**4 for share, a in zip(shares, spacings, strict=True))
+    return [share * (xx - a**2 * x) / (one * xx - x * x) for share, a in zip(shares, spacings, strict=True)]
 
 
 def sample(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[str, Any]:
