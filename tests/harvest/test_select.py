@@ -159,6 +159,27 @@ def test_forgotten_frame_is_welcome_again() -> None:
     assert kept(selector, 1, [0.7], [0.2]) == [0]
 
 
+def test_a_forgotten_frame_cools_nothing() -> None:
+    """Where a frame was not stored after all, the next step's may be kept: it is near to none that was."""
+    selector = Selector(SelectionWindow(force_low=0.1), cooldown=5)
+    assert kept(selector, 0, [0.7], [0.2]) == [0]
+    ((_, sign),) = selector.consider(Moment(10), [dimer(0.9)], np.array([0.2]), np.zeros(1)).kept
+    selector.forget(sign)
+    assert kept(selector, 11, [1.1], [0.2]) == [0]
+    assert kept(selector, 12, [1.3], [0.2]) == []
+
+
+def test_each_simulation_cools_down_by_itself() -> None:
+    """Of two systems at two sockets the one that asks first takes no place of the other, which may be less known."""
+    selector = Selector(SelectionWindow(force_low=0.1), cooldown=3)
+
+    def asked(step: int, name: str, length: float) -> int:
+        return len(selector.consider(Moment(step), [dimer(length)], np.array([0.2]), np.zeros(1), 0.0, name).kept)
+
+    found = [(asked(step, "a", 0.7 + 0.1 * step), asked(step, "b", 2.0 + 0.1 * step)) for step in range(5)]
+    assert found == [(1, 1), (0, 0), (0, 0), (1, 1), (0, 0)]
+
+
 def test_what_is_not_kept_has_its_reason() -> None:
     """Above the band, after one just kept, beyond the limit, or like one before; below the band nothing is said."""
     selector = Selector(SelectionWindow(force_low=0.1, force_high=1.0), cooldown=2, limit=2, min_distance=0.05)

@@ -26,13 +26,16 @@ CONFIG = ServeConfig(simulation="in.xml", baseline="b", delta=["d"], devices=["c
 def test_each_server_has_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Threads divided, ports and folders of their own, everything else as it was given; paths from anywhere."""
     monkeypatch.chdir(tmp_path)
-    config = replace(CONFIG, threads=5, metrics="0.0.0.0:9100", out="o", cooldown=3)
+    also = {"dipole": "dip", "polarizability": str(tmp_path / "pol")}
+    config = replace(CONFIG, threads=5, metrics="0.0.0.0:9100", out="o", cooldown=3, queue="q.db", also=also)
     one, two = plan(config, cores=16)
     assert one == replace(
         config,
         simulation=str(tmp_path / "in.xml"),
         baseline=str(tmp_path / "b"),
         delta=[str(tmp_path / "d")],
+        queue=str(tmp_path / "q.db"),
+        also={"dipole": str(tmp_path / "dip"), "polarizability": str(tmp_path / "pol")},
         devices=[],
         servers=2,
         threads=2,
@@ -40,6 +43,8 @@ def test_each_server_has_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         out="o/dev-0",
     )
     assert two == replace(one, metrics="0.0.0.0:9101", out="o/dev-1")
+    remote = "postgresql://host/q"
+    assert plan(replace(config, queue=remote), 16)[0].queue == remote
 
 
 def test_threads_of_the_environment_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ class Keeper:
         energy = spread.energy / atoms
         asks = None if novelty is None else novelty_of(novelty.of, self._config.keep_novelty_of)
         new = np.zeros(len(frames)) if asks is None else np.maximum.reduceat(asks, evaluation.ptr[:-1])
-        choice = self.selector.consider(count, frames, force, energy, new)
+        choice = self.selector.consider(count, frames, force, energy, new, address)
         for index, sign in choice.kept:
             of_atoms = spread.force_of(index, evaluation.ptr)
             force[index] = known[index] = of_atoms.max()

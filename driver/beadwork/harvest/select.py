@@ -158,7 +158,8 @@ class Selector:
     min_distance: float = 0.03
     _known: list[Signature] = field(default_factory=list)
     _elsewhere: list[Signature] = field(default_factory=list)
-    _last: Moment | None = None
+    #: of each simulation: when its frames were kept, and their signatures
+    _kept: dict[str, list[tuple[Moment, Signature]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.cooldown < 0:
@@ -185,12 +186,14 @@ class Selector:
         max_force_spread: FloatArray,
         energy_spread: FloatArray,
         novelty: FloatArray | float = 0.0,
+        simulation: str = "",
     ) -> Choice:
         """Decide about the S frames of one evaluation, the one with the largest excess first.
 
         max_force_spread: (S,) eV/Å. energy_spread: (S,) eV/atom. novelty: (S,), the largest of any atom. moment: its
         step is any count that grows with the simulation; one that goes backwards (a simulation restarted) ends the
-        cool-down. Selected frames count as kept until they are passed to `forget`.
+        cool-down. simulation: which of several it is; each cools down by itself, so that none takes the place of one
+        that is less known. Selected frames count as kept until they are passed to `forget`.
         """
         looks = (max_force_spread, energy_spread, novelty)
         inside, above = map(np.flatnonzero, self.window.classify(*looks))
@@ -200,7 +203,7 @@ class Selector:
         # most uncertain first: where the limit or the cool-down leaves one place, it gets it
         for index in map(int, inside[np.argsort(-excess[inside], kind="stable")]):
             # the cheap tests first: a signature needs a neighbour list
-            if self._cools(moment):
+            if self._cools(moment, simulation):
                 passed.setdefault("cooldown", []).append(index)
                 continue
             if self.limit is not None and self.kept >= self.limit:
@@ -211,20 +214,24 @@ class Selector:
                 passed.setdefault("alike", []).append(index)
                 continue
             self._known.append(sign)
-            self._last = moment
+            self._kept.setdefault(simulation, []).append((moment, sign))
             found.append((index, sign))
         return Choice(sorted(found, key=itemgetter(0)), passed)
 
-    def _cools(self, moment: Moment) -> bool:
-        last = self._last
+    def _cools(self, moment: Moment, simulation: str) -> bool:
+        if not (kept := self._kept.get(simulation)):
+            return False
+        last, _ = kept[-1]
         # without steps nothing is known to be near in time
-        if last is None or last.step is None or moment.step is None:
+        if last.step is None or moment.step is None:
             return False
         # the last frame may be of the last step of its blur, and this one of the first step of its own
         # negative where i-PI was started again from an earlier RESTART: another trajectory begins
         return 0 <= moment.step - last.step < self.cooldown + (last.blur if self.cooldown else 0)
 
     def forget(self, sign: Signature) -> None:
-        """Forget a frame that could not be stored, so that a later one like it can be kept."""
+        """Forget a frame that could not be stored: a later one like it can be kept, and none waits for it to cool."""
         # by identity: two frames may have equal signatures where min_distance is 0
         self._known = [known for known in self._known if known is not sign]
+        for name, kept in self._kept.items():
+            self._kept[name] = [one for one in kept if one[1] is not sign]

@@ -256,7 +256,8 @@ class Session:
                 not service.potential.weighs and len(set(service.potential.weights.tolist())) < 2
                 for service in services
             ),
-            "energy_alpha": services[0].potential.energy_alpha,
+            # of the part that has the members: a baseline at an address of its own has no alpha
+            "energy_alpha": max(services, key=lambda service: len(service.potential.weights)).potential.energy_alpha,
             "spread_of_delta_alone": any(service.potential.spread_of_delta_alone for service in services),
             "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
             "started": time.time(),

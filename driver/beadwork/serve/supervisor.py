@@ -32,6 +32,7 @@ from beadwork.observe import status
 from beadwork.observe.record import NAME as RECORD
 from beadwork.observe.record import read_record
 from beadwork.processes import as_shell, end, kill, launch, module
+from beadwork.settings import declared
 from beadwork.signals import handled
 
 #: seconds before a server that died is started again, the first time, the second time, …; then never
@@ -62,11 +63,7 @@ def plan(config: ServeConfig, cores: int) -> list[ServeConfig]:
     return [
         replace(
             config,
-            # the servers' serve.toml lies in folders of their own, from which relative paths would count
-            simulation=str(Path(config.simulation).absolute()),
-            baseline=config.baseline and str(Path(config.baseline).absolute()),
-            delta=[str(Path(member).absolute()) for member in config.delta],
-            queue=config.queue and (config.queue if "://" in config.queue else str(Path(config.queue).absolute())),
+            **_absolute(config),
             device=device,
             devices=[],
             servers=servers,
@@ -76,6 +73,25 @@ def plan(config: ServeConfig, cores: int) -> list[ServeConfig]:
         )
         for number, device in enumerate(devices)
     ]
+
+
+def _absolute(config: ServeConfig) -> dict[str, Any]:
+    """The settings that are paths, but for `out`: the servers' serve.toml lies in folders of their own, from which
+    relative ones would count."""
+
+    def one(path: str) -> str:
+        return path if "://" in path else str(Path(path).absolute())
+
+    found: dict[str, Any] = {}
+    for entry in declared(ServeConfig):
+        value = getattr(config, entry.name)
+        if not entry.setting.path or not value or entry.name == "out":
+            continue
+        if isinstance(value, dict):
+            found[entry.name] = {name: one(path) for name, path in value.items()}
+        else:
+            found[entry.name] = [one(path) for path in value] if isinstance(value, list) else one(value)
+    return found
 
 
 def _all() -> list[str]:
