@@ -28,7 +28,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.observe.pace import Pace
 from beadwork.observe.record import Record
 from beadwork.observe.status import StatusFile
-from beadwork.report import sections
+from beadwork.report import panels, sections
 from beadwork.report.run import read_run
 from beadwork.report.verdict import verdict
 from beadwork.report.write import report
@@ -123,6 +123,18 @@ def kept(step: int, spread: float, simulation: str) -> queued.KeptFrame:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy, to take things away from."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_energies_of_several_systems_are_not_by_the_atom(finished: Path) -> None:
+    """A water and a hundred at two sockets: a row of beadwork.out may be of either, and the atoms of one would make the
+    other's spread a hundred times too large."""
+    one = read_run(finished)
+    one = replace(one, about=one.about | {"composition": {"O": 8, "H": 16}})
+    several = replace(one, about=one.about | {"one_composition": False})
+    by_atom, whole = panels.spreads(one)[1], panels.spreads(several)[1]
+    assert (by_atom.y_label, whole.y_label) == ("energy spread (meV/atom)", "energy spread (meV)")
+    (few,), (all_,) = by_atom.curves.values(), whole.curves.values()
+    assert all_ == pytest.approx(24 * few)
 
 
 def page(folder: Path, **options: Any) -> str:

@@ -69,7 +69,8 @@ def spreads(run: RunFolder) -> list[Panel]:
         return []
     record, (x, label) = run.record[known], run.when(known)
     section = "Spread of the committee"
-    atoms = sum(run.composition.values())
+    # a row does not say of which of several systems it is
+    atoms = sum(run.composition.values()) if run.about.get("one_composition", True) else 0
     energy, unit = (1e3 * record[:, 3] / atoms, "meV/atom") if atoms else (1e3 * record[:, 3], "meV")
     return [
         Panel(

@@ -250,6 +250,8 @@ class Session:
             "total_steps": simulation.total_steps,
             "motions": system.motions,
             "composition": dict(Counter(chemical_symbols[z] for z in system.numbers if z)),
+            # whether an energy of any evaluation can be divided by the same number of atoms
+            "one_composition": len({tuple(sorted(one.numbers)) for one in simulation.systems}) == 1,
             "periodic": self._config.periodic,
             # whether what drove i-PI is the plain mean that its `committee_pot` has
             "plain_mean": all(
