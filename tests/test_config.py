@@ -32,6 +32,7 @@ def test_toml_and_command_line_join(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("simulation = ", "cannot read"),
+        ("threads = 1" + 5000 * "0", "cannot read"),  # more digits than Python makes an integer of
         ('simulation = "a"\nbaselin = "b"', "'baselin', which is no option; did you mean baseline[?]$"),
         ('simulation = "a"\nbaseline = "b"\ncooldown = "ten"', "wants a whole number"),
         ('simulation = "a"\ndelta = [1]', r"delta is \[1\]; it wants a text, or several"),

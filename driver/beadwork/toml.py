@@ -27,7 +27,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         # TOML is UTF-8 whatever the locale is, and read_text would take the locale's encoding
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # a ValueError of Python's own: an integer of thousands of digits
         raise ConfigError(f"cannot read {path}: {error}") from error
 
 

@@ -249,6 +249,15 @@ def test_a_loop_begins_with_members_on_one_trunk(ipi, tmp_path, monkeypatch) -> 
     assert generation.stages["begin"]["hash"] == committee_hash(models, [1 / 3] * 3)
 
 
+@pytest.mark.parametrize(("flagged", "steps"), [(-1, 10), (11, 10), (np.nan, 10)])
+def test_counts_that_cannot_be_are_refused(tmp_path, flagged, steps) -> None:
+    """A damaged record would say that flagged steps are fewer than before, and the loop would go on, or end."""
+    record = {"simulate": {"runs": {"water": {"flagged": flagged, "steps": steps}}}}
+    (tmp_path / loops.RECORD).write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=f"{loops.RECORD} cannot be read .*more steps flagged than it has"):
+        assert Generation(tmp_path).flagged
+
+
 @pytest.mark.parametrize(("mark", "flagged"), [(None, 3), (2.5, 2), (np.inf, 1)])
 def test_what_is_new_to_the_baseline_is_named_and_not_asked_for(ipi, tmp_path, monkeypatch, mark, flagged) -> None:
     """Steps are flagged by the spread and by Δ's novelty. What is new to the baseline alone is no reason for a label of

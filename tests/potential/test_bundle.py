@@ -67,6 +67,10 @@ BAD = {
     "one bit": (lambda b: damage(b, lambda d: d[:999] + bytes([d[999] ^ 1]) + d[1000:]), r"model\.pt is not the file"),
     "no card": (lambda b: (b / "card.toml").unlink(), r"card\.toml is missing, so .* is no model bundle"),
     "torn card": (lambda b: (b / "card.toml").write_text("format ="), r"card\.toml cannot be read as TOML"),
+    "a number of 5000 digits": (
+        lambda b: edit(b, "format = 1", "format = 1" + 5000 * "0"),
+        r"card\.toml cannot be read as TOML",
+    ),
     "binary card": (lambda b: (b / "card.toml").write_bytes(b"\xff\xfe\x00"), r"card\.toml cannot be read as TOML"),
     "format": (lambda b: edit(b, "format = 1", "format = 7"), r"has format 7, this beadwork reads 1"),
     "units": (lambda b: edit(b, '"eV"', '"Hartree"'), r"declares units .*Hartree"),

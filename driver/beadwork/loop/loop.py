@@ -204,6 +204,9 @@ class Generation:
         """Flagged rate of its simulations, all steps together."""
         with self._reading():
             runs = self.stages["simulate"]["runs"].values()
+            # a rate below 0 or above 1 would decide whether the loop goes on
+            if not all(0 <= run["flagged"] <= run["steps"] for run in runs):
+                raise ValueError("a simulation has more steps flagged than it has, or fewer than none")
             return float(sum(run["flagged"] for run in runs) / max(1, sum(run["steps"] for run in runs)))
 
     def _reading(self) -> AbstractContextManager[None]:

@@ -444,7 +444,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
             f"{file} is missing, so {file.parent} is no model bundle",
             "import a model with: beadwork models import FILE",
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # a ValueError of Python's own: an integer of thousands of digits
         raise ModelError(
             f"{file} cannot be read as TOML ({error})", "copy it again or import the model again"
         ) from error
