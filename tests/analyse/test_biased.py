@@ -78,7 +78,7 @@ def test_umbrella_windows_of_a_double_well() -> None:
         assert one.statistical < 2.5
     average = found.averages["mean"]
     assert abs(average.value - mean(1)) < 4 * average.statistical
-    assert "7 umbrella windows, of which neighbours share" in found.weighing
+    assert "7 ensembles joined by MBAR, of which neighbours share" in found.weighing
     x = np.concatenate([piece.values["x"][:, 0] for piece in pieces])
     reduced = np.array([window.kappa / 2 / KT * (x - window.centre) ** 2 for window in WINDOWS])
     mbar = MBAR(reduced, [400] * 7, solver_protocol="robust")
@@ -122,13 +122,13 @@ def test_a_bias_that_was_written(tmp_path: Path) -> None:
     file; and a part of the bias that is not known is not taken for none."""
     rng = np.random.default_rng(33)
     # -U + x² / 0.8: what is left is a normal distribution over both wells
-    x = rng.normal(size=20_000) * np.sqrt(0.4)
+    x = rng.normal(size=8_000) * np.sqrt(0.4)
     piece = sampled(x, x**2 / 0.8 - well(x))
     asked = ASKED | {"reach": (-1.6, 1.6), "bins": 64}
     found = free_energy([piece], "x", **asked)  # type: ignore[arg-type]
     for place in (0.0, 1.0):
         assert abs(found.at[place].value - exact(place) + exact(-1.0)) < 4 * found.at[place].statistical
-        assert found.at[place].statistical < 0.3
+        assert found.at[place].statistical < 0.5
     assert abs(found.averages["mean"].value - mean(1)) < 4 * found.averages["mean"].statistical
     assert "weighed by exp(V/kT) of the bias that i-PI wrote, and are worth " in found.weighing
     write_series(tmp_path / "x.csv.gz", piece)
@@ -159,7 +159,7 @@ def test_windows_that_are_not_those_of_the_runs() -> None:
         free_energy(pieces, "x", restraints=WINDOWS[:1])
     rng = np.random.default_rng(35)
     apart = [Restraint(centre, 900.0) for centre in (-1.0, 0.0)]
-    with pytest.raises(ConfigError, match="windows at -1 and 0 of x share not one frame"):
+    with pytest.raises(ConfigError, match="simulations at -1 of x and 0 of x share not one frame"):
         free_energy([sampled(draw(window, 100, rng)) for window in apart], "x", restraints=apart)
     apart = [Restraint(centre, 200.0) for centre in (-1.0, -0.35)]
     far = free_energy([sampled(draw(window, 400, rng)) for window in apart], "x", restraints=apart)
@@ -259,7 +259,7 @@ def test_umbrella_windows_of_real_ipi(tmp_path: Path, biased_by: str, capsys: py
     assert "the bias that i-PI wrote is" in capsys.readouterr().err
     command += ["--kappa", "1200", "--range", "1.05", "1.75", "--bins", "28", "--zero", "1.1", "--at", "1.4", "1.7"]
     assert main([*command, "--out", str(tmp_path / "f")]) == 0
-    assert "7 umbrella windows" in capsys.readouterr().out
+    assert "7 ensembles joined by MBAR" in capsys.readouterr().out
     with open(tmp_path / "f-averages.csv", encoding="utf-8") as stream:
         rows = {row["observable"]: row for row in csv.DictReader(stream)}
     for place, energy in (("1.4", 15.0), ("1.7", 0.0)):

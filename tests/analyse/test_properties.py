@@ -295,3 +295,42 @@ def test_real_ipi_of_harmonic_oscillators(tmp_path: Path) -> None:
     assert abs(one.value - GAS_CONSTANT * total) < 4 * one.statistical
     assert one.statistical < 0.4 * one.value
     assert abs(names["temperature"].estimate.value - 300) < 4 * names["temperature"].estimate.statistical
+
+
+GAS = """<simulation verbosity='quiet'><output prefix='run'>
+<properties stride='10' filename='out'> [ step, volume{angstrom3}, density{g/cm3}, pressure_md{megapascal},
+  cell_h{angstrom} ] </properties></output>
+<total_steps>16000</total_steps><prng><seed>5</seed></prng><ffdirect name='gas'><pes>gas</pes></ffdirect>
+<system><initialize nbeads='1'><file mode='xyz'>init.xyz</file>
+<velocities mode='thermal' units='kelvin'>300</velocities></initialize><forces><force forcefield='gas'/></forces>
+<ensemble><temperature units='kelvin'>300</temperature><pressure units='megapascal'>40</pressure></ensemble>
+<motion mode='dynamics'><fixcom>False</fixcom><dynamics mode='npt'><timestep units='femtosecond'>1</timestep>
+<thermostat mode='langevin'><tau units='femtosecond'>50</tau></thermostat><barostat mode='isotropic'>
+<tau units='femtosecond'>100</tau><thermostat mode='langevin'><tau units='femtosecond'>50</tau></thermostat></barostat>
+</dynamics></motion></system></simulation>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_real_ipi_of_an_ideal_gas(tmp_path: Path) -> None:
+    """Volume, density and pressure of six free atoms under a barostat: p(V) is V^6 exp(-PV/kT), so <V> is 7 kT/P, <1/V>
+    P/6kT, and the pressure that is measured the one that was asked for; the cell is that of the volume."""
+    places = np.random.default_rng(1).uniform(0, 9, (6, 3))
+    lines = [f"H {x:.6f} {y:.6f} {z:.6f}" for x, y, z in places]
+    head = ["6", "# CELL(abcABC): 9 9 9 90 90 90 cell{angstrom} positions{angstrom}"]
+    (tmp_path / "init.xyz").write_text("\n".join([*head, *lines, ""]))
+    (tmp_path / "input.xml").write_text(GAS)
+    ipi = Path(sys.executable).with_name("i-pi")
+    subprocess.run([sys.executable, ipi, "input.xml"], cwd=tmp_path, check=True, capture_output=True, timeout=1000)
+    names = by_name(properties([open_run(tmp_path / "input.xml")], skip=0.5)[0])
+    one_atom = 1.380649e-23 * 300 / 40e6  # kT / P, m³
+    for name, wanted in (
+        ("volume", 7 * one_atom * 1e30),
+        ("density", 1.6735e-27 / one_atom * 1e-3),
+        ("pressure_md", 40.0),
+    ):
+        one = names[name].estimate
+        assert abs(one.value - wanted) < 4 * one.statistical, name
+        assert one.statistical < 0.08 * wanted
+    assert 1.0 < names["volume"].estimate.value / names["cell_h[0]"].estimate.value ** 3 < 1.2

@@ -47,13 +47,14 @@ class Ensembles:
 
     which: of each piece the ensemble that it is of. weights: of each piece (F,), with the mean 1 over all frames.
     moves: of each piece (F, K), what a frame adds to the free energies of K ensembles; shares: (F, K) of each piece,
-    N_k W_nk. words: how a bias was taken away; '' without one.
+    N_k W_nk. free: (K,) free energies of the ensembles, kT. words: how a bias was taken away; '' without one.
     """
 
     which: list[int]
     weights: list[FloatArray]
     moves: list[FloatArray]
     shares: list[FloatArray]
+    free: FloatArray
     words: str = ""
 
     def mean(self, columns: Sequence[FloatArray]) -> FloatArray:
@@ -96,21 +97,28 @@ class Ensembles:
         dependence = np.max([np.nan_to_num(one.dependence) for one in found], axis=0)
         return Uncertainty(statistical, members, count, independent, dependence, max(one.wander for one in found))
 
+    def difference(self) -> tuple[float, float]:
+        """Return the free energy of the last ensemble less that of the first, and its statistical error, kT."""
+        count = sum(map(len, self.moves))
+        series = [count * (move[:, -1:] - move[:, :1]) for move in self.moves]
+        error = self.errors(series, [None] * len(series), np.eye(1)).statistical[0]
+        return float(self.free[-1] - self.free[0]), float(error)
+
 
 def ensembles(pieces: Sequence[Sampled], coordinate: str, restraints: Sequence[Restraint]) -> Ensembles:
     """Return how averages are made of these pieces, of which each has a restraint on a coordinate; without restraints
     all are of one ensemble, unbiased or under the bias that i-PI wrote.
 
     A restraint acts on what the values of the coordinate are of: the centroid, or each bead, of which it is the mean.
-    Raises ConfigError where there is not one restraint a piece, where one is not the bias that i-PI wrote, for a bias
-    that is not known throughout, and without pymbar.
+    Raises ConfigError where there is not one restraint a piece, where one is not the bias that i-PI wrote, and for a
+    bias that is not known throughout.
     """
     biases = [piece.bias for piece in pieces]
     if not restraints:
         if all(bias is None or not np.any(bias) for bias in biases):
             return _one([np.ones(len(piece.steps)) for piece in pieces])
         if any(bias is None or np.isnan(bias).any() for bias in biases):
-            remedy = "have i-PI write ensemble_bias{kilojoule/mol} among the properties at each step of the trajectory"
+            remedy = "have i-PI write ensemble_bias{electronvolt} among the properties at each step of the trajectory"
             raise ConfigError("the bias is not known at each step of each run", remedy)
         top = max(bias.max() for bias in biases if bias is not None)
         weights = [np.exp(bias - top) for bias in biases if bias is not None]
@@ -128,44 +136,51 @@ def ensembles(pieces: Sequence[Sampled], coordinate: str, restraints: Sequence[R
     for piece, restraint in zip(pieces, restraints, strict=True):
         _check(piece, coordinate, restraint)
     windows = sorted(set(restraints), key=lambda one: one.centre)
-    which = [windows.index(restraint) for restraint in restraints]
-    reduced = np.vstack([_restrained(piece, coordinate, windows) for piece in pieces])  # (F, K)
-    counts = np.array([sum(len(pieces[k].steps) for k, of in enumerate(which) if of == w) for w in range(len(windows))])
-    free = _mbar(reduced[np.argsort(np.repeat(which, [len(piece.steps) for piece in pieces]), kind="stable")], counts)
-    logs = free + np.log(counts) - reduced
+    reduced = [_restrained(piece, coordinate, windows) for piece in pieces]
+    names = [f"{window.centre:g} of {coordinate}" for window in windows]
+    return joined(reduced, [windows.index(restraint) for restraint in restraints], names)
+
+
+def joined(reduced: Sequence[FloatArray], which: Sequence[int], names: Sequence[str]) -> Ensembles:
+    """Join simulations of K ensembles, neighbours in this order, by MBAR.
+
+    reduced: of each piece (F, K), what each ensemble adds to the energy of its frames, kT. which: the ensemble that it
+    is of. names: of the ensembles. Raises ConfigError where two neighbours share no frame.
+    """
+    lengths = [len(one) for one in reduced]
+    counts = np.array([sum(n for n, of in zip(lengths, which, strict=True) if of == k) for k in range(len(names))])
+    every = np.vstack(reduced)
+    # pymbar wants the frames of the first ensemble first
+    free = _mbar(every[np.argsort(np.repeat(which, lengths), kind="stable")], counts)
+    logs = free + np.log(counts) - every
     log_weights = -logsumexp(logs, axis=1)
     shares = np.exp(logs + log_weights[:, None])  # N_k W_nk: of a frame they add up to 1
     # what part of window k + 1 the frames of window k make, and so on
     shared = np.diag(shares.T @ shares / counts[:, None], 1)
     least = float(shared.min(initial=1.0))
     if least < 1 / counts.min():
-        low, high = windows[int(shared.argmin())], windows[int(shared.argmin()) + 1]
+        between = " and ".join(names[int(shared.argmin()) :][:2])
         raise ConfigError(
-            f"windows at {low.centre:g} and {high.centre:g} of {coordinate} share not one frame, so that nothing says "
-            "how far apart their free energies are",
-            "add windows between them, or make these softer",
+            f"the simulations at {between} share not one frame, so that nothing says how far apart their free energies "
+            "are",
+            "add some between them, or make restraints softer",
         )
     hessian = np.diag(counts) - shares.T @ shares
     moves = (counts / len(shares) - shares) @ np.linalg.pinv(hessian, rcond=1e-12, hermitian=True)
-    weights_of_all = np.exp(log_weights - logsumexp(log_weights)) * len(reduced)
-    words = f"{len(windows)} umbrella windows, of which neighbours share {100 * least:.2g} % of their frames at least"
-    if least < OVERLAP:
-        words += (
-            f": below {100 * OVERLAP:g} % they hang together by chance, and errors mean little; add windows between"
-        )
-    ends = np.cumsum([len(piece.steps) for piece in pieces])[:-1]
-    return Ensembles(
-        which,
-        np.split(weights_of_all, ends),
-        np.split(moves, ends),
-        np.split(shares, ends),
-        words,
+    words = (
+        f"{len(names)} ensembles joined by MBAR, of which neighbours share {100 * least:.2g} % of their frames or more"
     )
+    if least < OVERLAP:
+        words += f": below {100 * OVERLAP:g} % they hang together by chance, and errors mean little; add some between"
+    ends = np.cumsum(lengths)[:-1]
+    weights = np.exp(log_weights - logsumexp(log_weights)) * len(every)
+    of_weights, of_moves, of_shares = (np.split(one, ends) for one in (weights, moves, shares))
+    return Ensembles(list(which), of_weights, of_moves, of_shares, free, words)
 
 
 def _one(weights: list[FloatArray], words: str = "") -> Ensembles:
     nothing = [np.zeros((len(weight), 0)) for weight in weights]
-    return Ensembles([0] * len(weights), weights, nothing, nothing, words)
+    return Ensembles([0] * len(weights), weights, nothing, nothing, np.zeros(1), words)
 
 
 def _restrained(piece: Sampled, coordinate: str, windows: Sequence[Restraint]) -> FloatArray:

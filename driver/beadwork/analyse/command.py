@@ -58,6 +58,19 @@ def add(commands: Any, command: Callable[..., Any]) -> None:
     properties.add_argument(
         "--against", type=Path, nargs="+", default=[], metavar="RUN", help="of another phase: the differences"
     )
+    text = "free energy between two potentials, or between isotopes, by thermodynamic integration"
+    integrate = command(
+        commands, "integrate", _integrate, text, "l0 l1 l2 --lambdas 0 0.5 1 --of 'pot_component_raw(1)'"
+    )
+    _runs(integrate, "integrate")
+    way = integrate.add_mutually_exclusive_group(required=True)
+    way.add_argument(
+        "--lambdas", type=float, nargs="+", metavar="L", help="each RUN's λ, with which V_0 + λ V_1 was run"
+    )
+    way.add_argument("--masses", type=float, nargs="+", metavar="M", help="each RUN's mass of the atoms of --of")
+    integrate.add_argument("--of", required=True, metavar="P", help="i-PI's property: ∂V/∂λ, or a kinetic energy")
+    integrate.add_argument("--less", metavar="P", help="∂V/∂λ is --of less this: B and A of (1 - λ) A + λ B")
+    integrate.add_argument("--classical", action="store_true", help="of --masses: go on to the classical limit")
     text = "vibrational density of states of the centroid's velocities, by element, and its peaks"
     vdos = command(commands, "vdos", _vdos, text, "results --window 1000 --skip 2")
     _runs(vdos, "vdos")
@@ -188,6 +201,37 @@ def _properties(args: argparse.Namespace) -> int:
     said += notes("", max(one.wander for one in found)) + too_short({one.name: one.dependence for one in found})
     for line in [*said, ", ".join(str(_out(args, ending)) for ending in (".csv", ".png"))]:
         print(line)
+    return 0
+
+
+def _integrate(args: argparse.Namespace) -> int:
+    from beadwork.analyse.integrate import between_masses, between_potentials
+    from beadwork.analyse.picture import draw_integral
+    from beadwork.analyse.runs import open_run
+    from beadwork.analyse.table import show, write_estimates
+    from beadwork.disk import write_csv
+    from beadwork.errors import ConfigError
+
+    if args.classical and args.lambdas or args.less and args.masses:
+        raise ConfigError("--classical is of --masses, and --less of --lambdas", "leave it out")
+    runs = [open_run(path) for path in args.runs]
+    if args.masses:
+        found = between_masses(runs, args.masses, args.of, args.classical, args.skip)
+    else:
+        found = between_potentials(runs, args.lambdas, args.of, args.less, args.skip)
+    estimates = {"F(last) - F(first), spline": (found.total, "kJ/mol")}
+    if found.mbar is not None:
+        estimates["F(last) - F(first), MBAR"] = (found.mbar, "kJ/mol")
+    write_estimates(_out(args, "-total.csv"), estimates)
+    columns = {found.along: found.x.tolist(), "dF/dx (kJ/mol)": [one.value for one in found.integrand]}
+    write_csv(_out(args, ".csv"), columns | {"statistical (kJ/mol)": [one.statistical for one in found.integrand]})
+    draw_integral(_out(args, ".png"), found)
+    points = zip(found.x, found.integrand, strict=True)
+    print(show({f"dF/dx at {found.along} = {x:.4g}": (one, "kJ/mol") for x, one in points} | estimates))
+    print(f"by the trapezoidal rule it is {found.trapezoidal:.4g} kJ/mol; where that is far off, add points")
+    if found.words:
+        print(found.words)
+    print(", ".join(str(_out(args, ending)) for ending in (".csv", "-total.csv", ".png")))
     return 0
 
 

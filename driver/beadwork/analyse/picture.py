@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 
 from beadwork.analyse.free_energy import FreeEnergy
+from beadwork.analyse.integrate import Integral
 from beadwork.analyse.properties import Observable
 from beadwork.disk import writing
 from beadwork.errors import ConfigError
@@ -103,6 +105,24 @@ def draw_observables(path: Path, found: Sequence[Observable]) -> None:
         panels[-1].set_xlabel("blocks of the run, in their order", fontsize=7)
 
     _draw(path, fill, 1.4 * -(-len(moving) // 3), len(moving))
+
+
+def draw_integral(path: Path, found: Integral) -> None:
+    """The averages that were integrated, with their errors, and the spline through them over the area that it has."""
+
+    def fill(panel: Any) -> None:
+        values, errors = (np.array([getattr(one, name) for one in found.integrand]) for name in ("value", "both"))
+        x = np.linspace(found.x[0], found.x[-1], 200)
+        spline = CubicSpline(found.x, values)(x)
+        panel.fill_between(x, spline, color=COLOURS[0], alpha=0.2, lw=0)
+        panel.plot(x, spline, color=COLOURS[0], lw=1.2)
+        total = f"F(last) − F(first) = {found.total.value:.4g} ± {found.total.both:.2g} kJ/mol"
+        panel.errorbar(found.x, values, errors, fmt="o", color="0.2", ms=4, capsize=3, label=total)
+        panel.set_xlabel(found.along)
+        panel.set_ylabel("dF/dx (kJ/mol)")
+        panel.legend(fontsize=9)
+
+    _draw(path, fill)
 
 
 def draw_spectrum(

@@ -5,12 +5,14 @@ A run is the folder of its beadwork.out, or the input (XML) of an i-PI that bead
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.coordinate import Coordinate
@@ -70,6 +72,7 @@ def open_run(path: Path) -> RunFolder:
         "temperature_K": system.temperature,
         "beads": system.nbeads,
         "biased": bool(system.bias),
+        "composition": dict(Counter(chemical_symbols[z] for z in system.numbers if z)),
     }
     properties: dict[str, Series] = {}
     for output in simulation.properties:

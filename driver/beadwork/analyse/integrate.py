@@ -1,0 +1,156 @@
+"""Differences of free energy by thermodynamic integration, between two potentials and between isotopes.
+
+Of a potential that depends on λ the derivative is dF/dλ = <∂V/∂λ>; between two that are mixed, (1 - λ) A + λ B, it is
+<B - A>, of a ring polymer its mean over the beads. Of a mass μ it is dF/dμ = -(<T> - 3/2 kT) / μ for each atom, F less
+what it is classically; over y = 1/√μ the integrand 2 (<T> - 3/2 kT) / y is smooth, and 0 at y = 0, which is the
+classical limit (Ceriotti and Markland, J. Chem. Phys. 138, 014112, 2013).
+
+The integral is that of a cubic spline through the points, so it is a sum of averages with weights and has their errors.
+Where λ mixes two potentials MBAR joins the same frames, without a rule of integration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ipi.utils.units import unit_to_internal
+from scipy.integrate import trapezoid
+from scipy.interpolate import CubicSpline
+
+from beadwork.analyse.biased import joined
+from beadwork.analyse.free_energy import Estimate, estimates
+from beadwork.analyse.runs import first_step, one_of, thermal
+from beadwork.errors import ConfigError
+from beadwork.frame import FloatArray, IntArray
+from beadwork.ipi.outputs import last_of_each
+from beadwork.report.run import RunFolder
+from beadwork.report.uncertainty import uncertainty
+from beadwork.units import KJ_MOL
+
+
+@dataclass(frozen=True, slots=True)
+class Integral:
+    """A difference of free energy, F at the last point less F at the first.
+
+    along: what was integrated over, in words. x: (K,) the points in order. integrand: at each, kJ/mol. total: kJ/mol.
+    trapezoidal: kJ/mol, what the trapezoidal rule makes of the same points: far from the total there are too few. mbar:
+    kJ/mol, by MBAR; None between masses. words: of MBAR, how far neighbours share their frames.
+    """
+
+    along: str
+    x: FloatArray
+    integrand: list[Estimate]
+    total: Estimate
+    trapezoidal: float
+    mbar: Estimate | None = None
+    words: str = ""
+
+
+def between_potentials(
+    runs: Sequence[RunFolder], at: Sequence[float], of: str, less: str | None = None, skip: float = 0.0
+) -> Integral:
+    """Integrate over λ, of which each run has that in `at`; runs at one λ are pieces of one kind.
+
+    of, less: i-PI's names of properties whose difference is ∂V/∂λ, such as `pot_component_raw(1)`. skip: ps at the
+    beginning of each run. Raises ConfigError where they were not written, or for fewer than two λ.
+    """
+    kt = thermal(runs[0]) * KJ_MOL
+    series = [_derivative(run, of, less, skip) for run in runs]
+    x, which = _points(runs, at)
+    totals = _averages([KJ_MOL * one for one in series], which)
+    found = _integral("λ", x, totals)
+    lambdas = joined(
+        [np.outer(KJ_MOL * one / kt, x) for one in series], which.tolist(), [f"λ = {place:g}" for place in x]
+    )
+    value, error = lambdas.difference()
+    mbar = Estimate(kt * value, kt * error, None, kt * error)
+    return Integral(found.along, x, found.integrand, found.total, found.trapezoidal, mbar, lambdas.words)
+
+
+def between_masses(
+    runs: Sequence[RunFolder],
+    masses: Sequence[float],
+    of: str = "kinetic_cv",
+    classical: bool = False,
+    skip: float = 0.0,
+) -> Integral:
+    """Integrate over the mass of atoms, of which each run has that in `masses`, in any unit.
+
+    of: i-PI's property of their kinetic energy, `kinetic_cv(H)` of one label or kinetic_cv of all atoms, whose masses
+    are then all scaled by what is in `masses`. classical: go on to the classical limit, of infinite mass. What there is
+    classically is left out. Raises ConfigError where it was not written, or for fewer than two points.
+    """
+    kt = thermal(runs[0]) * KJ_MOL
+    if any(not mass > 0 for mass in masses):
+        raise ConfigError(f"a mass of {min(masses):g} is none", "give --masses above 0")
+    series = [KJ_MOL * _derivative(run, of, None, skip) - 1.5 * kt * _atoms(run, of) for run in runs]
+    y, which = _points(runs, [-(mass**-0.5) for mass in masses], 1 - classical)
+    totals = _averages([2 * one / y[place] for one, place in zip(series, which, strict=True)], which)
+    if classical:
+        y, totals = np.append(y, 0.0), [*totals, Estimate(0.0, 0.0, None, 0.0)]
+    return _integral("-1/√mass", y, totals)
+
+
+def _derivative(run: RunFolder, of: str, less: str | None, skip: float) -> FloatArray:
+    """(F,) Hartree, of steps that have both properties."""
+    found: list[dict[int, float]] = []
+    for name in filter(None, (of, less)):
+        series = run.properties.get(name.replace(" ", ""))
+        if series is None:
+            there = ", ".join(run.properties) or "none"
+            raise ConfigError(f"i-PI wrote no property {name} into {run.directory}", f"it wrote: {there}")
+        unit = "atomic_unit" if series.unit == "atomic units" else series.unit
+        steps: IntArray = series.steps.astype(np.int_)
+        rows = last_of_each(steps, first_step(run, skip))
+        values = series.values[rows] * float(unit_to_internal("energy", unit, 1.0))
+        found.append(dict(zip(steps[rows].tolist(), values.tolist(), strict=True)))
+    steps_of_all = sorted(set.intersection(*map(set, found)))
+    if not steps_of_all:
+        raise ConfigError(f"{run.directory} has no {of} after {skip:g} ps", "leave out less with --skip")
+    return np.array([found[0][step] - (found[1][step] if less else 0.0) for step in steps_of_all])
+
+
+def _atoms(run: RunFolder, of: str) -> int:
+    """How many atoms a property is of."""
+    composition = run.about.get("composition") or {}
+    label = of.partition("(")[2].rstrip(")")
+    if label.isdecimal():
+        return 1
+    count = int(composition.get(label, 0)) if label else sum(map(int, composition.values()))
+    if not count:
+        raise ConfigError(
+            f"it is not known how many atoms {of} of {run.directory} is of", "ask for an element, as kinetic_cv(H)"
+        )
+    return count
+
+
+def _points(runs: Sequence[RunFolder], at: Sequence[float], least: int = 2) -> tuple[FloatArray, IntArray]:
+    """The different places in order, and of each run the place that it is at."""
+    one_of("temperatures", {run.about.get("temperature_K") for run in runs})
+    one_of("numbers of beads", {run.about.get("beads") for run in runs})
+    if len(at) != len(runs):
+        raise ConfigError(f"there are {len(at)} places for {len(runs)} runs", "give one for each run, in order")
+    x, which = np.unique(np.array(at, dtype=np.float64), return_inverse=True)
+    if len(x) < least:
+        raise ConfigError(f"all runs are at one place, {x[0]:g}", "integrate over two at least")
+    return x, which.astype(np.int_)
+
+
+def _averages(series: Sequence[FloatArray], which: IntArray) -> list[Estimate]:
+    """Of each place."""
+    found = []
+    for place in range(which.max() + 1):
+        pieces = [one[:, None] for one, of in zip(series, which, strict=True) if of == place]
+        found += estimates(np.concatenate(pieces).mean(axis=0), uncertainty(pieces))
+    return found
+
+
+def _integral(along: str, x: FloatArray, integrand: list[Estimate]) -> Integral:
+    # of a rule that is linear in the values, what each of them counts
+    weights = CubicSpline(x, np.eye(len(x))).integrate(x[0], x[-1])
+    values = np.array([one.value for one in integrand])
+    error = float(np.linalg.norm(weights * np.array([one.statistical for one in integrand])))
+    total = Estimate(float(weights @ values), error, None, error)
+    return Integral(along, x, integrand, total, float(trapezoid(values, x)))
