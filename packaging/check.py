@@ -1,8 +1,9 @@
 """Try a wheel as a stranger has it: python packaging/check.py dist/beadwork-….whl [PYTHON …]; `make wheel` does.
 
 For every Python that is there: an empty environment in an empty HOME, the wheel with the versions of constraints.txt,
-and then `beadwork demo`, `report`, a second run in a folder that is in use, and `beadwork init` of each kind, two steps
-each. It prints what took how long, and ends with 1 where something was not as it should be.
+and then `beadwork demo`, `report`, a second run in a folder that is in use, a Δ of another baseline and one that names
+none, `beadwork init` of each kind, two steps each, and the report of a cluster, which has no g(r). It prints what took
+how long, and ends with 1 where something was not as it should be.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DRAWN = 'aria-label="radial distribution function'
 PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
 
 
@@ -56,8 +58,10 @@ def try_wheel(wheel: Path, python: str) -> str:
         timed(["beadwork", "report", "demo"], home, env)
         page = (home / "demo" / "report.html").read_text()
         assert "not installed" not in page
+        assert DRAWN in page
         again, _ = timed(["beadwork", "run", "run.toml"], home / "demo", env)
         second(home / "demo", env)
+        baselines(home / "demo", env)
         kinds = re.findall(r"\{([a-z,]+)\}", timed(["beadwork", "init", "--help"], home, env)[1])[0].split(",")
         for kind in kinds:
             timed(["beadwork", "init", kind, "--kind", kind], home, env)
@@ -65,6 +69,9 @@ def try_wheel(wheel: Path, python: str) -> str:
             xml.write_text(re.sub(r"<total_steps>\d+<", "<total_steps>2<", xml.read_text()))
             timed(["beadwork", "run", "run.toml"], home / kind, env)
             assert json.loads((home / kind / "summary.json").read_text())["steps"] == 2
+        timed(["beadwork", "report", "cluster"], home, env)
+        assert "there is no volume" in (home / "cluster" / "report.html").read_text()
+        assert DRAWN not in (home / "cluster" / "report.html").read_text()
         size = sum(file.stat().st_size for file in (home / "env").rglob("*") if file.is_file()) / 1e6
         torch = timed(["python", "-c", "import torch; print(torch.__version__)"], home, env)[1].strip()
         cells = (version, torch, f"{installed:.0f}", f"{size:.0f}", f"{demo:.0f}", f"{again:.0f}", " ".join(kinds))
@@ -83,6 +90,22 @@ def second(folder: Path, env: dict[str, str]) -> None:
         _, said = timed(["beadwork", "run", "run.toml"], folder, env, code=2)
         assert "already" in said, said
         assert first.wait(600) == 0
+
+
+def baselines(folder: Path, env: dict[str, str]) -> None:
+    """A Δ of another baseline is refused; of one that names none the log says so, and the report."""
+    xml = folder / "input.xml"
+    xml.write_text(re.sub(r"<total_steps>\d+<", "<total_steps>2<", xml.read_text()))
+    timed(["beadwork", "init", "other", "--kind", "cluster"], folder, env)
+    typed = ["beadwork", "run", "run.toml", "--baseline", "other/models/water-highlevel/baseline"]
+    _, said = timed(typed, folder, env, code=4)
+    assert "their sum means nothing" in said, said
+    card = folder / "models" / "water-revpbe0-d3" / "delta-2" / "card.toml"
+    card.write_text(re.sub(r"(?m)^baseline = .*\n", "", card.read_text()))
+    _, said = timed(["beadwork", "run", "run.toml"], folder, env)
+    timed(["beadwork", "report", "."], folder, env)
+    for told in (said, (folder / "report.html").read_text()):
+        assert "card of delta-2 does not say of which baseline" in told, told[-4000:]
 
 
 def runs(python: str) -> bool:

@@ -236,6 +236,15 @@ def test_no_string_of_the_folder_becomes_markup(run: Path) -> None:
         assert raw not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
 
 
+def test_a_difference_to_no_named_baseline_is_said(finished: Path) -> None:
+    """Nothing but the name of such a Δ says that it belongs to the baseline: the page's head tells it."""
+    run = read_run(finished)
+    said = "The card of delta-0, &lt;d&gt; does not say of which baseline it is the difference"
+    assert "difference" not in sections.headline(run)
+    run = replace(run, about=run.about | {"unnamed_baseline": ["delta-0", "<d>"]})
+    assert f'<p class="amber">{said}' in sections.headline(run)
+
+
 def test_the_policy_names_the_scripts_by_hash(text: str) -> None:
     """A script that a string of the run would smuggle in is refused by the browser: none runs but the two whose SHA-256
     stands in the policy, byte for byte, and no handler within an element does."""

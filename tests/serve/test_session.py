@@ -25,7 +25,7 @@ from beadwork.potential.potential import Potential
 from beadwork.serve import assemble
 from beadwork.serve.assemble import _check_gathered, join
 from beadwork.serve.service import Service
-from beadwork.serve.session import Session, _elements, _facts
+from beadwork.serve.session import Session, _elements, _facts, _unnamed
 from support.charges import Charged
 
 WATER = Path(__file__).parents[2] / "inputs" / "water"
@@ -68,6 +68,17 @@ def test_the_committee_that_is_named_is_the_one_that_is_swapped() -> None:
     services[1].potential = weighted
     assert _facts(services)["committee"] == committee_hash([card.hash for card in cards], [0.25, 0.75]) != before
     assert _facts(services)["spread_of_delta_alone"]
+
+
+def test_members_that_name_no_baseline_are_noted() -> None:
+    """For the report: those that are summed with one, by name; without a baseline there is nothing to name."""
+    shipped = WATER.parents[1] / "models" / "water-revpbe0-d3"
+    base, first, second = (load_card(shipped / name) for name in ("baseline", "delta-0", "delta-1"))
+    second = replace(second, about={key: value for key, value in second.about.items() if key != "baseline"})
+    for cards, names in (((base, first, second), ["delta-1"]), ((first, second), []), ((base, first, first), [])):
+        potential = Potential(None, [Harmonic(1.0), Harmonic(2.0)])
+        potential.cards = cards
+        assert _unnamed(potential) == names
 
 
 def test_columns_by_element_where_there_is_a_number_for_them() -> None:

@@ -21,7 +21,7 @@ from beadwork.harvest.row import novelty_of
 from beadwork.harvest.select import force_window
 from beadwork.packages import pip_install
 from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
-from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, worse_than_baseline
+from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, unnamed_baseline, worse_than_baseline
 from beadwork.potential.eager import open_exact
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
@@ -90,7 +90,7 @@ def together(cards: Sequence[Card], alpha: float | None, potential: Potential, a
         yield _model(
             GREEN,
             f"Δ is {offset:.3g} eV/atom and {100 * size:.2g} % of the baseline's forces"
-            + ("" if _unnamed(cards) else ", and made for this baseline"),
+            + ("" if unnamed_baseline(cards[1:]) else ", and made for this baseline"),
         )
     yield from _by_cards(cards, alpha, potential)
 
@@ -107,14 +107,9 @@ def _copies(cards: Sequence[Card]) -> Iterator[Finding]:
             )
 
 
-def _unnamed(cards: Sequence[Card]) -> list[Card]:
-    """Members whose cards do not say of which baseline they are the difference."""
-    return [card for card in cards[1:] if "baseline" not in card.about]
-
-
 def _by_cards(cards: Sequence[Card], alpha: float | None, potential: Potential) -> Iterator[Finding]:
     """What the cards do not say: the baseline, whether the committee is better than it, the calibration."""
-    if unnamed := _unnamed(cards):
+    if unnamed := unnamed_baseline(cards[1:]):
         yield _model(
             AMBER,
             f"the card of {unnamed[0].path} does not say of which baseline it is the difference: nothing but its name "

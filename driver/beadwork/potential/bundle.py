@@ -405,6 +405,11 @@ def _no_better(held_out: Mapping[str, Any]) -> str:
     )
 
 
+def unnamed_baseline(members: Sequence[Card]) -> list[Card]:
+    """Those whose cards do not say of which baseline they are the difference."""
+    return [card for card in members if "baseline" not in card.about]
+
+
 def worse_than_baseline(committee: Path) -> str:
     """The same for a committee's folder, without LEARN_MORE. Raises ModelError where it cannot be read."""
     file = committee / COMMITTEE

@@ -10,7 +10,7 @@ import numpy as np
 from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import open_engine
-from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of
+from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, unnamed_baseline
 from beadwork.potential.potential import Potential, _names
 from beadwork.potential.response import ResponseEngine, Role
 
@@ -69,6 +69,11 @@ def load(
         notes.append(
             f"the bundle of {', '.join(unknown)} does not say what it was trained on, so there is no novelty for it "
             "(make it with: beadwork models novelty)"
+        )
+    if baseline is not None and (unnamed := unnamed_baseline(members)):
+        notes.append(
+            f"the card of {', '.join(card.name for card in unnamed)} does not say of which baseline it is the "
+            "difference: nothing but its name tells that it belongs to this one (`beadwork doctor` has the line for it)"
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     roles = [_role(name, named, dtype, device) for name, named in sorted((also or {}).items())]

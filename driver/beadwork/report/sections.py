@@ -131,6 +131,9 @@ def headline(run: RunFolder) -> str:
         since = f"evaluation {swap['evaluation']}" if swap["step"] is None else f"step {swap['step'] + run.first}"
         text = f"From {since} on, the committee {swap['committee']} in {swap['folder']} was active."
         lines.append(f"<p>{escape(text)}</p>")
+    if unnamed := run.about.get("unnamed_baseline"):
+        text = f"The card of {', '.join(map(str, unnamed))} does not say of which baseline it is the difference: "
+        lines.append(f'<p class="amber">{escape(text)}nothing but its name tells that it belongs to this one.</p>')
     if models := run.about.get("models"):
         names = ", ".join(Path(path).name for path in models)
         hashes = [("model", "where it was", "hash"), *((Path(path).name, path, str(of)) for path, of in models.items())]

@@ -32,7 +32,9 @@ from beadwork.observe.pace import Pace
 from beadwork.observe.progress import Progress
 from beadwork.observe.record import Record, format_summary
 from beadwork.observe.status import StatusFile, claimed
+from beadwork.potential.bundle import unnamed_baseline
 from beadwork.potential.limits import Thresholds
+from beadwork.potential.potential import Potential
 from beadwork.report.picture import draw
 from beadwork.serve.assemble import join
 from beadwork.serve.hot_swap import Swap
@@ -262,6 +264,7 @@ class Session:
             "energy_alpha": max(services, key=lambda service: len(service.potential.weights)).potential.energy_alpha,
             "spread_of_delta_alone": any(service.potential.spread_of_delta_alone for service in services),
             "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
+            "unnamed_baseline": _unnamed(services[0].potential),
             "started": time.time(),
         }
 
@@ -342,6 +345,11 @@ def _close_keeper(harvest: Keeper, record: Record) -> None:
         harvest.close()
     finally:
         record.dropped = harvest.lost
+
+
+def _unnamed(potential: Potential) -> list[str]:
+    """Names of the Δ models that are summed with a baseline which their cards do not name."""
+    return [card.name for card in unnamed_baseline(potential.member_cards)] if potential.baseline_cards else []
 
 
 def _facts(services: Sequence[Service]) -> dict[str, Any]:
