@@ -61,9 +61,10 @@ def test_an_ideal_gas_is_one_everywhere() -> None:
 
 
 def test_a_step_counts_with_all_its_beads_or_not_at_all() -> None:
-    """A run that was killed has a last step of some beads, and one that was restarted has steps twice."""
-    frames = [(0, 0, gas(0)), (0, 1, gas(1)), (5, 0, gas(2)), (0, 1, gas(3))]
-    found, whole = radial(frames), radial(frames[:2])
+    """A run that was killed has a last step of some beads, and one that was restarted has steps twice: the last counts,
+    of every bead, as of the members' energies, or a row would be of two trajectories."""
+    frames = [(0, 0, gas(3)), (0, 0, gas(0)), (5, 0, gas(2)), (0, 1, gas(1))]
+    found, whole = radial(frames), radial([frames[1], frames[3]])
     assert found is not None
     assert whole is not None
     assert found.steps.tolist() == [0]

@@ -7,9 +7,10 @@ the mean over its beads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, groupby
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -39,33 +40,37 @@ class Radial:
 
 
 def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
-    """Radial distribution functions of periodic structures (step, bead, structure), of one composition.
+    """Radial distribution functions of periodic structures (step, bead, structure), of one composition, one bead after
+    the other.
 
     Counted up to 6 Å or half the first cell's smallest width, if that is less. None without a periodic structure.
     """
     farthest = 0.0
     edges = np.empty(0)
     sums: dict[int, dict[str, FloatArray]] = {}
-    seen: dict[int, set[int]] = {}
-    for step, bead, frame in frames:
-        if not all(frame.pbc):
-            continue
-        if not farthest:
-            # beyond half the smallest width an atom would be counted together with its own images
-            widths = 1 / np.linalg.norm(np.linalg.inv(frame.cell), axis=0)
-            farthest = min(MAX_DISTANCE, float(widths.min()) / 2)
-            edges = np.linspace(0.0, farthest, BINS + 1)
-        if bead in seen.setdefault(step, set()):
-            continue  # a restarted run may have written a step twice
-        seen[step].add(bead)
-        mine = sums.setdefault(step, {})
-        for pair, values in _one(frame, edges).items():
-            mine[pair] = mine.get(pair, np.zeros(BINS)) + values
+    beads: Counter[int] = Counter()
+    for _, one_bead in groupby(frames, key=lambda of: of[1]):
+        # of a step that was written twice (a restart) the last, as of the members' energies
+        mine: dict[int, dict[str, FloatArray]] = {}
+        for step, _, frame in one_bead:
+            if not all(frame.pbc):
+                continue
+            if not farthest:
+                # beyond half the smallest width an atom would be counted together with its own images
+                widths = 1 / np.linalg.norm(np.linalg.inv(frame.cell), axis=0)
+                farthest = min(MAX_DISTANCE, float(widths.min()) / 2)
+                edges = np.linspace(0.0, farthest, BINS + 1)
+            mine[step] = _one(frame, edges)
+        beads.update(mine.keys())
+        for step, found in mine.items():
+            into = sums.setdefault(step, {})
+            for pair, values in found.items():
+                into[pair] = into.get(pair, np.zeros(BINS)) + values
     if not sums:
         return None
     # a run that was killed may have written a step for some beads only: their average would weigh them differently
-    most = max(len(beads) for beads in seen.values())
-    whole = [step for step in sorted(sums) if len(seen[step]) == most]
+    most = max(beads.values())
+    whole = [step for step in sorted(sums) if beads[step] == most]
     names = list(sums[whole[0]])
     pairs = {name: np.array([sums[step][name] for step in whole]) / most for name in names}
     return Radial((edges[1:] + edges[:-1]) / 2, pairs, np.array(whole))
