@@ -69,7 +69,7 @@ def test_bead_positions_are_read_as_ipi_wrote_them(tmp_path: Path, mode: str, di
     )
     trajectory = find_positions(tmp_path, "run")
     assert trajectory is not None
-    assert (len(trajectory.files), trajectory.stride) == (2, 1)
+    assert (len(trajectory.files), trajectory.every) == (2, 1)
     found = {(step, bead): frame for step, bead, frame in trajectory}
     assert set(found) == set(written)
     for key, frame in found.items():
@@ -134,14 +134,26 @@ def test_prefixes_as_ipi_takes_them(tmp_path: Path, stem: str) -> None:
     assert len(trajectory.files) == 2
 
 
-def test_long_trajectories_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weeks of output do not take hours: every n-th frame is taken, from the first to the last."""
-    write_trajectory(tmp_path, "xyz", list(range(0, 100, 5)))
+@pytest.mark.parametrize("mode", ["xyz", "pdb"])
+def test_long_trajectories_are_thinned_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Weeks of output do not take hours: every n-th step is taken, from the first to the last, of all beads the same,
+    though a kill has torn a frame of one bead and had another write two steps twice."""
+    written = write_trajectory(tmp_path, mode, list(range(10, 110, 5)))
+    one, two = (tmp_path / f"run.pos_{bead}.{mode}" for bead in range(2))
     monkeypatch.setattr(outputs, "MOST_ATOMS", 2 * 5 * len(NAMES))
+    lines = one.read_text().splitlines(keepends=True)
+    length = len(lines) // 20
+    one.write_text("".join(lines[: 8 * length - 2] + lines[8 * length :]))  # step 45
+    lines = two.read_text().splitlines(keepends=True)
+    two.write_text("".join(lines[: 9 * length] + lines[7 * length :]))
     trajectory = find_positions(tmp_path, "run")
     assert trajectory is not None
-    assert trajectory.stride == 4
-    assert [step for step, bead, _ in trajectory if bead == 1] == [0, 20, 40, 60, 80]
+    assert trajectory.every == 20
+    for bead in range(2):
+        found = {step: frame for step, of, frame in trajectory if of == bead}
+        assert list(found) == [20, 40, 60, 80, 100]
+        for step, frame in found.items():
+            assert np.abs(frame.positions - written[step, bead]).max() < 1e-3
 
 
 def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:

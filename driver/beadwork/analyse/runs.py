@@ -225,7 +225,7 @@ def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Fram
 def _of_bead(trajectory: Trajectory, bead: int) -> Iterator[tuple[int, Frame]]:
     file = trajectory.files[bead]
     with reading(file, ConfigError, DAMAGED):
-        for step, _, frame in Trajectory(trajectory.quantity, (file,), trajectory.stride):
+        for step, _, frame in Trajectory(trajectory.quantity, (file,), trajectory.every):
             frame.check()
             yield step, frame
 

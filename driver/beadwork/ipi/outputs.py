@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ _POTENTIALS = re.compile(r"#EXTRAS\(committee_pot\)#\s*Step:\s*(\d+)")
 _FRAMING = {".xyz": 2, ".pdb": 3}
 #: names of isotopes that are no symbols of elements, as i-PI knows them
 ISOTOPES = {"D": 1, "T": 1, "Z": 1}
-#: atoms of a trajectory that are read at most, all beads together; of longer ones every n-th frame is taken
+#: atoms of a trajectory that are read at most, all beads together; of longer ones every n-th step is taken
 MOST_ATOMS = 2_000_000
 
 
@@ -111,20 +112,21 @@ def _named(asked: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A quantity of all atoms over a run: what files there are, and every how manieth frame of them will be read.
+    """A quantity of all atoms over a run: what files there are, and which steps of them will be read.
 
-    quantity: i-PI's name of it. files: one a bead, or one alone of what is no bead's. stride: of the frames that are
-    read.
+    quantity: i-PI's name of it. files: one a bead, or one alone of what is no bead's. every: steps; those that are
+    multiples of it are read, in whatever place of a file they are: after a kill the beads' files may have a frame more
+    or less.
     """
 
     quantity: str
     files: tuple[Path, ...]
-    stride: int
+    every: int = 1
 
     def __iter__(self) -> Iterator[tuple[int, int, Frame]]:
         """Of positions: step of i-PI, bead's place in `files`, and the structure in Å, file by file."""
         for bead, path in enumerate(self.files):
-            for step, raw in _frames(path, self.stride):
+            for step, raw in _frames(path, self.every):
                 yield step, bead, structure(raw, path.suffix[1:])
 
     def vectors(self) -> Iterator[tuple[int, int, IntArray, FloatArray]]:
@@ -134,7 +136,7 @@ class Trajectory:
         dimension = Trajectories().traj_dict[self.quantity]["dimension"]
         for bead, path in enumerate(self.files):
             scales = {"": 1.0}
-            for step, raw in _frames(path, self.stride):
+            for step, raw in _frames(path, self.every):
                 found = unit.search(raw["comment"])
                 name = found[1] if found else ""
                 if name not in scales:
@@ -175,11 +177,14 @@ def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = N
         return None
     chosen = max(groups.values(), key=lambda group: (len(group), group[0].stat().st_size))
     if most is None:
-        return Trajectory(quantity, tuple(chosen), 1)
+        return Trajectory(quantity, tuple(chosen))
     with open(chosen[0], errors="replace") as lines:
         atoms, size = _size(lines, chosen[0].suffix)
     frames = max(1, round(chosen[0].stat().st_size / max(1, size)))  # of a bead, about
-    return Trajectory(quantity, tuple(chosen), max(1, -(-frames * atoms * len(chosen) // most)))
+    thin = max(1, -(-frames * atoms * len(chosen) // most))
+    # i-PI writes where its step is a multiple of the stride, which two steps in a row thus tell
+    stride = math.gcd(*(step for step, _ in islice(_frames(chosen[0]), 4)))
+    return Trajectory(quantity, tuple(chosen), thin * max(1, stride) if thin > 1 else 1)
 
 
 def _outputs(folder: Path, stem: str, pattern: str) -> list[Path]:
@@ -202,8 +207,10 @@ def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
     return text.count("\nATOM"), len(text.encode())
 
 
-def _frames(path: Path, stride: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every stride-th frame as i-PI's reader gives it, with its step; a frame that a killed i-PI tore is left out."""
+def _frames(path: Path, every: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The frames whose step is a multiple of this, as i-PI's reader gives them, with their steps; a frame that a killed
+    i-PI tore is left out.
+    """
     with open(path, errors="replace") as lines:
         atoms, _ = _size(lines, path.suffix)
     length = atoms + _FRAMING[path.suffix]
@@ -215,18 +222,17 @@ def _frames(path: Path, stride: int) -> Iterator[tuple[int, dict[str, Any]]]:
                 return
             if not block[-1].endswith("\n"):
                 del block[length:]  # of a frame that was just being written
+            found = _STEP.search("".join(block[:2]))
+            step = int(found[1]) if found else -1
+            if step % every and all(_begins(block[row : row + 2], atoms) for row in range(0, len(block), length)):
+                block = block[length:]
+                continue
             begins = [row for row in range(len(block)) if _begins(block[row : row + 2], atoms)]
             if begins != [0, length][: 1 + (len(block) > length)]:  # torn: go on where the next one begins
                 block = block[next((row for row in begins if row), len(block)) :]
                 continue
-            raw = read_file_raw(path.suffix[1:], io.StringIO("".join(block[:length])))
-            step = _STEP.search(raw["comment"] or block[0])
-            yield int(step[1]) if step else -1, raw
+            yield step, read_file_raw(path.suffix[1:], io.StringIO("".join(block[:length])))
             block = block[length:]
-            if stride > 1:
-                block = []
-                for _ in islice(lines, (stride - 1) * length - 1):
-                    pass
 
 
 def structure(raw: dict[str, Any], mode: str) -> Frame:

@@ -55,7 +55,7 @@ def distribution(run: RunFolder) -> Distribution | str:
     found = radial(trajectory) if trajectory is not None else None
     if trajectory is not None and found is not None:
         source = f"From i-PI's bead positions: {len(found.steps)} steps of {len(trajectory.files)} beads"
-        source += f", every {_ordinal(trajectory.stride)} that was written." if trajectory.stride > 1 else "."
+        source += f", one every {trajectory.every} steps of i-PI." if trajectory.every > 1 else "."
         statistical, short = _statistical(found)
         committee, words = _committee(run, found)
         return Distribution(found, source, f"{words} {short}", committee, statistical)
@@ -133,8 +133,3 @@ def _alike(kept: Sequence[Shown]) -> list[Shown]:
 def _code(text: str) -> str:
     """Plain words as those of a page, with what stands in backticks as code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text, quote=False))
-
-
-def _ordinal(number: int) -> str:
-    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
