@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,20 @@ from pathlib import Path
 
 import pytest
 
-from beadwork.processes import as_shell, before_3_11, end, end_noted, kill, last_line, launch, module, noted, run
+from beadwork import processes
+from beadwork.processes import (
+    as_shell,
+    before_3_11,
+    end,
+    end_noted,
+    kill,
+    last_line,
+    launch,
+    module,
+    noted,
+    own_name,
+    run,
+)
 
 #: modules that beadwork and its libraries import early; each says that it was run
 TRAPS = ("ase", "random", "numpy", "torch", "argparse", "runpy", "tempfile", "mace")
@@ -165,3 +180,29 @@ def test_shared_memory_starts_no_child() -> None:
     finally:
         segment.close()
         segment.unlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="only Linux says when a process began")
+def test_a_name_tells_whether_its_process_is_there() -> None:
+    """A number that was given out again, in a container that was started again (always 1) or after a reboot, is not
+    the process that had it; of another host, or of another container under one host name, nothing is known."""
+    mine = own_name()
+    who, boot, space, tick = re.fullmatch(r"(.*:\d+)@([0-9a-f]{8})\.(\d+)\.(\d+)", mine).groups()
+    assert who == f"{platform.node()}:{os.getpid()}"
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from beadwork import processes as p; print(p.own_name())"], stdout=-1
+    )
+    ended = child.communicate()[0].decode().strip()
+    for name, expected in (
+        (mine, False),
+        (ended, True),
+        (f"{who}@{boot}.{space}.{int(tick) - 1}", True),
+        (f"{who}@{boot[::-1]}x.{space}.{tick}", True),
+        (f"{who}@{boot}.{int(space) + 1}.{int(tick) - 1}", False),
+        (f"elsewhere{ended[len(platform.node()) :]}", False),
+        # as claims were named before
+        (who, False),
+        (ended.partition("@")[0], True),
+        ("", False),
+    ):
+        assert processes.gone(name) is expected, name

@@ -723,7 +723,7 @@ def _label_options(commands: Any) -> None:
         "--choose", type=Path, metavar="BUNDLE", help="not the oldest, but those that teach this model most"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and about how long it takes")
-    parser.add_argument("--again", action="store_true", help="frames that were set aside wait once more")
+    parser.add_argument("--again", action="store_true", help="frames that were set aside, too")
     parser.add_argument(
         "--mix-methods", action="store_true", help="labels of other methods in the queue may stay there"
     )

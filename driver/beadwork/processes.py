@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -172,6 +173,42 @@ def birth(pid: int) -> str | None:
         return "unknown"
     # a zombie has ended, though its number is still there
     return None if fields[0] in "ZX" else f"{boot()} {fields[19]}"
+
+
+def own_name() -> str:
+    """This process, in a form by which any other can tell that it has ended (`gone`): host:pid@boot.namespace.tick."""
+    pid = os.getpid()
+    return f"{platform.node()}:{pid}@{_mark(birth(pid))}"
+
+
+def gone(name: str) -> bool:
+    """Whether the process of this name (`own_name`, or host:pid) has ended, as far as this host can know.
+
+    Of another host, or of another container that has the same host name, nothing is known. Without a mark, or where
+    there is no /proc, a pid that was given out again passes for the process.
+    """
+    who, _, mark = name.partition("@")
+    node, _, pid = who.rpartition(":")
+    if node != platform.node() or not pid.isdecimal():
+        return False
+    now = birth(int(pid))
+    if mark.count(".") != 2:
+        return now is None
+    then, here = mark.split("."), _mark(birth(os.getpid())).split(".")
+    if then[0] != here[0]:  # the machine was started anew since
+        return True
+    # the same pid in another namespace is another process
+    return then[1] == here[1] and now != "unknown" and (now is None or _mark(now) != mark)
+
+
+def _mark(birth: str | None) -> str:
+    """Boot, namespace of pids and tick of birth of a process of this namespace."""
+    began, _, tick = (birth or "").partition(" ")
+    try:
+        space = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        space = ""
+    return f"{began[:8]}.{space}.{tick}" if tick else "unknown"
 
 
 def boot() -> str:

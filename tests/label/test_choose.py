@@ -104,7 +104,7 @@ def test_whose_novelty_weighs(pool, tmp_path, whose, wanted):
         of = {} if n == 0 else {"baseline": np.full(size, 3.0 if new else 0.5), "delta": np.full(size, 0.5)}
         models = () if n == 0 else ("a" * 64,)
         queue.add(KeptFrame(frame, n, 0.01, spread, np.ones(2), models, "c" * 64, step=n, novelty=of))
-    rows, choice = from_queue(queue, truth.BASELINE, 8, whose=whose)
+    rows, choice = from_queue(queue, queue.rows(), truth.BASELINE, 8, whose=whose)
     assert choice is not None
     assert len(rows) == 8
     assert any(row > 36 for row in rows) == wanted

@@ -184,6 +184,26 @@ def test_workers_that_cannot_start(
 
 
 @pytest.mark.slow
+def test_workers_that_die_before_they_begin(
+    fill: Callable[[int], Queue], springs: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker processes that die of an import, before they know their frame: the run ends, and no frame pays for it."""
+    queue, spec = fill(2), springs(jobs=Jobs("processes", 2))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Killer:\n"
+        "    def find_spec(self, name, *others):\n"
+        "        if name == 'beadwork.label.worker':\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "sys.meta_path.insert(0, Killer())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ResourceError, match=r"6 workers, one after the other, died before they had begun"):
+        labelling.label(queue, spec)
+    assert {(row.status, row.attempts) for row in queue.rows()} == {("waiting", 0)}
+
+
+@pytest.mark.slow
 def test_interrupted_with_processes(
     fill: Callable[[int], Queue], springs: Callable[..., Spec], diary: Any, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.disk import write_whole
-from beadwork.errors import ConfigError, LabelError, QueueError
+from beadwork.errors import ConfigError, LabelError, QueueError, ResourceError
 from beadwork.frame import Frame
 from beadwork.harvest.listing import export
 from beadwork.harvest.queue import Queue
@@ -85,12 +85,103 @@ def test_those_that_teach_most(fill: Fill, springs: Springs, capsys: Any) -> Non
     with pytest.raises(ConfigError, match="--most"):
         command.command(queue, spec, by=BASELINE)
     assert "3 frames chosen: coverage" in command.command(queue, spec, most=3, by=BASELINE, dry=True)
-    wanted, choice = from_queue(queue, BASELINE, 3)
+    wanted, choice = from_queue(queue, queue.rows(), BASELINE, 3)
     assert sorted(wanted) != [1, 2, 3]
     said = command.command(queue, spec, most=3, by=BASELINE)
     assert said == f"{choice}\n3 labelled"
     assert [row.id for row in queue.rows(status="labelled")] == sorted(wanted)
     assert command.command(queue, spec, most=6, by=BASELINE) == "6 labelled"
+
+
+def test_a_frame_whose_worker_is_dead_is_chosen(fill: Fill, springs: Springs) -> None:
+    """A claim that has run out, or whose process is dead, is as good as waiting for every choice: with --choose, in a
+    dry run, and where there are no more than wanted; one that lives is not."""
+    queue, spec = fill(6), springs()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for id, who, lease in (
+        (1, "elsewhere:7", 0.01),
+        (2, f"{platform.node()}:{gone.pid}", 3600.0),
+        (3, "elsewhere:8", 3600.0),
+    ):
+        assert queue.claim(f"0badcafe/{who}", lease, id) is not None
+    time.sleep(0.02)
+    before = [(row.status, row.worker, row.expires) for row in queue.rows()]
+    assert "labels     5" in command.command(queue, spec, dry=True)
+    assert "labels     5" in command.command(queue, spec, most=5, by=BASELINE, dry=True)
+    assert [(row.status, row.worker, row.expires) for row in queue.rows()] == before, "a dry run changes nothing"
+    assert [row.id for row in selection.possible_rows(queue, spec)] == [1, 2, 4, 5, 6]
+    assert command.command(queue, spec, most=5, by=BASELINE) == "5 labelled"
+    assert [row.id for row in queue.rows(status="claimed")] == [3]
+
+
+def charged(springs: Springs, theory: str = "springs") -> Spec:
+    """Springs that want to be told a charge."""
+    settings = dict(springs(theory).settings)
+    arguments = settings["arguments"] | {"charge": "{charge}"}
+    more = {"ignores_charge": False, "calculator": "toy_calculator:Charged", "arguments": arguments}
+    return springs(settings=settings | more)
+
+
+def test_again_takes_no_more_than_is_labelled(fill: Fill, springs: Springs) -> None:
+    """--again tries as many failed frames as --most says and leaves the others failed, reason and all; refused, it has
+    changed nothing; a frame that cannot be labelled at all is not chosen for it."""
+    queue, spec = fill(4), charged(springs)
+    queue.add(alone(8))
+    for id in (1, 2, 3, 5):
+        queue.claim("w", 9, id)
+        queue.fail(id, "w", "does not converge", again=False)
+    with pytest.raises(ConfigError, match="most is 0"):
+        command.command(queue, spec, most=0, again=True)
+    assert command.command(queue, spec, most=1, again=True) == "1 labelled"
+    with pytest.raises(LabelError, match="labels of another method"):
+        command.command(queue, charged(springs, "others"), again=True)
+    failed = [(row.id, row.reason, row.attempts) for row in queue.rows(status="failed")]
+    assert failed == [(id, "does not converge", 1) for id in (2, 3, 5)]
+    assert command.command(queue, spec, most=3, by=BASELINE, again=True) == "3 labelled"
+    assert [row.id for row in queue.rows(status="failed")] == [5]
+
+
+def test_the_first_reason_is_that_of_a_failure(fill: Fill, springs: Springs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first frame was another's, the sentence has the reason of the first that failed, and its row."""
+    queue, spec = fill(2), springs(arguments={"fail": 9.0}, attempts=1)
+    rows = selection.rows_to_label
+
+    def slow(*asked: Any) -> list[Row]:
+        found = rows(*asked)
+        queue.claim("0badcafe/elsewhere:7", 3600, found[0].id)
+        return found
+
+    monkeypatch.setattr(labelling, "rows_to_label", slow)
+    with pytest.raises(LabelError, match=r"the first reason \(row 2\): toy_calculator:Springs could not label"):
+        command.command(queue, spec)
+
+
+class WorkerLost(Exception):
+    """As Parsl's."""
+
+
+WorkerLost.__module__ = "parsl.executors.high_throughput.errors"
+
+
+def test_workers_that_die_before_they_begin(
+    fill: Fill, springs: Springs, diary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that die before they have claimed their frame end the run after a few, in a sentence, and no frame pays;
+    one that dies now and then is replaced."""
+    queue, spec = fill(5), springs()
+    deaths = iter([True, True, False, True, True, False])
+
+    def dying(*asked: Any) -> Any:
+        if next(deaths, True):
+            raise WorkerLost
+        return worker.label_row(*asked)
+
+    monkeypatch.setattr(labelling, "label_row", dying)
+    with pytest.raises(ResourceError, match=r"3 workers, one after the other, died before .*look at \[jobs\]"):
+        labelling.label(queue, spec)
+    assert [(row.status, row.attempts) for row in queue.rows()].count(("waiting", 0)) == 3
+    assert len(queue.rows(status="labelled")) == len(diary.calls) == 2
 
 
 def test_a_failure_is_tried_again_and_set_aside(fill: Fill, springs: Springs, diary: Any) -> None:
@@ -254,9 +345,7 @@ def alone(number: int, at: float = 0.0) -> KeptFrame:
 
 def test_what_cannot_be_told_is_set_aside_once(fill: Fill, springs: Springs) -> None:
     """A lone oxygen has no charge that could be told: set aside with the reason, and the dry run says so before."""
-    queue, spec = fill(1), springs(theory="charged")
-    spec = replace(spec, settings=spec.settings | {"ignores_charge": False, "calculator": "toy_calculator:Charged"})
-    spec = replace(spec, settings=spec.settings | {"arguments": {**spec.settings["arguments"], "charge": "{charge}"}})
+    queue, spec = fill(1), charged(springs)
     queue.add(alone(8))
     said = str(command.estimate(queue, spec))
     assert "labels     1: 1 H2O" in said
@@ -473,7 +562,7 @@ def test_frames_that_cannot_be_labelled_never_block_the_queue(tmp_path: Path) ->
     assert str(labelling.label(queue, spec)) == "0 labelled, 1 failed"
     radicals = Queue(tmp_path / "radicals.db", create=True)
     radicals.add_all([alone(3), alone(5)])
-    for act in (command.estimate, labelling.label, selection.fail_impossible):
+    for act in (command.estimate, labelling.label, selection.possible_rows):
         with pytest.raises(ConfigError, match="none of 2 frames can be labelled, and none was started; row 1: PySCF"):
             act(radicals, spec)
     assert [row.status for row in radicals.rows()] == ["waiting"] * 2
@@ -485,12 +574,12 @@ def test_what_cannot_be_labelled_is_set_aside_before_a_choice(tmp_path: Path) ->
     queue, spec = radicals_first(tmp_path)
     queue.add(liquid("water"))
     told: list[tuple[int, str | None]] = []
-    selection.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)))
+    selection.possible_rows(queue, spec, lambda one, of: told.append((one.id, one.reason)))
     assert [row.status for row in queue.rows()] == ["failed", "failed", "waiting", "failed"]
     assert [id for id, _ in told] == [1, 2, 4]
     assert told[2][1] == "the frame is periodic, and pyscf computes clusters: add a table [cut] to the TOML"
     queue.add(alone(8))
-    selection.fail_impossible(queue, spec, lambda one, of: told.append((one.id, one.reason)), BASELINE)
+    selection.possible_rows(queue, spec, lambda one, of: told.append((one.id, one.reason)), BASELINE)
     assert [row.status for row in queue.rows()][2:] == ["failed", "failed", "waiting"]
     assert told[3] == (3, f"{BASELINE} does not know the atomic numbers [10]; take a model that was trained with them")
     assert str(labelling.label(queue, spec)) == "1 labelled"

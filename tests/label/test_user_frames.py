@@ -173,7 +173,7 @@ def test_frames_of_the_user_are_labelled(tmp_path: Path, springs: Springs, capsy
     said = capsys.readouterr().out
     assert "box.extxyz: 2 frames wait for labels" in said
     assert "the frame was added by hand" in said
-    ids, choice = from_queue(Queue(queue), BASELINE, 1)
+    ids, choice = from_queue(Queue(queue), Queue(queue).rows(), BASELINE, 1)
     assert len(ids) == 1
     assert choice is not None
     assert np.isfinite(choice.after)

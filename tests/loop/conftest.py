@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support import loop_project
+from support.queues import springs  # noqa: F401
 from support.real_ipi import _environment, ipi  # noqa: F401
 
 

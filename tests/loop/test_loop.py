@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 
 from beadwork.errors import ConfigError, ModelError, SimulationError
-from beadwork.harvest.queue import FAILED, LABELLED, Queue
+from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, Queue
 from beadwork.label.worker import Outcome
 from beadwork.loop import loop as loops
 from beadwork.loop import simulate
@@ -30,6 +30,7 @@ from beadwork.train.dataset import Dataset
 from beadwork.train.divide import divide
 from support import truth
 from support.loop_project import MODELS, command, diary, environment, project
+from support.queues import kept, water
 
 
 @pytest.mark.timeout(900)
@@ -311,6 +312,60 @@ def test_a_row_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture) -> None
     (record,) = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.WARNING, "row 7: failed: no spin 2 with 10 electrons")
     assert told == ["row 8: labelled"]
+
+
+@pytest.fixture
+def labelling(ipi, tmp_path, springs, monkeypatch) -> tuple[Any, list[str]]:
+    """A loop that has come to its stage `label`, with five frames, and what it tells."""
+    loop = read_loop(project(ipi, tmp_path))
+    loop.folder.mkdir()
+    told: list[str] = []
+    learning = loops._Learning(loop, "loop.toml", told.append)
+    learning.spec = springs()
+    learning.queue.add_all([kept(water(seed), seed) for seed in range(5)])
+    monkeypatch.setattr(loops, "LOOK_SECONDS", 0.05)
+    return learning, told
+
+
+def test_rows_that_somebody_else_has_are_waited_for(labelling) -> None:
+    """The loop goes on in another place while claims of the old one still run, and somebody else labels too: the stage
+    ends when all chosen rows are done, names who has them, takes over what nobody renews, and knows all labels."""
+    learning, told = labelling
+    queue = learning.queue
+    queue.claim("0ldlo0p0/elsewhere:9", 1.0, 1)
+    queue.claim("5ec0nd00/elsewhere:10", 300, 2)
+    tell = learning.tell
+
+    def finish(said: str) -> None:
+        tell(said)
+        if said.startswith("somebody") and queue.get(2).status == CLAIMED:
+            queue.finish(2, "5ec0nd00/elsewhere:10", queue.get(3).label)
+
+    learning.tell = finish
+    assert learning._label([2, 1, 3]) == {"labelled": [2, 1, 3], "set_aside": [], "known": [1, 2, 3]}
+    waits = [said for said in told if said.startswith("somebody else labels")]
+    assert "row 2 (5ec0nd00/elsewhere:10), row 1 (0ldlo0p0/elsewhere:9): waits" in waits[0]
+    assert "row 1 (0ldlo0p0/elsewhere:9): waits" in waits[1]
+    assert len(waits) == 2
+    assert queue.get(1).attempts == 2
+    assert {row.status for row in queue.rows()} == {LABELLED, "waiting"}
+
+
+def test_labels_of_somebody_else_are_reason_to_go_on(labelling) -> None:
+    """A second labeller has all frames, or has labelled them: there is something to learn, and the loop does not end
+    for want of frames; it does where all labels are known."""
+    learning, _ = labelling
+    queue = learning.queue
+    for id in range(1, 6):
+        queue.claim("5ec0nd00/elsewhere:10", 300, id)
+    assert learning._choose([])["rows"] == [1, 2, 3, 4, 5]
+    for id in range(1, 5):
+        queue.finish(id, "5ec0nd00/elsewhere:10", {"method": "springs"})
+    before = SimpleNamespace(stages={"label": {"known": [1, 2, 3]}})
+    assert learning._choose([before]) == {"rows": [4, 5], "waiting": 0}
+    queue.fail(5, "5ec0nd00/elsewhere:10", "does not converge", again=False)
+    before.stages["label"]["known"] = [1, 2, 3, 4]
+    assert learning._choose([before]) == {"rows": [], "waiting": 0}
 
 
 def test_a_killed_training_goes_on_with_what_it_began_with(ipi, tmp_path, monkeypatch) -> None:

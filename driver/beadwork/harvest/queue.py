@@ -195,6 +195,11 @@ class Queue:
         with self._open() as db:
             return self._row(db, id)
 
+    def now(self) -> float:
+        """The clock by which claims expire: Unix time, s."""
+        with self._open() as db:
+            return self._now(db)
+
     def claim(self, worker: str, lease: float, id: int | None = None) -> Row | None:
         """Take the oldest waiting frame (or the one named) for `lease` seconds; None where there is none to take.
 

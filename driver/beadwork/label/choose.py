@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
+from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
 from beadwork.label.label import computed
 from beadwork.potential.features import features
@@ -126,27 +126,26 @@ def choose(
 
 def from_queue(
     queue: Queue,
+    rows: Sequence[Row],
     model: Path,
     most: int,
     part: Callable[[Row], Sequence[int] | None] = lambda row: None,
-    again: bool = False,
     whose: str = "both",
 ) -> tuple[list[int], Choice | None]:
-    """Rows of the waiting frames to label, the most wanted first, against the labels that the queue holds.
+    """Those of these rows to label, the most wanted first, against the labels that the queue holds.
 
-    part: the atoms of a row that its label would contain, None for all. again: failed rows count as waiting.
-    whose: the novelty that counts, that of 'baseline', 'delta' or 'both'. Where no more than `most` wait, all, the
-    oldest first, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
+    rows: the candidates (`selection.possible_rows`). part: the atoms of a row that its label would contain, None for
+    all. whose: the novelty that counts, that of 'baseline', 'delta' or 'both'. Where there are no more than `most`,
+    all, in their order, and no choice. Raises LabelError for a row without a good label, and otherwise as `choose`.
     """
-    waiting = [row for row in queue.rows() if row.status == WAITING or (again and row.status == FAILED)]
-    if len(waiting) <= most:
-        return [row.id for row in waiting], None
+    if len(rows) <= most:
+        return [row.id for row in rows], None
     # the structures that were computed: of a frame whose cluster was cut only that cluster is known
     known = [computed(row)[0] for row in queue.rows(status=LABELLED)]
-    frames, spreads = [row.kept.frame for row in waiting], [row.kept.force_spread for row in waiting]
-    novelty = [row.kept.novelty_of(whose) for row in waiting]
-    choice = choose(frames, spreads, known, model, most, [part(row) for row in waiting], novelty)
-    return [waiting[k].id for k in choice.order], choice
+    frames, spreads = [row.kept.frame for row in rows], [row.kept.force_spread for row in rows]
+    novelty = [row.kept.novelty_of(whose) for row in rows]
+    choice = choose(frames, spreads, known, model, most, [part(row) for row in rows], novelty)
+    return [rows[k].id for k in choice.order], choice
 
 
 def _held(waiting: Sequence[Frame], parts: Sequence[Sequence[int] | None] | None) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from beadwork.errors import ConfigError, LabelError
 from beadwork.harvest.queue import FAILED, Queue
 from beadwork.label.run import label
-from beadwork.label.selection import atoms_of, fail_impossible, one_method, reason_to_fail, rows_to_label
+from beadwork.label.selection import atoms_of, one_method, possible_rows, reason_to_fail, rows_to_label
 from beadwork.label.spec import Spec
 from beadwork.label.worker import DONE, Outcome, file_of, folder_of, part_of
 from beadwork.log import logger, shows_progress
@@ -60,22 +60,17 @@ def command(
 ) -> str:
     """The command `beadwork label`, with a progress bar on stderr; returns the text to print.
 
-    by: the bundle whose features choose the most useful frames instead of the oldest. again: failed frames wait again.
+    by: the bundle whose features choose the most useful frames instead of the oldest. again: failed frames too.
     dry: only report what would be done. Raises LabelError where every frame failed, and as `label` and `choose` do.
     """
-    if again and not dry:
-        for row in queue.rows(status=FAILED):
-            queue.retry(row.id)
     ids, chosen = None, ""
     if by is not None:
         if most is None:
             raise ConfigError(f"the number of frames that {by} is to choose is missing", "give --most as well")
         from beadwork.label.choose import from_queue
 
-        if not dry:
-            # or a choice could consist of frames that no labeller can do
-            fail_impossible(queue, spec, _print_failure)
-        ids, choice = from_queue(queue, by, most, lambda row: atoms_of(row, spec), again)
+        rows = possible_rows(queue, spec, _print_failure, again=again, mix=mix, dry=dry)
+        ids, choice = from_queue(queue, rows, by, most, lambda row: atoms_of(row, spec))
         chosen = f"{choice}\n" if choice else ""
     if dry:
         return f"{chosen}{estimate(queue, spec, ids=ids, most=most, mix=mix, again=again)}"
@@ -88,10 +83,11 @@ def command(
             bar.update()
             _print_failure(told, of)
 
-        report = label(queue, spec, ids=ids, most=most, mix=mix, watch=watch)
+        report = label(queue, spec, ids=ids, most=most, mix=mix, again=again, watch=watch)
     # some labels and some failures is a success: the reasons are in the queue
-    if report.count(FAILED) and not report.count(DONE):
-        raise LabelError(f"no frame was labelled, {report}; the first reason: {report.told[0].reason}")
+    failed = [told for told in report.told if told.status == FAILED]
+    if failed and not report.count(DONE):
+        raise LabelError(f"no frame was labelled, {report}; the first reason (row {failed[0].id}): {failed[0].reason}")
     return f"{chosen}{report}"
 
 

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue
-from beadwork.label.jobs import Pool, lost
-from beadwork.label.selection import one_method, release_dead_claims, rows_to_label
+from beadwork.errors import ResourceError
+from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, Queue
+from beadwork.harvest.row import Row
+from beadwork.label.jobs import MAX_START_FAILURES, Pool, lost
+from beadwork.label.selection import free, one_method, release_dead_claims, rows_to_label
 from beadwork.label.spec import Spec
 from beadwork.label.worker import DONE, TAKEN, Outcome, folder_of, label_row, make_folder
 from beadwork.processes import birth
@@ -46,39 +48,55 @@ def label(
     ids: Sequence[int] | None = None,
     most: int | None = None,
     mix: bool = False,
+    again: bool = False,
     watch: Callable[[Outcome, int], None] = lambda told, of: None,
 ) -> Report:
-    """Label waiting frames, oldest first, and return when all are labelled or have failed.
+    """Label frames that are free, oldest first, and return when all are labelled or have failed.
 
-    ids: these rows only. most: at most so many. mix: the queue may contain labels of other methods, which stay.
-    watch: called with the outcome of each frame, and the number of frames. Raises ConfigError for settings that cannot
-    be run, LabelError where methods would be mixed, QueueError. Before any exception, KeyboardInterrupt too, claims of
-    this run are released.
+    ids: these rows only. most: at most so many. mix: the queue may contain labels of other methods, which stay. again:
+    failed frames too. watch: called with the outcome of each frame, and the number of frames. Raises ConfigError for
+    settings that cannot be run, LabelError where methods would be mixed, ResourceError where workers die before they
+    begin, QueueError. Before any exception, KeyboardInterrupt too, claims of this run are released.
     """
     labeller = spec.labeller()
     # all that can be refused is refused before the first label is computed, which may take a day
     one_method(queue, labeller.method, spec, mix)
     # before the rows are chosen, so that their frames are in it
     release_dead_claims(queue)
-    rows = rows_to_label(queue, spec, labeller, ids, most)
+    rows = rows_to_label(queue, spec, labeller, ids, most, again)
     folder = folder_of(queue)
     make_folder(folder)
+    for row in rows:
+        if row.status == FAILED:
+            queue.retry(row.id)
     run = secrets.token_hex(4)  # workers are named by it, so that this run releases its own claims and no others
     told: list[Outcome] = []
     items = deque(row.id for row in rows)
+    early = 0  # workers, one after the other, that died before they had claimed their frame
     try:
         # the queue's address travels to the workers, not the queue: a connection cannot be shared
         with Pool(spec.jobs, folder) as pool:
             for id, future in pool.each(label_row, items, queue.url, spec, str(folder), run):
                 error = future.exception()
                 if error is None:
+                    early = 0
                     told.append(future.result())
                 elif lost(error):
-                    again = _handle_dead_worker(queue, id, run, spec)
-                    if again is None:  # at the end: if the frame kills its worker, the others are done first
+                    row = queue.get(id)
+                    mine = row.status == CLAIMED and (row.worker or "").startswith(f"{run}/")
+                    early = early + 1 if not mine and free(row, queue.now()) else 0
+                    # no attempt was counted, and none is: every frame would die alike. As many as one node takes along
+                    if early >= MAX_START_FAILURES * spec.jobs.at_once:
+                        raise ResourceError(
+                            f"{early} workers, one after the other, died before they had begun with their frame, the "
+                            f"last one with row {id}: killed, out of memory, or ended by what they import",
+                            "look at [jobs], and at the memory and the environment of the workers",
+                        )
+                    outcome = None if early else _handle_dead_worker(queue, row, mine, spec)
+                    if outcome is None:  # at the end: if the frame kills its worker, the others are done first
                         items.append(id)
                         continue
-                    told.append(again)
+                    told.append(outcome)
                 else:
                     raise error
                 watch(told[-1], len(rows))
@@ -90,19 +108,19 @@ def label(
     return Report(tuple(told))
 
 
-def _handle_dead_worker(queue: Queue, id: int, run: str, spec: Spec) -> Outcome | None:
-    """A worker of this run died with this row: let it wait again, or mark it as failed. None: try it again."""
-    row = queue.get(id)
+def _handle_dead_worker(queue: Queue, row: Row, mine: bool, spec: Spec) -> Outcome | None:
+    """A worker of this run died with this row: let it wait again, or mark it as failed. None: try it again.
+
+    mine: whether this run has the claim.
+    """
     if row.status == LABELLED:  # it died after it had stored the label
-        return Outcome(id, DONE)
-    if row.status != CLAIMED or row.worker is None or not row.worker.startswith(f"{run}/"):
-        return (
-            None if row.status == WAITING else Outcome(id, FAILED if row.status == FAILED else TAKEN, reason=row.reason)
-        )
+        return Outcome(row.id, DONE)
+    if not mine or row.worker is None:
+        return Outcome(row.id, FAILED if row.status == FAILED else TAKEN, reason=row.reason)
     again = row.attempts < spec.attempts
     reason = "its worker died: killed, out of memory, or its node failed"
-    queue.fail(id, row.worker, reason, again=again)
-    return None if again else Outcome(id, FAILED, reason=reason)
+    queue.fail(row.id, row.worker, reason, again=again)
+    return None if again else Outcome(row.id, FAILED, reason=reason)
 
 
 def _remove_leftovers(queue: Queue, folder: Path) -> None:

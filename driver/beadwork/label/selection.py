@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,32 +16,49 @@ from beadwork.label.label import Labeller
 from beadwork.label.spec import Spec
 from beadwork.label.worker import SETTINGS_KEY, Outcome, part_of
 from beadwork.potential.bundle import load_card
-from beadwork.processes import birth
+from beadwork.processes import gone, own_name
 
 
-def fail_impossible(
+def possible_rows(
     queue: Queue,
     spec: Spec,
     watch: Callable[[Outcome, int], None] = lambda told, of: None,
     model: Path | None = None,
-) -> None:
-    """Mark waiting frames as failed that certainly cannot be labelled, so that none of them is chosen.
+    *,
+    again: bool = False,
+    mix: bool = False,
+    dry: bool = False,
+) -> list[Row]:
+    """Rows to choose from, oldest first: those that are free, without those that certainly cannot be labelled, which
+    are marked as failed, so that no choice consists of them.
 
-    model: a bundle; frames with elements that it does not know fail too. watch: called with each failed frame. Raises
-    ConfigError as `label` does where no frame of the queue can be labelled, ModelError for the bundle, and QueueError.
+    model: a bundle; frames with elements that it does not know cannot be labelled either. again: failed rows too. dry:
+    mark none. watch: called with each row that is left out. Raises what `label` does before its first label, ModelError
+    for the bundle, and QueueError.
     """
     labeller = spec.labeller()
-    rows = rows_to_label(queue, spec, labeller)
+    one_method(queue, labeller.method, spec, mix)
+    if not dry:
+        release_dead_claims(queue)
+    rows = rows_to_label(queue, spec, labeller, again=again)
     known = None if model is None else load_card(model).elements
-    worker = f"{secrets.token_hex(4)}/{platform.node()}:{os.getpid()}"
+    worker = f"{secrets.token_hex(4)}/{own_name()}"
+    possible = []
     for row in rows:
         reason = reason_to_fail(row, spec, labeller)
         if known is not None and (foreign := sorted({int(z) for z in row.kept.frame.numbers} - set(known))):
             reason = f"{model} does not know the atomic numbers {foreign}; take a model that was trained with them"
-        if reason is None or queue.claim(worker, spec.lease, row.id) is None:
+        if reason is None:
+            possible.append(row)
             continue
-        queue.fail(row.id, worker, reason, again=False)
+        if dry:
+            continue
+        if row.status != FAILED:
+            if queue.claim(worker, spec.lease, row.id) is None:
+                continue
+            queue.fail(row.id, worker, reason, again=False)
         watch(Outcome(row.id, FAILED, reason=reason), len(rows))
+    return possible
 
 
 def atoms_of(row: Row, spec: Spec) -> tuple[int, ...] | None:
@@ -65,6 +79,17 @@ def reason_to_fail(row: Row, spec: Spec, labeller: Labeller) -> str | None:
     return None
 
 
+def free(row: Row, now: float, again: bool = False) -> bool:
+    """Whether a row can be taken: it waits, or its claim has expired or is of a dead process; again: or it failed.
+
+    now: of `Queue.now`. The rule for all that asks which frames can be labelled; `Queue.claim` has the same, but for
+    dead processes, whose claims are released before (`release_dead_claims`).
+    """
+    if row.status == CLAIMED:
+        return (row.expires is not None and row.expires < now) or _of_dead_process(row)
+    return row.status == WAITING or (again and row.status == FAILED)
+
+
 def rows_to_label(
     queue: Queue,
     spec: Spec,
@@ -73,27 +98,20 @@ def rows_to_label(
     most: int | None = None,
     again: bool = False,
 ) -> list[Row]:
-    """Rows to be labelled: waiting, or with an expired claim; again: failed rows too. ids: these only, in this order.
+    """Rows that are free, oldest first; again: failed rows too. ids: these only, in this order.
 
     Raises ConfigError where no frame of the queue can be labelled with these settings.
     """
     if most is not None and most < 1:
         raise ConfigError(f"most is {most}", "give 1 or more, or leave it out")
-    now = time.time()
-    free = [
-        row
-        for row in queue.rows()
-        if row.status == WAITING
-        or (again and row.status == FAILED)
-        # a worker of another host that has died: nobody renews its claim
-        or (row.status == CLAIMED and row.expires is not None and row.expires < now)
-    ]
+    now = queue.now()
+    rows = [row for row in queue.rows() if free(row, now, again)]
     if ids is not None:
         order = {id: rank for rank, id in enumerate(ids)}
         # in the order of the choice, most wanted first
-        free = sorted((row for row in free if row.id in order), key=lambda row: order[row.id])
-    _check_any_possible(queue, free[:most], spec, labeller)
-    return free[:most]
+        rows = sorted((row for row in rows if row.id in order), key=lambda row: order[row.id])
+    _check_any_possible(queue, rows[:most], spec, labeller)
+    return rows[:most]
 
 
 def one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
@@ -129,12 +147,16 @@ def one_method(queue: Queue, method: str, spec: Spec, mix: bool) -> None:
 def release_dead_claims(queue: Queue) -> None:
     """Release the claims of dead processes of this machine; the attempts do not count, since nothing failed."""
     for row in queue.rows(status=CLAIMED):
-        # as `label_row` names itself: run/host:pid
-        _, _, place = (row.worker or "").partition("/")
-        node, _, pid = place.rpartition(":")
-        if row.worker is not None and node == platform.node() and pid.isdecimal() and birth(int(pid)) is None:
+        if row.worker is not None and _of_dead_process(row):
             with contextlib.suppress(QueueError):  # another run was faster
                 queue.release(row.id, row.worker)
+
+
+def _of_dead_process(row: Row) -> bool:
+    """Whether the claim of a row is of a process that is known to be dead."""
+    # as `label_row` names itself: run/process
+    _, _, process = (row.worker or "").partition("/")
+    return gone(process)
 
 
 def _check_any_possible(queue: Queue, rows: Sequence[Row], spec: Spec, labeller: Labeller) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import platform
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +26,7 @@ from beadwork.harvest.row import Row
 from beadwork.label.clusters import charge, cut, most_uncertain
 from beadwork.label.label import Label, Labeller, as_json, structure
 from beadwork.label.spec import Spec
+from beadwork.processes import own_name
 
 #: outcomes of a frame, besides FAILED
 DONE, TAKEN = LABELLED, "taken by another"
@@ -54,7 +53,7 @@ class Outcome:
 def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Outcome:
     """Label one frame, in any process, with as many attempts as the settings allow. For `Pool.each`."""
     queue = Queue(url)
-    worker = f"{run}/{platform.node()}:{os.getpid()}"
+    worker = f"{run}/{own_name()}"
     while True:
         # an attempt is counted by the claim, so that a frame that kills its worker has an end
         row = queue.claim(worker, spec.lease, id)

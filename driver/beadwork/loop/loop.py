@@ -43,14 +43,14 @@ from beadwork.config import ServeConfig
 from beadwork.disk import alone, reading, write_whole
 from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.events import NOVELTY_EDGE
-from beadwork.harvest.queue import FAILED, LABELLED, WAITING, Queue
+from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.select import default_window
 from beadwork.ipi.simulation import Simulation, read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
 from beadwork.label.command import format_duration
 from beadwork.label.run import label
-from beadwork.label.selection import atoms_of, fail_impossible
+from beadwork.label.selection import atoms_of, free, possible_rows
 from beadwork.log import logger
 from beadwork.loop import simulate
 from beadwork.observe.record import Answered
@@ -78,6 +78,8 @@ from beadwork.train.validate import validate, write_page
 START_MODES = ("again", "continue", "live")
 #: steps of a live simulation, which the loop ends itself
 ENDLESS_STEPS = 10**9
+#: seconds between two looks at rows that somebody else labels
+LOOK_SECONDS = 2.0
 RECORD = "generation.json"
 CURRENT = "current"
 #: options of `beadwork run` that the loop sets itself
@@ -345,7 +347,7 @@ class _Learning:
             if number == loop.generations:
                 reason = reason or f"{loop.generations} generations were allowed"
             if reason is None:
-                chosen = now.do("choose", self._choose)["rows"]
+                chosen = now.do("choose", partial(self._choose, done[:-1]))["rows"]
                 # no frame waits that can be labelled: another training would have the same labels
                 if not chosen:
                     reason = "no frame is asked for any more"
@@ -461,19 +463,31 @@ class _Learning:
         mine, last = simulate.simulations(folder), now.stages["begin"]["last_row"]
         return [row.id for row in self.queue.rows() if row.id > last and row.kept.simulation in mine]
 
-    def _choose(self) -> dict[str, Any]:
+    def _choose(self, done: Sequence[Generation]) -> dict[str, Any]:
         """Rows to label, the highest score first, without those that cannot be labelled or that the baseline does not
-        know."""
+        know. Where there are none, those that somebody else labels, or has labelled since the last training."""
         # before the choice, or it could consist of frames that no labeller can do, generation after generation
-        fail_impossible(self.queue, self.spec, self._report_outcome, self.loop.baseline)
-        waiting = len(self.queue.rows(status=WAITING))
+        candidates = possible_rows(self.queue, self.spec, self._report_outcome, self.loop.baseline)
         rows, choice = choose(
-            self.queue, self.loop.baseline, self.loop.labels, lambda row: atoms_of(row, self.spec), whose=NOVELTY_OF
+            self.queue,
+            candidates,
+            self.loop.baseline,
+            self.loop.labels,
+            lambda row: atoms_of(row, self.spec),
+            NOVELTY_OF,
         )
+        if not rows:
+            before = done[-1].stages["label"] if done else {"known": []}
+            known = before.get("known")  # of an earlier release: unknown
+            rows = [
+                row.id
+                for row in self.queue.rows()
+                if row.status == CLAIMED or (row.status == LABELLED and known is not None and row.id not in known)
+            ]
         if choice is None:
-            return {"rows": rows, "waiting": waiting}
+            return {"rows": rows, "waiting": len(candidates)}
         self.tell(str(choice))
-        return {"rows": rows, "waiting": waiting, "choice": str(choice)}
+        return {"rows": rows, "waiting": len(candidates), "choice": str(choice)}
 
     def _report_outcome(self, outcome: Any, of: int) -> None:
         said = f"row {outcome.id}: {outcome.status}{f': {outcome.reason}' if outcome.reason else ''}"
@@ -483,7 +497,10 @@ class _Learning:
             self.tell(said)
 
     def _label(self, chosen: Sequence[int]) -> dict[str, Any]:
-        label(self.queue, self.spec, ids=chosen, watch=self._report_outcome)
+        while True:
+            label(self.queue, self.spec, ids=chosen, watch=self._report_outcome)
+            if not self._some_are_free(chosen):
+                break
         rows = [self.queue.get(id) for id in chosen]
         labelled = [row.id for row in rows if row.status == LABELLED]
         # training again on the same labels would change nothing
@@ -500,6 +517,23 @@ class _Learning:
             # also what somebody else has labelled: what the training learns from must not change while it is repeated
             "known": [row.id for row in self.queue.rows(status=LABELLED)],
         }
+
+    def _some_are_free(self, chosen: Sequence[int]) -> bool:
+        """Wait while all of these rows that have no label yet are claimed by somebody else; False where all are done.
+
+        A claim that is not renewed ends after its lease, so this waits for no longer than somebody computes them.
+        """
+        said = ""
+        while left := [row for row in map(self.queue.get, chosen) if row.status in (WAITING, CLAIMED)]:
+            now = self.queue.now()
+            if any(free(row, now) for row in left):
+                return True
+            claims = ", ".join(f"row {row.id} ({row.worker})" for row in left)
+            if claims != said:
+                said = claims
+                self.tell(f"somebody else labels {claims}: waits for it, and takes over what is not renewed in time")
+            time.sleep(LOOK_SECONDS)
+        return False
 
     def _train(self, now: Generation, committee: Path) -> dict[str, Any]:
         out = now.folder / "committee"
