@@ -69,6 +69,20 @@ def test_structures_come_from_beside_the_input(tmp_path: Path, monkeypatch: pyte
     simulate.prepare(WATER / "input.xml", tmp_path / "gen-001" / "water", folder / "RESTART")
 
 
+def test_an_input_that_says_no_steps(tmp_path: Path) -> None:
+    """i-PI's default of 1000 steps holds for it; a live simulation does not end with them, and a generation that
+    goes on has as many of its own."""
+    shutil.copytree(WATER, tmp_path / "water")
+    xml, lines = tmp_path / "water" / "input.xml", (WATER / "input.xml").read_text().splitlines(keepends=True)
+    xml.write_text("".join(line for line in lines if "<total_steps>" not in line))
+    simulate.prepare(xml, tmp_path / "live", steps=10**9)
+    assert read_simulation(tmp_path / "live" / "part-0.xml").total_steps == 10**9
+    restart = tmp_path / "live" / "RESTART"
+    restart.write_text(xml.read_text().replace("<output", "<step>700</step>\n<output", 1))
+    simulate.prepare(xml, tmp_path / "next", restart)
+    assert read_simulation(tmp_path / "next" / "part-0.xml").total_steps == 1700
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[simulate.Simulation]:
     """A run that outlasts the test and writes nothing; its beadwork.out is the test's."""

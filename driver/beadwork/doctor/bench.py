@@ -24,7 +24,7 @@ from beadwork.config import ModelSettings, ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.events import Event
 from beadwork.ipi.advice import advice
-from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simulation
+from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simulation, set_total_steps
 from beadwork.json_form import Form, Part
 from beadwork.observe.pace import TIME_PARTS, nanoseconds_per_day
 from beadwork.observe.progress import format_event
@@ -106,11 +106,8 @@ def run(
 def shorten(simulation: Simulation, steps: int, file: Path) -> None:
     """Write the input again as `file`: so many steps from its first one, and sockets that nobody else listens on."""
     root = ElementTree.fromstring(as_xml(simulation.path))  # i-PI's own classes have read it before
-    total = root.find("total_steps")
-    if total is None:
-        total = ElementTree.SubElement(root, "total_steps")
-    # total_steps counts from the first step of all, so those that a RESTART has behind it are added
-    total.text = str(simulation.step + steps)
+    # those that a RESTART has behind it count too
+    set_total_steps(root, simulation.step + steps)
     for output in root.iter("output"):  # a prefix may be a path to the outputs of the real run
         output.set("prefix", "bench")
     for k, entry in enumerate(entry for tag in SOCKET_TAGS for entry in root.iter(tag)):

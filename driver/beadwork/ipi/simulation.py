@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal, cast
+from xml.etree import ElementTree
 from xml.parsers.expat import errors
 from xml.sax import SAXParseException
 
@@ -532,6 +533,14 @@ def as_xml(path: Path) -> bytes:
     """Return an input as XML, also where it is JSON. Raises SimulationError."""
     content, root = _content(path)
     return str(xml_write(root)).encode() if path.suffix == ".json" else content
+
+
+def set_total_steps(root: ElementTree.Element, steps: int) -> None:
+    """Have an input end at this step, counted from the first of all; where it does not say, i-PI's default holds."""
+    total = root.find("total_steps")
+    if total is None:
+        total = ElementTree.SubElement(root, "total_steps")
+    total.text = str(steps)
 
 
 def _parse(path: Path, root: Any) -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +29,7 @@ from beadwork.config import ServeConfig
 from beadwork.disk import write_whole
 from beadwork.errors import SimulationError
 from beadwork.ipi.output_steps import Written
-from beadwork.ipi.simulation import as_xml, read_simulation
+from beadwork.ipi.simulation import as_xml, read_simulation, set_total_steps
 from beadwork.ipi.steps import pattern
 from beadwork.log import taken_apart
 from beadwork.observe import record
@@ -74,7 +73,9 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
         # i-PI counts total_steps from the first step of all, and a RESTART goes on counting
         steps = read_simulation(steps_of, directory=steps_of.parent).step + simulation.total_steps
     if steps is not None:
-        text = re.sub(r"(<total_steps>)\s*\d+\s*(<)", rf"\g<1>{steps}\g<2>", text)
+        root = ElementTree.fromstring(text)
+        set_total_steps(root, steps)
+        text = ElementTree.tostring(root, encoding="unicode")
     (part / "part-0.xml").write_text(_signed(text, folder, 0), encoding="utf-8")
     part.rename(folder)
 
