@@ -24,7 +24,7 @@ from beadwork.train.calibration import calibrate, residuals
 from beadwork.train.committee import train_committee
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
-from beadwork.train.plan import references
+from beadwork.train.plan import apart_of, references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import unseen
 
@@ -49,7 +49,7 @@ def measure(committee: Path) -> dict[str, Any]:
     """Errors (meV/atom, meV/Å) with error bars, alphas, and the share of errors inside one and two sigma."""
     examples = unseen(from_file(LABELS / "labels" / "mp2-unseen.extxyz", LABELS / "baseline"), Dataset.read(committee))
     members = members_of([committee])
-    found = residuals(examples, members, references(members[0]))
+    found = residuals(examples, members, references(members[0]), apart_of(members[0]))
     if found.forces is None:
         raise ValueError("the labels have no forces")
     seconds = committee / "seconds.json"

@@ -46,7 +46,7 @@ from beadwork.train.calibration import format_calibration, residuals, scale
 from beadwork.train.committee import train_committee
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
-from beadwork.train.plan import references
+from beadwork.train.plan import apart_of, references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import unseen
 
@@ -140,7 +140,7 @@ def calibrate() -> None:
     """Measure errors and spread of the committee that is here on labels of other simulations; write committee.toml."""
     members = members_of([HERE])
     examples = from_file(HERE / "labels" / "mp2-unseen.extxyz", HERE / "baseline")
-    found = residuals(unseen(examples, Dataset.read(HERE)), members, references(members[0]))
+    found = residuals(unseen(examples, Dataset.read(HERE)), members, references(members[0]), apart_of(members[0]))
     fitted = calibrated(found)
     card = tomllib.loads((HERE / COMMITTEE).read_text(encoding="utf-8"))
     measured = found.measured | {"alpha": format_calibration(fitted)}

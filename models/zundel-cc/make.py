@@ -48,7 +48,7 @@ from beadwork.train.calibration import Residuals, format_calibration, residuals,
 from beadwork.train.calibration import calibrate as calibrated
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
-from beadwork.train.plan import references
+from beadwork.train.plan import apart_of, references
 from beadwork.train.split import unseen
 
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ def calibrate(held_out: str, committee: Path) -> None:
         shutil.copytree(bundle, HERE / bundle.name, dirs_exist_ok=True)
     members = members_of([committee])
     examples = from_file(Path(held_out), HERE / "baseline")
-    found = residuals(unseen(examples, Dataset.read(committee)), members, references(members[0]))
+    found = residuals(unseen(examples, Dataset.read(committee)), members, references(members[0]), apart_of(members[0]))
     fitted = calibrated(found)
     card = tomllib.loads((committee / COMMITTEE).read_text(encoding="utf-8"))
     measured = found.measured | {"alpha": format_calibration(fitted)}

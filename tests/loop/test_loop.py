@@ -21,7 +21,7 @@ from beadwork.label.worker import Outcome
 from beadwork.loop import loop as loops
 from beadwork.loop import simulate
 from beadwork.loop.generations import write_page
-from beadwork.loop.loop import Generation, generations, learn, read_loop, served, why_stop
+from beadwork.loop.loop import Generation, generations, learn, plan, read_loop, served, why_stop
 from beadwork.potential.bundle import committee_hash, load_card, members_of, sha256
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
@@ -208,6 +208,67 @@ def test_other_models_than_it_began_with(ipi, tmp_path, stopping, name) -> None:
     (tmp_path / "kept").rename(tmp_path / name)
     with pytest.raises(SimulationError, match="stopped"):
         learn(loop, print)
+
+
+def test_what_generations_are_compared_by_stays(ipi, tmp_path, stopping) -> None:
+    """Other thresholds, simulations or starts than a generation was begun with are refused before anything is
+    simulated, by a dry run too: the rates of two generations would be of different things. What says how much is
+    labelled or learned may change. Of an earlier release the names of the simulations stand with their results."""
+    path = project(ipi, tmp_path)
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(path, print)
+    xml = str(tmp_path / "water" / "input.xml")
+    settings = tomllib.loads(path.read_text())
+    (generation,) = generations(tmp_path / "loop")
+    begun = dict(generation.stages["begin"])
+    old = {name: value for name, value in begun.items() if name not in loops._compared(read_loop(path))}
+    assert len(old) == len(begun) - 4
+    for changed, sentence, known in (
+        ({"labels": 9, "falling": 0.2}, "", False),
+        ({"run": {"keep-force": [0.5]}}, r"keep-force = \[0.0001\], and the loop's file says \[0.5\]", False),
+        ({"run": {**settings["run"], "keep-novelty": 2.0}}, "keep-novelty = 1.0, .* says 2.0", False),
+        ({"start": "continue"}, "start = again, .* says continue", False),
+        ({"simulations": {"liquid": xml}}, r"simulations = \['water'\], .* says \['liquid'\]", True),
+        ({"simulations": {"water": xml, "liquid": xml}}, r"says \['liquid', 'water'\]", True),
+    ):
+        path.write_text(tomli_w.dumps({**settings, **changed}))
+        for begin, refused in ((begun, bool(sentence)), (old, known)):
+            stages = {"begin": begin} if begin is begun else {"begin": old, "simulate": {"runs": {"water": {}}}}
+            (generation.folder / "generation.json").write_text(json.dumps(stages))
+            if refused:
+                with pytest.raises(ConfigError, match=f"gen-000 was begun with .*{sentence}.*put it back"):
+                    plan(path)
+            else:
+                assert "gen-000: begin" in plan(path)
+    (generation.folder / "generation.json").write_text(json.dumps({"begin": begun}))
+    with pytest.raises(ConfigError, match=r"says \['liquid', 'water'\]"):
+        learn(path, print)
+
+
+def test_error_bars_are_of_the_blocks_that_were_held_out(tmp_path, monkeypatch) -> None:
+    """The errors of generations count blocks as the training did, by the `apart` of the card, and not by the default:
+    frames 10 steps apart are one block of 100 steps, of which no error bar is known, and a dozen of 10."""
+    frames = truth.clusters(12, 1, most=1)
+    examples = [replace(truth.example(f, n), simulation="sim", step=10 * n) for n, f in enumerate(frames)]
+    forces = np.concatenate([e.forces for e in examples])
+    error = np.random.default_rng(3).normal(size=(12, 1, 1)).repeat(3, 1).repeat(3, 2).reshape(-1, 3)
+    found = SimpleNamespace(energies=np.array([e.energy for e in examples]), forces=forces + error, spread=None)
+    delta = SimpleNamespace(evaluate=lambda _: found, members=[0])
+    monkeypatch.setattr("beadwork.train.calibration.load", lambda *_, **__: delta)
+    bars = []
+    for apart in (100, 10):
+        committee = tmp_path / str(apart)
+        (committee / "delta-0").mkdir(parents=True)
+        about = tomllib.loads((MODELS.parent / "water-highlevel" / "delta-0" / "card.toml").read_text())
+        about["plan"]["settings"]["apart"] = apart
+        (committee / "delta-0" / "card.toml").write_text(tomli_w.dumps(about))
+        (committee / "committee.toml").write_text('members = ["delta-0"]\n')
+        bars.append(loops.errors_of(committee, examples, committee)["force"])
+    one = error[::3, 0] * 1e3
+    assert bars[0] == [pytest.approx(np.sqrt((one**2).mean())), pytest.approx(np.nan, nan_ok=True)]
+    assert bars[1][0] == pytest.approx(bars[0][0])
+    # of a root mean square it is that of the mean square over twice the root, but for the chance of the bootstrap
+    assert bars[1][1] == pytest.approx((one**2).std() / np.sqrt(12) / (2 * bars[1][0]), rel=0.05)
 
 
 def test_no_step_of_these_models(ipi, tmp_path, monkeypatch) -> None:

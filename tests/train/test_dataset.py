@@ -28,7 +28,7 @@ from beadwork.train.dataset import (
 from beadwork.train.divide import _dataset
 from beadwork.train.duplicates import among, firsts
 from beadwork.train.settings import TrainSettings
-from beadwork.train.split import split
+from beadwork.train.split import APART, split
 from support import truth
 from support.charges import Charged
 
@@ -98,7 +98,7 @@ def test_a_baseline_is_told_charge_and_spin_of_the_label(examples, tmp_path: Pat
     back = Dataset.read(tmp_path)
     engine.told.clear()
     monkeypatch.setattr(calibration, "load", lambda *_, **__: Potential(engine))
-    calibration.residuals(back.examples, [Path("delta")], dict.fromkeys((1, 8), 0.0))
+    calibration.residuals(back.examples, [Path("delta")], dict.fromkeys((1, 8), 0.0), APART)
     assert engine.told == [tuple(told)]
     monkeypatch.setattr(plan, "load", lambda *_: Potential(engine))
     monkeypatch.setattr(plan, "_old_energies", lambda *_: {1: 0.0, 8: 0.0})

@@ -19,7 +19,7 @@ from beadwork.train.calibration import Errors, calibrate, format_calibration, re
 from beadwork.train.dataset import Dataset
 from beadwork.train.label_file import from_file
 from beadwork.train.plan import references
-from beadwork.train.split import split, unseen
+from beadwork.train.split import APART, split, unseen
 from beadwork.train.validate import CURVE_FRACTIONS, Validation, _part, as_form, validate, write_page
 from support import truth
 from support.json_forms import checked as held
@@ -125,7 +125,7 @@ def examples():
 @pytest.fixture(scope="module")
 def found(examples):
     """What the shipped committee is wrong by."""
-    return residuals(examples, MEMBERS, {1: 0.5, 8: -1.0})
+    return residuals(examples, MEMBERS, {1: 0.5, 8: -1.0}, APART)
 
 
 def test_residuals_are_errors_of_the_mean(examples, found):
@@ -148,7 +148,7 @@ def test_residuals_are_errors_of_the_mean(examples, found):
 def test_energies_alone_are_calibrated_on_energies(examples):
     """Labels without forces still calibrate, for both; three of them do not. With forces each has its own."""
     alone = [replace(e, label=replace(e.label, forces=None), forces=None) for e in examples]
-    found = residuals(alone, MEMBERS, {1: 0.0, 8: 0.0})
+    found = residuals(alone, MEMBERS, {1: 0.0, 8: 0.0}, APART)
     assert found.forces is None
     fitted = calibrate(found)
     assert {what: one.frames for what, one in fitted.items()} == {"energy": (20, 20)}
@@ -160,7 +160,7 @@ def test_energies_alone_are_calibrated_on_energies(examples):
     whole = [n for n, e in enumerate(examples) if e.forces is not None]
     for count, said in ((1, {"energy": (20, 20)}), (4, {"forces": (2, 2), "energy": (20, 20)})):
         some = [e if n in whole[:count] else a for n, (e, a) in enumerate(zip(examples, alone, strict=True))]
-        fitted = calibrate(residuals(some, MEMBERS, {1: 0.0, 8: 0.0}))
+        fitted = calibrate(residuals(some, MEMBERS, {1: 0.0, 8: 0.0}, APART))
         assert {what: one.frames for what, one in fitted.items()} == said
         assert "nan" not in format_calibration(fitted)
     assert calibrate(replace(found, energy=replace(found.energy, spread=None))) == {}
@@ -246,7 +246,7 @@ def test_a_delta_worse_than_its_baseline_is_said(examples, found, tmp_path: Path
     their error bars; of a Δ that helps, and of a model of the labels themselves, nothing is said."""
     none = [replace(e, energy=0.0, forces=None if e.forces is None else 0.01 * e.forces) for e in examples]
     dataset = Dataset(tuple(none), (True,) * len(none))
-    v = Validation(tmp_path, dataset, residuals(none, MEMBERS, {1: 0.0, 8: 0.0}), {})
+    v = Validation(tmp_path, dataset, residuals(none, MEMBERS, {1: 0.0, 8: 0.0}, APART), {})
     with_, without = (1e3 * e.rmse[0] for e in (v.found.forces, v.found.baseline_forces))
     assert with_ > 50 * without
     assert v.worse.startswith(
@@ -291,7 +291,7 @@ def test_members_are_those_of_the_committee_s_card(tmp_path: Path):
         (tmp_path / f"delta-{member}").symlink_to(shipped / f"delta-{member}")
     (tmp_path / "committee.toml").write_text('members = ["delta-2", "delta-0"]\n')
     found = validate(tmp_path).found
-    alone = residuals(few, [shipped / "delta-2", shipped / "delta-0"], references(shipped / "delta-2"))
+    alone = residuals(few, [shipped / "delta-2", shipped / "delta-0"], references(shipped / "delta-2"), APART)
     assert np.array_equal(found.energy.error, alone.energy.error)
     assert found.energy.freedom == 1
     with pytest.raises(LabelError, match="not made by beadwork train"):
@@ -305,7 +305,7 @@ def test_the_card_of_the_clusters_is_of_simulations_that_no_model_learned_from()
     examples = from_file(shipped / "labels" / "mp2-unseen.extxyz", shipped / "baseline")
     assert len(unseen(examples, Dataset.read(shipped))) == len(examples) == 56
     members = [shipped / f"delta-{m}" for m in range(4)]
-    found = residuals(examples, members, references(members[0]))
+    found = residuals(examples, members, references(members[0]), APART)
     card = tomllib.loads((shipped / "committee.toml").read_text())
     for key, value in found.measured.items():
         assert card["held_out"][key] == pytest.approx(value, rel=1e-3), key

@@ -70,7 +70,7 @@ from beadwork.train.calibration import Errors, format_calibration, residuals
 from beadwork.train.committee import train_committee
 from beadwork.train.dataset import DATASET, Dataset, Example, from_queue
 from beadwork.train.duplicates import among
-from beadwork.train.plan import references
+from beadwork.train.plan import apart_of, references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.validate import PAGE as VALIDATION
 from beadwork.train.validate import validate, write_page
@@ -261,6 +261,7 @@ def plan(path: Path) -> str:
     lines.append(f"train       {loop.train.members} members, {loop.train.epochs} epochs at most")
     lines.append(f"generations {loop.generations} at most; all is kept in {loop.folder}")
     for done in generations(loop.folder):
+        _check_settings(loop, done)
         lines.append(f"on record   {done.folder.name}: {', '.join(done.stages)}")
     return "\n".join(lines)
 
@@ -278,6 +279,31 @@ def _check_inputs(loop: Loop) -> dict[str, Simulation]:
         raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
     load_card(loop.baseline)
     return simulations
+
+
+def _compared(loop: Loop) -> dict[str, Any]:
+    """The settings with which generations are compared, as `begin` records them: with others, flagged rates of two
+    generations would be of different things."""
+    return {
+        "simulations": sorted(loop.simulations),
+        "start": loop.start,
+        "keep-force": loop.window,
+        "keep-novelty": loop.new,
+    }
+
+
+def _check_settings(loop: Loop, begun: Generation) -> None:
+    """Raise ConfigError where a generation was begun with other simulations, thresholds or starts than the loop has."""
+    was = begun.stages.get("begin", {})
+    if "simulate" in begun.stages:  # an earlier release recorded no more than these
+        was = {"simulations": sorted(begun.stages["simulate"]["runs"]), **was}
+    for name, now in _compared(loop).items():
+        if name in was and was[name] != now:
+            raise ConfigError(
+                f"{begun.folder} was begun with {name} = {was[name]}, and the loop's file says {now}: generations "
+                "could not be compared",
+                "put it back, or begin another loop with it (another `folder`; `delta` can be the newest committee)",
+            )
 
 
 def generations(folder: Path) -> list[Generation]:
@@ -338,6 +364,7 @@ class _Learning:
             committee = committee_of(loop, number)
             # a generation that was begun in an earlier call: its results are of the models of that time
             if "begin" in now.stages:
+                _check_settings(loop, now)
                 self._same_models(now, committee)
             now.do("begin", partial(self._begin, committee))
             now.do("simulate", partial(self._simulate, now, done, committee))
@@ -362,13 +389,14 @@ class _Learning:
         return done
 
     def _begin(self, committee: Path) -> dict[str, Any]:
-        """Which models serve this generation, and where the queue stands."""
+        """Which models serve this generation, with what it is compared, and where the queue stands."""
         cards = self._cards(committee)
         return {
             "committee": self._place(committee),
             "hash": self._hash(committee),
             "models": {self._place(card.path): card.hash for card in cards},
             "dataset": cards[-1].about.get("dataset"),
+            **_compared(self.loop),
             # rows above it are of this generation's simulations, also after a kill
             "last_row": max((row.id for row in self.queue.rows()), default=0),
         }
@@ -604,11 +632,12 @@ def _format_novelty(novelty: Mapping[str, Mapping[str, float] | None], steps: in
 def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> dict[str, Any]:
     """Root mean square errors with error bars: energy in meV/atom, force in meV/Å; nothing without examples.
 
-    reference: a committee that was trained here, for its reference energies.
+    reference: a committee that was trained here, for its reference energies and the steps between its blocks.
     """
     if not examples:
         return {}
-    found = residuals(examples, members_of([committee]), references(members_of([reference])[0]))
+    first = members_of([reference])[0]
+    found = residuals(examples, members_of([committee]), references(first), apart_of(first))
 
     def in_milli(errors: Errors | None) -> list[float] | None:
         return None if errors is None else [1e3 * value for value in errors.rmse]

@@ -205,9 +205,13 @@ class Calibration:
 
 
 def residuals(
-    examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float], apart: int = APART
+    examples: Sequence[Example], members: Sequence[Path], reference: dict[int, float], apart: int
 ) -> Residuals:
-    """Evaluate a Δ committee on examples. reference: the committee's reference energies, eV by atomic number."""
+    """Evaluate a Δ committee on examples.
+
+    reference: the committee's reference energies, eV by atomic number. apart: steps of a simulation between two blocks,
+    whose number decides the error bars (`plan.apart_of` the committee).
+    """
     # alpha 1: the spread before calibration is what alpha is fitted to
     potential = load(None, members, alpha=1.0)
     atoms = np.array([len(e.frame.numbers) for e in examples])
