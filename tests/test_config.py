@@ -53,7 +53,7 @@ def test_toml_and_command_line_join(tmp_path: Path) -> None:
         ),
         ('simulation = "a"\nkeep-force = [1.0]\nkeep_force = [2.0]', "keep_force in both spellings"),
         ('simulation = "a"\nkeep_forces = [1.0]', "'keep-forces', which is no option; did you mean keep-force[?]$"),
-        ('simulation = "a"', "no model named"),
+        ('simulation = "a"', "no model named for .*a; give --baseline, --delta or both, or a TOML file that has them"),
         ('baseline = "a"', "no simulation named"),
         ('simulation = "a"\nbaseline = "b"\nengine = "jax"', "choose from auto, native, torchscript"),
         ('simulation = "a"\nbaseline = "b"\nqueue = "q.db"', "give --delta"),

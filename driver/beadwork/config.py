@@ -265,7 +265,10 @@ class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSetti
             raise ConfigError("no simulation named", "give i-PI's XML or RESTART file")
         # before anything is loaded: i-PI must not be started for a run that cannot be
         if self.baseline is None and not self.delta:
-            raise ConfigError("no model named", "give --baseline, --delta or both")
+            raise ConfigError(
+                f"no model named for {self.simulation}",
+                "give --baseline, --delta or both, or a TOML file that has them",
+            )
         check(self)
         _check_devices(self)
         for name, role in self.at.items():

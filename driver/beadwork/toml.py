@@ -27,7 +27,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         # TOML is UTF-8 whatever the locale is, and read_text would take the locale's encoding
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a ValueError of Python's own: an integer of thousands of digits
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "name a TOML file that is there") from error
+    except ValueError as error:  # one of Python's own: an integer of thousands of digits
         raise ConfigError(f"cannot read {path}: {error}") from error
 
 
