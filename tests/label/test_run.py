@@ -95,7 +95,7 @@ def test_those_that_teach_most(fill: Fill, springs: Springs, capsys: Any) -> Non
 
 def test_a_frame_whose_worker_is_dead_is_chosen(fill: Fill, springs: Springs) -> None:
     """A claim that has run out, or whose process is dead, is as good as waiting for every choice: with --choose, in a
-    dry run, and where there are no more than wanted; one that lives is not."""
+    dry run, and where there are no more than wanted; one that lives is not, and is told of."""
     queue, spec = fill(6), springs()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -111,7 +111,9 @@ def test_a_frame_whose_worker_is_dead_is_chosen(fill: Fill, springs: Springs) ->
     assert "labels     5" in command.command(queue, spec, most=5, by=BASELINE, dry=True)
     assert [(row.status, row.worker, row.expires) for row in queue.rows()] == before, "a dry run changes nothing"
     assert [row.id for row in selection.possible_rows(queue, spec)] == [1, 2, 4, 5, 6]
-    assert command.command(queue, spec, most=5, by=BASELINE) == "5 labelled"
+    said = "labelled; 1 claimed by others (beadwork queue list --status claimed)"
+    assert command.command(queue, spec, most=5, by=BASELINE) == f"5 {said}"
+    assert command.command(queue, spec) == f"0 {said}"
     assert [row.id for row in queue.rows(status="claimed")] == [3]
 
 

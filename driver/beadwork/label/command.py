@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beadwork.errors import ConfigError, LabelError
-from beadwork.harvest.queue import FAILED, Queue
+from beadwork.harvest.queue import CLAIMED, FAILED, Queue
 from beadwork.label.run import label
 from beadwork.label.selection import atoms_of, one_method, possible_rows, reason_to_fail, rows_to_label
 from beadwork.label.spec import Spec
@@ -88,7 +88,9 @@ def command(
     failed = [told for told in report.told if told.status == FAILED]
     if failed and not report.count(DONE):
         raise LabelError(f"no frame was labelled, {report}; the first reason (row {failed[0].id}): {failed[0].reason}")
-    return f"{chosen}{report}"
+    # this run has none any more: who sees that nothing was labelled wants to know that somebody else is at it
+    others = len(queue.rows(status=CLAIMED))
+    return f"{chosen}{report}" + (f"; {others} claimed by others (beadwork queue list --status claimed)" * bool(others))
 
 
 def _print_failure(told: Outcome, of: int) -> None:

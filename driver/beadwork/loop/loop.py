@@ -211,6 +211,13 @@ class Generation:
                 raise ValueError("a simulation has more steps flagged than it has, or fewer than none")
             return float(sum(run["flagged"] for run in runs) / max(1, sum(run["steps"] for run in runs)))
 
+    @property
+    def begun_with(self) -> dict[str, Any]:
+        """What `begin` recorded; the simulations, where an earlier release did not, by their results."""
+        with self._reading():
+            results = self.stages.get("simulate", {})
+            return ({"simulations": sorted(results["runs"])} if results else {}) | dict(self.stages.get("begin", {}))
+
     def _reading(self) -> AbstractContextManager[None]:
         return reading(self._file, ConfigError, "bring it back from a copy, or move its folder away to begin that anew")
 
@@ -294,9 +301,7 @@ def _compared(loop: Loop) -> dict[str, Any]:
 
 def _check_settings(loop: Loop, begun: Generation) -> None:
     """Raise ConfigError where a generation was begun with other simulations, thresholds or starts than the loop has."""
-    was = begun.stages.get("begin", {})
-    if "simulate" in begun.stages:  # an earlier release recorded no more than these
-        was = {"simulations": sorted(begun.stages["simulate"]["runs"]), **was}
+    was = begun.begun_with
     for name, now in _compared(loop).items():
         if name in was and was[name] != now:
             raise ConfigError(
