@@ -12,6 +12,8 @@ from beadwork.analyse.coordinate import parse
 from beadwork.analyse.free_energy import free_energy
 from beadwork.analyse.runs import open_run, sample
 from beadwork.errors import ConfigError
+from beadwork.report.committee import read_committee
+from beadwork.report.uncertainty import uncertainty
 from beadwork.units import BOHR
 from support.exact_runs import BEADS, KELVIN, KT, RingPolymer, write_about, write_energies, write_frames
 
@@ -138,11 +140,34 @@ def test_an_ipi_that_beadwork_did_not_serve(ring_polymer: RingPolymer, tmp_path:
     assert np.allclose(found.energies, wanted.energies)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_members_count_with_the_weight_of_their_force(tmp_path: Path, weight: float) -> None:
+    """Wells of a stiffness that members disagree about by s, half of which is in i-PI's potential: <x²> differs by s
+    between them, whatever that weight is, and so does what they are told with."""
+    rng = np.random.default_rng(0)
+    stiffness, apart = 0.02, np.array([0.05, -0.02, -0.03])
+    x = rng.normal(0.0, np.sqrt(KT / (weight * stiffness)), (2000, 3))
+    frames = np.zeros((2000, 2, 3))
+    frames[:, 1] = x
+    write_frames(tmp_path / "run.pos_0.xyz", ["O", "H"], range(2000), frames)
+    write_energies(tmp_path, range(2000), np.outer(0.5 * stiffness * (x**2).sum(axis=1), 1 + apart))
+    write_about(tmp_path, committee_share=weight)
+    run = sample(open_run(tmp_path), [DISTANCE], periodic=False)
+    error = uncertainty([run.values[DISTANCE.text] ** 2], [run.energies])
+    assert error.committee is not None
+    mean = (run.values[DISTANCE.text] ** 2).mean()
+    assert error.committee[0] / mean == pytest.approx(np.std(apart, ddof=1), rel=0.1)
+    energies = read_committee(open_run(tmp_path))
+    assert not isinstance(energies, str)
+    assert energies.resolution == pytest.approx(weight * 1e-13)
+
+
 @pytest.mark.parametrize(
     ("about", "gap"),
     [
         ({"plain_mean": False}, "weights are unequal"),
         ({"joined": True}, "under way"),
+        ({"committee_share": None}, "different weights"),
     ],
 )
 def test_energies_that_say_nothing_are_left_out_with_a_reason(

@@ -465,6 +465,40 @@ def test_keys_that_the_outputs_expect(write):
     assert read_simulation(write(output.format("raw") + FORCEFIELD + system)).extras == (Extra("mu", ("a",)),)
 
 
+FORCE = "<force forcefield='{}' weight='{}' nbeads='{}'><interpolate_extras>[{}]</interpolate_extras></force>"
+B = "<ffsocket name='b' mode='unix'><address>two</address></ffsocket>"
+
+
+@pytest.mark.parametrize(
+    ("forces", "more", "of", "share"),
+    [
+        ([("a", 0.5, 4, "")], "", "a", 0.5),
+        ([("b", 1.0, 4, ""), ("a", 0.5, 4, "")], "", "a", 0.5),
+        ([("b", 1.0, 4, ""), ("a", 0.5, 4, "")], "", "ab", None),
+        ([("b", 0.5, 4, ""), ("a", 0.5, 4, "")], "", "ab", 0.5),
+        ([("a", 0.5, 4, ""), ("a", 0.75, 4, "")], "", "a", 1.25),
+        ([("a", 1.0, 4, ""), ("a", -1.0, 2, "")], "", "a", None),
+        ([("a", 0.5, 2, "committee_pot")], "", "a", 1.0),
+        ([("a", 0.5, 4, "")], "<hamiltonian_weights>[0.25]</hamiltonian_weights>", "a", 0.125),
+        ([("a", 0.5, 4, "committee_pot")], "<hamiltonian_weights>[0.25]</hamiltonian_weights>", "a", 0.25),
+        ([("a", 0.0, 4, ""), ("b", 1.0, 4, "")], "", "a", None),
+    ],
+)
+def test_what_extras_count_in_the_potential(write, forces, more, of, share):
+    """i-PI multiplies energies with weights of its own, and hands on extras as they came unless it interpolates them;
+    where two senders count differently, or the same one on other beads too, no number is right."""
+    system = SYSTEM.replace("<force forcefield='a'/>", "".join(FORCE.format(*one) for one in forces))
+    ensemble = f"<ensemble><temperature units='kelvin'>300</temperature>{more}</ensemble>"
+    path = write(FORCEFIELD + B + system.replace("</system>", f"{ensemble}</system>"))
+    (found,) = read_simulation(path).systems
+    assert found.share("committee_pot", of) == share
+    path.write_text(path.read_text().replace("</interpolate_extras>", "</interpolate_extras><mts_weights>[0.5,0.25]"
+                                             "</mts_weights>"))  # fmt: skip
+    interpolated = all("committee_pot" in one for one in forces)
+    (found,) = read_simulation(path).systems
+    assert found.share("committee_pot", of) == (share if interpolated or share is None else 0.75 * share)
+
+
 @pytest.mark.parametrize(
     ("mode", "motion", "key"),
     [

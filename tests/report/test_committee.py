@@ -16,6 +16,7 @@ FACTS = {
     "models": {"base": "sha256:1", "delta-0": "sha256:2"},
     "energy_alpha": 2.0,
     "plain_mean": True,
+    "committee_share": 0.5,
     "first_step": 0,
 }
 ANSWERS = "# from step 0 on /tmp/ipi_x: sha256:aaaa in models\n"
@@ -47,6 +48,7 @@ def test_a_run_that_was_resumed_is_one_run(tmp_path: Path) -> None:
     [
         ({"models": {"base": "sha256:1", "delta-0": "sha256:3"}}, ANSWERS, [40, 50]),
         ({"energy_alpha": 1.0}, ANSWERS, [40, 50]),
+        ({"committee_share": 1.0}, ANSWERS, [40, 50]),
         ({"energy_alpha": None}, ANSWERS, [40, 50]),  # an older beadwork, which did not say
         ({}, ANSWERS + "# from step 10 on /tmp/ipi_x: sha256:bbbb in models\n", [20, 30, 40, 50]),
     ],

@@ -154,19 +154,27 @@ def test_parts_that_are_served_apart_are_told_charge_and_spin(monkeypatch: pytes
         assert engine.told == [((1, 2),)]
 
 
-@pytest.mark.parametrize("order", [("baseline", "delta"), ("delta", "baseline")])
+@pytest.mark.parametrize(("order", "share"), [(("baseline", "delta"), None), (("delta", "baseline"), 0.25)])
 def test_what_is_recorded_of_members_is_of_the_part_that_has_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, order: tuple[str, str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, order: tuple[str, str], share: float | None
 ) -> None:
     """Runs go on as one as long as the committee's alpha is the same, and a baseline served apart has none: recorded as
-    1 of every run it would join runs of different error bars."""
+    1 of every run it would join runs of different error bars. So does the weight of the members' own `<force>`; in a
+    bias they have none in the potential."""
     whole = Potential(Harmonic(1.0), [Harmonic(1.0), Harmonic(2.0)], alpha=2.0, energy_alpha=3.0)
     monkeypatch.setattr(assemble, "load_for", lambda _: whole)
-    simulation = read_simulation(STRANGERS / "bias.xml")
+    text = (STRANGERS / "bias.xml").read_text()
+    (tmp_path / "input.xml").write_text(
+        text.replace("<force forcefield='short'", "<force forcefield='short' weight='0.25'")
+    )
+    shutil.copy(STRANGERS / "water.xyz", tmp_path)
+    simulation = read_simulation(tmp_path / "input.xml")
     at = dict(zip(("short", "long"), order, strict=True))
     config = ServeConfig(simulation=str(simulation.path), baseline="b", delta=["d"], at=at, out=str(tmp_path))
     services, _ = join(config, simulation)
-    assert Session(config, "1 thread")._about(simulation, services)["energy_alpha"] == 3.0
+    about = Session(config, "1 thread")._about(simulation, services)
+    assert about["energy_alpha"] == 3.0
+    assert about["committee_share"] == share
 
 
 def test_a_weighted_baseline_that_is_served_in_parts() -> None:

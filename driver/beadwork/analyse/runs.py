@@ -72,6 +72,7 @@ def open_run(path: Path) -> RunFolder:
         "temperature_K": system.temperature,
         "beads": system.nbeads,
         "biased": bool(system.bias),
+        "committee_share": system.share("committee_pot", {part.forcefield for part in system.forces}),
         "composition": dict(Counter(chemical_symbols[z] for z in system.numbers if z)),
     }
     properties: dict[str, Series] = {}
@@ -88,11 +89,11 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
     """Raise ConfigError where what a record says of its run cannot be."""
     kinds: dict[str, type | tuple[type, ...]] = {"temperature_K": (int, float), "time_step_fs": (int, float)}
     kinds |= {"beads": int, "first_step": int, "periodic": bool, "plain_mean": bool, "biased": bool}
-    kinds |= {"outputs": str, "directory": str}
+    kinds |= {"outputs": str, "directory": str, "committee_share": (int, float)}
     for key, kind in kinds.items():
         value = about.get(key)
         whole = value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
-        least = 1 if key == "beads" else 0
+        least = {"beads": 1, "committee_share": -1e15}.get(key, 0)
         if not whole or (isinstance(value, (int, float)) and not least <= value < 1e15):
             raise ConfigError(f"the line # run: of {path} has {key} = {str(value)[:60]}, which cannot be", DAMAGED)
 

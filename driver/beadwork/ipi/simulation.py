@@ -164,7 +164,7 @@ class Component:
     """One `<force>` of a system: which forcefield, on how many beads (fewer than the system's: contracted), and its
     weight, in all and at each level of multiple time steps (mts_weights, outermost first; empty for the outermost
     alone). A force of weight 0 is computed only when an output needs it. interpolated: the keys of its extras that i-PI
-    interpolates between beads, as it does energies.
+    interpolates between beads, as it does energies. scale: its `<hamiltonian_weights>`, by which it is multiplied too.
     """
 
     forcefield: str
@@ -172,6 +172,12 @@ class Component:
     weight: float
     mts_weights: tuple[float, ...]
     interpolated: tuple[str, ...] = ()
+    scale: float = 1.0
+
+    @property
+    def share(self) -> float:
+        """By what its energies are multiplied in the potential."""
+        return self.weight * sum(self.mts_weights or (1.0,)) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +220,23 @@ class System:
     def parts(self, forcefield: str) -> tuple[Component, ...]:
         """Return every `<force>`, of forces and of bias, that uses this forcefield."""
         return tuple(part for part in self.forces + self.bias if part.forcefield == forcefield)
+
+    def share(self, key: str, forcefields: Iterable[str]) -> float | None:
+        """Return by what energies that i-PI writes of this key of the extras of one of these forcefields have to be
+        multiplied to be those in the potential; None where that depends on which of them sends it, or on other beads.
+
+        i-PI writes extras as they came, whatever the weights are; only those that it interpolates have the `<force>`'s.
+        """
+        found: set[float] = set()
+        for name in forcefields:
+            parts = [part for part in self.forces if part.forcefield == name and part.weight]
+            if parts and all(key in part.interpolated for part in parts):
+                found |= {part.scale for part in parts}
+            elif any(key in part.interpolated or part.nbeads != self.nbeads for part in parts):
+                return None
+            elif parts:
+                found.add(sum(part.share for part in parts))
+        return found.pop() if len(found) == 1 else None
 
     def frame(self, bead: int = 0, active: tuple[int, ...] | None = None, *, periodic: bool = True) -> Frame:
         """Return the start structure of one bead: its elements, or the active atoms alone; periodic in all directions
@@ -766,8 +789,11 @@ def _system(path: Path, k: int, replica: Any) -> System:
         positions=np.array(dstrip(beads.q)).reshape(beads.nbeads, -1, 3) * BOHR,
         cell=np.array(dstrip(replica.cell.h)).T * BOHR,
         forces=tuple(
-            _component(part, beads.nbeads, part.weight, tuple(float(weight) for weight in part.mts_weights))
-            for part in replica.fcomp
+            replace(
+                _component(part, beads.nbeads, part.weight, tuple(float(weight) for weight in part.mts_weights)),
+                scale=float(scale),
+            )
+            for part, scale in zip(replica.fcomp, scales if len(scales) else np.ones(len(replica.fcomp)), strict=False)
         ),
         temperature=float(unit_to_user("temperature", "kelvin", temperature)) if temperature > 0 else None,
         timestep=timestep * FEMTOSECOND if timestep > 0 else None,

@@ -10,11 +10,14 @@ from beadwork.observe.record import NAME, read_about, read_committees
 from beadwork.report.run import RunFolder
 
 #: of two runs of one folder: what makes the energies that i-PI wrote those of one committee
-_COMMITTEE = ("models", "energy_alpha", "plain_mean", "outputs", "directory", "temperature_K", "beads")
+_COMMITTEE = (
+    "models", "energy_alpha", "plain_mean", "committee_share", "outputs", "directory", "temperature_K", "beads",
+)  # fmt: skip
 
 
 def read_committee(run: RunFolder) -> Potentials | str:
-    """Read the energies of the steps that the last committee answered; or why there are none that averages can be
+    """Read the energies of the steps that the last committee answered, as they are in the potential, whatever weight
+    i-PI gives them; or why there are none that averages can be
     weighed with, in words without a full stop that may have `code` in backticks.
     """
     about = run.about
@@ -32,13 +35,20 @@ def read_committee(run: RunFolder) -> Potentials | str:
             "the weights are unequal, or `--baseline-uncertainty` was set, and the members' energies are weighed about "
             "their plain mean"
         )
+    share = about.get("committee_share", 1.0)  # an older beadwork did not say
+    if share is None:
+        return (
+            "forces have different weights or beads in i-PI's input, and it is not known with which the members' "
+            "energies count in the potential"
+        )
     if run.joined:
         return "i-PI was under way when this server came, so it is not known which steps its committee answered"
     taken_up = [swap["step"] for swap in run.summary.get("committees", [])]
     if None in taken_up:
         return "it is not known which steps the committee that answered last has answered"
     since = _begun(run) if max(taken_up, default=0) == 0 else max(taken_up) + run.first
-    return replace(potentials, by_step={step: of for step, of in potentials.by_step.items() if step >= since})
+    by_step = {step: share * of for step, of in potentials.by_step.items() if step >= since}
+    return replace(potentials, by_step=by_step, resolution=abs(share) * potentials.resolution)
 
 
 def _begun(run: RunFolder) -> int:

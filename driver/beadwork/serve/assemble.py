@@ -141,6 +141,7 @@ def _service(config: ServeConfig, simulation: Simulation, socket: Socket, potent
         pattern(simulation, socket),
         one_result(simulation),
         config.force_spread_every,
+        socket.parent or socket.name,
     )
 
 

@@ -27,7 +27,7 @@ class Service:
     start. folded: (3, 3) Å, the cell into which i-PI folds the atoms, None where it does not. servers: how many share
     the beads. One of several gets changing parts of a ring, so it can neither identify beads nor wait for a whole ring.
     pattern: the requests of every step, where known. one_result: see `ipi.steps`. force_spread_every: evaluations
-    of the ring from one that computes the forces of all heads of a trunk to the next.
+    of the ring from one that computes the forces of all heads of a trunk to the next. forcefield: what systems call it.
     """
 
     line: Line
@@ -43,6 +43,7 @@ class Service:
     pattern: Pattern | None = None
     one_result: bool = False
     force_spread_every: int = 10
+    forcefield: str = ""
     steps: Steps = field(init=False)
     gather: Gather[Peer] = field(init=False)
     beads: Beads | None = field(init=False)

@@ -260,6 +260,8 @@ class Session:
                 not service.potential.weighs and len(set(service.potential.weights.tolist())) < 2
                 for service in services
             ),
+            # by what energies of its `committee_pot` are multiplied in the potential; None where that is not known
+            "committee_share": _committee_share(simulation, services),
             # of the part that has the members: a baseline at an address of its own has no alpha
             "energy_alpha": max(services, key=lambda service: len(service.potential.weights)).potential.energy_alpha,
             "spread_of_delta_alone": any(service.potential.spread_of_delta_alone for service in services),
@@ -350,6 +352,14 @@ def _close_keeper(harvest: Keeper, record: Record) -> None:
 def _unnamed(potential: Potential) -> list[str]:
     """Names of the Δ models that are summed with a baseline which their cards do not name."""
     return [card.name for card in unnamed_baseline(potential.member_cards)] if potential.baseline_cards else []
+
+
+def _committee_share(simulation: Simulation, services: Sequence[Service]) -> float | None:
+    """By what energies in `committee_pot` are multiplied in the first system's potential."""
+    system = simulation.systems[0]
+    senders = {service.forcefield for service in services if len(service.potential.members) > 1}
+    # of an <ffcommittee> each member may have a socket of its own
+    return system.share("committee_pot", senders or {part.forcefield for part in system.forces})
 
 
 def _facts(services: Sequence[Service]) -> dict[str, Any]:
