@@ -212,7 +212,7 @@ def _integrate(args: argparse.Namespace) -> int:
     from beadwork.disk import write_csv
     from beadwork.errors import ConfigError
 
-    if args.classical and args.lambdas or args.less and args.masses:
+    if (args.classical and args.lambdas) or (args.less and args.masses):
         raise ConfigError("--classical is of --masses, and --less of --lambdas", "leave it out")
     runs = [open_run(path) for path in args.runs]
     if args.masses:
