@@ -17,7 +17,8 @@ from beadwork.analyse.properties import Observable, differences, properties
 from beadwork.analyse.runs import open_run
 from beadwork.cli import main
 from beadwork.errors import ConfigError
-from support.exact_runs import BEADS, KT, OMEGA, RingPolymer, write_about
+from beadwork.units import BOHR
+from support.exact_runs import BEADS, KT, OMEGA, RingPolymer, write_about, write_frames
 
 MEV = 27211.386
 GAS_CONSTANT = 8.314462618
@@ -137,6 +138,22 @@ def test_pieces_are_averaged_together(ring_polymer: RingPolymer, tmp_path: Path)
     assert later["potential"].samples == 500
     with pytest.raises(ConfigError, match=r"no properties into .* after 500 ps"):
         properties([open_run(halves[1])], skip=500)
+
+
+def test_isotopes_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    """HDO: what i-PI wrote of D is no part of an average over H, whose name it is not."""
+    rng = np.random.default_rng(0)
+    names = ["O", "H", "D"]
+    wanted = np.array([0.050, 0.150, 0.110])  # eV
+    parts = wanted[:, None] / 3 + 1e-4 * rng.normal(size=(40, 3, 3))
+    write_about(tmp_path, beads=4)
+    write_frames(tmp_path / "run.k.xyz", names, range(40), parts * 1e3 / MEV, "kinetic_cv", "energy", "electronvolt")
+    path = tmp_path / "run.r.xyz"
+    write_frames(path, names, range(40), np.sqrt(parts) / BOHR, "r_gyration", "length", "angstrom")
+    found = by_name(properties([open_run(tmp_path)])[0])
+    for name, energy in zip(names, wanted, strict=True):
+        assert found[f"quantum kinetic energy of one {name}"].estimate.value == pytest.approx(1e3 * energy, rel=1e-2)
+        assert found[f"radius of gyration of one {name}"].estimate.value == pytest.approx(np.sqrt(energy), rel=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["isotope_scfep", "isotope_tdfep"])

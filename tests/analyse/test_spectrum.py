@@ -68,11 +68,38 @@ def test_frequencies_that_were_put_in(tmp_path: Path) -> None:
     assert np.ptp(half) == pytest.approx(found.resolution, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("names", "about", "parts"),
+    [
+        (["O", "D", "D"], {}, {"O": 3, "D": 6}),
+        (["O", "H", "D"], {}, {"O": 3, "H": 3, "D": 3}),
+        (["O", "H", "H"], {"masses": {"O": 15.9994, "H": 2.0141}}, {"O": 3, "H": 6}),
+    ],
+)
+def test_masses_are_those_of_what_moved(
+    tmp_path: Path, names: list[str], about: dict[str, object], parts: dict[str, float]
+) -> None:
+    """Each atom has as much kinetic energy as any other, so each has three degrees of freedom: of heavy water too, be
+    it heavy by its name or by the input's masses."""
+    heavy = np.array([Elements.mass(name if name == "O" or not about else "D") for name in names])
+    frames = vibrating([(atom, 500.0 * (k + 1), 1e-3) for atom in range(3) for k in range(3)], 1600)
+    write_about(tmp_path, **about)
+    frames *= np.sqrt(MASSES / heavy)[:, None]
+    write_frames(tmp_path / "run.v.xyz", names, range(0, 3200, 2), frames, "v_centroid", "velocity", "atomic_unit")
+    found = spectrum([open_run(tmp_path)], window=150.0)
+    area = {name: float(np.trapezoid(values, found.wavenumbers)) for name, values in found.elements.items()}
+    assert area.pop("all") == pytest.approx(9, rel=0.01)
+    assert area == pytest.approx(parts, rel=0.02)
+    write_about(tmp_path, masses={names[1]: None})
+    with pytest.raises(ConfigError, match=f"atoms called {names[1]} in .* have no mass that is known, or several"):
+        spectrum([open_run(tmp_path)], window=150.0)
+
+
 def test_the_sum_by_hand() -> None:
     """Autocorrelation, window and transform one by one, of velocities at random."""
     rng = np.random.default_rng(2)
     frames, lag = rng.normal(size=(60, 3, 3)), 20
-    found = _density(np.array([8, 1, 1]), frames, lag)
+    found = _density(NAMES, MASSES, frames, lag)
     kinetic = sum(MASSES[i] * (frames[t, i] ** 2).sum() for t in range(60) for i in range(3)) / 60
     for name, atoms in (("O", [0]), ("H", [1, 2])):
         wanted = np.zeros(4 * lag + 1)

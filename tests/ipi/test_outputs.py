@@ -55,8 +55,8 @@ def test_any_quantity_of_all_atoms_is_read_in_atomic_units(tmp_path: Path) -> No
         trajectory = find_trajectory(tmp_path, "run", what)
         assert trajectory is not None
         assert len(trajectory.files) == 1
-        for (step, bead, numbers, values), wanted in zip(trajectory.vectors(), (0, 7), strict=True):
-            assert (step, bead, numbers.tolist()) == (wanted, 0, [8, 1, 1, 8])
+        for (step, bead, names, values), wanted in zip(trajectory.vectors(), (0, 7), strict=True):
+            assert (step, bead, names.tolist()) == (wanted, 0, NAMES)
             assert np.allclose(values, np.arange(12.0).reshape(4, 3) + wanted, rtol=1e-4, atol=1e-4)
 
 

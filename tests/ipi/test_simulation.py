@@ -465,6 +465,17 @@ def test_keys_that_the_outputs_expect(write):
     assert read_simulation(write(output.format("raw") + FORCEFIELD + system)).extras == (Extra("mu", ("a",)),)
 
 
+def test_isotopes_have_their_names_and_masses(write):
+    """D counts as H for the models alone; of two masses under one name none is the name's."""
+    structure = WATER.replace("H -0.8", "D -0.8")
+    (system,) = read_simulation(write(structure=structure)).systems
+    assert system.labels == {"O": 1, "H": 1, "D": 1}
+    assert system.label_masses == pytest.approx({"O": 15.9994, "H": 1.00794, "D": 2.0141}, rel=1e-4)
+    masses = "<masses mode='manual' units='dalton'>[18, 1, 3]</masses></initialize>"
+    (system,) = read_simulation(write(FORCEFIELD + SYSTEM.replace("</initialize>", masses))).systems
+    assert system.label_masses == {"O": pytest.approx(18), "H": None}
+
+
 FORCE = "<force forcefield='{}' weight='{}' nbeads='{}'><interpolate_extras>[{}]</interpolate_extras></force>"
 B = "<ffsocket name='b' mode='unix'><address>two</address></ffsocket>"
 

@@ -114,11 +114,10 @@ def _derivative(run: RunFolder, of: str, less: str | None, skip: float) -> Float
 
 def _atoms(run: RunFolder, of: str) -> int:
     """How many atoms a property is of."""
-    composition = run.about.get("composition") or {}
     label = of.partition("(")[2].rstrip(")")
     if label.isdecimal():
         return 1
-    count = int(composition.get(label, 0)) if label else sum(map(int, composition.values()))
+    count = run.labels.get(label, 0) if label else sum(run.labels.values())
     if not count:
         raise ConfigError(
             f"it is not known how many atoms {of} of {run.directory} is of", "ask for an element, as kinetic_cv(H)"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from ase.data import chemical_symbols
 from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.free_energy import Estimate, estimates
@@ -96,11 +95,12 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
 
     Its properties by their names and in their units. Of the trajectories of kinetic_cv and r_gyration, the quantum
     kinetic energy (meV), in all and along each axis, and the radius of gyration (Å, the root of the mean square) of one
-    atom of each element. Of isotope_zetatd and isotope_zetasc the logarithm of the ratio of partition functions (Cheng
-    and Ceriotti, J. Chem. Phys. 141, 244112, 2014), of isotope_tdfep and isotope_scfep the kinetic energy with a scaled
-    mass (Ceriotti and Markland, J. Chem. Phys. 138, 014112, 2013). The heat capacity at constant volume (J/mol/K of the
-    whole system) from scaledcoords (Yamamoto, J. Chem. Phys. 123, 104101, 2005), and of a classical run that part of it
-    which is the potential's. Raises ConfigError where there are none, or the runs have different temperatures.
+    atom of each of i-PI's names. Of isotope_zetatd and isotope_zetasc the logarithm of the ratio of partition functions
+    (Cheng and Ceriotti, J. Chem. Phys. 141, 244112, 2014), of isotope_tdfep and isotope_scfep the kinetic energy with a
+    scaled mass (Ceriotti and Markland, J. Chem. Phys. 138, 014112, 2013). The heat capacity at constant volume (J/mol/K
+    of the whole system) from scaledcoords (Yamamoto, J. Chem. Phys. 123, 104101, 2005), and of a classical run that
+    part of it which is the potential's. Raises ConfigError where there are none, or the runs have different
+    temperatures.
     """
     one_of("temperatures", {run.about.get("temperature_K") for run in runs})
     one_of("numbers of beads", {run.about.get("beads") for run in runs})
@@ -212,14 +212,14 @@ def _series(run: RunFolder, kt: float) -> Iterator[_Series]:
 
 
 def _of_atoms(run: RunFolder, quantity: str) -> Iterator[tuple[str, IntArray, FloatArray]]:
-    """Of a trajectory: by element its symbol, the steps (F,) and the values (F, atoms of it, 3)."""
+    """Of a trajectory: by i-PI's names (D is not H) the name, the steps (F,) and the values (F, atoms of it, 3)."""
     trajectory = find_trajectory(run.directory, str(run.about.get("outputs", "")), quantity)
-    frames = [(step, numbers, values) for step, _, numbers, values in trajectory.vectors()] if trajectory else []
+    frames = [(step, names, values) for step, _, names, values in trajectory.vectors()] if trajectory else []
     if frames:
-        steps, numbers = np.array([step for step, _, _ in frames]), frames[0][1]
+        steps, names = np.array([step for step, _, _ in frames]), frames[0][1]
         values = np.array([values for _, _, values in frames])
-        for element in np.unique(numbers):
-            yield chemical_symbols[element], steps, values[:, numbers == element]
+        for name in np.unique(names):
+            yield str(name), steps, values[:, names == name]
 
 
 def _isotopes(run: RunFolder) -> Iterator[_Series]:

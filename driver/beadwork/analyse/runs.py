@@ -5,14 +5,12 @@ A run is the folder of its beadwork.out, or the input (XML) of an i-PI that bead
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.data import chemical_symbols
 from ipi.utils.units import unit_to_internal
 
 from beadwork.analyse.coordinate import Coordinate
@@ -73,7 +71,8 @@ def open_run(path: Path) -> RunFolder:
         "beads": system.nbeads,
         "biased": bool(system.bias),
         "committee_share": system.share("committee_pot", {part.forcefield for part in system.forces}),
-        "composition": dict(Counter(chemical_symbols[z] for z in system.numbers if z)),
+        "labels": system.labels,
+        "masses": system.label_masses,
     }
     properties: dict[str, Series] = {}
     for output in simulation.properties:
@@ -95,6 +94,12 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
         whole = value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
         least = {"beads": 1, "committee_share": -1e15}.get(key, 0)
         if not whole or (isinstance(value, (int, float)) and not least <= value < 1e15):
+            raise ConfigError(f"the line # run: of {path} has {key} = {str(value)[:60]}, which cannot be", DAMAGED)
+    for key in ("composition", "labels", "masses"):
+        value = about.get(key) or {}
+        if not isinstance(value, dict) or any(
+            one is not None and not (type(one) in (int, float) and 0 < one < 1e15) for one in value.values()
+        ):
             raise ConfigError(f"the line # run: of {path} has {key} = {str(value)[:60]}, which cannot be", DAMAGED)
 
 

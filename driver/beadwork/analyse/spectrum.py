@@ -1,29 +1,28 @@
-"""Vibrational density of states from velocities: the spectrum of their autocorrelation, by element.
+"""Vibrational density of states from velocities: the spectrum of their autocorrelation, by i-PI's names of atoms.
 
     g(ν) = 4c (3N / K) ∫_0^T w(t) Σ_i m_i <v_i(0) v_i(t)> cos(2πcνt) dt        K = Σ_i m_i <v_i²>, per cm^-1
 
 so that its integral over all wavenumbers is the number of degrees of freedom, 3 for each atom, whatever the temperature
 of what moves. w is Hann's window, 1 at 0 and 0 at T; lines are 1 / (cT) wide at half their height. Velocities are the
-centroid's, of masses those of the elements; the autocorrelation is had by Fourier transforms of stretches with as many
-zeros behind them (Allen and Tildesley, Computer Simulation of Liquids, 2nd edition, chapter 8). i-PI's own
-`i-pi-getacf` has it of all chosen atoms without masses, and takes a stretch as periodic.
+centroid's, masses those of the run, else i-PI's own of that name; the autocorrelation is had by Fourier transforms of
+stretches with as many zeros behind them (Allen and Tildesley, Computer Simulation of Liquids, 2nd edition, chapter 8).
+i-PI's own `i-pi-getacf` has it of all chosen atoms without masses, and takes a stretch as periodic.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ase import Atoms
-from ase.data import chemical_symbols
-from ipi.utils.units import Elements, unit_to_internal
+from ipi.utils.units import Elements, unit_to_internal, unit_to_user
 from scipy.signal import find_peaks
 
 from beadwork.analyse.runs import DAMAGED, first_step, one_of
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
-from beadwork.frame import FloatArray, IntArray
+from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import find_trajectory
 from beadwork.report.run import RunFolder
 from beadwork.units import FEMTOSECOND
@@ -40,9 +39,9 @@ LIGHT = float(unit_to_internal("frequency", "inversecm", 1.0)) / FEMTOSECOND / (
 class Spectrum:
     """A density of states.
 
-    wavenumbers: (W,) cm^-1. elements: symbol -> (W,) per cm^-1, and 'all' their sum. errors: the same, one standard
-    deviation: of the mean over the stretches, or between members. peaks: cm^-1, of each. stretches: how many were
-    averaged. resolution: cm^-1, how wide a line is.
+    wavenumbers: (W,) cm^-1. elements: i-PI's name (D is not H) -> (W,) per cm^-1, and 'all' their sum. errors: the
+    same, one standard deviation: of the mean over the stretches, or between members. peaks: cm^-1, of each. stretches:
+    how many were averaged. resolution: cm^-1, how wide a line is.
     """
 
     wavenumbers: FloatArray
@@ -60,9 +59,9 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
     or made of all beads'. Raises ConfigError where i-PI wrote none, too short a time, or too seldom.
     """
     pieces = [piece for run in runs for piece in _velocities(run, skip)]
-    one_of("times between velocities, fs", {spacing for _, _, spacing in pieces})
-    one_of("atoms", {Atoms(numbers).get_chemical_formula() for numbers, _, _ in pieces})
-    spacing = pieces[0][2]
+    one_of("times between velocities, fs", {of.spacing for of in pieces})
+    one_of("atoms", {_formula(of.names) for of in pieces})
+    spacing = pieces[0].spacing
     if not window >= 2 * spacing:
         raise ConfigError(f"a window of {window:g} fs has no two of these velocities, {spacing:g} fs apart", "widen it")
     # the Nyquist frequency
@@ -74,12 +73,12 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
         )
     lag = max(1, round(window / spacing))
     # twice the window at least, or the longest lags would have hardly a pair
-    length = max(2 * lag, sum(len(frames) for _, frames, _ in pieces) // STRETCHES)
+    length = max(2 * lag, sum(len(of.frames) for of in pieces) // STRETCHES)
     stretches: dict[str, list[FloatArray]] = {}
-    for numbers, frames, _ in pieces:
+    for of in pieces:
         # whole stretches alone, so that all count alike
-        for begin in range(0, len(frames) - length + 1, length):
-            for name, values in _density(numbers, frames[begin : begin + length], lag).items():
+        for begin in range(0, len(of.frames) - length + 1, length):
+            for name, values in _density(of.names, of.masses, of.frames[begin : begin + length], lag).items():
                 stretches.setdefault(name, []).append(spacing * LIGHT * values)
     if not stretches:
         raise ConfigError(
@@ -118,8 +117,38 @@ def members(spectra: Sequence[Spectrum]) -> Spectrum:
     return Spectrum(one.wavenumbers, elements, errors, peaks, sum(of.stretches for of in spectra), one.resolution)
 
 
-def _velocities(run: RunFolder, skip: float) -> list[tuple[IntArray, FloatArray, float]]:
-    """Atomic numbers (n,), velocities (F, n, 3) in atomic units without a gap, and the fs between two."""
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """names, masses: (n,), dalton. frames: (F, n, 3) velocities in atomic units without a gap. spacing: fs."""
+
+    names: list[str]
+    masses: FloatArray
+    frames: FloatArray
+    spacing: float
+
+
+def _formula(names: list[str]) -> str:
+    """As chemists write it, of i-PI's names."""
+    return "".join(f"{name}{count if count > 1 else ''}" for name, count in sorted(Counter(names).items()))
+
+
+def _masses(run: RunFolder, names: list[str]) -> FloatArray:
+    """(n,) dalton, those of the run's input, else i-PI's own. Raises ConfigError for a name that has none, or several.
+
+    Of an older run the input's own masses are not known.
+    """
+    told = dict(run.about.get("masses") or {})
+    own = {name: float(unit_to_user("mass", "dalton", Elements.mass(name))) for name in set(names)}
+    found = {name: told.get(name, own[name] if own[name] > 0 else None) for name in set(names)}
+    if lacking := sorted(name for name, mass in found.items() if mass is None):
+        raise ConfigError(
+            f"atoms called {lacking[0]} in {run.directory} have no mass that is known, or several", "name them apart"
+        )
+    return np.array([found[name] for name in names])
+
+
+def _velocities(run: RunFolder, skip: float) -> list[_Piece]:
+    """What there is between gaps."""
     step = run.about.get("time_step_fs")
     if not step:
         raise ConfigError(f"the time step of {run.folder} is not known", "name i-PI's input")
@@ -134,13 +163,13 @@ def _velocities(run: RunFolder, skip: float) -> list[tuple[IntArray, FloatArray,
             "have it write <trajectory stride='2' filename='v' format='xyz'> v_centroid </trajectory>",
         )
     first = first_step(run, skip)
-    numbers: IntArray = np.empty(0, dtype=np.int_)
+    names: list[str] = []
     frames: list[dict[int, FloatArray]] = [{} for _ in trajectory.files]
     with reading(run.directory, ConfigError, DAMAGED):
         for at, bead, found, values in trajectory.vectors():
-            if (len(numbers) and not np.array_equal(found, numbers)) or not np.isfinite(values).all():
+            if (names and found.tolist() != names) or not np.isfinite(values).all():
                 raise ConfigError(f"the atoms of {trajectory.files[bead]} change, or a velocity is none", DAMAGED)
-            numbers = found
+            names = found.tolist()
             if at >= first:
                 frames[bead][at] = values  # of a step that was written twice (a restart) the last
     steps = np.array(sorted(set.intersection(*map(set, frames))))
@@ -149,10 +178,9 @@ def _velocities(run: RunFolder, skip: float) -> list[tuple[IntArray, FloatArray,
     # the smallest step is the stride; larger ones are gaps, across which no correlation is taken
     stride = int(np.diff(steps).min())
     parts = np.split(steps, np.flatnonzero(np.diff(steps) != stride) + 1)
-    return [
-        (numbers, np.array([np.mean([of[at] for of in frames], axis=0) for at in part]), stride * float(step))
-        for part in parts
-    ]
+    masses = _masses(run, names)
+    means = (np.array([np.mean([of[at] for of in frames], axis=0) for at in part]) for part in parts)
+    return [_Piece(names, masses, mean, stride * float(step)) for mean in means]
 
 
 def _padded(lag: int) -> int:
@@ -160,9 +188,8 @@ def _padded(lag: int) -> int:
     return 8 * lag
 
 
-def _density(numbers: IntArray, frames: FloatArray, lag: int) -> dict[str, FloatArray]:
-    """g of one stretch (L, n, 3), by element, in units of the time between two frames."""
-    masses = np.array([Elements.mass(chemical_symbols[number]) for number in numbers])
+def _density(names: list[str], masses: FloatArray, frames: FloatArray, lag: int) -> dict[str, FloatArray]:
+    """g of one stretch (L, n, 3), by name, in units of the time between two frames."""
     length = len(frames)
     # as many zeros as frames: without them the end of a stretch would be correlated with its beginning
     power = np.abs(np.fft.rfft(frames, n=2 * length, axis=0)) ** 2
@@ -172,14 +199,14 @@ def _density(numbers: IntArray, frames: FloatArray, lag: int) -> dict[str, Float
     # what the integral is scaled with, so that it is 3N whatever the temperature
     kinetic = float(np.einsum("i,fix->", masses, frames**2)) / length
     found: dict[str, FloatArray] = {}
-    for element in np.unique(numbers):
-        here = numbers == element
+    for name in np.unique(names):
+        here = np.array(names) == name
         weighed = np.einsum("i,fix->f", masses[here], power[:, here])
         correlation = np.fft.irfft(weighed)[:lag] / pairs * window
         # the trapezoidal rule: the end of the integral counts half
         correlation[0] /= 2
         of_time = np.fft.rfft(correlation, n=_padded(lag)).real
-        found[chemical_symbols[element]] = 4 * of_time * 3 * len(numbers) / kinetic
+        found[str(name)] = 4 * of_time * 3 * len(names) / kinetic
     return {"all": np.sum(list(found.values()), axis=0), **found}
 
 

@@ -20,6 +20,7 @@ from ipi.engine.properties import Trajectories
 from ipi.utils.io import read_file_raw
 from ipi.utils.io.io_units import auto_units
 from ipi.utils.units import unit_to_internal
+from numpy.typing import NDArray
 
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.units import BOHR, FEMTOSECOND
@@ -129,8 +130,11 @@ class Trajectory:
             for step, raw in _frames(path, self.every):
                 yield step, bead, structure(raw, path.suffix[1:])
 
-    def vectors(self) -> Iterator[tuple[int, int, IntArray, FloatArray]]:
-        """Of anything: step of i-PI, bead's place in `files`, atomic numbers (n,) and values (n, 3) in atomic units."""
+    def vectors(self) -> Iterator[tuple[int, int, NDArray[np.str_], FloatArray]]:
+        """Of anything: step of i-PI, bead's place in `files`, names (n,) and values (n, 3) in atomic units.
+
+        Names are i-PI's, by which it knows isotopes and masses apart.
+        """
         # not i-PI's own reader, which takes m/s for atomic units: its pattern of a unit has no stroke
         unit = re.compile(rf"(?<!\w){self.quantity}\{{([^{{}}]*)\}}")
         dimension = Trajectories().traj_dict[self.quantity]["dimension"]
@@ -141,7 +145,7 @@ class Trajectory:
                 name = found[1] if found else ""
                 if name not in scales:
                     scales[name] = float(unit_to_internal(dimension, name, 1.0))
-                yield step, bead, numbers_of(raw["names"]), raw["data"].reshape(-1, 3) * scales[name]
+                yield step, bead, np.array(raw["names"], dtype=np.str_), raw["data"].reshape(-1, 3) * scales[name]
 
 
 def last_of_each(steps: IntArray, first: int = 0) -> IntArray:

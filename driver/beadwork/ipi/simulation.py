@@ -12,6 +12,7 @@ import io
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from glob import escape
@@ -220,6 +221,19 @@ class System:
     def parts(self, forcefield: str) -> tuple[Component, ...]:
         """Return every `<force>`, of forces and of bias, that uses this forcefield."""
         return tuple(part for part in self.forces + self.bias if part.forcefield == forcefield)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """How many atoms there are of each name, by which i-PI's properties are asked for: D is not H."""
+        return dict(Counter(name for name, number in zip(self.names, self.numbers, strict=True) if number))
+
+    @property
+    def label_masses(self) -> dict[str, float | None]:
+        """The mass of the atoms of each name, dalton; None where they have several."""
+        found: dict[str, set[float]] = {}
+        for name, mass in zip(self.names, self.masses.tolist(), strict=True):
+            found.setdefault(name, set()).add(mass)
+        return {name: masses.pop() if len(masses) == 1 else None for name, masses in found.items()}
 
     def share(self, key: str, forcefields: Iterable[str]) -> float | None:
         """Return by what energies that i-PI writes of this key of the extras of one of these forcefields have to be

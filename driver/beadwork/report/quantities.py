@@ -126,10 +126,10 @@ def _printed(run: RunFolder, quantity: Quantity) -> Iterator[Printed]:
 
 
 def _atoms(run: RunFolder, argument: str) -> int:
-    """How many atoms a quantity is of: those of an element, one by its number, or all; 0 where that is not known."""
+    """How many atoms a quantity is of: those of a name (D is not H), one by its number, or all; 0 where not known."""
     if argument.isdigit():
         return 1
-    return run.composition.get(argument, 0) if argument else sum(run.composition.values())
+    return run.labels.get(argument, 0) if argument else sum(run.labels.values())
 
 
 def average(one: Printed) -> Average:

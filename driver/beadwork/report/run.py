@@ -61,6 +61,12 @@ class RunFolder:
         return dict(Counter(chemical_symbols[z] for z in self.kept[0].frame.numbers))
 
     @property
+    def labels(self) -> dict[str, int]:
+        """How many atoms there are of each name, by which i-PI's properties are asked for; of older runs by element."""
+        told = self.about.get("labels")
+        return {str(name): int(count) for name, count in told.items()} if isinstance(told, dict) else self.composition
+
+    @property
     def directory(self) -> Path:
         """Where i-PI ran."""
         return self.folder / str(self.about.get("directory", "."))

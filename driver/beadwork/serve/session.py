@@ -252,6 +252,9 @@ class Session:
             "total_steps": simulation.total_steps,
             "motions": system.motions,
             "composition": dict(Counter(chemical_symbols[z] for z in system.numbers if z)),
+            # the same by i-PI's names, and the masses of these
+            "labels": system.labels,
+            "masses": system.label_masses,
             # whether an energy of any evaluation can be divided by the same number of atoms
             "one_composition": len({tuple(sorted(one.numbers)) for one in simulation.systems}) == 1,
             "periodic": self._config.periodic,
