@@ -130,6 +130,9 @@ def test_integrals_as_they_are_typed(tmp_path: Path, capsys: pytest.CaptureFixtu
     ):
         with pytest.raises(ConfigError, match=words):
             between_potentials(*arguments)  # type: ignore[arg-type]
+    write_about(runs[0].folder, composition={"H": "many"})
+    with pytest.raises(ConfigError, match="has H atoms = many, which cannot be"):
+        open_run(runs[0].folder)
     for masses, of, words in (
         ((0.0, *MASSES[1:]), "kinetic_cv(H)", "a mass of 0 is none"),
         (MASSES, "kinetic_cv", "no property kinetic_cv into"),

@@ -88,9 +88,13 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
     """Raise ConfigError where what a record says of its run cannot be."""
     kinds: dict[str, type | tuple[type, ...]] = {"temperature_K": (int, float), "time_step_fs": (int, float)}
     kinds |= {"beads": int, "first_step": int, "periodic": bool, "plain_mean": bool, "biased": bool}
-    kinds |= {"outputs": str, "directory": str, "committee_share": (int, float)}
+    kinds |= {"outputs": str, "directory": str, "committee_share": (int, float), "composition": dict}
+    # of a composition each count by itself
+    counts = about.get("composition")
+    told = dict(about) | ({f"{name} atoms": n for name, n in counts.items()} if isinstance(counts, dict) else {})
+    kinds |= dict.fromkeys(set(told) - set(about), int)
     for key, kind in kinds.items():
-        value = about.get(key)
+        value = told.get(key)
         whole = value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
         least = {"beads": 1, "committee_share": -1e15}.get(key, 0)
         if not whole or (isinstance(value, (int, float)) and not least <= value < 1e15):
