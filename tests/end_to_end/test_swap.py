@@ -65,6 +65,11 @@ def committees(ipi, models, tmp_path_factory):
         card = load_card(broken)
         about = {"name": card.name, "elements": list(card.elements), "cutoff": card.cutoff, "dtype": card.dtype}
         write_card(broken, about)  # the hashes are right, the model is not
+    made["exchanged"] = committee("exchanged", new)
+    exchanged = made["exchanged"] / "delta-0"
+    kept = load_card(exchanged)
+    shutil.copy(new[1] / "model.pt", exchanged / "model.pt")
+    write_card(exchanged, about | dict(kept.about))
     return made
 
 
@@ -273,6 +278,7 @@ def test_a_bad_committee_is_refused_and_the_old_one_answers_on(ipi, models, comm
         "carbon": "does not know",
         "three": "has 3 members and 2 serve",
         "mixed": "does NOT agree",
+        "exchanged": "model.pt does not answer what the card says",
         "gone": "there is no committee.toml",
     }
     run = prepared(ipi, tmp_path / "run", BEADS, 100_000)

@@ -12,13 +12,14 @@ from beadwork.errors import ModelError
 from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import Frame
 from beadwork.potential.auto_engine import open_engine
-from beadwork.potential.bundle import MODEL, NOVELTY, check
+from beadwork.potential.bundle import MODEL, NOVELTY, check, write_card
 from beadwork.potential.features import features
 from beadwork.potential.graph import build
 from beadwork.potential.load import load
 from beadwork.potential.native import available
 from beadwork.potential.novelty import MAX_NOVELTY, load_training_set, nearest, read_features
 from beadwork.potential.torchscript import load_module
+from beadwork.toml import tomllib
 from beadwork.train.fit_novelty import fit, fit_bundle
 
 
@@ -225,6 +226,17 @@ def test_bundle_says_what_it_was_fitted_on(fitted, made):
     assert about["frames_hash"] == load_training_set(fitted / "invariant" / NOVELTY).frames
     assert about["atoms"] == {"H": 24 * 19, "O": 24 * 8}
     assert card.hash == check(made["invariant"].bundle).hash
+
+
+def test_what_another_model_learned_is_refused(fitted, tmp_path):
+    """Features of two models mean nothing to each other: novelty.npz names its model, and is refused beside others."""
+    shutil.copytree(fitted / "invariant", tmp_path / "m")
+    shutil.copy(fitted / "vector" / NOVELTY, tmp_path / "m" / NOVELTY)
+    card = tomllib.loads((tmp_path / "m" / "card.toml").read_text())
+    write_card(tmp_path / "m", {k: v for k, v in card.items() if k not in ("format", "units", "sha256")})
+    for engine in ("torchscript", "native") if available() else ("torchscript",):
+        with pytest.raises(ModelError, match=r"novelty\.npz says what the model sha256:\w+… was trained on, and this"):
+            open_engine(tmp_path / "m", engine)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "shapes", "heights", "nan", "missing"])

@@ -21,9 +21,10 @@ from beadwork.packages import pip_install
 from beadwork.potential import memory
 from beadwork.potential.bundle import check
 from beadwork.potential.eager import EagerEngine, open_exact
-from beadwork.potential.engine import Energies, Engine, FeatureEngine
+from beadwork.potential.engine import USUAL_FORCE, Energies, Engine, FeatureEngine
 from beadwork.potential.graph import Graph, build
 from beadwork.potential.native import NativeEngine, available
+from beadwork.potential.reference_answer import OtherAnswerError
 from beadwork.potential.state import sample
 from beadwork.potential.torchscript import ModuleEngine, TorchScriptEngine
 
@@ -34,8 +35,6 @@ TOLERANCE = {"float64": (1e-6, 1e-5), "float32": (2e-5, 2e-3)}
 VIRIAL_ARM = 10.0
 #: relative difference allowed in an atom's novelty: far less than decides whether it is new
 NOVELTY_TOLERANCE = 1e-2
-#: eV/Å: the tolerances hold for forces up to this, the largest in ordinary dynamics; the trial has larger ones
-USUAL_FORCE = 10.0
 
 
 def open_engine(
@@ -97,6 +96,8 @@ class AutoEngine:
         else:
             try:
                 self._native = NativeEngine(bundle, dtype, device)
+            except OtherAnswerError:  # a bundle whose files do not belong together is not served
+                raise
             except ModelError as error:  # no C++ compiler, say: slower, but a run is possible
                 self.choice = f"{self.name}: {error}"
 

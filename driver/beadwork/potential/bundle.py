@@ -25,6 +25,8 @@ NATIVE = "native.json"
 NOVELTY = "novelty.npz"
 HEADS = "heads.npz"
 COMMITTEE = "committee.toml"
+#: tables of a card: what its model answers for one small structure, and the packages' versions that were there
+REFERENCE_ANSWER, MADE_WITH = "reference_answer", "made_with"
 #: committee.toml's table of quantiles of the largest force spread of a frame, on frames held out; and which of them
 #: the selection window begins at by default
 SPREAD_TABLE, USUAL_QUANTILE = "spread_held_out", 0.99
@@ -78,6 +80,11 @@ class Card:
         return f"no ({self.about.get(engine, 'not made')})"
 
     @property
+    def held(self) -> bool:
+        """Whether what its files answer is held against the card when they are opened (`reference_answer`)."""
+        return REFERENCE_ANSWER in self.about
+
+    @property
     def novelty(self) -> Path | None:
         """The file that says what the model was trained on, where the bundle has one."""
         return self.path / NOVELTY if NOVELTY in self.sha256 else None
@@ -93,7 +100,8 @@ class Card:
 
         Of a bundle without a file of weights, that of its TorchScript model.
         """
-        # of no file that is made from the weights: it must not give the same model another name
+        # of no file that is made from the weights: it must not give the same model another name. Each is held against
+        # the card's reference answer when it is opened
         model = self.sha256.get(WEIGHTS) or self.sha256[MODEL]
         which = self.head or self.sha256.get(HEADS)
         return "sha256:" + (hashlib.sha256(f"{model} {which}".encode()).hexdigest() if which else model)
@@ -202,10 +210,16 @@ def format_card(bundle: str | Path) -> str:
         f"{card.name}: atomic numbers {', '.join(map(str, card.elements))}; cutoff {card.cutoff:g} Å; "
         f"trained in {card.dtype}" + (f"; head {card.head}" if card.head else ""),
         *(f"{name}: {card.without(name) or 'yes'}" for name in FILES),
-        *(f"{key}: {value}" for key, value in card.about.items() if key not in FILES),
+        *(f"{key}: {_brief(key, value)}" for key, value in card.about.items() if key not in FILES),
         *(f"{name}: sha256 {value}" for name, value in card.sha256.items()),
     ]
     return "\n".join(lines)
+
+
+def _brief(key: str, value: Any) -> Any:
+    if key == REFERENCE_ANSWER and isinstance(value, Mapping):
+        return f"{value.get('energy')} eV for {len(value.get('numbers', ()))} atoms"
+    return value
 
 
 def write_card(bundle: Path, card: Mapping[str, Any], without: str | None = None) -> Card:

@@ -15,6 +15,8 @@ from beadwork.potential.novelty import TrainingSet
 
 #: edges that one head of a trunk evaluates at once: compiled kernels keep their buffers, and there are many heads
 HEAD_EDGES = 24_000
+#: eV/Å: tolerances hold for forces up to this, the largest in ordinary dynamics; where forces are larger they grow
+USUAL_FORCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,22 @@ import torch
 from beadwork.disk import reading, writing
 from beadwork.errors import ModelError
 from beadwork.frame import Frame
+from beadwork.potential import reference_answer
 from beadwork.potential.architecture import answers_of, class_of, default_dtype, describe, mace_imported, rebuild
 from beadwork.potential.auto_engine import VIRIAL_ARM, compare_dense, trial
-from beadwork.potential.bundle import CARD, FILES, HEADS, MODEL, NATIVE, WEIGHTS, Card, load_card, write_card
+from beadwork.potential.bundle import (
+    CARD,
+    FILES,
+    HEADS,
+    MADE_WITH,
+    MODEL,
+    NATIVE,
+    REFERENCE_ANSWER,
+    WEIGHTS,
+    Card,
+    load_card,
+    write_card,
+)
 from beadwork.potential.eager import open_exact
 from beadwork.potential.engine import Energies, Response
 from beadwork.potential.first_run import announce, made_here
@@ -131,7 +144,7 @@ def import_model(
                 why = NO_ENERGY, None
             if "dipole" in answers_of(eager):
                 _make_response(source, eager, part, entries)
-        write_card(part, entries | dict(zip(NO_NATIVE_KEYS, why, strict=True)))
+        write_card(part, entries | dict(zip(NO_NATIVE_KEYS, why, strict=True)) | _held(model, head, heads, elements))
         bundle.mkdir(parents=True, exist_ok=True)
         for made in (*FILES.values(), HEADS, CARD):  # the card last: a folder without it is no bundle
             if (part / made).exists():
@@ -139,6 +152,20 @@ def import_model(
     if eager is not None and (bundle / MODEL).exists():
         made_here(bundle / MODEL)
     return load_card(bundle)
+
+
+def _held(model: Any, head: str | None, heads: Heads | None, elements: Sequence[int]) -> dict[str, Any]:
+    """What holds the files to this model: its reference answer, and the versions with which it was given.
+
+    A model without an energy has no answer there: its one file is what the card names it by. The model is changed: it
+    is of no use after.
+    """
+    if "energy" not in answers_of(model):
+        return {MADE_WITH: reference_answer.made_with()}
+    with mace_imported(), default_dtype(torch.float64):
+        evaluator = ModuleEvaluator(model, head, "float64", "cpu", heads=heads)
+        answer = reference_answer.make(evaluator.evaluate, elements, float(model.r_max), model)
+    return {REFERENCE_ANSWER: answer, MADE_WITH: reference_answer.made_with()}
 
 
 def kind_of(file: Path) -> str:

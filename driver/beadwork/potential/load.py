@@ -9,10 +9,11 @@ import numpy as np
 
 from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
-from beadwork.potential.auto_engine import open_engine
+from beadwork.potential.auto_engine import AutoEngine, open_engine
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, unnamed_baseline
 from beadwork.potential.potential import Potential, _names
 from beadwork.potential.response import ResponseEngine, Role
+from beadwork.potential.torchscript import ModuleEngine
 
 
 def load(
@@ -78,6 +79,11 @@ def load(
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     roles = [_role(name, named, dtype, device) for name, named in sorted((also or {}).items())]
     all_engines = [*opened, *(engine for role in roles for engine in role.engines)]
+    if loose := [card.name for card, engine in zip(cards, opened, strict=True) if not _held_together(card, engine)]:
+        notes.append(
+            f"the bundle of {', '.join(loose)} is an older one: nothing in it says that all its files are of one model "
+            "(import it again, and make its novelty again where it has that)"
+        )
     if (charge is not None or spin is not None) and not any(getattr(engine, "wants", ()) for engine in all_engines):
         notes.append("charge and spin are told to no model, because none wants them")
     # cards are in this order: the baseline first
@@ -105,6 +111,11 @@ def load(
         for z, energy in member.reference.items():
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
     return potential
+
+
+def _held_together(card: Card, engine: ModuleEngine | AutoEngine) -> bool:
+    known = engine.training_set
+    return card.held and (known is None or bool(known.model))
 
 
 def load_for(config: ModelSettings) -> Potential:

@@ -24,6 +24,7 @@ from beadwork.potential.heads import load_heads, said
 from beadwork.potential.memory import reason
 from beadwork.potential.native_file import check_native
 from beadwork.potential.novelty import load_training_set
+from beadwork.potential.reference_answer import hold
 
 
 def available() -> bool:
@@ -60,10 +61,11 @@ class NativeEngine:
         # a table by atomic number: looked up for all atoms at once at every step
         self._type_of = np.full(int(numbers.max()) + 1, -1, dtype=np.int32)
         self._type_of[numbers] = np.arange(len(numbers), dtype=np.int32)
-        self.training_set = load_training_set(card.novelty) if card.novelty and head is None else None
+        self.training_set = load_training_set(card.novelty, card.hash) if card.novelty and head is None else None
         self._retaining = False
         model = json.loads((card.path / NATIVE).read_text(encoding="utf-8"))
         self._channels, self._layers = int(model["num_channels"]), int(model["num_interactions"])
+        hold(self, card, NATIVE, dtype, head)
 
     def features(self, graph: Graph) -> FloatArray:
         """(A, F): the scalars of both layers, as `potential.novelty` has them. Raises ModelError for other than two."""

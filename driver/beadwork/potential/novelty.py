@@ -115,6 +115,7 @@ class TrainingSet:
     (n, n, 2) Å, the range of the distance from an atom of one element (first index) to the nearest of another; the
     cutoff where there was none.
     cutoff: Å, of the model. frames: the hash of the frames, prefixed. atoms: how many of each element there were.
+    model: the hash of the model whose features the mixtures are of (`Card.hash`); empty where an older file has none.
     """
 
     elements: tuple[int, ...]
@@ -123,6 +124,7 @@ class TrainingSet:
     cutoff: float
     frames: str
     atoms: Mapping[int, int]
+    model: str = ""
 
     def novelty(self, features: torch.Tensor, graph: Graph) -> torch.Tensor:
         """(A,) in float64, on the features' device, without waiting for it.
@@ -171,6 +173,7 @@ class TrainingSet:
             "contacts": self.contacts,
             "cutoff": np.array(self.cutoff),
             "frames": np.array(self.frames),
+            "model": np.array(self.model),
             "atoms": np.array([self.atoms[z] for z in self.elements]),
         }
         for z, mixture in self.mixtures.items():
@@ -185,8 +188,11 @@ class TrainingSet:
         np.savez_compressed(file, **arrays)
 
 
-def load_training_set(file: Path) -> TrainingSet:
-    """Read what `TrainingSet.save` wrote. Raises ModelError for anything else."""
+def load_training_set(file: Path, model: str | None = None) -> TrainingSet:
+    """Read what `TrainingSet.save` wrote. Raises ModelError for anything else.
+
+    model: refuse a file that was fitted on the features of another model than the one of this hash; None to take any.
+    """
     again = "make it again: beadwork models novelty"
     # no pickle: it could run any code, and bundles are shared
     with reading(file, ModelError, again), np.load(file, allow_pickle=False) as data:
@@ -208,6 +214,7 @@ def load_training_set(file: Path) -> TrainingSet:
             float(data["cutoff"]),
             str(data["frames"]),
             dict(zip(elements, data["atoms"].tolist(), strict=True)),
+            str(data["model"]) if "model" in data else "",
         )
     # shapes are checked here, because a wrong one would fail at some step of a run, with a message about tensors
     n = len(elements)
@@ -223,6 +230,11 @@ def load_training_set(file: Path) -> TrainingSet:
     )
     if not n or not sane:
         raise ModelError(f"{file} has arrays of wrong shapes or impossible values", again)
+    if model is not None and found.model not in ("", model):
+        raise ModelError(
+            f"{file} says what the model {found.model[:19]}… was trained on, and this one is {model[:19]}…",
+            f"copy the whole bundle again, or {again}",
+        )
     return found
 
 

@@ -51,7 +51,7 @@ class ResponseEvaluator:
     """Runs an eager module that gives dipoles on a graph; answers in the units of `Response`.
 
     about: entries of a card: `dipole_unit`, `polarizability_unit`, `oxidation`. whole: dipoles and Born charges too;
-    else the polarizability alone. known: as `ModuleEvaluator`'s. Raises ModelError for entries that make no sense.
+    else the polarizability alone. known: as `Inputs` has it. Raises ModelError for entries that make no sense.
     """
 
     def __init__(

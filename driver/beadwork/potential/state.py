@@ -82,11 +82,14 @@ def sample(module: Any, numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class Wants:
-    """Tells one module the charge and spin of each system, and refuses those that it cannot know."""
+    """Tells one module the charge and spin of each system, and refuses those that it cannot know.
+
+    known: total charges and multiplicities that the model was trained on, where that is known.
+    """
 
     def __init__(self, module: Any, known: Mapping[str, Sequence[int]]) -> None:
         self.names = wanted(module)
-        self._known = known
+        self.known = known
         self._specs = getattr(module, "embedding_specs", None) or {}
 
     def of(self, graph: Graph, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
@@ -112,7 +115,7 @@ class Wants:
 
     def _check_known(self, name: str, value: int) -> None:
         # the embedding's range whatever the card says: beyond it is the memory of other numbers
-        for known in (embedded(self._specs.get(name, {})), self._known.get(name)):
+        for known in (embedded(self._specs.get(name, {})), self.known.get(name)):
             if known is not None and value not in known:
                 more = int(name == SPIN)
                 listed = ", ".join(str(one - more) for one in sorted(known))

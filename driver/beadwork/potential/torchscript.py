@@ -12,13 +12,14 @@ import torch
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
 from beadwork.potential.architecture import class_of
-from beadwork.potential.bundle import MODEL, Card, check, reopen
+from beadwork.potential.bundle import FILES, MODEL, Card, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.first_run import announce
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import Heads, load_heads, said
 from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
+from beadwork.potential.reference_answer import hold
 from beadwork.potential.state import Wants, trained_on
 
 #: edges evaluated at once on the CPU: larger pieces do not fit into its caches and take up to twice as long per atom
@@ -77,10 +78,13 @@ class ModuleEngine:
             heads = None
         self.heads = 0 if heads is None else len(heads)
         self.reference = _reference(module, card.head)
-        self.training_set = load_training_set(card.novelty) if card.novelty and head is None else None
-        self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set, heads, trained_on(card))
+        self.training_set = load_training_set(card.novelty, card.hash) if card.novelty and head is None else None
+        self._evaluator = ModuleEvaluator(module, card.head, dtype, device, self.training_set, heads)
         self.wants = self._evaluator.wants.names
         self._piece = CPU_EDGES_PER_PIECE if device == "cpu" else None
+        hold(self, card, FILES[self.kind], dtype, head)
+        # only now: the structure of the reference answer may have a charge that the model was not trained on
+        self._evaluator.wants.known = trained_on(card)
 
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate every system of the graph: on CUDA all at once, on the CPU a few systems at a time."""
@@ -132,8 +136,10 @@ class Inputs:
     head: its number. known: total charges and multiplicities that the model was trained on, where that is known.
     """
 
-    def __init__(self, module: Any, head: int, dtype: str, device: str, known: Mapping[str, Sequence[int]]) -> None:
-        self.wants = Wants(module, known)
+    def __init__(
+        self, module: Any, head: int, dtype: str, device: str, known: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        self.wants = Wants(module, known or {})
         self.dtype, self.device = getattr(torch, dtype), torch.device(device)
         #: whether it wants fixed charges of the atoms, which its dipole begins from
         self._dipoles = class_of(module) in ("EnergyDipolesMACE", "AtomicDipolesMACE")
@@ -171,7 +177,6 @@ class ModuleEvaluator:
     """Runs any MACE module, scripted or eager, on a graph.
 
     With its training set it returns novelty too, and with the heads whose mean it is, the energies of these.
-    known: total charges and multiplicities that the model was trained on, where that is known.
     """
 
     def __init__(
@@ -182,13 +187,12 @@ class ModuleEvaluator:
         device: str,
         training_set: TrainingSet | None = None,
         heads: Heads | None = None,
-        known: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         name = class_of(module)
         #: whether its energy is the sum of what it says of the atoms
         self._of_atoms = name in ("MACE", "ScaleShiftMACE") and not hasattr(module, "embedding_readout")
         index = _head(module, head)
-        self._inputs = Inputs(module, index, dtype, device, known or {})
+        self._inputs = Inputs(module, index, dtype, device)
         self.wants, self._dtype, self._device = self._inputs.wants, self._inputs.dtype, self._inputs.device
         numbers = module.atomic_numbers.cpu()
         # Reference energies of hundreds of eV would cost float32 its last digits: take them out, add them in float64.

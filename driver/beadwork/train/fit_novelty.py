@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def fit_bundle(
     fitted = fit(frames, block, vectors, card.cutoff)
     about = summary(fitted, len(frames), len(set(block)))
     say(f"{card.name}: {format_fit(about)}")
-    return amend_card(bundle, NOVELTY, fitted.training_set.save, novelty=about)
+    return amend_card(bundle, NOVELTY, replace(fitted.training_set, model=card.hash).save, novelty=about)
 
 
 def summary(fitted: Fitted, frames: int, blocks: int) -> dict[str, Any]:
