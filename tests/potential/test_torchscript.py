@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from beadwork.errors import ModelError
 from beadwork.potential import device, torchscript
 from beadwork.potential.bundle import MODEL
 from beadwork.potential.graph import build
@@ -153,6 +159,70 @@ def test_an_unknown_element_answers_nan(made, shapes):
     assert 6 in frames[1].numbers
     energies = engine.evaluate(build(frames, engine.cutoff)).energies
     assert np.isnan(energies).tolist() == [False, True]
+
+
+class Segments(torch.nn.Module):
+    """A module with the attributes of a MACE model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r_max, self.atomic_numbers, self.atomic_energies_fn = 4.0, [1, 8], torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
+        return torch.remainder(x, pointers)
+
+
+def naming(operator, file):
+    """TorchScript that sums with an operator of torch-scatter's, made where there is no torch-scatter."""
+    if importlib.util.find_spec("torch_scatter"):
+        pytest.skip("torch-scatter is here")
+    torch.jit.save(torch.jit.script(Segments()), str(file.with_suffix(".plain")))
+    with zipfile.ZipFile(file.with_suffix(".plain")) as plain, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as made:
+        for part in plain.infolist():
+            text = plain.read(part)
+            made.writestr(part.filename, text.replace(b"torch.remainder", f"ops.torch_scatter.{operator}".encode()))
+    return file
+
+
+def test_operators_of_a_package_that_is_missing_are_a_sentence(tmp_path):
+    """What PyTorch calls an unknown builtin op is a package with a name, and a command that installs it."""
+    with pytest.raises(
+        ModelError, match=r"model\.pt uses operators of torch-scatter, .*No module named .*pip install .?torch-scatter"
+    ):
+        load_module(naming("segment_sum_csr", tmp_path / "model.pt"))
+
+
+def test_operators_of_a_package_that_is_there_are_loaded(tmp_path, monkeypatch):
+    """The package is imported when a file names its operators, and the file then computes with them."""
+    # an operator of its own name: PyTorch cannot forget one again
+    (tmp_path / "torch_scatter.py").write_text(
+        "import torch\n"
+        "library = torch.library.Library('torch_scatter', 'DEF')\n"
+        "library.define('sum_of_the_test(Tensor src, Tensor indptr) -> Tensor')\n"
+        "library.impl('sum_of_the_test', lambda a, b: torch.segment_reduce(a, 'sum', offsets=b), 'CPU')\n"
+    )
+    file = naming("sum_of_the_test", tmp_path / "model.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = load_module(file)(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 3]))
+    assert found.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch_scatter"), reason="needs torch-scatter")
+def test_torch_scatter_itself(tmp_path):
+    """A file of the real package's operators opens in a process that has not imported it."""
+    program = (
+        "import sys, torch; from pathlib import Path; from beadwork.potential.torchscript import load_module\n"
+        "found = load_module(Path(sys.argv[1]))(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 3]))\n"
+        "assert found.tolist() == [3.0, 4.0]\n"
+    )
+
+    class Real(Segments):
+        def forward(self, x: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
+            return torch.ops.torch_scatter.segment_sum_csr(x, pointers, None)
+
+    importlib.import_module("torch_scatter")
+    torch.jit.save(torch.jit.script(Real()), str(tmp_path / "model.pt"))
+    subprocess.run([sys.executable, "-c", program, tmp_path / "model.pt"], check=True, timeout=300)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
+from beadwork.packages import pip_install
 from beadwork.potential.architecture import class_of
 from beadwork.potential.bundle import FILES, MODEL, Card, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
@@ -18,12 +21,17 @@ from beadwork.potential.engine import Energies, join
 from beadwork.potential.first_run import announce
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import Heads, load_heads, said
+from beadwork.potential.memory import reason
 from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
 from beadwork.potential.reference_answer import hold
 from beadwork.potential.state import Wants, trained_on
 
 #: edges evaluated at once on the CPU: larger pieces do not fit into its caches and take up to twice as long per atom
 CPU_EDGES_PER_PIECE = 12_000
+#: modules that bring operators which TorchScript of older MACE models names, and the packages that have them
+OPERATORS = {"torch_scatter": "torch-scatter"}
+#: bytes: no part of a model's TorchScript is longer
+MAX_CODE_BYTES = 2**24
 
 
 class ModuleEngine:
@@ -335,10 +343,39 @@ def _reference(module: Any, head: str | None) -> dict[int, float]:
     return dict(zip(module.atomic_numbers.tolist(), energies.tolist(), strict=True))
 
 
+def _load_operators(file: Path) -> bool:
+    """Load the operators of other packages that a TorchScript file names; whether there are any.
+
+    Raises ModelError where the package is not installed, or does not fit this PyTorch.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = [part for part in archive.infolist() if part.filename.endswith(".py")]
+            code = [archive.read(part) for part in parts if part.file_size <= MAX_CODE_BYTES]
+    except (zipfile.BadZipFile, OSError):
+        return False
+    found = [name for name in OPERATORS if any(f"ops.{name}.".encode() in text for text in code)]
+    for name in found:
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:  # the last two: it was built for another PyTorch
+            raise ModelError(
+                f"{file} uses operators of {OPERATORS[name]}, which cannot be loaded ({reason(error)})",
+                f"{pip_install(OPERATORS[name])} --no-build-isolation (it is compiled for the PyTorch that is here, "
+                "which takes minutes), or import the eager model",
+            ) from error
+    return bool(found)
+
+
 def load_module(file: Path, device: str = "cpu") -> Any:
     """Read a TorchScript MACE model. Raises ModelError for anything else, or a device that is not there."""
     try:
-        module = torch.jit.load(str(file), map_location=device)
+        try:
+            module = torch.jit.load(str(file), map_location=device)
+        except RuntimeError:
+            if not _load_operators(file):
+                raise
+            module = torch.jit.load(str(file), map_location=device)
     except (DeprecationWarning, AttributeError) as error:  # where warnings are errors, or torch.jit is no more
         raise NoTorchScriptError(
             f"{file} is TorchScript, which PyTorch {torch.__version__} does not read ({error})"
