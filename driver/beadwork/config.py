@@ -20,6 +20,8 @@ from beadwork.toml import fit, read_toml
 ROLES = ("sum", "baseline", "delta")
 # what further models may answer with, beside the forces
 ALSO = ("dipole", "polarizability")
+# dispersion by formula, which is added to the baseline; atm: with three-body terms, which D4 has always
+ADDITIONS = ("d3bj", "d3bj-atm", "d3zero", "d3zero-atm", "d4")
 ENGINES = ("auto", "native", "torchscript", "eager")
 DTYPES = ("float64", "float32")
 ON_MARK = ("stop", "count")
@@ -74,6 +76,11 @@ class ModelSettings(Options):
         "what more is answered, dipole or polarizability, by which bundle or committee's folder (docs/extras.md)",
         metavar="ROLE=DIR",
         path=True,
+    )
+    add: dict[str, str] = setting(
+        {},
+        f"dispersion added to the baseline by formula: {', '.join(ADDITIONS)}, with whose parameters (docs/models.md)",
+        metavar="KIND=FUNCTIONAL",
     )
     engine: str = setting(
         "auto",
@@ -279,6 +286,10 @@ class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSetti
                 raise ConfigError(f"forcefield {name!r} is to serve the delta, but there is no --delta")
         for role in self.also:
             one_of("also", role, ALSO)
+        for kind in self.add:
+            one_of("add", kind, ADDITIONS)
+        if self.add and self.baseline is None:
+            raise ConfigError("add names what is added to the baseline, and there is none", "give --baseline")
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of", "give --delta as well, or no --queue")
         if self.metrics is not None:

@@ -207,9 +207,9 @@ def table(rows: Sequence[Row]) -> str:
         "",
         *(f"- {row.name}, {engine}: {why}" for row in rows for engine, why in row.without.items()),
         "",
-        "PolarMACE is refused: graph-longrange 0.4.0, which mace-torch 0.3.16 needs for it, cannot be derived by the",
-        "cell, so a periodic system has no virial (mace-torch leaves the long-range part out of its stress). MACELES",
-        "needs `les`, which is in no package registry. Dipole models without an energy have no engine yet. What is",
+        "PolarMACE is refused: mace-torch 0.3.16 gives graph-longrange 0.4.0, the one version that fits, a volume and",
+        "a reciprocal cell that do not follow the strain, so the virial of a periodic system would be wrong. MACELES",
+        "needs `les`, which is in no package registry. Models of dipoles without an energy: extras.md. What is",
         "converted for cuequivariance is to be converted back first.",
     ]
     return "\n".join(lines) + "\n"

@@ -152,6 +152,13 @@ class Engine(Protocol):
         ...
 
 
+class Addition(Engine, Protocol):
+    """An engine without a bundle, whose energy is added to the baseline's."""
+
+    #: what stands for it in the hash of all models, prefixed
+    hash: str
+
+
 class FeatureEngine(Engine, Protocol):
     """An engine that gives the features by which its model tells atoms apart."""
 

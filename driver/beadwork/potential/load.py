@@ -11,6 +11,7 @@ from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import AutoEngine, open_engine
 from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, unnamed_baseline
+from beadwork.potential.dispersion import Dispersion
 from beadwork.potential.potential import Potential, _names
 from beadwork.potential.response import ResponseEngine, Role
 from beadwork.potential.torchscript import ModuleEngine
@@ -30,6 +31,7 @@ def load(
     charge: int | None = None,
     spin: int | None = None,
     also: Mapping[str, str | Path] | None = None,
+    add: Mapping[str, str] | None = None,
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
@@ -37,7 +39,8 @@ def load(
     energy_alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else
     they are equal and 1. charge (e) and spin (unpaired electrons) are those of the whole system, for models that want
     them. also: for 'dipole' or 'polarizability' a bundle, a committee's folder or a pointer to one, whose answers stand
-    in `Evaluation.response` (`potential.response`). An alpha that is given is that of energies too, unless they have
+    in `Evaluation.response` (`potential.response`). add: dispersion that is added to the baseline, functionals by kind
+    (`potential.dispersion`). An alpha that is given is that of energies too, unless they have
     their own. Raises ModelError for bundles that are damaged or do not go together.
     """
     # cards first: what does not go together is refused before any model is loaded, which takes seconds each
@@ -77,6 +80,10 @@ def load(
             "difference: nothing but its name tells that it belongs to this one (`beadwork doctor` has the line for it)"
         )
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
+    additions = [Dispersion(kind, method) for kind, method in (add or {}).items()]
+    if additions:
+        named = " and ".join(one.name for one in additions)
+        notes.append(f"{named} is added to the baseline: what the models learned must be without it")
     roles = [_role(name, named, dtype, device) for name, named in sorted((also or {}).items())]
     all_engines = [*opened, *(engine for role in roles for engine in role.engines)]
     if loose := [card.name for card, engine in zip(cards, opened, strict=True) if not _held_together(card, engine)]:
@@ -103,6 +110,7 @@ def load(
         charge=charge,
         spin=spin,
         also=roles,
+        additions=additions,
     )
     # what Δ gives a lone atom is the weighted mean of the members', like the rest of Δ
     # a trunk is the mean of its heads already
@@ -134,6 +142,7 @@ def load_for(config: ModelSettings) -> Potential:
         config.charge,
         config.spin,
         config.also,
+        config.add,
     )
 
 

@@ -15,7 +15,17 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.potential import memory
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import Card, committee_hash
-from beadwork.potential.engine import Answer, Energies, Engine, Evaluates, Head, Trunk, Weighted, combine_known
+from beadwork.potential.engine import (
+    Addition,
+    Answer,
+    Energies,
+    Engine,
+    Evaluates,
+    Head,
+    Trunk,
+    Weighted,
+    combine_known,
+)
 from beadwork.potential.evaluation import Evaluation, Quantity, Spread, check_finite, first_index, novelty_of, summed
 from beadwork.potential.graph import Graph, GraphBuilder
 from beadwork.potential.response import ResponseEngine, Role
@@ -64,6 +74,8 @@ class Potential:
 
     also: models of dipoles or polarizabilities, which are evaluated with the rest.
 
+    additions: what is added to the baseline by formula (`potential.dispersion`); part of it in all that is told.
+
     cards: of the baseline and the models, in this order, where they come from bundles. notes: sentences for the log.
     Raises ModelError for no models at all, weights that do not fit, or a weighted baseline without two members.
     """
@@ -85,8 +97,12 @@ class Potential:
         charge: int | None = None,
         spin: int | None = None,
         also: Sequence[Role] = (),
+        additions: Sequence[Addition] = (),
     ) -> None:
         self.also = tuple(also)
+        self.additions = tuple(additions)
+        #: their names and hashes, which the part that serves Δ alone has too
+        self.added = {one.name: one.hash for one in additions}
         self.charge, self.spin = charge, spin
         self.reference = dict(reference or {})
         self.usual = usual
@@ -110,6 +126,8 @@ class Potential:
         self.cards = tuple(cards)
         if baseline is None and not members:
             raise ModelError("there is no model to evaluate: give a baseline, Δ models, or both")
+        if additions and baseline is None:
+            raise ModelError(f"{additions[0].name} is added to a baseline, and there is none", "give a baseline")
         self._check_weighted_baseline()
         self.weights = self._shares(weights, len(members))
         self._check_scales()
@@ -168,8 +186,8 @@ class Potential:
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """The baseline, where there is one, and the Δ models: the members, or their trunk."""
-        return self.models if self.baseline is None else (self.baseline, *self.models)
+        """The baseline, where there is one, what is added to it, and the Δ models: the members, or their trunk."""
+        return self.models if self.baseline is None else (self.baseline, *self.additions, *self.models)
 
     @property
     def _all_engines(self) -> tuple[Engine | ResponseEngine, ...]:
@@ -179,8 +197,14 @@ class Potential:
     @property
     def identity(self) -> str | None:
         """One hash of the models that answer, with their weights, as the queue's rows have it; None without cards."""
-        hashes = [card.hash for card in self.cards]
+        hashes = self._hashes()
         return committee_hash(hashes, self.weights.tolist()) if hashes else None
+
+    def _hashes(self) -> list[str]:
+        """Of all that drives i-PI, the baseline first, then what is added to it; none without cards."""
+        hashes = [card.hash for card in self.cards]
+        # of the part that serves the baseline the Δ models' cards stand behind its own: what is added has a baseline
+        return [*hashes[:1], *(self.added.values() if hashes else ()), *hashes[1:]]
 
     @property
     def short_identity(self) -> str | None:
@@ -257,6 +281,7 @@ class Potential:
             charge=self.charge,
             spin=self.spin,
             also=self.also,
+            additions=self.additions,
         )
         whole.members = other.members  # heads that are open stay so: to open them is no work for a step
         whole.share_memory_limit(self)
@@ -276,6 +301,7 @@ class Potential:
             charge=self.charge,
             spin=self.spin,
         )
+        alone.added = self.added
         alone.members = self.members  # which would be opened, and be in memory, twice
         # set afterwards, because the constructor refuses a weighted baseline without a baseline: i-PI adds the baseline
         # itself here, from the forcefield that serves it, and Δ must have the same factor as in the sum
@@ -293,7 +319,7 @@ class Potential:
 
     def without_delta(self) -> Potential:
         """The baseline alone, with the cards of both: each part names all models that drive i-PI."""
-        alone = Potential(self.baseline, cards=self.cards, charge=self.charge, spin=self.spin)
+        alone = Potential(self.baseline, cards=self.cards, charge=self.charge, spin=self.spin, additions=self.additions)
         alone.share_memory_limit(self)
         return alone
 
@@ -360,7 +386,11 @@ class Potential:
         # filtered once for each cutoff, not once for each model: all engines see the same object, so a device copy of
         # it is made once too (`device.bring`)
         graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self._all_engines}}
-        baseline = None if self.baseline is None else self._run(self.baseline, graphs, seconds)
+        baseline = None
+        if self.baseline is not None:
+            baseline = self._run(self.baseline, graphs, seconds)
+            for addition in self.additions:
+                baseline = _plus(baseline, self._run(addition, graphs, seconds))
         of_models = [self._run(model, graphs, seconds) for model in self.models]
         results = of_models
         whole = force_spread or member_forces or self.weighs
@@ -380,7 +410,7 @@ class Potential:
         check_finite("the sum of the models", graph, evaluation)
         # `_combine` may evaluate members again (weighted baseline by atom), which adds to their own seconds
         seconds["reduce"] = time.perf_counter() - started - (sum(seconds.values()) - before)
-        models = tuple(card.hash for card in self.cards)
+        models = tuple(self._hashes())
         notes: tuple[str, ...] = ()
         if self.max_edges != limit:
             self._left, self._wait = self._wait, 2 * self._wait
@@ -559,6 +589,17 @@ class Potential:
             np.sum([part.virials for part in parts], axis=0) + virials,
             of_atoms,
         )
+
+
+def _plus(one: Energies, two: Energies) -> Energies:
+    """The sum, with the novelty of the first."""
+    return replace(
+        one,
+        energies=one.energies + two.energies,
+        forces=one.forces + two.forces,
+        virials=one.virials + two.virials,
+        of_atoms=combine_known([one.of_atoms, two.of_atoms], sum),
+    )
 
 
 def _symbol(z: int) -> str:

@@ -228,7 +228,9 @@ class Swap:
         """
         begin = time.perf_counter()
         # without the baseline, which stays; loading checks the hashes, and that members fit each other
-        alone = replace(self._models, baseline=None, baseline_uncertainty=None, baseline_uncertainty_atom=None, also={})
+        alone = replace(
+            self._models, baseline=None, add={}, baseline_uncertainty=None, baseline_uncertainty_atom=None, also={}
+        )
         fresh = load_for(alone)
         old = self._served[0].potential
         # a potential that was just loaded has no limit yet, and would try all structures at once

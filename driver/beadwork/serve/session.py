@@ -268,7 +268,8 @@ class Session:
             # of the part that has the members: a baseline at an address of its own has no alpha
             "energy_alpha": max(services, key=lambda service: len(service.potential.weights)).potential.energy_alpha,
             "spread_of_delta_alone": any(service.potential.spread_of_delta_alone for service in services),
-            "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards},
+            "models": {seen_from_there(card.path): card.hash for card in services[0].potential.cards}
+            | services[0].potential.added,
             "unnamed_baseline": _unnamed(services[0].potential),
             "started": time.time(),
         }
