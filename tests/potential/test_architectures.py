@@ -6,8 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from beadwork.potential.architecture import describe, rebuild
+from beadwork.potential.graph import build
 from beadwork.potential.torchscript import ModuleEvaluator
 
 _spec = importlib.util.spec_from_file_location("architectures", Path(__file__).with_name("architectures.py"))
@@ -22,23 +25,46 @@ _spec.loader.exec_module(architectures)
 def test_an_architecture(name, tmp_path):
     """Energies and forces are MACE's own in float64, to what each engine allows; eager takes every row.
 
-    docs/architectures.md, where it was written, has the row with the same engines.
+    docs/architectures.md has the row with the same engines.
     """
     row = architectures.measure(name, tmp_path)
     assert "eager" not in row.without
     assert all(row.without.values()), "an engine without a reason"
-    for (engine, dtype), (energy, force) in row.errors.items():
-        if dtype == "float64":
-            assert energy < architectures.ALLOWED[engine][0], engine
-            assert force < architectures.ALLOWED[engine][1], engine
-        else:
-            assert energy < 1e-4, engine
-            assert force < 1e-2, engine
-    if not architectures.PAGE.exists():
-        return
-    line = next(line for line in architectures.PAGE.read_text().splitlines() if line.startswith(f"| {name} |"))
-    told = [cell.strip() == "no" for cell in line.split("|")[2:-1]]
-    assert told == [engine in row.without for engine in architectures.FILES]
+    for (engine, dtype), errors in row.errors.items():
+        allowed = architectures.ALLOWED[engine] if dtype == "float64" else architectures.ROUGH
+        assert np.less(errors, allowed).all(), (engine, dtype, errors)
+    assert told()[name] == [engine in row.without for engine in architectures.FILES]
+
+
+#: rows of parts that no other fast test evaluates
+FEW = ("density-normalised", "max_ell 1")
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_an_architecture_made_again_from_its_description(name):
+    """A few of the rows, without the import: what `eager` makes of description and weights answers as MACE does."""
+    model, frames = architectures.make(name), architectures.frames()
+    made = rebuild(describe(model), {key: value.clone() for key, value in model.state_dict().items()})
+    evaluator = ModuleEvaluator(made, None, "float64", "cpu")
+    for one, frame in zip(architectures.exact(model, frames), frames, strict=True):
+        assert np.less(one.apart(evaluator.evaluate(build([frame], 4.5))), architectures.ALLOWED["eager"]).all()
+
+
+def test_the_page_has_every_row():
+    """docs/architectures.md is of the rows as they are, eager takes each, and each `no` has its reason."""
+    page, rows = architectures.PAGE.read_text(), told()
+    assert list(rows) == list(architectures.ROWS)
+    assert not any(cells[list(architectures.FILES).index("eager")] for cells in rows.values())
+    for name, cells in rows.items():
+        for engine, missing in zip(architectures.FILES, cells, strict=True):
+            assert missing == (f"\n- {name}, {engine}: " in page)
+
+
+def told() -> dict[str, list[bool]]:
+    """Of each row of the page, for each engine, whether it says `no`."""
+    lines = [line for line in architectures.PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return {name: [cell == "no" for cell in rest] for name, *rest in cells}
 
 
 class Evaluated:
