@@ -20,7 +20,7 @@ from beadwork.frame import Frame
 from beadwork.ipi.simulation import read_simulation
 from beadwork.potential import auto_engine as engines
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.bundle import CARD, NOVELTY, load_card
+from beadwork.potential.bundle import CARD, NOVELTY, Checked, load_card
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.limits import Thresholds
 from beadwork.potential.load import load
@@ -42,10 +42,10 @@ def asked(**settings: object) -> ServeConfig:
 def without_native(precisions: tuple[str, ...]) -> Callable[..., NativeEngine]:
     """A NativeEngine that cannot be made in these precisions."""
 
-    def make(bundle: Path, dtype: str, device: str) -> NativeEngine:
+    def make(card: Checked, dtype: str, device: str) -> NativeEngine:
         if dtype in precisions:
             raise ModelError(*REASON)
-        return NativeEngine(bundle, dtype, device)
+        return NativeEngine(card, dtype, device)
 
     return make
 

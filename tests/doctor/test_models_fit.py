@@ -19,7 +19,7 @@ from beadwork.frame import Frame
 from beadwork.ipi.simulation import read_simulation
 from beadwork.potential import load as loading
 from beadwork.potential.analytic import Harmonic
-from beadwork.potential.bundle import amend_card, load_card
+from beadwork.potential.bundle import amend_card, check, load_card
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.potential.potential import Potential
@@ -73,7 +73,7 @@ def test_forces_and_virial_are_held_against_the_energy(
 
 def test_derivatives_of_a_periodic_model() -> None:
     """The shipped baseline in a tilted cell: forces and virial are its energy's to 1e-6; broken ones are not."""
-    engine = TorchScriptEngine(MODELS / "baseline")
+    engine = TorchScriptEngine(check(MODELS / "baseline"))
     rng = np.random.default_rng(1)
     grid = np.stack(np.meshgrid([0, 3.1], [0, 3.1], [0, 3.1], indexing="ij"), axis=-1).reshape(-1, 3)
     cell = np.array([[6.2, 0, 0], [0.7, 6.2, 0], [0.3, -0.5, 6.2]])

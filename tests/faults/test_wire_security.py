@@ -21,7 +21,7 @@ import pytest
 
 import beadwork
 from beadwork.errors import ModelError
-from beadwork.potential.bundle import write_card
+from beadwork.potential.bundle import check, write_card
 from beadwork.potential.native import kernel_cache
 
 PACKAGE = Path(beadwork.__file__).parent
@@ -85,7 +85,7 @@ def test_pickle_in_a_bundle_is_not_run(tmp_path: Path, fault: Callable[[str], No
     _evil(bundle / "model.pt", how, proof)
     write_card(bundle, {"name": "evil", "elements": [1, 8], "cutoff": 3.5, "dtype": "float64"})
     with pytest.raises(ModelError) as caught:
-        TorchScriptEngine(bundle)
+        TorchScriptEngine(check(bundle))
     assert not proof.exists()
     with pytest.raises(ModelError):
         import_model(bundle / "model.pt", tmp_path / "out")
@@ -106,7 +106,7 @@ def test_changed_bundle_is_refused(tmp_path: Path, fault: Callable[[str], None])
     data[len(data) // 2] ^= 1
     (bundle / "model.pt").write_bytes(data)
     with pytest.raises(ModelError, match="not the file that its card describes") as caught:
-        TorchScriptEngine(bundle)
+        TorchScriptEngine(check(bundle))
     fault(f"ModelError: {str(caught.value).replace(str(tmp_path), '…')[:200]}")
 
 

@@ -10,6 +10,7 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.label.choose import choose, from_queue
 from beadwork.potential.architecture import mace_imported
+from beadwork.potential.bundle import check
 from beadwork.potential.features import features
 from support import truth
 
@@ -27,7 +28,7 @@ def test_features_are_mace_s_own_scalars(pool):
     are then taken through the second's `linear_up`, as compiled kernels have them."""
     import torch
 
-    vectors, numbers, owner = features(pool[:3], truth.BASELINE)
+    vectors, numbers, owner = features(pool[:3], check(truth.BASELINE))
     assert len(vectors) == len(numbers) == len(owner) == sum(len(f.numbers) for f in pool[:3])
     assert vectors.shape[1] == 2 * 24  # two layers of 24 channels
     with mace_imported():
@@ -52,10 +53,10 @@ def test_features_do_not_change_when_a_frame_is_turned(pool):
     """Scalars are scalars: the columns are the right ones."""
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
     turned = replace(pool[5], positions=pool[5].positions @ turn + 3.0)
-    one, _, _ = features([pool[5]], truth.BASELINE)
-    two, _, _ = features([turned], truth.BASELINE)
+    one, _, _ = features([pool[5]], check(truth.BASELINE))
+    two, _, _ = features([turned], check(truth.BASELINE))
     assert np.allclose(one, two, atol=1e-9)
-    assert np.abs(one - features([pool[3]], truth.BASELINE)[0][: len(one)]).max() > 1e-3
+    assert np.abs(one - features([pool[3]], check(truth.BASELINE))[0][: len(one)]).max() > 1e-3
 
 
 def test_the_rare_are_taken_first(pool):

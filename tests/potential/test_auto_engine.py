@@ -10,6 +10,7 @@ import pytest
 from beadwork.errors import ModelError
 from beadwork.potential.analytic import FreeParticle, Harmonic
 from beadwork.potential.auto_engine import AutoEngine, compare, open_engine
+from beadwork.potential.bundle import check
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import build
 from beadwork.potential.native import NativeEngine, virials
@@ -140,7 +141,7 @@ def test_native_sums_what_its_edges_say(made, shapes, pair):
     """Forces and virials summed by the compiled evaluator are sums over the edge forces that it holds."""
     pytest.importorskip("symmetrix")
     for dtype in ("float64", "float32"):
-        engine = NativeEngine(made["invariant"].bundle, dtype)
+        engine = NativeEngine(check(made["invariant"].bundle), dtype)
         graph = build([shapes.structure(kind, 1) for kind in ("triclinic", "lone", "unwrapped", "tiny")], engine.cutoff)
         answer = engine.evaluate(graph)
         edge = np.array(engine._evaluator.node_forces)[: 3 * len(graph.neighbor)].reshape(-1, 3)

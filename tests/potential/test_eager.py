@@ -37,7 +37,7 @@ HYDRONIUM = Frame(
 @pytest.mark.parametrize("name", ["invariant", "vector"])
 def test_the_same_answers_as_torchscript(made, name):
     """Energies, forces, virials, atoms' energies and features, in a dense box and in close pairs."""
-    eager, exact = EagerEngine(made[name].bundle), TorchScriptEngine(made[name].bundle)
+    eager, exact = EagerEngine(check(made[name].bundle)), TorchScriptEngine(check(made[name].bundle))
     graph = trial((1, 8), exact.cutoff)
     one, two = eager.evaluate(graph), exact.evaluate(graph)
     assert np.abs(one.energies - two.energies).max() < 1e-9
@@ -55,7 +55,7 @@ def test_no_torch_jit_is_needed(made, monkeypatch):
     An old bundle, which has nothing else, says what is wrong.
     """
     graph = trial((1, 8), 4.0)
-    expected = TorchScriptEngine(made["vector"].bundle).evaluate(graph)
+    expected = TorchScriptEngine(check(made["vector"].bundle)).evaluate(graph)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*torch\\.jit.*")
         engine = open_engine(made["vector"].bundle, "auto")
@@ -63,7 +63,7 @@ def test_no_torch_jit_is_needed(made, monkeypatch):
         exact = engine._exact
         assert exact.kind == "eager"
         assert np.abs(exact.evaluate(graph).forces - expected.forces).max() < 1e-9
-        assert load_model(made["vector"].bundle).r_max == 4.0
+        assert load_model(check(made["vector"].bundle)).r_max == 4.0
         with pytest.raises(ModelError, match=r"model\.pt is TorchScript, which PyTorch [\d.+a-z]+ does not read"):
             open_engine(made["vector"].bundle, "torchscript")
 
@@ -178,12 +178,12 @@ def test_weights_of_another_model(made, tmp_path):
         write_weights(bundle / WEIGHTS, arrays, description)
         (bundle / "card.toml").write_text(text.replace(old, sha256(bundle / WEIGHTS)))
         with pytest.raises(ModelError, match=rf"copy/model\.safetensors: \S[^\n]*{sentence}[^\n]*$"):
-            EagerEngine(bundle)
+            EagerEngine(check(bundle))
 
 
 def test_only_models_of_mace_are_described(made, mace_model):
     """A class that borrows the name of one of mace-torch's is none of them."""
-    model = load_model(made["vector"].bundle)
+    model = load_model(check(made["vector"].bundle))
 
     class ScaleShiftMACE(type(model)):
         pass

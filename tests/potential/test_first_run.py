@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from beadwork.potential.bundle import MODEL, sha256
+from beadwork.potential.bundle import MODEL, check, sha256
 from beadwork.potential.importer import import_model
 from beadwork.potential.torchscript import TorchScriptEngine
 
@@ -23,15 +23,15 @@ def announced(tmp_path, monkeypatch, caplog):
 def test_whose_program_it_is_is_said_once(made, announced, tmp_path):
     """A user who is given a bundle learns the owner and the hash before the program runs, and is not told again."""
     folder = shutil.copytree(made["invariant"].bundle, tmp_path / "given")
-    TorchScriptEngine(folder)
+    TorchScriptEngine(check(folder))
     (message,) = announced()
     assert f"{folder / MODEL} of {folder.owner()} runs here" in message
     assert sha256(folder / MODEL) in message
-    TorchScriptEngine(folder)
+    TorchScriptEngine(check(folder))
     # the same program under another name is no other program
-    TorchScriptEngine(made["invariant"].bundle)
+    TorchScriptEngine(check(made["invariant"].bundle))
     assert len(announced()) == 1
-    TorchScriptEngine(made["vector"].bundle)
+    TorchScriptEngine(check(made["vector"].bundle))
     assert len(announced()) == 2
 
 
@@ -42,7 +42,7 @@ def test_a_strangers_torchscript_is_announced_when_it_is_imported(made, announce
     import_model(given, tmp_path / "bundle")
     (message,) = announced()
     assert str(given) in message
-    TorchScriptEngine(tmp_path / "bundle")
+    TorchScriptEngine(check(tmp_path / "bundle"))
     assert len(announced()) == 1
 
 
@@ -50,5 +50,5 @@ def test_a_home_that_cannot_be_written_ends_nothing(made, announced, tmp_path):
     """A container's read-only home: it is said each time, and the model is loaded all the same."""
     (tmp_path / "state").write_text("no folder")
     for _ in range(2):
-        TorchScriptEngine(made["invariant"].bundle)
+        TorchScriptEngine(check(made["invariant"].bundle))
     assert len(announced()) == 2

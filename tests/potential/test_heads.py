@@ -64,7 +64,7 @@ def test_one_evaluation_is_the_mean_of_separate_ones(kind, engine, trunks, shape
     wanted = alone(trunks / f"{kind}.model", graph)
     # the native engine reads radial functions off a spline: what it differs by is the same in every head
     near = {"torchscript": 1e-9, "native": 1e-6}[engine]
-    answer = ENGINES[engine](trunks / kind).evaluate(graph)
+    answer = ENGINES[engine](check(trunks / kind)).evaluate(graph)
     for got, name in ((answer.energies, "energies"), (answer.forces, "forces"), (answer.virials, "virials")):
         mean = np.mean([getattr(one, name) for one in wanted], axis=0)
         np.testing.assert_allclose(got, mean, rtol=0, atol=near * max(1.0, np.abs(mean).max()))
@@ -79,8 +79,8 @@ def test_a_head_alone_and_the_mean_of_heads(kind, engine, trunks, shapes):
     """Each head opened for itself is the one that mace has; in one engine mean and heads agree to 1e-9 in all."""
     graph = build([shapes.structure(shape, 1) for shape in shapes.KINDS], check(trunks / kind).cutoff)
     wanted = alone(trunks / f"{kind}.model", graph)
-    mean = ENGINES[engine](trunks / kind).evaluate(graph)
-    heads = [ENGINES[engine](trunks / kind, head=m).evaluate(graph) for m in range(COUNT)]
+    mean = ENGINES[engine](check(trunks / kind)).evaluate(graph)
+    heads = [ENGINES[engine](check(trunks / kind), head=m).evaluate(graph) for m in range(COUNT)]
     near = {"torchscript": 1e-9, "native": 1e-6}[engine]
     for m, (head, one) in enumerate(zip(heads, wanted, strict=True)):
         scale = max(1.0, np.abs(one.forces).max())
@@ -99,10 +99,12 @@ def test_a_potential_of_heads_is_that_of_members(engine, weighted, trunks, made,
     if weighted and engine == "native":
         pytest.skip("the native engine knows no derivative of an atom's energy; AutoEngine takes TorchScript then")
     frames = shapes.beads(2, 3)
-    baseline = TorchScriptEngine(made["vector"].bundle)
+    baseline = TorchScriptEngine(check(made["vector"].bundle))
     opened = ENGINES[engine]
-    separate = Potential(baseline, [opened(trunks / "vector", head=m) for m in range(COUNT)], alpha=1.5, **weighted)
-    shared = Potential(baseline, [opened(trunks / "vector")], alpha=1.5, **weighted)
+    separate = Potential(
+        baseline, [opened(check(trunks / "vector"), head=m) for m in range(COUNT)], alpha=1.5, **weighted
+    )
+    shared = Potential(baseline, [opened(check(trunks / "vector"))], alpha=1.5, **weighted)
     one, two = shared.evaluate(frames, member_forces=True), separate.evaluate(frames, member_forces=True)
     assert len(shared.members) == COUNT
     assert shared.weights.tolist() == [1 / COUNT] * COUNT
@@ -150,7 +152,7 @@ def test_what_is_no_committee_on_one_trunk_is_refused(trunks, made, tmp_path):
     with pytest.raises(ModelError, match=r"weights .* do not fit 1"):
         load(None, [trunks / "vector"], weights=[1.0, 2.0, 1.0])
     with pytest.raises(ModelError, match="no head 3"):
-        TorchScriptEngine(trunks / "vector", head=3)
+        TorchScriptEngine(check(trunks / "vector"), head=3)
 
 
 def test_heads_that_do_not_fit_their_model_are_refused(trunks, tmp_path):
@@ -163,7 +165,7 @@ def test_heads_that_do_not_fit_their_model_are_refused(trunks, tmp_path):
     for broken, said in (({"out": arrays["out"][:1]}, "do not go together"), ({"elements": np.array([1])}, "together")):
         np.savez(folder / HEADS, **arrays | broken)
         with pytest.raises(ModelError, match="not the file that its card describes"):
-            TorchScriptEngine(folder)
+            TorchScriptEngine(check(folder))
         with pytest.raises(ModelError, match=said):
             load_heads(folder / HEADS, (1, 8))
     (folder / HEADS).write_bytes((folder / HEADS).read_bytes()[:99])
@@ -185,7 +187,7 @@ def test_a_loaded_committee_settles_on_the_native_engine(trunks, made, shapes):
     heads = load_heads(trunks / "vector" / HEADS, (1, 8))
     np.testing.assert_allclose([potential.reference[z] for z in (1, 8)], heads.reference.mean(axis=0), atol=1e-9)
     one = potential.evaluate(frames)  # heads in the native engine, and weighed by TorchScript
-    separate = [TorchScriptEngine(trunks / "vector", head=m) for m in range(COUNT)]
+    separate = [TorchScriptEngine(check(trunks / "vector"), head=m) for m in range(COUNT)]
     other = Potential(potential.baseline, separate, reference=potential.reference, atom_uncertainty=0.05)
     two = other.evaluate(frames)
     np.testing.assert_allclose(one.forces, two.forces, atol=1e-5 * np.abs(two.forces).max())

@@ -21,7 +21,7 @@ from beadwork.potential import auto_engine as engines
 from beadwork.potential import importer
 from beadwork.potential.architecture import mace_imported
 from beadwork.potential.auto_engine import compare, compare_dense, open_engine, trial
-from beadwork.potential.bundle import format_card
+from beadwork.potential.bundle import check, format_card
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
@@ -96,7 +96,7 @@ def test_a_lone_molecule_admits_no_native_model_that_is_wrong_elsewhere(mace_mod
         model = spoilt(mace_model, use_so3=True)
         assert import_model(saved(model, tmp_path), tmp_path / "old", trust_pickle=True).native
     graph = build([WATER], 4.5)
-    native, exact = NativeEngine(tmp_path / "old"), TorchScriptEngine(tmp_path / "old")
+    native, exact = NativeEngine(check(tmp_path / "old")), TorchScriptEngine(check(tmp_path / "old"))
     alone = compare(native, exact, graph, "float64")
     assert alone.agreed
     assert alone.force < 1e-5
@@ -145,10 +145,10 @@ def test_what_the_native_engine_knows_is_served_natively(mace_model, tmp_path, o
     pytest.importorskip("symmetrix")
     card = import_model(saved(spoilt(mace_model, **KNOWN[option]), tmp_path), tmp_path / "out", trust_pickle=True)
     assert card.native
-    native, exact = NativeEngine(card.path), TorchScriptEngine(card.path)
+    native, exact = NativeEngine(check(card.path)), TorchScriptEngine(check(card.path))
     assert compare_dense(native, exact, card.elements, "float64").force < 1e-6
     assert compare_dense(
-        NativeEngine(card.path, "float32"), TorchScriptEngine(card.path, "float32"), (1, 8), "float32"
+        NativeEngine(check(card.path), "float32"), TorchScriptEngine(check(card.path), "float32"), (1, 8), "float32"
     ).agreed
 
 

@@ -199,10 +199,11 @@ LIMITED = textwrap.dedent(
     import numpy as np
     import torch
     from beadwork.frame import Frame
+    from beadwork.potential.bundle import check
     from beadwork.potential.potential import Potential
     from beadwork.potential.torchscript import TorchScriptEngine
     torch.set_num_threads(1)
-    engine = TorchScriptEngine(sys.argv[1])
+    engine = TorchScriptEngine(check(sys.argv[1]))
     engine._piece = None  # all at once, as on a GPU
     potential = Potential(engine)
     rng = np.random.default_rng(0)

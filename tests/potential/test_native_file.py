@@ -122,4 +122,4 @@ def test_the_engine_looks_first(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr("beadwork.potential.native.check_native", refuse)
     with pytest.raises(ModelError, match="looked at"):
-        NativeEngine(made["vector"].bundle)
+        NativeEngine(check(made["vector"].bundle))

@@ -92,7 +92,7 @@ def test_edge_is_where_one_atom_in_ten_thousand_is():
 def test_features_are_maces_own(made, reference, name):
     """The second layer's are MACECalculator's descriptors, the first's those times the next layer's weights."""
     frame = liquid(100)
-    found, _, _ = features([frame], made[name].bundle)
+    found, _, _ = features([frame], check(made[name].bundle))
     mace = reference[name].get_descriptors(frame.to_atoms(), invariants_only=True)
     half = mace.shape[1] // 2
     (_, up), _ = read_features(load_module(made[name].bundle / MODEL).state_dict())

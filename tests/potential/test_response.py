@@ -16,7 +16,7 @@ from beadwork.errors import BeadworkError, ModelError, NonFiniteError
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.architecture import default_dtype, describe, rebuild
-from beadwork.potential.bundle import amend_card, load_card, write_card
+from beadwork.potential.bundle import amend_card, check, load_card, write_card
 from beadwork.potential.engine import Response
 from beadwork.potential.evaluation import check_finite
 from beadwork.potential.graph import build
@@ -255,9 +255,9 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     each, before anything is loaded."""
     energy, dipole = fake(tmp_path / "energy", ["energy"]), fake(tmp_path / "dipole", ["dipole"])
     with pytest.raises(ModelError, match=r"energy answers energy, and is given as dipole"):
-        ResponseEngine(energy, "dipole")
+        ResponseEngine(check(energy), "dipole")
     with pytest.raises(ModelError, match=r"dipole answers dipole, and is given as polarizability"):
-        ResponseEngine(dipole, "polarizability")
+        ResponseEngine(check(dipole), "polarizability")
     for engine in ("auto", "torchscript", "eager"):
         with pytest.raises(ModelError, match="dipole answers dipole and no energy; give it as --also dipole="):
             load(dipole, engine=engine)
@@ -274,7 +274,7 @@ def test_each_class_from_its_file(kind: str, tmp_path: Path) -> None:
     entries = about(kind)
     card = import_model(tmp_path / "file.model", tmp_path / "bundle", trust_pickle=True, **entries)
     assert card.about["dipole_unit"] == ("eang" if kind == "AtomicDielectricMACE" else "debye")
-    exact, single = (ResponseEngine(card.path, "dipole", dtype) for dtype in ("float64", "float32"))
+    exact, single = (ResponseEngine(check(card.path), "dipole", dtype) for dtype in ("float64", "float32"))
     frames = [ION] if kind == "AtomicDielectricMACE" else [ION, replace(BOX, charge=0)]
     for frame in frames:
         graph = build([frame], exact.cutoff)
@@ -292,7 +292,7 @@ def test_each_class_from_its_file(kind: str, tmp_path: Path) -> None:
     # without its unit, or with a number that is none, nothing is opened
     amend_card(card.path, dipole_unit="furlong")
     with pytest.raises(BeadworkError, match="dipole_unit is 'furlong'"):
-        ResponseEngine(card.path, "dipole")
+        ResponseEngine(check(card.path), "dipole")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from beadwork.errors import ModelError
 from beadwork.potential import device, torchscript
-from beadwork.potential.bundle import MODEL
+from beadwork.potential.bundle import MODEL, check
 from beadwork.potential.graph import build
 from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine, load_module
 
@@ -57,7 +57,7 @@ def graph(shapes):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_packed_way_is_the_plain_way(made, graph, model, dtype):
     """Forces and virials are bit for bit those of a call with every input made in NumPy and copied by itself."""
-    engine = TorchScriptEngine(made[model].bundle, dtype)
+    engine = TorchScriptEngine(check(made[model].bundle), dtype)
     got = engine.evaluate(graph)
     graph = graph.within(engine.cutoff)
     real = getattr(torch, dtype)
@@ -101,7 +101,7 @@ def test_one_copy_in_for_a_committee_and_one_out_a_model(made, graph, monkeypatc
     real_in, real_out = device.to_device, torchscript.to_host
     monkeypatch.setattr(device, "to_device", lambda *what: ways.append("in") or real_in(*what))
     monkeypatch.setattr(torchscript, "to_host", lambda what: ways.append(("out", len(what))) or real_out(what))
-    committee = [TorchScriptEngine(made["vector"].bundle) for _ in range(3)]
+    committee = [TorchScriptEngine(check(made["vector"].bundle)) for _ in range(3)]
     out = ("out", 10 * len(graph) + 4 * len(graph.numbers))
     for step in (graph.within(4.0), graph.within(4.0)):
         ways.clear()
@@ -114,7 +114,7 @@ def test_one_copy_in_for_a_committee_and_one_out_a_model(made, graph, monkeypatc
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_nothing_between_the_copies_waits(made, graph, dtype):
     """No operation of TorchScript's forward and backward pass, or of ours, needs a value from the device."""
-    engine = TorchScriptEngine(made["invariant"].bundle, dtype)
+    engine = TorchScriptEngine(check(made["invariant"].bundle), dtype)
     graph = graph.within(engine.cutoff)
     with Watch() as watch:
         engine.evaluate(graph)
@@ -154,7 +154,7 @@ def test_the_watch_sees_what_it_is_for():
 
 def test_an_unknown_element_answers_nan(made, shapes):
     """What a model does not know has no energy, instead of that of the element which happens to stand last."""
-    engine = TorchScriptEngine(made["invariant"].bundle)
+    engine = TorchScriptEngine(check(made["invariant"].bundle))
     frames = [shapes.structure("tiny", 0), shapes.structure("tiny", 0, elements=(1, 6))]
     assert 6 in frames[1].numbers
     energies = engine.evaluate(build(frames, engine.cutoff)).energies
@@ -229,8 +229,8 @@ def test_torch_scatter_itself(tmp_path):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_cuda_answers_what_the_cpu_answers(made, graph, dtype):
     """On a GPU nothing synchronises before the answer is fetched, and the answer is the CPU's."""
-    expected = TorchScriptEngine(made["invariant"].bundle, dtype).evaluate(graph)
-    engine = TorchScriptEngine(made["invariant"].bundle, dtype, "cuda")
+    expected = TorchScriptEngine(check(made["invariant"].bundle), dtype).evaluate(graph)
+    engine = TorchScriptEngine(check(made["invariant"].bundle), dtype, "cuda")
     engine.evaluate(graph)  # warm
     short = graph.within(engine.cutoff)
     evaluator = engine._evaluator

@@ -11,6 +11,7 @@ import pytest
 from beadwork.errors import ModelError
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
+from beadwork.potential.bundle import check
 from beadwork.potential.graph import build
 from beadwork.potential.load import load
 from beadwork.potential.potential import Potential
@@ -180,7 +181,7 @@ def test_neighbourhoods_share_out_everything(shapes) -> None:
 
 def test_an_engine_s_weights(made, shapes) -> None:
     """Weights of 1 change nothing; others give the weighted sum of the atoms' energies and its exact derivative."""
-    engine = TorchScriptEngine(made["vector"].bundle)
+    engine = TorchScriptEngine(check(made["vector"].bundle))
     frames = [shapes.structure(kind, 3) for kind in ("triclinic", "lone", "cluster")]
     graph = build(frames, 5.0)
     plain = engine.evaluate(graph)

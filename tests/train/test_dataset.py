@@ -14,6 +14,7 @@ from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.label.label import Label
+from beadwork.potential import bundle
 from beadwork.potential.graph import build
 from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
@@ -47,7 +48,7 @@ def with_label(example, **changes):
 def test_difference_is_label_minus_the_baseline_that_serves(examples):
     """Δ + baseline is the label again, with the reference engine evaluated here by itself."""
     found = difference(examples, truth.BASELINE)
-    engine = TorchScriptEngine(truth.BASELINE)
+    engine = TorchScriptEngine(bundle.check(truth.BASELINE))
     for e in found[:7]:
         alone = engine.evaluate(build([e.frame], engine.cutoff))
         assert e.energy + alone.energies[0] == pytest.approx(e.label.energy, abs=1e-5)
@@ -69,7 +70,7 @@ def test_difference_is_label_minus_the_baseline_that_serves(examples):
 def test_forces_in_another_unit_are_refused(examples, times, said):
     """Labels that are the baseline's forces but for a unit or the sign: a file of kcal/mol reads as well as any. Labels
     of another method are the baseline's but for some percent, and pass."""
-    engine = TorchScriptEngine(truth.BASELINE)
+    engine = TorchScriptEngine(bundle.check(truth.BASELINE))
     found = []
     for e in examples[:8]:
         forces = engine.evaluate(build([e.frame], engine.cutoff)).forces

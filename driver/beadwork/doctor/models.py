@@ -21,7 +21,7 @@ from beadwork.harvest.row import novelty_of
 from beadwork.harvest.select import force_window
 from beadwork.packages import pip_install
 from beadwork.potential.auto_engine import TOLERANCE, compare, compare_dense
-from beadwork.potential.bundle import LEARN_MORE, Card, load_committee, unnamed_baseline, worse_than_baseline
+from beadwork.potential.bundle import LEARN_MORE, Card, check, load_committee, unnamed_baseline, worse_than_baseline
 from beadwork.potential.eager import open_exact
 from beadwork.potential.evaluation import Evaluation
 from beadwork.potential.graph import build
@@ -337,14 +337,14 @@ def engines(cards: Sequence[Card], frame: Frame, config: ModelSettings) -> Itera
             yield Finding(AMBER, "engines", f"{card.path} has no native model ({why}){slow}", remedy)
             continue
         try:
-            native = NativeEngine(card.path, "float64", config.device)
+            native = NativeEngine(check(card.path), "float64", config.device)
         except ModelError as error:
             if str(error) not in told:  # a fault of the machine is the same for every model
                 told.add(str(error))
                 text = f"native cannot be run: {error.what}{slow}"
                 yield Finding(refused, "engines", text, error.remedy, error.exit_code)
             continue
-        exact = open_exact(card.path, "float64", config.device)
+        exact = open_exact(check(card.path), "float64", config.device)
         found = compare(native, exact, graph, "float64")
         # a start structure may hold few pairs of some elements: the dense trial has all of them
         dense = compare_dense(native, exact, np.unique(frame.numbers).tolist(), "float64")

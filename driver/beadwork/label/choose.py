@@ -25,6 +25,7 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.harvest.row import Row
 from beadwork.label.label import computed
+from beadwork.potential.bundle import check
 from beadwork.potential.features import features
 
 #: fraction of the mean variance of an element's features: smaller variances are raised to this
@@ -77,7 +78,7 @@ def choose(
     """
     if not waiting or most < 1:
         return Choice((), 0.0, 0.0, 0.0, 0)
-    vectors, element, owner = features([*waiting, *labelled], model)
+    vectors, element, owner = features([*waiting, *labelled], check(model))
     new = owner < len(waiting)
     # by the labelled atoms: far from what is known is what a label is wanted for
     vectors = _whitened(vectors, element, ~new)

@@ -19,7 +19,7 @@ from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.packages import pip_install
 from beadwork.potential import memory
-from beadwork.potential.bundle import check
+from beadwork.potential.bundle import Checked, check
 from beadwork.potential.eager import EagerEngine, open_exact
 from beadwork.potential.engine import USUAL_FORCE, Energies, Engine, FeatureEngine
 from beadwork.potential.graph import Graph, build
@@ -40,20 +40,27 @@ NOVELTY_TOLERANCE = 1e-2
 def open_engine(
     bundle: str | Path, engine: str = "auto", dtype: str = "float64", device: str = "cpu"
 ) -> ModuleEngine | AutoEngine:
+    """Check a bundle and open it (`open_checked`). Raises ModelError, also for one that fails its check."""
+    return open_checked(check(bundle), engine, dtype, device)
+
+
+def open_checked(
+    card: Checked, engine: str = "auto", dtype: str = "float64", device: str = "cpu"
+) -> ModuleEngine | AutoEngine:
     """Open a bundle. 'auto' and 'native' select a backend at the first structure; `choice` says which, and why.
 
-    Raises ModelError for an unknown engine or precision, a bundle that fails its check, or a native model that cannot
-    be run where 'native' was asked for.
+    Raises ModelError for an unknown engine or precision, or a native model that cannot be run where 'native' was asked
+    for.
     """
     if engine not in ENGINES:
         raise ModelError(f"engine {engine!r} is unknown", f"take one of {', '.join(ENGINES)}")
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown", f"take one of {', '.join(DTYPES)}")
     if engine == "torchscript":
-        return TorchScriptEngine(bundle, dtype, device)
+        return TorchScriptEngine(card, dtype, device)
     if engine == "eager":
-        return EagerEngine(bundle, dtype, device)
-    return AutoEngine(bundle, dtype, device, required=engine == "native")
+        return EagerEngine(card, dtype, device)
+    return AutoEngine(card, dtype, device, required=engine == "native")
 
 
 class AutoEngine:
@@ -65,10 +72,7 @@ class AutoEngine:
     `select_backend` or `evaluate` was called.
     """
 
-    def __init__(
-        self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", *, required: bool = False
-    ) -> None:
-        card = check(bundle)
+    def __init__(self, card: Checked, dtype: str = "float64", device: str = "cpu", *, required: bool = False) -> None:
         self.cutoff = card.cutoff
         self.elements = card.elements
         self.choice = ""
@@ -77,9 +81,9 @@ class AutoEngine:
         self._dtype, self._device = dtype, device
         self._card = card
         self._required = required
-        self._native: NativeEngine | None = NativeEngine(bundle, dtype, device) if required else None
+        self._native: NativeEngine | None = NativeEngine(card, dtype, device) if required else None
         # always loaded too: it is the reference, and the only one that can weigh atoms' energies
-        exact = open_exact(bundle, dtype, device)
+        exact = open_exact(card, dtype, device)
         self._engine: FeatureEngine = exact
         self._exact = exact
         self.name, self.reference = exact.name, exact.reference
@@ -95,7 +99,7 @@ class AutoEngine:
             self.choice = f"{self.name}: symmetrix-xl is not installed ({pip_install('symmetrix-xl')})"
         else:
             try:
-                self._native = NativeEngine(bundle, dtype, device)
+                self._native = NativeEngine(card, dtype, device)
             except OtherAnswerError:  # a bundle whose files do not belong together is not served
                 raise
             except ModelError as error:  # no C++ compiler, say: slower, but a run is possible
@@ -140,7 +144,7 @@ class AutoEngine:
         """One of the heads, by the engine that was chosen for their mean, and by the exact one where it must weigh."""
         if weighing or not self.native:
             return self._exact.open_head(number, weighing=weighing)
-        return NativeEngine(self._card.path, self._dtype, self._device, number)
+        return NativeEngine(check(self._card.path), self._dtype, self._device, number)
 
     def features(self, graph: Graph) -> FloatArray:
         """(A, F): the model's features, by the selected backend."""

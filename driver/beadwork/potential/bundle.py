@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NewType, TypeVar
 
 import tomli_w
 
@@ -166,7 +166,11 @@ def load_card(bundle: str | Path) -> Card:
     return card
 
 
-def check(bundle: str | Path) -> Card:
+#: of a bundle whose files are those that its card names: what an engine opens
+Checked = NewType("Checked", Card)
+
+
+def check(bundle: str | Path) -> Checked:
     """Read the card and verify every file's sha256. Raises ModelError for a missing, truncated or changed file.
 
     A card is read from anyone: what it names is looked at inside the bundle alone, and not if it is huge.
@@ -192,15 +196,16 @@ def check(bundle: str | Path) -> Card:
                 f"{file.stat().st_size} bytes): truncated or changed",
                 "copy it again or import the model again",
             )
-    return card
+    return Checked(card)
 
 
 def reopen(engine: Callable[..., AnyEngine], bundle: Path, sha256: Mapping[str, str], *how: object) -> AnyEngine:
     """Open a bundle again, for a copy of an engine. Raises ModelError where its files have changed since."""
+    card = check(bundle)
     # a copy that silently had other weights would be a wrong result
-    if load_card(bundle).sha256 != sha256:
+    if card.sha256 != sha256:
         raise ModelError(f"{bundle} has changed since the engine that was copied was opened", "load the model again")
-    return engine(bundle, *how)
+    return engine(card, *how)
 
 
 def format_card(bundle: str | Path) -> str:

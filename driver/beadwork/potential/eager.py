@@ -6,7 +6,7 @@ from typing import Any
 
 from beadwork.errors import ModelError
 from beadwork.potential.architecture import rebuild
-from beadwork.potential.bundle import WEIGHTS, Card, check
+from beadwork.potential.bundle import WEIGHTS, Card, Checked
 from beadwork.potential.torchscript import ModuleEngine, NoTorchScriptError, TorchScriptEngine
 from beadwork.potential.weights import read_weights
 
@@ -31,23 +31,21 @@ def load_weights(card: Card) -> Any:
         raise ModelError(f"{card.path / WEIGHTS}: {error.what}", error.remedy or "import the model again") from error
 
 
-def open_exact(bundle: Any, dtype: str = "float64", device: str = "cpu") -> ModuleEngine:
+def open_exact(card: Checked, dtype: str = "float64", device: str = "cpu") -> ModuleEngine:
     """The engine that others are held against: torchscript where the bundle has it and PyTorch reads it, else eager.
 
     Raises ModelError.
     """
-    card = check(bundle)
     if card.without("eager"):
-        return TorchScriptEngine(bundle, dtype, device)
+        return TorchScriptEngine(card, dtype, device)
     if not card.without("torchscript"):
         try:
-            return TorchScriptEngine(bundle, dtype, device)
+            return TorchScriptEngine(card, dtype, device)
         except NoTorchScriptError:
             pass
-    return EagerEngine(bundle, dtype, device)
+    return EagerEngine(card, dtype, device)
 
 
-def load_model(bundle: Any) -> Any:
+def load_model(card: Checked) -> Any:
     """A bundle's module, to read its weights. Raises ModelError."""
-    card = check(bundle)
     return TorchScriptEngine.open_module(card, "cpu") if card.without("eager") else load_weights(card)

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.potential.auto_engine import open_engine
-from beadwork.potential.bundle import check
+from beadwork.potential.auto_engine import open_checked
+from beadwork.potential.bundle import Checked
 from beadwork.potential.graph import build
 
 #: frames of one neighbour list
 BATCH = 64
 
 
-def features(frames: Sequence[Frame], model: Path) -> tuple[FloatArray, IntArray, IntArray]:
+def features(frames: Sequence[Frame], card: Checked) -> tuple[FloatArray, IntArray, IntArray]:
     """Invariant node features (A, F), atomic numbers (A,) and the index of the frame (A,) of every atom.
 
     Raises ModelError for a model that does not give them.
     """
-    card = check(model)
     if lacking := sorted({int(z) for f in frames for z in f.numbers} - set(card.elements)):
         raise ModelError(
-            f"{model} does not know the atomic numbers {lacking}", "take a model that was trained with them"
+            f"{card.path} does not know the atomic numbers {lacking}", "take a model that was trained with them"
         )
-    engine = open_engine(model)
+    engine = open_checked(card)
     heard = [engine.features(build(frames[at : at + BATCH], card.cutoff)) for at in range(0, len(frames), BATCH)]
     sizes = [len(f.numbers) for f in frames]
     return np.concatenate(heard), np.concatenate([f.numbers for f in frames]), np.repeat(np.arange(len(frames)), sizes)

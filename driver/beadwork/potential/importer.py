@@ -34,6 +34,7 @@ from beadwork.potential.bundle import (
     REFERENCE_ANSWER,
     WEIGHTS,
     Card,
+    check,
     load_card,
     write_card,
 )
@@ -434,7 +435,8 @@ def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, ca
     (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
     write_card(bundle, card)  # both engines read the card and check the files against it
     try:
-        found = compare_dense(NativeEngine(bundle), open_exact(bundle), card["elements"], "float64")
+        both = check(bundle)
+        found = compare_dense(NativeEngine(both), open_exact(both), card["elements"], "float64")
     except ModelError as error:
         cause = str(error).replace(f"{bundle}{os.sep}", "")  # a temporary folder, which will be gone
         why: NoNative = (

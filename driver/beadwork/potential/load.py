@@ -10,7 +10,7 @@ import numpy as np
 from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.potential.auto_engine import AutoEngine, open_engine
-from beadwork.potential.bundle import COMMITTEE, Card, load_card, load_committee, members_of, unnamed_baseline
+from beadwork.potential.bundle import COMMITTEE, Card, check, load_card, load_committee, members_of, unnamed_baseline
 from beadwork.potential.dispersion import Dispersion
 from beadwork.potential.potential import Potential, _names
 from beadwork.potential.response import ResponseEngine, Role
@@ -153,7 +153,7 @@ def _role(name: str, named: str | Path, dtype: str, device: str) -> Role:
     weights = (
         np.ones(len(paths)) if committee is None else np.array([committee.weights[p.resolve().name] for p in paths])
     )
-    engines = tuple(ResponseEngine(path, name, dtype, device) for path in paths)
+    engines = tuple(ResponseEngine(check(path), name, dtype, device) for path in paths)
     for engine in engines[1:]:
         if (engine.elements, engine.answers) != (engines[0].elements, engines[0].answers):
             raise ModelError(

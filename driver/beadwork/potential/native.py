@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
 from beadwork.packages import pip_install
-from beadwork.potential.bundle import NATIVE, check, reopen
+from beadwork.potential.bundle import NATIVE, Checked, check, reopen
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import load_heads, said
@@ -42,10 +42,7 @@ class NativeEngine:
     Raises ModelError where the bundle has no native model, symmetrix-xl is missing, or the kernels cannot be made.
     """
 
-    def __init__(
-        self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", head: int | None = None
-    ) -> None:
-        card = check(bundle)
+    def __init__(self, card: Checked, dtype: str = "float64", device: str = "cpu", head: int | None = None) -> None:
         if not card.native:
             why = card.about.get("native", "it was not extracted")
             raise ModelError(f"{card.path} has no native model ({why})", "use the engine 'torchscript'")
@@ -92,7 +89,7 @@ class NativeEngine:
     def open_head(self, number: int, *, weighing: bool) -> NativeEngine:
         """One of the heads; none of them can weigh."""
         bundle, _, dtype, device, _ = self._opened
-        return NativeEngine(bundle, dtype, device, number)
+        return NativeEngine(check(bundle), dtype, device, number)
 
     def _compute(self, graph: Graph, retaining: bool = True) -> None:
         """One call of the kernels. retaining: the features are kept, which the evaluator else writes gradients over."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from beadwork.config import ALSO
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
 from beadwork.potential.architecture import answers_of
-from beadwork.potential.bundle import check, reopen
+from beadwork.potential.bundle import Checked, reopen
 from beadwork.potential.device import bring, to_host
 from beadwork.potential.eager import load_weights
 from beadwork.potential.engine import Response, join
@@ -140,11 +139,10 @@ class ResponseEngine:
     """A bundle's model of dipoles or polarizabilities, in mace-torch's own modules.
 
     role: 'dipole' or 'polarizability', of which the first brings the second where the model has both. name, cutoff,
-    elements: as `Engine` has them. Raises ModelError for a bundle that fails its check or is of no such model.
+    elements: as `Engine` has them. Raises ModelError for a bundle of no such model.
     """
 
-    def __init__(self, bundle: str | Path, role: str, dtype: str = "float64", device: str = "cpu") -> None:
-        card = check(bundle)
+    def __init__(self, card: Checked, role: str, dtype: str = "float64", device: str = "cpu") -> None:
         if role not in card.answers:
             raise ModelError(
                 f"{card.path} answers {' and '.join(card.answers)}, and is given as {role} (--also)",

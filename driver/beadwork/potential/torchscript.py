@@ -15,7 +15,7 @@ from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
 from beadwork.packages import pip_install
 from beadwork.potential.architecture import class_of
-from beadwork.potential.bundle import FILES, MODEL, Card, check, reopen
+from beadwork.potential.bundle import FILES, MODEL, Card, Checked, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.first_run import announce
@@ -42,7 +42,7 @@ class ModuleEngine:
     embedding with a readout): its total is MACE's own. reference: eV of an atom of each element, independent of its
     environment: its reference energy and the model's mean shift. head: of a committee on one trunk, to be this head
     instead of the mean of all; it knows no novelty. heads: how many the mean has, 0 for a model that is none.
-    Raises ModelError for a bundle that fails its check, a file that is no MACE model, or a device that is not there.
+    Raises ModelError for a file that is no MACE model, or a device that is not there.
     """
 
     #: what the engine is called
@@ -55,10 +55,7 @@ class ModuleEngine:
         """The bundle's module, its files being those of the card. Raises ModelError."""
         raise NotImplementedError
 
-    def __init__(
-        self, bundle: str | Path, dtype: str = "float64", device: str = "cpu", head: int | None = None
-    ) -> None:
-        card = check(bundle)
+    def __init__(self, card: Checked, dtype: str = "float64", device: str = "cpu", head: int | None = None) -> None:
         if "energy" not in card.answers:
             raise ModelError(
                 f"{card.path} answers {' and '.join(card.answers)} and no energy",
@@ -110,7 +107,7 @@ class ModuleEngine:
     def open_head(self, number: int, *, weighing: bool) -> ModuleEngine:
         """One of the heads; each can weigh."""
         bundle, _, dtype, device, _ = self._opened
-        return type(self)(bundle, dtype, device, number)
+        return type(self)(check(bundle), dtype, device, number)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled by opening the bundle again: modules with compiled parts cannot be pickled."""

@@ -155,7 +155,7 @@ def fit_bundle(
     Raises ModelError as `fit` and `features` do.
     """
     card = check(bundle)
-    vectors, _, _ = features(frames, bundle)
+    vectors, _, _ = features(frames, card)
     fitted = fit(frames, block, vectors, card.cutoff)
     about = summary(fitted, len(frames), len(set(block)))
     say(f"{card.name}: {format_fit(about)}")

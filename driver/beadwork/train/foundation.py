@@ -17,7 +17,7 @@ from ase.data import chemical_symbols
 
 from beadwork.errors import ModelError
 from beadwork.potential.architecture import mace_imported
-from beadwork.potential.bundle import Card
+from beadwork.potential.bundle import Card, check
 from beadwork.potential.eager import load_model
 from beadwork.potential.importer import import_model, kind_of
 
@@ -42,7 +42,7 @@ class Foundation:
             raise ModelError(
                 f"{self.file} does not know {symbols}", "fine-tune a model that does, or train from scratch"
             )
-        model = load_model(self.card.path)
+        model = load_model(check(self.card.path))
         table = np.atleast_2d(model.atomic_energies_fn.atomic_energies.numpy())
         # each head has reference energies of its own level of theory
         row = table[list(model.heads).index(self.head) if self.head else 0]

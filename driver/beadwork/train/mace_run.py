@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from beadwork.potential.bundle import HEADS
+from beadwork.potential.bundle import HEADS, check
 from beadwork.potential.eager import load_model
 from beadwork.potential.heads import load_heads
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     from mace.cli import run_train
 
     train, configure = run_train.tools.train, run_train.configure_model
-    start = load_model(ours[1]) if ours else None
+    start = load_model(check(ours[1])) if ours else None
 
     def trained(*args: Any, valid_loaders: dict[str, Any], **kwargs: Any) -> Any:
         return train(*args, valid_loaders=_together(valid_loaders), **kwargs)
