@@ -34,6 +34,7 @@ class Broken:
     def __init__(self, engine: object, forces: Callable[[np.ndarray], np.ndarray], virial: float = 1.0) -> None:
         self._engine, self._forces, self._virial = engine, forces, virial
         self.name, self.cutoff, self.elements = "broken", engine.cutoff, engine.elements  # type: ignore[attr-defined]
+        self.training_set = None
 
     def evaluate(self, graph: Graph) -> Energies:
         answer = self._engine.evaluate(graph)  # type: ignore[attr-defined]

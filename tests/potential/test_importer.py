@@ -87,12 +87,13 @@ def test_what_the_native_engine_ignores_is_not_served_natively(mace_model, tmp_p
 def test_a_lone_molecule_admits_no_native_model_that_is_wrong_elsewhere(mace_model, tmp_path, monkeypatch):
     """use_so3 changes nothing in a plane: water agrees to rounding; so the start looks at a dense box of H and O too.
 
-    The bundle is what 0.1.0 made: with a native model that nobody had compared.
+    The bundle is what 0.1.0 made: with a native model that nobody had compared, and no answer to hold it to.
     """
     pytest.importorskip("symmetrix")
     with monkeypatch.context() as patch:
         agreed = engines.Comparison(0.0, 0.0, 0.0, 0.0, (1e-6, 1e-5), "nothing")
         patch.setattr(importer, "compare_dense", lambda *_: agreed)
+        patch.setattr(importer, "_held", lambda *_: {})
         model = spoilt(mace_model, use_so3=True)
         assert import_model(saved(model, tmp_path), tmp_path / "old", trust_pickle=True).native
     graph = build([WATER], 4.5)
