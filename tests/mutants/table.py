@@ -624,8 +624,8 @@ MUTANTS = (
     ),
     _in(
         "analyse/spectrum.py",
-        "4 * of_time * 3 * len(numbers) / kinetic",
-        "2 * of_time * 3 * len(numbers) / kinetic",
+        "4 * of_time * 3 * len(names) / kinetic",
+        "2 * of_time * 3 * len(names) / kinetic",
         "analyse/test_spectrum.py",
         "a density of states of half of the modes",
     ),
