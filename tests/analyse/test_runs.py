@@ -140,6 +140,39 @@ def test_an_ipi_that_beadwork_did_not_serve(ring_polymer: RingPolymer, tmp_path:
     assert np.allclose(found.energies, wanted.energies)
 
 
+@pytest.mark.parametrize(
+    ("about", "column", "said"),
+    [
+        (
+            {"smotions": ["remd"], "temperature_K": None},
+            "",
+            "replicas exchange their ensembles, so an average .* of no",
+        ),
+        ({"motions": ["nvt", "t_ramp"], "temperature_K": None}, "", "the temperature is ramped"),
+        ({"motions": ["p_ramp"]}, "", "the pressure is ramped"),
+        ({}, "ensemble_temperature{kelvin}", "goes from 150 to 600 kelvin"),
+    ],
+)
+def test_what_is_at_no_one_temperature_is_not_averaged(
+    tmp_path: Path, about: dict[str, object], column: str, said: str
+) -> None:
+    """Replica exchange and ramps: the input's temperature is that of the start, and an average would be at none."""
+    write_about(tmp_path, **{"properties": {"run.out": {"stride": 1, "columns": []}}} | about)
+    head = f"# column   1     --> step : s\n# column   2     --> {column or 'potential'} : k\n"
+    (tmp_path / "run.out").write_text(head + "0 150.0\n1 600.0\n2 150.0\n")
+    with pytest.raises(ConfigError, match=said):
+        open_run(tmp_path)
+
+
+def test_the_first_of_several_systems_is_said_to_be_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A temperature that is held is no exchange, whatever digits i-PI wrote; of three systems one is averaged."""
+    write_about(tmp_path, properties={"run.out": {"stride": 1, "columns": []}}, systems=3, motions=["nvt"])
+    head = "# column   1     --> step : s\n# column   2     --> ensemble_temperature{kelvin} : k\n"
+    (tmp_path / "run.out").write_text(head + "0 150.0\n1 150.001\n")
+    assert open_run(tmp_path).about["systems"] == 3
+    assert "3 systems, of which the first alone is averaged" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_members_count_with_the_weight_of_their_force(tmp_path: Path, weight: float) -> None:
     """Wells of a stiffness that members disagree about by s, half of which is in i-PI's potential: <x²> differs by s

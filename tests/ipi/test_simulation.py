@@ -476,6 +476,25 @@ def test_isotopes_have_their_names_and_masses(write):
     assert system.label_masses == {"O": pytest.approx(18), "H": None}
 
 
+@pytest.mark.parametrize(
+    ("smotion", "motion", "modes", "kelvin"),
+    [
+        ("", "", (), 300),
+        ("<smotion mode='remd'/>", "", ("remd",), None),
+        ("<smotion mode='multi'><smotion mode='metad'/><smotion mode='remd'/></smotion>", "", ("metad", "remd"), None),
+        ("<smotion mode='metad'/>", "", ("metad",), 300),
+        ("", "<motion mode='t_ramp'><t_ramp><t_start>300</t_start><t_end>400</t_end></t_ramp></motion>", (), None),
+    ],
+)
+def test_a_temperature_that_changes_is_none(write, smotion, motion, modes, kelvin):
+    """What is averaged at the input's temperature has to be held at it."""
+    ensemble = f"<ensemble><temperature units='kelvin'>300</temperature></ensemble>{motion}"
+    simulation = read_simulation(write(FORCEFIELD + SYSTEM.replace("</system>", f"{ensemble}</system>") + smotion))
+    assert simulation.smotions == modes
+    assert simulation.temperature == (kelvin and pytest.approx(kelvin))
+    assert simulation.systems[0].temperature == pytest.approx(300)
+
+
 FORCE = "<force forcefield='{}' weight='{}' nbeads='{}'><interpolate_extras>[{}]</interpolate_extras></force>"
 B = "<ffsocket name='b' mode='unix'><address>two</address></ffsocket>"
 

@@ -19,12 +19,25 @@ from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.ipi.outputs import Potentials, Series, Trajectory, find_trajectory, read_properties
 from beadwork.ipi.simulation import read_simulation
+from beadwork.log import logger
 from beadwork.observe.record import NAME
 from beadwork.report.committee import read_committee
 from beadwork.report.run import RunFolder, read_run
 
 #: of a ring polymer: which of its distributions
 OF = ("centroid", "beads")
+#: by i-PI's modes of <motion> and <smotion>: what is another at the end than at the beginning, and what to do
+CHANGING = {
+    "remd": (
+        "replicas exchange their ensembles",
+        "sort what i-PI wrote by ensemble with its i-pi-remdsort, and name an input (XML) of one system at that "
+        "temperature, without <smotion>, whose output prefix is that of the sorted files",
+    ),
+    "t_ramp": ("the temperature is ramped", "average runs that hold one temperature"),
+    "p_ramp": ("the pressure is ramped", "average runs that hold one pressure"),
+}
+#: part by which a temperature that is held may differ from row to row, by digits that were not written
+SAME = 1e-4
 #: frames of which a coordinate is computed at once
 _BATCH = 500
 #: what to do where a file of a run cannot be read
@@ -60,16 +73,19 @@ def open_run(path: Path) -> RunFolder:
         with reading(path, ConfigError, DAMAGED):
             run = read_run(path)
         _check_about(run.folder / NAME, run.about)
-        return run
+        return _of_one_state(run)
     simulation = read_simulation(path, directory=path.absolute().parent)
     system = simulation.systems[0]
     about = {
         "outputs": f"{system.prefix}_{simulation.prefix}" if system.prefix else simulation.prefix,
         "first_step": simulation.step,
         "time_step_fs": system.timestep,
-        "temperature_K": system.temperature,
+        "temperature_K": simulation.temperature,
         "beads": system.nbeads,
         "biased": bool(system.bias),
+        "motions": system.motions,
+        "smotions": simulation.smotions,
+        "systems": len(simulation.systems),
         "committee_share": system.share("committee_pot", {part.forcefield for part in system.forces}),
         "labels": system.labels,
         "masses": system.label_masses,
@@ -81,7 +97,25 @@ def open_run(path: Path) -> RunFolder:
             properties = read_properties(simulation.directory / output.name, output.columns, *clock) | properties
     # there is no beadwork.out: i-PI was served by another program
     nothing = np.empty((0, 6))
-    return RunFolder(simulation.directory, about, {}, nothing, {}, {}, properties, [], {})
+    return _of_one_state(RunFolder(simulation.directory, about, {}, nothing, {}, {}, properties, [], {}))
+
+
+def _of_one_state(run: RunFolder) -> RunFolder:
+    """Return it. Raises ConfigError where its temperature, or what else an average is at, changes on the way."""
+    for mode in [*(run.about.get("smotions") or ()), *(run.about.get("motions") or ())]:
+        if mode in CHANGING:
+            what, remedy = CHANGING[mode]
+            raise ConfigError(
+                f"in the simulation of {run.directory} {what}, so an average would be of no state", remedy
+            )
+    printed = run.properties.get("ensemble_temperature")
+    if printed is not None and len(printed.values) and np.ptp(printed.values) > SAME * printed.values.max():
+        low, high = printed.values.min(), printed.values.max()
+        what = f"ensemble_temperature of {run.directory} goes from {low:g} to {high:g} {printed.unit}"
+        raise ConfigError(f"{what}, so an average would be of no state", CHANGING["remd"][1])
+    if (count := run.about.get("systems") or 1) > 1:
+        logger.warning("%s has %d systems, of which the first alone is averaged", run.directory, count)
+    return run
 
 
 def _check_about(path: Path, about: Mapping[str, Any]) -> None:

@@ -301,6 +301,7 @@ class Simulation:
     it starts and ends. prefix: of all output files. outputs: what it writes. extras: what outputs, force components and
     motions expect in the extras of every reply; i-PI stops with a KeyError where one is missing. bytes_per_step: how
     much its outputs grow in a step on average, within some tens of per cent. plumed: it has an `<ffplumed>`.
+    smotions: the modes of `<smotion>`, which acts on all systems together.
     """
 
     path: Path
@@ -316,6 +317,13 @@ class Simulation:
     systems: tuple[System, ...]
     bytes_per_step: float = 0.0
     plumed: bool = False
+    smotions: tuple[str, ...] = ()
+
+    @property
+    def temperature(self) -> float | None:
+        """K, of the first system; None where it has none, or not the same throughout."""
+        changes = "remd" in self.smotions or "t_ramp" in self.systems[0].motions
+        return None if changes else self.systems[0].temperature
 
     @property
     def nbeads(self) -> int:
@@ -511,6 +519,7 @@ def read_simulation(path: Path | str, sockets_prefix: str | None = None, directo
         systems=systems,
         bytes_per_step=sum(_bytes(output, system) / output.stride for output in outputs for system in systems),
         plumed=any(tag == "ffplumed" for tag, _ in source.extra),
+        smotions=_smotions(source.smotion),
     )
 
 
@@ -589,6 +598,13 @@ def _parse(path: Path, root: Any) -> Any:
     with _refused_by_ipi(f"i-PI does not understand {path}"):
         source.parse(node)
     return source
+
+
+def _smotions(entry: Any) -> tuple[str, ...]:
+    mode = str(entry.mode.fetch())
+    if mode == "multi":
+        return tuple(name for _, inner in entry.extra for name in _smotions(inner))
+    return () if mode == "dummy" else (mode,)
 
 
 def _sockets(source: Any, prefix: str) -> Iterator[Socket]:

@@ -29,7 +29,7 @@ def read_committee(run: RunFolder) -> Potentials | str:
             "extra_type='committee_pot'> extras </trajectory>` would"
         )
     if not about.get("temperature_K"):
-        return "the simulation has no temperature to weigh the members' energies with"
+        return "the simulation has no temperature, or none that stays, to weigh the members' energies with"
     if not about.get("plain_mean", True):
         return (
             "the weights are unequal, or `--baseline-uncertainty` was set, and the members' energies are weighed about "

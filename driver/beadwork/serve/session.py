@@ -245,12 +245,14 @@ class Session:
             # steps of beadwork.out count from here, those of i-PI's outputs from its own 0
             "first_step": simulation.step,
             "time_step_fs": system.timestep,
-            "temperature_K": system.temperature,
+            "temperature_K": simulation.temperature,
             "biased": bool(system.bias),
             "beads": system.nbeads,
             # at which i-PI ends by its input, what moves the atoms, and how many there are of each element
             "total_steps": simulation.total_steps,
             "motions": system.motions,
+            "smotions": simulation.smotions,
+            "systems": len(simulation.systems),
             "composition": dict(Counter(chemical_symbols[z] for z in system.numbers if z)),
             # the same by i-PI's names, and the masses of these
             "labels": system.labels,
