@@ -122,7 +122,7 @@ def load(
 
 
 def _held_together(card: Card, engine: ModuleEngine | AutoEngine) -> bool:
-    known = engine.training_set
+    known = getattr(engine, "training_set", None)
     return card.held and (known is None or bool(known.model))
 
 
