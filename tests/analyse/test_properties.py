@@ -122,7 +122,7 @@ def test_pieces_are_averaged_together(ring_polymer: RingPolymer, tmp_path: Path)
     for k in range(2):
         folder = tmp_path / f"half-{k}"
         folder.mkdir()
-        write_about(folder, beads=BEADS, properties={"run.out": {"stride": 10, "columns": []}})
+        write_about(folder, beads=BEADS, motions=["nvt"], properties={"run.out": {"stride": 10, "columns": []}})
         (folder / "run.out").write_text("".join(rows[:7] + rows[7 + 1000 * k : 1007 + 1000 * k]))
         halves.append(folder)
     shutil.copy(ring_polymer.folder / "run.r_gyration.xyz", halves[0])
@@ -154,6 +154,33 @@ def test_isotopes_are_told_apart_by_their_names(tmp_path: Path) -> None:
     for name, energy in zip(names, wanted, strict=True):
         assert found[f"quantum kinetic energy of one {name}"].estimate.value == pytest.approx(1e3 * energy, rel=1e-2)
         assert found[f"radius of gyration of one {name}"].estimate.value == pytest.approx(np.sqrt(energy), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("about", "known"),
+    [
+        ({"motions": ["nvt"]}, True),
+        ({"motions": ["nve"]}, False),
+        ({"motions": ["npt"]}, False),
+        ({"motions": ["nvt"], "biased": True}, False),
+        ({}, False),
+    ],
+)
+def test_heat_capacities_are_those_of_nvt(tmp_path: Path, about: dict[str, object], known: bool) -> None:
+    """300 classical oscillators: 150 k by what their potential swings at constant temperature, and half of that at
+    constant energy, which is no heat capacity; of an older record, which says no ensemble, nothing is known."""
+    rng = np.random.default_rng(0)
+    swings = 300 * rng.beta(150, 150, 4000) if about.get("motions") == ["nve"] else rng.chisquare(300, 4000) / 2
+    write_about(tmp_path, beads=1, properties={"run.out": {"stride": 1, "columns": []}}, **about)
+    head = "# column   1     --> step : s\n# column   2     --> potential : k\n"
+    rows = "".join(f"{step} {KT * value:.12e}\n" for step, value in enumerate(swings))
+    (tmp_path / "run.out").write_text(head + rows)
+    found, said = properties([open_run(tmp_path)])
+    one = by_name(found).get("heat capacity less its kinetic part")
+    assert (one is not None) == known
+    assert any(line.startswith("no heat capacity") for line in said) != known
+    if one is not None:
+        assert one.estimate.value == pytest.approx(150 * GAS_CONSTANT, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["isotope_scfep", "isotope_tdfep"])

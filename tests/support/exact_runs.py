@@ -85,7 +85,7 @@ def draw_ring_polymer(folder: Path) -> RingPolymer:
         write_frames(folder / f"run.pos_{bead}.xyz", ["O", "H"], steps, both, bead=bead)
         energy = 0.5 * HYDROGEN * OMEGA**2 * (positions[:, bead] ** 2).sum(axis=1)
         write_energies(folder, steps, np.outer(energy, 1 + stiffer) - 70.0, bead)
-    write_about(folder, beads=BEADS, properties={"run.out": {"stride": 10, "columns": []}})
+    write_about(folder, beads=BEADS, motions=["nvt"], properties={"run.out": {"stride": 10, "columns": []}})
     _write_properties(folder, steps, positions)
     bead = float(np.sqrt((sigma**2).sum() / BEADS)) * BOHR
     return RingPolymer(folder, steps, positions, float(sigma[0]) / np.sqrt(BEADS) * BOHR, bead, stiffer)

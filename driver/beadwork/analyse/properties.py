@@ -128,6 +128,13 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
     said = [f"{name} is not in every run, and is left out" for name in found if name not in whole]
     if any(run.about.get("biased") for run in runs):
         said.append("a bias acts in these runs, and averages are those under it; free-energy takes a bias away")
+    swings = [name for name in runs[0].properties if name.startswith("scaledcoords")]
+    if runs[0].about.get("beads") == 1 and "potential" in runs[0].properties:
+        swings.append("potential")
+    if swings and not all(map(_canonical, runs)):
+        said.append(
+            "no heat capacity: it is not known that these runs are at constant volume and temperature, unbiased"
+        )
     committees = []
     for run in runs:
         with reading(run.directory, ConfigError, DAMAGED):
@@ -238,8 +245,19 @@ def _isotopes(run: RunFolder) -> Iterator[_Series]:
             yield _Series(f"kinetic energy by {whole}", "meV", False, steps, columns, _RATIO, weight)
 
 
+def _canonical(run: RunFolder) -> bool:
+    """Whether it is known that volume and temperature are held, and that no bias acts."""
+    return set(run.about.get("motions") or ()) == {"nvt"} and not run.about.get("biased")
+
+
 def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
-    """C/k = (<ε²> - <ε>² - <ε'>) / (kT)², and of a classical run the variance of its potential over (kT)²."""
+    """C/k = (<ε²> - <ε>² - <ε'>) / (kT)², and of a classical run the variance of its potential over (kT)².
+
+    In the canonical ensemble alone: at constant energy the kinetic energy swings against the potential's, and under a
+    barostat the volume swings.
+    """
+    if not _canonical(run):
+        return
     scale = _GAS_CONSTANT / kt**2
     variance = _Function(
         lambda means: float(scale * (means[1] - means[0] ** 2)), lambda means: scale * np.array([-2 * means[0], 1.0])
