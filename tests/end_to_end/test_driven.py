@@ -38,10 +38,10 @@ def water(tmp_path_factory) -> Path:
     return folder
 
 
-def written(ipi, folder: Path, pulse: str, **more):
+def written(ipi, folder: Path, pulse: str, femtoseconds: float = 0.5, **more):
     """An input of `driven_dynamics` at constant energy, with Born charges from the extras."""
     field = f"<efield><amp>[{', '.join(map(str, AMPLITUDE))}]</amp>{pulse}</efield><bec mode='driver'/>"
-    timestep = "<timestep units='femtosecond'>0.5</timestep>"
+    timestep = f"<timestep units='femtosecond'>{femtoseconds}</timestep>"
     motion = f"<driven_dynamics mode='eda-nve'>{timestep}{field}</driven_dynamics>"
     run = ipi.Input(folder, ensembles=("nve",), beads=2, motion=motion, **more).write()
     text = run.xml().replace("<motion mode='dynamics'>", "<motion mode='driven_dynamics'>")
@@ -149,18 +149,18 @@ def test_a_constant_field_does_the_work_that_the_dipole_says(
     right = ResponseEvaluator.evaluate
     turned = lambda self, graph: replace(found := right(self, graph), born=sign * found.born)  # noqa: E731
     monkeypatch.setattr(ResponseEvaluator, "evaluate", turned)
-    run = written(ipi, tmp_path / "run", "", steps=100)
+    run = written(ipi, tmp_path / "run", "", 0.25, steps=160)
     process = start.ipi(run)
     assert serve(run, "--baseline", models.baseline, "--also", f"dipole={water / 'water'}") == 0
     assert process.wait(ipi.PATIENCE) == 0
     found = run.properties()
-    np.testing.assert_allclose(found["Efield"], np.tile(AMPLITUDE, (101, 1)), atol=1e-12)
+    np.testing.assert_allclose(found["Efield"], np.tile(AMPLITUDE, (161, 1)), atol=1e-12)
     work = found["dipole"] @ AMPLITUDE
     conserved = found["conserved"] - work
     ripple, worked = np.ptp(conserved), np.ptp(work)
     print(
         f"sign {sign}: K + V changes by {np.ptp(found['conserved']):.3e}, mu . E by {worked:.3e}, K + V - mu . E by "
-        f"{ripple:.3e} Hartree; slope {np.polyfit(0.5 * np.arange(101), conserved, 1)[0]:.2e} Hartree/fs"
+        f"{ripple:.3e} Hartree; slope {np.polyfit(0.25 * np.arange(161), conserved, 1)[0]:.2e} Hartree/fs"
     )
     assert worked > 1e-3
     assert (ripple < 0.02 * worked) == (sign == 1)

@@ -52,6 +52,15 @@ def write_energies(folder: Path, steps: Sequence[int], energies: np.ndarray, bea
     (folder / f"run.committee_{bead}").write_text("\n".join(lines) + "\n")
 
 
+def write_extra(folder: Path, key: str, steps: Sequence[int], values: np.ndarray, bead: int = 0) -> None:
+    """A quantity (F, n) or (F, rows, n) of the extras of a bead, as i-PI writes it."""
+    lines = []
+    for step, rows in zip(steps, values, strict=True):
+        lines.append(f" #EXTRAS({key})# Step:  {step:10d} ")
+        lines += [" ".join(format(value, ".12e") for value in row) for row in np.atleast_2d(rows)]
+    (folder / f"run.{key}_{bead}").write_text("\n".join(lines) + "\n")
+
+
 @dataclass(frozen=True)
 class RingPolymer:
     """A hydrogen in a harmonic well about an oxygen that stays, drawn exactly. positions: (F, BEADS, 3) Bohr.

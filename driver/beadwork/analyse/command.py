@@ -72,10 +72,22 @@ def add(commands: Any, command: Callable[..., Any]) -> None:
     integrate.add_argument("--less", metavar="P", help="∂V/∂λ is --of less this: B and A of (1 - λ) A + λ B")
     integrate.add_argument("--classical", action="store_true", help="of --masses: go on to the classical limit")
     text = "vibrational density of states of the centroid's velocities, by element, and its peaks"
+    response = "RUN's folder, or i-PI's input (XML) beside its outputs of extras"
+    text = "infrared spectrum of the dipoles in i-PI's extras, with the committee's band, and its peaks"
+    light = command(commands, "infrared", _infrared, text, "results --window 1000 --skip 2")
+    _runs(light, "infrared", response)
+    text = "the same of Raman scattering, of the polarizabilities, for two directions of polarization"
+    raman = command(commands, "raman", _raman, text, "results --incident 0 0 1 --scattered 0 0 1")
+    _runs(raman, "raman", response)
+    for name, what in (("incident", "light that comes in"), ("scattered", "light that is looked at")):
+        raman.add_argument(
+            f"--{name}", type=float, nargs=3, required=True, metavar=("X", "Y", "Z"), help=f"polarization of {what}"
+        )
+    for parser in (light, raman):
+        _frequencies(parser)
     vdos = command(commands, "vdos", _vdos, text, "results --window 1000 --skip 2")
     _runs(vdos, "vdos")
-    vdos.add_argument("--window", type=float, default=500, metavar="FS", help="of the autocorrelation (default: 500)")
-    vdos.add_argument("--highest", type=float, default=4500, metavar="CM", help="wavenumber, cm^-1 (default: 4500)")
+    _frequencies(vdos)
     vdos.add_argument(
         "--members", action="store_true", help="each RUN is of one member: their mean and standard deviation"
     )
@@ -91,6 +103,11 @@ def _runs(
     )
     parser.add_argument("--out", type=Path, metavar="STEM", help=f"where files go (default: RUN/{stem})")
     parser.set_defaults(stem=stem)
+
+
+def _frequencies(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--window", type=float, default=500, metavar="FS", help="of the autocorrelation (default: 500)")
+    parser.add_argument("--highest", type=float, default=4500, metavar="CM", help="wavenumber, cm^-1 (default: 4500)")
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
@@ -259,6 +276,49 @@ def _vdos(args: argparse.Namespace) -> int:
     print(f"density of states from {over}; lines are {found.resolution:.0f} cm^-1 wide at half their height")
     for name, peaks in found.peaks.items():
         print(f"{name:4} peaks at {', '.join(f'{peak:.0f}' for peak in peaks) or 'no'} cm^-1")
+    print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
+    return 0
+
+
+def _infrared(args: argparse.Namespace) -> int:
+    from beadwork.analyse.response import infrared
+    from beadwork.analyse.runs import open_run
+
+    return _response(args, infrared([open_run(path) for path in args.runs], args.window, args.highest, args.skip))
+
+
+def _raman(args: argparse.Namespace) -> int:
+    from beadwork.analyse.response import raman
+    from beadwork.analyse.runs import open_run
+
+    runs = [open_run(path) for path in args.runs]
+    return _response(args, raman(runs, args.incident, args.scattered, args.window, args.highest, args.skip))
+
+
+def _response(args: argparse.Namespace, found: Any) -> int:
+    """Write and draw a spectrum of a response, and tell its peaks."""
+    import numpy as np
+
+    from beadwork.analyse.picture import draw_spectrum
+    from beadwork.disk import write_csv
+
+    columns = {"wavenumber (cm^-1)": found.wavenumbers.tolist(), f"intensity ({found.unit})": found.intensity.tolist()}
+    columns[f"statistical ({found.unit})"] = found.statistical.tolist()
+    curves = [("± statistical", found.intensity, found.statistical)]
+    if found.members is not None:
+        columns[f"committee ({found.unit})"] = found.committee.tolist()
+        columns |= {f"member {k} ({found.unit})": one.tolist() for k, one in enumerate(found.members.T)}
+        curves = [("± committee", found.intensity, found.committee)]
+    write_csv(_out(args, ".csv"), columns)
+    draw_spectrum(_out(args, ".png"), found.wavenumbers, curves, f"intensity ({found.unit})")
+    step = found.wavenumbers[1] - found.wavenumbers[0]
+    print(
+        f"{args.stem} spectrum from {found.stretches} stretches"
+        + ("" if found.members is None else f" by {found.members.shape[1]} members")
+        + f"; lines are {found.resolution:.0f} cm^-1 wide at half their height; area "
+        f"{np.sum(found.intensity) * step:.4g} {found.unit.removesuffix(' cm')}"
+    )
+    print(f"peaks at {', '.join(f'{peak:.0f}' for peak in found.peaks) or 'no'} cm^-1")
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
     return 0
 

@@ -85,7 +85,7 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
             f"no velocities in {runs[0].directory} go on for {2 * window:g} fs, twice the window",
             "simulate longer, or choose a shorter --window",
         )
-    size = _padded(lag)
+    size = padded(lag)
     # of a real transform of `size` points, from frequencies to wavenumbers by c
     wavenumbers = np.arange(size // 2 + 1) / (size * spacing * LIGHT)
     shown = wavenumbers <= highest
@@ -95,7 +95,7 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
         name: np.std(values, axis=0, ddof=1)[shown] / np.sqrt(count) if count > 1 else np.full(shown.sum(), np.nan)
         for name, values in stretches.items()
     }
-    peaks = {name: _peaks(wavenumbers[shown], values) for name, values in elements.items()}
+    peaks = {name: peaks_of(wavenumbers[shown], values) for name, values in elements.items()}
     return Spectrum(wavenumbers[shown], elements, errors, peaks, count, 1 / (lag * spacing * LIGHT))
 
 
@@ -113,7 +113,7 @@ def members(spectra: Sequence[Spectrum]) -> Spectrum:
         raise ConfigError("the members' spectra are of different atoms or strides", "run all members alike")
     elements = {name: np.mean([of.elements[name] for of in spectra], axis=0) for name in one.elements}
     errors = {name: np.std([of.elements[name] for of in spectra], axis=0, ddof=1) for name in one.elements}
-    peaks = {name: _peaks(one.wavenumbers, values) for name, values in elements.items()}
+    peaks = {name: peaks_of(one.wavenumbers, values) for name, values in elements.items()}
     return Spectrum(one.wavenumbers, elements, errors, peaks, sum(of.stretches for of in spectra), one.resolution)
 
 
@@ -183,34 +183,45 @@ def _velocities(run: RunFolder, skip: float) -> list[_Piece]:
     return [_Piece(names, masses, mean, stride * float(step)) for mean in means]
 
 
-def _padded(lag: int) -> int:
+def padded(lag: int) -> int:
     """Points of the last Fourier transform: four times as many as the window has, for a smooth curve."""
     return 8 * lag
 
 
-def _density(names: list[str], masses: FloatArray, frames: FloatArray, lag: int) -> dict[str, FloatArray]:
-    """g of one stretch (L, n, 3), by name, in units of the time between two frames."""
-    length = len(frames)
+def power_of(frames: FloatArray) -> FloatArray:
+    """(L + 1, …) the power spectrum of a stretch (L, …)."""
     # as many zeros as frames: without them the end of a stretch would be correlated with its beginning
-    power = np.abs(np.fft.rfft(frames, n=2 * length, axis=0)) ** 2
+    power: FloatArray = np.abs(np.fft.rfft(frames, n=2 * len(frames), axis=0)) ** 2
+    return power
+
+
+def transformed(power: FloatArray, length: int, lag: int) -> FloatArray:
+    """∫_0^T w(t) C(t) cos(2πcνt) dt, in units of the time between two frames, of the autocorrelation C that belongs to
+    the power spectrum (L + 1,) of a stretch of L frames; lag: frames in T."""
     # so many pairs of frames have this lag
     pairs = length - np.arange(lag)
     window = 0.5 * (1 + np.cos(np.pi * np.arange(lag) / lag))
+    correlation = np.fft.irfft(power)[:lag] / pairs * window
+    # the trapezoidal rule: the end of the integral counts half
+    correlation[0] /= 2
+    of_time: FloatArray = np.fft.rfft(correlation, n=padded(lag)).real
+    return of_time
+
+
+def _density(names: list[str], masses: FloatArray, frames: FloatArray, lag: int) -> dict[str, FloatArray]:
+    """g of one stretch (L, n, 3), by name, in units of the time between two frames."""
+    length, power = len(frames), power_of(frames)
     # what the integral is scaled with, so that it is 3N whatever the temperature
     kinetic = float(np.einsum("i,fix->", masses, frames**2)) / length
     found: dict[str, FloatArray] = {}
     for name in np.unique(names):
         here = np.array(names) == name
-        weighed = np.einsum("i,fix->f", masses[here], power[:, here])
-        correlation = np.fft.irfft(weighed)[:lag] / pairs * window
-        # the trapezoidal rule: the end of the integral counts half
-        correlation[0] /= 2
-        of_time = np.fft.rfft(correlation, n=_padded(lag)).real
+        of_time = transformed(np.einsum("i,fix->f", masses[here], power[:, here]), length, lag)
         found[str(name)] = 4 * of_time * 3 * len(names) / kinetic
     return {"all": np.sum(list(found.values()), axis=0), **found}
 
 
-def _peaks(wavenumbers: FloatArray, values: FloatArray) -> list[float]:
+def peaks_of(wavenumbers: FloatArray, values: FloatArray) -> list[float]:
     """Where it is highest about, by a parabola through three points."""
     least = PROMINENCE * values.max()
     tops, _ = find_peaks(values, height=least, prominence=least)

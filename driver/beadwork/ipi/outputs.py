@@ -29,7 +29,6 @@ _COLUMN = re.compile(r"#\s*(?:column|cols\.)\s+(\d+)(?:-(\d+))?\s+-->\s+(\S.*?)\
 #: a property as the input asks for it: a name, and its unit and its arguments in either order
 _ASKED = re.compile(r"(\w+)((?:\{[\w/]*\}|\([^()]*\))*)")
 _STEP = re.compile(r"Step:\s*(\d+)")
-_POTENTIALS = re.compile(r"#EXTRAS\(committee_pot\)#\s*Step:\s*(\d+)")
 #: lines of a frame in i-PI's formats besides one an atom
 _FRAMING = {".xyz": 2, ".pdb": 3}
 #: names of isotopes that are no symbols of elements, as i-PI knows them
@@ -278,35 +277,52 @@ class Potentials:
 
 def read_potentials(folder: Path, stem: str, beads: int) -> Potentials | None:
     """Read the outputs of `extra_type='committee_pot'`; None where not every bead has one, or there are none."""
+    series, resolution = _extras(folder, stem, "committee_pot", beads)
+    return Potentials(series, resolution) if series else None
+
+
+def read_extra(folder: Path, stem: str, key: str, beads: int) -> dict[int, FloatArray]:
+    """Read the outputs of `extra_type=KEY`: step -> (n,) its numbers, row by row, their mean over the beads.
+
+    Empty where not every bead has one, or there are none.
+    """
+    return _extras(folder, stem, key, beads)[0]
+
+
+def _extras(folder: Path, stem: str, key: str, beads: int) -> tuple[dict[int, FloatArray], float]:
+    """The mean over the beads, and the value of the last digit."""
+    head = re.compile(rf"#EXTRAS\({re.escape(key)}\)#\s*Step:\s*(\d+)")
     groups: dict[str, list[dict[int, FloatArray]]] = {}
     resolution = 0.0
     for path in _outputs(folder, stem, ".*_[0-9]*"):
         with open(path, errors="replace") as lines:
-            if not _POTENTIALS.search(next(lines, "")):
+            if not head.search(next(lines, "")):
                 continue
-        series, digit = _potentials(path)
+        series, digit = _of_bead(path, head)
         resolution = max(resolution, digit)
         groups.setdefault(re.sub(r"_\d+$", "", path.name), []).append(series)
     whole = [group for group in groups.values() if len(group) == beads]
     if not whole:
-        return None
+        return {}, resolution
     steps = set.intersection(*(set(series) for series in whole[0]))
-    means = {step: np.mean([series[step] for series in whole[0]], axis=0) for step in sorted(steps)}
-    return Potentials(means, resolution) if means else None
+    return {step: np.mean([series[step] for series in whole[0]], axis=0) for step in sorted(steps)}, resolution
 
 
-def _potentials(path: Path) -> tuple[dict[int, FloatArray], float]:
-    """One bead's series, step -> (M,), and the value of the last digit. Of a step written twice the last counts."""
-    series: dict[int, FloatArray] = {}
+def _of_bead(path: Path, head: re.Pattern[str]) -> tuple[dict[int, FloatArray], float]:
+    """One bead's series, step -> (n,), and the value of the last digit. Of a step written twice the last counts; one
+    with fewer numbers than others is torn, and left out."""
+    series: dict[int, list[float]] = {}
     step, resolution = None, 0.0
     with open(path, errors="replace") as lines:
         for line in lines:
-            if head := _POTENTIALS.search(line):
-                step = int(head[1])
+            if found := head.search(line):
+                step = int(found[1])
+                series[step] = []
             elif step is not None and line.strip() and line.endswith("\n"):
                 with suppress(ValueError):  # torn, and written into by its successor
-                    series[step] = np.array(line.split(), dtype=np.float64)
-                if not resolution and step in series:
+                    series[step] += list(map(float, line.split()))
+                if not resolution and series[step]:
                     mantissa, _, exponent = line.split()[0].lower().partition("e")
                     resolution = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-    return series, resolution
+    full = max(map(len, series.values()), default=0)
+    return {at: np.array(row) for at, row in series.items() if row and len(row) == full}, resolution
