@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beadwork.config import ModelSettings, ServeConfig
-from beadwork.doctor.bench import bench, format_bench, measured, shorten
+from beadwork.doctor.bench import _elsewhere, bench, format_bench, measured, shorten
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read_simulation
 from beadwork.json_form import as_json
@@ -125,3 +125,10 @@ def test_an_input_that_cannot_run_is_refused(tmp_path: Path) -> None:
     """A missing input ends with the sentence that `serve` has for it."""
     with pytest.raises(SimulationError, match="absent"):
         bench(ServeConfig(simulation=str(tmp_path / "absent.xml"), baseline=BASELINE), 3, "")
+
+
+def test_models_are_found_from_any_folder() -> None:
+    """The copy is run in a folder of its own, where a relative path would name nothing: those of all roles."""
+    config = ServeConfig(simulation="x.xml", baseline="a", delta=["b", "c"], also={"dipole": "d"})
+    found = _elsewhere(config)
+    assert all(Path(path).is_absolute() for path in (found.baseline, *found.delta, *found.also.values()))

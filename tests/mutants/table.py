@@ -46,6 +46,9 @@ BAD = f"{GRAPH}::test_bad_frames_are_refused"
 LOOP = f"{ENGINES}::test_virials_against_a_loop"
 PICKLE = f"{BUNDLE}::test_pickle_runs_nothing_without_trust"
 CARD = f"{BUNDLE}::test_bad_bundles_are_refused"
+REPLY = "serve/test_reply.py"
+RESPONSE = "potential/test_response.py"
+SPECTRA = "analyse/test_response.py"
 PACKED = "potential/test_torchscript.py::test_the_packed_way_is_the_plain_way"
 
 MUTANTS = (
@@ -57,6 +60,18 @@ MUTANTS = (
     _in("serve/reply.py", "-1, atoms, 3) / FORCE", "-1, atoms, 3) / HARTREE", SERVER, "forces are sent per Å"),
     _in("serve/reply.py", "evaluation.virials / HARTREE", "-evaluation.virials / HARTREE", SERVER, "virial: the sign"),
     _in("serve/reply.py", "forces[index]", "forces[index[::-1]]", SERVER, "beads get each other's forces"),
+    _in("serve/reply.py", '("dipole", BOHR)', '("dipole", 1.0)', REPLY, "dipoles are sent in e Å"),
+    _in("serve/reply.py", "BOHR**2 / HARTREE)", "BOHR / HARTREE)", REPLY, "polarizabilities: a Bohr too few"),
+    _in("potential/response.py", "range(3)], dim=2", "range(3)], dim=1", RESPONSE, "Born charges are transposed"),
+    _in("potential/response.py", "+ fixed[:, None, None]", "- fixed[:, None, None]", RESPONSE, "oxidation: the sign"),
+    _in(
+        "potential/response.py",
+        "if len(crossing):",
+        "if len(crossing) < 0:",
+        RESPONSE,
+        "charges of a cell have a dipole",
+    ),
+    _in("analyse/response.py", "/ np.sinc(half / np.pi) ** 2", "", SPECTRA, "high wavenumbers are too weak"),
     _in("serve/reply.py", "notes[i] for i in index", "notes[0] for i in index", SERVER, "all beads get one's extras"),
     _in(
         "serve/server.py",

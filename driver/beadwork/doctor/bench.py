@@ -210,8 +210,9 @@ def _elsewhere(config: ServeConfig) -> ServeConfig:
 
     baseline = None if config.baseline is None else absolute(config.baseline)
     delta = [absolute(name) for name in config.delta]
+    also = {role: absolute(name) for role, name in config.also.items()}
     # without metrics: the real run may have that port; no host: this i-PI runs here, wherever the real one does
-    return replace(config, baseline=baseline, delta=delta, host=None, metrics=None)
+    return replace(config, baseline=baseline, delta=delta, also=also, host=None, metrics=None)
 
 
 @contextlib.contextmanager
