@@ -154,8 +154,8 @@ def run_of(potential: Potential, frame: Frame, masses: np.ndarray, steps: int) -
 @pytest.mark.timeout(900)
 def test_peaks_of_a_molecule_are_its_harmonic_frequencies(tmp_path: Path) -> None:
     """A water molecule on the shipped models with fixed charges as its dipole, moving a little about its minimum: the
-    infrared spectrum has three peaks, where the curvature of the same models has its three vibrations, within a fifth
-    of the width of a line."""
+    infrared spectrum has three peaks, within 2 cm^-1 of where the curvature of the same models has its three vibrations
+    with this time step."""
     from ase import Atoms
     from ase.optimize import BFGS
 
@@ -176,6 +176,8 @@ def test_peaks_of_a_molecule_are_its_harmonic_frequencies(tmp_path: Path) -> Non
     write_extra(tmp_path, "dipole", range(3000), dipoles)
     found = infrared([open_run(tmp_path)], window=700)
     modes = vibrations(potential, frame, list(atoms.symbols), atoms.get_masses())
-    wanted = np.sqrt(np.sort(modes.omega2)[-3:]) / (2 * np.pi * LIGHT)
+    omegas = np.sqrt(np.sort(modes.omega2)[-3:])
+    # velocity Verlet's own frequency of a harmonic oscillator, with time steps of 0.5 fs
+    wanted = np.arcsin(0.25 * omegas) / 0.25 / (2 * np.pi * LIGHT)
     print("peaks", np.round(found.peaks, 1), "harmonic", np.round(wanted, 1))
-    assert found.peaks == pytest.approx(wanted.tolist(), abs=found.resolution / 5)
+    assert found.peaks == pytest.approx(wanted.tolist(), abs=2.0)
