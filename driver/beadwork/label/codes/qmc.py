@@ -64,7 +64,7 @@ class JQMC:
     )
     optimise_orbitals: bool = setting(
         False,
-        "optimise the determinant's orbitals with the Jastrow, without which forces of VMC are some per cent off",
+        "optimise the determinant's orbitals with the Jastrow: a part of the bias of VMC's forces is theirs",
     )
     one_body: float = setting(
         0.0, "start of this Jastrow term, 0 leaves it out; all electrons want 1, an `ecp` wants 0", ""
@@ -368,12 +368,11 @@ class JQMC:
         if self.ecp:
             named.append(f"pseudopotential {self.ecp}" + (", with locality error" if self.sampler == "lrdmc" else ""))
         if self.forces and self.sampler == "vmc":
-            named.append("errors of the atoms' forces are correlated (space warp)")
-            if not self.optimise_orbitals:
-                named.append(
-                    "bias of the forces, as the trial function's orbitals do not follow the atoms (8 % for H2 at 1.0 Å "
-                    "with one determinant, 2 % with JAGP; see optimise_orbitals)"
-                )
+            named.append(
+                "bias of the forces, as not all of the trial function follows the atoms (for H2 at 1.0 Å 9 % with one "
+                "determinant, 6 % with its orbitals optimised, 2 % with JAGP); errors of the atoms' forces are "
+                "correlated (space warp)"
+            )
         elif self.forces:
             named.append("bias of the forces by Reynolds' approximation, with a noise that can have no finite variance")
         return named
