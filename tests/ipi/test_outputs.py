@@ -215,10 +215,22 @@ def test_steps_are_told_without_a_column_of_them(
 
 @pytest.mark.parametrize(("first", "begin"), [(5, 8), (7, 8), (8, 12)])
 def test_a_file_that_begins_at_a_restart_has_no_header(tmp_path: Path, first: int, begin: int) -> None:
-    """i-PI writes none then: the columns are those that the input asks for, and the first row is the next multiple."""
-    (tmp_path / "a.out").write_text("1 2 3 4 5 6 -7.0 300.0\n1 2 3 4 5 6 -8.0 301.0\n")
-    asked = [*[""] * 6, "potential{electronvolt}", "temperature{kelvin}"]
+    """i-PI writes none then: the columns are those that the input asks for, of several the same names as with a header,
+    and the first row is the next multiple."""
+    rows = "1 2 3 4 5 6 -7.0 300.0\n1 2 3 4 5 6 -8.0 301.0\n"
+    (tmp_path / "a.out").write_text(rows)
+    several = ["scaledcoords(fd_delta=-5e-3; x=1){electronvolt}", "stress_cv{bar}"]
+    columns = [*(f"{several[0]}[{k}]" for k in range(2)), *(f"{several[1]}[{k}]" for k in range(4))]
+    asked = [*columns, "potential{electronvolt}", "temperature{kelvin}"]
     found = read_properties(tmp_path / "a.out", asked, 4, first)
-    assert set(found) == {"potential", "temperature"}
+    heads = [f"cols.    1-2   --> {several[0]}", f"cols.    3-6   --> {several[1]}", f"column   7     --> {asked[6]}"]
+    head = "".join(f"# {line} : words\n" for line in [*heads, f"column   8     --> {asked[7]}"])
+    (tmp_path / "b.out").write_text(head + rows)
+    wanted = read_properties(tmp_path / "b.out")
+    assert {name: (one.unit, one.values.tolist()) for name, one in found.items()} == {
+        name: (one.unit, one.values.tolist()) for name, one in wanted.items()
+    }
+    assert found["scaledcoords(fd_delta=-5e-3;x=1)[1]"].values.tolist() == [2, 2]
+    assert len(found) == 8
     assert found["temperature"].values.tolist() == [300, 301]
     assert found["potential"].steps.tolist() == [begin, begin + 4]

@@ -317,7 +317,8 @@ def test_outputs_are_what_ipi_says(write, monkeypatch):
     )
     table, checkpoint = read_simulation(path).outputs
     assert (table.name, table.kind, table.stride, checkpoint.name) == ("s_p.a", "properties", 3, "p.c")
-    assert table.columns == ("step", *[""] * 6, "temperature(O){kelvin}", *[""] * 6)
+    cell, stress = ([f"{name}[{column}]" for column in range(6)] for name in ("cell_h", "stress_md"))
+    assert table.columns == ("step", *cell, "temperature(O){kelvin}", *stress)
 
 
 def test_files_of_a_trajectory_are_those_that_ipi_opens(write, monkeypatch, tmp_path):

@@ -26,8 +26,8 @@ from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.units import BOHR, FEMTOSECOND
 
 _COLUMN = re.compile(r"#\s*(?:column|cols\.)\s+(\d+)(?:-(\d+))?\s+-->\s+(\S.*?)\s+(?::|$)")
-#: a property as the input asks for it: a name, and its unit and its arguments in either order
-_ASKED = re.compile(r"(\w+)((?:\{[\w/]*\}|\([^()]*\))*)")
+#: a property as the input asks for it: a name, its unit and its arguments in either order, and one of several columns
+_ASKED = re.compile(r"(\w+)((?:\{[\w/]*\}|\([^()]*\))*)((?:\[\d+\])?)")
 _STEP = re.compile(r"Step:\s*(\d+)")
 #: lines of a frame in i-PI's formats besides one an atom
 _FRAMING = {".xyz": 2, ".pdb": 3}
@@ -73,7 +73,8 @@ def read_properties(
     """Read an i-PI property file: the whole system's properties by their names.
 
     Those with arguments have them in the name, `kinetic_cv(H)`, and those of several columns a number, `stress_cv[0]`.
-    asked: what the input asks for, a word a column: i-PI writes no header into a file that it begins at a RESTART.
+    asked: what the input asks for, a word a column (of several `stress_cv{bar}[0]`, …): i-PI writes no header into a
+    file that it begins at a RESTART.
     stride: steps from row to row, and first: the step at which the run began; by these, or by a column of times and
     time_step (fs), steps are told where there is no column of them.
     """
@@ -107,7 +108,7 @@ def _named(asked: str) -> tuple[str, str]:
     arguments = re.search(r"\(([^()]*)\)", match[2])
     unit = re.search(r"\{([\w/]+)\}", match[2])
     name = f"{match[1]}({arguments[1].replace(' ', '')})" if arguments and arguments[1].strip() else match[1]
-    return name, unit[1] if unit else "atomic units"
+    return name + match[3], unit[1] if unit else "atomic units"
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,9 +267,9 @@ class Output:
 
     name: relative to i-PI's working directory, without the number of a bead and without a format. endings: these, one
     for each file, in the order in which i-PI writes. stride: steps between two entries. columns: of properties, as the
-    input names them; empty for each column of a property that has several. every: steps after which an entry with its
-    step is on the disk; 0 where entries have no step. number: its place in the input, the same for all systems. asks:
-    it requests forces of structures of its own.
+    input names them, with a number where a property has several, `cell_h[0]`. every: steps after which an entry with
+    its step is on the disk; 0 where entries have no step. number: its place in the input, the same for all systems.
+    asks: it requests forces of structures of its own.
     """
 
     name: str
@@ -738,7 +738,8 @@ def _columns(properties: Iterable[Any]) -> Iterator[str]:
     for asked in map(str, properties):
         size = sizes.get(getkey(asked), 1)
         # a property without a fixed number of columns: i-PI cannot write the header either, and ends with an error
-        yield from [asked] if size == 1 or not isinstance(size, int) else [""] * size
+        several = isinstance(size, int) and size > 1
+        yield from [f"{asked}[{column}]" for column in range(size)] if several else [asked]
 
 
 def _bytes(output: Any, system: System) -> float:
