@@ -210,7 +210,7 @@ def test_a_shared_proton_is_not_cut() -> None:
 def test_a_peroxide_is_not_cut() -> None:
     """One molecule round an oxygen of H2O2 is the whole H2O2, also through the border of the cell."""
     cell = 9.0 * np.eye(3)
-    frame = wrapped(gas(([8, 8, 1, 1], PEROXIDE - [0.7, 0, 0]), ([8, 1, 1], WATER + np.array([0.5, 0, 0])), cell=cell))
+    frame = wrapped(gas(([8, 8, 1, 1], PEROXIDE - 0.7 * AWAY), ([8, 1, 1], WATER + 0.5 * AWAY), cell=cell))
     for centre in (0, 1):
         cluster = cut(frame, centre, Cut(molecules=1))
         assert (cluster.atoms, cluster.charge) == ((0, 1, 2, 3), 0)

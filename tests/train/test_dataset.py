@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,10 +133,60 @@ def test_charges_of_one_composition_are_told_apart_or_refused(examples):
         check([*examples, with_label(examples[1], charge=1, spin=1, energy=0.0)])
 
 
-def test_a_label_twice_and_forces_of_another_frame_are_refused(examples):
-    """Nothing is counted twice, and a label of a cut cluster without its structure is seen."""
+def test_a_label_that_is_there_already_counts_once(examples, caplog):
+    """A copy, wherever its structure was shifted to, and an energy alone beside energy and forces: the sentence counts
+    them. A second measurement of a noisy method is one more."""
+    caplog.set_level(logging.INFO, "beadwork")
+    exact = with_label(truth.example(truth.clusters(1, 5)[0], 50), energy_error=0.0, extra={"frame": 50})
+    moved = replace(exact, row=51, frame=replace(exact.frame, positions=exact.frame.positions + 3.0))
+    moved = with_label(moved, energy=exact.label.energy + 1e-5, extra={"frame": 51})
+    bare = replace(with_label(exact, forces=None), row=49)
+    assert [e.row for e in difference([examples[0], bare, exact, moved], None)] == [0, 50]
+    assert (
+        "the labels: 2 labels are there already, and count once (that of row 49 of test is that of row 50 of test)"
+        in (caplog.messages)
+    )
+    noisy = [with_label(exact, energy=exact.label.energy + shift, energy_error=0.01) for shift in (0.0, 0.012, 0.012)]
+    assert [e.energy for e in difference(noisy, None)] == [e.label.energy for e in noisy[:2]]
     with pytest.raises(LabelError, match="twice"):
-        check([*examples, examples[3]])
+        Dataset((*examples, examples[3]), (False,) * 41)
+
+
+def test_labels_of_one_structure_that_contradict_each_other_are_refused(examples):
+    """Beyond their errors, in energy or in forces, both by name; as far as structures that count as equal may differ,
+    they do not, and noise with long tails is noise."""
+    exact = [with_label(truth.example(f, n), energy_error=0.0) for n, f in enumerate(truth.clusters(3, 5))]
+    last = exact[-1]
+    energy, forces = last.label.energy, last.label.forces
+
+    def beside(moved: float = 0.0, **changes):
+        positions = last.frame.positions.copy()
+        positions[0, 0] += moved
+        return [*exact, with_label(replace(last, row=9, frame=replace(last.frame, positions=positions)), **changes)]
+
+    said = "row 2 of test and row 9 of test are one structure, and their labels have "
+    with pytest.raises(LabelError, match=said + r"energies of -?[\d.]+ and -?[\d.]+ eV; remove the wrong one"):
+        difference(beside(energy=energy + 0.05), None)
+    with pytest.raises(LabelError, match=said + "forces that differ by up to 2.000 eV/Å"):
+        difference(beside(forces=forces + 2.0 * np.eye(len(forces), 3)), None)
+    # 8e-4 Å from it, at 10 eV/Å
+    assert len(difference(beside(8e-4, energy=energy + 0.008), None)) == 3
+    assert len(difference(beside(2e-3, energy=energy + 0.05), None)) == 4
+    errors = np.full(forces.shape, 0.1)
+    tail = np.zeros_like(forces)
+    tail[0, 0] = 1.0
+    assert (
+        len(
+            difference(beside(energy=energy + 0.05, energy_error=0.02, forces=forces + tail, forces_error=errors), None)
+        )
+        == 4
+    )
+    with pytest.raises(LabelError, match=said):
+        difference(beside(energy=energy + 0.2, energy_error=0.02), None)
+
+
+def test_forces_of_another_frame_are_refused(examples):
+    """A label of a cut cluster without its structure is seen."""
     with pytest.raises(LabelError, match="structure that was computed"):
         check([replace(examples[0], frame=examples[1].frame)])
     with pytest.raises(LabelError, match="label frames first"):
@@ -341,6 +392,20 @@ def test_row_without_a_good_label_is_named(examples, tmp_path: Path):
     queue.finish(1, "me", {"energy": 1.0})
     with pytest.raises(LabelError, match=r"row 1: .*lacks"):
         from_queue(queue, None)
+
+
+def test_a_queue_with_a_structure_twice_can_be_learned(examples, tmp_path: Path):
+    """The same file without its charge and with it is two rows, and one label."""
+    queue = Queue(tmp_path / "q.db", create=True)
+    label = with_label(examples[1], charge=0, energy_error=0.0).label
+    for charge in (None, 0):
+        frame = replace(examples[1].frame, charge=charge, spin=None)
+        queue.add(KeptFrame(frame, 1, 0.1, np.ones(len(frame.numbers)), np.zeros(2), ("sha256:1",), "sha256:3"))
+    for row in queue.rows():
+        queue.claim("me", 60, row.id)
+        queue.finish(row.id, "me", label.to_dict())
+    assert [row.id for row in queue.rows()] == [1, 2]
+    assert [e.row for e in from_queue(queue, None)] == [1]
 
 
 def test_label_hash_survives_the_queue(examples, tmp_path: Path):

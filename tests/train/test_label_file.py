@@ -47,8 +47,11 @@ def written(file: Path, frames) -> Path:
 
 
 def water(file: Path, *said: str, old: str = "", new: str = "") -> Path:
-    """A file with a frame of water for each comment line; in the last one `old` is `new`."""
-    frames = [WATER.format(said=f"method=m {one}") for one in said]
+    """A file with a frame of water for each comment line, each another structure; in the last one `old` is `new`."""
+    frames = [
+        WATER.format(said=f"method=m {one}").replace("0.1173", f"{0.1173 + 0.01 * back:.4f}")
+        for back, one in zip(range(len(said) - 1, -1, -1), said, strict=True)
+    ]
     assert old in frames[-1]
     frames[-1] = frames[-1].replace(old, new) if old else frames[-1]
     file.write_text("".join(frames))
@@ -235,8 +238,8 @@ def test_a_last_line_without_end_is_whole_by_its_digits(tmp_path: Path):
     file = tmp_path / "x.extxyz"
     text = "".join(
         f"3\nProperties=species:S:1:pos:R:3:REF_forces:R:3 method=m REF_energy={energy}\n"
-        "O 0.00 0.00 0.00 0.0 0.0 0.125\nH 0.96 0.00 0.00 0.0 0.0 0.250\nH -0.24 0.93 0.00 0.0 0.0 -0.375\n"
-        for energy in (-14.2, -14.3)
+        f"O 0.00 0.00 0.00 0.0 0.0 0.125\nH {x} 0.00 0.00 0.0 0.0 0.250\nH -0.24 0.93 0.00 0.0 0.0 -0.375\n"
+        for energy, x in ((-14.2, 0.96), (-14.3, 0.95))
     )
     for kept in (text, text[:-1], text[:-1].replace("\n", "\r\n"), text + "\n \n", text + "\n ", "\ufeff" + text):
         file.write_bytes(kept.encode())
@@ -244,7 +247,7 @@ def test_a_last_line_without_end_is_whole_by_its_digits(tmp_path: Path):
         assert [e.energy for e in found] == [-14.2, -14.3]
         assert found[1].forces[2].tolist() == [0.0, 0.0, -0.375]
         atoms = Queue(tmp_path / f"{len(kept)}.db", create=True)
-        assert add(atoms, file).stored == 1, "the same file gives its one structure to a queue"
+        assert add(atoms, file).stored == 2, "the same file gives its two structures to a queue"
     cell = "VEC1 9.0 0.0 0.0\nVEC2 0.0 9.0 0.0\nVEC3 0.0 0.0 9.0"
     for cut in (text[:-2], text[:-3], text[: text.rindex("\n", 0, -1)] + "\nH 1 1 1 1 1 1", text + cell[:-1]):
         file.write_text(cut)

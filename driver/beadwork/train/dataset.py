@@ -25,9 +25,11 @@ from beadwork.harvest.queue import LABELLED, Queue
 from beadwork.label.codes.basis import check_stored
 from beadwork.label.codes.command import ENERGIES, LENGTHS
 from beadwork.label.label import Label, as_json, computed, frame_of, plain, structure
+from beadwork.log import logger
 from beadwork.potential.bundle import load_card
 from beadwork.potential.graph import MIN_DISTANCE, build
 from beadwork.potential.load import load
+from beadwork.train.duplicates import firsts
 
 DATASET = "dataset.json"
 FRAMES = "frames.extxyz"
@@ -40,6 +42,12 @@ LABEL_SUFFIXES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
 SAME_DIRECTION_COSINE = 0.9
 #: how far (in logarithms) that factor may be from a ratio of units
 SAME_UNIT_LOG_RATIO = 0.1
+#: eV an atom and eV/Å; two labels of one structure differ by less where only the convergence of their codes differs
+SAME_ENERGY, SAME_FORCE = 1e-3, 1e-2
+#: standard errors; two labels of one structure that are further apart are of two things
+AGREEING_ERRORS = 5.0
+#: eV/Å and eV/Å²; how fast energy and forces change at most between structures that count as equal
+STEEPEST, STIFFEST = 10.0, 100.0
 #: Å; an atom without another one within this distance is isolated
 ISOLATED_DISTANCE = 6.0
 
@@ -164,6 +172,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check(self.examples)
+        # a label that is given twice would count twice
+        seen: set[str] = set()
+        for e in self.examples:
+            if e.hash in seen:
+                raise LabelError(f"the dataset: the label of {e.place} is there twice", "give each label once")
+            seen.add(e.hash)
         if len(self.held_out) != len(self.examples):
             raise LabelError(f"{len(self.held_out)} marks of what is held out do not fit {len(self.examples)} examples")
 
@@ -285,13 +299,15 @@ def from_queue(
 def difference(labelled: Sequence[Example], baseline: Path | None, where: str = "the labels") -> list[Example]:
     """Fill in energy and forces: label minus baseline, by the same engine that will serve the baseline.
 
-    baseline: a bundle, or None to train on the labels themselves. Raises LabelError as `check` does and for unphysical
-    structures, ModelError for a baseline that does not know an element.
+    Labels that are there already are left out. baseline: a bundle, or None to train on the labels themselves. Raises
+    LabelError as `check` does, for unphysical structures and for two labels of one structure that contradict each
+    other, ModelError for a baseline that does not know an element.
     """
     # before the baseline is evaluated, which takes minutes
     check(labelled, where)
     for start in range(0, len(labelled), BATCH):
         _check_structures(labelled[start : start + BATCH])
+    labelled = _once(labelled, where)
     if baseline is None:
         # a baseline learns the labels themselves
         return [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None) for e in labelled]
@@ -344,6 +360,72 @@ def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
     )
 
 
+def _once(examples: Sequence[Example], where: str) -> list[Example]:
+    """The examples without those whose structure and label are there already, which would count twice.
+
+    Two noisy labels of one structure are two measurements, unless one is a copy of the other. Raises LabelError for two
+    labels of one structure that contradict each other beyond their standard errors.
+    """
+    kind = firsts([e.frame for e in examples])
+    known: dict[int, list[Example]] = {}
+    again: list[tuple[int, Example]] = []
+    # those with forces first: an energy alone says nothing more than they do
+    for number in sorted(range(len(examples)), key=lambda n: (examples[n].label.forces is None, n)):
+        e = examples[number]
+        # every isolated atom of one element is one structure; their energies are compared where they are used
+        same = [] if e.isolated else known.setdefault(kind[number], [])
+        for other in same:
+            _check_agreement(other, e, where)
+        if first := next((other for other in same if _says_no_more(other, e)), None):
+            again.append((number, first))
+        else:
+            same.append(e)
+    if again:
+        number, first = min(again, key=lambda pair: pair[0])
+        logger.info(
+            "%s: %d labels are there already, and count once (that of %s is that of %s)",
+            where,
+            len(again),
+            examples[number].place,
+            first.place,
+        )
+    left_out = {number for number, _ in again}
+    return [e for number, e in enumerate(examples) if number not in left_out]
+
+
+def _says_no_more(one: Example, other: Example) -> bool:
+    """Whether the second of two labels of one structure, which agree, says nothing that the first does not."""
+    if other.label.forces is not None and one.label.forces is None:
+        return False
+    noisy = [e for e in (one, other) if e.energy_error or e.forces_error is not None]
+    # two measurements of one thing are never equal by chance
+    return not noisy or (len(noisy) == 2 and one.label.energy == other.label.energy)
+
+
+def _check_agreement(one: Example, other: Example, where: str) -> None:
+    """Refuse two labels of one structure that contradict each other. Raises LabelError."""
+    a, b = (e.frame.positions - e.frame.positions.mean(axis=0) for e in (one, other))
+    moved = np.linalg.norm(a - b, axis=1)
+    energy = abs(one.label.energy - other.label.energy)
+    margin = AGREEING_ERRORS * np.hypot(one.energy_error, other.energy_error)
+    if energy > margin + SAME_ENERGY * len(moved) + STEEPEST * moved.sum():
+        apart = f"energies of {one.label.energy:.4f} and {other.label.energy:.4f} eV"
+    elif one.label.forces is None or other.label.forces is None:
+        return
+    else:
+        ways = np.abs(one.label.forces - other.label.forces)
+        sigma, second = (np.zeros_like(ways) if e.forces_error is None else e.forces_error for e in (one, other))
+        # all components together: of thousands one is beyond five errors by chance, and noise has long tails
+        units = np.hypot(sigma, second) + (SAME_FORCE + STIFFEST * moved.max()) / AGREEING_ERRORS
+        if np.sqrt(np.mean((ways / units) ** 2)) <= AGREEING_ERRORS:
+            return
+        apart = f"forces that differ by up to {ways.max():.3f} eV/Å"
+    raise LabelError(
+        f"{where}: {one.place} and {other.place} are one structure, and their labels have {apart}",
+        "remove the wrong one; where they are noisy, give their standard errors",
+    )
+
+
 def _check_structures(examples: Sequence[Example]) -> None:
     try:
         # only what is closer than that is looked at, so a training set takes no time
@@ -358,8 +440,8 @@ def _check_structures(examples: Sequence[Example]) -> None:
 def check(examples: Sequence[Example], where: str = "the dataset") -> None:
     """Refuse examples that must not be in one training set.
 
-    Raises LabelError for no examples, more than one method or baseline, one label twice, forces that do not fit their
-    frame, two charges or spins of one composition, and labels that lack their basis's pseudopotential.
+    Raises LabelError for no examples, more than one method or baseline, forces that do not fit their frame, two charges
+    or spins of one composition, and labels that lack their basis's pseudopotential.
     """
     if not examples:
         raise LabelError(f"{where}: no labels", "label frames first (beadwork label)")
@@ -373,7 +455,6 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
                 f"{where}: labels of {len(names)} {what} ({listed})", "choose one (--method), they never mix"
             )
     states: dict[str, tuple[int, int]] = {}
-    seen: set[str] = set()
     for e in examples:
         formula = str(e.frame.to_atoms().symbols.get_chemical_formula())
         state = (e.label.charge, e.label.spin)
@@ -388,10 +469,6 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
                 f"{len(e.frame.numbers)}",
                 "the structure that was computed must come with the label",
             )
-        if e.hash in seen:
-            raise LabelError(f"{where}: the label of {e.place} is there twice", "give each label once")
-        # a label that is given twice would count twice
-        seen.add(e.hash)
         check_stored(e.label.code, e.label.input, e.frame.numbers, f"{where}: {e.place}")
 
 
