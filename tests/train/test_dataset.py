@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,31 +57,103 @@ def test_difference_is_label_minus_the_baseline_that_serves(examples):
         assert np.allclose(e.forces + alone.forces, e.label.forces, atol=1e-5)
 
 
+@pytest.fixture
+def answer(examples, monkeypatch):
+    """A baseline that answers each example's own energy and forces, but for a part of each that it does not know."""
+    rng = np.random.default_rng(7)
+    known = {e.frame.positions.tobytes(): (e.label.energy, e.label.forces) for e in examples}
+
+    def evaluate(frames):
+        energies, forces = zip(*(known[f.positions.tobytes()] for f in frames), strict=True)
+        force = np.concatenate(forces)
+        return SimpleNamespace(
+            energies=np.array(energies) + rng.normal(0, 0.01, len(frames)),
+            forces=force + rng.normal(0, 0.03, force.shape),
+            ptr=np.cumsum([0, *map(len, forces)]),
+        )
+
+    nothing = SimpleNamespace(evaluate=evaluate, check_species=lambda _: None, select_backends=lambda _: None)
+    monkeypatch.setattr(dataset, "load", lambda _: nothing)
+    monkeypatch.setattr(dataset, "load_card", lambda _: SimpleNamespace(hash="sha256:b"))
+
+
 @pytest.mark.parametrize(
-    ("times", "said"),
+    ("times", "count", "said"),
     [
-        (23.0605, "23.1 times the baseline's, as forces in kcal/mol/angstrom would be"),
-        (0.019447, "0.0194 times the baseline's, as forces in hartree/bohr would be"),
-        (0.52918, "0.529 times the baseline's, as forces in ev/bohr would be"),
-        (-1.0, "-1 times the baseline's, as gradients would be"),
-        (1.0, None),
-        (0.8, None),
-        (1.5, None),
+        (23.0605, 8, ", as forces in kcal/mol/angstrom would be"),
+        (0.019447, 8, ", as forces in hartree/bohr would be"),
+        (0.52918, 8, ", as forces in ev/bohr would be"),
+        (1000.0, 8, ", as forces in mev/angstrom would be"),
+        (964.85, 8, ", as forces in kj/mol/nm would be"),
+        (10.0, 8, ", as forces in ev/nm would be"),
+        (-1.0, 8, ", as gradients would be"),
+        (5.0, 12, ""),
+        (0.2, 12, ""),
+        (5.0, 8, None),  # few structures near a minimum may have it
+        (1.0, 12, None),
+        (0.8, 12, None),
+        (1.5, 12, None),
+        (2.5, 12, None),
     ],
 )
-def test_forces_in_another_unit_are_refused(examples, times, said):
-    """Labels that are the baseline's forces but for a unit or the sign: a file of kcal/mol reads as well as any. Labels
-    of another method are the baseline's but for some percent, and pass."""
-    engine = TorchScriptEngine(bundle.check(truth.BASELINE))
-    found = []
-    for e in examples[:8]:
-        forces = engine.evaluate(build([e.frame], engine.cutoff)).forces
-        found.append(with_label(e, forces=times * forces, forces_error=None))
+def test_forces_in_another_unit_are_refused(examples, answer, times, count, said):
+    """Labels that are the baseline's forces but for a unit, the sign, or a factor that no baseline explains: a file of
+    kcal/mol reads as well as any. Labels of another method are the baseline's but for some percent, and pass."""
+    found = [with_label(e, forces=times * e.label.forces, forces_error=None) for e in examples[:count]]
     if said is None:
-        assert len(difference(found, truth.BASELINE)) == 8
+        assert len(difference(found, Path("baseline"))) == count
         return
-    with pytest.raises(LabelError, match=f"{said}; give forces in eV/Å"):
-        difference(found, truth.BASELINE)
+    with pytest.raises(LabelError) as error:
+        difference(found, Path("baseline"))
+    told = re.fullmatch(
+        rf"the labels: the labels' forces are (\S+) times the baseline's{said}; give .* eV/Å", str(error.value)
+    )
+    assert float(told[1]) == pytest.approx(times, rel=0.05)
+
+
+@pytest.mark.parametrize("forces", [True, False])
+@pytest.mark.parametrize(
+    ("times", "noise", "count", "said"),
+    [
+        (1 / 27.211386, 0.0, 40, ", as energies in hartree would be"),
+        (1 / 27.211386, 0.02, 40, ", as energies in hartree would be"),
+        (23.0605, 0.0, 40, ", as energies in kcal/mol would be"),
+        (96.485, 0.0, 40, ", as energies in kj/mol would be"),
+        (1000.0, 0.0, 40, ", as energies in mev would be"),
+        (-1.0, 0.0, 40, ", as energies of the other sign would be"),
+        (7.0, 0.0, 40, ""),
+        (1 / 27.211386, 20.0, 40, None),  # nothing can be told
+        (1 / 27.211386, 0.0, 10, None),  # of several compositions: too few to tell
+        (1.0, 0.0, 40, None),
+        (1.0, 0.5, 40, None),
+        (1.0, 50.0, 40, None),
+        (0.7, 0.1, 40, None),
+        (2.5, 0.0, 40, None),
+    ],
+)
+def test_energies_in_another_unit_are_refused(examples, answer, times, noise, count, said, forces):
+    """Energies in Hartree make a Δ of minus the baseline. They are told by their changes within a composition, whatever
+    the zero of each atom; noise that hides the changes refuses nothing, and right forces save no wrong energies."""
+    rng = np.random.default_rng(3)
+    found = [
+        with_label(
+            e,
+            energy=times * (e.label.energy + 1000.0 * len(e.frame.numbers) + noise * rng.normal()),
+            energy_error=times * noise if times > 0 else 0.0,
+            forces=e.label.forces if forces else None,
+            forces_error=None,
+        )
+        for e in examples[:count]
+    ]
+    if said is None:
+        assert len(difference(found, Path("baseline"))) == count
+        return
+    with pytest.raises(LabelError) as error:
+        difference(found, Path("baseline"))
+    told = re.fullmatch(
+        rf"the labels: the labels' energies are (\S+) times the baseline's{said}; give .* eV", str(error.value)
+    )
+    assert float(told[1]) == pytest.approx(times, rel=0.05)
 
 
 def test_a_baseline_is_told_charge_and_spin_of_the_label(examples, tmp_path: Path, monkeypatch):

@@ -38,10 +38,21 @@ FORMAT = 1
 BATCH = 256
 #: suffixes of files with labels; every other source is a queue
 LABEL_SUFFIXES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
-#: cosine between forces of labels and baseline above which they differ only by a factor
+#: cosine between labels and baseline, their forces or the changes of their energies, above which they differ only by a
+#: factor
 SAME_DIRECTION_COSINE = 0.9
 #: how far (in logarithms) that factor may be from a ratio of units
 SAME_UNIT_LOG_RATIO = 0.1
+#: a factor that no baseline explains, given so many frames, or so many energies beyond one of each composition: fewer
+#: may lie along each other by chance, or by symmetry near a minimum
+UNLIKE_FACTOR, FRAMES_FOR_FACTOR = 3.0, 10
+#: units in which energies and forces are also found, in eV and eV/Å
+_ENERGIES = {**ENERGIES, "mev": 1e-3}
+_FORCES = {f"{e}/{x}": ENERGIES[e] / LENGTHS[x] for e in ENERGIES for x in LENGTHS} | {
+    "mev/angstrom": 1e-3,
+    "ev/nm": 0.1,
+    "kj/mol/nm": 0.1 * ENERGIES["kj/mol"],
+}
 #: eV an atom and eV/Å; two labels of one structure differ by less where only the convergence of their codes differs
 SAME_ENERGY, SAME_FORCE = 1e-3, 1e-2
 #: standard errors; two labels of one structure that are further apart are of two things
@@ -332,31 +343,60 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
                 pairs.append((e.label.forces, result.forces[a:b]))
             examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name))
     if pairs:
-        _check_unit(np.concatenate([label for label, _ in pairs]), np.concatenate([own for _, own in pairs]), where)
+        label, own = (np.concatenate(forces) for forces in zip(*pairs, strict=True))
+        _check_unit(label, own, len(pairs), ("forces", "eV/Å", "gradients"), _FORCES, where)
+    _check_energies(examples, where)
     return examples
 
 
-def _check_unit(label: FloatArray, baseline: FloatArray, where: str) -> None:
-    """Refuse forces that are the baseline's times a ratio of units or -1: they are not in eV/Å, or are gradients.
+def _check_energies(examples: Sequence[Example], where: str) -> None:
+    """Refuse energies that change from frame to frame as the baseline's do, but by a factor: they are not in eV.
 
-    A file names no units, and Δ trained on such labels would be nonsense that looks like a large correction.
+    Within one composition, since any constant an atom, an ion or a molecule is another zero and no unit.
+    """
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for e in examples:
+        groups.setdefault(e.composition, []).append((e.label.energy, e.label.energy - e.energy))
+    # what is left without the mean of each group: as many numbers as count frames say something of their own
+    changes = [np.array(group) - np.mean(group, axis=0) for group in groups.values()]
+    label, own = np.concatenate(changes).T
+    frames = len(examples) - len(groups)
+    if frames >= FRAMES_FOR_FACTOR:
+        _check_unit(label, own, frames, ("energies", "eV", "energies of the other sign"), _ENERGIES, where)
+
+
+def _check_unit(
+    label: FloatArray,
+    baseline: FloatArray,
+    frames: int,
+    names: tuple[str, str, str],
+    units: Mapping[str, float],
+    where: str,
+) -> None:
+    """Refuse labels that are the baseline's times a ratio of units, -1, or any factor that no baseline explains.
+
+    A file names no units, and Δ trained on such labels would be nonsense that looks like a large correction. Noise that
+    is not far below the changes themselves takes the labels out of the baseline's direction, and nothing is refused.
+
+    names: what they are, their unit, and what they are where the factor is negative. units: by name, in ours.
     """
     # over all frames at once: single atoms may lie along the baseline by chance
     size = float(np.linalg.norm(label)) * float(np.linalg.norm(baseline))
     along = float((label * baseline).sum()) / max(size, 1e-12)
     times = float(np.linalg.norm(label)) / max(float(np.linalg.norm(baseline)), 1e-12)
-    # a good baseline's forces are along the label's too: only together with the ratio below it is suspicious
+    # a good baseline's are along the label's too: only together with the ratio below it is suspicious
     if abs(along) < SAME_DIRECTION_COSINE:
         return
-    units = {f"{e}/{x}": LENGTHS[x] / ENERGIES[e] for e in ENERGIES for x in LENGTHS}
+    what, unit, negative = names
     # in logarithms, since 1/27 is as far off as 27
-    near = min(units, key=lambda unit: abs(np.log(times / units[unit])))
-    if along > 0 and (near == "ev/angstrom" or abs(np.log(times / units[near])) > SAME_UNIT_LOG_RATIO):
+    near = min(units, key=lambda name: abs(np.log(times * units[name])))
+    of_unit = units[near] != 1 and abs(np.log(times * units[near])) <= SAME_UNIT_LOG_RATIO
+    if along > 0 and not of_unit and (frames < FRAMES_FOR_FACTOR or abs(np.log(times)) <= np.log(UNLIKE_FACTOR)):
         return
     raise LabelError(
-        f"{where}: the labels' forces are {np.copysign(times, along):.3g} times the baseline's, as "
-        + ("gradients" if along < 0 else f"forces in {near}")
-        + " would be; give forces in eV/Å"
+        f"{where}: the labels' {what} are {np.copysign(times, along):.3g} times the baseline's"
+        + (f", as {negative} would be" if along < 0 else f", as {what} in {near} would be" if of_unit else "")
+        + f"; give {what} in {unit}"
     )
 
 
