@@ -274,7 +274,7 @@ def _training(commands: Any) -> None:
     train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/configuration.md)")
     train.add_argument("--head", help="of a file with several heads: which one to start from")
     train.add_argument("--trust-pickle", action="store_true", help="a file can run code: say that this one may")
-    _add_keys(train, "of the labels to take; for a file, of frames that do not say")
+    _add_keys(train, "of the labels to take; in a file, frames that name none are of it")
     text = "errors and spread of a committee on frames that it never saw"
     validate = _command(commands, "validate", _validate, text, "models/gen-1")
     validate.add_argument("committee", type=Path, help="folder that beadwork train made")

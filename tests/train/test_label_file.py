@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def test_values_that_are_none(tmp_path: Path, said, told):
         ("REF_forces:R:3", "REF_forces:R:1:more:R:2", "REF_forces has 1 columns; it must have three numbers per atom"),
         ("-0.1 -0.2 0.0", "-0.1 nan 0.0", "REF_forces of atom 2 is -0.1 nan 0.0; take the frame out"),
         ("-0.1 -0.2 0.0", "-0.1 -0.2D0 0.0", "cannot be read as extended XYZ"),
-        ("H 0.0 -", "Q 0.0 -", "cannot be read as extended XYZ"),
+        ("H 0.0 -", "Q 0.0 -", "has an atom that is called 'Q', which is no element"),
         ("H 0.0 -0.7572", "H nan -0.7572", r"atom 2 is at \[nan"),
         ("H 0.0 0.7572 -0.4692", "H 0.0 0.0 0.2173", "atoms 0 and 1 of the structure are 0.1 Å apart"),
         ("method=m", 'method=m pbc="T T T"', "the cell has no volume"),
@@ -207,6 +208,90 @@ def test_bad_frame_is_named(tmp_path: Path, old, new, told):
         with pytest.raises(LabelError, match=f"frame 1 of .*x.extxyz:? .*{told}") as error:
             from_file(file, baseline)
         assert "\n" not in str(error.value)
+
+
+def test_weights_of_mace(tmp_path: Path, caplog):
+    """Placeholder forces of weight 0 are not learned, nor a frame of weight 0; other weights are said to be unused."""
+    caplog.set_level(logging.INFO, "beadwork")
+    file = water(
+        tmp_path / "x.extxyz",
+        "REF_energy=-14.2",
+        "REF_energy=-14.3 config_forces_weight=0.0",
+        "nothing=1 config_weight=0",
+        "REF_energy=-14.4 config_energy_weight=0 config_forces_weight=0",
+        "REF_energy=-14.5 config_weight=2.5 config_energy_weight=1.0",
+    )
+    found = from_file(file, None)
+    assert [(e.row, e.energy, e.forces is None) for e in found] == [
+        (0, -14.2, False),
+        (1, -14.3, True),
+        (4, -14.5, False),
+    ]
+    assert caplog.messages[-1].startswith(
+        f"{file}: 2 frames have weight 0, and are left out; 1 frames have forces of weight 0, which are left out; "
+        "1 frames have other weights than 0 and 1, which are not used"
+    )
+    for said, told in (
+        (
+            "config_energy_weight=0",
+            "frame 0 of .* has config_energy_weight=0 and forces, which cannot be learned without",
+        ),
+        ("config_weight=0", "every frame of .* has weight 0"),
+        ("config_forces_weight=-1", "frame 0 of .*: config_forces_weight is -1; it must be a weight, 0 or more"),
+        ("config_weight=high", "frame 0 of .*: config_weight is 'high'; it must be a weight"),
+    ):
+        with pytest.raises(LabelError, match=told):
+            from_file(water(file, f"REF_energy=-14.2 {said}"), None)
+
+
+def test_two_methods_in_one_file(tmp_path: Path):
+    """As of a queue: --method takes the labels of one, and those that name none; one that no frame has is named."""
+    file = water(tmp_path / "x.extxyz", "REF_energy=-14.2", "REF_energy=-14.3 method=n", "REF_energy=-14.4")
+    file.write_text(
+        file.read_text()
+        .replace("method=m REF_energy=-14.4", "REF_energy=-14.4")
+        .replace("method=m REF_energy=-14.3", "REF_energy=-14.3")
+    )
+    assert [(e.row, e.label.method) for e in from_file(file, None, "m")] == [(0, "m"), (2, "m")]
+    assert [(e.row, e.label.method) for e in from_file(file, None, "n")] == [(1, "n"), (2, "n")]
+    with pytest.raises(LabelError, match="has no labels of o, but of m; correct --method"):
+        from_file(water(file, "REF_energy=-14.2"), None, "o")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("O", "D", "T"), None),
+        (("8", "1", "1"), None),
+        (("O1", "H1", "H2"), None),
+        (
+            ("OW", "HW1", "HW2"),
+            "an atom that is called 'OW', which is no element: write the element's symbol .perhaps O",
+        ),
+        (("O", "X", "X"), "atoms of no known element"),
+    ],
+)
+def test_atoms_are_called_as_for_a_queue(tmp_path: Path, names, said):
+    """What `queue add` reads is read, and what it refuses is refused, with or without labels."""
+    rows = "".join(f"{name} {x} 0.0 0.0 0.0 0.0 0.0\n" for name, x in zip(names, (0.0, 0.96, -0.96), strict=True))
+    file = tmp_path / "x.extxyz"
+    file.write_text(f"3\nProperties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy=-14.2\n{rows}")
+    queue = Queue(tmp_path / "q.db", create=True)
+    if said is None:
+        assert add(queue, file).stored == 1
+        assert from_file(file, None, "m")[0].frame.numbers.tolist() == [8, 1, 1]
+        return
+    for act in (lambda: add(queue, file), lambda: from_file(file, None, "m")):
+        with pytest.raises((ConfigError, LabelError), match=f"frame 0 of .* has {said}"):
+            act()
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0c", "\x1c"])
+def test_a_line_ends_at_its_newline(tmp_path: Path, sign):
+    """What Unicode calls an end of a line is none in a comment, for labels and for a queue."""
+    file = water(tmp_path / "x.extxyz", f'REF_energy=-14.2 note="a{sign}b"', "REF_energy=-14.3")
+    assert [e.energy for e in from_file(file, None)] == [-14.2, -14.3]
+    assert add(Queue(tmp_path / "q.db", create=True), file).stored == 2
 
 
 def test_no_record_is_lost_without_a_word(tmp_path: Path):
@@ -302,7 +387,8 @@ def test_isolated_atoms_move_no_reference_energy(examples, tmp_path: Path, kinds
 
 
 def test_isolated_atoms_are_a_baseline_s_reference_energies(examples, tmp_path: Path, monkeypatch):
-    """A model of the labels takes their energies; one that misses an element, and two that differ, are said."""
+    """A model of the labels takes their energies; one that misses an element, and two that differ, are said. H+ has no
+    energy that hydrogen could have for its reference."""
     plans = []
 
     def stop(member, folder, settings, plan, *rest):
@@ -323,6 +409,10 @@ def test_isolated_atoms_are_a_baseline_s_reference_energies(examples, tmp_path: 
     assert "4 isolated atoms (H, O), neither trained on nor tested: their energies are the reference" in said[-1]
     assert ATOM_ENERGIES_KEY not in train(found[2:3] + found[4:], "b")
     assert "1 isolated atoms (H), neither trained on nor tested: O is missing: references are fitted" in said[-1]
+    ions = [replace(e, frame=replace(e.frame, charge=1), label=replace(e.label, charge=1)) for e in found[0:4:2]]
+    assert ATOM_ENERGIES_KEY not in train([*ions, found[1], *found[4:]], "d")
+    assert "2 isolated ions (H), neither trained on nor tested" in said
+    assert "1 isolated atoms (O), neither trained on nor tested: H is missing: references are fitted" in said[-1]
     other = replace(found[2], energy=found[2].energy + 0.5)
     with pytest.raises(LabelError, match=r"frame 0 of x.extxyz has -100.0000 eV, the one in frame 2 of .* -99.5000"):
         train_model([*found[:2], other, *found[3:]], tmp_path / "c", TrainSettings())

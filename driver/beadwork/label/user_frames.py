@@ -13,7 +13,6 @@ from typing import Any
 
 import ase.io
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
 from ase.neighborlist import neighbor_list
 from ipi.utils.io import read_file_raw
 
@@ -22,18 +21,14 @@ from beadwork.frame import Frame
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.ipi.outputs import ISOTOPES, structure
-from beadwork.label.lines import decoded, last_row_is_complete
+from beadwork.label.lines import PROPERTIES, decoded, element, last_row_is_complete, lines_of, unlike, with_elements
 
 #: marks of i-PI in the line before a frame's atoms; readers of other programs would miss its units and cell
 _IPI = re.compile(r"CELL[\[({]|cell\{|positions\{|Bead:")
 #: without these entries i-PI reads an xyz in Bohr
 _UNITS = re.compile(r"positions\{\w+\}.*cell\{\w+\}|cell\{\w+\}.*positions\{\w+\}")
-#: the columns of an extended XYZ, in the line before a frame's atoms
-_PROPERTIES = re.compile(r"\bProperties=\"?([^\s\"]+)")
 #: Å; atoms are never closer; forces or velocities that are read as positions often are
 _NEAR = 0.2
-#: the line that LAMMPS's dump xyz writes above the atoms, which have types unless elements were set
-_TYPES = re.compile(r"\s*Atoms(\. Timestep|\s*$)")
 #: kinds of frames that are listed
 _KINDS = 8
 
@@ -110,7 +105,7 @@ class _Read:
 def _read(path: Path, text: bytes) -> _Read:
     mode = path.suffix.lower().lstrip(".")
     # by content where possible: LAMMPS dumps have any suffix
-    lines = decoded(text, "replace").splitlines(keepends=True)
+    lines = lines_of(decoded(text, "replace"))
     if lines and lines[0].startswith("ITEM: "):
         return _dump(path, lines)
     if mode in ("xyz", "extxyz"):
@@ -119,7 +114,7 @@ def _read(path: Path, text: bytes) -> _Read:
         read = _Read([])
         for number, atoms in enumerate(ase.io.read(path, ":", do_not_split_by_at_sign=True)):
             if mode == "gro":  # a gro file has names only, and ASE reads MW, the dummy site of a water, as tungsten
-                elements = [_element(str(name), f"frame {number} of {path}") for name in atoms.arrays["atomtypes"]]
+                elements = [element(str(name), f"frame {number} of {path}") for name in atoms.arrays["atomtypes"]]
                 atoms.symbols = [symbol for symbol, _ in elements]
                 read.isotopes |= any(isotope for _, isotope in elements)
             read.frames.append(_of_ase(atoms, f"frame {number} of {path}"))
@@ -134,7 +129,7 @@ def _read(path: Path, text: bytes) -> _Read:
         for line in block:  # without the element's column ASE guesses from the name
             if line.startswith(("ATOM", "HETATM")) and not line[76:78].strip():
                 name = line[12:16].strip()
-                _unlike(name, name, f"frame {number} of {path}")
+                unlike(name, name, f"frame {number} of {path}")
     whole = io.StringIO("".join(line for block in plain for line in block))
     atoms = ase.io.read(whole, ":", format="proteindatabank")
     return _Read([_of_ase(one, f"frame {n} of {path}") for n, one in enumerate(atoms)], torn, isotopes)
@@ -143,16 +138,14 @@ def _read(path: Path, text: bytes) -> _Read:
 def _xyz(path: Path, lines: Sequence[str]) -> _Read:
     """XYZ of all kinds: i-PI's, extended, and plain."""
     blocks, torn = _blocks(path, lines)
-    ipi = any(map(_IPI.search, lines[:2])) and not _PROPERTIES.search("".join(lines[:2]))
+    ipi = any(map(_IPI.search, lines[:2])) and not PROPERTIES.search("".join(lines[:2]))
     if ipi and "_forces_" in path.name and "Traj: positions" in lines[1]:
         raise ConfigError(f"{path} has no positions: i-PI writes the forces of an instanton under the name positions")
     read = _Read([], torn)
     for number, block in enumerate(blocks):
         where = f"frame {number} of {path}"
-        names = _columns(block[1], where)
-        if not names or "species" in names:  # else the file has atomic numbers
-            block, isotopes = _elements(block, names.index("species") if names else 0, where)
-            read.isotopes |= isotopes
+        block, isotopes = with_elements(block, where)
+        read.isotopes |= isotopes
         if ipi:
             read.frames.append(_of_ipi(block, "xyz", where))
             if len(read.frames[-1].numbers) != len(read.frames[0].numbers):
@@ -189,77 +182,6 @@ def _of_ipi(block: Sequence[str], mode: str, where: str) -> Frame:
         )
     # i-PI's own reader knows its units and its cell in the title
     return structure(read_file_raw(mode, io.StringIO("".join(block))), mode)
-
-
-def _columns(title: str, where: str) -> list[str]:
-    """Name of each column of an extended XYZ; of a plain one none. Raises ConfigError where there are no positions.
-
-    i-PI's extended XYZ of forces, for instance, has positions too, and they are all 0.
-    """
-    said = _PROPERTIES.search(title)
-    if said is None:
-        return []
-    parts = said[1].split(":")
-    names = [name for name, width in zip(parts[::3], parts[2::3], strict=False) for _ in range(int(width))]
-    others = [name for name in dict.fromkeys(names) if name not in ("species", "pos", "Z")]
-    if "pos" not in names or ("ipi_comment=" in title and "positions{" not in title):
-        raise ConfigError(f"{where} has no positions, but {', '.join(others) or 'species alone'}")
-    return names
-
-
-def _elements(block: Sequence[str], column: int, where: str) -> tuple[list[str], bool]:
-    """The block with symbols of elements where it has isotopes or atomic numbers, or digits behind a symbol.
-
-    Also whether there are isotopes. Raises ConfigError for what is no element, or may be another.
-    """
-    lines, isotopes = list(block), False
-    types = _TYPES.match(block[1])
-    for row in range(2, 2 + int(block[0])):
-        words = lines[row].split()
-        name = words[column]
-        if types and name.isdigit():
-            raise ConfigError(
-                f"{where} has types instead of elements, as LAMMPS's dump xyz writes them: let LAMMPS write elements "
-                "(dump_modify ID element O H)"
-            )
-        symbol, isotope = _element(name, where)
-        isotopes |= isotope
-        if symbol != name:
-            words[column] = symbol
-            lines[row] = " ".join(words) + "\n"
-    return lines, isotopes
-
-
-def _element(name: str, where: str) -> tuple[str, bool]:
-    """Symbol of the element of an atom's name, and whether that is of an isotope.
-
-    Raises ConfigError for what is no element, or may be another.
-    """
-    plain = re.sub(r"(?<=[A-Za-z])\d+$", "", name)  # O1, H2: sites of one element
-    symbol = plain.capitalize()
-    if re.fullmatch("[0-9]{1,3}", plain) and 0 < int(plain) < len(chemical_symbols):
-        return chemical_symbols[int(plain)], False
-    if symbol in ISOTOPES:
-        return chemical_symbols[ISOTOPES[symbol]], True
-    if symbol not in atomic_numbers:
-        guess = f" (perhaps {symbol[0]})" if symbol[0] in atomic_numbers else ""
-        raise ConfigError(
-            f"{where} has an atom that is called {name!r}, which is no element: write the element's symbol{guess}"
-        )
-    _unlike(name, plain, where)
-    return symbol, False
-
-
-def _unlike(name: str, letters: str, where: str) -> None:
-    """Refuse a name whose first letter is an element and whose first two are another, unless written as a symbol.
-
-    CA is calcium to some programs, and to others the α carbon. Raises ConfigError.
-    """
-    one, two = letters[:1].upper(), letters[:2].capitalize()
-    if len(two) == 2 and not letters.startswith(two) and one in atomic_numbers and two in atomic_numbers:
-        raise ConfigError(
-            f"{where} has an atom that is called {name!r}, which may be {one} or {two}: write the element's symbol"
-        )
 
 
 def _protium(line: str) -> str:

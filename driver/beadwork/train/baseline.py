@@ -42,7 +42,7 @@ def train_model(
     """Train one model on the labels themselves (examples made with baseline None): a baseline.
 
     energies_of_atoms: eV of each isolated atom at the labels' level, by atomic number; where not given, those of the
-    isolated atoms among the examples if they are of all elements, and fitted else.
+    neutral isolated atoms among the examples if they are of all elements, and fitted else.
     previous: a bundle trained by beadwork, from whose weights to start; its held-out frames stay held out.
     foundation: instead, a model of another origin to fine-tune, whose architecture and cutoff replace the settings'.
     Returns the bundle `out`, which contains dataset.json too. Otherwise as `committee.train_committee`.
@@ -54,7 +54,10 @@ def train_model(
     if dataset.baseline is not None:
         raise LabelError("a baseline is trained on labels, not on differences", "make the examples with baseline None")
     progress(format_division(out, examples, dataset, settings))
-    if energies_of_atoms is None and (atoms := [e for e in examples if e.isolated]):
+    ions = [e for e in examples if e.isolated and e.charge]
+    if ions:
+        progress(f"{len(ions)} isolated ions ({symbols_of(ions)}), neither trained on nor tested")
+    if energies_of_atoms is None and (atoms := [e for e in examples if e.isolated and not e.charge]):
         energies_of_atoms = _energies_of(atoms)
         # energies of some elements alone would put the others on another scale
         lacking = set().union(*(e.frame.numbers.tolist() for e in dataset.examples)) - set(energies_of_atoms)

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from beadwork.errors import ConfigError, GeometryError, LabelError
+from beadwork.errors import BeadworkError, ConfigError, GeometryError, LabelError
 from beadwork.frame import SPINS, FloatArray, Frame
 from beadwork.label.label import Label
-from beadwork.label.lines import decoded, last_row_is_complete
+from beadwork.label.lines import decoded, last_row_is_complete, lines_of, with_elements
+from beadwork.log import logger
 from beadwork.train.dataset import LABEL_SUFFIXES, Example, difference, from_queue
 
 ENERGY, FORCES = "REF_energy", "REF_forces"
 #: in place of a name: train on energies alone
 NO_FORCES = "none"
+#: MACE's own names of weights: of a frame, its energy and its forces; 1 where a frame does not say them
+WEIGHTS = ("config_weight", "config_energy_weight", "config_forces_weight")
 
 
 def read_examples(
@@ -45,19 +48,29 @@ def from_file(
 
     energy, forces: their names in the file; forces `none`: train on energies alone. Standard errors are read from the
     same names with `_error` added, and charge, spin, method, code, version and input from the entries of these names.
-    method: of frames without one. Raises LabelError for a file that cannot be read completely, frames without energies
-    or a method, forces under another name, and a value that is not what its name says.
+    method: take only labels of this method; it is that of frames without one. Of MACE's weights, 0 is no label, and
+    others are not used. Raises LabelError for a file that cannot be read completely, frames without energies or a
+    method, forces under another name, and a value that is not what its name says.
     """
     read, digest = _read(path)
     if not read:
         raise LabelError(f"{path} has no frames", "give a file with labels")
+    read = _of_method(path, read, method)
+    weights = {number: _weights(one, f"frame {number} of {path}") for number, one in read.items()}
+    read = {number: one for number, one in read.items() if any(weights[number])}
+    _say_weights(path, weights)
     found = []
     # of what the file does not say itself; with its hash, so that a label can be traced to these very bytes
     told = {"code": "file", "version": "", "input": f"{path.name} sha256:{digest}", "method": method}
     # before any value is read: forces under another name would be missed without a word
     _check_names(path, read, energy, forces)
-    for number, one in enumerate(read):
+    for number, one in read.items():
         where = f"frame {number} of {path}"
+        if not weights[number][0]:
+            raise LabelError(
+                f"{where} has {WEIGHTS[1]}=0 and forces, which cannot be learned without an energy",
+                "take it out, or give its energy a weight",
+            )
         about = {name: one.info.get(name, default) for name, default in told.items()}
         if about["method"] is None:
             raise LabelError(f"{where} does not say its method", "give --method")
@@ -66,12 +79,14 @@ def from_file(
             frame = Frame.from_atoms(one)
         except GeometryError as error:  # of charge and spin
             raise LabelError(f"{where}: {error.what}", error.remedy) from error
+        if not frame.numbers.all():
+            raise LabelError(f"{where} has atoms of no known element", "take it out")
         _check_spin(frame, info, where)
         values: dict[str, Any] = {
-            "energy": _number(info, energy, where, "a number in eV"),
-            "forces": _vectors(arrays, forces, where),
-            "energy_error": _number(info, f"{energy}_error", where, "a number in eV", 0.0),
-            "forces_error": _vectors(arrays, f"{forces}_error", where),
+            "energy": _number(info, energy, where, "a number in eV, as -14.2 or -1.42e+01"),
+            "forces": _vectors(arrays, forces, where) if weights[number][1] else None,
+            "energy_error": _number(info, f"{energy}_error", where, "a number in eV, as -14.2 or -1.42e+01", 0.0),
+            "forces_error": _vectors(arrays, f"{forces}_error", where) if weights[number][1] else None,
             "charge": frame.charge or 0,
             "spin": frame.spin or 0,
             "seconds": _number(info, "seconds", where, "a number of seconds", 0.0),
@@ -97,8 +112,49 @@ def from_file(
     return difference(found, baseline, str(path))
 
 
-def _read(path: Path) -> tuple[list[Any], str]:
-    """All frames as `ase.Atoms`, and the hash of the file."""
+def _of_method(path: Path, read: Mapping[int, Any], method: str | None) -> dict[int, Any]:
+    """The frames of this method, and those that say none. Raises LabelError where there are none."""
+    methods = {number: str(one.info.get("method", method)) for number, one in read.items()}
+    if method is not None and method not in methods.values():
+        listed = "; ".join(sorted(set(methods.values())))
+        raise LabelError(f"{path} has no labels of {method}, but of {listed}", "correct --method")
+    return {number: one for number, one in read.items() if method in (None, methods[number])}
+
+
+def _weights(atoms: Any, where: str) -> tuple[float, float]:
+    """Weights of energy and forces, as MACE multiplies them. Raises LabelError for what is no weight."""
+    info = _info(atoms)
+    whole, energy, forces = (_number(info, name, where, "a weight, 0 or more", 1.0) for name in WEIGHTS)
+    if lowest := next((name for name in WEIGHTS if info.get(name, 1.0) < 0), None):
+        raise LabelError(f"{where}: {lowest} is {info[lowest]}", "it must be a weight, 0 or more")
+    return whole * energy, whole * forces
+
+
+def _say_weights(path: Path, weights: Mapping[int, tuple[float, float]]) -> None:
+    """Say what weights do to the labels. Raises LabelError where they leave none."""
+    lost = sum(not any(both) for both in weights.values())
+    if lost == len(weights):
+        raise LabelError(f"every frame of {path} has weight 0 ({', '.join(WEIGHTS)})", "give those to learn a weight")
+    bare = sum(energy > 0 and not forces for energy, forces in weights.values())
+    other = sum(bool({*both} - {0.0, 1.0}) for both in weights.values())
+    told = [
+        f"{count} {what}"
+        for count, what in (
+            (lost, "frames have weight 0, and are left out"),
+            (bare, "frames have forces of weight 0, which are left out"),
+            (
+                other,
+                "frames have other weights than 0 and 1, which are not used: labels count by their standard errors",
+            ),
+        )
+        if count
+    ]
+    if told:
+        logger.info("%s: %s (%s)", path, "; ".join(told), ", ".join(WEIGHTS))
+
+
+def _read(path: Path) -> tuple[dict[int, Any], str]:
+    """All frames as `ase.Atoms` by their number, and the hash of the file."""
     import ase.io
 
     try:
@@ -107,23 +163,34 @@ def _read(path: Path) -> tuple[list[Any], str]:
         text = decoded(gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw)
     except (OSError, EOFError, ValueError) as error:
         raise LabelError(f"{path} cannot be read as extended XYZ ({error})", "give a file that is whole") from error
-    _check_whole(path, text)
-    read: list[Any] = []
-    try:
-        for atoms in ase.io.iread(io.StringIO(text), ":", format="extxyz"):
-            read.append(atoms)
-    except Exception as error:  # ASE's reader can raise anything
-        text = " ".join(str(error).split())
-        raise LabelError(
-            f"frame {len(read)} of {path} cannot be read as extended XYZ ({type(error).__name__}: {text})", "correct it"
-        ) from error
+    read: dict[int, Any] = {}
+    isotopes = 0
+    for number, block in enumerate(_blocks(path, text)):
+        where = f"frame {number} of {path}"
+        try:
+            block, has_isotopes = with_elements(block, where)
+            read[number] = ase.io.read(io.StringIO("".join(block)), format="extxyz")
+        except BeadworkError as error:  # what is no element
+            raise LabelError(error.what, error.remedy) from error
+        except Exception as error:  # ASE's reader can raise anything
+            text = " ".join(str(error).split())
+            raise LabelError(
+                f"{where} cannot be read as extended XYZ ({type(error).__name__}: {text})", "correct it"
+            ) from error
+        isotopes += has_isotopes
+    if isotopes:
+        logger.info("%s: D and T in %d frames were read as H, since no label depends on masses", path, isotopes)
     return read, digest
 
 
-def _check_whole(path: Path, text: str) -> None:
-    """Refuse files that ASE would read in part without an error: empty lines between frames, and a truncated file."""
-    lines = text.splitlines(keepends=True)
+def _blocks(path: Path, text: str) -> list[list[str]]:
+    """The lines of each frame.
+
+    Refuses files that ASE would read in part without an error: empty lines between frames, and a truncated file.
+    """
+    lines = lines_of(text)
     at = number = 0
+    blocks: list[list[str]] = []
     last: list[str] = []
     while at < len(lines):
         if not lines[at].strip():
@@ -138,19 +205,21 @@ def _check_whole(path: Path, text: str) -> None:
                 "mend that frame, or the one before it",
             )
         # the count, the comment, and a line for each atom
-        first, at = at + 2, at + 2 + int(lines[at])
+        start, at = at, at + 2 + int(lines[at])
         if at > len(lines):
             raise LabelError(f"frame {number} of {path} ends before its last atom: the file was cut", "copy it again")
-        last, rows = lines[first:at], at
+        last, rows = lines[start + 2 : at], at
         while at < len(lines) and lines[at].lstrip().startswith("VEC"):  # the cell in the form of some programs
             at += 1
         last = lines[rows:at] or last
+        blocks.append(lines[start:at])
         number += 1
     if not last_row_is_complete(last):
         raise LabelError(
             f"the last line of {path} has no end, so its last number may have been cut",
             "add a line break where it is whole, or copy the file again",
         )
+    return blocks
 
 
 def _info(atoms: Any) -> dict[str, Any]:
@@ -171,24 +240,25 @@ def _is_marked_isolated(atoms: Any) -> bool:
     return kind.replace("_", "").replace("-", "").replace(" ", "") == "isolatedatom"
 
 
-def _check_names(path: Path, read: Sequence[Any], energy: str, forces: str) -> None:
+def _check_names(path: Path, read: Mapping[int, Any], energy: str, forces: str) -> None:
     """Refuse a file with energies or forces under other names than those that would be read.
 
     Silently training without forces, or on another energy, would give a model that is wrong without a sign of it.
     """
-    have = [energy in _info(one) for one in read]
-    if not all(have):
-        without = [info for info in map(_info, read) if energy not in info]
+    have = {number: energy in _info(one) for number, one in read.items()}
+    if not all(have.values()):
+        without = [info for info in map(_info, read.values()) if energy not in info]
         # any name that says energy: a user mends a name more quickly than he finds out that there is one
         others = _other_names(without, "energ")
-        if not others and not any(have):
+        if not others and not any(have.values()):
             others = f"the numbers {', '.join(sorted(_numbers(without[0]))) or 'none'}"
         raise LabelError(
-            f"{sum(have)} of {len(read)} frames of {path} have {energy}, frame {have.index(False)} has not"
+            f"{sum(have.values())} of {len(read)} frames of {path} have {energy}, frame "
+            f"{next(number for number, has in have.items() if not has)} has not"
             + (f" but {others}; name what holds eV in all frames (--energy-key NAME)" if others else "; take it out")
         )
     # an isolated atom has no force by symmetry, and files leave it out
-    bound = [_arrays(one) for one in read if not _is_marked_isolated(one)]
+    bound = [_arrays(one) for one in read.values() if not _is_marked_isolated(one)]
     if forces == NO_FORCES:
         return
     without = [arrays for arrays in bound if forces not in arrays]
@@ -227,7 +297,7 @@ def _number(info: Mapping[str, Any], name: str, where: str, wanted: str, default
         return float(values[0])
     # extended XYZ reads T as true, which NumPy would take for 1
     text = "true (T)" if values.dtype.kind == "b" and values.all() else " ".join(map(str, values))
-    raise LabelError(f"{where}: {name} is {text!r}", f"it must be {wanted}, as -14.2 or -1.42e+01")
+    raise LabelError(f"{where}: {name} is {text!r}", f"it must be {wanted}")
 
 
 def _whole(info: Mapping[str, Any], name: str, where: str, wanted: str) -> int:
