@@ -85,7 +85,8 @@ def test_of_one_bead_the_centroid_is_the_bead(tmp_path: Path, of: str) -> None:
 
 
 def test_beads_across_a_face_of_the_cell(tmp_path: Path) -> None:
-    """Beads that i-PI wrote into the cell, one at each face, have their centroid at the face and not in the middle."""
+    """Beads that i-PI wrote into the cell, one at each face, have their centroid at the face and not in the middle;
+    where there are no images, i-PI has a cell all the same, and the beads are where they were written."""
     write_about(tmp_path, beads=2, periodic=True)
     for bead, x in enumerate((0.2, 9.6)):
         places = np.array([[[5.0, 0.0, 0.0], [x, 0.0, 0.0]]] * 3) / BOHR
@@ -93,6 +94,9 @@ def test_beads_across_a_face_of_the_cell(tmp_path: Path) -> None:
     assert sample(open_run(tmp_path), [DISTANCE]).values[DISTANCE.text] == pytest.approx(4.9, abs=1e-4)
     far = sample(open_run(tmp_path), [DISTANCE], "beads", periodic=False).values[DISTANCE.text]
     assert far == pytest.approx(np.array([[4.8, 4.6]] * 3), abs=1e-4)
+    assert sample(open_run(tmp_path), [DISTANCE], periodic=False).values[DISTANCE.text] == pytest.approx(0.1, abs=1e-4)
+    write_about(tmp_path, beads=2, periodic=False)
+    assert sample(open_run(tmp_path), [DISTANCE]).values[DISTANCE.text] == pytest.approx(0.1, abs=1e-4)
 
 
 def test_time_at_the_beginning_is_left_out_and_energies_belong_to_their_step(tmp_path: Path) -> None:

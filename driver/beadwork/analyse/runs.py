@@ -193,7 +193,9 @@ def sample(
     if periodic is None:
         # what the server was told: i-PI has a cell in any case
         periodic = bool(run.about.get("periodic", True))
-    files = [_values(frames, coordinates, first_step(run, skip), periodic) for frames in _files(run, of, beads)]
+    files = [
+        _values(frames, coordinates, first_step(run, skip), periodic) for frames in _files(run, of, beads, periodic)
+    ]
     # a step that a killed run wrote for some beads only is left out
     steps = sorted(set.intersection(*(set(found) for found in files)))
     if not steps:
@@ -246,7 +248,7 @@ def _batches(frames: Iterator[tuple[int, Frame]], first: int) -> Iterator[list[t
         yield batch
 
 
-def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Frame]]]:
+def _files(run: RunFolder, of: str, beads: int, periodic: bool) -> list[Iterator[tuple[int, Frame]]]:
     """The frames of the centroid, or of each bead that was written."""
     stem = str(run.about.get("outputs", ""))
     positions = find_trajectory(run.directory, stem, "positions")
@@ -257,7 +259,7 @@ def _files(run: RunFolder, of: str, beads: int) -> list[Iterator[tuple[int, Fram
         return [_of_bead(centroid, 0)]
     if several:
         if positions is not None and len(positions.files) == beads:
-            return [_centroids(positions)]
+            return [_centroids(positions, periodic)]
         ask = _ASK.format(file="centroid", what="x_centroid{angstrom}")
         raise ConfigError(f"i-PI wrote no positions of the centroid into {run.directory}", f"have it write {ask}")
     if positions is None:
@@ -274,8 +276,8 @@ def _of_bead(trajectory: Trajectory, bead: int) -> Iterator[tuple[int, Frame]]:
             yield step, frame
 
 
-def _centroids(positions: Trajectory) -> Iterator[tuple[int, Frame]]:
-    """The mean of all beads of a step, each taken at the image that is nearest to the first."""
+def _centroids(positions: Trajectory, periodic: bool) -> Iterator[tuple[int, Frame]]:
+    """The mean of all beads of a step, each taken at the image that is nearest to the first, where there are images."""
     first: dict[int, Frame] = dict(_of_bead(positions, 0))
     sums = {step: frame.positions.copy() for step, frame in first.items()}
     counts = dict.fromkeys(first, 1)
@@ -286,7 +288,7 @@ def _centroids(positions: Trajectory) -> Iterator[tuple[int, Frame]]:
             if not np.array_equal(frame.numbers, first[step].numbers):
                 raise ConfigError(f"{file} has other atoms than {positions.files[0]}", DAMAGED)
             apart = frame.positions - first[step].positions
-            if all(frame.pbc):
+            if periodic and all(frame.pbc):
                 # beads may have been folded to different sides of the cell
                 apart -= np.round(apart @ np.linalg.inv(frame.cell)) @ frame.cell
             sums[step] += first[step].positions + apart
