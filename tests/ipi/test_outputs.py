@@ -134,6 +134,15 @@ def test_prefixes_as_ipi_takes_them(tmp_path: Path, stem: str) -> None:
     assert len(trajectory.files) == 2
 
 
+def test_two_formats_of_one_name_are_two_outputs(tmp_path: Path) -> None:
+    """<trajectory filename='pos'> as xyz and as pdb: two files, one a bead, not four, with the more digits."""
+    write_trajectory(tmp_path, "pdb", [0, 10])
+    write_trajectory(tmp_path, "xyz", [0, 10])
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    assert [path.name for path in trajectory.files] == ["run.pos_0.xyz", "run.pos_1.xyz"]
+
+
 @pytest.mark.parametrize("mode", ["xyz", "pdb"])
 def test_long_trajectories_are_thinned_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """Weeks of output do not take hours: every n-th step is taken, from the first to the last, of all beads the same,

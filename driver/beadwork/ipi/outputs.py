@@ -173,13 +173,13 @@ def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = N
             with open(path, errors="replace") as lines:
                 if any(re.search(rf"Bead:.*(?<![\w]){quantity}(?![\w])", line) for line in islice(lines, 2)):
                     files.append(path)
-    # one output of all beads; where the user asked for several, that with the longest files
-    groups: dict[str, list[Path]] = {}
+    # one output of all beads; where the user asked for several, that with the most digits, and the longest files
+    groups: dict[tuple[str, str], list[Path]] = {}
     for path in files:
-        groups.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
+        groups.setdefault((re.sub(r"_\d+$", "", path.stem), path.suffix), []).append(path)
     if not groups:
         return None
-    chosen = max(groups.values(), key=lambda group: (len(group), group[0].stat().st_size))
+    chosen = max(groups.values(), key=lambda of: (len(of), of[0].suffix == ".xyz", of[0].stat().st_size))
     if most is None:
         return Trajectory(quantity, tuple(chosen))
     with open(chosen[0], errors="replace") as lines:
