@@ -90,8 +90,8 @@ def analyse(work: Path, skip_ps: float) -> tuple[dict[str, object], np.ndarray, 
     centres = (edges[1:] + edges[:-1]) / 2
     smooth = gaussian_filter1d(g, 2.0)
     fine = np.linspace(2.4, 3.4, 2001)
-    run, _ = read_properties(work / "simulation.out")
-    late = run["step"] * TIME_STEP / 1000 >= skip_ps
+    temperature = read_properties(work / "simulation.out")["temperature"]
+    late = temperature.steps * TIME_STEP / 1000 >= skip_ps
     return (
         {
             "g_OO_first_peak_angstrom": round(float(fine[np.argmax(np.interp(fine, centres, smooth))]), 3),
@@ -101,8 +101,8 @@ def analyse(work: Path, skip_ps: float) -> tuple[dict[str, object], np.ndarray, 
             "hydrogens_of_single_beads_nearer_to_another_oxygen": strays,
             "hydrogens_of_single_beads_looked_at": samples,
             "longest_OH_angstrom": round(longest, 3),
-            "temperature_mean_K": round(float(run["temperature"][late].mean()), 1),
-            "ps": float(run["step"][-1] * TIME_STEP / 1000),
+            "temperature_mean_K": round(float(temperature.values[late].mean()), 1),
+            "ps": float(temperature.steps[-1] * TIME_STEP / 1000),
             "ps_skipped": skip_ps,
         },
         centres,

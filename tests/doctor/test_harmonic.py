@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,9 @@ INPUT = """<simulation verbosity='low'><output prefix='s'><properties stride='4'
         (Plan(8, 1.0, splitting="obabo"), 3000),
         (Plan(8, 1.0, inner=3, contracted=4), 2000),
         (Plan(6, 1.0, "piglet"), 3000),
+        (Plan(6, 1.0, "piglet", inner=4, contracted=1), 1500),
     ],
-    ids=["eco", "obabo", "mts", "piglet"],
+    ids=["eco", "obabo", "mts", "piglet", "piglet-mts"],
 )
 def test_ipi_finds_the_same(plan: Plan, steps: int, tmp_path: Path) -> None:
     """900 oscillators of 3550 cm^-1 in i-PI: its kinetic and potential energies are these, within their error bars and
@@ -210,7 +212,7 @@ def test_ipi_finds_the_same(plan: Plan, steps: int, tmp_path: Path) -> None:
     if plan.springs == "piglet":
         text = PIGLET.read_text()
         thermostat = text[text.index("<thermostat") : text.index("</thermostat>") + len("</thermostat>")]
-        plan = Plan(plan.beads, plan.timestep, "piglet", noise=colored_noise(PIGLET, 300))
+        plan = replace(plan, noise=colored_noise(PIGLET, 300))
     (tmp_path / "input.xml").write_text(
         INPUT.format(
             plan=plan,
