@@ -243,9 +243,8 @@ class Peer:
         folder = self.place.folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_start(folder, self.place.size)
         parts = self.build(self.place, self.setting)
-        (folder / "input.xml").write_text(_input(parts, self.place.size))
+        self._write(parts)
         quiet = Setting(threads=self.setting.threads if not parts.commands else 1)
         self._launch("i-pi", [*_python(BIN / "i-pi"), "input.xml"], _environment(quiet))
         begin = time.perf_counter()
@@ -260,6 +259,20 @@ class Peer:
             self._alive(begin, START)  # i-PI's threads write the outputs of a step in any order
             time.sleep(LOOK)
         self._signal(signal.SIGSTOP)
+
+    def _write(self, parts: Parts) -> None:
+        """Write the input and what it starts from."""
+        write_start(self.place.folder, self.place.size)
+        (self.place.folder / "input.xml").write_text(_input(parts, self.place.size))
+
+    def cores(self) -> float:
+        """Seconds of a core that its processes have taken so far."""
+        ticks = 0
+        for process in self._processes:
+            # after the name, which may have spaces, the 12th and 13th word are ticks of the user's and the system's
+            words = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(words[11]) + int(words[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def turn(self, steps: int, warm_up: int = 1) -> list[float]:
         """Go on for `warm_up` steps and `steps` more, and return the seconds of each of these. Raises PeerError.

@@ -144,3 +144,37 @@ def test_gpu_logic_on_the_cpu(tmp_path: Path) -> None:
     assert min(found["seconds"], found["committee_seconds"]) > 0
     assert "nonsense" in data["errors"]["nonsense"]
     assert "nonsense" not in data
+
+
+def test_noise_that_is_taken_from_kinetic_energies_is_none_of_the_average() -> None:
+    """Where all molecules are one harmonic vibrator nothing fluctuates any more, and what is left is the exact average;
+    where they are of two kinds there is less noise, and the average is theirs. Hydrogen's is not oxygen's."""
+    from converged_water import kinetic_energies
+
+    from beadwork.doctor.curvature import PER_DALTON
+    from beadwork.doctor.harmonic import BOLTZMANN, Plan, springs
+
+    rng = np.random.default_rng(1)
+    frequencies, kt = springs(Plan(4, 0.5), 300.0), BOLTZMANN * 300
+    squares = frequencies[1:] ** 2 / PER_DALTON
+
+    def molecule(stiffest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Samples (F, P - 1, 9) of x and g, and the exact kinetic energies of H and O."""
+        curvature = rng.normal(size=(9, 9))
+        curvature = curvature @ curvature.T
+        curvature *= stiffest / np.linalg.eigvalsh(curvature).max()
+        inverse = np.linalg.inv(squares[:, None, None] * np.eye(9) + curvature)
+        x = np.stack([rng.multivariate_normal(np.zeros(9), 4 * kt * one, size=400) for one in inverse], axis=1)
+        gain = np.diag((curvature @ inverse).sum(axis=0))
+        return x, -x @ curvature, 1.5 * kt + kt / 2 * np.array([gain[3:].sum() / 2, gain[:3].sum()])
+
+    stiff, soft = molecule(50.0), molecule(20.0)  # eV/Å²/dalton; 3700 and 2300 cm^-1
+    for kinds, left in (([stiff], 1e-10), ([stiff, soft], 0.8)):
+        samples = list(zip(*(np.stack(parts, axis=1) for parts in list(zip(*kinds, strict=True))[:2]), strict=True))
+        plain, less = kinetic_energies(samples, frequencies, 300.0)
+        exact = np.mean([kind[2] for kind in kinds], axis=0)
+        assert (less.std(axis=0) < left * plain.std(axis=0)).all()
+        for found in (plain, less):
+            bars = found.std(axis=0) / np.sqrt(len(found))
+            assert (np.abs(found.mean(axis=0) - exact) < 4 * bars + 1e-10).all()
+            assert (bars < 0.03 * exact).all()
