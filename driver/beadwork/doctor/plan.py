@@ -40,6 +40,8 @@ UNKNOWN = (
     "themselves, so look at several frames of a run, and hold --measure against their mean",
     "averages over an element: the few atoms of a solute can need more beads than it (look at --json, or plan for a "
     "cluster around it)",
+    "PIGLET where vibrations are anharmonic: hydrogens of the shipped water lacked some 5 % of their kinetic energy in "
+    "a run, where less than 1 % is told here; hold it against economised beads before you trust it",
     "how fast an average converges: a longer time step and another thermostat change that too",
     "dynamics: economised springs, PIGLET and contraction are for averages; spectra want ordinary springs",
     "pressures, and the volume of a cell that moves",
