@@ -52,7 +52,7 @@ from beadwork.ipi.simulation import read_simulation
 from beadwork.potential.bundle import load_card
 from beadwork.potential.load import load_for
 from beadwork.report.radial import radial
-from beadwork.report.uncertainty import uncertainty
+from beadwork.report.uncertainty import FEWEST, uncertainty
 from beadwork.units import BOHR, FORCE, HARTREE
 
 HERE = Path(__file__).resolve().parent
@@ -517,6 +517,8 @@ def harmonic(folder: Path) -> dict[str, dict[str, float]]:
 def report(folder: Path) -> dict[str, Any]:
     """All that is known so far."""
     found = {kind: read(kind, pieces_of(kind, folder)) for kind in PLANS if pieces_of(kind, folder)}
+    # too short for an error bar
+    found = {kind: pieces for kind, pieces in found.items() if sum(len(piece.shape) for piece in pieces) >= FEWEST}
     rows: dict[str, Any] = {}
     for kind, pieces in found.items():
         ps = sum(len(piece.kinetic) for piece in pieces) * PLANS[kind].outer / 1000
