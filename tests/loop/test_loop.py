@@ -487,6 +487,14 @@ def test_simulation_goes_on(ipi, tmp_path, start) -> None:
     assert not (tmp_path / "loop" / "live" / "water" / "group").exists()
 
 
+def test_a_live_simulation_keeps_its_number_of_members(ipi, tmp_path) -> None:
+    """What its server would refuse after a whole generation of labels and training is refused before the first."""
+    loop = project(ipi, tmp_path, start="live", train={"members": 3})
+    with pytest.raises(ConfigError, match=r"start has 2 members and \[train\] makes 3, .*set members = 2 in"):
+        learn(loop, print)
+    assert not (tmp_path / "loop" / "gen-000").exists()
+
+
 def begin_of(xml: str) -> str:
     """Without blanks."""
     return "".join(xml.split())

@@ -284,6 +284,14 @@ def _check_inputs(loop: Loop) -> dict[str, Simulation]:
     several = len(members) > 1 or load_card(members[0]).heads is not None
     if not (loop.delta / COMMITTEE).exists() or not several:
         raise ConfigError(f"delta is {loop.delta}, which is no folder of a committee of two members or more")
+    count = len(members) if len(members) > 1 else load_card(members[0]).about.get("heads")
+    if loop.start == "live" and count != loop.train.members:
+        # its server would refuse what took hours to train: i-PI's outputs of extras have a column for each member
+        raise ConfigError(
+            f"{loop.delta} has {count} members and [train] makes {loop.train.members}, and a live simulation cannot "
+            "change their number",
+            f'set members = {count} in [train], or start = "continue"',
+        )
     load_card(loop.baseline)
     return simulations
 
