@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ipi.engine.atoms import Atoms
 from ipi.engine.cell import Cell
+from ipi.engine.outputs import TrajectoryOutput
 from ipi.utils.io import print_file
 
 from beadwork.ipi import outputs
@@ -181,6 +183,32 @@ def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
     assert found.resolution == pytest.approx(1e-8)
     assert read_potentials(tmp_path, "run", 3) is None
     assert read_potentials(tmp_path, "other", 2) is None
+
+
+def test_potentials_beside_other_extras(tmp_path: Path) -> None:
+    """i-PI's own writer puts the numbers of several keys on one line: beside keys of one number each the members'
+    energies are told; of others, as dipoles and the committee's hash, nobody knows how many numbers they are."""
+    output = TrajectoryOutput.__new__(TrajectoryOutput)
+    for keys, known in (
+        ("committee_pot,energy_spread, force_spread_max", True),
+        ("energy_spread,committee_pot", True),
+        ("committee_pot,committee", False),
+        ("dipole,committee_pot", False),
+    ):
+        output.extra_type = keys
+        with open(tmp_path / "run.committee_0", "w") as file:
+            for step in (0, 5, 5):
+                output.system = SimpleNamespace(simul=SimpleNamespace(step=step - 1))
+                extras = {"committee_pot": [[-1.0 - step, -1.5, -1.25]], "energy_spread": [0.1], "committee": ["0123"]}
+                extras |= {"force_spread_max": [None], "dipole": [[1.0, 2.0, 3.0]]}
+                output.write_traj(extras, "extras", file, 0, flush=False)
+            file.write(f" #EXTRAS({keys})# Step:          10 \n -1.0")
+        found = read_potentials(tmp_path, "run", 1)
+        assert (found is not None) == known
+        if found is not None:
+            series = {step: values.tolist() for step, values in found.by_step.items()}
+            assert series == {0: [-1.0, -1.5, -1.25], 5: [-6.0, -1.5, -1.25]}
+            assert found.resolution == pytest.approx(1e-8)
 
 
 def test_a_property_of_one_species_is_not_taken_for_the_whole(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
+from beadwork.ipi.outputs import SINGLE_EXTRAS
 from beadwork.ipi.simulation import read_simulation
 from beadwork.ipi.transport import Address, Line
 from beadwork.log import taken_apart
@@ -24,6 +25,7 @@ from beadwork.potential.novelty import load_training_set
 from beadwork.potential.potential import Potential
 from beadwork.serve import assemble
 from beadwork.serve.assemble import _check_gathered, join
+from beadwork.serve.reply import extra_keys
 from beadwork.serve.service import Service
 from beadwork.serve.session import Session, _elements, _facts, _unnamed
 from support.charges import Charged
@@ -172,6 +174,9 @@ def test_what_is_recorded_of_members_is_of_the_part_that_has_them(
     at = dict(zip(("short", "long"), order, strict=True))
     config = ServeConfig(simulation=str(simulation.path), baseline="b", delta=["d"], at=at, out=str(tmp_path))
     services, _ = join(config, simulation)
+    keys = {key for service in services for key in extra_keys(service.potential, member_forces=False)}
+    # which the reader of i-PI's files has to know as one number each
+    assert keys - {"committee_pot", "committee"} <= SINGLE_EXTRAS
     about = Session(config, "1 thread")._about(simulation, services)
     assert about["energy_alpha"] == 3.0
     assert about["committee_share"] == share

@@ -29,6 +29,12 @@ _COLUMN = re.compile(r"#\s*(?:column|cols\.)\s+(\d+)(?:-(\d+))?\s+-->\s+(\S.*?)\
 #: a property as the input asks for it: a name, its unit and its arguments in either order, and one of several columns
 _ASKED = re.compile(r"(\w+)((?:\{[\w/]*\}|\([^()]*\))*)((?:\[\d+\])?)")
 _STEP = re.compile(r"Step:\s*(\d+)")
+_EXTRAS = re.compile(r"#EXTRAS\(([^()]*)\)#\s*Step:\s*(\d+)")
+#: keys of beadwork's extras that are one number
+SINGLE_EXTRAS = {
+    "energy_spread", "force_spread_max", "force_spread_atom", "alpha", "energy_alpha", "novelty_max", "novelty_atom",
+    "novelty_max_baseline", "novelty_max_delta", "dipole_spread", "polarizability_spread", "BEC_spread",
+}  # fmt: skip
 #: lines of a frame in i-PI's formats besides one an atom
 _FRAMING = {".xyz": 2, ".pdb": 3}
 #: names of isotopes that are no symbols of elements, as i-PI knows them
@@ -291,15 +297,21 @@ def read_extra(folder: Path, stem: str, key: str, beads: int) -> dict[int, Float
 
 
 def _extras(folder: Path, stem: str, key: str, beads: int) -> tuple[dict[int, FloatArray], float]:
-    """The mean over the beads, and the value of the last digit."""
-    head = re.compile(rf"#EXTRAS\({re.escape(key)}\)#\s*Step:\s*(\d+)")
+    """The mean over the beads, and the value of the last digit.
+
+    i-PI writes several keys, `extra_type='committee_pot,energy_spread'`, side by side: the others have to be of one
+    number, or nobody knows which numbers are the key's.
+    """
     groups: dict[str, list[dict[int, FloatArray]]] = {}
     resolution = 0.0
     for path in _outputs(folder, stem, ".*_[0-9]*"):
         with open(path, errors="replace") as lines:
-            if not head.search(next(lines, "")):
-                continue
-        series, digit = _of_bead(path, head)
+            head = _EXTRAS.search(next(lines, ""))
+        keys = [one.strip() for one in head[1].split(",")] if head else []
+        if key not in keys or not SINGLE_EXTRAS.union([key]).issuperset(keys):
+            continue
+        before = keys.index(key)
+        series, digit = _of_bead(path, before, len(keys) - 1 - before)
         resolution = max(resolution, digit)
         groups.setdefault(re.sub(r"_\d+$", "", path.name), []).append(series)
     whole = [group for group in groups.values() if len(group) == beads]
@@ -309,21 +321,26 @@ def _extras(folder: Path, stem: str, key: str, beads: int) -> tuple[dict[int, Fl
     return {step: np.mean([series[step] for series in whole[0]], axis=0) for step in sorted(steps)}, resolution
 
 
-def _of_bead(path: Path, head: re.Pattern[str]) -> tuple[dict[int, FloatArray], float]:
+def _of_bead(path: Path, before: int, behind: int) -> tuple[dict[int, FloatArray], float]:
     """One bead's series, step -> (n,), and the value of the last digit. Of a step written twice the last counts; one
-    with fewer numbers than others is torn, and left out."""
+    with fewer numbers than others is torn, and left out.
+
+    before, behind: how many numbers of other keys there are.
+    """
     series: dict[int, list[float]] = {}
     step, resolution = None, 0.0
     with open(path, errors="replace") as lines:
         for line in lines:
-            if found := head.search(line):
-                step = int(found[1])
+            if found := _EXTRAS.search(line):
+                step = int(found[2])
                 series[step] = []
             elif step is not None and line.strip() and line.endswith("\n"):
                 with suppress(ValueError):  # torn, and written into by its successor
                     series[step] += list(map(float, line.split()))
-                if not resolution and series[step]:
-                    mantissa, _, exponent = line.split()[0].lower().partition("e")
+                words = line.split()
+                if not resolution and series[step] and len(words) > before:
+                    mantissa, _, exponent = words[before].lower().partition("e")
                     resolution = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
     full = max(map(len, series.values()), default=0)
-    return {at: np.array(row) for at, row in series.items() if row and len(row) == full}, resolution
+    whole = {at: row for at, row in series.items() if row and len(row) == full}
+    return {at: np.array(row[before : len(row) - behind]) for at, row in whole.items()}, resolution

@@ -25,8 +25,8 @@ def read_committee(run: RunFolder) -> Potentials | str:
     potentials = read_potentials(run.directory, str(about["outputs"]), beads) if "outputs" in about else None
     if potentials is None:
         return (
-            "i-PI did not write the members' energies of every bead, as `<trajectory stride='20' filename='committee' "
-            "extra_type='committee_pot'> extras </trajectory>` would"
+            "i-PI did not write the members' energies of every bead into files of their own, as `<trajectory "
+            "stride='20' filename='committee' extra_type='committee_pot'> extras </trajectory>` would"
         )
     if not about.get("temperature_K"):
         return "the simulation has no temperature, or none that stays, to weigh the members' energies with"
