@@ -269,7 +269,7 @@ def _make_modules(source: Path, eager: Any, bundle: Path, head: str | None, grap
             "beadwork gives it atoms, a cell, a charge and a spin, nothing else",
         )
     try:
-        expected = _answer(copy.deepcopy(eager), head, graph)
+        expected = _answer(_copy(eager), head, graph)
     except Exception as error:
         raise ModelError(
             f"{source} holds a {type(eager).__name__} that cannot be evaluated: {_error_line(error)}",
@@ -330,7 +330,7 @@ def _make_response(source: Path, eager: Any, bundle: Path, card: Mapping[str, An
     name, file = type(eager).__name__, bundle / WEIGHTS
     try:
         made = _write_eager(eager, file) if not file.exists() else rebuild(*read_weights(file)[::-1])
-        one, two = (_responses(module, card) for module in (copy.deepcopy(eager), made))
+        one, two = (_responses(module, card) for module in (_copy(eager), made))
     except ModelError:
         raise
     except OSError:  # a full disk is not the model's fault
@@ -367,6 +367,12 @@ def _responses(module: Any, card: Mapping[str, Any]) -> Response:
     graph = build([alone, replace(alone, positions=alone.positions @ TURN.T)], card["cutoff"])
     with mace_imported(), default_dtype(torch.float64):
         return ResponseEvaluator(module, "float64", "cpu", card).evaluate(graph)
+
+
+def _copy(eager: Any) -> Any:
+    # e3nn copies a module through torch.jit, as it pickles one, and what that says of its end concerns e3nn alone
+    with mace_imported():
+        return copy.deepcopy(eager)
 
 
 def _answer(module: Any, head: str | None, graph: Graph) -> Energies:
