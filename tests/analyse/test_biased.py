@@ -166,20 +166,6 @@ def test_windows_that_are_not_those_of_the_runs() -> None:
     assert "they hang together by chance" in far.weighing
 
 
-@pytest.mark.slow
-def test_errors_of_windows_are_right() -> None:
-    """Of thirty sets of windows of correlated frames, differences of free energy and averages scatter about the exact
-    ones as their errors say."""
-    off = []
-    for seed in range(30):
-        found = free_energy(draw_all(1000, 100 + seed, 0.8), "x", restraints=WINDOWS, **ASKED)  # type: ignore[arg-type]
-        each = [(found.at[p].value - exact(p) + exact(-1.0)) / found.at[p].statistical for p in (0.0, 1.0)]
-        one = found.averages
-        wanted = {"mean": mean(1), "standard deviation": np.sqrt(mean(2) - mean(1) ** 2)}
-        off.append(each + [(one[name].value - value) / one[name].statistical for name, value in wanted.items()])
-    assert np.sqrt(np.mean(np.square(off), axis=0)) == pytest.approx(1, abs=0.3)
-
-
 #: two atoms alone: 15 kJ/mol between r = 1.1 and 1.7 Å, and a restraint as a bias
 PES = """
 import numpy as np
