@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from beadwork.errors import ModelError
+from beadwork.potential import bundle
 from beadwork.potential.native import NativeEngine
 from beadwork.potential.native_file import check_native
 
@@ -122,4 +123,4 @@ def test_the_engine_looks_first(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr("beadwork.potential.native.check_native", refuse)
     with pytest.raises(ModelError, match="looked at"):
-        NativeEngine(check(made["vector"].bundle))
+        NativeEngine(bundle.check(made["vector"].bundle))

@@ -122,7 +122,7 @@ def load(
 
 
 def _held_together(card: Card, engine: ModuleEngine | AutoEngine) -> bool:
-    known = getattr(engine, "training_set", None)
+    known = engine.training_set
     return card.held and (known is None or bool(known.model))
 
 
