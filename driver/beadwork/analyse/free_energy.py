@@ -113,12 +113,8 @@ def free_energy(
     if symmetric:
         # both in one frame: the errors then know that they are no two samples
         values = [np.hstack([one, -one]) for one in values]
-    everything = np.concatenate(values)
-    low, high = reach or (float(everything.min()), float(everything.max()))
-    if not low < high:
-        what = f"the range from {low:g} to {high:g} is empty" if reach else f"{coordinate} is {low:g} throughout"
-        raise ConfigError(what, "give another --range, LOW before HIGH, or another coordinate")
-    edges = np.linspace(low, high, bins + 1)
+    edges = _edges(np.concatenate(values), coordinate, bins, reach)
+    low, high = edges[[0, -1]]
     counts = [_histogram(one, edges) for one in values]
     p = of_bias.mean(counts)
     if not p.any():
@@ -132,33 +128,13 @@ def free_energy(
     x, p = ((edges[1:] + edges[:-1]) / 2)[visited], p[visited]
     energy = -kt * np.log(p / (edges[1] - edges[0]))
     wanted = list(at)
-    # weights of the bins at the place where F is 0
-    if zero is None:
-        place, origin = "", np.eye(len(x))[np.argmin(energy)]
-    elif isinstance(zero, tuple):
-        inside = (zero[0] <= x) & (x <= zero[1])
-        place, origin = f"{zero[0]:g} to {zero[1]:g}", inside / (inside.sum() or np.nan)
-    else:
-        place, origin = f"{zero:g}", _between(x, zero, edges)
-    if np.isnan(origin).any():
-        what = f"{coordinate} was never about {place}, where F is to be 0, or in one block of the run only"
-        raise ConfigError(what, "give another --zero, or a longer run")
+    origin = _origin(x, energy, zero, edges, coordinate)
     lines = np.array([np.nan_to_num(_between(x, place, edges)) for place in wanted]).reshape(-1, len(x))
     known = [not np.isnan(_between(x, place, edges)).any() for place in wanted]
     bars = [slice(0, len(x)), slice(len(x), len(x) + len(wanted)), slice(len(x) + len(wanted), None)]
 
     def jacobian(means: FloatArray) -> FloatArray:
-        """Derivatives of F in each bin and at each place, mean, standard deviation and root mean square."""
-        of_p, (mean, square) = means[: len(x)], means[len(x) :]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # a bin without frames (of those with members' energies) leaves the others what they are
-            from_zero = np.where(origin != 0, -kt * origin / of_p, 0.0)
-            deviation = np.sqrt(square - mean**2)
-            rows = np.zeros((len(x) + len(wanted) + 3, len(x) + 2))
-            rows[bars[0], : len(x)] = np.diag(-kt / of_p) - from_zero
-            rows[bars[1], : len(x)] = np.where(lines != 0, -kt * lines / of_p, 0.0) - from_zero
-            rows[bars[2], len(x) :] = [[1, 0], [-mean / deviation, 0.5 / deviation], [0, 0.5 / np.sqrt(square)]]
-        return rows
+        return _derivatives(means, origin, lines, kt)
 
     series = [
         np.column_stack([count[:, visited], one.mean(axis=1), (one**2).mean(axis=1)])
@@ -201,6 +177,52 @@ def free_energy(
         gaps[0] if gaps else "",
         of_bias.words,
     )
+
+
+def _edges(values: FloatArray, coordinate: str, bins: int, reach: tuple[float, float] | None) -> FloatArray:
+    """(bins + 1,): of bins of one width over the range. Raises ConfigError for one without a width."""
+    low, high = reach or (float(values.min()), float(values.max()))
+    if not low < high:
+        what = f"the range from {low:g} to {high:g} is empty" if reach else f"{coordinate} is {low:g} throughout"
+        raise ConfigError(what, "give another --range, LOW before HIGH, or another coordinate")
+    return np.linspace(low, high, bins + 1)
+
+
+def _origin(
+    x: FloatArray, energy: FloatArray, zero: float | tuple[float, float] | None, edges: FloatArray, coordinate: str
+) -> FloatArray:
+    """What each of the known bins, with middles x, counts in the number that is to be 0. Raises ConfigError for a place
+    that is not known."""
+    if zero is None:
+        place, origin = "", np.eye(len(x))[np.argmin(energy)]
+    elif isinstance(zero, tuple):
+        inside = (zero[0] <= x) & (x <= zero[1])
+        place, origin = f"{zero[0]:g} to {zero[1]:g}", inside / (inside.sum() or np.nan)
+    else:
+        place, origin = f"{zero:g}", _between(x, zero, edges)
+    if np.isnan(origin).any():
+        what = f"{coordinate} was never about {place}, where F is to be 0, or in one block of the run only"
+        raise ConfigError(what, "give another --zero, or a longer run")
+    return np.asarray(origin)
+
+
+def _derivatives(means: FloatArray, origin: FloatArray, lines: FloatArray, kt: float) -> FloatArray:
+    """Derivatives of F in each bin and at each place, of mean, standard deviation and root mean square of the
+    coordinate, by p of each bin, the mean and the mean square.
+
+    means: those, one after another. origin: (B,), lines: (places, B), what the B bins count in F's zero and at a place.
+    """
+    bins, places = len(origin), len(lines)
+    of_p, (mean, square) = means[:bins], means[bins:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # a bin without frames (of those with members' energies) leaves the others what they are
+        from_zero = np.where(origin != 0, -kt * origin / of_p, 0.0)
+        deviation = np.sqrt(square - mean**2)
+        rows = np.zeros((bins + places + 3, bins + 2))
+        rows[:bins, :bins] = np.diag(-kt / of_p) - from_zero
+        rows[bins : bins + places, :bins] = np.where(lines != 0, -kt * lines / of_p, 0.0) - from_zero
+        rows[bins + places :, bins:] = [[1, 0], [-mean / deviation, 0.5 / deviation], [0, 0.5 / np.sqrt(square)]]
+    return rows
 
 
 def estimates(values: FloatArray, errors: Uncertainty, columns: slice = slice(None)) -> list[Estimate]:

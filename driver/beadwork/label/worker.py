@@ -23,7 +23,7 @@ from beadwork.errors import LabelError, QueueError
 from beadwork.frame import Frame
 from beadwork.harvest.queue import FAILED, LABELLED, ClaimLost, Queue
 from beadwork.harvest.row import Row
-from beadwork.label.clusters import charge, cut, most_uncertain
+from beadwork.label.clusters import Cut, charge, cut, most_uncertain
 from beadwork.label.label import Label, Labeller, as_json, structure
 from beadwork.label.spec import Spec
 from beadwork.processes import own_name
@@ -105,33 +105,41 @@ def part_of(row: Row, spec: Spec) -> Part:
     frame = row.kept.frame
     if any(frame.pbc) and spec.cut is None and not spec.periodic:
         raise LabelError(f"the frame is periodic, and {spec.kind} computes clusters: add a table [cut] to the TOML")
-    if spec.cut is not None:
-        # round the atom of which the models know least, which the label is to teach
-        cluster = cut(frame, most_uncertain(row.kept.force_spread), spec.cut)
-        if spec.charge is not None:
-            return Part(cluster.frame, spec.charge, spec.spin or 0, cluster.atoms)
-        if spec.spin or frame.spin:
-            raise LabelError(
-                f"the frame has {spec.spin or frame.spin} unpaired electrons, and a cut has a known charge in closed "
-                "shells alone",
-                "give charge and spin of the cluster in the TOML",
-            )
-        # also where nobody says it: what the atoms of the whole frame do not tell, those of a part tell no better
-        if frame.charge is not None or not spec.ignores_charge:
-            _check_total(frame.charge, charge(frame))
-        return Part(cluster.frame, cluster.charge, 0, cluster.atoms)
-    if not spec.ignores_charge:
-        for what, own, told in (("charge", frame.charge, spec.charge), ("spin", frame.spin, spec.spin)):
-            if None not in (own, told) and own != told:
-                raise LabelError(
-                    f"the frame has the {what} {own}, and the TOML says {told}",
-                    f"correct {what} in the TOML, or leave it out there",
-                )
+    return _part_of_frame(frame, spec) if spec.cut is None else _part_of_cluster(row, spec, spec.cut)
+
+
+def _part_of_cluster(row: Row, spec: Spec, how: Cut) -> Part:
+    frame = row.kept.frame
+    # round the atom of which the models know least, which the label is to teach
+    cluster = cut(frame, most_uncertain(row.kept.force_spread), how)
+    if spec.charge is not None:
+        return Part(cluster.frame, spec.charge, spec.spin or 0, cluster.atoms)
+    if spec.spin or frame.spin:
+        raise LabelError(
+            f"the frame has {spec.spin or frame.spin} unpaired electrons, and a cut has a known charge in closed "
+            "shells alone",
+            "give charge and spin of the cluster in the TOML",
+        )
+    # also where nobody says it: what the atoms of the whole frame do not tell, those of a part tell no better
+    if frame.charge is not None or not spec.ignores_charge:
+        _check_total(frame.charge, charge(frame))
+    return Part(cluster.frame, cluster.charge, 0, cluster.atoms)
+
+
+def _part_of_frame(frame: Frame, spec: Spec) -> Part:
     spin = spec.spin if spec.spin is not None else frame.spin or 0
+    if spec.ignores_charge:
+        return Part(frame, _unused_charge(frame, spec), spin, None)
+    for what, own, told in (("charge", frame.charge, spec.charge), ("spin", frame.spin, spec.spin)):
+        if None not in (own, told) and own != told:
+            raise LabelError(
+                f"the frame has the {what} {own}, and the TOML says {told}",
+                f"correct {what} in the TOML, or leave it out there",
+            )
     if spec.charge is not None:
         return Part(frame, spec.charge, spin, None)
     # the atoms tell the charge of closed shells alone
-    if spin and not spec.ignores_charge:
+    if spin:
         if frame.charge is None:
             raise LabelError(
                 f"the frame has {spin} unpaired electrons, and nothing says its charge",
@@ -141,13 +149,24 @@ def part_of(row: Row, spec: Spec) -> Part:
     try:
         total = charge(frame)
     except LabelError:
-        if frame.charge is None and not spec.ignores_charge:
+        # what the atoms cannot tell, the frame may
+        if frame.charge is None:
             raise
-        # where nothing is said any number does, as the labeller does not use it
-        return Part(frame, frame.charge or 0, spin, None)
-    if not spec.ignores_charge:
-        _check_total(frame.charge, total)
-    return Part(frame, total if frame.charge is None else frame.charge, spin, None)
+        return Part(frame, frame.charge, spin, None)
+    _check_total(frame.charge, total)
+    return Part(frame, total, spin, None)
+
+
+def _unused_charge(frame: Frame, spec: Spec) -> int:
+    """What stands in the label of a labeller that does not use it: what is said, else what the atoms tell."""
+    if spec.charge is not None:
+        return spec.charge
+    if frame.charge is not None:
+        return frame.charge
+    try:
+        return charge(frame)
+    except LabelError:
+        return 0
 
 
 def _check_total(said: int | None, total: int) -> None:

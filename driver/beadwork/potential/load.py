@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,37 +49,8 @@ def load(
     members = [load_card(p) for p in paths]
     cards = ([load_card(baseline)] if baseline is not None else []) + members
     _check_together(cards, members)
-    committee = load_committee(paths) if paths else None
-    notes = []
-    usual = None
-    if committee is not None:
-        if energy_alpha is None:
-            energy_alpha = committee.energy_alpha if alpha is None else alpha
-        if alpha is None:
-            alpha = committee.alpha
-        if weights is None:
-            weights = [committee.weights[p.resolve().name] for p in paths]
-        # the card's quantile was taken after the card's alpha; a user's alpha scales every spread, and so this one
-        usual = None if committee.usual is None else committee.usual * alpha / committee.alpha
-        notes.append(
-            f"committee.toml: alpha {committee.alpha:g} of forces and {committee.energy_alpha:g} of energies, weights "
-            f"{dict(committee.weights)}"
-        )
-    elif any((path.resolve().parent / COMMITTEE).exists() for path in paths):
-        notes.append(
-            f"the {COMMITTEE} beside the Δ models lists other members than these, so its alpha and weights are not "
-            "used: the spread is not calibrated"
-        )
-    if unknown := [card.name for card in cards if card.novelty is None]:
-        notes.append(
-            f"the bundle of {', '.join(unknown)} does not say what it was trained on, so there is no novelty for it "
-            "(make it with: beadwork models novelty)"
-        )
-    if baseline is not None and (unnamed := unnamed_baseline(members)):
-        notes.append(
-            f"the card of {', '.join(card.name for card in unnamed)} does not say of which baseline it is the "
-            "difference: nothing but its name tells that it belongs to this one (`beadwork doctor` has the line for it)"
-        )
+    scales, notes = _scales(paths, weights, alpha, energy_alpha)
+    notes += _doubts(cards, members)
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
     additions = [Dispersion(kind, method) for kind, method in (add or {}).items()]
     if additions:
@@ -95,15 +67,14 @@ def load(
         notes.append("charge and spin are told to no model, because none wants them")
     # cards are in this order: the baseline first
     base = opened.pop(0) if baseline is not None else None
-    alpha = 1.0 if alpha is None else alpha
     potential = Potential(
         base,
         opened,
-        weights,
-        alpha,
+        scales.weights,
+        1.0 if scales.alpha is None else scales.alpha,
         baseline_uncertainty,
-        usual=usual,
-        energy_alpha=energy_alpha,
+        usual=scales.usual,
+        energy_alpha=scales.energy_alpha,
         atom_uncertainty=baseline_uncertainty_atom,
         cards=cards,
         notes=notes,
@@ -119,6 +90,59 @@ def load(
         for z, energy in member.reference.items():
             potential.reference[z] = potential.reference.get(z, 0.0) + weight * energy
     return potential
+
+
+class _Scales(NamedTuple):
+    """What the members' numbers are multiplied by, where that is known; usual: eV/Å, as `Potential` has it."""
+
+    weights: Sequence[float] | None
+    alpha: float | None
+    energy_alpha: float | None
+    usual: float | None
+
+
+def _scales(
+    paths: Sequence[Path], weights: Sequence[float] | None, alpha: float | None, energy_alpha: float | None
+) -> tuple[_Scales, list[str]]:
+    """What a user gives, else what the committee.toml beside these bundles says; and what is to be said of it."""
+    committee = load_committee(paths) if paths else None
+    if committee is None:
+        notes = []
+        if any((path.resolve().parent / COMMITTEE).exists() for path in paths):
+            notes.append(
+                f"the {COMMITTEE} beside the Δ models lists other members than these, so its alpha and weights are not "
+                "used: the spread is not calibrated"
+            )
+        return _Scales(weights, alpha, energy_alpha, None), notes
+    if energy_alpha is None:
+        energy_alpha = committee.energy_alpha if alpha is None else alpha
+    if alpha is None:
+        alpha = committee.alpha
+    if weights is None:
+        weights = [committee.weights[path.resolve().name] for path in paths]
+    # the card's quantile was taken after the card's alpha; a user's alpha scales every spread, and so this one
+    usual = None if committee.usual is None else committee.usual * alpha / committee.alpha
+    said = (
+        f"committee.toml: alpha {committee.alpha:g} of forces and {committee.energy_alpha:g} of energies, weights "
+        f"{dict(committee.weights)}"
+    )
+    return _Scales(weights, alpha, energy_alpha, usual), [said]
+
+
+def _doubts(cards: Sequence[Card], members: Sequence[Card]) -> list[str]:
+    """What the cards leave open."""
+    notes = []
+    if unknown := [card.name for card in cards if card.novelty is None]:
+        notes.append(
+            f"the bundle of {', '.join(unknown)} does not say what it was trained on, so there is no novelty for it "
+            "(make it with: beadwork models novelty)"
+        )
+    if len(cards) > len(members) and (unnamed := unnamed_baseline(members)):
+        notes.append(
+            f"the card of {', '.join(card.name for card in unnamed)} does not say of which baseline it is the "
+            "difference: nothing but its name tells that it belongs to this one (`beadwork doctor` has the line for it)"
+        )
+    return notes
 
 
 def _held_together(card: Card, engine: ModuleEngine | AutoEngine) -> bool:
