@@ -150,11 +150,11 @@ def ffcommittee_direct(place: Place, setting: Setting) -> Parts:
     return Parts(*_committee(members), [])
 
 
-def _ours(place: Place, setting: Setting, engine: str, members: int) -> Parts:
+def _ours(place: Place, setting: Setting, engine: str, delta: Sequence[Path] = ()) -> Parts:
     words = ["serve", "input.xml", "--engine", engine, "--threads", str(setting.threads or 0)]
     words += ["--device", place.size.device, "--dtype", place.size.dtype, "--baseline", str(place.bundles[0])]
-    if members:
-        words += ["--delta", *map(str, place.bundles[1 : 1 + members])]
+    if delta:
+        words += ["--delta", *map(str, delta)]
     if setting.clients > 1:
         words += ["--servers", str(setting.clients)]
     xml = _socket("ff", place, setting, -(-place.size.beads // setting.clients))
@@ -164,17 +164,22 @@ def _ours(place: Place, setting: Setting, engine: str, members: int) -> Parts:
 
 def ours_native(place: Place, setting: Setting) -> Parts:
     """beadwork's native engine."""
-    return _ours(place, setting, "native", 0)
+    return _ours(place, setting, "native")
 
 
 def ours_torchscript(place: Place, setting: Setting) -> Parts:
     """beadwork's TorchScript engine."""
-    return _ours(place, setting, "torchscript", 0)
+    return _ours(place, setting, "torchscript")
 
 
 def ours_committee(place: Place, setting: Setting) -> Parts:
-    """beadwork with baseline and committee."""
-    return _ours(place, setting, "native", len(place.bundles) - 1)
+    """beadwork with the baseline and the committee as separate models."""
+    return _ours(place, setting, "native", place.bundles[1:-1])
+
+
+def ours_trunk(place: Place, setting: Setting) -> Parts:
+    """The same with the committee on one trunk: the last bundle holds all its heads."""
+    return _ours(place, setting, "native", place.bundles[-1:])
 
 
 def gas(place: Place, setting: Setting) -> Parts:

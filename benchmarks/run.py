@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import peers as p
 from peers import Builder, Peer, PeerError, Place, Setting
-from system import QUICK, Plan, Size, models
+from system import QUICK, Plan, Size, committees, models
 
 from report import report
 
@@ -34,8 +34,10 @@ PACKAGES = ("beadwork", "ipi", "mace-torch", "torch", "symmetrix-xl", "ase", "nu
 TOLERANCE = {"potential": 1e-6, "force": 2e-5, "trajectory": 1e-4}
 #: seconds kept back for a last word
 MARGIN = 60.0
+#: evaluations from one with a trunk's force spread to the next, as it is by default
+FORCE_SPREAD_EVERY = 10
 #: of the time; the rest is for the committee, whose rounds are the longest
-LOOP_SHARE = 0.7
+LOOP_SHARE = 0.65
 
 Choice = tuple[Builder, Setting]
 
@@ -55,6 +57,7 @@ def candidates(cores: int) -> dict[str, list[Choice]]:
         "native": [(p.ours_native, s) for s in (all_, *waits, replace(split, latency=1e-3))],
         "P5": [(p.ffcommittee_sockets, one), (p.ffcommittee_direct, all_)],
         "committee": [(p.ours_committee, s) for s in (*waits, replace(split, latency=1e-3))],
+        "trunk": [(p.ours_trunk, s) for s in (*waits, replace(split, latency=1e-3))],
         "gas": [(p.gas, s) for s in (one, replace(one, latency=1e-3))],
         "zero": [(p.ours_zero, s) for s in (one, replace(one, latency=1e-3))],
     }
@@ -64,7 +67,7 @@ def candidates(cores: int) -> dict[str, list[Choice]]:
 GROUPS = {
     "wire": ["gas", "zero"],
     "loop": ["P2 defaults", "P1", "P2", "P3", "P4", "torchscript", "native"],
-    "committee": ["P5", "committee"],
+    "committee": ["P5", "committee", "trunk"],
 }
 
 
@@ -111,12 +114,13 @@ class Bench:
     def peer(self, name: str, choice: Choice, size: Size) -> Peer:
         """A peer of this name, not started."""
         build, setting = choice
-        count = 1 + size.members if name in GROUPS["committee"] else 1
         folder = self.work / f"models-{size.channels}-{size.cutoff:g}"
         folder.mkdir(parents=True, exist_ok=True)
-        bundles = [] if name in GROUPS["wire"] else models(folder, size.channels, size.cutoff, count)
+        bundles = [] if name in GROUPS["wire"] else models(folder, size.channels, size.cutoff, 1)
+        if name in GROUPS["committee"]:
+            bundles += committees(folder, size.channels, size.cutoff, size.members)
         address = f"beadwork-bench-{os.getpid()}-{name.replace(' ', '-')}"
-        files = [bundle.with_suffix(".model") for bundle in bundles]
+        files = [bundle.with_suffix(".model") for bundle in bundles[: 1 + size.members]]
         place = Place(self.work / "run" / name.replace(" ", "-"), size, files, bundles, address)
         return Peer(name, place, setting, build, self.plan.patience)
 
@@ -190,7 +194,7 @@ class Bench:
                 # every other round backwards, so that no peer always follows the same one
                 for peer in list(ready) if len(rounds) % 2 == 0 else ready[::-1]:
                     try:
-                        times[peer.name] = peer.turn(steps, warm_up)
+                        times[peer.name] = _turn(peer, steps, warm_up)
                         say(f"{name}: round {len(rounds) + 1}: {peer.name}: {np.median(times[peer.name]):.4f} s/step")
                     except PeerError as error:
                         self.fail(peer.name, str(error))
@@ -238,6 +242,13 @@ class Bench:
                 "trajectory": away,
             }
         self.save()
+
+
+def _turn(peer: Peer, steps: int, warm_up: int) -> list[float]:
+    """Seconds of each timed step; of a trunk the mean over one that has the force spread and the others."""
+    if peer.name != "trunk":
+        return peer.turn(steps, warm_up)
+    return [float(np.mean(peer.turn(FORCE_SPREAD_EVERY, warm_up)))]
 
 
 def compare(first: Peer, other: Peer) -> dict[str, float]:

@@ -142,6 +142,39 @@ def trunk(folder: Path, channels: int, cutoff: float, heads: int) -> Path:
     return bundle
 
 
+def committees(folder: Path, channels: int, cutoff: float, heads: int) -> list[Path]:
+    """Bundles of one and the same committee in two forms: each head of `trunk` as a model of its own, and the trunk.
+
+    The file of a head, which i-PI's own driver takes, lies beside its bundle. Both forms have the same weights, so
+    that whoever serves them must answer the same.
+    """
+    from beadwork.potential.importer import import_model
+
+    shared = trunk(folder, channels, cutoff, heads)
+    bundles = [folder / f"head-{m}-of-{heads}" for m in range(heads)]
+    for m, bundle in enumerate(bundles):
+        if not (bundle / "card.toml").exists():
+            _take_head(shared.with_suffix(".model"), f"head{m}", bundle.with_suffix(".model"))
+            import_model(bundle.with_suffix(".model"), bundle, trust_pickle=True)
+    return [*bundles, shared]
+
+
+def _take_head(trunk: Path, head: str, file: Path) -> None:
+    """Write one head of a trunk as a model of its own, by mace's own function."""
+    import torch
+
+    from beadwork.potential.architecture import mace_imported
+
+    with mace_imported():
+        from mace.tools.scripts_utils import remove_pt_head
+
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        # the file was written by this script
+        torch.save(remove_pt_head(torch.load(trunk, weights_only=False), head), file)
+        torch.set_default_dtype(before)
+
+
 def _write(file: Path, channels: int, cutoff: float, seed: int, heads: list[str] | None = None) -> None:
     """Write an eager MACE of random weights."""
     import torch
