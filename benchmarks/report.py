@@ -168,8 +168,8 @@ def _parts(data: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "Separate models, of which the mean Δ force needs all at every step. The reduction holds the sum and the spreads "
-        "of energy and forces.",
+        "Separate models, of which the mean Δ force needs all at every step. The reduction holds the sum and the "
+        "spreads of energy and forces.",
     ]
 
 
