@@ -105,14 +105,17 @@ def test_the_mean_of_the_beads_is_what_vibrates(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         (lambda x: x + 40.0 * (np.arange(len(x)) > 700)[:, None], "jumps after step 1400.*pbc='False'"),
+        # more than one in 900 frames, up to half of them
+        (lambda x: x + 40.0 * (np.arange(len(x)) // 500)[:, None], "jumps after step 998.*pbc='False'"),
+        (lambda x: x + 10.0 * (np.arange(len(x)) // 2 % 2)[:, None], "jumps after step .*pbc='False'"),
         (lambda x: x[:, :2], "not 3 numbers a step"),
         (lambda x: x[:600], "twice the window"),
         (lambda x: np.where(np.arange(len(x))[:, None] == 9, np.nan, x), "not 3 numbers a step"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, change, sentence: str) -> None:
-    """A dipole that jumps by a quantum (folded atoms), columns that are missing, too short a run, a number that is
-    none."""
+    """A dipole that jumps by a quantum (folded atoms), once or often, columns that are missing, too short a run, a
+    number that is none."""
     dipole = np.outer(mode(1650.0), [0.2, 0.1, 0]) / BOHR
     with pytest.raises(ConfigError, match=sentence):
         infrared([open_run(write(tmp_path, dipole=change(dipole)))], window=400)
