@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from beadwork.analyse.integrate import Integral, between_masses, between_potentials
+from beadwork.analyse.integrate import Integral, _derivative, between_masses, between_potentials
 from beadwork.analyse.runs import open_run
 from beadwork.cli import main
 from beadwork.errors import ConfigError
@@ -85,6 +86,55 @@ def test_between_two_springs(tmp_path: Path, beads: int) -> None:
     wanted = helmholtz(beads, np.sqrt(3) * OMEGA) - helmholtz(beads, OMEGA)
     found = between_potentials(runs, LAMBDAS, "pot_component_raw(1)", "pot_component_raw(0)")
     check(found, wanted + KJ_MOL * CONSTANT, 0.3)
+
+
+def test_a_contracted_component_counts_whole(tmp_path: Path) -> None:
+    """i-PI divides what it writes of a component on one bead by the four beads of the system: ∂V/∂λ is four times that,
+    by the record of a run and by i-PI's own input."""
+    run = write(tmp_path / "a", 4, HYDROGEN * OMEGA**2, HYDROGEN, 0.0, 0)
+    about = run.about | {"component_beads": [4, 1]}
+    both = ("pot_component_raw(0)", "pot_component_raw( index=1 )")
+    named = {"pot_component_raw(0)": run.properties[both[0]], "pot_component_raw(index=1)": run.properties[both[0]]}
+    told = replace(run, about=about, properties=named)
+    base, delta = (between_potentials([told, told], (0, 1), name).total.value for name in both)
+    assert base == pytest.approx(0.5 * KJ_MOL, rel=1e-6)
+    assert delta == pytest.approx(4 * base, rel=1e-9)
+
+
+CONTRACTED = """<simulation verbosity='low'>
+ <output prefix='run'>
+  <properties filename='out'> [ step, pot_component(1){electronvolt}, pot_component_raw(1) ] </properties>
+ </output>
+ <total_steps>2</total_steps>
+ <ffdirect name='a'><pes>harmonic</pes><parameters>{k1: 1.0}</parameters></ffdirect>
+ <system>
+  <initialize nbeads='4'>
+   <file mode='xyz'> init.xyz </file><velocities mode='thermal' units='kelvin'> 300 </velocities>
+  </initialize>
+  <forces><force forcefield='a'/><force forcefield='a' nbeads='2'/></forces>
+  <ensemble><temperature units='kelvin'>300</temperature></ensemble>
+  <motion mode='dynamics'>
+   <dynamics mode='nve'><timestep units='femtosecond'>0.25</timestep></dynamics>
+  </motion>
+ </system>
+</simulation>
+"""
+
+
+@pytest.mark.slow
+def test_a_contracted_component_as_ipi_writes_it(tmp_path: Path) -> None:
+    """What i-PI writes of a component on two of four beads, with its weight of 1 and without, is one number here."""
+    (tmp_path / "init.xyz").write_text(
+        "2\n# CELL(abcABC): 10 10 10 90 90 90 positions{angstrom} cell{angstrom}\nH 0.1 0.2 0.3\nH 1 1 1\n"
+    )
+    (tmp_path / "input.xml").write_text(CONTRACTED)
+    ipi = Path(sys.executable).with_name("i-pi")
+    subprocess.run([ipi, "input.xml"], cwd=tmp_path, check=True, capture_output=True, timeout=100)
+    run = open_run(tmp_path / "input.xml")
+    assert run.about["component_beads"] == [4, 2]
+    raw, whole = (_derivative(run, name, None, 0.0) for name in ("pot_component_raw(1)", "pot_component(1)"))
+    assert len(raw) == 3
+    assert raw == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize("classical", [False, True])

@@ -11,6 +11,7 @@ Where λ mixes two potentials MBAR joins the same frames, without a rule of inte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from beadwork.ipi.outputs import last_of_each
 from beadwork.report.run import RunFolder
 from beadwork.report.uncertainty import uncertainty
 from beadwork.units import KJ_MOL
+
+_COMPONENT = re.compile(r"pot_component_raw\((?:index=)?(\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +107,23 @@ def _derivative(run: RunFolder, of: str, less: str | None, skip: float) -> Float
         unit = "atomic_unit" if series.unit == "atomic units" else series.unit
         steps: IntArray = series.steps.astype(np.int_)
         rows = last_of_each(steps, first_step(run, skip))
-        values = series.values[rows] * float(unit_to_internal("energy", unit, 1.0))
+        scale = float(unit_to_internal("energy", unit, 1.0)) * _missing_beads(run, name)
+        values = scale * series.values[rows]
         found.append(dict(zip(steps[rows].tolist(), values.tolist(), strict=True)))
     steps_of_all = sorted(set.intersection(*map(set, found)))
     if not steps_of_all:
         raise ConfigError(f"{run.directory} has no {of} after {skip:g} ps", "leave out less with --skip")
     return np.array([found[0][step] - (found[1][step] if less else 0.0) for step in steps_of_all])
+
+
+def _missing_beads(run: RunFolder, of: str) -> float:
+    """By what a component's energy is to be multiplied: i-PI divides `pot_component_raw`, a sum over the beads that a
+    contracted <force> has, by the number that the system has."""
+    index = _COMPONENT.fullmatch(of.replace(" ", ""))
+    known = run.about.get("component_beads")  # of an older run: not known, and taken as all
+    if index is None or not known or int(index[1]) >= len(known):
+        return 1.0
+    return float(run.about["beads"] / known[int(index[1])])
 
 
 def _atoms(run: RunFolder, of: str) -> int:
