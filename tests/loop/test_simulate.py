@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -44,6 +45,14 @@ def test_a_torn_restart_is_passed_over(tmp_path: Path) -> None:
     os.utime(folder / "RESTART", (0, 0))
     assert simulate.come_to(folder) == folder / "simulation.checkpoint"
     assert not simulate.finished(folder)
+    # with the names that i-PI gives them without a prefix, too
+    part = folder / "part-0.xml"
+    text = part.read_text()
+    part.write_text(text.replace("prefix='simulation'", "prefix=''"))
+    assert simulate.come_to(folder) is None
+    at(60, folder / "checkpoint")
+    assert simulate.come_to(folder) == folder / "checkpoint"
+    part.write_text(text)
     following = tmp_path / "gen-002" / "water"
     simulate.prepare(WATER / "input.xml", following, simulate.come_to(folder))
     shutil.copy(WATER / "init.xyz", following)  # a checkpoint of i-PI's has its structure in itself
@@ -171,3 +180,28 @@ def test_steps_are_read_with_whose_novelty_it_is(tmp_path: Path) -> None:
         *((0.1, None, None), (0.2, None, None)),
         *((0.1, 0.5, None), (0.2, 1.5, 3.0)),  # columns are told by their names
     }
+
+
+def test_what_was_given_up_at_a_kill_does_not_count(tmp_path: Path) -> None:
+    """Killed at step 80 of 100 with a checkpoint at 50: the steps from 50 on are those of the second attempt, 101 in
+    all, where 132 were counted; so are those of a third that has only begun. Where steps are not known each evaluation
+    counts."""
+
+    def attempt(number: int, first: int, steps: list[object], **about: object) -> None:
+        (tmp_path / f"out-{number}").mkdir()
+        with (tmp_path / f"out-{number}" / "beadwork.out").open("w") as record:
+            record.write("# step  structures  energy/eV  energy_spread/eV  force_spread/(eV/A)  evaluation/s\n")
+            record.write(f"# run: {json.dumps({'first_step': first, **about})}\n")
+            record.write(f"# from step 0 on unix:/tmp/ipi_a: {NEW} in models/mine\n")
+            for step in steps:
+                record.write(f"{step:>8}    2 -1.0 1e-3 {number + 1} 0.1\n")
+
+    attempt(0, 0, list(range(81)))
+    attempt(1, 50, list(range(51)))
+    found = simulate.answered(tmp_path, NEW)
+    assert [step.spread for step in found] == [1.0] * 50 + [2.0] * 51
+    attempt(2, 90, [])
+    assert len(simulate.answered(tmp_path, NEW)) == 90
+    attempt(10, 90, ["nan", "nan", 0])
+    assert len(simulate.answered(tmp_path, NEW)) == 93
+    assert not simulate.answered(tmp_path, OLD)

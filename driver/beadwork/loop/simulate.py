@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -90,12 +91,11 @@ def come_to(folder: Path) -> Path | None:
 
     i-PI writes RESTART only when it ends normally; after a kill there are only the checkpoints that the input requests.
     """
-    # i-PI's names of checkpoints follow from its prefix, which is the same in all parts
-    output = ElementTree.parse(folder / "part-0.xml").getroot().find("output")
-    prefix = "i-pi" if output is None else output.get("prefix", "i-pi")
-    names = [] if output is None else [c.get("filename", "restart") for c in output.findall("checkpoint")]
+    # which are the same in all parts
+    outputs = read_simulation(folder / "part-0.xml", directory=folder).outputs
+    names = [output.name for output in outputs if output.kind == "checkpoint"]
     found: list[tuple[int, Path]] = []
-    for file in [folder / "RESTART", *(f for name in names for f in folder.glob(f"{prefix}.{name}*"))]:
+    for file in [folder / "RESTART", *(f for name in names for f in folder.glob(f"{escape(name)}*"))]:
         with contextlib.suppress(SimulationError):  # truncated by the kill, or missing
             found.append((read_simulation(file, directory=folder).step, file))
     return max(found, key=lambda one: one[0])[1] if found else None
@@ -216,5 +216,22 @@ def simulations(folder: Path) -> set[str]:
 
 def answered(folder: Path, committee: str) -> list[record.Answered]:
     """Each step that this committee (the first digits of its hash, as beadwork.out has it) has answered, in all
-    attempts; each evaluation where steps are not known."""
-    return [step for file in folder.glob(f"out-*/{record.NAME}") for step in record.read_answered(file, committee)]
+    attempts; each evaluation where steps are not known.
+
+    An attempt goes on from a RESTART or a checkpoint: what the one before had done beyond it was given up, and does not
+    count."""
+    known: dict[int, record.Answered] = {}
+    others: list[record.Answered] = []
+    files = folder.glob(f"out-*/{record.NAME}")
+    for file in sorted(files, key=lambda file: int(file.parent.name.removeprefix("out-"))):
+        about = record.read_about(file)
+        # a server that came to an i-PI under way counts from its own first step
+        first = None if about.get("joined") else about.get("first_step")
+        if first is not None:
+            known = {step: one for step, one in known.items() if step < first}
+        for step, one in record.read_answered(file, committee).items():
+            if first is None or isinstance(step, str):
+                others.append(one)
+            else:
+                known[first + step] = one
+    return [*known.values(), *others]

@@ -347,10 +347,11 @@ def _larger(known: float | None, value: float) -> float | None:
     return known if math.isnan(value) else max(value, known or 0.0)
 
 
-def read_answered(path: Path, committee: str) -> list[Answered]:
-    """Each step that this committee (the first digits of its hash) has answered; each evaluation where steps are not
-    known. Evaluations without a spread, which the baseline answered alone, are left out."""
-    steps: dict[str | int, Answered] = {}
+def read_answered(path: Path, committee: str) -> dict[int | str, Answered]:
+    """What this committee (the first digits of its hash) has answered, by the server's count of steps, or by the line of
+    an evaluation, as text, where steps are not known. Evaluations without a spread, which the baseline answered alone,
+    are left out."""
+    steps: dict[int | str, Answered] = {}
     serves, names = False, list[str]()
     for row, line in enumerate(_lines(path)):
         if taken_up := _TAKEN_UP.match(line):
@@ -364,8 +365,8 @@ def read_answered(path: Path, committee: str) -> list[Answered]:
             # an evaluation without energy spread is the baseline's, at an address of its own
             if not math.isnan(of_energies):
                 novelties = (float(columns.get(name, "nan")) for name in NOVELTY)
-                steps.setdefault(row if step == "nan" else step, Answered()).add(spread, *novelties)
-    return list(steps.values())
+                steps.setdefault(f"line {row}" if step == "nan" else int(step), Answered()).add(spread, *novelties)
+    return steps
 
 
 def format_summary(summary: dict[str, Any], folder: Path, queue: str | None) -> str:
