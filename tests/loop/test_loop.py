@@ -102,6 +102,7 @@ def written(folder: Path, **loop: Any) -> Path:
         ({"run": {"queue": "q.db"}}, "sets itself"),
         ({"run": {"keep-novelty-of": "both"}}, "sets itself"),
         ({"run": {"devices": ["cuda:0", "cuda:1"]}}, "a server each"),
+        ({"run": {"add": {"d3bj": "revPBE"}}}, "label minus baseline, without what is added to it"),
         ({"run": {"keep-most": 3, "keep_most": 4}}, "both spellings"),
         ({"train": {"epoch": 3}}, "train sets 'epoch', which is no option; did you mean epochs[?]"),
         ({"lables": 3}, "sets 'lables', which is no option; did you mean labels[?]"),
@@ -222,7 +223,7 @@ def test_what_generations_are_compared_by_stays(ipi, tmp_path, stopping) -> None
     (generation,) = generations(tmp_path / "loop")
     begun = dict(generation.stages["begin"])
     old = {name: value for name, value in begun.items() if name not in loops._compared(read_loop(path))}
-    assert len(old) == len(begun) - 4
+    assert len(old) == len(begun) - 5
     for changed, sentence, known in (
         ({"labels": 9, "falling": 0.2}, "", False),
         ({"run": {"keep-force": [0.5]}}, r"keep-force = \[0.0001\], and the loop's file says \[0.5\]", False),
@@ -243,6 +244,37 @@ def test_what_generations_are_compared_by_stays(ipi, tmp_path, stopping) -> None
     (generation.folder / "generation.json").write_text(json.dumps({"begin": begun}))
     with pytest.raises(ConfigError, match=r"says \['liquid', 'water'\]"):
         learn(path, print)
+
+
+def test_inputs_stay_what_generations_began_with(ipi, tmp_path, monkeypatch, stopping) -> None:
+    """An input, or the structure that it names, that is edited under the same name is refused: between two calls, and
+    while a generation is trained; with the old one put back the loop goes on."""
+    path = project(ipi, tmp_path)
+    with pytest.raises(SimulationError, match="stopped"):
+        learn(path, print)
+    for file in ("input.xml", "init.xyz"):
+        edited = tmp_path / "water" / file
+        before = edited.read_bytes()
+        edited.write_bytes(before.replace(b"300", b"310") if file == "input.xml" else before.replace(b"O ", b"O  ", 1))
+        assert edited.read_bytes() != before
+        with pytest.raises(ConfigError, match=r"water/input.xml, or a file that it names, is not what .*gen-000 was"):
+            plan(path)
+        edited.write_bytes(before)
+    assert "gen-000: begin" in plan(path)
+    shutil.copytree(tmp_path / "start", tmp_path / "loop" / "gen-000" / "committee")
+    (generation,) = generations(tmp_path / "loop")
+    stages = {"simulate": {"runs": {"water": {"flagged": 1, "steps": 2}}}, "choose": {"rows": [1]}}
+    stages |= {"label": {}, "train": {}, "validate": {"old": {}, "new": {}}}
+    (generation.folder / "generation.json").write_text(json.dumps(generation.stages | stages))
+
+    def swap(*asked: Any) -> dict[str, Any]:
+        (tmp_path / "water" / "input.xml").write_bytes((tmp_path / "water" / "input.xml").read_bytes() + b"\n")
+        return {}
+
+    monkeypatch.setattr(loops._Learning, "_swap", swap)
+    with pytest.raises(ConfigError, match=r"is not what .*gen-000 was begun with.*put it back"):
+        learn(path, print)
+    assert [g.folder.name for g in generations(tmp_path / "loop")] == ["gen-000"]
 
 
 def test_error_bars_are_of_the_blocks_that_were_held_out(tmp_path, monkeypatch) -> None:
@@ -445,7 +477,7 @@ def test_a_killed_training_goes_on_with_what_it_began_with(ipi, tmp_path, monkey
         left.append(len(examples) - len(dataset.examples))
         raise ModelError("killed")
 
-    monkeypatch.setattr(loops, "from_queue", lambda *asked: there)
+    monkeypatch.setattr(loops, "from_queue", lambda *asked: [e for e in there if e.row in asked[3]])
     monkeypatch.setattr(loops, "train_committee", killed)
     loop.folder.mkdir()
     learning = loops._Learning(loop, "loop.toml", print)

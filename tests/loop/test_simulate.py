@@ -37,6 +37,8 @@ def test_a_torn_restart_is_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "gen-001" / "water"
     simulate.prepare(WATER / "input.xml", folder)
     assert simulate.come_to(folder) is None
+    with pytest.raises(SimulationError, match="no RESTART or checkpoint that can be read, from which the next"):
+        simulate.end_of(folder)
     at(100, folder / "simulation.checkpoint")
     whole = at(120, folder / "RESTART")
     assert simulate.come_to(folder) == folder / "RESTART"

@@ -30,6 +30,7 @@ selected: labels for Δ do not change the baseline.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,8 @@ from beadwork.potential.bundle import (
     load_card,
     load_committee,
     members_of,
+    prefixed,
+    sha256,
     write_pointer,
 )
 from beadwork.potential.potential import SHORT_HASH_CHARACTERS
@@ -82,6 +85,8 @@ ENDLESS_STEPS = 10**9
 LOOK_SECONDS = 2.0
 RECORD = "generation.json"
 CURRENT = "current"
+#: the entry of `begin` with a hash of each simulation's input
+INPUTS = "inputs"
 #: options of `beadwork run` that the loop sets itself
 LOOP_OPTIONS = ("simulation", "baseline", "delta", "queue", "out", "metrics", "keep_novelty_of")
 #: the part whose novelty selects frames: labels for Δ do not change the baseline's
@@ -134,6 +139,11 @@ class Loop:
                 raise ConfigError(
                     "[run] sets 'devices', which start a server each, and a simulation of the loop has one",
                     'take device = "cuda" for a GPU',
+                )
+            if key == "add":
+                raise ConfigError(
+                    "[run] sets 'add', and what a loop learns is label minus baseline, without what is added to it",
+                    "take labels without dispersion and serve the last committee with --add, or leave it to Δ",
                 )
             if key.replace("-", "_") in LOOP_OPTIONS:
                 raise ConfigError(f"[run] sets {key!r}, which the loop sets itself", "leave it out")
@@ -301,22 +311,34 @@ def _compared(loop: Loop) -> dict[str, Any]:
     generations would be of different things."""
     return {
         "simulations": sorted(loop.simulations),
+        INPUTS: {name: _input_hash(xml) for name, xml in loop.simulations.items()},
         "start": loop.start,
         "keep-force": loop.window,
         "keep-novelty": loop.new,
     }
 
 
+def _input_hash(xml: Path) -> str:
+    """Of an input and of the files that it names. Raises SimulationError."""
+    simulation = read_simulation(xml, directory=xml.parent)
+    hashes = [simulation.sha256, *(sha256(simulation.directory / file) for file in simulation.files)]
+    return prefixed(hashlib.sha256(" ".join(hashes).encode()).hexdigest())
+
+
 def _check_settings(loop: Loop, begun: Generation) -> None:
     """Raise ConfigError where a generation was begun with other simulations, thresholds or starts than the loop has."""
     was = begun.begun_with
     for name, now in _compared(loop).items():
-        if name in was and was[name] != now:
-            raise ConfigError(
-                f"{begun.folder} was begun with {name} = {was[name]}, and the loop's file says {now}: generations "
-                "could not be compared",
-                "put it back, or begin another loop with it (another `folder`; `delta` can be the newest committee)",
-            )
+        if name not in was or was[name] == now:
+            continue
+        what = f"{begun.folder} was begun with {name} = {was[name]}, and the loop's file says {now}"
+        if name == INPUTS:
+            changed = [str(xml) for one, xml in loop.simulations.items() if was[name].get(one) != now[one]]
+            what = f"{', '.join(changed)}, or a file that it names, is not what {begun.folder} was begun with"
+        raise ConfigError(
+            f"{what}: generations could not be compared",
+            "put it back, or begin another loop with it (another `folder`; `delta` can be the newest committee)",
+        )
 
 
 def generations(folder: Path) -> list[Generation]:
@@ -375,9 +397,12 @@ class _Learning:
             now = Generation(loop.folder / f"gen-{number:03d}", self.tell)
             now.folder.mkdir(exist_ok=True)
             committee = committee_of(loop, number)
+            # of an earlier call, or of this one: an input may be edited while a generation is trained
+            for begun in (*done[-1:], now):
+                if "begin" in begun.stages:
+                    _check_settings(loop, begun)
             # a generation that was begun in an earlier call: its results are of the models of that time
             if "begin" in now.stages:
-                _check_settings(loop, now)
                 self._same_models(now, committee)
             now.do("begin", partial(self._begin, committee))
             now.do("simulate", partial(self._simulate, now, done, committee))
@@ -447,7 +472,7 @@ class _Learning:
             else:
                 folder = now.folder / name
                 goes_on = self.loop.start == "continue" and done
-                simulate.prepare(xml, folder, simulate.come_to(done[-1].folder / name) if goes_on else None)
+                simulate.prepare(xml, folder, simulate.end_of(done[-1].folder / name) if goes_on else None)
                 # the members and not the pointer: this simulation is of this committee from its first step to its last
                 members = [str(member) for member in members_of([committee])]
                 run = simulate.start(folder, {**self.options, "delta": members}, len(self._kept(now, folder)))
@@ -588,8 +613,8 @@ class _Learning:
         # divided differently after a kill. Labels that came later belong to the next generation
         known = now.stages.get("label", {}).get("known")  # of an earlier release: unknown
         method = self.spec.labeller().method
-        labels = from_queue(self.queue, self.loop.baseline, method)
-        examples.update((e.hash, e) for e in labels if known is None or e.row in known)
+        labels = from_queue(self.queue, self.loop.baseline, method, known)
+        examples.update((e.hash, e) for e in labels)
         command = f"beadwork learn {self.name} ({now.folder.name})"
         train_committee(list(examples.values()), self.loop.baseline, out, self.loop.train, previous, self.tell, command)
         dataset = Dataset.read(out)

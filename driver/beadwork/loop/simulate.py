@@ -101,6 +101,17 @@ def come_to(folder: Path) -> Path | None:
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
+def end_of(folder: Path) -> Path:
+    """The same of one that has come to its end. Raises SimulationError where there is nothing to go on from: to begin
+    anew would be another simulation."""
+    if (found := come_to(folder)) is None:
+        raise SimulationError(
+            f"{folder} has no RESTART or checkpoint that can be read, from which the next generation is to go on",
+            "bring it back from a copy, or begin another loop",
+        )
+    return found
+
+
 def finished(folder: Path) -> bool:
     """Whether i-PI has done all its steps, according to its RESTART or checkpoint."""
     end = come_to(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -288,18 +288,22 @@ class Dataset:
 
 
 def from_queue(
-    queue: Queue | str | os.PathLike[str], baseline: Path | None, method: str | None = None
+    queue: Queue | str | os.PathLike[str],
+    baseline: Path | None,
+    method: str | None = None,
+    rows: Collection[int] | None = None,
 ) -> list[Example]:
     """Make examples of all labelled rows of a queue, oldest first.
 
-    method: take only labels of this method. Raises LabelError for a label that is damaged or does not fit its frame,
+    method: take only labels of this method. rows: of these rows alone; a copy of one of them in another row is none of
+    theirs. Raises LabelError for a label that is damaged or does not fit its frame,
     and where labels of several methods would be mixed.
     """
     queue = queue if isinstance(queue, Queue) else Queue(queue)
     found = []
     for row in queue.rows(status=LABELLED):
         frame, label = computed(row)
-        if method in (None, label.method):
+        if method in (None, label.method) and (rows is None or row.id in rows):
             kept = row.kept
             # for a frame that the user added, `simulation` is the hash of the file of frames, which is no simulation
             ours = kept.simulation if kept.models or kept.step is not None else None
