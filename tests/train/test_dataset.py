@@ -468,8 +468,8 @@ def test_row_without_a_good_label_is_named(examples, tmp_path: Path):
 
 
 def test_a_queue_with_a_structure_twice_can_be_learned(examples, tmp_path: Path):
-    """The same file without its charge and with it is two rows, and one label; of the second row alone it is that row's,
-    as in a loop to which the first one, labelled by somebody meanwhile, does not belong yet."""
+    """The same file without its charge and with it is two rows, and one label; of the second row alone it is that
+    row's, as in a loop to which the first one, labelled by somebody meanwhile, does not belong yet."""
     queue = Queue(tmp_path / "q.db", create=True)
     label = with_label(examples[1], charge=0, energy_error=0.0).label
     for charge in (None, 0):

@@ -28,8 +28,8 @@ from beadwork.ipi.outputs import read_extra
 from beadwork.report.run import RunFolder
 from beadwork.units import BOHR
 
-#: so many times the change from frame to frame that three quarters exceed is none of a vibration: that of a harmonic mode
-#: is 2.6 times as large at most, that of many modes 5 times
+#: so many times the change from frame to frame that three quarters exceed is none of a vibration: that of a harmonic
+#: mode is 2.6 times as large at most, that of many modes 5 times
 JUMP = 20.0
 
 

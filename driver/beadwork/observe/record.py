@@ -348,9 +348,9 @@ def _larger(known: float | None, value: float) -> float | None:
 
 
 def read_answered(path: Path, committee: str) -> dict[int | str, Answered]:
-    """What this committee (the first digits of its hash) has answered, by the server's count of steps, or by the line of
-    an evaluation, as text, where steps are not known. Evaluations without a spread, which the baseline answered alone,
-    are left out."""
+    """What this committee (the first digits of its hash) has answered, by the server's count of steps, or by the line
+    of an evaluation, as text, where steps are not known. Evaluations without a spread, which the baseline answered
+    alone, are left out."""
     steps: dict[int | str, Answered] = {}
     serves, names = False, list[str]()
     for row, line in enumerate(_lines(path)):
