@@ -175,22 +175,31 @@ def springs(monkeypatch: pytest.MonkeyPatch) -> ServeConfig:
 
 
 def test_what_is_said(springs: ServeConfig) -> None:
-    """As text and JSON: the input as it is, plans in the order of their speed, their lines, and what is not known."""
-    told = checked(as_json(plan(springs, Asked(0.05, 0.2, PIGLET), "one thread")), "plan")
+    """As text and JSON: the input as it is, plans in the order of their speed, their lines, and what is not known.
+    PIGLET is the fastest here, and last and marked, since nothing bounds its error where vibrations are anharmonic."""
+    planned = plan(springs, Asked(0.05, 0.2, PIGLET), "one thread")
+    told = checked(as_json(planned), "plan")
     assert told["highest"] == pytest.approx(3310, abs=10)
     assert told["atoms"] == {"O": 32, "H": 64}
     assert told["now"]["beads"] == 16
     assert told["now"]["splitting"] == "obabo"
     assert told["now"]["error"]["kinetic H"] < -0.07
     assert {found["springs"] for found in told["plans"]} == {"eco", "piglet"}
-    speeds = [found["ns_per_day"] for found in told["plans"]]
-    assert speeds == sorted(speeds, reverse=True)
+    ranks = [(found["harmonic_only"], -found["ns_per_day"]) for found in told["plans"]]
+    assert ranks == sorted(ranks)
+    assert max(told["plans"], key=lambda found: found["ns_per_day"])["springs"] == "piglet"
+    assert [found["harmonic_only"] for found in told["plans"]] == [f["springs"] == "piglet" for f in told["plans"]]
+    assert not told["plans"][0]["harmonic_only"]
     for found in told["plans"]:
         assert any(str(PIGLET) in line for line in found["xml"]) == (found["springs"] == "piglet")
         assert max(map(len, found["xml"])) < 300  # the matrices are in their file
         assert found["judged"]["kinetic H"] <= 0.05
     assert any("--measure" in text for text in told["unknown"])
+    lines = format_plan(planned).splitlines()
+    assert any("piglet *" in line for line in lines)
+    assert any(line.startswith("* last, whatever its speed") for line in lines)
     text = format_plan(plan(springs, Asked(0.05, 0.2), "one thread"))
+    assert "* last" not in text
     assert "<frequencies style='eco' units='inversecm'>[3500]</frequencies>" in text
     assert "64 H, 32 O" in text or "32 O, 64 H" in text
     assert "no plan holds that" in format_plan(plan(springs, Asked(1e-6, 1e-6), "one thread"))

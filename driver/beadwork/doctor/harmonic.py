@@ -76,6 +76,12 @@ class Plan:
         return self.timestep * self.inner
 
     @property
+    def harmonic_only(self) -> bool:
+        """Whether it is made for harmonic vibrations: the rest of its error does not go away with more beads or shorter
+        steps, so nothing bounds it."""
+        return self.springs == "piglet"
+
+    @property
     def delta_beads(self) -> int:
         """Beads on which Δ is evaluated."""
         return self.contracted or self.beads

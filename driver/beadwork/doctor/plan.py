@@ -40,8 +40,8 @@ UNKNOWN = (
     "themselves, so look at several frames of a run, and hold --measure against their mean",
     "averages over an element: the few atoms of a solute can need more beads than it (look at --json, or plan for a "
     "cluster around it)",
-    "PIGLET where vibrations are anharmonic: hydrogens of the shipped water lacked some 5 % of their kinetic energy in "
-    "a run, where less than 1 % is told here; hold it against economised beads before you trust it",
+    "PIGLET where vibrations are anharmonic, for which it comes last: hydrogens of the shipped water lacked some 5 % "
+    "of their kinetic energy in a run, where less than 1 % is told here; hold it against economised beads",
     "how fast an average converges: a longer time step and another thermostat change that too",
     "dynamics: economised springs, PIGLET and contraction are for averages; spectra want ordinary springs",
     "pressures, and the volume of a cell that moves",
@@ -73,6 +73,9 @@ class Option(Part):
     delta_beads: Annotated[int, "on which Δ is evaluated"]
     cayley: Annotated[bool, "whether the springs are propagated by Cayley's transform"]
     splitting: Annotated[str, "baoab or obabo"]
+    harmonic_only: Annotated[
+        bool, "whether nothing bounds its error where vibrations are anharmonic, as of PIGLET: such plans come last"
+    ]
     ns_per_day: Annotated[float, "ns in a day, of the models alone"]
     error: Annotated[dict[str, float | None], "relative, signed; null where the time step is not stable"]
     judged: Annotated[dict[str, float | None], "the same of beads, contraction and time step added without signs"]
@@ -104,7 +107,7 @@ class Planned(Form):
     error: Annotated[float, "allowed, of kinetic energies and potential"]
     force_error: Annotated[float, "allowed, of mean squared forces"]
     now: Annotated[Option | None, "the input as it is; null where it is none of the plans that are known"]
-    plans: Annotated[list[Option], "that hold, cheapest first"]
+    plans: Annotated[list[Option], "that hold, cheapest first; what is harmonic_only last"]
     measured: Annotated[Measured | None, "null without --measure"]
     unknown: Annotated[list[str], "what this does not know, in words"]
     notes: Annotated[list[str], "what was said of engines and threads, in words"]
@@ -140,6 +143,7 @@ def plan(config: ServeConfig, asked: Asked, threads: str) -> Planned:
             plan.delta_beads,
             plan.cayley,
             plan.splitting,
+            plan.harmonic_only,
             judged.speed,
             dict(judged.errors),
             dict(judged.judged),
@@ -269,6 +273,8 @@ def _text(found: Planned) -> Iterator[str]:
     yield ""
     rows = [("now", found.now), *((str(k), option) for k, option in enumerate(found.plans, 1))]
     yield from _table([(name, option) for name, option in rows if option is not None])
+    if any(option.harmonic_only for option in found.plans):
+        yield "* last, whatever its speed: made for harmonic vibrations, and off by an unknown error where they are not"
     if found.now is None:
         yield "the input as it is cannot be judged: its thermostat, forces or time steps are none of those above"
     if not found.plans:
@@ -298,8 +304,9 @@ def _table(rows: list[tuple[str, Option]]) -> Iterator[str]:
         step = f"{option.time_step_fs:g} fs" + (" Cayley" if option.cayley else "")
         apart = option.outer_fs > option.time_step_fs or option.delta_beads < option.beads
         delta = f"every {option.outer_fs:g} fs, {option.delta_beads} beads" if apart else ""
+        springs = option.springs + (" *" if option.harmonic_only else "")
         told = "".join(f"{_percent(option.judged[name]):>8}" for name in names)
-        yield f"{number:4} {option.ns_per_day:8.3g}  {option.beads:<3} {option.springs:<8} {step:<16} {delta:<22}{told}"
+        yield f"{number:4} {option.ns_per_day:8.3g}  {option.beads:<3} {springs:<8} {step:<16} {delta:<22}{told}"
 
 
 def _percent(value: float | None) -> str:

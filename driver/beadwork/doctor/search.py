@@ -122,7 +122,10 @@ class Search:
         return iter(sorted(found, key=self.costs.of))
 
     def cheapest(self, error: float, force_error: float) -> list[Judged]:
-        """The cheapest of each kind of springs with Δ apart, and with one forcefield, in the order of their cost."""
+        """The cheapest of each kind of springs with Δ apart, and with one forcefield, in the order of their cost.
+
+        What is made for harmonic vibrations alone comes last.
+        """
         found: dict[tuple[str, bool], Judged] = {}
         hopeless: set[Plan] = set()
         most = max(self.modes.most, float(np.abs(self.modes.delta2).max()))
@@ -143,4 +146,4 @@ class Search:
             )
             if not any(map(fails, (*simpler, plan))) and stable(plan, self.temperature, self.highest, most):
                 found[plan.springs, plan.apart] = self.judge(plan)
-        return sorted(found.values(), key=lambda judged: judged.seconds)
+        return sorted(found.values(), key=lambda judged: (judged.plan.harmonic_only, judged.seconds))
