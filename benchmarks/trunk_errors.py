@@ -1,11 +1,11 @@
 """Heads on one trunk against separate members, trained on the labels of models/water-highlevel: errors and coverage.
 
-    python benchmarks/trunk_errors.py FOLDER [--separate] [--out RESULTS]
+    python benchmarks/trunk_errors.py FOLDER [--epochs 32 64 ...] [--separate] [--out RESULTS]
 
-Trains eight heads on one trunk in FOLDER/shared, and with --separate four members with the same settings in
-FOLDER/separate, one after the other and resumable; then measures these, and the committee that ships (four members,
-two trainings of 16 and 24 epochs), on 56 frames of 28 simulations that none has learned from. Writes
-RESULTS/trunk_errors.json and .md.
+Trains eight heads on one trunk in FOLDER/shared-EPOCHS for each number of epochs, and with --separate four members with
+the same settings in FOLDER/separate, one after the other and resumable; then measures all that are there, and the
+committee that ships (four members, two trainings of 16 and 24 epochs), on 56 frames of 28 simulations that none has
+learned from. Writes RESULTS/trunk_errors.json and .md.
 """
 
 from __future__ import annotations
@@ -99,15 +99,18 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, nargs="*", default=[32, 64], help="of the trunk, of all heads together")
     parser.add_argument("--separate", action="store_true", help="train four separate members too")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    train(args.folder / "shared", SHARED)
+    for epochs in args.epochs:
+        train(args.folder / f"shared-{epochs}", replace(SHARED, epochs=epochs))
     if args.separate:
         train(args.folder / "separate", SEPARATE)
+    shared = sorted(args.folder.glob("shared-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
     names = {
-        "8 heads on one trunk, 32 epochs in all": args.folder / "shared",
+        **{f"8 heads on one trunk, {folder.name.rpartition('-')[2]} epochs in all": folder for folder in shared},
         "4 separate members, 32 epochs each": args.folder / "separate",
         "4 separate members that ship, 40 epochs each": LABELS,
     }
