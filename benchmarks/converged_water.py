@@ -47,7 +47,7 @@ from beadwork.doctor.curvature import PER_DALTON, vibrations
 from beadwork.doctor.harmonic import BOLTZMANN, Modes, Plan, compress, errors, springs, without_barriers
 from beadwork.doctor.plan_xml import changed, colored_noise
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.ipi.outputs import find_trajectory, last_of_each, read_properties
+from beadwork.ipi.outputs import find_trajectory, read_properties
 from beadwork.ipi.simulation import read_simulation
 from beadwork.potential.bundle import load_card
 from beadwork.potential.load import load_for
@@ -297,8 +297,7 @@ def read(kind: str, folders: Sequence[Path], last: float = np.inf) -> list[Piece
     for folder in folders:
         columns = read_properties(folder / "simulation.out")
         steps = columns["potential"].steps
-        rows = last_of_each(steps.astype(int), round(1000 * FORGET / plan.outer))
-        rows = rows[steps[rows] * plan.outer <= 1000 * last]
+        rows = (steps >= round(1000 * FORGET / plan.outer)) & (steps * plan.outer <= 1000 * last)
         each = [columns[f"kinetic_cv({s})"].values[rows] / (numbers == z).sum() for s, z in (("H", 1), ("O", 8))]
         kinetic.append(np.stack(each, axis=1))
         shape: list[list[float]] = []

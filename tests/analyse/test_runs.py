@@ -100,17 +100,17 @@ def test_beads_across_a_face_of_the_cell(tmp_path: Path) -> None:
 
 
 def test_time_at_the_beginning_is_left_out_and_energies_belong_to_their_step(tmp_path: Path) -> None:
-    """--skip is in ps; energies of every third frame stand beside these and no others; of a step that was written
-    twice the last counts."""
+    """--skip is in ps; energies of every third frame stand beside these and no others; what was given up at a restart
+    (40, 50 and 70) does not count."""
     write_about(tmp_path, time_step_fs=0.5)
-    steps = [*range(0, 60, 10), 40, 50, 60]
+    steps = [*range(0, 60, 10), 70, 40, 50, 60]
     places = np.zeros((len(steps), 2, 3))
     places[:, 1, 0] = np.arange(len(steps)) + 1
     write_frames(tmp_path / "run.pos_0.xyz", ["O", "H"], steps, places / BOHR)
     write_energies(tmp_path, [0, 30, 60], np.array([[1.0, 2.0], [3.0, 5.0], [7.0, 7.0]]))
     run = sample(open_run(tmp_path), [DISTANCE], skip=0.01, periodic=False)
     assert run.steps.tolist() == [20, 30, 40, 50, 60]
-    assert run.values[DISTANCE.text][:, 0] == pytest.approx([3, 4, 7, 8, 9], abs=1e-4)
+    assert run.values[DISTANCE.text][:, 0] == pytest.approx([3, 4, 8, 9, 10], abs=1e-4)
     assert run.energies is not None
     assert np.isfinite(run.energies[:, 0]).tolist() == [False, True, False, False, True]
     assert run.energies[[1, 4]] * KT == pytest.approx(np.array([[3.0, 5.0], [7.0, 7.0]]))

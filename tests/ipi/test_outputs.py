@@ -125,6 +125,17 @@ def test_a_line_torn_in_the_middle_is_left_out(tmp_path: Path) -> None:
     assert times.unit == "picosecond"
 
 
+def test_what_was_given_up_at_a_restart_does_not_count(tmp_path: Path) -> None:
+    """Killed at step 5, gone on with from 2 to 3, and from 3 to 4: step 5 is of a trajectory that was given up."""
+    head = "# column   1     --> step : a\n# column   2     --> potential : b\n"
+    passes = ((0, 1, 2, 3, 4, 5), (3,), (4,))
+    rows = [f"{step} {number + 1}\n" for number, one in enumerate(passes) for step in one]
+    (tmp_path / "a.out").write_text(head + "".join(rows))
+    found = read_properties(tmp_path / "a.out")
+    assert found["step"].values.tolist() == [0, 1, 2, 3, 4]
+    assert found["potential"].values.tolist() == [1, 1, 1, 2, 3]
+
+
 @pytest.mark.parametrize("stem", ["", "a[1]", "/absolute"])
 def test_prefixes_as_ipi_takes_them(tmp_path: Path, stem: str) -> None:
     """None at all, one that a pattern would take for its own, one that is a path: the positions are found."""
@@ -168,10 +179,11 @@ def test_long_trajectories_are_thinned_by_step(tmp_path: Path, monkeypatch: pyte
 
 
 def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
-    """What the ring polymer feels; of a step written twice (a restart) the last counts, and a missing bead is seen."""
+    """What the ring polymer feels; what was given up at a restart (step 9, and 5 the first time) does not count, and a
+    missing bead is seen."""
     for bead, shift in enumerate((0.0, 2.0)):
         lines = []
-        for step in (0, 5, 5):
+        for step in (0, 5, 9, 5):
             lines += [
                 f" #EXTRAS(committee_pot)# Step:  {step:10d} ",
                 f"{-1.25 + shift + len(lines):16.8e} {-3.5 + shift:16.8e}",
@@ -179,7 +191,7 @@ def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
         (tmp_path / f"run.committee_{bead}").write_text("\n".join(lines) + "\n")
     found = read_potentials(tmp_path, "run", 2)
     assert found is not None
-    assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-0.25, -2.5], 5: [3.75, -2.5]}
+    assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-0.25, -2.5], 5: [5.75, -2.5]}
     assert found.resolution == pytest.approx(1e-8)
     assert read_potentials(tmp_path, "run", 3) is None
     assert read_potentials(tmp_path, "other", 2) is None

@@ -61,10 +61,11 @@ def test_an_ideal_gas_is_one_everywhere() -> None:
 
 
 def test_a_step_counts_with_all_its_beads_or_not_at_all() -> None:
-    """A run that was killed has a last step of some beads, and one that was restarted has steps twice: the last counts,
-    of every bead, as of the members' energies, or a row would be of two trajectories."""
-    frames = [(0, 0, gas(3)), (0, 0, gas(0)), (5, 0, gas(2)), (0, 1, gas(1))]
-    found, whole = radial(frames), radial([frames[1], frames[3]])
+    """A run that was killed has a last step of some beads, and one that went back to a RESTART has steps that it gave
+    up (9): they do not count, of any bead, as of the members' energies, or a row would be of two trajectories."""
+    frames = [(0, 0, gas(3)), (9, 0, gas(4)), (0, 0, gas(0)), (5, 0, gas(2)), (0, 1, gas(5)), (9, 1, gas(6))]
+    frames.append((0, 1, gas(1)))
+    found, whole = radial(frames), radial([frames[2], frames[6]])
     assert found is not None
     assert whole is not None
     assert found.steps.tolist() == [0]

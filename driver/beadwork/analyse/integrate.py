@@ -25,7 +25,6 @@ from beadwork.analyse.free_energy import Estimate, estimates
 from beadwork.analyse.runs import first_step, one_of, thermal
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
-from beadwork.ipi.outputs import last_of_each
 from beadwork.report.run import RunFolder
 from beadwork.report.uncertainty import uncertainty
 from beadwork.units import KJ_MOL
@@ -106,7 +105,7 @@ def _derivative(run: RunFolder, of: str, less: str | None, skip: float) -> Float
             raise ConfigError(f"i-PI wrote no property {name} into {run.directory}", f"it wrote: {there}")
         unit = "atomic_unit" if series.unit == "atomic units" else series.unit
         steps: IntArray = series.steps.astype(np.int_)
-        rows = last_of_each(steps, first_step(run, skip))
+        rows = steps >= first_step(run, skip)
         scale = float(unit_to_internal("energy", unit, 1.0)) * _missing_beads(run, name)
         values = scale * series.values[rows]
         found.append(dict(zip(steps[rows].tolist(), values.tolist(), strict=True)))

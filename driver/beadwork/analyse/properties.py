@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from ipi.utils.units import unit_to_internal
+from numpy.typing import NDArray
 
 from beadwork.analyse.free_energy import Estimate, estimates
 from beadwork.analyse.runs import DAMAGED, first_step, of_energies_and_steps, one_of, thermal, weighed
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
-from beadwork.ipi.outputs import find_trajectory, last_of_each
+from beadwork.ipi.outputs import find_trajectory, write_down
 from beadwork.report.committee import read_committee
 from beadwork.report.run import RunFolder
 from beadwork.report.uncertainty import blocks_of, uncertainty
@@ -111,8 +112,8 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
         with reading(run.directory, ConfigError, DAMAGED):
             series = list(_series(run, kt))
         for one in series:
-            keep = last_of_each(one.steps, first)
-            if len(keep):
+            keep = one.steps >= first
+            if keep.any():
                 logs = None if one.logs is None else one.logs[keep]
                 one = replace(one, steps=one.steps[keep], values=one.values[keep], logs=logs)
                 found.setdefault(one.name, []).append(one)
@@ -134,6 +135,17 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
     if swings and not all(map(_canonical, runs)):
         said.append(
             "no heat capacity: it is not known that these runs are at constant volume and temperature, unbiased"
+        )
+    lost = sum(
+        int((~_converged(run, name)).sum())
+        for run in runs
+        for name in run.properties
+        if name.startswith("scaledcoords") and name.endswith("[0]")
+    )
+    if lost:
+        said.append(
+            f"at {lost} steps i-PI's scaledcoords did not converge (it writes 0 there), and the heat capacity is "
+            "without them: serve in float64, or give it a fixed step, scaledcoords(fd_delta=1e-3)"
         )
     committees = []
     for run in runs:
@@ -221,10 +233,13 @@ def _series(run: RunFolder, kt: float) -> Iterator[_Series]:
 def _of_atoms(run: RunFolder, quantity: str) -> Iterator[tuple[str, IntArray, FloatArray]]:
     """Of a trajectory: by i-PI's names (D is not H) the name, the steps (F,) and the values (F, atoms of it, 3)."""
     trajectory = find_trajectory(run.directory, str(run.about.get("outputs", "")), quantity)
-    frames = [(step, names, values) for step, _, names, values in trajectory.vectors()] if trajectory else []
+    frames: dict[int, FloatArray] = {}
+    names = np.empty(0)
+    for step, _, named, vectors in trajectory.vectors() if trajectory else ():
+        names = named
+        write_down(frames, step, vectors)
     if frames:
-        steps, names = np.array([step for step, _, _ in frames]), frames[0][1]
-        values = np.array([values for _, _, values in frames])
+        steps, values = np.array(list(frames)), np.array(list(frames.values()))
         for name in np.unique(names):
             yield str(name), steps, values[:, names == name]
 
@@ -250,6 +265,12 @@ def _canonical(run: RunFolder) -> bool:
     return set(run.about.get("motions") or ()) == {"nvt"} and not run.about.get("biased")
 
 
+def _converged(run: RunFolder, name: str) -> NDArray[np.bool_]:
+    """(F,) where i-PI's finite difference of scaled coordinates, columns [0] and [1], has converged: both are 0 where
+    it has not, as with the rounding of float32."""
+    return np.asarray((run.properties[name].values != 0) | (run.properties[f"{name[:-3]}[1]"].values != 0))
+
+
 def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
     """C/k = (<ε²> - <ε>² - <ε'>) / (kT)², and of a classical run the variance of its potential over (kT)².
 
@@ -264,9 +285,10 @@ def _heat_capacities(run: RunFolder, kt: float) -> Iterator[_Series]:
     )
     for name, series in run.properties.items():
         if name.startswith("scaledcoords") and name.endswith("[0]"):
-            prime = run.properties[f"{name[:-3]}[1]"].values
-            columns = np.stack([series.values, series.values**2 - prime], axis=1)
-            yield _Series("heat capacity", "J/mol/K", False, series.steps.astype(np.int_), columns, variance)
+            prime, there = run.properties[f"{name[:-3]}[1]"].values, _converged(run, name)
+            columns = np.stack([series.values, series.values**2 - prime], axis=1)[there]
+            steps = series.steps.astype(np.int_)[there]
+            yield _Series("heat capacity", "J/mol/K", False, steps, columns, variance)
     potential = run.properties.get("potential")
     # of a ring polymer the variance of the potential is no heat capacity
     if potential is not None and run.about.get("beads") == 1:

@@ -17,7 +17,7 @@ from beadwork.analyse.coordinate import Coordinate
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.ipi.outputs import Potentials, Series, Trajectory, find_trajectory, read_properties
+from beadwork.ipi.outputs import Potentials, Series, Trajectory, find_trajectory, read_properties, write_down
 from beadwork.ipi.simulation import read_simulation
 from beadwork.log import logger
 from beadwork.observe.record import NAME
@@ -217,7 +217,7 @@ def sample(
 
 
 def _bias(run: RunFolder, steps: Sequence[int], kt: float) -> FloatArray | None:
-    """What `ensemble_bias` is at these steps, kT; of a step that was written twice (a restart) the last."""
+    """What `ensemble_bias` is at these steps, kT."""
     series = run.properties.get("ensemble_bias")
     if series is None:
         return np.full(len(steps), np.nan) if run.about.get("biased") else None
@@ -230,14 +230,15 @@ def _bias(run: RunFolder, steps: Sequence[int], kt: float) -> FloatArray | None:
 def _values(
     frames: Iterator[tuple[int, Frame]], coordinates: Sequence[Coordinate], first: int, periodic: bool
 ) -> dict[int, list[FloatArray]]:
-    """By the steps from `first` on, the values of each coordinate; of a step written twice (a restart) the last."""
+    """By the steps from `first` on, the values of each coordinate."""
     values: dict[int, list[FloatArray]] = {}
     for batch in _batches(frames, first):
         positions = np.array([frame.positions for _, frame in batch])
         there = periodic and all(all(frame.pbc) for _, frame in batch)
         cells = np.array([frame.cell for _, frame in batch]) if there else None
         found = [coordinate.values(batch[0][1].numbers, positions, cells) for coordinate in coordinates]
-        values |= {step: [of[row] for of in found] for row, (step, _) in enumerate(batch)}
+        for row, (step, _) in enumerate(batch):
+            write_down(values, step, [of[row] for of in found])
     return values
 
 
@@ -282,13 +283,20 @@ def _of_bead(trajectory: Trajectory, bead: int) -> Iterator[tuple[int, Frame]]:
             yield step, frame
 
 
+def _by_step(frames: Iterator[tuple[int, Frame]]) -> dict[int, Frame]:
+    found: dict[int, Frame] = {}
+    for step, frame in frames:
+        write_down(found, step, frame)
+    return found
+
+
 def _centroids(positions: Trajectory, periodic: bool) -> Iterator[tuple[int, Frame]]:
     """The mean of all beads of a step, each taken at the image that is nearest to the first, where there are images."""
-    first: dict[int, Frame] = dict(_of_bead(positions, 0))
+    first = _by_step(_of_bead(positions, 0))
     sums = {step: frame.positions.copy() for step, frame in first.items()}
     counts = dict.fromkeys(first, 1)
     for bead, file in enumerate(positions.files[1:], 1):
-        for step, frame in dict(_of_bead(positions, bead)).items():
+        for step, frame in _by_step(_of_bead(positions, bead)).items():
             if step not in first:
                 continue
             if not np.array_equal(frame.numbers, first[step].numbers):

@@ -23,7 +23,7 @@ from beadwork.analyse.runs import DAMAGED, first_step, one_of
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
-from beadwork.ipi.outputs import find_trajectory
+from beadwork.ipi.outputs import find_trajectory, write_down
 from beadwork.report.run import RunFolder
 from beadwork.units import FEMTOSECOND
 
@@ -171,7 +171,7 @@ def _velocities(run: RunFolder, skip: float) -> list[_Piece]:
                 raise ConfigError(f"the atoms of {trajectory.files[bead]} change, or a velocity is none", DAMAGED)
             names = found.tolist()
             if at >= first:
-                frames[bead][at] = values  # of a step that was written twice (a restart) the last
+                write_down(frames[bead], at, values)
     steps = np.array(sorted(set.intersection(*map(set, frames))))
     if len(steps) < 2:
         raise ConfigError(f"{run.directory} has no velocities after {skip:g} ps", "leave out less with --skip")

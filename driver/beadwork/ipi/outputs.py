@@ -82,7 +82,8 @@ def read_properties(
     asked: what the input asks for, a word a column (of several `stress_cv{bar}[0]`, …): i-PI writes no header into a
     file that it begins at a RESTART.
     stride: steps from row to row, and first: the step at which the run began; by these, or by a column of times and
-    time_step (fs), steps are told where there is no column of them.
+    time_step (fs), steps are told where there is no column of them. Steps grow from row to row: where i-PI went back to
+    a RESTART, the rows that it had written beyond it are left out.
     """
     comments, table = read_table(path)
     named = []
@@ -103,7 +104,10 @@ def read_properties(
     else:  # i-PI writes where its step is a multiple of the stride
         begin = 0 if comments else first // stride + 1
         steps = stride * (begin + np.arange(len(table), dtype=np.float64))
-    return {name: Series(steps, values, unit) for name, (values, unit) in columns.items()}
+    # of later rows the earliest step
+    later = np.append(np.fmin.accumulate(steps[::-1])[::-1][1:], np.inf)
+    rows = np.flatnonzero(steps < later)
+    return {name: Series(steps[rows], values[rows], unit) for name, (values, unit) in columns.items()}
 
 
 def _named(asked: str) -> tuple[str, str]:
@@ -154,12 +158,13 @@ class Trajectory:
                 yield step, bead, np.array(raw["names"], dtype=np.str_), raw["data"].reshape(-1, 3) * scales[name]
 
 
-def last_of_each(steps: IntArray, first: int = 0) -> IntArray:
-    """Rows of the steps from `first` on, in order; of a step that was written twice (a restart) the last."""
-    _, back = np.unique(steps[::-1], return_index=True)
-    rows = len(steps) - 1 - back
-    result: IntArray = rows[steps[rows] >= first]
-    return result
+def write_down(into: dict[int, Any], step: int, value: Any) -> None:
+    """Put the value of a step behind those of the steps before it.
+
+    Where i-PI went back to a RESTART, to this step or an earlier one, what was there beyond it was given up."""
+    while into and next(reversed(into)) >= step:
+        into.popitem()
+    into[step] = value
 
 
 def find_positions(folder: Path, stem: str) -> Trajectory | None:
@@ -322,8 +327,8 @@ def _extras(folder: Path, stem: str, key: str, beads: int) -> tuple[dict[int, Fl
 
 
 def _of_bead(path: Path, before: int, behind: int) -> tuple[dict[int, FloatArray], float]:
-    """One bead's series, step -> (n,), and the value of the last digit. Of a step written twice the last counts; one
-    with fewer numbers than others is torn, and left out.
+    """One bead's series, step -> (n,), and the value of the last digit. What was given up at a RESTART does not count;
+    a step with fewer numbers than others is torn, and left out.
 
     before, behind: how many numbers of other keys there are.
     """
@@ -333,7 +338,7 @@ def _of_bead(path: Path, before: int, behind: int) -> tuple[dict[int, FloatArray
         for line in lines:
             if found := _EXTRAS.search(line):
                 step = int(found[2])
-                series[step] = []
+                write_down(series, step, [])
             elif step is not None and line.strip() and line.endswith("\n"):
                 with suppress(ValueError):  # torn, and written into by its successor
                     series[step] += list(map(float, line.split()))

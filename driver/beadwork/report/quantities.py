@@ -14,7 +14,6 @@ import numpy as np
 from ipi.utils.units import unit_to_internal, unit_to_user
 
 from beadwork.frame import FloatArray
-from beadwork.ipi.outputs import last_of_each
 from beadwork.report.run import RunFolder
 from beadwork.report.uncertainty import BLOCKS, DEPENDENT, uncertainty
 
@@ -120,9 +119,8 @@ def _printed(run: RunFolder, quantity: Quantity) -> Iterator[Printed]:
         sign = quantity.sign
         if quantity.dimension == "energy":
             scale, sign = (scale / atoms, f"{sign}/atom") if atoms else (1e-3 * scale, "eV")
-        keep = last_of_each(series.steps.astype(np.int_))
         label = f"{quantity.label}, {argument}" if argument else quantity.label
-        yield Printed(quantity, label, sign, series.steps[keep], scale * series.values[keep])
+        yield Printed(quantity, label, sign, series.steps, scale * series.values)
 
 
 def _atoms(run: RunFolder, argument: str) -> int:

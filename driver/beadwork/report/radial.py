@@ -16,6 +16,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.ipi.outputs import write_down
 
 #: Å, and the number of bins: 0.05 Å each
 MAX_DISTANCE, BINS = 6.0, 120
@@ -50,7 +51,6 @@ def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
     sums: dict[int, dict[str, FloatArray]] = {}
     beads: Counter[int] = Counter()
     for _, one_bead in groupby(frames, key=lambda of: of[1]):
-        # of a step that was written twice (a restart) the last, as of the members' energies
         mine: dict[int, dict[str, FloatArray]] = {}
         for step, _, frame in one_bead:
             if not all(frame.pbc):
@@ -60,7 +60,7 @@ def radial(frames: Iterable[tuple[int, int, Frame]]) -> Radial | None:
                 widths = 1 / np.linalg.norm(np.linalg.inv(frame.cell), axis=0)
                 farthest = min(MAX_DISTANCE, float(widths.min()) / 2)
                 edges = np.linspace(0.0, farthest, BINS + 1)
-            mine[step] = _one(frame, edges)
+            write_down(mine, step, _one(frame, edges))
         beads.update(mine.keys())
         for step, found in mine.items():
             into = sums.setdefault(step, {})
