@@ -367,6 +367,29 @@ def test_the_same_structure_whoever_wrote_it(examples, tmp_path):
     assert firsts([frames[0], *boxes]) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["turned", "mirrored"])
+def test_a_turned_copy_is_the_same_structure(examples, sign):
+    """Another program puts a structure into its own orientation, with five digits: it is no test of what was learned,
+    and its label, forces turned with it, counts once; with forces that were not turned it contradicts."""
+    turned = sign * np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    ring = [e for e in examples if e.label.forces is not None and len(e.frame.numbers) > 2][:6]
+    frames = [e.frame for e in ring]
+    copies = [replace(f, positions=(f.positions @ turned + 3.0).round(5)) for f in frames]
+    assert firsts([*frames, *copies]) == 2 * list(range(6))
+    boxes = [replace(f, cell=np.diag([9.0, 10.0, 11.0]), pbc=(True,) * 3) for f in frames[:2]]
+    crystals = [replace(f, positions=f.positions @ turned, cell=f.cell @ turned) for f in boxes]
+    assert firsts([*boxes, *crystals, replace(crystals[0], cell=boxes[0].cell)]) == [0, 1, 0, 1, 4]
+    exact = [with_label(e, energy_error=0.0, forces_error=None) for e in ring]
+    again = [
+        replace(with_label(e, forces=e.label.forces @ turned), frame=copy, row=100 + e.row)
+        for e, copy in zip(exact, copies, strict=True)
+    ]
+    assert [e.row for e in difference([*exact, *again], None)] == [e.row for e in exact]
+    wrong = replace(exact[0], frame=copies[0], row=100)
+    with pytest.raises(LabelError, match=r"are one structure, and their labels have forces that differ"):
+        difference([exact[0], wrong], None)
+
+
 def test_what_earlier_generations_learned_is_known(examples, tmp_path):
     """gen-1 of one set, gen-2 of another from its weights, gen-3 of both: no frame that gen-1 learned is a test, none
     that it held out is learned, and validate calls none of them unseen."""

@@ -234,7 +234,7 @@ def _of_atoms(run: RunFolder, quantity: str) -> Iterator[tuple[str, IntArray, Fl
     """Of a trajectory: by i-PI's names (D is not H) the name, the steps (F,) and the values (F, atoms of it, 3)."""
     trajectory = find_trajectory(run.directory, str(run.about.get("outputs", "")), quantity)
     frames: dict[int, FloatArray] = {}
-    names = np.empty(0)
+    names: NDArray[np.str_] = np.empty(0, dtype=np.str_)
     for step, _, named, vectors in trajectory.vectors() if trajectory else ():
         names = named
         write_down(frames, step, vectors)

@@ -29,7 +29,7 @@ from beadwork.log import logger
 from beadwork.potential.bundle import load_card
 from beadwork.potential.graph import MIN_DISTANCE, build
 from beadwork.potential.load import load
-from beadwork.train.duplicates import firsts
+from beadwork.train.duplicates import firsts, same_turn
 
 DATASET = "dataset.json"
 FRAMES = "frames.extxyz"
@@ -449,7 +449,8 @@ def _says_no_more(one: Example, other: Example) -> bool:
 def _check_agreement(one: Example, other: Example, where: str) -> None:
     """Refuse two labels of one structure that contradict each other. Raises LabelError."""
     a, b = (e.frame.positions - e.frame.positions.mean(axis=0) for e in (one, other))
-    moved = np.linalg.norm(a - b, axis=1)
+    turned = same_turn(one.frame, other.frame)
+    moved = np.linalg.norm(a - b @ turned, axis=1)
     energy = abs(one.label.energy - other.label.energy)
     margin = AGREEING_ERRORS * np.hypot(one.energy_error, other.energy_error)
     if energy > margin + SAME_ENERGY * len(moved) + STEEPEST * moved.sum():
@@ -457,8 +458,10 @@ def _check_agreement(one: Example, other: Example, where: str) -> None:
     elif one.label.forces is None or other.label.forces is None:
         return
     else:
-        ways = np.abs(one.label.forces - other.label.forces)
+        ways = np.abs(one.label.forces - other.label.forces @ turned)
         sigma, second = (np.zeros_like(ways) if e.forces_error is None else e.forces_error for e in (one, other))
+        # of components that are independent
+        second = np.sqrt(second**2 @ turned**2)
         # all components together: of thousands one is beyond five errors by chance, and noise has long tails
         units = np.hypot(sigma, second) + (SAME_FORCE + STIFFEST * moved.max()) / AGREEING_ERRORS
         if np.sqrt(np.mean((ways / units) ** 2)) <= AGREEING_ERRORS:

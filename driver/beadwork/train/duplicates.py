@@ -7,18 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from beadwork.frame import Frame
+from beadwork.frame import FloatArray, Frame
 
 #: Å, in every coordinate: far above the rounding of files, far below the displacement in a step of a simulation
 SAME_COORDINATE = 1e-3
+#: the same of one that is turned to lie on another: what files with five digits leave. Among turned frames of few atoms
+#: many are close by chance, and a chain of them would be one
+SAME_TURNED = 2e-5
 
 
 def firsts(frames: Sequence[Frame]) -> list[int]:
     """For each frame the index of the first equal one: its own where there is none before it.
 
     Equal frames have the same atomic numbers in the same order and the same periodicity, and positions (after removing
-    a common translation) and periodic cell vectors that differ by less than SAME_COORDINATE. Charge and spin do not
-    count, since no model that is trained here uses them.
+    a common translation) and periodic cell vectors that differ by less than SAME_COORDINATE, or by less than
+    SAME_TURNED when one is turned or mirrored (`turn`). Charge and spin do not count, since no model that is trained
+    here uses them.
     """
     found = list(range(len(frames)))
     groups: dict[bytes, list[int]] = {}
@@ -27,23 +31,44 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
         key = np.asarray(frame.numbers, dtype=np.int64).tobytes() + bytes(map(bool, frame.pbc))
         groups.setdefault(key, []).append(index)
     for group in groups.values():
-        points = np.stack([_point(frames[index]) for index in group])
+        points = np.stack([_vectors(frames[index]) for index in group])
+        # which no rotation changes
+        lengths = np.linalg.norm(points, axis=2)
         # compare only frames whose projections on a random direction are close: n log n instead of n^2 comparisons
-        direction = np.random.default_rng(0).normal(size=points.shape[1])
-        shadow = points @ direction
+        direction = np.random.default_rng(0).normal(size=lengths.shape[1])
+        shadow = lengths @ direction
         # two equal frames cannot project further apart than this
-        width = SAME_COORDINATE * np.abs(direction).sum()
+        longer = np.sqrt(3) * SAME_COORDINATE
+        width = longer * np.abs(direction).sum()
         order = shadow.argsort()
         low = np.searchsorted(shadow[order], shadow - width)
         high = np.searchsorted(shadow[order], shadow + width, side="right")
         for place in range(1, len(group)):
             others = order[low[place] : high[place]]
             others = np.sort(others[others < place])
-            apart = np.abs(points[others] - points[place]).max(axis=1)
+            others = others[np.abs(lengths[others] - lengths[place]).max(axis=1) < longer]
+            same = np.abs(points[others] - points[place]).max(axis=(1, 2), initial=0.0) < SAME_COORDINATE
+            if not same.all():
+                turned = points[others] @ turn(points[others], points[place])
+                same |= np.abs(turned - points[place]).max(axis=(1, 2)) < SAME_TURNED
             # the first of a chain stands for all, so that equal to the same is equal
-            if (near := np.flatnonzero(apart < SAME_COORDINATE)).size:
+            if (near := np.flatnonzero(same)).size:
                 found[group[place]] = found[group[int(others[near[0]])]]
     return found
+
+
+def turn(some: FloatArray, onto: FloatArray) -> FloatArray:
+    """(…, 3, 3) the rotations, with a reflection or without, by which sets of vectors (…, K, 3) come closest to others
+    (K, 3), as `some @ turn` (Schönemann, Psychometrika 31, 1, 1966)."""
+    left, _, right = np.linalg.svd(np.swapaxes(some, -1, -2) @ onto)
+    result: FloatArray = left @ right
+    return result
+
+
+def same_turn(one: Frame, other: Frame) -> FloatArray:
+    """(3, 3) the `turn` that brings the second of two equal frames onto the first; none where it lies there already."""
+    onto, some = _vectors(one), _vectors(other)
+    return np.eye(3) if np.abs(some - onto).max() < SAME_COORDINATE else turn(some, onto)
 
 
 def among(frames: Sequence[Frame], known: Sequence[Frame]) -> list[bool]:
@@ -61,7 +86,8 @@ def frames_hash(frames: Sequence[Frame]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _point(frame: Frame) -> np.ndarray:
-    vectors = frame.cell[np.array(frame.pbc, dtype=bool)]
+def _vectors(frame: Frame) -> FloatArray:
+    """(K, 3) Å: of all atoms from their centre, and of the cell where it is periodic."""
     # files shift structures by a constant, which changes nothing that a model sees
-    return np.concatenate(((frame.positions - frame.positions.mean(axis=0)).ravel(), vectors.ravel()))
+    about = frame.positions - frame.positions.mean(axis=0)
+    return np.concatenate((about, frame.cell[np.array(frame.pbc, dtype=bool)]))
