@@ -194,7 +194,8 @@ def ours_zero(place: Place, setting: Setting) -> Parts:
     return Parts(_socket("ff", place, setting, place.size.beads), "<force forcefield='ff'/>", [command])
 
 
-def _input(parts: Parts, size: Size) -> str:
+def input_xml(parts: Parts, size: Size) -> str:
+    """i-PI's input of a peer, which runs until it is ended."""
     positions = "".join(
         f"<positions mode='xyz' bead='{k}' units='angstrom'>bead-{k}.xyz</positions>" for k in range(size.beads)
     )
@@ -268,7 +269,7 @@ class Peer:
     def _write(self, parts: Parts) -> None:
         """Write the input and what it starts from."""
         write_start(self.place.folder, self.place.size)
-        (self.place.folder / "input.xml").write_text(_input(parts, self.place.size))
+        (self.place.folder / "input.xml").write_text(input_xml(parts, self.place.size))
 
     def cores(self) -> float:
         """Seconds of a core that its processes have taken so far."""

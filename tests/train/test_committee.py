@@ -25,13 +25,14 @@ from beadwork.log import Alarm
 from beadwork.potential.bundle import HEADS, check, format_no_better, load_card, load_committee, worse_than_baseline
 from beadwork.potential.heads import load_heads
 from beadwork.potential.load import load
+from beadwork.potential.novelty import load_training_set
 from beadwork.toml import tomllib
 from beadwork.train.baseline import train_model
 from beadwork.train.calibration import held_out
 from beadwork.train.committee import open_folder, train_committee
 from beadwork.train.dataset import Dataset
 from beadwork.train.divide import _dataset
-from beadwork.train.member import _draw, _write, train_member, weights
+from beadwork.train.member import _draw, _remember, _write, train_member, weights
 from beadwork.train.plan import make_plan, references
 from beadwork.train.settings import TrainSettings
 from beadwork.train.split import split
@@ -75,7 +76,8 @@ def test_members_are_bundles_that_serve(committee):
     assert answer.spread.largest[0] > 0, "members are not the same"
     assert potential.alpha == card.alpha
     assert f"{out}: 30 labels, 20 with forces and 10 with energies alone; 6 are held out in 6 blocks" in said[0]
-    assert len(said) == 6 + bool(worse_than_baseline(out)), "labels, two members, their novelties, the errors"
+    assert len(said) == 4 + bool(worse_than_baseline(out)), "labels, two members, the errors"
+    assert all("novelty fitted on 24 frames in" in sentence for sentence in said[1:3])
     assert not (out / "training").exists()
 
 
@@ -90,6 +92,8 @@ def test_cards_name_the_dataset(committee):
         assert about["method"] == "pair potential"
         assert about["command"] == "make it so"
         assert about["member"] == member
+        assert about["novelty"]["frames"] == len(dataset.training), "what is held out is not known to a model"
+        assert load_training_set(path / "novelty.npz").model == check(path).hash
         assert about["plan"]["settings"]["hidden_irreps"] == "8x0e"
         assert "--energy_key=DELTA_energy" in about["mace_run_train"]
         assert str(out) not in (path / "card.toml").read_text(), "a card that ships names nobody's folders"
@@ -98,6 +102,16 @@ def test_cards_name_the_dataset(committee):
         assert about["frames"] + about["frames_choosing_the_epoch"] == len(dataset.training)
     assert len(dataset.testing) == 6
     assert (out / "frames.extxyz").exists()
+
+
+def test_a_member_without_novelty_is_said_and_kept(committee):
+    """Frames of one block have no edge of novelty: the training is not lost by it, and its message says why."""
+    out, paths, _ = committee
+    before = (paths[0] / "card.toml").read_bytes()
+    examples = [replace(e, simulation="one", step=k) for k, e in enumerate(Dataset.read(out).training[:3])]
+    said = _remember(Dataset(tuple(examples), (False, False, False)), paths[0], SMALL)
+    assert said.startswith("there will be no novelty for it: 3 frames of one block are not enough")
+    assert (paths[0] / "card.toml").read_bytes() == before
 
 
 def test_models_show_prints_the_chain(committee, capsys):
@@ -193,7 +207,6 @@ def test_a_folder_of_before_apart_is_gone_on_with(tmp_path: Path, monkeypatch):
     settings = TrainSettings(**about["plan"]["settings"])
     assert _dataset(dataset.examples, settings, None).hash != dataset.hash, "or there is nothing to protect"
     monkeypatch.setattr("beadwork.train.committee.make_plan", lambda d, s, *_: about["plan"] | {"settings": whole(s)})
-    monkeypatch.setattr("beadwork.train.committee.remember", lambda *_: None)
     monkeypatch.setattr("beadwork.train.committee.held_out", lambda found, *_: ({}, {"frames": len(found.testing)}))
 
     def whole(s: TrainSettings) -> dict[str, object]:

@@ -19,7 +19,6 @@ from beadwork.train.calibration import held_out
 from beadwork.train.committee import open_folder
 from beadwork.train.dataset import Example
 from beadwork.train.divide import divide, format_division, symbols_of
-from beadwork.train.fit_novelty import remember
 from beadwork.train.foundation import Foundation
 from beadwork.train.member import train_member
 from beadwork.train.plan import MODEL_SETTINGS, finished, make_plan
@@ -85,7 +84,6 @@ def train_model(
     if not finished(work / out.name, dataset, plan):
         about = {"trained_on": "REF_energy, REF_forces", "command": command}
         progress(train_member(0, work, settings, plan, start, about, out.name))
-    remember(dataset, [work / out.name], settings.apart, progress)
     _, measured = held_out(dataset, [work / out.name])
     amend_card(work / out.name, held_out=measured)
     progress(f"{out}: {format_errors(measured)}")

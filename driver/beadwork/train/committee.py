@@ -34,7 +34,6 @@ from beadwork.potential.bundle import (
 from beadwork.train.calibration import held_out
 from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example
 from beadwork.train.divide import divide, format_division, symbols_of
-from beadwork.train.fit_novelty import remember
 from beadwork.train.member import TRAINING, train_member, workers
 from beadwork.train.plan import finished, make_plan
 from beadwork.train.settings import SHARED, TrainSettings
@@ -83,7 +82,6 @@ def train_committee(
         _train(missing, out, settings, plan, start, about, progress)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
-    remember(dataset, paths, settings.apart, progress)
     # measured on the finished bundles by the engine that serves them, and not taken from mace's own tables
     spread, measured = held_out(dataset, paths)
     card = {

@@ -285,15 +285,3 @@ def _contacts(frames: Sequence[Frame], elements: tuple[int, ...], cutoff: float)
                 found[k, :, 0] = np.minimum(found[k, :, 0], mine.min(axis=0))
                 found[k, :, 1] = np.maximum(found[k, :, 1], mine.max(axis=0))
     return found
-
-
-def remember(dataset: Dataset, bundles: Sequence[Path], apart: int, progress: Callable[[str], None]) -> None:
-    """Add the training set to each bundle without one: the frames of this and of earlier generations."""
-    known = [met for met in dataset.past if not met.held_out]
-    block = blocks(known, apart).tolist()
-    for bundle in bundles:
-        if load_card(bundle).novelty is None:
-            try:
-                fit_bundle(bundle, [met.frame for met in known], block, progress)
-            except ModelError as error:  # without novelty the model itself is as good as before
-                progress(f"{bundle}: there will be no novelty for it: {error}")

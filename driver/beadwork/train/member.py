@@ -32,12 +32,14 @@ from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
 from beadwork.processes import kill, last_line, launch, module
 from beadwork.train.dataset import Dataset, Example, to_atoms
+from beadwork.train.fit_novelty import fit_bundle, format_fit
 from beadwork.train.settings import SHARED, TrainSettings
-from beadwork.train.split import split
+from beadwork.train.split import blocks, split
 
 TRAINING = "training"
-#: compiling a model to TorchScript patches Python modules for a moment, so only one thread at a time may do it
-_importing = threading.Lock()
+#: what only one thread at a time may do: compiling a model to TorchScript patches Python modules for a moment, and an
+#: engine that evaluates the training set takes all the memory that it is given
+_one_at_a_time = threading.Lock()
 #: trainings that threads of this process have started; none may start once it was interrupted
 _started: set[subprocess.Popen[bytes]] = set()
 _starting = threading.Lock()
@@ -79,9 +81,10 @@ def train_member(
     if first is not None and first.is_file():
         options += _fine_tuning(first, plan["foundation"]["head"])
     model = _run(work, options, first, settings)
+    bundle = work / "bundle" / name
     _write_bundle(
         model,
-        work / "bundle" / name,
+        bundle,
         committee=shared,
         **about,
         method=dataset.method,
@@ -93,11 +96,25 @@ def train_member(
         plan=plan,
         mace_run_train=_without_folders(options, [work, *start]),  # cards are shared, and folders differ
     )
+    # before the bundle moves into place: one that is there is complete
+    novelty = _remember(dataset, bundle, settings)
     shutil.rmtree(folder / name, ignore_errors=True)  # an existing one is incomplete, else it would have been kept
-    os.replace(work / "bundle" / name, folder / name)
+    os.replace(bundle, folder / name)
     drawn = sorted({len(drawn) for drawn, _ in draws})
     frames = "-".join(map(str, drawn[:1] + drawn[1:][-1:]))
-    return f"{name} is trained on {frames} frames" + (f" by each of its {len(draws)} heads" if shared else "")
+    by = f" by each of its {len(draws)} heads" if shared else ""
+    return f"{name} is trained on {frames} frames{by}; {novelty}"
+
+
+def _remember(dataset: Dataset, bundle: Path, settings: TrainSettings) -> str:
+    """Add the training set to a bundle, the frames of this and of earlier generations, and return a message."""
+    known = [met for met in dataset.past if not met.held_out]
+    try:
+        with _one_at_a_time:
+            card = fit_bundle(bundle, [met.frame for met in known], blocks(known, settings.apart).tolist())
+    except ModelError as error:  # without novelty the model itself is as good
+        return f"there will be no novelty for it: {error}"
+    return format_fit(card.about["novelty"])
 
 
 @contextmanager
@@ -108,9 +125,8 @@ def workers(jobs: Jobs, folder: Path) -> Iterator[Pool]:
             try:
                 yield pool
             except BaseException:
-                with (
-                    _starting
-                ):  # under the lock: a training that is just being started is either seen here, or not begun
+                # under the lock: a training that is just being started is either seen here, or not begun
+                with _starting:
                     _interrupted.set()
                     for process in _started:
                         kill(process)
@@ -275,7 +291,8 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
         code = process.wait()
     finally:
         kill(process)
-        _started.discard(process)
+        with _starting:  # who interrupts goes through them meanwhile
+            _started.discard(process)
     model = work / "model_stagetwo.model"
     if code != 0 or not model.exists():
         raise ModelError(
@@ -287,6 +304,6 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
 
 def _write_bundle(model: Path, bundle: Path, **about: Any) -> Card:
     bundle.parent.mkdir()
-    with _importing:
+    with _one_at_a_time:
         # our own process wrote this pickle a moment ago
         return import_model(model, bundle, trust_pickle=True, **about)
