@@ -121,6 +121,18 @@ def test_what_is_refused(tmp_path: Path, change, sentence: str) -> None:
         infrared([open_run(write(tmp_path, dipole=change(dipole)))], window=400)
 
 
+def test_folded_atoms_are_refused_where_they_are_known(tmp_path: Path) -> None:
+    """In a box of 64 molecules six frames in ten have an atom that was folded, and the jumps are all that there is to
+    see: the server's record says it, and no spectrum is made. Polarizabilities do not jump."""
+    dipole = np.outer(mode(1650.0), [0.2, 0.1, 0]) / BOHR
+    write(tmp_path, dipole=dipole, polarizability=dipole[:, :, None] * np.ones(3))
+    assert len(infrared([open_run(tmp_path)], window=400).peaks) == 1
+    write_about(tmp_path, dipole_jumps=True)
+    with pytest.raises(ConfigError, match=r"folded atoms into the cell.*without pbc='True'"):
+        infrared([open_run(tmp_path)], window=400)
+    assert len(raman([open_run(tmp_path)], (1, 0, 0), (1, 0, 0), window=400).peaks) == 1
+
+
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both commands write a table and a picture and tell the peaks."""
     dipole = np.outer(mode(1650.0), [0.2, 0.1, 0]) / BOHR

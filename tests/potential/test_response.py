@@ -274,6 +274,7 @@ def test_each_class_from_its_file(kind: str, tmp_path: Path) -> None:
     card = import_model(tmp_path / "file.model", tmp_path / "bundle", trust_pickle=True, **entries)
     assert card.about["dipole_unit"] == ("eang" if kind == "AtomicDielectricMACE" else "debye")
     exact, single = (ResponseEngine(check(card.path), "dipole", dtype) for dtype in ("float64", "float32"))
+    assert exact.of_images == ("oxidation" in entries)
     frames = [ION] if kind == "AtomicDielectricMACE" else [ION, replace(BOX, charge=0)]
     for frame in frames:
         graph = build([frame], exact.cutoff)

@@ -18,9 +18,11 @@ from beadwork.harvest.queue import Queue
 from beadwork.ipi.transport import Address, Line
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.potential import Potential
+from beadwork.potential.response import Role
 from beadwork.serve.assemble import _between
 from beadwork.serve.reply import extra_keys, extras
 from beadwork.serve.service import Service
+from support.response import Charges
 from support.trunk import Springs
 
 
@@ -193,3 +195,21 @@ def test_it_is_said_what_is_looked_at_between() -> None:
     always = service(Springs(), every=1)
     asked = service(Springs(), member_forces=True)
     assert _between(separate) == _between(always) == _between(asked) == []
+
+
+def test_a_dipole_that_jumps_is_known() -> None:
+    """Of atoms that i-PI folds the dipole by oxidation numbers jumps, for which no spectrum is made of it later; of
+    unfolded ones, of a cluster, and of one that is a sum over neighbourhoods it does not."""
+    charges = Charges({8: -2.0, 1: 1.0}, 0.0)
+    cell = 9.0 * np.eye(3)
+    for of_images, folded, periodic, jumps in (
+        (True, cell, True, True),
+        (False, cell, True, False),
+        (True, None, True, False),
+        (True, cell, False, False),
+    ):
+        charges.of_images = of_images
+        potential = Potential(Harmonic(2.0), also=[Role("dipole", (charges,), np.ones(1))])
+        one = Service(Line(Address(Path("x"))), potential, np.array([8, 8]), 2, folded=folded, periodic=periodic)
+        assert one.dipole_jumps == jumps
+    assert not service(Springs()).dipole_jumps

@@ -43,6 +43,7 @@ class Charges:
     cutoff = 0.0
     elements: tuple[int, ...] = ()
     wants: tuple[str, ...] = ()
+    of_images = True
 
     def __init__(self, charges: dict[int, float], alpha: float | None = None) -> None:
         self.name = f"charges {charges}"

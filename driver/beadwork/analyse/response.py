@@ -162,6 +162,11 @@ def _one_spacing(pieces: Sequence[tuple[FloatArray, float]]) -> float:
 
 def _pieces(run: RunFolder, key: str, project: FloatArray, skip: float) -> list[tuple[FloatArray, float]]:
     """Rates of change (F, 1 + M, k) a fs without a gap, of the mean and of each member, and the fs between two."""
+    if key == "dipole" and run.about.get("dipole_jumps"):
+        raise ConfigError(
+            f"in the run of {run.directory} i-PI folded atoms into the cell, and with each the dipole jumps",
+            "simulate again without pbc='True' of its <ffsocket>",
+        )
     step = run.about.get("time_step_fs")
     if not step:
         raise ConfigError(f"the time step of {run.folder} is not known", "name i-PI's input")

@@ -123,6 +123,7 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
     """Raise ConfigError where what a record says of its run cannot be."""
     kinds: dict[str, type | tuple[type, ...]] = {"temperature_K": (int, float), "time_step_fs": (int, float)}
     kinds |= {"beads": int, "first_step": int, "periodic": bool, "plain_mean": bool, "biased": bool}
+    kinds["dipole_jumps"] = bool
     kinds |= {"outputs": str, "directory": str, "committee_share": (int, float), "composition": dict}
     # of a composition each count by itself
     counts = about.get("composition")

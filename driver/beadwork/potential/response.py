@@ -166,6 +166,8 @@ class ResponseEngine:
         except ModelError as error:
             raise ModelError(f"the card of {card.path}: {error.what}", error.remedy or "import it again") from error
         self.wants = self._evaluator.inputs.wants.names
+        #: whether its dipole is another one where an atom is sent in another cell
+        self.of_images = role == "dipole" and card.about.get(OXIDATION) is not None
         self._piece = CPU_EDGES_PER_PIECE if device == "cpu" else None
 
     def evaluate(self, graph: Graph) -> Response:

@@ -66,6 +66,11 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
         notes += service.potential.fit(start, config.device, simulation.structures(socket))
         notes += _of_the_whole(service.potential, start)
         notes += _between(service)
+        if service.dipole_jumps:
+            notes.append(
+                f"i-PI folds atoms into the cell (pbc='True' of ffsocket {name!r}), and with each the dipole in the "
+                "extras jumps by a quantum: no spectrum can be made of it; leave pbc out"
+            )
         services.append(service)
         answering.setdefault(socket.parent or name, []).append((socket, service))
     _check_extras(simulation, answering)

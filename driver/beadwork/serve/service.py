@@ -97,6 +97,12 @@ class Service:
         return answer
 
     @property
+    def dipole_jumps(self) -> bool:
+        """Whether i-PI folds atoms into the cell, and the dipole that is sent changes by a quantum with each."""
+        engines = [engine for role in self.potential.also for engine in role.engines]
+        return self.folded is not None and self.periodic and any(engine.of_images for engine in engines)
+
+    @property
     def joined(self) -> bool:
         """Whether i-PI had begun before we came."""
         return self.steps.joined

@@ -262,6 +262,7 @@ class Session:
             # whether an energy of any evaluation can be divided by the same number of atoms
             "one_composition": len({tuple(sorted(one.numbers)) for one in simulation.systems}) == 1,
             "periodic": self._config.periodic,
+            "dipole_jumps": any(service.dipole_jumps for service in services),
             # whether what drove i-PI is the plain mean that its `committee_pot` has
             "plain_mean": all(
                 not service.potential.weighs and len(set(service.potential.weights.tolist())) < 2
