@@ -434,7 +434,8 @@ def at_zero(
 
 
 def test_energies_of_lattice_spacings_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The value at a = 0 of the weighted line in a², with its error: NumPy's own, and exact on a line."""
+    """The value at a = 0 of the weighted line in a², with its error: NumPy's own, and exact on a line. Points that lie
+    further from it than their bars, as where a² is not all, make the label's bar longer in that proportion."""
     errors = {0.3: 0.002, 0.2: 0.004, 0.45: 0.001}
     line = {a: -1.0 + 0.5 * a * a for a in errors}
     found, jobs = at_zero(monkeypatch, line, errors)
@@ -451,6 +452,12 @@ def test_energies_of_lattice_spacings_are_extrapolated(monkeypatch: pytest.Monke
     assert found["energy_error"] == pytest.approx(spread[1, 1] ** 0.5, rel=1e-9)
     away = (np.array(list(off.values())) - np.polyval(fitted, square)) * weight
     assert found["chi_square"] == pytest.approx((away**2).sum(), rel=1e-6)
+    assert found["chi_square"] < 1
+    bent = line | {0.45: line[0.45] + 0.03}
+    found, _ = at_zero(monkeypatch, bent, errors)
+    assert found["chi_square"] > 5
+    scaled = spread[1, 1] ** 0.5 * found["chi_square"] ** 0.5
+    assert found["energy_error"] == pytest.approx(scaled, rel=1e-9)
 
 
 def test_each_spacing_is_sampled_for_the_error_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:

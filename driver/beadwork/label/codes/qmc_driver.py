@@ -267,19 +267,22 @@ def extrapolated(job: dict[str, Any], hamiltonian: Any, guess: float) -> dict[st
         x * a * a for (x, _), a in zip(over, spacings, strict=True)
     )
     away = [(energy - zero - slope * a * a) / e for energy, a, e in zip(energies, spacings, errors, strict=True)]
+    # of a line through so many points: its degrees of freedom are two fewer
+    chi_square, freedom = sum(one * one for one in away), len(spacings) - 2
+    # points further from the line than their bars: so may be its value at 0 (Birge, Phys. Rev. 40, 207, 1932)
+    wider = max(1.0, math.sqrt(chi_square / freedom)) if freedom else 1.0
     finest = of_each[0]
     return finest | {
         "energy": zero,
-        "energy_error": error(errors),
-        "energy_error_half_the_blocks": error([one["energy_error_half_the_blocks"] for one in of_each]),
+        "energy_error": wider * error(errors),
+        "energy_error_half_the_blocks": wider * error([one["energy_error_half_the_blocks"] for one in of_each]),
         "energy_by_window": {
             window: at_zero([one["energy_by_window"][window] for one in of_each])
             for window in finest["energy_by_window"]
         },
         "measurements": sum(one["measurements"] for one in of_each),
         "by_spacing": dict(zip(map(str, spacings), of_each, strict=True)),
-        # of a line through so many points: its degrees of freedom are two fewer
-        "chi_square": sum(one * one for one in away),
+        "chi_square": chi_square,
     }
 
 
