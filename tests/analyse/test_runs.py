@@ -116,6 +116,10 @@ def test_time_at_the_beginning_is_left_out_and_energies_belong_to_their_step(tmp
     assert run.energies[[1, 4]] * KT == pytest.approx(np.array([[3.0, 5.0], [7.0, 7.0]]))
     with pytest.raises(ConfigError, match="no frames after 1 ps"):
         sample(open_run(tmp_path), [DISTANCE], skip=1)
+    # the weights exp(V / kT) are of a bias that stays
+    write_about(tmp_path, time_step_fs=0.5, biased=True, smotions=["metad"])
+    with pytest.raises(ConfigError, match="the bias of .* grows as it runs"):
+        sample(open_run(tmp_path), [DISTANCE], periodic=False)
 
 
 INPUT = """<simulation><output prefix='run'>

@@ -218,7 +218,13 @@ def sample(
 
 
 def _bias(run: RunFolder, steps: Sequence[int], kt: float) -> FloatArray | None:
-    """What `ensemble_bias` is at these steps, kT."""
+    """What `ensemble_bias` is at these steps, kT. Raises ConfigError for one that grows on the way."""
+    if "metad" in (run.about.get("smotions") or ()):
+        raise ConfigError(
+            f"the bias of {run.directory} grows as it runs (<smotion mode='metad'>), and no weight of a frame takes it "
+            "away",
+            "compare with what PLUMED's sum_hills makes of it (--against)",
+        )
     series = run.properties.get("ensemble_bias")
     if series is None:
         return np.full(len(steps), np.nan) if run.about.get("biased") else None
