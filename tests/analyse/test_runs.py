@@ -118,7 +118,7 @@ def test_time_at_the_beginning_is_left_out_and_energies_belong_to_their_step(tmp
         sample(open_run(tmp_path), [DISTANCE], skip=1)
     # the weights exp(V / kT) are of a bias that stays
     write_about(tmp_path, time_step_fs=0.5, biased=True, smotions=["metad"])
-    with pytest.raises(ConfigError, match="the bias of .* grows as it runs"):
+    with pytest.raises(ConfigError, match=r"the bias of .* grows as it runs"):
         sample(open_run(tmp_path), [DISTANCE], periodic=False)
 
 
