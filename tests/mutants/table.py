@@ -72,6 +72,27 @@ MUTANTS = (
         "charges of a cell have a dipole",
     ),
     _in("analyse/response.py", "/ np.sinc(half / np.pi) ** 2", "", SPECTRA, "high wavenumbers are too weak"),
+    _in(
+        "ipi/outputs.py",
+        "while into and next(reversed(into)) >= step:",
+        "while False:",
+        "ipi/test_outputs.py",
+        "what was given up at a RESTART counts",
+    ),
+    _in(
+        "analyse/integrate.py",
+        "* _missing_beads(run, name)",
+        "",
+        "analyse/test_integrate.py",
+        "a contracted force counts too little",
+    ),
+    _in(
+        "train/duplicates.py",
+        "result: FloatArray = left @ right",
+        "result: FloatArray = right.swapaxes(-1, -2)",
+        "train/test_dataset.py",
+        "a turned copy is another structure",
+    ),
     _in("serve/reply.py", "notes[i] for i in index", "notes[0] for i in index", SERVER, "all beads get one's extras"),
     _in(
         "serve/server.py",

@@ -210,9 +210,11 @@ class JQMC:
         electrons = max(int(frame.numbers.sum()) - (2 * int((frame.numbers > 2).sum()) if self.ecp else 0), 1)
         growth: float = (electrons / 8) ** 1.7
         optimisation = 1.7e-3 * growth * self.optimisation_steps * self.optimisation_samples * self.walkers
+        # of the Jastrow factor alone first, then of the orbitals or the geminal too
+        optimisation *= 2 if self.optimise_orbitals or self.determinant == "JAGP" else 1
         rate = 1.5e-5 if self.sampler == "vmc" else 2.2e-4  # a walker and move
         measured = rate * growth * self.steps * self.walkers * self.moves * (3 if self.forces else 1)
-        return 30.0 + optimisation * self.optimises + measured
+        return 30.0 + optimisation * self.optimises + measured * (1 + len(self.further_spacings))
 
     def _job(self, frame: Frame, charge: int, spin: int) -> dict[str, Any]:
         """The driver's input. Bohr and Hartree."""
