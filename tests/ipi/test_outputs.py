@@ -193,6 +193,14 @@ def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
     assert found is not None
     assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-0.25, -2.5], 5: [5.75, -2.5]}
     assert found.resolution == pytest.approx(1e-8)
+    # killed in the middle of step 900's title, and gone on with from 5
+    for bead in range(2):
+        path = tmp_path / f"run.committee_{bead}"
+        torn = f" #EXTRAS(committee_pot)# Step:  {900:10d} "[:-3]
+        path.write_text(path.read_text() + f"{torn} #EXTRAS(committee_pot)# Step:  {6:10d} \n -1.0e+00 -2.0e+00 \n")
+    again = read_potentials(tmp_path, "run", 2)
+    assert again is not None
+    assert list(again.by_step) == [0, 5, 6]
     assert read_potentials(tmp_path, "run", 3) is None
     assert read_potentials(tmp_path, "other", 2) is None
 

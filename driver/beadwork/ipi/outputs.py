@@ -336,8 +336,9 @@ def _of_bead(path: Path, before: int, behind: int) -> tuple[dict[int, FloatArray
     step, resolution = None, 0.0
     with open(path, errors="replace") as lines:
         for line in lines:
-            if found := _EXTRAS.search(line):
-                step = int(found[2])
+            if titles := _EXTRAS.findall(line):
+                # the last: before it may be what a kill left of another
+                step = int(titles[-1][1])
                 write_down(series, step, [])
             elif step is not None and line.strip() and line.endswith("\n"):
                 with suppress(ValueError):  # torn, and written into by its successor
