@@ -99,6 +99,11 @@ def test_a_contracted_component_counts_whole(tmp_path: Path) -> None:
     base, delta = (between_potentials([told, told], (0, 1), name).total.value for name in both)
     assert base == pytest.approx(0.5 * KJ_MOL, rel=1e-6)
     assert delta == pytest.approx(4 * base, rel=1e-9)
+    # runs in another order than their λ: what each was run with is on record
+    runs = [replace(told, about=about | {"component_weights": [1.0, weight]}) for weight in (0.25, 0.5)]
+    assert between_potentials(runs, (0.25, 0.5), both[1]).total.value == pytest.approx(delta / 4)
+    with pytest.raises(ConfigError, match=r"raw\( index=1 \) has the weight 0.25 in the run of .*, and its λ is 0.5"):
+        between_potentials(runs, (0.5, 0.25), both[1])
 
 
 CONTRACTED = """<simulation verbosity='low'>
@@ -131,7 +136,7 @@ def test_a_contracted_component_as_ipi_writes_it(tmp_path: Path) -> None:
     ipi = Path(sys.executable).with_name("i-pi")
     subprocess.run([ipi, "input.xml"], cwd=tmp_path, check=True, capture_output=True, timeout=100)
     run = open_run(tmp_path / "input.xml")
-    assert run.about["component_beads"] == [4, 2]
+    assert (run.about["component_beads"], run.about["component_weights"]) == ([4, 2], [1.0, 1.0])
     raw, whole = (_derivative(run, name, None, 0.0) for name in ("pot_component_raw(1)", "pot_component(1)"))
     assert len(raw) == 3
     assert raw == pytest.approx(whole, rel=1e-6)

@@ -61,6 +61,8 @@ def between_potentials(
     kt = thermal(runs[0]) * KJ_MOL
     series = [_derivative(run, of, less, skip) for run in runs]
     x, which = _points(runs, at)
+    for run, place in zip(runs, at, strict=True):
+        _check_weight(run, of, place)
     totals = _averages([KJ_MOL * one for one in series], which)
     found = _integral("λ", x, totals)
     lambdas = joined(
@@ -118,11 +120,24 @@ def _derivative(run: RunFolder, of: str, less: str | None, skip: float) -> Float
 def _missing_beads(run: RunFolder, of: str) -> float:
     """By what a component's energy is to be multiplied: i-PI divides `pot_component_raw`, a sum over the beads that a
     contracted <force> has, by the number that the system has."""
-    index = _COMPONENT.fullmatch(of.replace(" ", ""))
-    known = run.about.get("component_beads")  # of an older run: not known, and taken as all
-    if index is None or not known or int(index[1]) >= len(known):
-        return 1.0
-    return float(run.about["beads"] / known[int(index[1])])
+    beads = _of_component(run, of, "component_beads")
+    return 1.0 if beads is None else float(run.about["beads"] / beads)
+
+
+def _check_weight(run: RunFolder, of: str, place: float) -> None:
+    """Raise ConfigError where λ is not the weight that this component has in the run's input."""
+    weight = _of_component(run, of, "component_weights")
+    if weight is not None and abs(weight - place) > 1e-3:
+        raise ConfigError(
+            f"the force of {of} has the weight {weight:g} in the run of {run.directory}, and its λ is {place:g}",
+            "give --lambdas one for each run, in their order",
+        )
+
+
+def _of_component(run: RunFolder, of: str, what: str) -> float | None:
+    """What the record says of the <force> of `pot_component_raw(K)`; None of another property, and of an older run."""
+    index, known = _COMPONENT.fullmatch(of.replace(" ", "")), run.about.get(what) or ()
+    return float(known[int(index[1])]) if index and int(index[1]) < len(known) else None
 
 
 def _atoms(run: RunFolder, of: str) -> int:

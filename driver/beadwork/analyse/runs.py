@@ -83,6 +83,7 @@ def open_run(path: Path) -> RunFolder:
         "temperature_K": simulation.temperature,
         "beads": system.nbeads,
         "component_beads": [part.nbeads for part in system.forces],
+        "component_weights": [part.share for part in system.forces],
         "biased": bool(system.bias),
         "motions": system.motions,
         "smotions": simulation.smotions,
@@ -135,11 +136,10 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
         least = {"beads": 1, "committee_share": -1e15}.get(key, 0)
         if not whole or (isinstance(value, (int, float)) and not least <= value < 1e15):
             raise ConfigError(f"the line # run: of {path} has {key} = {str(value)[:60]}, which cannot be", DAMAGED)
-    of_parts = about.get("component_beads") or []
-    if not isinstance(of_parts, list) or not all(type(one) is int and 0 < one < 1e15 for one in of_parts):
-        raise ConfigError(
-            f"the line # run: of {path} has component_beads = {str(of_parts)[:60]}, which cannot be", DAMAGED
-        )
+    for key, least in (("component_beads", 1), ("component_weights", -1e15)):
+        value = about.get(key) or []
+        if not isinstance(value, list) or not all(type(one) in (int, float) and least <= one < 1e15 for one in value):
+            raise ConfigError(f"the line # run: of {path} has {key} = {str(value)[:60]}, which cannot be", DAMAGED)
     for key in ("composition", "labels", "masses"):
         value = about.get(key) or {}
         if not isinstance(value, dict) or any(

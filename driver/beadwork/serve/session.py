@@ -248,8 +248,9 @@ class Session:
             "temperature_K": simulation.temperature,
             "biased": bool(system.bias),
             "beads": system.nbeads,
-            # of each <force>: fewer where it is contracted
+            # of each <force>: fewer where it is contracted, and by what it is multiplied
             "component_beads": [part.nbeads for part in system.forces],
+            "component_weights": [part.share for part in system.forces],
             # at which i-PI ends by its input, what moves the atoms, and how many there are of each element
             "total_steps": simulation.total_steps,
             "motions": system.motions,
