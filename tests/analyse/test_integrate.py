@@ -152,6 +152,11 @@ def test_between_two_masses(tmp_path: Path, classical: bool) -> None:
     heavy = 0.0 if classical else excess(4, OMEGA / 4)
     check(found, heavy - excess(4, OMEGA), 0.2)
     assert found.mbar is None
+    # by the record of what was run
+    told = [replace(run, about=run.about | {"masses": {"H": 2.016 * m}}) for run, m in zip(runs, MASSES, strict=True)]
+    assert between_masses(told, MASSES, "kinetic_cv(H)", classical).total.value == found.total.value
+    with pytest.raises(ConfigError, match=r"atoms called H have the masses 2.016, .* those given are 1.7, 1, 3"):
+        between_masses(told, (*MASSES[1::-1], *MASSES[2:]), "kinetic_cv(H)", classical)
     # pieces of one mass are averaged, in whatever order they are named
     again = between_masses([*runs, runs[0]][::-1], [*MASSES, MASSES[0]][::-1], "kinetic_cv(H)", classical)
     assert again.total.value == pytest.approx(found.total.value)

@@ -91,6 +91,7 @@ def between_masses(
         raise ConfigError(f"a mass of {min(masses):g} is none", "give --masses above 0")
     series = [KJ_MOL * _derivative(run, of, None, skip) - 1.5 * kt * _atoms(run, of) for run in runs]
     y, which = _points(runs, [-(mass**-0.5) for mass in masses], 1 - classical)
+    _check_masses(runs, masses, of)
     totals = _averages([2 * one / y[place] for one, place in zip(series, which, strict=True)], which)
     if classical:
         y, totals = np.append(y, 0.0), [*totals, Estimate(0.0, 0.0, None, 0.0)]
@@ -132,6 +133,22 @@ def _check_weight(run: RunFolder, of: str, place: float) -> None:
             f"the force of {of} has the weight {weight:g} in the run of {run.directory}, and its λ is {place:g}",
             "give --lambdas one for each run, in their order",
         )
+
+
+def _check_masses(runs: Sequence[RunFolder], masses: Sequence[float], of: str) -> None:
+    """Raise ConfigError where the masses in the runs' inputs are not in the proportion of these."""
+    label = of.partition("(")[2].rstrip(")")
+    for name in [label] if label else runs[0].labels:
+        told = [(run.about.get("masses") or {}).get(name) for run in runs]
+        ratios = np.array([one / mass for one, mass in zip(told, masses, strict=True) if one is not None])
+        # of an older run, and of an atom by its number, nothing is known
+        if len(ratios) == len(runs) and np.ptp(ratios) > 1e-3 * ratios.max():
+            listed = ", ".join(f"{one:g}" for one in told)
+            raise ConfigError(
+                f"atoms called {name} have the masses {listed} dalton in these runs, and those given are "
+                f"{', '.join(f'{mass:g}' for mass in masses)}",
+                "give --masses one for each run, in their order",
+            )
 
 
 def _of_component(run: RunFolder, of: str, what: str) -> float | None:
