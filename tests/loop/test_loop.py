@@ -486,10 +486,13 @@ def test_a_killed_training_goes_on_with_what_it_began_with(ipi, tmp_path, monkey
         generation.stages["label"] = {"known": list(range(known))}
         with pytest.raises(ModelError, match=r"^killed$"):
             learning._train(generation, loops.committee_of(loop, number))
-        there = labels
+        # the first one again, by another version of its code
+        there = [*labels, replace(labels[0], row=49, label=replace(labels[0].label, version="2"))]
     assert left[0] > 0, "or there is nothing to protect"
     assert learned[0] == learned[1] != learned[2]
-    assert labels[50].hash in {e.hash for e in Dataset.read(loop.folder / "gen-001" / "committee").examples}
+    second = Dataset.read(loop.folder / "gen-001" / "committee").examples
+    assert {labels[0].hash, labels[50].hash} <= {e.hash for e in second}
+    assert not any(e.label.version == "2" for e in second), "it would count twice"
 
 
 @pytest.mark.slow

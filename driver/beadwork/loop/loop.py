@@ -71,7 +71,7 @@ from beadwork.settings import Rule, at_least, check, required, setting
 from beadwork.toml import build, fit, read_toml
 from beadwork.train.calibration import Errors, format_calibration, residuals
 from beadwork.train.committee import train_committee
-from beadwork.train.dataset import DATASET, Dataset, Example, from_queue
+from beadwork.train.dataset import DATASET, Dataset, Example, from_queue, once
 from beadwork.train.duplicates import among
 from beadwork.train.plan import apart_of, references
 from beadwork.train.settings import TrainSettings
@@ -616,7 +616,9 @@ class _Learning:
         labels = from_queue(self.queue, self.loop.baseline, method, known)
         examples.update((e.hash, e) for e in labels)
         command = f"beadwork learn {self.name} ({now.folder.name})"
-        train_committee(list(examples.values()), self.loop.baseline, out, self.loop.train, previous, self.tell, command)
+        # a frame of the first committee's own labels may have been labelled again
+        learned = once(list(examples.values()), str(self.loop.folder))
+        train_committee(learned, self.loop.baseline, out, self.loop.train, previous, self.tell, command)
         dataset = Dataset.read(out)
         return {
             "dataset": dataset.hash,

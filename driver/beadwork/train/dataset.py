@@ -322,7 +322,7 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
     check(labelled, where)
     for start in range(0, len(labelled), BATCH):
         _check_structures(labelled[start : start + BATCH])
-    labelled = _once(labelled, where)
+    labelled = once(labelled, where)
     if baseline is None:
         # a baseline learns the labels themselves
         return [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None) for e in labelled]
@@ -404,7 +404,7 @@ def _check_unit(
     )
 
 
-def _once(examples: Sequence[Example], where: str) -> list[Example]:
+def once(examples: Sequence[Example], where: str) -> list[Example]:
     """The examples without those whose structure and label are there already, which would count twice.
 
     Two noisy labels of one structure are two measurements, unless one is a copy of the other. Raises LabelError for two
