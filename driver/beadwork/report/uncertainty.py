@@ -6,7 +6,9 @@ changes of them. So one recipe gives all errors, from series of what is averaged
 The statistical error is that of blocks (Flyvbjerg and Petersen, J. Chem. Phys. 91, 461, 1989), so long that some 32
 fill all pieces, each piece cut into equal ones. Every sample is in one, and a block counts by its length l: the error
 of the mean of N samples is the root of Σ l m² / (B - 1) / N, m being the B blocks' means apart from the whole one.
-Where neighbouring blocks are correlated by r > 0.2, their variance counts 1 + 2 r times.
+Where neighbouring blocks are correlated by r > 0, their variance counts 1 + 2 r times: of 1000 samples with φ = 0.8,
+in which a block holds 3.5 independent ones, the error is 0.93 of the exact one without, 1.01 with it, and of
+independent samples, where r is chance, 1.05.
 An estimator that cuts an autocorrelation where it first crosses zero is no use here: vibrations cross it at once.
 pymbar 4.0.3's `statistical_inefficiency` gives twice the error of a series of period 7 and life 20 samples, and 15
 times that of period 4.3 and life 200; blocks gave 1.0 of both (20 000 samples, the exact errors of two autoregressive
@@ -29,9 +31,7 @@ from beadwork.report.radial import deviations, reweight
 BLOCKS = 32
 #: fewer say nothing
 FEWEST = 8
-#: correlation of neighbouring blocks from which on it counts; that of chance has a standard deviation of 0.18
-SLOW = 0.2
-#: above which the blocks are too short for that
+#: correlation of neighbouring blocks above which these are too short to say an error
 DEPENDENT = 0.5
 
 
@@ -96,8 +96,8 @@ def uncertainty(
         squares = sum((one**2).sum(axis=0) for one in blocks)
         dependence = np.asarray(neighbours / squares)
     if count >= FEWEST:
-        # chance makes small correlations of blocks that have none
-        longer = np.sqrt(1 + 2 * np.where(dependence > SLOW, dependence, 0.0))
+        # a negative one is chance: a block is longer than a vibration
+        longer = np.sqrt(1 + 2 * np.maximum(dependence, 0.0))
         statistical = longer * np.sqrt(squares / (count - 1) / len(every))
     still = np.ptp(every, axis=0) == 0  # a volume that is held; what is left of it is the rounding of its mean
     statistical, dependence = np.where(still, 0.0, statistical), np.where(still, 0.0, dependence)
