@@ -16,12 +16,14 @@ from beadwork.analyse.runs import open_run
 from beadwork.cli import main
 from beadwork.errors import ConfigError
 from beadwork.report.run import RunFolder
-from support.exact_runs import HYDROGEN, KT, OMEGA, write_about
+from support.exact_runs import HYDROGEN, KT, OMEGA, write_about, write_energies
 
 KJ_MOL = 2625.49964
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: from the lightest to 16 times as heavy
 MASSES = (1.0, 1.7, 3.0, 6.0, 16.0)
+#: of members, about 1; and Hartree, the constant parts of their energies
+STIFFER, OFFSETS = np.array([0.03, -0.02, 0.01]), np.array([0.0002, -0.0003, 0.0001])
 #: Hartree, between the two potentials wherever the atom is
 CONSTANT = 0.01
 
@@ -43,11 +45,13 @@ def excess(beads: int, omega: float) -> float:
 
 
 def write(
-    folder: Path, beads: int, spring: float, mass: float, between: float, seed: int, frames: int = 600
+    folder: Path, beads: int, spring: float, mass: float, between: float, seed: int, share: float | None = None
 ) -> RunFolder:
     """A run of one hydrogen in a well of this spring (atomic units), drawn exactly. between: of another spring, less
     that at λ = 0, what ∂V/∂λ is made of; as what i-PI would have written of two components, and of the kinetic energy.
+    share: with which the members of that part count in the potential; None: there are none.
     """
+    frames = 600
     rng = np.random.default_rng(seed)
     free = modes(beads)[:, None, None] ** 2
     sigma = np.sqrt(KT / mass / (free + spring / mass))
@@ -58,7 +62,10 @@ def write(
     folder.mkdir(parents=True)
     composition = {"H": 1}
     properties = {"run.out": {"stride": 10, "columns": []}}
-    write_about(folder, beads=beads, properties=properties, composition=composition)
+    about = {} if share is None else {"committee_share": share}
+    write_about(folder, beads=beads, properties=properties, composition=composition, **about)
+    for bead in range(beads) if share else ():  # of a force without a weight i-PI writes no extras
+        write_energies(folder, range(0, 10 * frames, 10), np.outer(component, 1 + STIFFER) + OFFSETS, bead)
     # Hartree in eV
     written = 27.211386 * (component + 0.5 + CONSTANT)
     rows = zip(10 * np.arange(frames), written, np.full(frames, 0.5), kinetic, strict=True)
@@ -67,6 +74,11 @@ def write(
     lines += [" ".join(f"{value:.12e}" for value in row) for row in rows]
     (folder / "run.out").write_text("\n".join(lines) + "\n")
     return open_run(folder)
+
+
+def apart(wanted: list[float]) -> float:
+    """How far members are apart, in the way of beadwork."""
+    return float(np.std(wanted, ddof=1))
 
 
 def check(found: Integral, wanted: float, largest: float) -> None:
@@ -80,12 +92,38 @@ def check(found: Integral, wanted: float, largest: float) -> None:
 @pytest.mark.parametrize("beads", [1, 4])
 def test_between_two_springs(tmp_path: Path, beads: int) -> None:
     """From one spring to one three times as stiff, classical and of four beads: kT ln of the ratio of their partition
-    functions, by the integral and by MBAR; a constant between the potentials is in both."""
+    functions, by the integral and by MBAR; a constant between the potentials is in both. Members make the spring at
+    λ = 1 stiffer by a few per cent, and lift it by constants: the committee's error is the spread of their exact
+    differences, apart from the statistical one."""
     soft = HYDROGEN * OMEGA**2
-    runs = [write(tmp_path / f"{x}", beads, soft * (1 + 2 * x), HYDROGEN, 2 * soft, k) for k, x in enumerate(LAMBDAS)]
-    wanted = helmholtz(beads, np.sqrt(3) * OMEGA) - helmholtz(beads, OMEGA)
+    runs = [
+        write(tmp_path / f"{x}", beads, soft * (1 + 2 * x), HYDROGEN, 2 * soft, k, x) for k, x in enumerate(LAMBDAS)
+    ]
     found = between_potentials(runs, LAMBDAS, "pot_component_raw(1)", "pot_component_raw(0)")
-    check(found, wanted + KJ_MOL * CONSTANT, 0.3)
+    check(found, helmholtz(beads, np.sqrt(3) * OMEGA) - helmholtz(beads, OMEGA) + KJ_MOL * CONSTANT, 0.3)
+    lifted = zip(STIFFER, OFFSETS, strict=True)
+    exact = [helmholtz(beads, np.sqrt(3 + 2 * s) * OMEGA) + KJ_MOL * constant for s, constant in lifted]
+    for one in (found.total, found.mbar):
+        assert one is not None
+        assert one.committee == pytest.approx(apart(exact), rel=0.05)
+        assert one.both == pytest.approx(np.hypot(one.statistical, one.committee))
+    assert not found.gap
+    nowhere = between_potentials([runs[0], runs[0]], (0, 1), "pot_component_raw(1)")
+    assert "no part in the potential" in nowhere.gap
+    assert nowhere.total.committee is None
+
+
+def test_members_of_an_isotope(tmp_path: Path) -> None:
+    """Members that make the well stiffer at every mass: the spread of the exact differences between two masses,
+    without classical part and constants; of the classical limit it is not known, and why is said."""
+    spring = HYDROGEN * OMEGA**2
+    runs = [write(tmp_path / f"{m}", 4, spring, m * HYDROGEN, spring, k, 1.0) for k, m in enumerate(MASSES)]
+    found = between_masses(runs, MASSES, "kinetic_cv(H)")
+    exact = [excess(4, np.sqrt(1 + s) * OMEGA / 4) - excess(4, np.sqrt(1 + s) * OMEGA) for s in STIFFER]
+    assert found.total.committee == pytest.approx(apart(exact), rel=0.1)
+    limit = between_masses(runs, MASSES, "kinetic_cv(H)", True)
+    assert limit.total.committee is None
+    assert "classical limit" in limit.gap
 
 
 def test_a_contracted_component_counts_whole(tmp_path: Path) -> None:
@@ -173,6 +211,7 @@ def test_integrals_as_they_are_typed(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "5 ensembles joined by MBAR, of which neighbours share" in said
     assert "by the trapezoidal rule it is" in said
+    assert "no committee's error, or not of every run: i-PI did not write the members' energies" in said
     found = between_potentials(runs, LAMBDAS, "pot_component_raw(1)", "pot_component_raw(0)")
     with open(tmp_path / "t-total.csv", encoding="utf-8") as stream:
         totals = [float(row["value"]) for row in csv.DictReader(stream)]

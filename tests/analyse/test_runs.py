@@ -209,6 +209,7 @@ def test_members_count_with_the_weight_of_their_force(tmp_path: Path, weight: fl
         ({"plain_mean": False}, "weights are unequal"),
         ({"joined": True}, "under way"),
         ({"committee_share": None}, "different weights"),
+        ({"committee_share": 0.0}, "no weight in i-PI's potential"),
     ],
 )
 def test_energies_that_say_nothing_are_left_out_with_a_reason(

@@ -512,7 +512,8 @@ B = "<ffsocket name='b' mode='unix'><address>two</address></ffsocket>"
         ([("a", 0.5, 2, "committee_pot")], "", "a", 1.0),
         ([("a", 0.5, 4, "")], "<hamiltonian_weights>[0.25]</hamiltonian_weights>", "a", 0.125),
         ([("a", 0.5, 4, "committee_pot")], "<hamiltonian_weights>[0.25]</hamiltonian_weights>", "a", 0.25),
-        ([("a", 0.0, 4, ""), ("b", 1.0, 4, "")], "", "a", None),
+        ([("a", 0.0, 4, ""), ("b", 1.0, 4, "")], "", "a", 0.0),
+        ([("b", 1.0, 4, "")], "", "a", None),
     ],
 )
 def test_what_extras_count_in_the_potential(write, forces, more, of, share):

@@ -225,7 +225,7 @@ def _integrate(args: argparse.Namespace) -> int:
     from beadwork.analyse.integrate import between_masses, between_potentials
     from beadwork.analyse.picture import draw_integral
     from beadwork.analyse.runs import open_run
-    from beadwork.analyse.table import show, write_estimates
+    from beadwork.analyse.table import notes, show, write_estimates
     from beadwork.disk import write_csv
     from beadwork.errors import ConfigError
 
@@ -246,8 +246,8 @@ def _integrate(args: argparse.Namespace) -> int:
     points = zip(found.x, found.integrand, strict=True)
     print(show({f"dF/dx at {found.along} = {x:.4g}": (one, "kJ/mol") for x, one in points} | estimates))
     print(f"by the trapezoidal rule it is {found.trapezoidal:.4g} kJ/mol; where that is far off, add points")
-    if found.words:
-        print(found.words)
+    for line in filter(None, [found.words, *notes(found.gap, found.wander)]):
+        print(line)
     print(", ".join(str(_out(args, ending)) for ending in (".csv", "-total.csv", ".png")))
     return 0
 

@@ -7,13 +7,16 @@ classical limit (Ceriotti and Markland, J. Chem. Phys. 138, 014112, 2013).
 
 The integral is that of a cubic spline through the points, so it is a sum of averages with weights and has their errors.
 Where λ mixes two potentials MBAR joins the same frames, without a rule of integration.
+
+A member's F is to first order F + <V_m - V> (`analyse.free_energy`), so that a member's difference is the one that was
+measured, plus what its energy is above the mean's at the last point, less the same at the first.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ipi.utils.units import unit_to_internal
@@ -22,9 +25,12 @@ from scipy.interpolate import CubicSpline
 
 from beadwork.analyse.biased import joined
 from beadwork.analyse.free_energy import Estimate, estimates
-from beadwork.analyse.runs import first_step, one_of, thermal
+from beadwork.analyse.runs import DAMAGED, first_step, one_of, thermal, weighed
+from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
+from beadwork.report.committee import read_committee
+from beadwork.report.radial import deviations, offsets
 from beadwork.report.run import RunFolder
 from beadwork.report.uncertainty import uncertainty
 from beadwork.units import KJ_MOL
@@ -38,7 +44,8 @@ class Integral:
 
     along: what was integrated over, in words. x: (K,) the points in order. integrand: at each, kJ/mol. total: kJ/mol.
     trapezoidal: kJ/mol, what the trapezoidal rule makes of the same points: far from the total there are too few. mbar:
-    kJ/mol, by MBAR; None between masses. words: of MBAR, how far neighbours share their frames.
+    kJ/mol, by MBAR; None between masses. words: of MBAR, how far neighbours share their frames. gap: why total
+    and mbar have no committee's error; '' where they have. wander: as in `Uncertainty`.
     """
 
     along: str
@@ -48,6 +55,8 @@ class Integral:
     trapezoidal: float
     mbar: Estimate | None = None
     words: str = ""
+    gap: str = ""
+    wander: float = 0.0
 
 
 def between_potentials(
@@ -64,13 +73,12 @@ def between_potentials(
     for run, place in zip(runs, at, strict=True):
         _check_weight(run, of, place)
     totals = _averages([KJ_MOL * one for one in series], which)
-    found = _integral("λ", x, totals)
+    found = _with_members(_integral("λ", x, totals), runs, which, skip)
     lambdas = joined(
         [np.outer(KJ_MOL * one / kt, x) for one in series], which.tolist(), [f"λ = {place:g}" for place in x]
     )
     value, error = lambdas.difference()
-    mbar = Estimate(kt * value, kt * error, None, kt * error)
-    return Integral(found.along, x, found.integrand, found.total, found.trapezoidal, mbar, lambdas.words)
+    return replace(found, mbar=_estimate(kt * value, kt * error, found.total.committee), words=lambdas.words)
 
 
 def between_masses(
@@ -95,7 +103,43 @@ def between_masses(
     totals = _averages([2 * one / y[place] for one, place in zip(series, which, strict=True)], which)
     if classical:
         y, totals = np.append(y, 0.0), [*totals, Estimate(0.0, 0.0, None, 0.0)]
-    return _integral("-1/√mass", y, totals)
+        return replace(_integral("-1/√mass", y, totals), gap="no run is in the classical limit")
+    return _with_members(_integral("-1/√mass", y, totals), runs, which, skip)
+
+
+def _with_members(found: Integral, runs: Sequence[RunFolder], which: IntArray, skip: float) -> Integral:
+    """Give the total the committee's error, by the members' energies at both ends, or the reason why it has none."""
+    ends, wander = [], 0.0
+    for place in (0, which.max()):
+        told = [_energies(run, skip) for run, of in zip(runs, which, strict=True) if of == place]
+        if gap := next((why for _, why in told if why), ""):
+            return replace(found, gap=gap)
+        energies = [one for one, _ in told if one is not None]
+        one_of("numbers of members", {one.shape[1] for one in energies})
+        ends.append(np.concatenate(energies))
+        wander = max(wander, float(deviations(ends[-1], 1.0).std(axis=0).max()))
+    if (widths := {end.shape[1] for end in ends} - {1}) == set():
+        return replace(found, gap="the members have no part in the potential")
+    one_of("numbers of members", widths)
+    apart = thermal(runs[0]) * KJ_MOL * (offsets(ends[1]) - offsets(ends[0]))
+    total = _estimate(found.total.value, found.total.statistical, float(apart.std(ddof=1)))
+    return replace(found, total=total, wander=wander)
+
+
+def _energies(run: RunFolder, skip: float) -> tuple[FloatArray | None, str]:
+    """(F, M) the members' energies as they are in the potential, kT, or none and why; (1, 1) where they have no part
+    in it."""
+    if run.about.get("committee_share") == 0:
+        return np.zeros((1, 1)), ""
+    with reading(run.directory, ConfigError, DAMAGED):
+        potentials = read_committee(run)
+    first = first_step(run, skip)
+    steps = [] if isinstance(potentials, str) else [step for step in potentials.by_step if step >= first]
+    return weighed(np.array(steps, dtype=np.int_), potentials, thermal(run))
+
+
+def _estimate(value: float, statistical: float, committee: float | None) -> Estimate:
+    return Estimate(value, statistical, committee, float(np.hypot(statistical, committee or 0.0)))
 
 
 def _derivative(run: RunFolder, of: str, less: str | None, skip: float) -> FloatArray:
@@ -196,5 +240,5 @@ def _integral(along: str, x: FloatArray, integrand: list[Estimate]) -> Integral:
     weights = CubicSpline(x, np.eye(len(x))).integrate(x[0], x[-1])
     values = np.array([one.value for one in integrand])
     error = float(np.linalg.norm(weights * np.array([one.statistical for one in integrand])))
-    total = Estimate(float(weights @ values), error, None, error)
+    total = _estimate(float(weights @ values), error, None)
     return Integral(along, x, integrand, total, float(trapezoid(values, x)))

@@ -237,12 +237,17 @@ class System:
 
     def share(self, key: str, forcefields: Iterable[str]) -> float | None:
         """Return by what energies that i-PI writes of this key of the extras of one of these forcefields have to be
-        multiplied to be those in the potential; None where that depends on which of them sends it, or on other beads.
+        multiplied to be those in the potential: 0 where none of these has a weight; None where it depends on which of
+        them sends it, or on other beads.
 
         i-PI writes extras as they came, whatever the weights are; only those that it interpolates have the `<force>`'s.
         """
+        names = set(forcefields)
+        weights = [part.weight for part in self.forces if part.forcefield in names]
+        if weights and not any(weights):
+            return 0.0
         found: set[float] = set()
-        for name in forcefields:
+        for name in names:
             parts = [part for part in self.forces if part.forcefield == name and part.weight]
             if parts and all(key in part.interpolated for part in parts):
                 found |= {part.scale for part in parts}

@@ -41,6 +41,8 @@ def read_committee(run: RunFolder) -> Potentials | str:
             "forces have different weights or beads in i-PI's input, and it is not known with which the members' "
             "energies count in the potential"
         )
+    if share == 0:
+        return "the forces of the committee have no weight in i-PI's potential"
     if run.joined:
         return "i-PI was under way when this server came, so it is not known which steps its committee answered"
     taken_up = [swap["step"] for swap in run.summary.get("committees", [])]
