@@ -191,10 +191,10 @@ def test_velocities_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     smaller = open_run(tmp_path / "e")
     timeless = open_run(write(tmp_path / "d", vibrating([(1, 1000.0, 1e-3)], 200), time_step_fs=None))
     for runs, options, said in (
-        ([run], {}, "go on for 1000 fs"),
+        ([run], {}, "no stretch of velocities in .* of 1000 fs"),
         ([run, other], {"window": 50.0}, "different times between velocities, fs: 1.0 and 2.0"),
         ([run, smaller], {"window": 50.0}, "different atoms: H2O and HO"),
-        ([slow], {"window": 50.0}, "every 10 fs tell vibrations up to 1668 cm"),
+        ([slow], {"window": 50.0}, "every 10 fs show vibrations up to 1668 cm"),
         ([run], {"window": 0.0}, "a window of 0 fs"),
         ([run], {"skip": 1.0}, "no velocities after 1 ps"),
         ([timeless], {}, "time step of"),

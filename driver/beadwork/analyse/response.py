@@ -20,7 +20,15 @@ import numpy as np
 import scipy.constants as si
 
 from beadwork.analyse.runs import DAMAGED, first_step, one_of
-from beadwork.analyse.spectrum import LIGHT, STRETCHES, padded, peaks_of, power_of, transformed
+from beadwork.analyse.spectrum import (
+    LIGHT,
+    frames_in,
+    peaks_of,
+    power_of,
+    stretches_of,
+    transformed,
+    wavenumbers_of,
+)
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
@@ -109,35 +117,19 @@ def _spectrum(
         raise ConfigError(
             f"the simulation in {runs[0].folder} has no temperature", "take one of an <ensemble> with one"
         )
-    if not window >= 2 * spacing:
-        raise ConfigError(f"a window of {window:g} fs has no two of these frames, {spacing:g} fs apart", "widen it")
-    fastest = 0.5 / spacing / LIGHT
-    if fastest < highest:
-        raise ConfigError(
-            f"{key} every {spacing:g} fs tells vibrations up to {fastest:.0f} cm^-1, and folds faster ones back",
-            "have i-PI write it at a smaller stride, or, if there are no faster ones, ask for less with --highest",
-        )
-    lag = max(1, round(window / spacing))
-    length = max(2 * lag, sum(len(rates) for rates, _ in pieces) // STRETCHES)
-    size = padded(lag)
-    wavenumbers = np.arange(size // 2 + 1) / (size * spacing * LIGHT)
+    lag = frames_in(window, spacing, highest, key)
+    cut = stretches_of([rates for rates, _ in pieces], lag, f"{key} in {runs[0].directory}", window)
+    wavenumbers = wavenumbers_of(lag, spacing)
     # a difference of neighbours has this part of a derivative
     half = np.pi * LIGHT * wavenumbers * spacing
     scale = 4 * LIGHT * spacing * factor / kelvin / np.sinc(half / np.pi) ** 2
     shown = wavenumbers <= highest
     # the mean first, then the members: (K,) of each stretch
     stretches = [
-        np.array(
-            [scale * transformed(power, length, lag) for power in power_of(rates[begin : begin + length]).sum(2).T]
-        )
-        for rates, _ in pieces
-        for begin in range(0, len(rates) - length + 1, length)
+        np.array([scale * transformed(power, len(rates), lag) for power in power_of(rates).sum(2).T])
+        for piece in cut
+        for rates in piece
     ]
-    if not stretches:
-        raise ConfigError(
-            f"no {key} in {runs[0].directory} goes on for {2 * window:g} fs, twice the window",
-            "simulate longer, or choose a shorter --window",
-        )
     one_of("models of the committee", {len(stretch) for stretch in stretches})
     mean = np.mean(stretches, axis=0)[:, shown]
     count = len(stretches)

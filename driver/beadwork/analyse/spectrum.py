@@ -62,32 +62,14 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
     one_of("times between velocities, fs", {of.spacing for of in pieces})
     one_of("atoms", {_formula(of.names) for of in pieces})
     spacing = pieces[0].spacing
-    if not window >= 2 * spacing:
-        raise ConfigError(f"a window of {window:g} fs has no two of these velocities, {spacing:g} fs apart", "widen it")
-    # the Nyquist frequency
-    fastest = 0.5 / spacing / LIGHT
-    if fastest < highest:
-        raise ConfigError(
-            f"velocities every {spacing:g} fs tell vibrations up to {fastest:.0f} cm^-1, and fold faster ones back",
-            "have i-PI write them at a smaller stride, or, if there are no faster ones, ask for less with --highest",
-        )
-    lag = max(1, round(window / spacing))
-    # twice the window at least, or the longest lags would have hardly a pair
-    length = max(2 * lag, sum(len(of.frames) for of in pieces) // STRETCHES)
+    lag = frames_in(window, spacing, highest, "velocities")
+    cut = stretches_of([of.frames for of in pieces], lag, f"velocities in {runs[0].directory}", window)
     stretches: dict[str, list[FloatArray]] = {}
-    for of in pieces:
-        # whole stretches alone, so that all count alike
-        for begin in range(0, len(of.frames) - length + 1, length):
-            for name, values in _density(of.names, of.masses, of.frames[begin : begin + length], lag).items():
+    for of, frames in zip(pieces, cut, strict=True):
+        for stretch in frames:
+            for name, values in _density(of.names, of.masses, stretch, lag).items():
                 stretches.setdefault(name, []).append(spacing * LIGHT * values)
-    if not stretches:
-        raise ConfigError(
-            f"no velocities in {runs[0].directory} go on for {2 * window:g} fs, twice the window",
-            "simulate longer, or choose a shorter --window",
-        )
-    size = padded(lag)
-    # of a real transform of `size` points, from frequencies to wavenumbers by c
-    wavenumbers = np.arange(size // 2 + 1) / (size * spacing * LIGHT)
+    wavenumbers = wavenumbers_of(lag, spacing)
     shown = wavenumbers <= highest
     count = len(stretches["all"])
     elements = {name: np.mean(values, axis=0)[shown] for name, values in stretches.items()}
@@ -181,6 +163,46 @@ def _velocities(run: RunFolder, skip: float) -> list[_Piece]:
     masses = _masses(run, names)
     means = (np.array([np.mean([of[at] for of in frames], axis=0) for at in part]) for part in parts)
     return [_Piece(names, masses, mean, stride * float(step)) for mean in means]
+
+
+def frames_in(window: float, spacing: float, highest: float, what: str) -> int:
+    """Return how many frames, `spacing` fs apart, a window of so many fs has.
+
+    what: that the frames are of. Raises ConfigError where it has no two, or where vibrations up to `highest` cm^-1 are
+    too fast for them.
+    """
+    if not window >= 2 * spacing:
+        raise ConfigError(f"a window of {window:g} fs has no two frames of {what}, {spacing:g} fs apart", "widen it")
+    # the Nyquist frequency
+    fastest = 0.5 / spacing / LIGHT
+    if fastest < highest:
+        raise ConfigError(
+            f"{what} every {spacing:g} fs show vibrations up to {fastest:.0f} cm^-1, and faster ones folded back",
+            "have i-PI write them at a smaller stride, or, if there are no faster ones, ask for less with --highest",
+        )
+    return max(1, round(window / spacing))
+
+
+def stretches_of(pieces: Sequence[FloatArray], lag: int, what: str, window: float) -> list[list[FloatArray]]:
+    """Return each piece (F, …) cut into stretches, of one length for all, so that they count alike. Raises ConfigError
+    where there is none; what, window: which the sentence names."""
+    # twice the window at least, or the longest lags would have hardly a pair
+    length = max(2 * lag, sum(map(len, pieces)) // STRETCHES)
+    cut = [[piece[begin : begin + length] for begin in range(0, len(piece) - length + 1, length)] for piece in pieces]
+    if not any(cut):
+        raise ConfigError(
+            f"there is no stretch of {what} of {2 * window:g} fs, twice the window",
+            "simulate longer, or choose a shorter --window",
+        )
+    return cut
+
+
+def wavenumbers_of(lag: int, spacing: float) -> FloatArray:
+    """(padded(lag) / 2 + 1,) cm^-1, those of `transformed`."""
+    # of a real transform of so many points, from frequencies to wavenumbers by c
+    size = padded(lag)
+    result: FloatArray = np.arange(size // 2 + 1) / (size * spacing * LIGHT)
+    return result
 
 
 def padded(lag: int) -> int:
