@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +194,58 @@ def test_methods_name_what_changes_the_label(fake: Callable[..., JQMC]) -> None:
     assert method(**PLAIN) == f"{head}256 walkers, SD ({level.removesuffix('; ')})"
 
 
+def test_a_jastrow_factor_of_an_earlier_label(fake: Callable[..., JQMC], tmp_path: Path) -> None:
+    """It is another method for each such factor, whatever the start would have been without, and the driver gets it."""
+    files = tmp_path / "one.h5", tmp_path / "other.h5"
+    for file in files:
+        file.write_text(file.name)
+    one, other, optimised, rough = (
+        fake("", start_from=file, optimisation_steps=steps, two_body=start)
+        for file, steps, start in ((files[0], 0, 1.0), (files[1], 0, 1.0), (files[0], 5, 1.0), (files[0], 0, 0.5))
+    )
+    assert one.method.startswith("VMC, JSD (RHF/6-31g, Cartesian; J2, J3 ao-small; Jastrow factor of ")
+    assert "; optimised in 5 steps of 60x64; Jastrow factor from " in optimised.method
+    assert one.method == rough.method != other.method
+    assert one._job(hydrogen(), 0, 0)["start_from"] == str(files[0])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a trial function, that is replaced as jQMC's are."""
+
+    structure_data: Any = None
+    wavefunction_data: Any = None
+    jastrow_data: Any = None
+    jastrow_one_body_data: Any = None
+    jastrow_two_body_data: Any = None
+    jastrow_three_body_data: Any = None
+    jastrow_2b_param: float = 0.0
+    j_matrix: Any = None
+    orb_data: str = ""
+
+    def replace(self, **changes: Any) -> Part:
+        return replace(self, **changes)
+
+
+def test_parameters_of_another_geometry() -> None:
+    """The numbers are the other one's and the orbitals are on these atoms; other atoms and other terms are refused."""
+    started = runpy.run_path(str(qmc.DRIVER))["started"]
+
+    def trial(where: str, number: float, size: int = 2, atoms: str = "OHH") -> Part:
+        three = Part(orb_data=where, j_matrix=np.full((size, size + 1), number))
+        jastrow = Part(jastrow_two_body_data=Part(jastrow_2b_param=number), jastrow_three_body_data=three)
+        return Part(SimpleNamespace(atomic_labels=tuple(atoms)), Part(jastrow_data=jastrow))
+
+    jastrow = started(trial("here", 1.0), trial("there", 0.3)).wavefunction_data.jastrow_data
+    assert jastrow.jastrow_two_body_data.jastrow_2b_param == 0.3
+    assert jastrow.jastrow_three_body_data.orb_data == "here"
+    assert np.all(jastrow.jastrow_three_body_data.j_matrix == 0.3)
+    with pytest.raises(ValueError, match="start_from is of the atoms H O H, and not O H H"):
+        started(trial("here", 1.0), trial("there", 0.3, atoms="HOH"))
+    with pytest.raises(ValueError, match="start_from has another jastrow_three_body_data"):
+        started(trial("here", 1.0), trial("there", 0.3, size=3))
+
+
 def test_the_same_frame_has_the_same_seed_and_label(fake: Callable[..., JQMC]) -> None:
     """The same frame gives the same seed and so the same label; another frame or seed gives independent noise."""
     labeller = fake("r = " + repr(GOOD) + "\nr['energy'] = -job['seed'] / 1e9\nopen(result, 'w').write(json.dumps(r))")
@@ -305,6 +357,9 @@ def test_a_periodic_frame_is_refused(fake: Callable[..., JQMC]) -> None:
         {"sampler": "lrdmc", "further_spacings": [0.3], "forces": True},
         {"optimise_orbitals": True, "determinant": "JAGP"},
         {"optimise_orbitals": True, "optimisation_steps": 0},
+        {"start_from": Path("nowhere.h5")},
+        {"start_from": qmc.DRIVER, "three_body": "mo"},  # orbitals of another geometry
+        {"start_from": qmc.DRIVER, "two_body": 0.0, "three_body": "none"},
     ],
 )
 def test_settings_that_end_badly_are_refused_first(fake: Callable[..., JQMC], settings: dict[str, Any]) -> None:

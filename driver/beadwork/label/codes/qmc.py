@@ -80,6 +80,12 @@ class JQMC:
     optimisation_delta: float | None = setting(
         None, "jQMC's `delta`", "", unset="each step goes as far as the energy falls", rule=POSITIVE
     )
+    start_from: Path | None = setting(
+        None,
+        "optimised.h5 in the folder of an earlier label (see `directory`) with the same atoms in the same order: the "
+        "Jastrow factor begins as that one's, and 0 `optimisation_steps` leave it so",
+        unset="each label begins with `one_body` and `two_body`",
+    )
     lattice_spacing: float = setting(0.2, "of LRDMC", "Bohr", rule=POSITIVE)
     further_spacings: list[float] = setting(
         [],
@@ -121,6 +127,8 @@ class JQMC:
             )
         if self.further_spacings:
             self._check_spacings()
+        if self.start_from is not None:
+            self._check_start(self.start_from)
         qmc_env.find(self.environment)
 
     def _check_spacings(self) -> None:
@@ -133,6 +141,17 @@ class JQMC:
             )
         if self.forces:
             raise ConfigError("forces of LRDMC are not extrapolated", "leave out forces or further_spacings")
+
+    def _check_start(self, file: Path) -> None:
+        if self.three_body == "mo" or not (self.one_body or self.two_body or self.three_body != "none"):
+            raise ConfigError(
+                "start_from is of a Jastrow factor of atomic orbitals: molecular ones change with the geometry",
+                "give it with a three_body of ao-small or larger, or with none and two_body",
+            )
+        if not file.is_file():
+            raise ConfigError(
+                f"start_from is {file}, which is no file", "give the optimised.h5 of a label made with `directory`"
+            )
 
     @property
     def optimises(self) -> bool:
@@ -148,7 +167,9 @@ class JQMC:
         named = {"J1": self.one_body, "J2": self.two_body}
         # stored labels do not name a start of 1.0 that was optimised: naming it now would make them another method
         terms = [
-            name if start == 1.0 and self.optimises else f"{name} {start}" for name, start in named.items() if start
+            name if (start == 1.0 and self.optimises) or self.start_from is not None else f"{name} {start}"
+            for name, start in named.items()
+            if start
         ]
         terms += [f"J3 {self.three_body}"] if self.three_body != "none" else []
         kind = self.determinant if terms else "SD"
@@ -158,6 +179,8 @@ class JQMC:
         steps = f"optimised in {self.optimisation_steps} steps of {self.optimisation_samples}x{self.walkers}"
         steps += f", delta {self.optimisation_delta}" if self.optimisation_delta else ""
         parts.append(steps if self.optimises else "")
+        if self.start_from is not None:
+            parts.append(f"Jastrow factor {'from' if self.optimises else 'of'} {_digest(self.start_from)}")
         return f"{kind} ({'; '.join(part for part in parts if part)})"
 
     @property
@@ -247,6 +270,7 @@ class JQMC:
             "lattice_spacing": self.lattice_spacing,
             "further_spacings": self.further_spacings,
             "orbitals": self.optimise_orbitals,
+            "start_from": self.start_from and str(self.start_from.absolute()),
             "non_local_move": self.non_local_move,
             "walkers": self.walkers,
             "moves": self.moves,
@@ -378,6 +402,11 @@ class JQMC:
         elif self.forces:
             named.append("bias of the forces by Reynolds' approximation, with a noise that can have no finite variance")
         return named
+
+
+def _digest(file: Path) -> str:
+    """Eight figures that name a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
 def _environment() -> dict[str, str]:

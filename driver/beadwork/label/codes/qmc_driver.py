@@ -136,6 +136,8 @@ def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, 
     from jqmc.wavefunction import Geminal_data, Wavefunction_data
 
     hamiltonian = Hamiltonian_data.load_from_hdf5(str(file))
+    if job["start_from"]:
+        hamiltonian = started(hamiltonian, Hamiltonian_data.load_from_hdf5(job["start_from"]))
     steps = job["optimisation"]["steps"]
     if not steps:
         return hamiltonian, None
@@ -154,6 +156,35 @@ def optimised(job: dict[str, Any], file: Path, mean_field: float) -> tuple[Any, 
         )
         hamiltonian, report = steadily(job, hamiltonian, mean_field, geminal=True, seed=job["seed"] + 1)
     return hamiltonian, report
+
+
+def started(hamiltonian: Any, other: Any) -> Any:
+    """Give it the Jastrow factor's parameters of another geometry, whose orbitals stay on the atoms."""
+    labels = [list(one.structure_data.atomic_labels) for one in (hamiltonian, other)]
+    if labels[0] != labels[1]:
+        raise ValueError(
+            f"start_from is of the atoms {' '.join(labels[1])}, and not {' '.join(labels[0])} in this order"
+        )
+    wavefunction = hamiltonian.wavefunction_data
+    jastrow = wavefunction.jastrow_data
+    parameters = {
+        "jastrow_one_body_data": "jastrow_1b_param",
+        "jastrow_two_body_data": "jastrow_2b_param",
+        "jastrow_three_body_data": "j_matrix",
+    }
+    for term, name in parameters.items():
+        here, there = (getattr(one, term) for one in (jastrow, other.wavefunction_data.jastrow_data))
+        if (here is None) != (there is None) or (
+            here is not None and _shape(getattr(here, name)) != _shape(getattr(there, name))
+        ):
+            raise ValueError(f"start_from has another {term}: give the settings with which it was made")
+        if here is not None:
+            jastrow = jastrow.replace(**{term: here.replace(**{name: getattr(there, name)})})
+    return hamiltonian.replace(wavefunction_data=wavefunction.replace(jastrow_data=jastrow))
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    return tuple(getattr(values, "shape", ()))
 
 
 def steadily(
