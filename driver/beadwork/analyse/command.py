@@ -6,7 +6,7 @@ The libraries are imported where a command is carried out, so that `beadwork --h
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,9 +275,15 @@ def _vdos(args: argparse.Namespace) -> int:
     over = f"{len(runs)} members" if args.members else f"{found.stretches} stretches"
     print(f"density of states from {over}; lines are {found.resolution:.0f} cm^-1 wide at half their height")
     for name, peaks in found.peaks.items():
-        print(f"{name:4} peaks at {', '.join(f'{peak:.0f}' for peak in peaks) or 'no'} cm^-1")
+        print(f"{name:4} {_peaks(peaks)}")
+    for path, one in zip(args.runs, each, strict=False):
+        print(f"{path}: {_peaks(one.peaks['all'])}")
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
     return 0
+
+
+def _peaks(wavenumbers: Sequence[float]) -> str:
+    return f"peaks at {', '.join(f'{peak:.0f}' for peak in wavenumbers) or 'no'} cm^-1"
 
 
 def _infrared(args: argparse.Namespace) -> int:
@@ -318,7 +324,7 @@ def _response(args: argparse.Namespace, found: Any) -> int:
         + f"; lines are {found.resolution:.0f} cm^-1 wide at half their height; area "
         f"{np.sum(found.intensity) * step:.4g} {found.unit.removesuffix(' cm')}"
     )
-    print(f"peaks at {', '.join(f'{peak:.0f}' for peak in found.peaks) or 'no'} cm^-1")
+    print(_peaks(found.peaks))
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
     return 0
 
