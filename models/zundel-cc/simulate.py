@@ -75,7 +75,9 @@ def _piece(options: argparse.Namespace, number: int, keep: Path, end: float | No
         return False
     series = [*BEADWORK, "analyse", "series", str(folder), "--coordinate", *COORDINATES]
     subprocess.run([*series, "--not-periodic", "--skip", str(EQUILIBRATION), "--out", str(folder / name)], check=True)
-    (keep / f"{name}.xml.gz").write_bytes(gzip.compress((folder / "RESTART").read_bytes(), mtime=0))
+    # i-PI's comment at its head names the machine and its folders
+    restart = re.sub(rb"\A<!--.*?-->\s*", b"", (folder / "RESTART").read_bytes(), flags=re.DOTALL)
+    (keep / f"{name}.xml.gz").write_bytes(gzip.compress(restart, mtime=0))
     _note(keep / "pieces.csv", name, seeds + number, steps, (folder / "seconds").read_text().split())
     # last: with it the piece counts as finished
     shutil.copy(folder / f"{name}.csv.gz", keep)
