@@ -208,7 +208,8 @@ class SelectionSettings(Options):
     )
     keep_most: int = setting(
         100,
-        "frames kept in one run at most, with those of this input that the queue holds without a label",
+        "frames kept in one run by one committee at most, with those of this input and committee that the queue holds "
+        "without a label; one that is activated while i-PI runs counts from 0",
         "frames",
         rule=NOT_NEGATIVE,
     )

@@ -34,17 +34,23 @@ def water(seed: int) -> Frame:
     return Frame(np.array([8, 1, 1]), shaken, np.zeros((3, 3)), (False, False, False))
 
 
-@pytest.mark.parametrize("labelled", [0, 2, 3])
-def test_labelled_frames_do_not_count_for_the_limit(tmp_path: Path, labelled: int) -> None:
-    """The run after labels and training asks for frames again, from the same input; one that was killed counts on.
+GUARD = 5.0
+#: hashes of a baseline and a member
+MODELS = ("a" * 64, "b" * 64)
 
-    What is labelled is still known: a frame like it is not kept.
+
+@pytest.mark.parametrize(
+    ("labelled", "models", "free"), [(0, MODELS, 1), (2, MODELS, 3), (3, MODELS, 4), (0, ("a" * 64, "d" * 64), 4)]
+)
+def test_what_does_not_count_for_the_limit(tmp_path: Path, labelled: int, models: tuple[str, str], free: int) -> None:
+    """The run after labels and training asks for frames again, from the same input, and so does a new committee; one
+    that was killed counts on.
+
+    What is labelled, or was kept for another committee, is still known: a frame like it is not kept.
     """
     simulation = "c" * 64
     queue = Queue(tmp_path / "q.db", create=True)
-    rows = [
-        KeptFrame(water(n), n, 0.01, np.ones(3), np.ones(2), ("a" * 64, "b" * 64), simulation, step=n) for n in range(3)
-    ]
+    rows = [KeptFrame(water(n), n, 0.01, np.ones(3), np.ones(2), MODELS, simulation, step=n) for n in range(3)]
     queue.add_all(rows)
     for n in range(labelled):
         queue.claim("me", 60, n + 1)
@@ -52,15 +58,25 @@ def test_labelled_frames_do_not_count_for_the_limit(tmp_path: Path, labelled: in
     keeper = Keeper(
         SelectionSettings(queue=str(tmp_path / "q.db"), keep_most=4, cooldown=0), GUARD, simulation, lambda event: None
     )
-    frames = [water(n) for n in range(20)]
-    found = keeper.selector.consider(Moment(50), frames, np.full(20, 0.2), np.full(20, 0.01))
+    keeper("address", Moment(50), [water(n) for n in range(20)], replace(answered([0.2] * 20, None), models=models))
     keeper.close()
-    kept = [index for index, _ in found.kept]
-    assert len(kept) == 4 - (3 - labelled)
-    assert not {0, 1, 2} & set(kept)
+    found = queue.rows()[3:]
+    assert len(found) == free
+    assert not {row.fingerprint for row in found} & {row.fingerprint for row in queue.rows()[:3]}
 
 
-GUARD = 5.0
+def test_a_committee_that_is_activated_counts_from_0(tmp_path: Path) -> None:
+    """While i-PI runs: the limit that the old committee had reached is the new one's in full, and with it that of a
+    generation of a live loop."""
+    config = SelectionSettings(queue=str(tmp_path / "q.db"), keep_most=2, cooldown=0)
+    keeper = Keeper(config, GUARD, "c" * 64, lambda event: None)
+    for step, member in enumerate("bbbddd"):
+        answer = replace(answered([0.2], None), models=("a" * 64, member * 64))
+        keeper("address", Moment(step), [water(step)], answer)
+    keeper.close()
+    assert [row.kept.step for row in Queue(config.queue).rows()] == [0, 1, 3, 4]
+
+
 #: force spreads of the frames of one evaluation, eV/Å
 SPREADS = [factor * unit for unit in (1.0, GUARD) for factor in (0.3, 0.5, 0.51, 4.9)]
 

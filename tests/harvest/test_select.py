@@ -138,7 +138,7 @@ def test_no_frame_twice() -> None:
 def test_seeded_after_a_restart() -> None:
     """Frames that the queue holds count for the limit and are known."""
     selector = Selector(SelectionWindow(force_low=0.1), limit=3, min_distance=0.05)
-    selector.seed([dimer(0.7), dimer(0.9)])
+    selector.seed([("", dimer(0.7)), ("", dimer(0.9))])
     assert kept(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [1]
 
 
@@ -148,6 +148,21 @@ def test_frames_from_elsewhere_are_known_and_do_not_count() -> None:
     selector.seed([], elsewhere=[dimer(0.7), dimer(0.9)])
     assert selector.kept == 0
     assert kept(selector, 0, [0.71, 1.1, 1.3], [0.5, 0.4, 0.3]) == [1]
+
+
+def test_each_committee_has_the_whole_limit() -> None:
+    """What one committee has kept takes no place of the next one's, and is known to it; the first one, should it come
+    back, goes on counting, with what the queue holds of it."""
+    selector = Selector(SelectionWindow(force_low=0.1), limit=2, min_distance=0.05, committee="first")
+    selector.seed([("first", dimer(0.7)), ("second", dimer(0.9))])
+    assert kept(selector, 0, [1.1, 1.3], [0.5, 0.4]) == [0]
+    selector.committee = "third"
+    assert selector.kept == 0
+    assert kept(selector, 1, [0.7, 0.9, 1.1, 1.5, 1.7, 1.9], [0.9, 0.9, 0.9, 0.5, 0.4, 0.3]) == [3, 4]
+    selector.committee = "second"
+    assert kept(selector, 2, [2.1, 2.3], [0.5, 0.4]) == [0]
+    selector.committee = "first"
+    assert kept(selector, 3, [2.5], [0.5]) == []
 
 
 def test_forgotten_frame_is_welcome_again() -> None:

@@ -18,6 +18,7 @@ from beadwork.harvest.queue import LABELLED, DiskFullError, Queue
 from beadwork.harvest.row import KeptFrame, novelty_of
 from beadwork.harvest.select import SelectionWindow, Selector
 from beadwork.harvest.writer import QueueWriter
+from beadwork.potential.bundle import committee_hash
 from beadwork.potential.evaluation import Evaluation, Spread
 
 #: seconds for which a disk may be full, or fail, before the run is stopped
@@ -28,10 +29,10 @@ class Keeper:
     """Called with every evaluation after its reply has left. Opens the queue, and makes it where it is missing.
 
     mark_spread: eV/Å, the safety threshold where the selection window ends. simulation: sha256 of the simulation's
-    file. Frames that the queue holds already are not kept again, and those of the same simulation that have no label
-    yet count for the limit. Raises QueueError for a queue that cannot be written from the start. One that cannot be
-    written later is reported once, and the frames wait in memory; where the disk has been full for `DISK_FULL_SECONDS`
-    seconds, ResourceError ends the run.
+    file. Frames that the queue holds already are not kept again, and those of the same simulation and committee that
+    have no label yet count for the limit. Raises QueueError for a queue that cannot be written from the start. One that
+    cannot be written later is reported once, and the frames wait in memory; where the disk has been full for
+    `DISK_FULL_SECONDS` seconds, ResourceError ends the run.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Keeper:
         self._evaluations = 0
         self._config = config
         self._mark_spread = mark_spread
-        self._usual: float | None = None  # usual force spread of the committee that was evaluated last
+        # of the committee that was evaluated last
+        self._usual: float | None = None  # its usual force spread
+        self._models: tuple[tuple[str, ...], tuple[float, ...]] | None = None
         self._waiting = Waiting(0, "")  # as it was reported last
         #: frames that were selected and are not in the queue, once it is closed
         self.lost = 0
@@ -54,14 +57,15 @@ class Keeper:
         queue = Queue(str(config.queue), create=True, report=lambda text: watch(Note(text, WARNING)))
         queue.check()
         rows = queue.rows()
-        # a run that was killed goes on counting; after labels and training the limit begins anew
+        # a run that was killed goes on counting; after labels or with a new committee the limit begins anew
         mine = {
             row.id
             for row in rows
             if row.kept.simulation.removeprefix("sha256:") == self._simulation and row.status != LABELLED
         }
         self.selector.seed(
-            (row.kept.frame for row in rows if row.id in mine), (row.kept.frame for row in rows if row.id not in mine)
+            ((row.kept.committee, row.kept.frame) for row in rows if row.id in mine),
+            (row.kept.frame for row in rows if row.id not in mine),
         )
         self.writer = QueueWriter(queue, on_kept=self._kept)
 
@@ -80,6 +84,9 @@ class Keeper:
         if spread.usual != self._usual:
             self._usual = spread.usual
             self.selector.window = SelectionWindow.of(self._config, self._mark_spread, spread.usual)
+        if self._models != (evaluation.models, evaluation.weights):
+            self._models = evaluation.models, evaluation.weights
+            self.selector.committee = committee_hash(*self._models)
         atoms = len(frames[0].numbers)  # all systems of a forcefield have one composition
         count = Moment(self._evaluations) if moment.step is None else moment
         # between two evaluations with the forces of all heads, novelty and energies alone say what is worth a look

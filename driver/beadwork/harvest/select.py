@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
 from typing import Literal
 
@@ -146,8 +147,9 @@ class Selector:
     window: see `SelectionWindow`. cooldown: after a frame was kept, all others of its step and of the steps less than
     this many later are passed over, whatever their bead: neighbouring beads and steps teach the same. 0: no cool-down.
     Where a step is known only within a blur, the cool-down is longer by the blur.
-    limit: frames kept per run at most, None for no limit. min_distance: Å, a frame closer than this to one already kept
-    is the same frame (see `distance`).
+    committee: whose frames are asked for now, any name. limit: frames kept per run and committee at most, None for no
+    limit: what one committee was unsure of takes no place of its successor's. min_distance: Å, a frame closer than this
+    to one already kept is the same frame (see `distance`).
 
     The distance, which takes milliseconds, is computed only for frames that pass all other tests.
     """
@@ -156,7 +158,9 @@ class Selector:
     cooldown: int = 0
     limit: int | None = None
     min_distance: float = 0.03
-    _known: list[Signature] = field(default_factory=list)
+    committee: str = ""
+    #: of this run, by the committee that asked for them
+    _known: dict[str, list[Signature]] = field(default_factory=dict)
     _elsewhere: list[Signature] = field(default_factory=list)
     #: of each simulation: when its frames were kept, and their signatures
     _kept: dict[str, list[tuple[Moment, Signature]]] = field(default_factory=dict)
@@ -171,12 +175,14 @@ class Selector:
 
     @property
     def kept(self) -> int:
-        """Frames of this run that are kept, those of earlier processes included."""
-        return len(self._known)
+        """Frames of this run that the committee of now has kept, those of earlier processes included."""
+        return len(self._known.get(self.committee, ()))
 
-    def seed(self, frames: Iterable[Frame], elsewhere: Iterable[Frame] = ()) -> None:
-        """Register frames that the queue holds already: all as known, those of this run towards the limit too."""
-        self._known.extend(signature(frame) for frame in frames)
+    def seed(self, frames: Iterable[tuple[str, Frame]], elsewhere: Iterable[Frame] = ()) -> None:
+        """Register frames that the queue holds already: all as known, those of this run, each with the committee that
+        asked for it, towards the limit too."""
+        for committee, frame in frames:
+            self._known.setdefault(committee, []).append(signature(frame))
         self._elsewhere.extend(signature(frame) for frame in elsewhere)
 
     def consider(
@@ -210,10 +216,12 @@ class Selector:
                 passed.setdefault("limit", []).append(index)
                 continue
             sign = signature(frames[index])
-            if any(distance(sign, known) < self.min_distance for known in (*self._known, *self._elsewhere)):
+            if any(
+                distance(sign, known) < self.min_distance for known in chain(*self._known.values(), self._elsewhere)
+            ):
                 passed.setdefault("alike", []).append(index)
                 continue
-            self._known.append(sign)
+            self._known.setdefault(self.committee, []).append(sign)
             self._kept.setdefault(simulation, []).append((moment, sign))
             found.append((index, sign))
         return Choice(sorted(found, key=itemgetter(0)), passed)
@@ -232,6 +240,7 @@ class Selector:
     def forget(self, sign: Signature) -> None:
         """Forget a frame that could not be stored: a later one like it can be kept, and none waits for it to cool."""
         # by identity: two frames may have equal signatures where min_distance is 0
-        self._known = [known for known in self._known if known is not sign]
+        for committee, known in self._known.items():
+            self._known[committee] = [one for one in known if one is not sign]
         for name, kept in self._kept.items():
             self._kept[name] = [one for one in kept if one[1] is not sign]

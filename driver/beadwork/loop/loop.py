@@ -512,9 +512,8 @@ class _Learning:
         # the loop ends it, after as many steps with each committee as the input has in all
         simulate.prepare(xml, folder, steps=ENDLESS_STEPS)
         if name not in self.live:
-            # the server counts over its whole run, which lasts for all generations
-            most = self.loop.run.get("keep-most", ServeConfig().keep_most) * (self.loop.generations + 1)
-            options = {**self.options, "delta": [str(self.loop.folder / CURRENT)], "keep-most": most}
+            options = {**self.options, "delta": [str(self.loop.folder / CURRENT)]}
+            # 0: what the generation of a killed loop has kept must not lessen what later ones may keep
             run = simulate.start(folder, options, 0)
             if run is None:
                 raise ConfigError(f"{folder} has come to its end after {ENDLESS_STEPS} steps", "take another folder")
