@@ -70,6 +70,8 @@ PLANS = {
 }
 #: the plan of the peer: one forcefield, one time step
 PLAIN = Plan(32, 0.5)
+#: exit code of coreutils' timeout
+OUT_OF_TIME = 124
 #: ps that a piece forgets
 FORGET = 0.06
 #: fs between two frames of positions and forces, about
@@ -140,19 +142,15 @@ def simulate(kind: str, folder: Path, steps: int, seed: int, end: float | None) 
         begun.write_text(re.sub(r"<total_steps>\s*\d+\s*<", f"<total_steps>{steps}<", text), encoding="utf-8")
     command = [sys.executable, "-m", "beadwork", "run", begun.name, "--at", "baseline=baseline", "delta=delta"]
     command += ["--baseline", str(BUNDLES[0]), "--delta", str(MODELS), "--dtype", "float32", "--threads", "1"]
+    if end is not None:  # SIGTERM, at which i-PI writes a RESTART
+        command = ["timeout", "--foreground", f"{max(1.0, end - time.time()):.0f}", *command]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(folder / "log", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-        code = None
-        try:
-            code = process.wait(None if end is None else max(1.0, end - time.time()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        code = subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(folder / "seconds", "a", encoding="utf-8") as file:
         file.write(f"{after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.1f}\n")
-    if code:
+    if code not in (0, OUT_OF_TIME):
         raise SystemExit(f"{folder.name} ended with {code}: {folder / 'log'}")
     return code == 0
 

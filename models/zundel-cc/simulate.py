@@ -17,7 +17,6 @@ import datetime
 import gzip
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -29,6 +28,8 @@ INPUTS = HERE.parents[1] / "inputs" / "zundel"
 KINDS = {"classical": ("classical.xml", 1000), "quantum": ("input.xml", 2000), "eco": ("eco.xml", 3000)}
 COORDINATES = ("dc:O1,O2", "distance:O1,O2")
 BEADWORK = (sys.executable, "-m", "beadwork")
+#: exit code of coreutils' timeout
+OUT_OF_TIME = 124
 EQUILIBRATION = 1.0  # ps
 STEP = 0.0005  # ps
 
@@ -98,18 +99,14 @@ def _run(options: argparse.Namespace, folder: Path, xml: Path, seed: int, steps:
         start.write_text(text, encoding="utf-8")
     command = [*BEADWORK, "run", start.name, "--not-periodic", "--threads", "1", "--dtype", options.dtype]
     command += ["--baseline", str(options.baseline.absolute()), "--delta", str(options.delta.absolute())]
+    if end is not None:  # SIGTERM, at which i-PI writes a RESTART
+        command = ["timeout", "--foreground", f"{max(1.0, end - time.time()):.0f}", *command]
     begun = time.time()
     with open(folder / "log", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-        code = None
-        try:
-            code = process.wait(None if end is None else max(1.0, end - time.time()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        code = subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     with open(folder / "seconds", "a", encoding="utf-8") as file:
         file.write(f"{time.time() - begun:.0f}\n")
-    if code:
+    if code not in (0, OUT_OF_TIME):
         raise SystemExit(f"{folder.name} ended with {code}: {folder / 'log'}")
     if code == 0:
         (folder / "done").touch()

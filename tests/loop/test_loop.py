@@ -22,7 +22,7 @@ from beadwork.loop import loop as loops
 from beadwork.loop import simulate
 from beadwork.loop.generations import write_page
 from beadwork.loop.loop import Generation, generations, learn, plan, read_loop, served, why_stop
-from beadwork.potential.bundle import committee_hash, load_card, members_of, sha256
+from beadwork.potential.bundle import committee_hash, load_card, load_committee, members_of, sha256
 from beadwork.potential.load import load
 from beadwork.toml import tomllib
 from beadwork.train.committee import open_folder
@@ -520,6 +520,45 @@ def test_simulation_goes_on(ipi, tmp_path, start) -> None:
     assert taken[1]["step"] >= 12
     assert last.stages["simulate"]["runs"]["water"]["steps"] >= 12
     assert not (tmp_path / "loop" / "live" / "water" / "group").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_heads_on_one_trunk_go_round_to_the_end(ipi, tmp_path) -> None:
+    """One i-PI and one server: separate members hand over to heads on one trunk, and these to the heads that went on
+    from them. Each committee is what the next step's extras name, and has `keep-most` frames of its own, with the
+    spread of the heads; the last is one bundle that opens as so many members, with the alpha that was fitted to it."""
+    train = {"members": 2, "trunk": "shared", "epochs": 8, "batch_size": 2, "hidden_irreps": "8x0e", "r_max": 4.0}
+    train |= {"held_out": 0.34, "apart": 0, "jobs": {"workers": 1}}
+    run = {"keep-force": [1e-4], "cooldown": 2, "keep-most": 20}
+    loop = project(ipi, tmp_path, start="live", generations=2, train=train, run=run)
+    ended = subprocess.run(command(loop), env=environment(), capture_output=True, text=True, timeout=1700, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, second, last = generations(tmp_path / "loop")
+    assert "end" in last.stages
+    taken = json.loads((tmp_path / "loop" / "live" / "water" / "out-0" / "summary.json").read_text())["committees"]
+    served_by = [generation.stages["begin"]["hash"] for generation in (first, second, last)]
+    assert [entry["committee"] for entry in taken] == [name[:19] for name in served_by]
+    assert taken[0]["step"] < taken[1]["step"] < taken[2]["step"]
+    rows = Queue(tmp_path / "loop" / "queue.db").rows()
+    by = [[row.kept for row in rows if row.kept.committee == name] for name in served_by]
+    # while labels were computed the first two had thousands of steps that were worth it
+    assert [len(of) for of in by[:2]] == [20, 20]
+    assert sum(map(len, by)) == len(rows)
+    assert all(kept.force_spread.max() > 0 and len(kept.member_energies) == 2 for of in by for kept in of)
+    baseline = load_card(read_loop(loop).baseline)
+    for generation, name in ((first, served_by[1]), (second, served_by[2])):
+        (bundle,) = members_of([generation.folder / "committee"])
+        card = load_card(bundle)
+        assert card.about["heads"] == 2
+        assert committee_hash([baseline.hash, card.hash]) == name
+    assert card.about["plan"]["start"] == [load_card(first.folder / "committee" / "delta-0").hash]
+    current = load(baseline.path, members_of([tmp_path / "loop" / "current"]))
+    said = load_committee(members_of([second.folder / "committee"]))
+    assert (current.alpha, current.energy_alpha) == (said.alpha, said.energy_alpha)
+    answer = current.evaluate([rows[0].kept.frame])
+    assert len(answer.spread.members) == 2
+    assert answer.spread.largest[0] > 0
 
 
 def test_a_live_simulation_keeps_its_number_of_members(ipi, tmp_path) -> None:
