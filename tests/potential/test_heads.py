@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from beadwork.potential.load import load
 from beadwork.potential.native import NativeEngine
 from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import ModuleEvaluator, TorchScriptEngine, load_module
+from beadwork.serve.reply import extras
 from beadwork.toml import tomllib
 from support.random_models import once
 
@@ -114,6 +116,13 @@ def test_a_potential_of_heads_is_that_of_members(engine, weighted, trunks, made,
     for name in ("members", "energy", "force", "largest"):
         np.testing.assert_allclose(getattr(one.spread, name), getattr(two.spread, name), rtol=1e-9, atol=1e-9 * scale)
     assert one.spread.energy.min() > 0.01
+    # what i-PI's ffcommittee reads: committee_pot, committee_force and committee_virial of each bead
+    for ours, theirs in zip(
+        *(map(json.loads, extras(*both)) for both in ((one, shared), (two, separate))), strict=True
+    ):
+        assert ours.keys() == theirs.keys() >= {"committee_pot", "committee_force", "committee_virial"}
+        for key in ("committee_pot", "committee_force", "committee_virial", "energy_spread", "force_spread_max"):
+            np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-9, atol=1e-9 * scale)
 
 
 def test_weights_given_with_all_heads_go_on_from_the_mean(trunks):
@@ -149,7 +158,7 @@ def test_what_is_no_committee_on_one_trunk_is_refused(trunks, made, tmp_path):
         assert not (tmp_path / "out").exists()
     with pytest.raises(ModelError, match="only Δ model"):
         load(None, [trunks / "vector", made["vector"].bundle])
-    with pytest.raises(ModelError, match=r"weights .* do not fit 1"):
+    with pytest.raises(ModelError, match=r"the 3 heads of a trunk have equal ones.*leave them out"):
         load(None, [trunks / "vector"], weights=[1.0, 2.0, 1.0])
     with pytest.raises(ModelError, match="no head 3"):
         TorchScriptEngine(check(trunks / "vector"), head=3)

@@ -159,6 +159,12 @@ class Potential:
     def _shares(self, weights: Sequence[float] | None, models: int) -> FloatArray:
         """(M,) The members' weights, which sum to 1. models: Δ models, of which a trunk is one. Raises ModelError."""
         raw = np.ones(models) if weights is None else np.array(weights, dtype=np.float64)
+        if self.trunk and raw.shape != (models,):
+            raise ModelError(
+                f"weights {raw.tolist()} are given, and the {len(self.members)} heads of a trunk have equal ones, of "
+                "which its mean is made",
+                "leave them out, or train separate members",
+            )
         if raw.shape != (models,) or not all(map(weighs, raw)) or not (raw.any() or not models):
             raise ModelError(
                 f"weights {list(weights or ())} do not fit {models} Δ models", f"give each a number {SENSE}, or 0"
