@@ -240,11 +240,14 @@ def test_a_native_engine_that_disagrees_is_red_or_amber(tmp_path: Path, monkeypa
 
 
 def test_the_rounding_of_float32_has_its_size_said() -> None:
-    """Rounding is green, more than that is amber where float32 was asked for, and always with its size."""
+    """Rounding is green, more than that is amber where float32 was asked for, and always with its size; with float64 it
+    is said whether to take float32."""
     exact = Potential(Harmonic(2.0)).evaluate([SOME])
-    for error, colour in ((1e-4, GREEN), (1e-2, AMBER)):
+    for error, colour, advice in ((1e-4, GREEN, "take it"), (1e-2, AMBER, "keep float64")):
         rough = replace(exact, forces=exact.forces + error)
         finding = only(models.precision(rough, exact, "float32"))
         assert finding.colour == colour
         assert f"{error:.1e} eV/Å" in finding.text
-        assert only(models.precision(rough, exact, "float64")).colour == GREEN
+        finding = only(models.precision(rough, exact, "float64"))
+        assert finding.colour == GREEN
+        assert finding.text.endswith(advice)

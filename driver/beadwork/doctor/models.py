@@ -374,9 +374,11 @@ def precision(rough: Evaluation, exact: Evaluation, dtype: str) -> Iterator[Find
     energy = float(np.abs(rough.energies - exact.energies).max()) * len(rough.energies) / len(rough.forces)
     force = float(np.abs(rough.forces - exact.forces).max())
     text = f"{force:.1e} eV/Å and {energy:.1e} eV/atom at most from float64"
+    rounding = energy <= TOLERANCE["float32"][0] and force <= TOLERANCE["float32"][1]
     if dtype == "float64":
-        yield Finding(GREEN, "precision", f"float64; --dtype float32 would be {text}")
-    elif energy <= TOLERANCE["float32"][0] and force <= TOLERANCE["float32"][1]:
+        worth = "rounding, and faster: take it" if rounding else "more than rounding: keep float64"
+        yield Finding(GREEN, "precision", f"float64; --dtype float32 would be {text}, {worth}")
+    elif rounding:
         yield Finding(GREEN, "precision", f"float32, {text}")
     else:
         yield Finding(AMBER, "precision", f"float32, {text}, which is more than rounding", "--dtype float64")
