@@ -236,8 +236,13 @@ def kinetic_energies(
 
 # --- averages
 
-#: Å; parts of g_OH about its first two peaks, and up to where a hydrogen is bonded
-WINDOWS = {"g_OH, 0.93 to 1.03 Å": (0.93, 1.03), "g_OH, 1.65 to 1.95 Å": (1.65, 1.95)}
+#: Å; the tops of g_OH's first two peaks, and the whole of the second, which has less noise; and up to where a hydrogen
+#: is bonded
+WINDOWS = {
+    "g_OH, 0.93 to 1.03 Å": (0.93, 1.03),
+    "g_OH, 1.65 to 1.95 Å": (1.65, 1.95),
+    "g_OH, 1.4 to 2.2 Å": (1.4, 2.2),
+}
 BOND = 1.3
 SHAPE = ("length of an O-H bond", "its standard deviation", *WINDOWS)
 
@@ -245,7 +250,7 @@ SHAPE = ("length of an O-H bond", "its standard deviation", *WINDOWS)
 @dataclass(frozen=True)
 class Piece:
     """What a piece says. kinetic: (F, 2) eV an atom of H and O, of each step. less: the same with less noise, of each
-    frame; None where it does not hold. shape: (S, 4) of frames: first two moments of the bond, g_OH in WINDOWS. lost:
+    frame; None where it does not hold. shape: (S, 5) of frames: first two moments of the bond, g_OH in WINDOWS. lost:
     hydrogens whose centroid is nearer to another oxygen than their own in the last frame."""
 
     kinetic: FloatArray
