@@ -32,6 +32,8 @@ from beadwork.signals import Interrupted, handled, interrupt
 PLANNED = ("error", "force_error", "piglet", "measure")
 #: characters of a path that a message shows
 LONG = 200
+#: units of labels of dipoles and polarizabilities, those of beadwork first (`potential.response`)
+_DIPOLE_UNITS, _POLARIZABILITY_UNITS = ("eang", "debye", "atomic_unit"), ("eang2/V", "ang3", "atomic_unit")
 #: seconds between two looks of `status --watch`
 WATCH_SECONDS = 2.0
 
@@ -257,12 +259,17 @@ def _plan_options(parser: _Parser) -> None:
 
 
 def _training(commands: Any) -> None:
-    text = "learn a Δ committee from labels, or a baseline"
+    text = "learn a Δ committee from labels, a baseline, or models of dipoles"
     train = _command(commands, "train", _train, text, "queue.db --baseline models/water --out models/gen-1")
     train.add_argument("labels", help="queue, or an extended XYZ file with REF_energy and REF_forces")
     what = train.add_mutually_exclusive_group(required=True)
     what.add_argument("--baseline", type=Path, metavar="DIR", help="bundle that Δ will be added to")
     what.add_argument("--as-baseline", action="store_true", help="learn the labels themselves: one model, a baseline")
+    what.add_argument(
+        "--as-dipole",
+        action="store_true",
+        help="learn the labels' dipoles, and their polarizabilities where all have them: for --also dipole=DIR",
+    )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the committee, or the bundle")
     train.add_argument(
         "--from",
@@ -274,7 +281,12 @@ def _training(commands: Any) -> None:
     train.add_argument("--settings", type=Path, metavar="TOML", help="members, epochs, … (docs/configuration.md)")
     train.add_argument("--head", help="of a file with several heads: which one to start from")
     train.add_argument("--trust-pickle", action="store_true", help="a file can run code: say that this one may")
-    _add_keys(train, "of the labels to take; in a file, frames that name none are of it")
+    group = _add_keys(train, "of the labels to take; in a file, frames that name none are of it")
+    for name, units in (("dipole", _DIPOLE_UNITS), ("polarizability", _POLARIZABILITY_UNITS)):
+        text = f"with --as-dipole: what a file calls its {name}"
+        group.add_argument(f"--{name}-key", default=f"REF_{name}", metavar="NAME", help=text)
+        text = f"and in which unit (default: {units[0]})"
+        group.add_argument(f"--{name}-unit", choices=units, default=units[0], help=text)
     text = "errors and spread of a committee on frames that it never saw"
     validate = _command(commands, "validate", _validate, text, "models/gen-1")
     validate.add_argument("committee", type=Path, help="folder that beadwork train made")
@@ -501,13 +513,16 @@ def _train(args: argparse.Namespace) -> int:
     from beadwork.train.baseline import train_model
     from beadwork.train.committee import train_committee
     from beadwork.train.foundation import open_foundation
-    from beadwork.train.label_file import read_examples
+    from beadwork.train.label_file import ResponseKeys, read_examples
+    from beadwork.train.response import train_response
     from beadwork.train.settings import TrainSettings
 
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
     # for the cards of the models, which say how they were made
     command = " ".join(("beadwork", *sys.argv[1:]))
     start = args.previous
+    if args.as_dipole and start is not None:
+        raise ConfigError("models of dipoles do not go on from others", "leave --from out")
     # a file of somebody else becomes a bundle for the length of this training
     with tempfile.TemporaryDirectory(prefix="beadwork-foundation-") as folder:
         foundation = None
@@ -518,8 +533,16 @@ def _train(args: argparse.Namespace) -> int:
             raise ConfigError(
                 "--head and --trust-pickle are of a file that --from names, of a baseline", "leave them out"
             )
-        examples = read_examples(args.labels, args.baseline, args.method, args.energy_key, args.forces_key)
-        if args.as_baseline:
+        response = None
+        if args.as_dipole:
+            response = ResponseKeys(
+                args.dipole_key, args.polarizability_key, args.dipole_unit, args.polarizability_unit
+            )
+        keys = args.energy_key, args.forces_key, response
+        examples = read_examples(args.labels, args.baseline, args.method, *keys)
+        if args.as_dipole:
+            train_response(examples, args.out, settings, print_progress, command)
+        elif args.as_baseline:
             train_model(examples, args.out, settings, None, print_progress, command, start, foundation)
         else:
             train_committee(examples, args.baseline, args.out, settings, start, print_progress, command)
@@ -564,9 +587,9 @@ def _models(commands: Any) -> None:
             f"--{name}", type=int, nargs="+", metavar="N", help=f"{what}, of what it was trained on: others are refused"
         )
     text = "of a model of dipoles, the unit of its labels (default: mace-torch's own for its class)"
-    make.add_argument("--dipole-unit", choices=("debye", "eang", "atomic_unit"), help=text)
+    make.add_argument("--dipole-unit", choices=_DIPOLE_UNITS, help=text)
     text = "of a model of polarizabilities, the unit of its labels, which mace-torch does not say"
-    make.add_argument("--polarizability-unit", choices=("eang2/V", "ang3", "atomic_unit"), help=text)
+    make.add_argument("--polarizability-unit", choices=_POLARIZABILITY_UNITS, help=text)
     text = "of a model of dipoles, the charges that its labels are less the sum of, times positions: whole numbers"
     make.add_argument("--oxidation", type=_oxidation, nargs="+", metavar="ELEMENT=N", help=text)
     make.add_argument("--trust-pickle", action="store_true", help="a pickle can run code: say that this file may")

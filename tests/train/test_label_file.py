@@ -148,7 +148,7 @@ def test_energies_under_another_name(tmp_path: Path):
 
 def test_names_are_of_files(tmp_path: Path):
     """A queue has no names, so one that is given for it is not left aside without a word."""
-    with pytest.raises(ConfigError, match="--forces-key are of files"):
+    with pytest.raises(ConfigError, match="names of keys and units are of files"):
         read_examples(str(tmp_path / "queue.db"), None, forces="forces")
 
 
@@ -421,7 +421,7 @@ def test_isolated_atoms_are_a_baseline_s_reference_energies(examples, tmp_path: 
 def test_a_delta_sets_isolated_atoms_aside_and_says_so(examples, tmp_path: Path, monkeypatch):
     """The line of `beadwork train`; nothing but the other frames reaches the dataset of the committee."""
     monkeypatch.setattr(
-        "beadwork.train.committee._train", lambda *rest: (_ for _ in ()).throw(ModelError("seen enough"))
+        "beadwork.train.committee.train_missing", lambda *rest: (_ for _ in ()).throw(ModelError("seen enough"))
     )
     said: list[str] = []
     found = [replace(e, baseline=load_card(truth.BASELINE).hash) for e in with_atoms(examples, tmp_path, "")]

@@ -224,7 +224,8 @@ def attach_label(label: Mapping[str, Any], atoms: Any) -> None:
     """Attach a label, as `Label.to_dict` has it, to an `ase.Atoms`, under the names that `beadwork train` reads.
 
     Per structure: REF_energy and REF_energy_error (eV), charge, spin, method, code and version. Per atom, where the
-    label has them: REF_forces and REF_forces_error (eV/Å). MACE's own training reads the REF_ names too.
+    label has them: REF_forces and REF_forces_error (eV/Å). Per structure too, where it has them: REF_dipole (e Å) and
+    REF_polarizability (e Å²/V). MACE's own training reads the REF_ names too.
     """
     atoms.info.update(REF_energy=label["energy"], REF_energy_error=label["energy_error"])
     atoms.info.update({name: label[name] for name in ("charge", "spin", "method", "code")})
@@ -234,6 +235,9 @@ def attach_label(label: Mapping[str, Any], atoms: Any) -> None:
     for name in ("forces", "forces_error"):
         if label[name] is not None:
             atoms.arrays[f"REF_{name}"] = label[name]
+    for name in ("dipole", "polarizability"):
+        if label.get(name) is not None:
+            atoms.info[f"REF_{name}"] = label[name]
 
 
 def _atoms(row: Row) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,9 @@ import numpy as np
 from beadwork.errors import LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.harvest.row import Row
+
+#: of the largest component, up to which a polarizability's two halves may differ by rounding
+ASYMMETRY = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Label:
     are comparable exactly when it is equal. code, version: what computed it. charge: e. spin: unpaired electrons.
     input: the code's input, enough to run it again. seconds: wall time.
     extra: other results of the method (trial function, acceptance, seed, …): plain JSON values.
+    dipole: (3,) e Å, Σ q r with r as the structure has it: that of an ion is about the origin of the positions; or
+    None. polarizability: (3, 3) e Å²/V, symmetric, or None.
     Raises LabelError for shapes that do not fit, NaN, infinity or a negative error.
     """
 
@@ -43,6 +48,8 @@ class Label:
     input: str
     seconds: float
     extra: Mapping[str, Any]
+    dipole: FloatArray | None = None
+    polarizability: FloatArray | None = None
 
     def __post_init__(self) -> None:
         # here, and not where codes are read: whatever makes a label, none without numbers can exist
@@ -63,6 +70,19 @@ class Label:
             self.forces is None or self.forces_error.shape != self.forces.shape or (self.forces_error < 0).any()
         ):
             raise LabelError(f"{self.code} gave errors of forces that do not fit its forces, or negative ones")
+        for name, shape in (("dipole", (3,)), ("polarizability", (3, 3))):
+            values = getattr(self, name)
+            if values is not None and (values.shape != shape or not np.isfinite(values).all()):
+                raise LabelError(
+                    f"{self.code} gave a {name} of shape {values.shape}, or not finite",
+                    f"it must be finite and {shape}",
+                )
+        alpha = self.polarizability
+        if alpha is not None and np.abs(alpha - alpha.T).max() > ASYMMETRY * np.abs(alpha).max():
+            raise LabelError(
+                f"{self.code} gave a polarizability that is not symmetric",
+                "it is a static one, in which alpha_xy and alpha_yx are one number",
+            )
 
     @property
     def hash(self) -> str:
@@ -72,20 +92,31 @@ class Label:
         return "sha256:" + hashlib.sha256(as_json(values).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """The label as the queue stores it; arrays stay arrays."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"extra": dict(self.extra)}
+        """The label as the queue stores it; arrays stay arrays. What is None by default is not there, so that the hash
+        of a label does not depend on what it could have had besides."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"extra": dict(self.extra)}
+        return {name: value for name, value in values.items() if value is not None or name not in _OPTIONAL}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Label:
-        """Read what `to_dict` wrote. Raises LabelError for keys missing or unknown."""
+        """Read what `to_dict` wrote, from arrays or from lists.
+
+        Raises LabelError for keys missing or unknown, and for what is no array of numbers.
+        """
         known = {f.name for f in fields(cls)}
         # a label of another version is not half read: a field that is missing has no safe default
-        if known != set(stored):
+        if lacking := (known - _OPTIONAL) ^ (set(stored) - _OPTIONAL):
             raise LabelError(
-                f"a label lacks {sorted(known - set(stored))} or has the unknown {sorted(set(stored) - known)}: "
+                f"a label lacks {sorted(lacking & known)} or has the unknown {sorted(lacking - known)}: "
                 "it was not written by this version of beadwork"
             )
-        return cls(**stored)
+        values = dict(stored)
+        return cls(**values | {name: _array(values[name]) for name in _ARRAYS & set(values)})
+
+
+#: fields of a label that it may lack
+_OPTIONAL = {f.name for f in fields(Label) if f.default is not MISSING}
+_ARRAYS = {"forces", "forces_error", "dipole", "polarizability"}
 
 
 class Labeller(Protocol):
@@ -139,6 +170,13 @@ def computed(row: Row) -> tuple[Frame, Label]:
         return frame, Label.from_dict(stored)
     except LabelError as error:
         raise LabelError(f"row {row.id}: {error.what}", error.remedy) from error
+
+
+def _array(values: Any) -> FloatArray | None:
+    try:
+        return None if values is None else np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise LabelError(f"a label has {values!r}, where numbers belong ({error})") from error
 
 
 def as_json(values: Any) -> str:

@@ -209,12 +209,9 @@ def file_of(folder: Path, row: Row, spec: Spec, labeller: Labeller, part: Part) 
 
 def _read(file: Path) -> Label:
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        for name in ("forces", "forces_error"):
-            stored[name] = None if stored[name] is None else np.array(stored[name], dtype=np.float64).reshape(-1, 3)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Label.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, LabelError) as error:
         raise LabelError(f"the label in {file} cannot be read ({error}): remove it, and label again") from error
-    return Label.from_dict(stored)
 
 
 def _physical(label: Label, frame: Frame) -> None:

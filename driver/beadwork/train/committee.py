@@ -34,7 +34,7 @@ from beadwork.potential.bundle import (
 from beadwork.train.calibration import held_out
 from beadwork.train.dataset import DATASET, FRAMES, Dataset, Example
 from beadwork.train.divide import divide, format_division, symbols_of
-from beadwork.train.member import TRAINING, train_member, workers
+from beadwork.train.member import TRAINING, name_of, train_member, workers
 from beadwork.train.plan import finished, make_plan
 from beadwork.train.settings import SHARED, TrainSettings
 
@@ -79,7 +79,7 @@ def train_committee(
     if len(missing) < len(members):
         progress(f"{len(members) - len(missing)} of {len(members)} members of {out} are there already")
     if missing:  # else a Slurm job would be submitted for nothing
-        _train(missing, out, settings, plan, start, about, progress)
+        train_missing(missing, out, settings, plan, start, about, progress)
     shutil.rmtree(out / TRAINING, ignore_errors=True)
     paths = [out / member for member in members]
     # measured on the finished bundles by the engine that serves them, and not taken from mace's own tables
@@ -102,7 +102,7 @@ def train_committee(
     return paths
 
 
-def _train(
+def train_missing(
     missing: Sequence[int],
     out: Path,
     settings: TrainSettings,
@@ -111,7 +111,7 @@ def _train(
     about: Mapping[str, Any],
     progress: Callable[[str], None],
 ) -> None:
-    """Train these members, as many at the same time as there are cores or jobs."""
+    """Train these members of the folder, which has its dataset, as many at the same time as there are cores or jobs."""
     jobs = settings.jobs
     if jobs is None:
         # the cores of this process: a batch job may use only some of the machine's
@@ -133,8 +133,8 @@ def _train(
                 items.append(m)
             else:
                 raise ModelError(
-                    f"the worker that trained {out / f'delta-{m}'} died {MAX_ATTEMPTS} times: killed, out of memory, "
-                    "or its node failed",
+                    f"the worker that trained {out / name_of(m, plan)} died {MAX_ATTEMPTS} times: killed, out of "
+                    "memory, or its node failed",
                     "give it more memory or time, and run the command again",
                 )
 

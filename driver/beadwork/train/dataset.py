@@ -439,7 +439,10 @@ def once(examples: Sequence[Example], where: str) -> list[Example]:
 
 def _says_no_more(one: Example, other: Example) -> bool:
     """Whether the second of two labels of one structure, which agree, says nothing that the first does not."""
-    if other.label.forces is not None and one.label.forces is None:
+    if any(
+        getattr(other.label, name) is not None and getattr(one.label, name) is None
+        for name in ("forces", "dipole", "polarizability")
+    ):
         return False
     noisy = [e for e in (one, other) if e.energy_error or e.forces_error is not None]
     # two measurements of one thing are never equal by chance
@@ -576,8 +579,6 @@ def _to_json(e: Example) -> dict[str, Any]:
 def _from_json(stored: Mapping[str, Any], data: Mapping[str, Any]) -> Example:
     label = dict(stored["label"])
     label["input"] = data["inputs"][label["input"]]
-    for name in ("forces", "forces_error"):
-        label[name] = _array(label[name])
     return Example(
         frame_of(stored),
         Label.from_dict(label),

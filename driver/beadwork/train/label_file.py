@@ -8,6 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from beadwork.frame import SPINS, FloatArray, Frame
 from beadwork.label.label import Label
 from beadwork.label.lines import decoded, last_row_is_complete, lines_of, with_elements
 from beadwork.log import logger
+from beadwork.potential.response import DIPOLE_UNITS, POLARIZABILITY_UNITS
 from beadwork.train.dataset import LABEL_SUFFIXES, Example, difference, from_queue
 
 ENERGY, FORCES = "REF_energy", "REF_forces"
@@ -27,30 +29,51 @@ NO_FORCES = "none"
 WEIGHTS = ("config_weight", "config_energy_weight", "config_forces_weight")
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseKeys:
+    """What a file calls its dipoles and polarizabilities, and their units, of `potential.response`."""
+
+    dipole: str = "REF_dipole"
+    polarizability: str = "REF_polarizability"
+    dipole_unit: str = "eang"
+    polarizability_unit: str = "eang2/V"
+
+
 def read_examples(
-    source: str, baseline: Path | None, method: str | None = None, energy: str = ENERGY, forces: str = FORCES
+    source: str,
+    baseline: Path | None,
+    method: str | None = None,
+    energy: str = ENERGY,
+    forces: str = FORCES,
+    response: ResponseKeys | None = None,
 ) -> list[Example]:
     """Make examples of a queue (path or URL), or of an extended XYZ file (by its suffix).
 
     Raises ConfigError for names of keys together with a queue, which has none, and as `from_file` and `from_queue` do.
     """
     if source.lower().endswith(LABEL_SUFFIXES):
-        return from_file(Path(source), baseline, method, energy, forces)
-    if (energy, forces) != (ENERGY, FORCES):
-        raise ConfigError(f"--energy-key and --forces-key are of files, and {source} is a queue: leave them out")
+        return from_file(Path(source), baseline, method, energy, forces, response)
+    if (energy, forces) != (ENERGY, FORCES) or response not in (None, ResponseKeys()):
+        raise ConfigError(f"names of keys and units are of files, and {source} is a queue", "leave them out")
     return from_queue(source, baseline, method)
 
 
 def from_file(
-    path: Path, baseline: Path | None, method: str | None = None, energy: str = ENERGY, forces: str = FORCES
+    path: Path,
+    baseline: Path | None,
+    method: str | None = None,
+    energy: str = ENERGY,
+    forces: str = FORCES,
+    response: ResponseKeys | None = None,
 ) -> list[Example]:
     """Make examples of an extended XYZ file with energies (eV) and, where there are, forces (eV/Å).
 
     energy, forces: their names in the file; forces `none`: train on energies alone. Standard errors are read from the
     same names with `_error` added, and charge, spin, method, code, version and input from the entries of these names.
-    method: take only labels of this method; it is that of frames without one. Of MACE's weights, 0 is no label, and
-    others are not used. Raises LabelError for a file that cannot be read completely, frames without energies or a
-    method, forces under another name, and a value that is not what its name says.
+    method: take only labels of this method; it is that of frames without one. response: read dipoles and
+    polarizabilities too, where frames have them; those of ions are about the origin of the positions. Of MACE's
+    weights, 0 is no label, and others are not used. Raises LabelError for a file that cannot be read completely, frames
+    without energies or a method, forces under another name, and a value that is not what its name says.
     """
     read, digest = _read(path)
     if not read:
@@ -94,6 +117,8 @@ def from_file(
             "extra": {"frame": number},
             **{name: str(value) for name, value in about.items()},
         }
+        if response is not None:
+            values |= _response(one, response, where)
         try:
             label = Label(**values)
         except LabelError as error:  # a negative standard error
@@ -226,6 +251,27 @@ def _info(atoms: Any) -> dict[str, Any]:
     """The entries of a frame's comment line; ASE moves `energy` and others to a calculator."""
     results = {} if atoms.calc is None else atoms.calc.results
     return {**{name: value for name, value in results.items() if np.ndim(value) == 0}, **atoms.info}
+
+
+def _response(atoms: Any, keys: ResponseKeys, where: str) -> dict[str, FloatArray | None]:
+    """Dipole (e Å) and polarizability (e Å²/V) of a frame, None where it has none. Raises LabelError."""
+    # ASE moves `dipole` to a calculator
+    entries = {**({} if atoms.calc is None else atoms.calc.results), **atoms.info}
+    found: dict[str, FloatArray | None] = {"dipole": None, "polarizability": None}
+    for what, name, shape, unit in (
+        ("dipole", keys.dipole, (3,), DIPOLE_UNITS[keys.dipole_unit]),
+        ("polarizability", keys.polarizability, (3, 3), POLARIZABILITY_UNITS[keys.polarizability_unit]),
+    ):
+        if name not in entries:
+            continue
+        values = np.asarray(entries[name])
+        count = int(np.prod(shape))
+        if values.dtype.kind not in "iuf" or values.size != count or not np.isfinite(values).all():
+            raise LabelError(
+                f"{where}: {name} is {' '.join(map(str, values.ravel()))!r}", f"a {what} is {count} numbers in a row"
+            )
+        found[what] = unit * values.astype(np.float64).reshape(shape)
+    return found
 
 
 def _arrays(atoms: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from beadwork.label.jobs import Jobs, Pool
 from beadwork.potential.bundle import Card
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
+from beadwork.potential.response import DIPOLE_UNITS, POLARIZABILITY_UNITS
 from beadwork.processes import kill, last_line, launch, module
 from beadwork.train.dataset import Dataset, Example, to_atoms
 from beadwork.train.fit_novelty import fit_bundle, format_fit
@@ -40,6 +42,11 @@ TRAINING = "training"
 #: what only one thread at a time may do: compiling a model to TorchScript patches Python modules for a moment, and an
 #: engine that evaluates the training set takes all the memory that it is given
 _one_at_a_time = threading.Lock()
+#: key of what is learned besides energies in a plan, and its names, which are those of labels and of models' answers
+LEARNS, DIPOLE, POLARIZABILITY = "learns", "dipole", "polarizability"
+#: the units of a model's labels in its training: those in which mace-torch adds its charges times positions, and one in
+#: which polarizabilities of atoms are of the order of 1
+_UNITS = {DIPOLE: "eang", POLARIZABILITY: "ang3"}
 #: trainings that threads of this process have started; none may start once it was interrupted
 _started: set[subprocess.Popen[bytes]] = set()
 _starting = threading.Lock()
@@ -58,11 +65,11 @@ def train_member(
     """Train one member of the committee in `folder` (which has its dataset) and return a message.
 
     With a shared trunk the member is the whole committee: one model with a head for each draw.
-    name: of its bundle there, delta-0, delta-1, … where not given. The result depends on nothing but the arguments and
+    name: of its bundle there, `name_of` where not given. The result depends on nothing but the arguments and
     the folder, so a member can be trained in any process, on any machine that sees the folder. start: bundles
     trained by beadwork, or the file of a model of another origin, whose head is in the plan.
     """
-    name = name or f"delta-{member}"
+    name = name or name_of(member, plan)
     dataset = Dataset.read(folder)
     shared = settings.trunk == SHARED
     draws = [_draw(dataset.training, settings, m) for m in (range(settings.members) if shared else [member])]
@@ -72,7 +79,7 @@ def train_member(
     work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / TRAINING))
     for m, draw in enumerate(draws):
         for file, part in zip(_files(work, m), draw, strict=True):
-            _write(file, part, settings)
+            _write(file, part, settings, plan.get(LEARNS, ()))
     options = _options(work, settings, plan, sum(len(drawn) for drawn, _ in draws), member)
     if shared:
         options += _heads(work, settings.members)
@@ -80,7 +87,7 @@ def train_member(
     first = start[member % len(start)] if start else None
     if first is not None and first.is_file():
         options += _fine_tuning(first, plan["foundation"]["head"])
-    model = _run(work, options, first, settings)
+    model = _run(work, options, first, settings, "model.model" if LEARNS in plan else "model_stagetwo.model")
     bundle = work / "bundle" / name
     _write_bundle(
         model,
@@ -94,16 +101,17 @@ def train_member(
         frames_held_out=len(dataset.testing),
         member=member,
         plan=plan,
+        **{f"{learned}_unit": _UNITS[learned] for learned in plan.get(LEARNS, ())},
         mace_run_train=_without_folders(options, [work, *start]),  # cards are shared, and folders differ
     )
     # before the bundle moves into place: one that is there is complete
-    novelty = _remember(dataset, bundle, settings)
+    novelty = "" if LEARNS in plan else f"; {_remember(dataset, bundle, settings)}"
     shutil.rmtree(folder / name, ignore_errors=True)  # an existing one is incomplete, else it would have been kept
     os.replace(bundle, folder / name)
     drawn = sorted({len(drawn) for drawn, _ in draws})
     frames = "-".join(map(str, drawn[:1] + drawn[1:][-1:]))
     by = f" by each of its {len(draws)} heads" if shared else ""
-    return f"{name} is trained on {frames} frames{by}; {novelty}"
+    return f"{name} is trained on {frames} frames{by}{novelty}"
 
 
 def _remember(dataset: Dataset, bundle: Path, settings: TrainSettings) -> str:
@@ -115,6 +123,17 @@ def _remember(dataset: Dataset, bundle: Path, settings: TrainSettings) -> str:
     except ModelError as error:  # without novelty the model itself is as good
         return f"there will be no novelty for it: {error}"
     return format_fit(card.about["novelty"])
+
+
+def name_of(member: int, plan: Mapping[str, Any]) -> str:
+    """The folder of a member's bundle: delta-0, delta-1, …, of models of dipoles dipole-0, …"""
+    return f"{DIPOLE if LEARNS in plan else 'delta'}-{member}"
+
+
+def in_training_units(name: str, values: FloatArray) -> FloatArray:
+    """A label's dipoles or polarizabilities in the unit in which they are trained on."""
+    known = DIPOLE_UNITS if name == DIPOLE else POLARIZABILITY_UNITS
+    return values / known[_UNITS[name]]
 
 
 @contextmanager
@@ -178,21 +197,30 @@ def weights(example: Example, settings: TrainSettings) -> tuple[float, float]:
     )
 
 
-def _write(file: Path, examples: Sequence[Example], settings: TrainSettings) -> None:
+def _write(file: Path, examples: Sequence[Example], settings: TrainSettings, learns: Sequence[str] = ()) -> None:
     import ase.io
 
-    frames = []
-    for example in examples:
-        atoms = to_atoms(example)
-        energy, forces = weights(example, settings)
-        # our own names: ASE moves a key `energy` to a calculator when it reads the file
-        atoms.info = {
-            "DELTA_energy": example.energy,
-            "config_energy_weight": energy,
-            "config_forces_weight": forces,
-        }
-        frames.append(atoms)
-    ase.io.write(file, frames, format="extxyz")
+    make = partial(_response_atoms, learns=learns) if learns else partial(_energy_atoms, settings=settings)
+    ase.io.write(file, [make(example) for example in examples], format="extxyz")
+
+
+def _energy_atoms(example: Example, settings: TrainSettings) -> Any:
+    atoms = to_atoms(example)
+    energy, forces = weights(example, settings)
+    # our own names: ASE moves a key `energy` to a calculator when it reads the file
+    atoms.info = {
+        "DELTA_energy": example.energy,
+        "config_energy_weight": energy,
+        "config_forces_weight": forces,
+    }
+    return atoms
+
+
+def _response_atoms(example: Example, learns: Sequence[str]) -> Any:
+    atoms = example.frame.to_atoms()
+    atoms.info = {f"REF_{name}": in_training_units(name, getattr(example.label, name)) for name in learns}
+    atoms.info["total_charge"] = example.charge
+    return atoms
 
 
 def _files(work: Path, head: int) -> tuple[Path, Path]:
@@ -214,35 +242,16 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
     if settings.trunk == SHARED:  # in an epoch the trunk sees each frame as often as heads drew it
         epochs = max(4, -(-epochs // settings.members))
     train_file, valid_file = _files(work, 0)
+    learns = plan.get(LEARNS)
     options = {
         "name": "model",
         "seed": settings.seed + member,
         "work_dir": work,
         "train_file": train_file,
         "valid_file": valid_file,
-        "energy_key": "DELTA_energy",
-        "forces_key": "DELTA_forces",
-        # given, since mace's own "average" is an unweighted fit which knows no error bars
-        "E0s": str({int(z): e for z, e in plan["reference_energies"].items()}),
-        "atomic_numbers": str([int(z) for z in plan["reference_energies"]]),
-        "mean": plan["mean"],
-        "std": plan["std"],
-        "model": "ScaleShiftMACE",
         "r_max": settings.r_max,
         "hidden_irreps": settings.hidden_irreps,
-        "MLP_irreps": "16x0e",
-        # the only values that the native engine supports
         "num_interactions": 2,
-        "max_ell": 3,
-        "correlation": 3,
-        "loss": "weighted",
-        "energy_weight": settings.energy_weight,
-        "forces_weight": settings.forces_weight,
-        "swa_energy_weight": settings.stage_two_energy_weight,
-        "swa_forces_weight": settings.forces_weight,
-        # stage two: the last quarter, with a larger weight of the energy and a small learning rate
-        "start_swa": epochs - max(1, epochs // 4),
-        "swa_lr": settings.lr / 20,
         "lr": settings.lr,
         "scheduler": "ExponentialLR",
         "lr_scheduler_gamma": 0.05 ** (1 / epochs),
@@ -254,11 +263,60 @@ def _options(work: Path, settings: TrainSettings, plan: Mapping[str, Any], frame
         "valid_batch_size": settings.batch_size,
         "default_dtype": settings.dtype,
         "device": settings.device,
-        "error_table": "PerAtomRMSE",
         "plot": "False",
+        **(_of_response(settings, plan) if learns else _of_energies(settings, plan, epochs)),
     }
-    flags = ["--ema", "--amsgrad", "--swa", "--save_cpu", *(["--pair_repulsion"] if settings.pair_repulsion else [])]
+    flags = ["--ema", "--amsgrad", "--save_cpu"]
+    if not learns:
+        flags += ["--swa", *(["--pair_repulsion"] if settings.pair_repulsion else [])]
     return [*flags, *(f"--{key}={value}" for key, value in options.items())]
+
+
+def _of_energies(settings: TrainSettings, plan: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """The options of a model of energies and forces."""
+    return {
+        "energy_key": "DELTA_energy",
+        "forces_key": "DELTA_forces",
+        # given, since mace's own "average" is an unweighted fit which knows no error bars
+        "E0s": str({int(z): e for z, e in plan["reference_energies"].items()}),
+        "atomic_numbers": str([int(z) for z in plan["reference_energies"]]),
+        "mean": plan["mean"],
+        "std": plan["std"],
+        "model": "ScaleShiftMACE",
+        "MLP_irreps": "16x0e",
+        # the only values that the native engine supports, and the two layers
+        "max_ell": 3,
+        "correlation": 3,
+        "loss": "weighted",
+        "energy_weight": settings.energy_weight,
+        "forces_weight": settings.forces_weight,
+        "swa_energy_weight": settings.stage_two_energy_weight,
+        "swa_forces_weight": settings.forces_weight,
+        # stage two: the last quarter, with a larger weight of the energy and a small learning rate
+        "start_swa": epochs - max(1, epochs // 4),
+        "swa_lr": settings.lr / 20,
+        "error_table": "PerAtomRMSE",
+    }
+
+
+def _of_response(settings: TrainSettings, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model of dipoles, or of dipoles and polarizabilities."""
+    both = POLARIZABILITY in plan[LEARNS]
+    # the readout of dipoles alone has no scalars
+    layers = [term.strip() for term in settings.hidden_irreps.split("+")]
+    return {
+        **{f"{name}_key": f"REF_{name}" for name in plan[LEARNS]},
+        **{f"{name}_weight": weight for name, weight in plan["weights"].items()},
+        # mace wants them of models without energies too
+        "E0s": str(dict.fromkeys(plan["elements"], 0.0)),
+        "atomic_numbers": str(plan["elements"]),
+        "model": "AtomicDielectricMACE" if both else "AtomicDipolesMACE",
+        "MLP_irreps": "+".join(layers if both else [term for term in layers if term.endswith("1o")]),
+        "max_ell": 2,
+        "correlation": 2,
+        "loss": "dipole_polar" if both else "dipole",
+        "error_table": "DipolePolarRMSE" if both else "DipoleRMSE",
+    }
 
 
 def _without_folders(options: Sequence[str], paths: Sequence[Path]) -> str:
@@ -275,8 +333,9 @@ def _fine_tuning(file: Path, head: str) -> list[str]:
     return [f"--foundation_model={file}", "--multiheads_finetuning=False", *chosen]
 
 
-def _run(work: Path, options: Sequence[str], start: Path | None, settings: TrainSettings) -> Path:
-    """Run mace_run_train and return the eager model that it wrote. It can fail with exit code 0, so the file counts."""
+def _run(work: Path, options: Sequence[str], start: Path | None, settings: TrainSettings, file: str) -> Path:
+    """Run mace_run_train and return the eager model that it wrote, `file`. It can fail with exit code 0, so that
+    counts."""
     command = module("beadwork.train.mace_run")
     if start is not None and start.is_dir():
         command += ["--start", str(start)]
@@ -291,9 +350,13 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
         code = process.wait()
     finally:
         kill(process)
+<<<<<<< HEAD
         with _starting:  # who interrupts goes through them meanwhile
             _started.discard(process)
     model = work / "model_stagetwo.model"
+=======
+        _started.discard(process)
+    model = work / file
     if code != 0 or not model.exists():
         raise ModelError(
             f"mace_run_train ended with {code} and wrote {'a' if model.exists() else 'no'} model; its last "

@@ -3,7 +3,8 @@
 Closed shells are computed restricted, all others unrestricted. Gradients are those that PySCF has analytically; of a
 density functional they hold the response of the grid, without which they are not the derivative of the energy (1e-3
 eV/Å on a coarse grid); of CCSD(T) they are there for closed shells alone, of correlation energies with density fitting
-not at all. Energies are converted with `constants`. What PySCF warns of is in the label (`warnings`), and on stderr.
+not at all. Dipoles and polarizabilities are those of a mean field (`pyscf_response`). Energies are converted with
+`constants`. What PySCF warns of is in the label (`warnings`), and on stderr.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ase.data import chemical_symbols
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import FloatArray, Frame
 from beadwork.label.codes.basis import Basis
+from beadwork.label.codes.pyscf_response import dipole, polarizability
 from beadwork.label.codes.scheme import CORRELATED, FITTED, Level, Scheme, read
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label
@@ -61,6 +63,8 @@ class PySCF:
         False, "in a scheme with two bases: extrapolate Hartree-Fock too; it is that of the larger basis otherwise"
     )
     forces: bool = setting(True, "compute them")
+    dipole: bool = setting(False, "compute it, of Hartree-Fock and functionals; of an ion about the positions' origin")
+    polarizability: bool = setting(False, "compute it, of the same: the static one")
     scf_tol: float = setting(1e-10, "change of the energy at which the self-consistent field ends", "Hartree")
     cc_tol: float = setting(1e-9, "the same of coupled cluster", "Hartree")
     grid: int = setting(3, "PySCF's level, 0 to 9", "")
@@ -74,7 +78,7 @@ class PySCF:
         kinds = self._scheme.kinds
         correlated = sorted(kinds & set(CORRELATED))
         for theory in sorted({level.theory for level in self._scheme.weights if level.kind == "DFT"}):
-            _functional(theory, self.dispersion, self.forces)
+            _functional(theory, self.dispersion, self.forces, self.polarizability)
         if self.dispersion is not None and "DFT" not in kinds:
             raise ConfigError(f"{self.theory} takes no dispersion correction", f"leave out {self.dispersion!r}")
         if self.frozen_core and not correlated:
@@ -83,6 +87,11 @@ class PySCF:
             raise ConfigError(
                 f"PySCF's forces of {correlated[0]} with the pseudo {self.pseudo} are not the derivative of its energy "
                 "(0.09 eV/Å for H2O): set forces = false, or take an ecp"
+            )
+        if correlated and (self.dipole or self.polarizability):
+            raise ConfigError(
+                f"{correlated[0]} has no dipole and no polarizability here",
+                "compute them with HF or a functional, in a LABELLER.toml of its own",
             )
         fitted = [level.title for level in self._scheme.weights if level.fitted and level.kind in CORRELATED]
         if fitted and self.forces:
@@ -140,7 +149,7 @@ class PySCF:
         try:
             # several labels at once would otherwise take each other's cores
             with lib.with_omp_threads(self.threads):
-                energy, gradient, extra = self._compute(frame, charge, spin)
+                energy, gradient, extra, response = self._compute(frame, charge, spin)
         except LabelError:
             raise
         except Exception as error:  # PySCF raises all kinds; each becomes the reason that the queue stores
@@ -161,6 +170,7 @@ class PySCF:
             input=self._input(frame, charge, spin),
             seconds=time.perf_counter() - start,
             extra=extra,
+            **response,
         )
 
     def seconds(self, frame: Frame) -> float:
@@ -199,13 +209,17 @@ class PySCF:
                 f"PySCF cannot set up the frame: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
 
-    def _compute(self, frame: Frame, charge: int, spin: int) -> tuple[float, FloatArray | None, dict[str, Any]]:
-        """Return the energy in Hartree, the gradient in Hartree/Bohr or None, and what else is worth keeping."""
+    def _compute(
+        self, frame: Frame, charge: int, spin: int
+    ) -> tuple[float, FloatArray | None, dict[str, Any], dict[str, FloatArray]]:
+        """Return the energy in Hartree, the gradient in Hartree/Bohr or None, what else is worth keeping, and dipole
+        and polarizability as a label has them."""
         weights = self._scheme.weights
         fields: dict[Level, Any] = {}
         energies: dict[str, float] = {}  # of the mean fields too
         s2: dict[str, float] = {}  # <S²> of an unrestricted field: how far it is from a pure spin
         energy, gradient = 0.0, None
+        response: dict[str, FloatArray] = {}
         for level, weight in weights.items():
             # MP2 and CCSD in one basis share their Hartree-Fock field
             if level.field not in fields:
@@ -220,6 +234,8 @@ class PySCF:
             if slope is not None:
                 # the energy is linear in its levels, and so is its derivative
                 gradient = weight * slope if gradient is None else gradient + weight * slope
+            for name, value in self._response(fields[level.field]).items():
+                response[name] = response.get(name, 0.0) + weight * value
         extra: dict[str, Any] = {}
         first, mean = next(iter(fields.items()))
         if len(weights) > 1:
@@ -231,7 +247,16 @@ class PySCF:
         lines = (line for field in fields.values() for line in field.mol.stdout.getvalue().splitlines())
         if said := [" ".join(line.split()) for line in lines if line.strip()]:
             extra["warnings"] = said
-        return energy, gradient, extra
+        return energy, gradient, extra, response
+
+    def _response(self, field: Any) -> dict[str, FloatArray]:
+        """Those of dipole (e Å) and polarizability (e Å²/V) that are wanted, of a converged mean field."""
+        found = {}
+        if self.dipole:
+            found["dipole"] = dipole(field) * BOHR
+        if self.polarizability:
+            found["polarizability"] = polarizability(field) * (BOHR**2 / HARTREE)
+        return found
 
     def _level(self, field: Any, level: Level) -> tuple[float, FloatArray | None]:
         """Return the energy of a level and its gradient, or None, on top of its mean field."""
@@ -321,6 +346,8 @@ class PySCF:
                 "frozen_core": self.frozen_core,
                 "hf_exponential": self.hf_exponential,
                 "forces": self.forces,
+                # named where they were computed: labels of before have no such entries
+                **{name: True for name in ("dipole", "polarizability") if getattr(self, name)},
                 "scf_tol": self.scf_tol,
                 "cc_tol": self.cc_tol,
                 "grid": self.grid,
@@ -347,7 +374,7 @@ def _pyscf(part: str = "") -> Any:
         raise ConfigError("labels by PySCF need a package that is missing", pip_install("pyscf")) from error
 
 
-def _functional(theory: str, dispersion: str | None, forces: bool) -> None:
+def _functional(theory: str, dispersion: str | None, forces: bool, response: bool) -> None:
     """Refuse what PySCF cannot compute helium with. Raises ConfigError."""
     if dispersion is not None:
         _dispersion(theory, dispersion)
@@ -361,6 +388,8 @@ def _functional(theory: str, dispersion: str | None, forces: bool) -> None:
         field.kernel()
         if forces:
             field.nuc_grad_method().kernel()
+        if response:
+            field.gen_response()
     except Exception as error:  # of all kinds, for what it does not know and what it does not have
         said = str(error).partition("\n")[0].strip(" .'\"") or type(error).__name__
         raise ConfigError(
