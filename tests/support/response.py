@@ -44,6 +44,7 @@ class Charges:
     elements: tuple[int, ...] = ()
     wants: tuple[str, ...] = ()
     of_images = True
+    born = True
 
     def __init__(self, charges: dict[int, float], alpha: float | None = None) -> None:
         self.name = f"charges {charges}"

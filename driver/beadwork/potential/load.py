@@ -33,6 +33,7 @@ def load(
     spin: int | None = None,
     also: Mapping[str, str | Path] | None = None,
     add: Mapping[str, str] | None = None,
+    born: bool = True,
 ) -> Potential:
     """Load a baseline bundle and Δ bundles as one potential.
 
@@ -41,8 +42,8 @@ def load(
     they are equal and 1. charge (e) and spin (unpaired electrons) are those of the whole system, for models that want
     them. also: for 'dipole' or 'polarizability' a bundle, a committee's folder or a pointer to one, whose answers stand
     in `Evaluation.response` (`potential.response`). add: dispersion that is added to the baseline, functionals by kind
-    (`potential.dispersion`). An alpha that is given is that of energies too, unless they have
-    their own. Raises ModelError for bundles that are damaged or do not go together.
+    (`potential.dispersion`). born: Born charges with the dipoles. An alpha that is given is that of energies too,
+    unless they have their own. Raises ModelError for bundles that are damaged or do not go together.
     """
     # cards first: what does not go together is refused before any model is loaded, which takes seconds each
     paths = members_of(delta)
@@ -56,7 +57,7 @@ def load(
     if additions:
         named = " and ".join(one.name for one in additions)
         notes.append(f"{named} is added to the baseline: what the models learned must be without it")
-    roles = [_role(name, named, dtype, device) for name, named in sorted((also or {}).items())]
+    roles = [_role(name, named, dtype, device, born) for name, named in sorted((also or {}).items())]
     all_engines = [*opened, *(engine for role in roles for engine in role.engines)]
     if loose := [card.name for card, engine in zip(cards, opened, strict=True) if not _held_together(card, engine)]:
         notes.append(
@@ -150,8 +151,8 @@ def _held_together(card: Card, engine: ModuleEngine | AutoEngine) -> bool:
     return card.held and (known is None or bool(known.model))
 
 
-def load_for(config: ModelSettings) -> Potential:
-    """Load the models that a run names. Raises ModelError."""
+def load_for(config: ModelSettings, born: bool = True) -> Potential:
+    """Load the models that a run names. born: as `load` has it. Raises ModelError."""
     return load(
         config.baseline,
         config.delta,
@@ -167,17 +168,18 @@ def load_for(config: ModelSettings) -> Potential:
         config.spin,
         config.also,
         config.add,
+        born,
     )
 
 
-def _role(name: str, named: str | Path, dtype: str, device: str) -> Role:
+def _role(name: str, named: str | Path, dtype: str, device: str, born: bool) -> Role:
     """The models of one role, with the weights of their committee.toml."""
     paths = members_of([named])
     committee = load_committee(paths)
     weights = (
         np.ones(len(paths)) if committee is None else np.array([committee.weights[p.resolve().name] for p in paths])
     )
-    engines = tuple(ResponseEngine(check(path), name, dtype, device) for path in paths)
+    engines = tuple(ResponseEngine(check(path), name, dtype, device, born) for path in paths)
     for engine in engines[1:]:
         if (engine.elements, engine.answers) != (engines[0].elements, engines[0].answers):
             raise ModelError(

@@ -49,8 +49,9 @@ OWN_UNIT = {"EnergyDipolesMACE": "debye", "AtomicDipolesMACE": "debye", "AtomicD
 class ResponseEvaluator:
     """Runs an eager module that gives dipoles on a graph; answers in the units of `Response`.
 
-    about: entries of a card: `dipole_unit`, `polarizability_unit`, `oxidation`. whole: dipoles and Born charges too;
-    else the polarizability alone. known: as `Inputs` has it. Raises ModelError for entries that make no sense.
+    about: entries of a card: `dipole_unit`, `polarizability_unit`, `oxidation`. whole: dipoles too; else the
+    polarizability alone. born: Born charges with the dipoles. known: as `Inputs` has it. Raises ModelError for entries
+    that make no sense.
     """
 
     def __init__(
@@ -61,13 +62,14 @@ class ResponseEvaluator:
         about: Mapping[str, Any],
         *,
         whole: bool = True,
+        born: bool = True,
         known: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.inputs = Inputs(module, 0, dtype, device, known or {})
         self._module = module.to(self.inputs.device, self.inputs.dtype).eval()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-        self._whole = whole
+        self._whole, self._born = whole, whole and born
         #: whether its dipole is made of charges that it gives the atoms itself
         self._charged = "polarizability" in answers_of(module)
         self._dipole = DIPOLE_UNITS[_unit(about, DIPOLE_UNIT, DIPOLE_UNITS)]
@@ -87,7 +89,7 @@ class ResponseEvaluator:
         if fixed is not None:
             _check_charge(graph, np.add.reduceat(fixed, graph.ptr[:-1]))
         # the module makes the positions a variable; vectors are positions' differences plus what stands for shifts
-        with torch.set_grad_enabled(self._whole):
+        with torch.set_grad_enabled(self._born):
             out = self._module(data, training=False, compute_force=False)
         charges, polarizabilities = None, None
         if self._charged:
@@ -98,11 +100,18 @@ class ResponseEvaluator:
         if self._charged:
             charges = out["charges"]
             dipole = dipole + self._of_charges(charges, graph)
-        born = torch.stack(
-            [torch.autograd.grad(dipole[:, k].sum(), data["positions"], retain_graph=k < 2)[0] for k in range(3)], dim=2
-        )
-        packed = to_host(torch.cat((dipole.detach().flatten(), born.flatten())).double())
-        dipoles, tensors = np.split(self._dipole * packed, [3 * len(graph)])
+        found = [dipole.detach().flatten()]
+        if self._born:
+            found += [
+                torch.stack(
+                    [
+                        torch.autograd.grad(dipole[:, k].sum(), data["positions"], retain_graph=k < 2)[0]
+                        for k in range(3)
+                    ],
+                    dim=2,
+                ).flatten()
+            ]
+        dipoles, tensors = np.split(self._dipole * to_host(torch.cat(found).double()), [3 * len(graph)])
         dipoles, tensors = dipoles.reshape(-1, 3), tensors.reshape(-1, 3, 3)
         if charges is not None:
             # float64: what its centre adds is the same for all charges that add up to the same
@@ -110,8 +119,9 @@ class ResponseEvaluator:
             dipoles = dipoles + self._dipole * totals[:, None] * _centers(graph)
         if fixed is not None:
             dipoles = dipoles + np.add.reduceat(fixed[:, None] * graph.positions, graph.ptr[:-1])
-            tensors = tensors + fixed[:, None, None] * np.eye(3)
-        return Response(dipoles, tensors, polarizabilities)
+            if self._born:
+                tensors = tensors + fixed[:, None, None] * np.eye(3)
+        return Response(dipoles, tensors if self._born else None, polarizabilities)
 
     def _of_charges(self, charges: torch.Tensor, graph: Graph) -> torch.Tensor:
         """(S, 3) Σ_i q_i (r_i - c) of each system about its centre c, as a function of the charges alone.
@@ -138,11 +148,14 @@ class ResponseEvaluator:
 class ResponseEngine:
     """A bundle's model of dipoles or polarizabilities, in mace-torch's own modules.
 
-    role: 'dipole' or 'polarizability', of which the first brings the second where the model has both. name, cutoff,
-    elements: as `Engine` has them. Raises ModelError for a bundle of no such model.
+    role: 'dipole' or 'polarizability', of which the first brings the second where the model has both. born: Born
+    charges with dipoles, which cost three derivatives. name, cutoff, elements: as `Engine` has them. Raises ModelError
+    for a bundle of no such model.
     """
 
-    def __init__(self, card: Checked, role: str, dtype: str = "float64", device: str = "cpu") -> None:
+    def __init__(
+        self, card: Checked, role: str, dtype: str = "float64", device: str = "cpu", born: bool = True
+    ) -> None:
         if role not in card.answers:
             raise ModelError(
                 f"{card.path} answers {' and '.join(card.answers)}, and is given as {role} (--also)",
@@ -154,14 +167,14 @@ class ResponseEngine:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ModelError(f"device {device!r} was requested, but PyTorch finds no CUDA device", "use device 'cpu'")
         module = load_weights(card)
-        self._opened = (card.path.absolute(), card.sha256, role, dtype, device)
+        self._opened = (card.path.absolute(), card.sha256, role, dtype, device, born)
         self.name = f"{card.name} ({role}, eager, {dtype})"
-        self.cutoff, self.elements, self.role = card.cutoff, card.elements, role
+        self.cutoff, self.elements, self.role, self.born = card.cutoff, card.elements, role, born
         #: what it answers besides its role
         self.answers = tuple(one for one in card.answers if one in ALSO) if role == "dipole" else (role,)
         try:
             self._evaluator = ResponseEvaluator(
-                module, dtype, device, card.about, whole=role == "dipole", known=trained_on(card)
+                module, dtype, device, card.about, whole=role == "dipole", born=born, known=trained_on(card)
             )
         except ModelError as error:
             raise ModelError(f"the card of {card.path}: {error.what}", error.remedy or "import it again") from error
@@ -192,7 +205,8 @@ class Role:
     def quantities(self) -> tuple[str, ...]:
         """What they answer, by the names that `combine` has for it."""
         also = ("polarizability",) if "polarizability" in self.engines[0].answers else ()
-        return ("dipole", "born", *also) if self.name == "dipole" else also
+        born = ("born",) if self.engines[0].born else ()
+        return ("dipole", *born, *also) if self.name == "dipole" else also
 
     def combine(self, results: Sequence[Response]) -> dict[str, Quantity]:
         """'dipole' (S, 3), 'born' (A, 3, 3) and 'polarizability' (S, 3, 3), those that there are, as `Response` has

@@ -36,7 +36,8 @@ def join(config: ServeConfig, simulation: Simulation) -> tuple[list[Service], li
             f"baseline-uncertainty weighs baseline and Δ where their sum is served, but {roles} serves them apart",
             "leave it out, or serve the sum",
         )
-    whole = load_for(config)
+    # three derivatives of every dipole, only where i-PI reads them
+    whole = load_for(config, born=any(extra.key.startswith("BEC") for extra in simulation.extras))
     notes = [*whole.notes, *unused_gpu(config.device)]
     parts = {"sum": whole}
     if "baseline" in roles.values():

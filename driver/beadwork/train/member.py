@@ -350,12 +350,8 @@ def _run(work: Path, options: Sequence[str], start: Path | None, settings: Train
         code = process.wait()
     finally:
         kill(process)
-<<<<<<< HEAD
         with _starting:  # who interrupts goes through them meanwhile
             _started.discard(process)
-    model = work / "model_stagetwo.model"
-=======
-        _started.discard(process)
     model = work / file
     if code != 0 or not model.exists():
         raise ModelError(

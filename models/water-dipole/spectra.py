@@ -1,0 +1,292 @@
+"""Infrared and Raman spectra of a water molecule and a dimer: i-PI's dynamics against harmonic analysis of the models.
+
+    python models/water-dipole/spectra.py build/spectra [molecule] [dimer]     # molecular dynamics with i-PI, the table
+    python models/water-dipole/spectra.py build/spectra --draw docs/spectra.svg
+
+The potential is models/water-highlevel, dipoles and polarizabilities are those of this folder. Each structure is
+relaxed, and its vibrations found from second derivatives by central differences. Then i-PI moves it at constant energy
+from the minimum, where each vibration begins with the kinetic energy kT of 2 K and none turns or drifts: so little that
+it is harmonic, and each vibration has the energy that the intensities assume. `beadwork analyse infrared` and `raman`
+read what i-PI wrote, and a line's place and area are compared with the vibration's wavenumber,
+N_A |∂mu/∂Q|² / (12 ε0 c²) and (∂a/∂Q)². Velocity Verlet of the time step t moves a harmonic oscillator of ω with
+ω' = (2/t) arcsin(ω t/2), and, begun at its minimum, with an amplitude 1/√(1 − (ω t/2)²) too large: both are exact, and
+are put into what is expected.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.constants as si
+from ase import Atoms
+from ase.optimize import BFGS
+
+from beadwork.analyse.response import ResponseSpectrum, infrared, raman
+from beadwork.analyse.runs import open_run
+from beadwork.analyse.spectrum import LIGHT
+from beadwork.frame import Frame
+from beadwork.potential.calculator import BeadworkCalculator
+from beadwork.potential.load import load
+from beadwork.potential.potential import Potential
+from beadwork.units import BOHR, HARTREE
+
+HERE = Path(__file__).parent
+HIGHLEVEL = HERE.parent / "water-highlevel"
+KELVIN = 2.0
+#: fs
+STEP = 1.0
+#: of the Hessian, Å, and of the derivatives of dipole and polarizability along a vibration, √dalton Å
+MOVE, ALONG = 0.005, 0.005
+#: eV/Å² over dalton, in 1/fs²
+PER_DALTON = si.e / si.atomic_mass * 1e20 / 1e30
+#: km/mol of one e²/dalton
+KM_MOL = 1e-3 * si.N_A / (12 * si.epsilon_0 * si.c**2) * si.e**2 / si.atomic_mass
+#: Å³ of one e Å²/V
+VOLUME = HARTREE * BOHR
+#: directions of the light
+INCIDENT, SCATTERED = (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)
+WATER = Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+#: the acceptor's oxygen beside the donor's first hydrogen
+DIMER = WATER + Atoms("OHH", [[2.9, 0, 0], [3.3, 0.2, 0.85], [3.2, -0.8, -0.4]])
+#: structure, steps, and the window in fs
+SYSTEMS = {"molecule": (WATER, 1600, 700.0), "dimer": (DIMER, 4200, 2000.0)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A vibration. wavenumber: cm^-1. expected: with the time step. infrared: km/mol. raman: Å⁴/dalton."""
+
+    wavenumber: float
+    expected: float
+    infrared: float
+    raman: float
+    amplitude: float
+
+
+def relaxed(potential: Potential, atoms: Atoms) -> Frame:
+    """At the nearest minimum."""
+    atoms = atoms.copy()
+    atoms.calc = BeadworkCalculator(potential)
+    BFGS(atoms, logfile=None).run(fmax=2e-5, steps=500)
+    return Frame(
+        atoms.numbers, atoms.positions - atoms.positions.mean(axis=0), np.zeros((3, 3)), (False,) * 3, charge=0
+    )
+
+
+def harmonic(potential: Potential, frame: Frame, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Line]]:
+    """Angular frequencies (V,) 1/fs, vectors (3N, V) of mass-weighted coordinates, and the lines of a structure."""
+    root = np.repeat(np.sqrt(masses), 3)
+    size = len(root)
+    moved = [at(frame, sign * MOVE * row) for row in np.eye(size) for sign in (1, -1)]
+    forces = potential.evaluate(moved, force_spread=False).forces.reshape(size, 2, size)
+    hessian = PER_DALTON * (forces[:, 1] - forces[:, 0]) / (2 * MOVE) / np.outer(root, root)
+    omega2, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+    omegas, vectors = np.sqrt(omega2[6:]), vectors[:, 6:]
+    moves = [at(frame, sign * ALONG * column / root) for column in vectors.T for sign in (1, -1)]
+    response = potential.evaluate(moves, force_spread=False).response
+    # the same by Born charges
+    born = potential.evaluate([frame], force_spread=False).response["born"].mean.reshape(size, 3)
+    slopes = (vectors / root[:, None]).T @ born
+    dipoles, alphas = (slope(response[name].mean, len(omegas)) for name in ("dipole", "polarizability"))
+    if np.abs(slopes - dipoles).max() > 1e-4 * np.abs(dipoles).max():
+        raise RuntimeError("Born charges are not the dipole's slopes")
+    ends = [np.array(end) / np.linalg.norm(end) for end in (INCIDENT, SCATTERED)]
+    lines = []
+    for omega, dipole, alpha in zip(omegas, dipoles, alphas, strict=True):
+        half = omega * STEP / 2
+        lines.append(
+            Line(
+                wavenumber=omega / (2 * np.pi * LIGHT),
+                expected=np.arcsin(half) / half * omega / (2 * np.pi * LIGHT),
+                infrared=KM_MOL * float(dipole @ dipole),
+                raman=float(ends[0] @ (VOLUME * alpha) @ ends[1]) ** 2,
+                # of what moves, squared, and of its rate of change, whose frequency is another too
+                amplitude=(np.arcsin(half) / half) ** 2 / (1 - half**2),
+            )
+        )
+    return omegas, vectors, lines
+
+
+def slope(values: np.ndarray, count: int) -> np.ndarray:
+    """By central differences along each vibration."""
+    pairs = values.reshape(count, 2, *values.shape[1:])
+    return (pairs[:, 0] - pairs[:, 1]) / (2 * ALONG)
+
+
+def at(frame: Frame, move: np.ndarray) -> Frame:
+    """Moved by (3N,) Å."""
+    return Frame(frame.numbers, frame.positions + move.reshape(-1, 3), frame.cell, frame.pbc, charge=frame.charge)
+
+
+def write_input(folder: Path, name: str, frame: Frame, vectors: np.ndarray, masses: np.ndarray, steps: int) -> None:
+    """i-PI's input: at the minimum, each vibration with the kinetic energy kT, in one sense or the other."""
+    signs = np.random.default_rng(7).choice([-1.0, 1.0], vectors.shape[1])
+    # √(2 kT) of each mass-weighted coordinate; eV to dalton Å²/fs², Å/fs to atomic units
+    speed = np.sqrt(2 * si.k * KELVIN / si.e * PER_DALTON)
+    velocities = (vectors @ signs * speed).reshape(-1, 3) / np.sqrt(masses)[:, None]
+    atomic = velocities * 1e5 / (si.physical_constants["atomic unit of velocity"][0])
+    folder.mkdir(parents=True, exist_ok=True)
+    box = np.full(3, 30.0)
+    symbols = frame.to_atoms().symbols
+    rows = [f"{s} {x:.12f} {y:.12f} {z:.12f}" for s, (x, y, z) in zip(symbols, frame.positions + 15.0, strict=True)]
+    cell = "# CELL(abcABC): {0} {0} {0} 90 90 90 cell{{angstrom}} positions{{angstrom}}".format(box[0])
+    (folder / "init.xyz").write_text("\n".join([str(len(rows)), cell, *rows]) + "\n")
+    given = ", ".join(f"{v:.12e}" for v in atomic.ravel())
+    extras = "\n".join(
+        f"    <trajectory stride='1' filename='{key}' extra_type='{key}'> extras </trajectory>"
+        for key in ("dipole", "polarizability")
+    )
+    (folder / "input.xml").write_text(
+        f"""<simulation verbosity='low'>
+  <output prefix='run'>
+    <properties stride='100' filename='out'> [ step, conserved, temperature{{kelvin}} ] </properties>
+{extras}
+  </output>
+  <total_steps>{steps}</total_steps>
+  <prng><seed>1</seed></prng>
+  <ffsocket name='beadwork' mode='unix' pbc='False'>
+    <address>beadwork-{name}</address>
+    <latency>1e-4</latency>
+  </ffsocket>
+  <system>
+    <initialize nbeads='1'>
+      <file mode='xyz'>init.xyz</file>
+      <velocities mode='manual'>[ {given} ]</velocities>
+    </initialize>
+    <forces><force forcefield='beadwork'/></forces>
+    <ensemble><temperature units='kelvin'>{KELVIN}</temperature></ensemble>
+    <motion mode='dynamics'>
+      <fixcom>False</fixcom>
+      <dynamics mode='nve'><timestep units='femtosecond'>{STEP}</timestep></dynamics>
+    </motion>
+  </system>
+</simulation>
+"""
+    )
+
+
+def compute(out: Path, name: str) -> None:
+    """Relax, analyse, move, analyse; what is found goes to OUT/NAME.json."""
+    atoms, steps, window = SYSTEMS[name]
+    potential = load(HIGHLEVEL / "baseline", [HIGHLEVEL], also={"dipole": HERE / "model"}, charge=0)
+    frame = relaxed(potential, atoms)
+    masses = atoms.get_masses()
+    _, vectors, lines = harmonic(potential, frame, masses)
+    folder = out / name
+    write_input(folder, name, frame, vectors, masses, steps)
+    models = ["--baseline", HIGHLEVEL / "baseline", "--delta", HIGHLEVEL, "--also", f"dipole={HERE / 'model'}"]
+    command = [sys.executable, "-m", "beadwork", "run", "input.xml", *models, "--charge", "0", "--not-periodic"]
+    subprocess.run([str(word) for word in command], cwd=folder, check=True)
+    found = spectra(folder, window)
+    text = {"lines": [asdict(line) for line in lines], "window": window}
+    for kind, of in found.items():
+        text[kind] = {"wavenumbers": of.wavenumbers.tolist(), "intensity": of.intensity.tolist(), "peaks": of.peaks}
+    (out / f"{name}.json").write_text(json.dumps(text))
+    print(table(name, lines, found))
+
+
+def spectra(folder: Path, window: float) -> dict[str, ResponseSpectrum]:
+    """As `beadwork analyse` makes them."""
+    runs = [open_run(folder)]
+    return {"infrared": infrared(runs, window), "raman": raman(runs, INCIDENT, SCATTERED, window)}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Lines that the window does not tell apart, and what the dynamics has of them.
+
+    wavenumbers: expected, cm^-1. peak: the nearest one of each kind, cm^-1, NaN where there is none within a line's
+    width. areas: (expected, seen) by kind, km/mol and Å⁴/dalton.
+    """
+
+    wavenumbers: tuple[float, ...]
+    harmonic: tuple[float, ...]
+    peaks: dict[str, float]
+    areas: dict[str, tuple[float, float]]
+
+
+def compared(lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> list[Seen]:
+    """Each group of lines that are closer than twice a line's width, against its peak and area in the spectra."""
+    width = next(iter(found.values())).resolution
+    groups: list[list[Line]] = []
+    for line in lines:
+        if groups and line.expected - groups[-1][-1].expected < 2 * width:
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    ends = [group[0].expected - 2 * width for group in groups]
+    seen = []
+    for k, group in enumerate(groups):
+        low = ends[k] if k == 0 else (groups[k - 1][-1].expected + group[0].expected) / 2
+        high = (
+            group[-1].expected + 2 * width
+            if k + 1 == len(groups)
+            else (group[-1].expected + groups[k + 1][0].expected) / 2
+        )
+        low, high = max(low, group[0].expected - 4 * width), min(high, group[-1].expected + 4 * width)
+        peaks, areas = {}, {}
+        for kind, of in found.items():
+            strongest = max(group, key=lambda line, kind=kind: getattr(line, kind))
+            near = min(of.peaks, key=lambda peak, at=strongest.expected: abs(peak - at), default=np.nan)
+            peaks[kind] = near if abs(near - strongest.expected) < width else np.nan
+            inside = (of.wavenumbers >= low) & (of.wavenumbers < high)
+            area = float(of.intensity[inside].sum() * of.wavenumbers[1])
+            areas[kind] = (sum(getattr(line, kind) * line.amplitude for line in group), area)
+        waves = tuple(line.expected for line in group)
+        seen.append(Seen(waves, tuple(line.wavenumber for line in group), peaks, areas))
+    return seen
+
+
+def table(name: str, lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> str:
+    """As the README has it."""
+    rows = [
+        f"{name}: of harmonic analysis → of i-PI's dynamics",
+        "| harmonic, cm⁻¹ | with the time step | infrared peak | Raman peak | infrared, km/mol | Raman, Å⁴/dalton |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in compared(lines, found):
+        waves = (" ".join(f"{w:.1f}" for w in of) for of in (one.harmonic, one.wavenumbers))
+        peaks = ("" if np.isnan(peak) else f"{peak:.1f}" for peak in one.peaks.values())
+        areas = (f"{expected:.3g} → {seen:.3g}" for expected, seen in one.areas.values())
+        rows.append("| " + " | ".join((*waves, *peaks, *areas)) + " |")
+    return "\n".join(rows)
+
+
+def draw(out: Path, file: Path) -> None:
+    """The spectra, with a stick at each harmonic line as high as its area is of the largest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in SYSTEMS if (out / f"{name}.json").exists()]
+    figure, panels = plt.subplots(2, len(names), figsize=(4.6 * len(names), 5.2), squeeze=False, sharex=True)
+    for column, name in enumerate(names):
+        text = json.loads((out / f"{name}.json").read_text())
+        for panel, kind in zip(panels[:, column], ("infrared", "raman"), strict=True):
+            waves, values = (np.array(text[kind][key]) for key in ("wavenumbers", "intensity"))
+            panel.plot(waves, values / values.max(), color="#2b5c8a", lw=1)
+            areas = np.array([line[kind] for line in text["lines"]])
+            panel.vlines(
+                [line["expected"] for line in text["lines"]], 0, -0.35 * areas / areas.max(), color="#b5482f", lw=2
+            )
+            panel.axhline(0, color="#222222", lw=0.6)
+            panel.set(title=f"{name}, {'Raman' if kind == 'raman' else kind}", yticks=[], xlim=(0, 4500))
+        panels[1, column].set_xlabel("wavenumber (cm$^{-1}$)")
+    figure.tight_layout()
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    target, *rest = sys.argv[1:]
+    if rest[:1] == ["--draw"]:
+        draw(Path(target), Path(rest[1]))
+    else:
+        for system in rest or SYSTEMS:
+            compute(Path(target), system)
