@@ -42,7 +42,7 @@ KELVIN = 2.0
 #: fs
 STEP = 1.0
 #: of the Hessian, Å, and of the derivatives of dipole and polarizability along a vibration, √dalton Å
-MOVE, ALONG = 0.005, 0.005
+MOVE, ALONG = 0.005, 0.001
 #: eV/Å² over dalton, in 1/fs²
 PER_DALTON = si.e / si.atomic_mass * 1e20 / 1e30
 #: km/mol of one e²/dalton
