@@ -116,10 +116,6 @@ def test_time_at_the_beginning_is_left_out_and_energies_belong_to_their_step(tmp
     assert run.energies[[1, 4]] * KT == pytest.approx(np.array([[3.0, 5.0], [7.0, 7.0]]))
     with pytest.raises(ConfigError, match="no frames after 1 ps"):
         sample(open_run(tmp_path), [DISTANCE], skip=1)
-    # the weights exp(V / kT) are of a bias that stays
-    write_about(tmp_path, time_step_fs=0.5, biased=True, smotions=["metad"])
-    with pytest.raises(ConfigError, match=r"the bias of .* grows as it runs"):
-        sample(open_run(tmp_path), [DISTANCE], periodic=False)
 
 
 INPUT = """<simulation><output prefix='run'>
@@ -158,6 +154,11 @@ def test_an_ipi_that_beadwork_did_not_serve(ring_polymer: RingPolymer, tmp_path:
         ),
         ({"motions": ["nvt", "t_ramp"], "temperature_K": None}, "", "the temperature is ramped"),
         ({"motions": ["p_ramp"]}, "", "the pressure is ramped"),
+        (
+            {"smotions": ["metad"]},
+            "",
+            "the bias grows as it runs .*of no state; compare with what PLUMED",
+        ),
         ({}, "ensemble_temperature{kelvin}", "goes from 150 to 600 kelvin"),
     ],
 )
@@ -170,6 +171,14 @@ def test_what_is_at_no_one_temperature_is_not_averaged(
     (tmp_path / "run.out").write_text(head + "0 150.0\n1 600.0\n2 150.0\n")
     with pytest.raises(ConfigError, match=said):
         open_run(tmp_path)
+
+
+def test_a_field_that_drives_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Spectra and averages of a run in a pulse are of no equilibrium; one without a field says nothing."""
+    for motion, said in (("nve", False), ("eda-nve", True)):
+        write_about(tmp_path, properties={}, motions=[motion])
+        open_run(tmp_path)
+        assert ("drives the system of" in capfd.readouterr().err) == said
 
 
 def test_the_first_of_several_systems_is_said_to_be_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

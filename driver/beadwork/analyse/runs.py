@@ -33,9 +33,15 @@ CHANGING = {
         "sort what i-PI wrote by ensemble with its i-pi-remdsort, and name an input (XML) of one system at that "
         "temperature, without <smotion>, whose output prefix is that of the sorted files",
     ),
+    "metad": (
+        "the bias grows as it runs (<smotion mode='metad'>), and no weight of a frame takes it away",
+        "compare with what PLUMED's sum_hills makes of it (--against), or average runs that hold the finished bias",
+    ),
     "t_ramp": ("the temperature is ramped", "average runs that hold one temperature"),
     "p_ramp": ("the pressure is ramped", "average runs that hold one pressure"),
 }
+#: i-PI's <driven_dynamics>
+DRIVEN = "eda-nve"
 #: part by which a temperature that is held may differ from row to row, by digits that were not written
 SAME = 1e-4
 #: frames of which a coordinate is computed at once
@@ -110,6 +116,12 @@ def _of_one_state(run: RunFolder) -> RunFolder:
             raise ConfigError(
                 f"in the simulation of {run.directory} {what}, so an average would be of no state", remedy
             )
+    if DRIVEN in (run.about.get("motions") or ()):
+        logger.warning(
+            "an electric field drives the system of %s (<driven_dynamics>): unless that is constant, averages and "
+            "spectra are of no equilibrium",
+            run.directory,
+        )
     printed = run.properties.get("ensemble_temperature")
     if printed is not None and len(printed.values) and np.ptp(printed.values) > SAME * printed.values.max():
         low, high = printed.values.min(), printed.values.max()
@@ -218,13 +230,7 @@ def sample(
 
 
 def _bias(run: RunFolder, steps: Sequence[int], kt: float) -> FloatArray | None:
-    """What `ensemble_bias` is at these steps, kT. Raises ConfigError for one that grows on the way."""
-    if "metad" in (run.about.get("smotions") or ()):
-        raise ConfigError(
-            f"the bias of {run.directory} grows as it runs (<smotion mode='metad'>), and no weight of a frame takes it "
-            "away",
-            "compare with what PLUMED's sum_hills makes of it (--against)",
-        )
+    """What `ensemble_bias` is at these steps, kT."""
     series = run.properties.get("ensemble_bias")
     if series is None:
         return np.full(len(steps), np.nan) if run.about.get("biased") else None
