@@ -2,7 +2,10 @@
 
     python models/water-dipole/make.py frames      # molecules and dimers, by dynamics on models/water-highlevel
     python models/water-dipole/make.py label       # dipoles and polarizabilities by PySCF, with labeller.toml
-    python models/water-dipole/make.py train       # what `beadwork train --as-dipole` does, with train.toml
+    M=models/water-dipole
+    beadwork train $M/labels.extxyz --as-dipole --out $M/model --settings $M/train.toml
+    python $M/spectra.py build/spectra             # with i-PI, against harmonic analysis
+    python $M/spectra.py build/spectra --draw docs/spectra.svg
 
 Dynamics is classical, and hotter than room temperature, with hydrogens moved at random besides, because quantum protons
 spread wider. Each trajectory is a simulation of its own for the hold-out.

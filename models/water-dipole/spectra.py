@@ -5,8 +5,8 @@
 
 The potential is models/water-highlevel, dipoles and polarizabilities are those of this folder. Each structure is
 relaxed, and its vibrations found from second derivatives by central differences. Then i-PI moves it at constant energy
-from the minimum, where each vibration begins with the kinetic energy kT of 2 K and none turns or drifts: so little that
-it is harmonic, and each vibration has the energy that the intensities assume. `beadwork analyse infrared` and `raman`
+from the minimum, where each vibration begins with the kinetic energy kT of 0.02 K and none turns or drifts: so little
+that it is harmonic, and each has the energy that the intensities assume. `beadwork analyse infrared` and `raman`
 read what i-PI wrote, and a line's place and area are compared with the vibration's wavenumber,
 N_A |∂mu/∂Q|² / (12 ε0 c²) and (∂a/∂Q)². Velocity Verlet of the time step t moves a harmonic oscillator of ω with
 ω' = (2/t) arcsin(ω t/2), and, begun at its minimum, with an amplitude 1/√(1 − (ω t/2)²) too large: both are exact, and
@@ -38,7 +38,7 @@ from beadwork.units import BOHR, HARTREE
 
 HERE = Path(__file__).parent
 HIGHLEVEL = HERE.parent / "water-highlevel"
-KELVIN = 2.0
+KELVIN = 0.02
 #: fs
 STEP = 1.0
 #: of the Hessian, Å, and of the derivatives of dipole and polarizability along a vibration, √dalton Å
@@ -60,7 +60,8 @@ SYSTEMS = {"molecule": (WATER, 1600, 700.0), "dimer": (DIMER, 4200, 2000.0)}
 
 @dataclass(frozen=True)
 class Line:
-    """A vibration. wavenumber: cm^-1. expected: with the time step. infrared: km/mol. raman: Å⁴/dalton."""
+    """A vibration. wavenumber: cm^-1. expected: with the time step. infrared: km/mol. raman: Å⁴/dalton. amplitude: by
+    what the time step multiplies both."""
 
     wavenumber: float
     expected: float
@@ -99,18 +100,19 @@ def harmonic(potential: Potential, frame: Frame, masses: np.ndarray) -> tuple[np
     ends = [np.array(end) / np.linalg.norm(end) for end in (INCIDENT, SCATTERED)]
     lines = []
     for omega, dipole, alpha in zip(omegas, dipoles, alphas, strict=True):
-        half = omega * STEP / 2
-        lines.append(
-            Line(
-                wavenumber=omega / (2 * np.pi * LIGHT),
-                expected=np.arcsin(half) / half * omega / (2 * np.pi * LIGHT),
-                infrared=KM_MOL * float(dipole @ dipole),
-                raman=float(ends[0] @ (VOLUME * alpha) @ ends[1]) ** 2,
-                # of what moves, squared, and of its rate of change, whose frequency is another too
-                amplitude=(np.arcsin(half) / half) ** 2 / (1 - half**2),
-            )
-        )
+        faster, larger = of_verlet(omega)
+        wavenumber = omega / (2 * np.pi * LIGHT)
+        seen = KM_MOL * float(dipole @ dipole), float(ends[0] @ (VOLUME * alpha) @ ends[1]) ** 2
+        lines.append(Line(wavenumber, faster * wavenumber, *seen, larger))
     return omegas, vectors, lines
+
+
+def of_verlet(omega: float) -> tuple[float, float]:
+    """By what velocity Verlet multiplies the frequency of an oscillator (1/fs) that begins at its minimum, and the area
+    of its line: that of the rate of change, whose frequency and amplitude are both larger."""
+    half = omega * STEP / 2
+    faster = np.arcsin(half) / half
+    return faster, faster**2 / (1 - half**2)
 
 
 def slope(values: np.ndarray, count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from beadwork.errors import BeadworkError, ModelError, NonFiniteError
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import amend_card, check, load_card, write_card
+from beadwork.potential.eager import load_weights
 from beadwork.potential.engine import Response
 from beadwork.potential.evaluation import check_finite
 from beadwork.potential.graph import build
@@ -29,8 +30,12 @@ from beadwork.potential.response import (
     ResponseEvaluator,
     Role,
 )
+from beadwork.toml import tomllib
+from beadwork.train.dataset import Dataset
+from beadwork.train.response import errors_of
 from support.response import KINDS, Charges, random_response
 
+MODELS = Path(__file__).parents[2] / "models"
 WATER = {"H": 1, "O": -2}
 ABOUT = {"dipole_unit": "debye", "oxidation": WATER}
 ION = Frame(
@@ -312,3 +317,38 @@ def test_import_wants_the_unit_and_an_equivariant_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"use_polarizability=False.*columns of other quantities"):
         import_model(tmp_path / "file.model", tmp_path / "b", trust_pickle=True, polarizability_unit="ang3")
     assert not (tmp_path / "b").exists()
+
+
+def test_the_shipped_model_is_as_good_as_its_card_says() -> None:
+    """models/water-dipole on the labels of PySCF that it never saw: errors are those in its committee.toml, of dipoles
+    below a twentieth of what they are, and without Born charges nothing else is missing."""
+    folder = MODELS / "water-dipole" / "model"
+    testing = Dataset.read(folder).testing
+    engine = ResponseEngine(check(folder / "dipole-0"), "dipole", born=False)
+    assert engine.evaluate(build([testing[0].frame], engine.cutoff)).born is None
+    measured = errors_of(testing, Role("dipole", (engine,), np.ones(1)), ("dipole", "polarizability"), 1000)
+    stored = tomllib.loads((folder / "committee.toml").read_text(encoding="utf-8"))["held_out"]
+    assert measured.keys() == stored.keys()
+    for key, value in stored.items():
+        assert measured[key] == pytest.approx(value, abs=2e-6)
+    assert measured["dipole_rmse_e_angstrom"][0] < 0.05 * measured["labels_dipole_rmse_e_angstrom"][0]
+
+
+@pytest.mark.slow
+def test_the_shipped_model_answers_as_mace() -> None:
+    """models/water-dipole on a dimer: dipole and polarizability are MACECalculator's to 1e-8 e Å and e Å²/V, turn with
+    the atoms as a vector and a tensor, and Born charges are the dipole's slopes."""
+    folder = MODELS / "water-dipole" / "model"
+    card = check(folder / "dipole-0")
+    module, about = load_weights(card), dict(card.about)
+    dimer = next(e.frame for e in Dataset.read(folder).testing if len(e.frame.numbers) == 6)
+    found = answer(module, dimer, about)
+    dipole, alpha, _ = by_mace(module, dimer, about)
+    assert found.polarizability is not None
+    assert np.abs(found.dipole[0] - dipole).max() < 1e-8
+    assert np.abs(found.polarizability[0] - alpha).max() < 1e-8
+    turn = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [-0.48, -0.64, -0.6]])
+    turned = answer(module, replace(dimer, positions=dimer.positions @ turn.T), about)
+    np.testing.assert_allclose(turned.dipole[0], turn @ found.dipole[0], atol=1e-6)
+    np.testing.assert_allclose(turned.polarizability[0], turn @ found.polarizability[0] @ turn.T, atol=1e-7)
+    assert np.abs(found.born[:2] - slopes(module, dimer, about, 2)).max() < 1e-6
