@@ -528,7 +528,7 @@ def test_heads_on_one_trunk_go_round_to_the_end(ipi, tmp_path) -> None:
     """One i-PI and one server: separate members hand over to heads on one trunk, and these to the heads that went on
     from them. Each committee is what the next step's extras name, and has `keep-most` frames of its own, with the
     spread of the heads; the last is one bundle that opens as so many members, with the alpha that was fitted to it."""
-    train = {"members": 2, "trunk": "shared", "epochs": 8, "batch_size": 2, "hidden_irreps": "8x0e", "r_max": 4.0}
+    train = {"members": 2, "trunk": "shared", "epochs": 4, "batch_size": 2, "hidden_irreps": "8x0e", "r_max": 4.0}
     train |= {"held_out": 0.34, "apart": 0, "jobs": {"workers": 1}}
     run = {"keep-force": [1e-4], "cooldown": 2, "keep-most": 20}
     loop = project(ipi, tmp_path, start="live", generations=2, train=train, run=run)

@@ -549,7 +549,7 @@ def test_all_members_draw_the_ends_of_a_dissociation_curve():
         assert other
 
 
-HEADS_OF_ONE = replace(SMALL, members=3, epochs=12, trunk="shared")
+HEADS_OF_ONE = replace(SMALL, members=3, epochs=6, trunk="shared")
 
 
 @pytest.fixture(scope="module")
