@@ -86,10 +86,10 @@ def test_committees_are_read_as_they_were_written(tmp_path: Path, address: str, 
     record(replace(event(7, 2, 0.2), novelty={"delta": 1.5}))
     record(event(8, 2, None))
     assert read_committees(path) == Committees(["sha256:aaa", "sha256:bbb"], [reason])
-    (old,), (new,) = (read_answered(path, committee) for committee in ("sha256:aaa", "sha256:bbb"))
+    (old,), (new,) = (read_answered(path, committee).values() for committee in ("sha256:aaa", "sha256:bbb"))
     assert (old.spread, old.delta) == (0.1, None)
     assert (new.spread, new.baseline, new.delta) == (0.3, None, 1.5)
-    assert read_answered(path, "sha256:ccc") == []
+    assert read_answered(path, "sha256:ccc") == {}
     record(Refused("models/new", "worse"))
     record.close(record.summary())
     path.write_text(path.read_text()[:-5])
@@ -110,7 +110,7 @@ def test_steps_between_two_looks_at_forces_were_answered_too(tmp_path: Path) -> 
     record(event(3, 2, None))
     record.close(record.summary())
     found = read_answered(tmp_path / "beadwork.out", "sha256:aaa")
-    assert [(step.spread, step.delta) for step in found] == [(0.1, None), (None, 3.0), (0.3, 0.5)]
+    assert [(step.spread, step.delta) for step in found.values()] == [(0.1, None), (None, 3.0), (0.3, 0.5)]
 
 
 def test_columns_of_elements_come_after_the_others(tmp_path: Path) -> None:
