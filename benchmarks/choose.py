@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from beadwork.label.choose import choose
+from beadwork.potential.bundle import check
 from beadwork.potential.features import features
 from beadwork.train.label_file import NO_FORCES, from_file
 
@@ -29,7 +30,7 @@ class Kernel:
     """Energies from the features of atoms, fitted to some frames and tested on others."""
 
     def __init__(self, frames, energies, names, model: Path) -> None:
-        vectors, kind, owner = features(frames, model)
+        vectors, kind, owner = features(frames, check(model))
         vectors = vectors / vectors.std(axis=0)
         self.energies, self.names = energies, names
         self.counts = np.array([[(f.numbers == z).sum() for z in np.unique(kind)] for f in frames], dtype=float)

@@ -47,6 +47,7 @@ import beadwork
 from beadwork.events import NOVELTY_EDGE
 from beadwork.ipi.outputs import structure
 from beadwork.ipi.simulation import read_simulation
+from beadwork.potential.bundle import check
 from beadwork.potential.features import features
 from beadwork.potential.graph import build
 from beadwork.potential.novelty import load_training_set
@@ -326,8 +327,8 @@ class Rivals:
     """Of one model: nearest neighbours in whitened features, prediction rigidity of a linear last layer, contacts."""
 
     def __init__(self, bundle: Path, trained_on: Sequence[beadwork.Frame]) -> None:
-        self.bundle, self.training = bundle, load_training_set(bundle / "novelty.npz")
-        vectors, numbers, _ = features(trained_on, bundle)
+        self.bundle, self.training = check(bundle), load_training_set(bundle / "novelty.npz")
+        vectors, numbers, _ = features(trained_on, self.bundle)
         self.trees: dict[int, tuple[np.ndarray, np.ndarray, cKDTree]] = {}
         for z in np.unique(numbers):
             mine = vectors[numbers == z]

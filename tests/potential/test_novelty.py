@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import Frame
 from beadwork.potential.auto_engine import open_engine
 from beadwork.potential.bundle import MODEL, NOVELTY, check, write_card
+from beadwork.potential.evaluation import Evaluation, Novelty
 from beadwork.potential.features import features
 from beadwork.potential.graph import build
+from beadwork.potential.limits import format_novelty
 from beadwork.potential.load import load
 from beadwork.potential.native import available
 from beadwork.potential.novelty import MAX_NOVELTY, load_training_set, nearest, read_features
@@ -86,6 +89,48 @@ def test_edge_is_where_one_atom_in_ten_thousand_is():
     others = mixture.distance(torch.from_numpy(rng.normal(size=(200_000, 6))))
     assert 1e-6 < float((others > 1).double().mean()) < 1e-3
     assert float((others > 1.2).double().mean()) < 1e-5
+
+
+def test_what_all_atoms_share_is_new(tmp_path):
+    """A little that every atom of a frame has is new, though each atom for itself is not; one atom that is far away
+    makes no other new, and neither does a frame of fewer or of more atoms than in training. It is kept in the file."""
+    rng = np.random.default_rng(5)
+    line = np.arange(200)[:, None] * [1.5, 0.0, 0.0]
+
+    def frame(atoms):
+        return Frame(np.full(atoms, 8), line[:atoms], np.zeros((3, 3)), (False,) * 3)
+
+    learned = fit([frame(20)] * 60, np.arange(60) // 2, rng.normal(size=(1200, 12)), 4.0).training_set
+    learned.save(tmp_path / NOVELTY)
+    known = load_training_set(tmp_path / NOVELTY)
+
+    def novelty(of, vectors, atoms=20):
+        return of.novelty(torch.from_numpy(vectors), build([frame(atoms)] * (len(vectors) // atoms), 4.0)).numpy()
+
+    fresh = rng.normal(size=(600, 12))
+    assert novelty(known, fresh) == pytest.approx(novelty(learned, fresh), rel=1e-5)
+    assert (novelty(known, fresh) > NOVELTY_EDGE).mean() < 0.005
+    assert (novelty(known, fresh + 0.7) > NOVELTY_EDGE).all()
+    assert (novelty(replace(known, averages={}), fresh + 0.7) > NOVELTY_EDGE).mean() < 0.05
+    fresh[3] += 50.0
+    assert np.flatnonzero(novelty(known, fresh)[:20] > NOVELTY_EDGE).tolist() == [3]
+    for atoms in (4, 200):
+        assert (novelty(known, rng.normal(size=(800, 12)), atoms) > NOVELTY_EDGE).mean() < 0.005
+
+
+def test_the_average_that_is_new_is_named_as_such():
+    """Where no atom of an element is less new than the newest, a message speaks of all of them; else of the atom."""
+    frame = Frame(np.array([8, 1, 1]), np.eye(3), np.zeros((3, 3)), (False,) * 3)
+
+    def said(*values):
+        of = np.array(values)
+        answer = Evaluation(np.zeros(1), np.zeros((3, 3)), np.zeros((1, 3, 3)), np.array([0, 3]))
+        new = Novelty({"baseline": of}, of, of.max(keepdims=True), of.argmax(keepdims=True))
+        return format_novelty(replace(answer, novelty=new), frame, int(of.argmax()))
+
+    assert said(0.5, 1.3, 1.3) == "the novelty of all H together is 1.30 for the baseline"
+    assert said(0.5, 1.3, 0.9) == "the novelty of atom 1 (H) is 1.30 for the baseline"
+    assert said(1.5, 1.3, 0.9) == "the novelty of atom 0 (O) is 1.50 for the baseline"
 
 
 @pytest.mark.parametrize("name", ["invariant", "vector"])
@@ -239,7 +284,7 @@ def test_what_another_model_learned_is_refused(fitted, tmp_path):
             open_engine(tmp_path / "m", engine)
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "shapes", "heights", "nan", "missing"])
+@pytest.mark.parametrize("damage", ["empty", "text", "shapes", "heights", "averages", "nan", "missing"])
 def test_damaged_file_is_refused(fitted, tmp_path, damage):
     """A file that holds something else is refused by name before anything is computed with it."""
     file = tmp_path / NOVELTY
@@ -252,6 +297,7 @@ def test_damaged_file_is_refused(fitted, tmp_path, damage):
         changes = {
             "shapes": {"shift-1": good["shift-1"][:, :-1]},
             "heights": {"height-1": np.append(good["height-1"], 0.0)},
+            "averages": {"average-shift-1": good["average-shift-1"][1:]},
             "nan": {"projection-8": good["projection-8"] * np.nan},
             "missing": {},
         }

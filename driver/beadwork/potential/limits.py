@@ -147,7 +147,12 @@ def format_novelty(evaluation: Evaluation, frame: Frame, atom: int) -> str:
     # the largest first: that part decides what is to be done
     values = sorted(((float(of[atom]), WHOSE[part]) for part, of in evaluation.novelty.of.items()), reverse=True)
     listed = " and ".join(f"{value:.2f} for {whose}" for value, whose in values)
-    return f"the novelty of atom {atom - first} ({chemical_symbols[frame.numbers[atom - first]]}) is {listed}"
+    symbol = chemical_symbols[frame.numbers[atom - first]]
+    # no atom of the element is less new than their average, and so it is the average that is new
+    same = evaluation.novelty.atoms[first : first + len(frame.numbers)][frame.numbers == frame.numbers[atom - first]]
+    if len(same) > 1 and (same >= evaluation.novelty.atoms[atom]).all():
+        return f"the novelty of all {symbol} together is {listed}"
+    return f"the novelty of atom {atom - first} ({symbol}) is {listed}"
 
 
 def threshold_error(breach: Breach, frame: Frame, when: str, potential: Potential) -> ThresholdError:

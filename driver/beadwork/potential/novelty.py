@@ -1,8 +1,8 @@
 """How far an atom is from those that a model was trained on: novelty, 1 at the edge of training.
 
 The committee's spread says how far its members disagree, and members trained on the same frames can agree where all of
-them are wrong. Novelty asks another question: did the training frames have an atom like this one? Two measures, of
-which the larger one counts:
+them are wrong. Novelty asks another question: did the training frames have an atom like this one? Three measures, of
+which the largest counts:
 
 - **Features.** Of each element a Gaussian mixture p was fitted to the model's own node features x in training (the
   scalars of every layer). d = sqrt(2 (ln p_top - ln p(x))), where p_top is the density at the heart of the narrowest
@@ -10,6 +10,9 @@ which the larger one counts:
   training atoms exceed when the mixture is fitted without their own block of frames.
 - **Contacts**, which need no model: the distance to the nearest atom of each element, compared with its range in the
   training frames. 0 in the middle of the range, 1 a hundredth of an Å beyond its ends.
+- **Averages** of the features over the atoms of an element in one structure: what all of them share, each a little of
+  it, such as another density. Only atoms count that are not new by themselves, and none of these is less new than their
+  average.
 
 Novelty is not an error estimate: a model may be accurate for an atom that it was not trained on, but nobody knows.
 """
@@ -27,8 +30,10 @@ from numpy.typing import NDArray
 
 from beadwork.disk import reading
 from beadwork.errors import ModelError
+from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.graph import Graph
+from beadwork.potential.pair_kernel import shortest
 
 #: the largest value returned: the extras are JSON, which has no infinity
 MAX_NOVELTY = 1000.0
@@ -108,12 +113,52 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Average:
+    """The averages y of one element's F features over a training frame: y = m @ projection - shift.
+
+    In y the atoms of one frame have unit variance, and without it the averages of frames would still differ by the
+    variance between (F,): with n atoms of the element, d^2 is the mean over features of y^2 / (between + 1/n).
+    projection (F, F), shift (F,). most: the largest n in training; larger structures are held to no finer scale.
+    edge: the distance that counts as 1.
+    """
+
+    projection: FloatArray
+    shift: FloatArray
+    between: FloatArray
+    most: int
+    edge: float
+
+    def distance(self, means: FloatArray, counts: IntArray) -> FloatArray:
+        """(S,): d over the edge, of the means (S, F) over so many atoms (S,)."""
+        y = means @ self.projection - self.shift
+        variance = self.between + 1 / np.minimum(counts, self.most)[:, None]
+        return np.asarray(np.sqrt((y**2 / variance).mean(axis=1)) / self.edge)
+
+    def distance_on_device(
+        self, features: torch.Tensor, known: torch.Tensor, of: torch.Tensor, systems: int
+    ) -> torch.Tensor:
+        """(S,): the same on the device, of features (n, F), which atoms count (n,), and the system of each (n,)."""
+        between, projection, shift = (
+            torch.from_numpy(array).to(features.device, non_blocking=True)
+            for array in (self.between, self.projection, self.shift)
+        )
+        weight = known.double()
+        counts = weight.new_zeros(systems).index_add(0, of, weight).clamp(min=1.0)[:, None]
+        # within what can be multiplied by 0
+        counted = features.clamp(-FARTHEST, FARTHEST) * weight[:, None]
+        sums = counted.new_zeros((systems, features.shape[1])).index_add(0, of, counted)
+        y = (sums / counts) @ projection - shift
+        return torch.sqrt((y**2 / (between + 1 / counts.clamp(max=self.most))).mean(dim=1)) / self.edge
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TrainingSet:
     """What one model's training frames looked like, atom by atom.
 
-    elements: (n,) atomic numbers, ascending. mixtures: by atomic number, but for elements of a few atoms. contacts:
-    (n, n, 2) Å, the range of the distance from an atom of one element (first index) to the nearest of another; the
-    cutoff where there was none.
+    elements: (n,) atomic numbers, ascending. mixtures: by atomic number, but for elements of a few atoms. averages: by
+    atomic number, but for elements in a few frames; none where an older file has none. contacts: (n, n, 2) Å, the
+    range of the distance from an atom of one element (first index) to the nearest of another; the cutoff where there
+    was none.
     cutoff: Å, of the model. frames: the hash of the frames, prefixed. atoms: how many of each element there were.
     model: the hash of the model whose features the mixtures are of (`Card.hash`); empty where an older file has none.
     """
@@ -125,6 +170,7 @@ class TrainingSet:
     frames: str
     atoms: Mapping[int, int]
     model: str = ""
+    averages: Mapping[int, Average] = field(default_factory=dict)
 
     def novelty(self, features: torch.Tensor, graph: Graph) -> torch.Tensor:
         """(A,) in float64, on the features' device, without waiting for it.
@@ -144,6 +190,13 @@ class TrainingSet:
         for z, mixture in self.mixtures.items():
             mine = np.flatnonzero(graph.numbers == z)
             found[mine] = np.maximum(found[mine], mixture.distance_on_host(features[mine]))
+        for z, average in self.averages.items():
+            mine = np.flatnonzero((graph.numbers == z) & (found <= NOVELTY_EDGE))
+            if len(mine):
+                first = np.flatnonzero(np.diff(graph.system[mine], prepend=-1))
+                counts = np.diff(first, append=len(mine))
+                shared = average.distance(np.add.reduceat(features[mine], first) / counts[:, None], counts)
+                found[mine] = np.maximum(found[mine], np.repeat(shared, counts))
         return np.minimum(found, MAX_NOVELTY)
 
     def _on_device(self, features: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -154,7 +207,14 @@ class TrainingSet:
             mine = torch.from_numpy(np.flatnonzero(graph.numbers == z)).to(device, non_blocking=True)
             found[mine] = mixture.distance(features[mine].double())
         contacts = torch.from_numpy(self.contact_novelty(graph)).to(device, non_blocking=True)
-        return torch.maximum(found, contacts).clamp(max=MAX_NOVELTY)
+        found = torch.maximum(found, contacts)
+        of = torch.from_numpy(graph.system).to(device, non_blocking=True)
+        for z, average in self.averages.items():
+            mine = torch.from_numpy(np.flatnonzero(graph.numbers == z)).to(device, non_blocking=True)
+            known = found[mine] <= NOVELTY_EDGE
+            shared = average.distance_on_device(features[mine].double(), known, of[mine], len(graph))
+            found[mine] = torch.where(known, torch.maximum(found[mine], shared[of[mine]]), found[mine])
+        return found.clamp(max=MAX_NOVELTY)
 
     def contact_novelty(self, graph: Graph) -> FloatArray:
         """(A,): how far the contacts of each atom are from the middle of their ranges; 1 at the ends."""
@@ -185,6 +245,14 @@ class TrainingSet:
                 f"height-{z}": mixture.height,
                 f"edge-{z}": np.array(mixture.edge),
             }
+        for z, average in self.averages.items():
+            arrays |= {
+                f"average-projection-{z}": average.projection.astype(np.float32),
+                f"average-shift-{z}": average.shift,
+                f"average-between-{z}": average.between,
+                f"average-most-{z}": np.array(average.most),
+                f"average-edge-{z}": np.array(average.edge),
+            }
         np.savez_compressed(file, **arrays)
 
 
@@ -207,6 +275,17 @@ def load_training_set(file: Path, model: str | None = None) -> TrainingSet:
             for z in elements
             if f"edge-{z}" in data
         }
+        averages = {
+            z: Average(
+                np.asarray(data[f"average-projection-{z}"], dtype=np.float64),
+                np.asarray(data[f"average-shift-{z}"], dtype=np.float64),
+                np.asarray(data[f"average-between-{z}"], dtype=np.float64),
+                int(data[f"average-most-{z}"]),
+                float(data[f"average-edge-{z}"]),
+            )
+            for z in elements
+            if f"average-edge-{z}" in data
+        }
         found = TrainingSet(
             elements,
             mixtures,
@@ -215,6 +294,7 @@ def load_training_set(file: Path, model: str | None = None) -> TrainingSet:
             str(data["frames"]),
             dict(zip(elements, data["atoms"].tolist(), strict=True)),
             str(data["model"]) if "model" in data else "",
+            averages,
         )
     # shapes are checked here, because a wrong one would fail at some step of a run, with a message about tensors
     n = len(elements)
@@ -228,6 +308,15 @@ def load_training_set(file: Path, model: str | None = None) -> TrainingSet:
         and all(np.isfinite(array).all() for array in (m.projection, m.shift, m.height))
         for m in mixtures.values()
     )
+    sane &= all(
+        a.projection.shape == (a.shift.size, a.shift.size)
+        and a.between.shape == a.shift.shape == (a.shift.size,)
+        and a.most > 0
+        and 0 < a.edge < np.inf
+        and all(np.isfinite(array).all() for array in (a.projection, a.shift, a.between))
+        and bool((a.between >= 0).all())
+        for a in averages.values()
+    )
     if not n or not sane:
         raise ModelError(f"{file} has arrays of wrong shapes or impossible values", again)
     if model is not None and found.model not in ("", model):
@@ -240,15 +329,12 @@ def load_training_set(file: Path, model: str | None = None) -> TrainingSet:
 
 def nearest(graph: Graph, elements: tuple[int, ...]) -> FloatArray:
     """(A, n) Å: the distance from each atom to the nearest of each of n elements, the cutoff where there is none."""
-    found = np.full((len(graph.numbers), len(elements)), graph.cutoff)
-    # reduceat gives nonsense for an empty run, so atoms without neighbours are left out
-    some = np.flatnonzero(graph.degree)
-    if len(some):
-        starts = np.concatenate(([0], np.cumsum(graph.degree)))[some]
-        kind = graph.numbers[graph.neighbor]
-        for k, z in enumerate(elements):
-            found[some, k] = np.minimum.reduceat(np.where(kind == z, graph.lengths, graph.cutoff), starts)
-    return found
+    # a column more for atoms of other elements
+    found = np.full((len(graph.numbers), len(elements) + 1), graph.cutoff)
+    kind = np.full(int(max(*elements, graph.numbers.max())) + 1, len(elements))
+    kind[list(elements)] = np.arange(len(elements))
+    shortest(graph.degree, graph.neighbor, graph.lengths, kind[graph.numbers], found)
+    return found[:, :-1]
 
 
 def read_features(state: Mapping[str, torch.Tensor]) -> list[tuple[IntArray, torch.Tensor | None]]:

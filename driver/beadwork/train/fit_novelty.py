@@ -2,7 +2,8 @@
 
 For each element a Gaussian mixture is fitted to the model's features. The number of components is chosen by the
 likelihood of atoms in blocks of frames that were left out, and the edge by the distances of atoms whose own block was
-left out: neighbours in time are so similar that they would make both look better than they are.
+left out: neighbours in time are so similar that they would make both look better than they are. So it is for averages
+over a frame, of which there are too few for a quantile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
 from beadwork.errors import LabelError, ModelError
 from beadwork.events import NOVELTY_EDGE
@@ -23,7 +25,7 @@ from beadwork.packages import pip_install
 from beadwork.potential.bundle import NOVELTY, Card, amend_card, check, load_card, members_of
 from beadwork.potential.features import features
 from beadwork.potential.graph import build
-from beadwork.potential.novelty import Mixture, TrainingSet, nearest
+from beadwork.potential.novelty import Average, Mixture, TrainingSet, nearest
 from beadwork.train.dataset import DATASET, Dataset, KnownFrame
 from beadwork.train.duplicates import frames_hash
 from beadwork.train.split import APART, blocks
@@ -43,6 +45,10 @@ MIN_ATOMS = 10
 OUTLIER_EDGE_RATIO = 1.5
 #: fraction of the training atoms beyond the edge
 FRACTION_BEYOND_EDGE = 1e-4
+#: an element has averages where it is in so many frames, and these have so many atoms more than one each
+MIN_FRAMES = 10
+#: the edge of averages lies so many standard deviations above the mean distance of frames left out
+DEVIATIONS = 5.0
 #: added to the variances of a component's whitened features, so that none collapses onto a few atoms
 VARIANCE_FLOOR = 1e-2
 
@@ -79,6 +85,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
     blocks_of_atoms = np.asarray(block)[owner]
     elements = tuple(int(z) for z in np.unique(numbers))
     mixtures: dict[int, Mixture] = {}
+    averages: dict[int, Average] = {}
     components: dict[int, int] = {}
     left_out = np.full(len(numbers), np.nan)
     for z in elements:
@@ -86,6 +93,10 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
         if len(mine) >= MIN_ATOMS:
             fold = _folds(blocks_of_atoms[mine], seed)  # of this element, which may be in few of the blocks
             mixtures[z], components[z], left_out[mine] = _fit_element(vectors[mine], fold, seed)
+            shared = _fit_average(vectors[mine], owner[mine], fold)
+            if shared is not None:
+                averages[z], of_frames = shared
+                left_out[mine] = np.maximum(left_out[mine], of_frames)
     if not mixtures:
         raise ModelError(f"the frames have fewer than {MIN_ATOMS} atoms of each element, too few for novelty")
     contacts = _contacts(frames, elements, cutoff)
@@ -96,6 +107,7 @@ def fit(frames: Sequence[Frame], block: Sequence[int], vectors: FloatArray, cuto
         cutoff,
         frames_hash(frames),
         {z: int((numbers == z).sum()) for z in elements},
+        averages=averages,
     )
     # in units of the edge, as a run has it
     new = left_out > NOVELTY_EDGE
@@ -225,6 +237,59 @@ def _fit_element(vectors: FloatArray, fold: IntArray, seed: int) -> tuple[Mixtur
     edge = edges[-2] if len(edges) > 2 and edges[-1] > OUTLIER_EDGE_RATIO * edges[-2] else edges[-1]
     mixture = whole.mixture(max(edge, 1e-6))  # identical atoms have no distances: no division by 0
     return mixture, best, left_out / mixture.edge
+
+
+def _fit_average(vectors: FloatArray, owner: IntArray, fold: IntArray) -> tuple[Average, FloatArray] | None:
+    """The averages of one element's features over frames, and each atom's novelty by them when its fold was left out.
+
+    owner: (A,) the frame of each atom, ascending. None for an element in few frames or with hardly more than one atom
+    in each.
+    """
+
+    def enough(kept: NDArray[np.bool_]) -> bool:
+        frames = len(np.unique(owner[kept]))
+        return frames >= MIN_FRAMES and int(kept.sum()) - frames >= MIN_FRAMES
+
+    folds = np.unique(fold)
+    if len(folds) < 2 or not all(enough(fold != part) for part in folds):
+        return None
+    left_out = np.empty(len(vectors))
+    for part in folds:
+        test = fold == part
+        means, counts, of = _means(vectors[test], owner[test])
+        left_out[test] = _average(vectors[~test], owner[~test]).distance(means, counts)[of]
+    first = np.flatnonzero(np.diff(owner, prepend=-1))  # a frame counts once, however many atoms it has
+    edge = float(left_out[first].mean() + DEVIATIONS * left_out[first].std())
+    average = replace(_average(vectors, owner), edge=max(edge, 1e-6))
+    return average, left_out / average.edge
+
+
+def _means(vectors: FloatArray, owner: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
+    """(S, F) the means over each frame's atoms, (S,) how many these are, (A,) the row of each atom."""
+    _, of, counts = np.unique(owner, return_inverse=True, return_counts=True)
+    means = np.zeros((len(counts), vectors.shape[1]))
+    np.add.at(means, of, vectors)
+    return means / counts[:, None], counts, of
+
+
+def _average(vectors: FloatArray, owner: IntArray) -> Average:
+    """The covariance within frames, whitened, and in these coordinates what is left of that of the means.
+
+    Variance components of a one-way layout with random effects (Searle, Casella and McCulloch, Variance Components,
+    1992), diagonal at once: that of a mean over n atoms is between + 1/n.
+    """
+    from sklearn.covariance import oas
+
+    means, counts, of = _means(vectors, owner)
+    free = (len(vectors) - len(means)) / len(vectors)  # a frame's atoms scatter less about their own mean
+    covariance, _ = oas(vectors - means[of], assume_centered=True)
+    values, axes = np.linalg.eigh(covariance / free)
+    white = axes / np.sqrt(np.maximum(values, values[-1] * 1e-12 + 1e-30))
+    centre = vectors.mean(axis=0)
+    y = (means - centre) @ white
+    between, turn = np.linalg.eigh(y.T @ y / len(y) - np.eye(len(white)) * (1 / counts).mean())
+    projection = white @ turn
+    return Average(projection, centre @ projection, np.maximum(between, 0.0), int(counts.max()), 1.0)
 
 
 class _Fit:
