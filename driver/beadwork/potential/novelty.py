@@ -11,8 +11,8 @@ which the largest counts:
 - **Contacts**, which need no model: the distance to the nearest atom of each element, compared with its range in the
   training frames. 0 in the middle of the range, 1 a hundredth of an Å beyond its ends.
 - **Averages** of the features over the atoms of an element in one structure: what all of them share, each a little of
-  it, such as another density. Only atoms count that are not new by themselves, and none of these is less new than their
-  average.
+  it, such as another density. They count where no atom of the structure is new by itself, or one stranger would make
+  all its kind new; and no atom is less new than the average of its element.
 
 Novelty is not an error estimate: a model may be accurate for an atom that it was not trained on, but nobody knows.
 """
@@ -134,19 +134,15 @@ class Average:
         variance = self.between + 1 / np.minimum(counts, self.most)[:, None]
         return np.asarray(np.sqrt((y**2 / variance).mean(axis=1)) / self.edge)
 
-    def distance_on_device(
-        self, features: torch.Tensor, known: torch.Tensor, of: torch.Tensor, systems: int
-    ) -> torch.Tensor:
-        """(S,): the same on the device, of features (n, F), which atoms count (n,), and the system of each (n,)."""
+    def distance_on_device(self, features: torch.Tensor, of: torch.Tensor, systems: int) -> torch.Tensor:
+        """(S,): the same on the device, of features (n, F) of the atoms that the systems `of` (n,) have; any number
+        where a system has none."""
         between, projection, shift = (
             torch.from_numpy(array).to(features.device, non_blocking=True)
             for array in (self.between, self.projection, self.shift)
         )
-        weight = known.double()
-        counts = weight.new_zeros(systems).index_add(0, of, weight).clamp(min=1.0)[:, None]
-        # within what can be multiplied by 0
-        counted = features.clamp(-FARTHEST, FARTHEST) * weight[:, None]
-        sums = counted.new_zeros((systems, features.shape[1])).index_add(0, of, counted)
+        counts = features.new_zeros((systems, 1)).index_add(0, of, torch.ones_like(features[:, :1])).clamp(min=1.0)
+        sums = features.new_zeros((systems, features.shape[1])).index_add(0, of, features)
         y = (sums / counts) @ projection - shift
         return torch.sqrt((y**2 / (between + 1 / counts.clamp(max=self.most))).mean(dim=1)) / self.edge
 
@@ -190,8 +186,9 @@ class TrainingSet:
         for z, mixture in self.mixtures.items():
             mine = np.flatnonzero(graph.numbers == z)
             found[mine] = np.maximum(found[mine], mixture.distance_on_host(features[mine]))
+        known = (np.maximum.reduceat(found, graph.ptr[:-1]) <= NOVELTY_EDGE)[graph.system]
         for z, average in self.averages.items():
-            mine = np.flatnonzero((graph.numbers == z) & (found <= NOVELTY_EDGE))
+            mine = np.flatnonzero((graph.numbers == z) & known)
             if len(mine):
                 first = np.flatnonzero(np.diff(graph.system[mine], prepend=-1))
                 counts = np.diff(first, append=len(mine))
@@ -209,11 +206,11 @@ class TrainingSet:
         contacts = torch.from_numpy(self.contact_novelty(graph)).to(device, non_blocking=True)
         found = torch.maximum(found, contacts)
         of = torch.from_numpy(graph.system).to(device, non_blocking=True)
+        known = found.new_zeros(len(graph)).index_add(0, of, (found > NOVELTY_EDGE).double()) == 0
         for z, average in self.averages.items():
             mine = torch.from_numpy(np.flatnonzero(graph.numbers == z)).to(device, non_blocking=True)
-            known = found[mine] <= NOVELTY_EDGE
-            shared = average.distance_on_device(features[mine].double(), known, of[mine], len(graph))
-            found[mine] = torch.where(known, torch.maximum(found[mine], shared[of[mine]]), found[mine])
+            shared = average.distance_on_device(features[mine].double(), of[mine], len(graph))
+            found[mine] = torch.maximum(found[mine], torch.where(known, shared, 0.0)[of[mine]])
         return found.clamp(max=MAX_NOVELTY)
 
     def contact_novelty(self, graph: Graph) -> FloatArray:

@@ -47,8 +47,9 @@ OUTLIER_EDGE_RATIO = 1.5
 FRACTION_BEYOND_EDGE = 1e-4
 #: an element has averages where it is in so many frames, and these have so many atoms more than one each
 MIN_FRAMES = 10
-#: the edge of averages lies so many standard deviations above the mean distance of frames left out
-DEVIATIONS = 5.0
+#: the edge of averages lies so many standard deviations above the mean distance of frames left out: at five, a relaxed
+#: start structure of liquid water is beyond it
+DEVIATIONS = 8.0
 #: added to the variances of a component's whitened features, so that none collapses onto a few atoms
 VARIANCE_FLOOR = 1e-2
 
