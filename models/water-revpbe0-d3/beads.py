@@ -1,7 +1,11 @@
 """Labels of quantum water: frames of beads with the forces of a published committee of neural networks for revPBE0-D3.
 
     pip install dftd3
-    python models/water-revpbe0-d3/beads.py c-nnp-model/ FRAMES.extxyz … OUT.extxyz
+    python models/water-revpbe0-d3/beads.py label c-nnp-model/ FRAMES.extxyz … OUT.extxyz
+    python models/water-revpbe0-d3/beads.py errors
+
+`errors` says how far the bundles here are from the labels in beads.extxyz.gz: 40 frames of single beads that the
+baseline here has sampled at 300 K: 64 H2O with 16 beads, 32 H2O with 20 and 24 economised and 32 ordinary ones.
 
 The 84 frames of DFT that the baseline learned from are of classical nuclei. No DFT of beads is at hand, but a committee
 that was trained on it is: C-NNP of generation 4 by Schran, Brezina and Marsalek (github.com/MarsalekGroup/paper-c-nnp,
@@ -16,6 +20,7 @@ narrow angular symmetry functions (J. Behler, J. Chem. Phys. 134, 074106, 2011),
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,9 @@ from ase.neighborlist import neighbor_list
 from frames import d3
 from tqdm import tqdm
 
+import beadwork
+
+HERE = Path(__file__).parent
 FORCE = units.Hartree / units.Bohr
 F64: dict[str, Any] = {"dtype": torch.float64}
 
@@ -139,14 +147,9 @@ def layers(file: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", type=Path, help="folder of nnp-1, nnp-2, …")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="frames, and last the file to write")
-    args = parser.parse_args()
-    *sources, out = args.files
-    torch.set_num_threads(1)
-    committee = Committee(args.networks)
+def label(networks: Path, sources: list[Path], out: Path) -> None:
+    """Write all frames with labels."""
+    committee = Committee(networks)
     labelled = []
     for atoms in tqdm([atoms for file in sources for atoms in ase.io.read(file, ":")], unit="frame"):
         energies, forces = committee(atoms)
@@ -155,9 +158,48 @@ def main() -> None:
         frame.info["DELTA_energy"], frame.arrays["DELTA_forces"] = d3(atoms)
         frame.info["LO_energy"] = float(energies.mean()) - frame.info["DELTA_energy"]
         frame.arrays["LO_forces"] = forces - frame.arrays["DELTA_forces"]
-        frame.info["REF_energy"], frame.arrays["REF_forces"] = float(energies.mean()), forces
         labelled.append(frame)
     ase.io.write(out, labelled, format="extxyz")
+
+
+def errors() -> None:
+    """Print the bundles' errors of forces, and by how much O-H bonds of some lengths are pulled back too little."""
+    frames = ase.io.read(HERE / "beads.extxyz.gz", ":")
+    asked = [beadwork.Frame.from_atoms(atoms) for atoms in frames]
+    for name, key in (("baseline", "LO"), *((f"delta-{m}", "DELTA") for m in range(4))):
+        potential = beadwork.load(HERE / name)
+        wrong = [potential.evaluate([frame]).forces for frame in asked]
+        wrong = [found - atoms.arrays[f"{key}_forces"] for found, atoms in zip(wrong, frames, strict=True)]
+        print(f"{name}: forces {1e3 * np.sqrt((np.concatenate(wrong) ** 2).mean()):.1f} meV/Å from {key}_forces")
+        if name != "baseline":
+            continue
+        bonds = []
+        for atoms, away in zip(frames, wrong, strict=True):
+            h, o, vectors, lengths = neighbor_list("ijDd", atoms, 1.4)
+            of = (atoms.numbers[h] == 1) & (atoms.numbers[o] == 8)
+            along = vectors[of] / lengths[of, None]
+            label = atoms.arrays["LO_forces"][h[of]]
+            bonds.append(np.stack((lengths[of], *(np.einsum("bi,bi->b", f, along) for f in (away[h[of]], label)))))
+        length, less, label = np.concatenate(bonds, axis=1)
+        for low, high in itertools.pairwise((0.7, 0.85, 0.95, 1.05, 1.1, 1.15, 1.2, 1.3)):
+            of = (length > low) & (length <= high)
+            too_little = f"{-less[of].mean():+.2f} too little of {label[of].mean():.2f} eV/Å"
+            print(f"  O-H {low} to {high} Å, {of.sum()}: {too_little}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("do", choices=("label", "errors"))
+    parser.add_argument("networks", type=Path, nargs="?", help="folder of nnp-1, nnp-2, …")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="frames, and last the file to write")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.do == "errors":
+        errors()
+    elif len(args.files) < 2:
+        parser.error("label wants the networks' folder, frames, and a file to write")
+    else:
+        label(args.networks, args.files[:-1], args.files[-1])
 
 
 if __name__ == "__main__":
