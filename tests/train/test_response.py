@@ -158,9 +158,9 @@ def test_a_committee_learns_and_answers(tmp_path: Path, capsys: pytest.CaptureFi
     import ase.io
 
     file, out = tmp_path / "labels.extxyz", tmp_path / "out"
-    examples = labelled(60)
+    examples = labelled(40)
     ase.io.write(file, [to_atoms(e) for e in examples], format="extxyz")
-    settings = {"members": 2, "epochs": 30, "hidden_irreps": "8x0e+8x1o+8x2e", "r_max": 3.0}
+    settings = {"members": 2, "epochs": 20, "hidden_irreps": "4x0e+4x1o+4x2e", "r_max": 3.0}
     (tmp_path / "train.toml").write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items()))
     command = ["train", str(file), "--as-dipole", "--out", str(out), "--settings", str(tmp_path / "train.toml")]
     assert main(command) == 0

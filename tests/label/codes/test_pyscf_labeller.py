@@ -126,7 +126,10 @@ def test_hartree_and_bohr_are_those_of_codata_2018() -> None:
         (BENT, 1, 1, {"theory": "MP2"}),
         (BENT, 1, 1, {"theory": "CCSD"}),
         (BENT, 0, 0, {"theory": "PBE", "grid": 3, "basis": "gth-dzvp", "pseudo": "gth-pbe"}),
-        (BENT, 0, 0, {"theory": "CCSD(T)", "basis": "ccecp-cc-pvdz", "ecp": "ccecp"}),
+        (BENT, 0, 0, {"theory": "MP2", "basis": "ccecp-cc-pvdz", "ecp": "ccecp"}),
+        pytest.param(
+            *(BENT, 0, 0, {"theory": "CCSD(T)", "basis": "ccecp-cc-pvdz", "ecp": "ccecp"}), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, int | dict) else "",
 )
