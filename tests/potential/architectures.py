@@ -14,8 +14,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ def _bias() -> dict[str, Any]:
     return {"readout_cls": blocks.NonLinearBiasReadoutBlock}
 
 
+POLAR = "PolarMACE"
+#: of a strain, by which MACE's energies are differentiated where its own virial is wrong
+STEP = 1e-3
 #: what differs from a ScaleShiftMACE of two residual interactions, L = 0, max_ell 3 and correlation 3, by row
 ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "ScaleShiftMACE, L = 0": dict,
@@ -84,6 +87,17 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
         "kind": "EnergyDipolesMACE",
         "hidden_irreps": "4x0e+4x1o",
         "MLP_irreps": "4x0e+4x1o",
+    },
+    # random charges that add up to nearly zero are divided by their sum, and scalars alone make that likely
+    POLAR: lambda: {"kind": "PolarMACE", "hidden_irreps": "4x0e+4x1o"},
+    f"{POLAR}, dipoles, two steps": lambda: {
+        "kind": "PolarMACE",
+        "hidden_irreps": "4x0e+4x1o",
+        "atomic_multipoles_max_l": 1,
+        "field_feature_max_l": 1,
+        "field_feature_widths": [1.0, 1.5],
+        "num_recursion_steps": 2,
+        "add_local_electron_energy": True,
     },
 }
 #: (eV/atom, eV/Å, eV of virial an atom) that each engine may differ from MACE by in float64; and all of them in float32
@@ -149,36 +163,78 @@ class Exact:
         )
 
 
-def exact(model: Any, some: Sequence[Frame]) -> list[Exact]:
-    """What MACE's own calculator answers for each frame."""
+@contextlib.contextmanager
+def calculator(model: Any) -> Iterator[Callable[[Frame], tuple[dict[str, Any], float]]]:
+    """MACE's own, in float64: gives the results for a frame, and its volume (Å³), 0 of a cluster."""
     guard = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mace.calculators import MACECalculator
 
-        kind = "EnergyDipoleMACE" if type(model).__name__ == "EnergyDipolesMACE" else "MACE"
-        keys = {"total_charge": "total_charge", "total_spin": "total_spin", "external_field": "external_field"}
+        name = type(model).__name__
+        keys = {key: key for key in ("total_charge", "total_spin", "external_field", "fermi_level")}
         heads = getattr(model, "heads", None) or ["Default"]
-        calculator = MACECalculator(
+        own = MACECalculator(
             models=[copy.deepcopy(model)],
             device="cpu",
             default_dtype="float64",
-            model_type=kind,
+            model_type={"EnergyDipolesMACE": "EnergyDipoleMACE", POLAR: POLAR}.get(name, "MACE"),
             info_keys=keys,
             head=heads[-1],
         )
-        found = []
-        for frame in some:
+
+        def answer(frame: Frame) -> tuple[dict[str, Any], float]:
             atoms = frame.to_atoms()
             atoms.info = {"total_charge": frame.charge, "total_spin": (frame.spin or 0) + 1}
-            calculator.calculate(atoms)
-            # a dipole model's results are of the charges that it is given, none
-            known = calculator.results
-            virial = -atoms.get_volume() * voigt_6_to_full_3x3_stress(known["stress"]) if any(frame.pbc) else None
-            found.append(Exact(float(known["energy"]), np.array(known["forces"]), virial))
+            own.calculate(atoms)
+            return own.results, atoms.get_volume() if any(frame.pbc) else 0.0
+
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # graph-longrange takes it as the precision of fields
+        try:
+            yield answer
+        finally:
+            torch.set_default_dtype(before)
     if guard is None:
         os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+
+
+def exact(model: Any, some: Sequence[Frame]) -> list[Exact]:
+    """What MACE's own calculator answers for each frame; of PolarMACE the virial is from differences of its energy."""
+    found = []
+    with calculator(model) as answer:
+        for frame in some:
+            # a dipole model's results are of the charges that it is given, none
+            known, volume = answer(frame)
+            energy, forces, virial = float(known["energy"]), np.array(known["forces"]), None
+            if volume and type(model).__name__ == POLAR:
+                virial = strained(frame, lambda one: float(answer(one)[0]["energy"]))
+            elif volume:
+                virial = -volume * voigt_6_to_full_3x3_stress(known["stress"])
+            found.append(Exact(energy, forces, virial))
     return found
+
+
+def dipole(model: Any, frame: Frame) -> np.ndarray:
+    """(3,) e Å: what MACE's own calculator answers of a PolarMACE."""
+    with calculator(model) as answer:
+        return np.array(answer(frame)[0]["dipole"])
+
+
+def strained(frame: Frame, energy: Callable[[Frame], float]) -> np.ndarray:
+    """(3, 3) eV: minus the slopes of the energy by a symmetric strain, by central differences of fourth order."""
+    virial = np.zeros((3, 3))
+    for i, j in np.argwhere(np.triu(np.ones((3, 3)))):
+        slope = 0.0
+        for times, weight in ((1, 8.0), (2, -1.0)):
+            for sign in (1, -1):
+                moved = np.eye(3)
+                moved[i, j] += times * sign * STEP / 2
+                moved[j, i] += times * sign * STEP / 2
+                one = replace(frame, positions=frame.positions @ moved, cell=frame.cell @ moved)
+                slope += sign * weight * energy(one) / (12 * STEP)
+        virial[i, j] = virial[j, i] = -slope
+    return virial
 
 
 def measure(name: str, folder: Path) -> Row:
@@ -232,9 +288,9 @@ def table(rows: Sequence[Row]) -> str:
         "",
         *(f"- {row.name}, {engine}: {why}" for row in rows for engine, why in row.without.items()),
         "",
-        "PolarMACE is refused: mace-torch 0.3.16 gives graph-longrange 0.4.0, the one version that fits, a volume and",
-        "a reciprocal cell that do not follow the strain, so the virial of a periodic system would be wrong. MACELES",
-        "needs `les`, which is in no package registry. Models of dipoles without an energy: extras.md. What is",
+        "PolarMACE needs graph-longrange 0.4.0 (the extra `longrange`). MACE's own calculator strains its edges alone,",
+        "and its virial lacks the long range: here the virial is held to differences of MACE's energy in its place.",
+        "MACELES needs `les`, which is in no package registry. Models of dipoles without an energy: extras.md. What is",
         "converted for cuequivariance is to be converted back first.",
     ]
     return "\n".join(lines) + "\n"

@@ -77,11 +77,11 @@ def random_mace(
             "atomic_numbers": list(elements),
             "radial_MLP": [16, 16],
         }
-        if kind in ("MACE", "ScaleShiftMACE"):
+        if kind in ("MACE", "ScaleShiftMACE", "PolarMACE"):
             chosen |= {"pair_repulsion": zbl, "heads": heads}
         if kind.startswith("Atomic"):
             chosen["atomic_energies"] = None
-        if kind == "ScaleShiftMACE":
+        if kind in ("ScaleShiftMACE", "PolarMACE"):
             chosen["atomic_inter_scale"] = scale if heads is None else [scale] * len(heads)
             chosen["atomic_inter_shift"] = shift if heads is None else [shift] * len(heads)
         model = getattr(modules, kind)(**chosen)

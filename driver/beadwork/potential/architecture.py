@@ -23,18 +23,43 @@ import torch
 
 from beadwork.errors import ModelError
 from beadwork.packages import pip_install
+from beadwork.potential.longrange import LONG_RANGE, check_package
 from beadwork.potential.memory import reason
 from beadwork.potential.sizes import check_sizes, terms
 
 #: of mace-torch 0.3.16, and where they are
 CLASSES = dict.fromkeys(
     ("MACE", "ScaleShiftMACE", "EnergyDipolesMACE", "AtomicDipolesMACE", "AtomicDielectricMACE"), "mace.modules.models"
-)
+) | dict.fromkeys(LONG_RANGE, "mace.modules.extensions")
 #: what each class answers, of those that answer anything besides or in place of an energy
 ANSWERS = {
     "EnergyDipolesMACE": ("energy", "dipole"),
     "AtomicDipolesMACE": ("dipole",),
     "AtomicDielectricMACE": ("dipole", "polarizability"),
+    "PolarMACE": ("energy", "dipole"),
+}
+#: arguments of PolarMACE, which keeps them under the same names, and what each may be; a width is in Å
+POLAR_SWITCHES = (
+    "field_si",
+    "include_electrostatic_self_interaction",
+    "add_local_electron_energy",
+    "quadrupole_feature_corrections",
+    "return_electrostatic_potentials",
+)
+POLAR_DEGREES = ("atomic_multipoles_max_l", "field_feature_max_l")
+POLAR_NUMBERS = {"kspace_cutoff_factor": (0.1, 10.0), "atomic_multipoles_smearing_width": (0.1, 100.0)}
+POLAR = (
+    *POLAR_SWITCHES,
+    *POLAR_DEGREES,
+    *POLAR_NUMBERS,
+    "num_recursion_steps",
+    "field_norm_factor",
+    "field_feature_widths",
+)
+#: names of mace-torch's for the parts of PolarMACE, by the argument that chooses them; the first where none is named
+POLAR_PARTS = {
+    "fixedpoint_update_config": "AgnosticEmbeddedOneBodyVariableUpdate",
+    "field_readout_config": "OneBodyMLPFieldReadout",
 }
 #: names of the functions between neurons
 GATES = ("silu", "tanh", "abs")
@@ -45,11 +70,12 @@ MOST = {
     "num_polynomial_cutoff": 100,
     "max_ell": 6,
     "num_interactions": 12,
+    "num_recursion_steps": 12,
 }
 MOST_CORRELATION, MOST_L, MOST_HEADS, MOST_LAYERS, MOST_WIDTH = 6, 8, 1000, 16, 10**6
 _IRREPS = re.compile(r"\d{1,5}x\d[eo](\+\d{1,5}x\d[eo])*")
 #: e3nn's and torch's defaults are those of the whole process, and threads that build models change them
-_building = threading.Lock()
+_defaults = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -86,13 +112,15 @@ def mace_imported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make it torch's default for a while: e3nn makes constants in the default precision, not in the model's."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    """Make it torch's default for a while: e3nn and graph-longrange make constants in the default precision, not in the
+    model's. Other threads that want this wait meanwhile."""
+    with _defaults:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def class_of(module: Any) -> str:
@@ -131,10 +159,12 @@ def rebuild(description: Any, state: Mapping[str, torch.Tensor]) -> Any:
     """
     try:
         name, arguments = _checked(description, state)
+        if name in LONG_RANGE:
+            check_package(f"a {name}")
         dtype = state["node_embedding.linear.weight"].dtype
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"it describes no model of mace-torch's ({type(error).__name__}: {error})") from error
-    with mace_imported(), _building:
+    with mace_imported(), _defaults:
         import e3nn
 
         kept = e3nn.get_optimization_defaults()
@@ -191,7 +221,7 @@ def _read(model: Any, name: str) -> dict[str, Any]:
     hidden = str(model.products[0].linear.irreps_out)
     last = str(model.products[-1].linear.irreps_out)
     correlations = [_correlation(product) for product in model.products]
-    one = name in ANSWERS
+    one = name in ANSWERS and name not in LONG_RANGE
     found = {
         "r_max": _r_max(model),
         "num_bessel": int(radial.out_dim),
@@ -228,6 +258,24 @@ def _read(model: Any, name: str) -> dict[str, Any]:
         found["readout_cls"] = "NonLinearReadoutBlock"
     if found["distance_transform"] == "NoneType":
         found["distance_transform"] = "None"
+    if name in LONG_RANGE:
+        found |= _read_polar(model)
+    return found
+
+
+def _read_polar(model: Any) -> dict[str, Any]:
+    """The arguments that only PolarMACE has."""
+    found = {key: getattr(model, key) for key in POLAR}
+    norms = model._field_feature_norms
+    found["field_feature_norms"] = None if norms is None else [float(x) for x in norms]
+    for key, part in POLAR_PARTS.items():
+        # a class, or its name; what else it may say chooses nothing in mace-torch 0.3.16
+        said = getattr(model, f"_{key}")
+        if unknown := set(said) - {"type", "potential_embedding_cls", "nonlinearity_cls"}:
+            raise ModelError(f"its {key} has {', '.join(sorted(unknown))}, which beadwork does not know")
+        kind = said.get("type", part)
+        found[key] = {"type": kind if isinstance(kind, str) else kind.__name__}
+    found["keep_last_layer_irreps"] = True
     return found
 
 
@@ -359,6 +407,18 @@ def _check_argument(key: str, value: Any, given: Mapping[str, Any]) -> None:
         good = isinstance(value, list) and len(value) <= MOST["num_interactions"] and all(map(_number, value))
     elif key == "r_max":
         good = _number(value) and 0 <= value < 1000
+    elif key in POLAR_DEGREES:
+        good = _whole(value, 0, 1)
+    elif key in POLAR_NUMBERS:
+        good = _number(value) and POLAR_NUMBERS[key][0] <= value <= POLAR_NUMBERS[key][1]
+    elif key == "field_norm_factor":
+        good = _number(value)
+    elif key in ("field_feature_widths", "field_feature_norms"):
+        good = value is None and key.endswith("norms")
+        good = good or (isinstance(value, list) and 0 < len(value) <= MOST["num_bessel"] and all(map(_number, value)))
+        good = good and (key.endswith("norms") or all(0.1 <= width <= 100 for width in value))
+    elif key in POLAR_PARTS:
+        good = value == {"type": POLAR_PARTS[key]}
     elif key == "embedding_specs":
         good = value is None or (isinstance(value, dict) and all(map(_sane_spec, value.values())))
     else:

@@ -43,6 +43,7 @@ from beadwork.potential.engine import Energies, Response
 from beadwork.potential.first_run import announce, made_here
 from beadwork.potential.graph import Graph, build
 from beadwork.potential.heads import MEAN, Heads, join
+from beadwork.potential.longrange import by_differences
 from beadwork.potential.memory import reason
 from beadwork.potential.native import NativeEngine, available
 from beadwork.potential.response import (
@@ -53,7 +54,7 @@ from beadwork.potential.response import (
     POLARIZABILITY_UNITS,
     ResponseEvaluator,
 )
-from beadwork.potential.state import CHARGE, SPIN, check_trained_on, wanted
+from beadwork.potential.state import CHARGE, SPIN, check_trained_on, sample, wanted
 from beadwork.potential.torchscript import ModuleEvaluator, load_module
 from beadwork.potential.weights import read_weights, write_weights
 
@@ -61,6 +62,8 @@ from beadwork.potential.weights import read_weights, write_weights
 NO_NATIVE_KEYS = ("native", "native_remedy")
 #: why a model of dipoles alone runs in no other engine
 NO_ENERGY = "it has no energy"
+#: entry of a card: e Å, by how much the dipole of a small cluster fails to turn with it
+UNTURNED = "dipole_unturned"
 #: a rotation with a reflection, by which dipoles and polarizabilities must turn
 TURN = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [-0.48, -0.64, -0.6]])
 #: their values; both None where there is a native model
@@ -328,10 +331,12 @@ def _about_response(source: Path, model: Any, about: Mapping[str, Any]) -> dict[
     return found
 
 
-def _make_response(source: Path, eager: Any, bundle: Path, card: Mapping[str, Any]) -> None:
+def _make_response(source: Path, eager: Any, bundle: Path, card: dict[str, Any]) -> None:
     """Write the weights, where they are not there, and hold what is made from them to the model's own dipoles.
 
-    Raises ModelError where it cannot be made again, or does not turn with the atoms as a vector or a tensor does.
+    Of a model whose own dipole does not turn exactly with a cluster (`longrange.by_differences`), the card is told by
+    how much. Raises ModelError where it cannot be made again, or does not turn with the atoms as a vector or a tensor
+    does.
     """
     name, file = type(eager).__name__, bundle / WEIGHTS
     try:
@@ -355,6 +360,9 @@ def _make_response(source: Path, eager: Any, bundle: Path, card: Mapping[str, An
             )
         # the second structure is the first, turned and reflected
         apart = float(np.abs(np.einsum(turned, *[TURN] * mine[0].ndim, mine[0]) - mine[1]).max())
+        if by_differences(eager):
+            card[UNTURNED] = apart
+            continue
         # random weights have small ones, and rounding of float32 is relative
         if not apart < 1e-4 * max(1e-3, float(np.abs(mine).max())):
             raise ModelError(
@@ -367,8 +375,8 @@ def _responses(module: Any, card: Mapping[str, Any]) -> Response:
     """What it answers for a cluster of its elements, and the same turned and reflected."""
     box = trial(card["elements"], card["cutoff"]).part(0, 1)
     # charges that are no whole numbers have a dipole in a cluster alone
-    charge = 0 if wanted(module) else None
-    alone = Frame(box.numbers, box.positions, np.zeros((3, 3)), (False,) * 3, charge=charge)
+    charge, spin = sample(module, box.numbers.tolist())[0] if wanted(module) else (None, None)
+    alone = Frame(box.numbers, box.positions, np.zeros((3, 3)), (False,) * 3, charge=charge, spin=spin)
     graph = build([alone, replace(alone, positions=alone.positions @ TURN.T)], card["cutoff"])
     with mace_imported(), default_dtype(torch.float64):
         return ResponseEvaluator(module, "float64", "cpu", card).evaluate(graph)

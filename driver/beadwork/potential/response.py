@@ -7,13 +7,14 @@ integers of each element (Stocco, Carbogno and Rossi, arXiv:2502.02413): along a
 into the next mu changes by e N_i a, the quantum of polarization, so that each of its branches is right and Z has none.
 Positions are taken as they are sent: i-PI does not fold them unless its `<ffsocket pbc='True'>` says so.
 
-AtomicDielectricMACE has charges of its own in place of N_i, which are no integers. Their sum over a periodic system
-means nothing, and it is refused there; its polarizability is not touched by that.
+AtomicDielectricMACE and PolarMACE have charges of their own in place of N_i, which are no integers. Their sum over a
+periodic system means nothing, and it is refused there; a polarizability is not touched by that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +26,14 @@ from ase.data import atomic_numbers, chemical_symbols
 from beadwork.config import ALSO
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
-from beadwork.potential.architecture import answers_of
+from beadwork.potential.architecture import answers_of, default_dtype
 from beadwork.potential.bundle import Checked, reopen
 from beadwork.potential.device import bring, to_host
 from beadwork.potential.eager import load_weights
 from beadwork.potential.engine import Response, join
 from beadwork.potential.evaluation import Quantity
 from beadwork.potential.graph import Graph
+from beadwork.potential.longrange import centres
 from beadwork.potential.state import trained_on
 from beadwork.potential.torchscript import CPU_EDGES_PER_PIECE, Inputs
 from beadwork.units import BOHR, HARTREE
@@ -43,7 +45,12 @@ POLARIZABILITY_UNITS = {"eang2/V": 1.0, "ang3": 1.0 / (HARTREE * BOHR), "atomic_
 #: entries of a card about these, besides `answers`
 DIPOLE_UNIT, POLARIZABILITY_UNIT, OXIDATION = "dipole_unit", "polarizability_unit", "oxidation"
 #: what mace-torch's own sums of charges times positions are in, of each class
-OWN_UNIT = {"EnergyDipolesMACE": "debye", "AtomicDipolesMACE": "debye", "AtomicDielectricMACE": "eang"}
+OWN_UNIT = {
+    "EnergyDipolesMACE": "debye",
+    "AtomicDipolesMACE": "debye",
+    "AtomicDielectricMACE": "eang",
+    "PolarMACE": "eang",
+}
 
 
 class ResponseEvaluator:
@@ -71,9 +78,10 @@ class ResponseEvaluator:
             parameter.requires_grad_(False)
         self._whole, self._born = whole, whole and born
         #: whether its dipole is made of charges that it gives the atoms itself
-        self._charged = "polarizability" in answers_of(module)
+        self._tensor = "polarizability" in answers_of(module)
+        self._charged = self._tensor or self.inputs.long_range
         self._dipole = DIPOLE_UNITS[_unit(about, DIPOLE_UNIT, DIPOLE_UNITS)]
-        if self._charged:
+        if self._tensor:
             self._polarizability = POLARIZABILITY_UNITS[_unit(about, POLARIZABILITY_UNIT, POLARIZABILITY_UNITS)]
         self._oxidation = _by_number(about.get(OXIDATION), sorted(module.atomic_numbers.tolist()))
         if self._charged and self._oxidation is not None:
@@ -89,17 +97,19 @@ class ResponseEvaluator:
         if fixed is not None:
             _check_charge(graph, np.add.reduceat(fixed, graph.ptr[:-1]))
         # the module makes the positions a variable; vectors are positions' differences plus what stands for shifts
-        with torch.set_grad_enabled(self._born):
+        constants = default_dtype(self.inputs.dtype) if self.inputs.long_range else nullcontext()
+        with torch.set_grad_enabled(self._born), constants:
             out = self._module(data, training=False, compute_force=False)
         charges, polarizabilities = None, None
-        if self._charged:
+        if self._tensor:
             polarizabilities = self._polarizability * to_host(out["polarizability"].detach().double())
         if not self._whole:
             return Response(None, None, polarizabilities)
         dipole = out["dipole"]
         if self._charged:
             charges = out["charges"]
-            dipole = dipole + self._of_charges(charges, graph)
+            if not self.inputs.long_range:  # whose positions are those about the centre
+                dipole = dipole + self._of_charges(charges, graph)
         found = [dipole.detach().flatten()]
         if self._born:
             found += [
@@ -116,7 +126,7 @@ class ResponseEvaluator:
         if charges is not None:
             # float64: what its centre adds is the same for all charges that add up to the same
             totals = np.add.reduceat(to_host(charges.detach().double()), graph.ptr[:-1])
-            dipoles = dipoles + self._dipole * totals[:, None] * _centers(graph)
+            dipoles = dipoles + self._dipole * totals[:, None] * centres(graph)
         if fixed is not None:
             dipoles = dipoles + np.add.reduceat(fixed[:, None] * graph.positions, graph.ptr[:-1])
             if self._born:
@@ -128,15 +138,17 @@ class ResponseEvaluator:
 
         The module itself adds Σ_i q_i x_i, with positions x that are zero and have the derivatives q_i.
         """
-        places = graph.positions - _centers(graph)[graph.system]
+        places = graph.positions - centres(graph)[graph.system]
         given = bring(graph, self.inputs.dtype, self.inputs.device)
         terms = charges[:, None] * torch.as_tensor(places, dtype=charges.dtype, device=charges.device)
         return torch.zeros((len(graph), 3), dtype=terms.dtype, device=terms.device).index_add(0, given.batch, terms)
 
     def _check_images(self, graph: Graph) -> None:
-        crossing = np.flatnonzero((graph.images != 0).any(axis=1)[graph.image])
+        crossing = graph.system[graph.neighbor[(graph.images != 0).any(axis=1)[graph.image]]]
+        if self.inputs.long_range:  # its charges depend on all images, whether edges cross or not
+            crossing = np.flatnonzero(graph.pbc.any(axis=1))
         if len(crossing):
-            system = int(graph.system[graph.neighbor[crossing[0]]])
+            system = int(crossing[0])
             raise ModelError(
                 f"{graph.where(system)} is periodic, and the model's dipole is a sum over charges that are no whole "
                 "numbers, which depends on the images that the positions stand for",
@@ -254,9 +266,3 @@ def _check_charge(graph: Graph, totals: FloatArray) -> None:
                 f"{charge:+d} e",
                 "correct the charge (--charge), or import the model with other oxidation numbers",
             )
-
-
-def _centers(graph: Graph) -> FloatArray:
-    """(S, 3) Å."""
-    sums: FloatArray = np.add.reduceat(graph.positions, graph.ptr[:-1])
-    return sums / np.diff(graph.ptr)[:, None]

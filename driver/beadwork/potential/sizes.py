@@ -32,7 +32,8 @@ def check_sizes(name: str, given: Mapping[str, Any], shapes: Shapes, elements: i
     # the last layer has scalars alone, or what a dipole or a polarizability needs; a single layer of these has all
     needed = {"EnergyDipolesMACE": hidden[:2], "AtomicDipolesMACE": hidden[1:2], "AtomicDielectricMACE": hidden}
     dipoles, last = name in needed, needed.get(name, hidden[:1])
-    if given.get("keep_last_layer_irreps") if layers > 1 else dipoles:
+    polar = name == "PolarMACE"
+    if polar or (given.get("keep_last_layer_irreps") if layers > 1 else dipoles):
         last = hidden
     edge = terms(given["edge_irreps"]) if given.get("edge_irreps") and not dipoles else None
     for i in range(layers):
@@ -49,6 +50,8 @@ def check_sizes(name: str, given: Mapping[str, Any], shapes: Shapes, elements: i
     if layers > 1 and given.get("readout_cls") != "LinearReadoutBlock":
         _check_readout(given, shapes, last, heads, dipoles=dipoles)
     _check_embedding(given.get("embedding_specs") or {}, shapes, channels)
+    if polar:
+        _check_polar(given, shapes, hidden, heads)
 
 
 def terms(irreps: str) -> Terms:
@@ -155,3 +158,22 @@ def _check_embedding(specs: Mapping[str, Any], shapes: Shapes, channels: int) ->
             _same(shapes, f"{embedder}.2.weight", width, width)
     if specs:
         _same(shapes, "joint_embedding.project.0.weight", channels, sum(spec["emb_dim"] for spec in specs.values()))
+
+
+def _check_polar(given: Mapping[str, Any], shapes: Shapes, hidden: Terms, heads: int) -> None:
+    """The multipoles of the atoms, the features of their field, and the steps between the two."""
+    steps, widths = given["num_recursion_steps"], len(given["field_feature_widths"])
+    if (there := _children(shapes, "field_dependent_charges_maps")) != steps:
+        raise ValueError(f"num_recursion_steps is {steps}, and its weights have {there} steps")
+    multipoles = [(2, degree, (-1) ** degree) for degree in range(given["atomic_multipoles_max_l"] + 1)]
+    for layer in range(given["num_interactions"]):
+        _same(shapes, f"lr_source_maps.{layer}.linear.weight", _weights(hidden, multipoles))
+    _same(shapes, "field_feature_norms", widths * (given["field_feature_max_l"] + 1) ** 2)
+    field = [(2 * widths, degree, (-1) ** degree) for degree in range(given["field_feature_max_l"] + 1)]
+    for step in range(steps):
+        part = f"field_dependent_charges_maps.{step}.potential_embedding.potential_linear.weight"
+        _same(shapes, part, _weights(field, hidden))
+    neurons = terms(given["MLP_irreps"])
+    _same(shapes, "fukui_source_map.linear_1.weight", _weights(hidden, neurons))
+    if (norms := given["field_feature_norms"]) and len(norms) != widths * (given["field_feature_max_l"] + 1):
+        raise ValueError(f"field_feature_norms has {len(norms)} numbers, not one for each width and degree")

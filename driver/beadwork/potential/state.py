@@ -24,9 +24,9 @@ CHARGE, SPIN = "total_charge", "total_spin"
 
 def wanted(module: Any) -> tuple[str, ...]:
     """What a module wants to be told of each system, by mace-torch's names."""
-    # what the charges of a dielectric model add up to
-    always = (CHARGE,) if class_of(module) == "AtomicDielectricMACE" else ()
-    return tuple(getattr(module, "embedding_specs", None) or always)
+    # what the charges that it gives its atoms add up to, and the electrons of either spin
+    always = {"AtomicDielectricMACE": (CHARGE,), "PolarMACE": (CHARGE, SPIN)}.get(class_of(module), ())
+    return tuple(dict.fromkeys((*always, *(getattr(module, "embedding_specs", None) or ()))))
 
 
 def embedded(spec: Mapping[str, Any]) -> range | None:
@@ -70,12 +70,13 @@ def sample(module: Any, numbers: Sequence[int]) -> list[tuple[int, int]]:
     Where it wants none, no charge and the fewest unpaired electrons.
     """
     specs, nuclei = getattr(module, "embedding_specs", None) or {}, int(sum(numbers))
-    charges = sorted(embedded(specs.get(CHARGE, {})) or (-1, 0, 1), key=abs)[:3] if CHARGE in specs else [0]
+    asked = wanted(module)
+    charges = sorted(embedded(specs.get(CHARGE, {})) or (-1, 0, 1), key=abs)[:3] if CHARGE in asked else [0]
     multiplicities = embedded(specs.get(SPIN, {}))
     found = []
     for charge in charges:
         lowest = (nuclei - charge) % 2
-        for spin in (lowest, lowest + 2) if SPIN in specs else (lowest,):
+        for spin in (lowest, lowest + 2) if SPIN in asked else (lowest,):
             if spin <= nuclei - charge and (multiplicities is None or spin + 1 in multiplicities):
                 found.append((charge, spin))
     return found

@@ -14,13 +14,14 @@ import torch
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
 from beadwork.packages import pip_install
-from beadwork.potential.architecture import class_of
+from beadwork.potential.architecture import class_of, default_dtype
 from beadwork.potential.bundle import FILES, MODEL, Card, Checked, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
 from beadwork.potential.engine import Energies, join
 from beadwork.potential.first_run import announce
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import Heads, load_heads, said
+from beadwork.potential.longrange import LONG_RANGE, place, prepare, strain, together
 from beadwork.potential.memory import reason
 from beadwork.potential.novelty import TrainingSet, load_training_set, read_features
 from beadwork.potential.reference_answer import hold
@@ -148,6 +149,8 @@ class Inputs:
         self.dtype, self.device = getattr(torch, dtype), torch.device(device)
         #: whether it wants fixed charges of the atoms, which its dipole begins from
         self._dipoles = class_of(module) in ("EnergyDipolesMACE", "AtomicDipolesMACE")
+        #: whether its electrostatics take positions and cells, besides edges
+        self.long_range = class_of(module) in LONG_RANGE
         numbers = module.atomic_numbers.cpu()
         attrs = torch.zeros((int(numbers.max()) + 1, len(numbers)), dtype=self.dtype)
         attrs[numbers, torch.arange(len(numbers))] = 1.0
@@ -162,7 +165,7 @@ class Inputs:
         # differences of large (unwrapped) coordinates are then never formed in float32, and the model's own
         # derivatives by positions and strain are the forces and the virial as ever.
         # Edges run from the neighbor to the center, so that messages are summed in order.
-        return {
+        data = {
             "positions": torch.zeros((atoms, 3), dtype=self.dtype, device=self.device),
             "unit_shifts": given.vectors,
             "shifts": given.vectors,
@@ -176,6 +179,9 @@ class Inputs:
             **({"charges": torch.zeros(atoms, dtype=self.dtype, device=self.device)} if self._dipoles else {}),
             **self.wants.of(graph, self.dtype, self.device),
         }
+        if self.long_range:
+            place(graph, data, self.dtype, self.device)
+        return data
 
 
 class ModuleEvaluator:
@@ -207,6 +213,8 @@ class ModuleEvaluator:
         reference[numbers] = torch.atleast_2d(energies)[index]
         self._reference = reference.to(self._device)
         self._module = module.to(self._device, self._dtype).eval()
+        if self._inputs.long_range:
+            prepare(module)
         with torch.no_grad():
             module.atomic_energies_fn.atomic_energies.zero_()
         # forces are derivatives by positions alone: gradients of the weights would take time and memory for nothing
@@ -222,6 +230,8 @@ class ModuleEvaluator:
     def features(self, graph: Graph) -> FloatArray:
         """(A, F): the scalars of all layers, as `read_features` has them. Raises ModelError where there are none."""
         self._layers = self._layers or self._find_features()
+        if self._inputs.long_range and not together(graph):
+            return np.concatenate([self.features(graph.part(s, s + 1)) for s in range(len(graph))])
         return to_host(self._read_features(self.outputs(graph)))
 
     def _read_features(self, out: dict[str, Any]) -> torch.Tensor:
@@ -236,6 +246,8 @@ class ModuleEvaluator:
 
         weights: (A,), of the atoms' energies in the whole result; None for 1.
         """
+        if self._inputs.long_range and not together(graph):
+            return join([self.evaluate(graph.part(s, s + 1), weights) for s in range(len(graph))])
         systems, atoms = len(graph), len(graph.numbers)
         if weights is not None and not self._of_atoms:
             raise ModelError("the model's energy is not the sum of its atoms', so these cannot be weighed")
@@ -264,7 +276,13 @@ class ModuleEvaluator:
 
         The energies are without the atoms' reference energies.
         """
-        return self._call(self._inputs.of(graph), derive=True)
+        data = self._inputs.of(graph)
+        if not self._inputs.long_range:
+            return self._call(data, derive=True)
+        by = strain(data)
+        with default_dtype(self._dtype):
+            out = self._call(data, derive=False, displace=False)
+        return {**out, **_derived(out["energy"].sum(), by)}
 
     def _weighted(self, graph: Graph, weights: FloatArray) -> dict[str, Any]:
         """The same with derivatives of the weighted sum of the atoms' energies; the energies themselves unweighted."""
@@ -275,11 +293,11 @@ class ModuleEvaluator:
         total = (node * torch.as_tensor(weights, dtype=node.dtype, device=self._device)).sum()
         return {**out, **_derived(total, (positions, out["displacement"]))}  # MACE's name for the strain
 
-    def _call(self, data: dict[str, torch.Tensor], *, derive: bool) -> dict[str, Any]:
+    def _call(self, data: dict[str, torch.Tensor], *, derive: bool, displace: bool = True) -> dict[str, Any]:
         # TorchScript's profiler would make the first three calls three times slower, and gains nothing after
         with torch.jit.optimized_execution(False):
             out: dict[str, Any] = self._module(
-                data, training=False, compute_force=derive, compute_virials=derive, compute_displacement=True
+                data, training=False, compute_force=derive, compute_virials=derive, compute_displacement=displace
             )
         return out
 
