@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from beadwork.analyse.command import add as add_analyse
-from beadwork.config import ALSO, GROUPS, ROLES, ServeConfig, resolve
+from beadwork.config import ADDITIONS, ALSO, GROUPS, ROLES, ServeConfig, resolve
 from beadwork.errors import BeadworkError, ConfigError
 from beadwork.json_form import as_json, failure
 from beadwork.log import Alarm, logger, painted, print_progress, set_up
@@ -271,6 +271,8 @@ def _training(commands: Any) -> None:
         help="learn the labels' dipoles, and their polarizabilities where all have them: for --also dipole=DIR",
     )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the committee, or the bundle")
+    text = "what is added by formula where the models will be served, and so is taken from the labels (docs/models.md)"
+    train.add_argument("--add", type=_named, nargs="+", default=[], metavar="KIND=PARAMETERS", help=text)
     train.add_argument(
         "--from",
         dest="previous",
@@ -354,7 +356,7 @@ def _option(parser: argparse._ArgumentGroup, entry: Declared, said: str) -> None
     elif setting.commas:
         how["type"] = lambda text: text.split(",")
     elif typing.get_origin(kind) is dict:
-        how |= {"type": _pair if setting.path else _role, "nargs": "+"}
+        how |= {"type": {"at": _role, "also": _pair}.get(entry.key, _named), "nargs": "+"}
     elif typing.get_origin(kind) is list:
         how["nargs"] = "+"
     if setting.choices:
@@ -392,6 +394,13 @@ def _pair(text: str) -> tuple[str, str]:
     return role, path
 
 
+def _named(text: str) -> tuple[str, str]:
+    kind, equals, value = text.partition("=")
+    if not equals or kind not in ADDITIONS or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=PARAMETERS with a kind of {', '.join(ADDITIONS)}")
+    return kind, value
+
+
 def _resolved(args: argparse.Namespace) -> ServeConfig:
     """What was typed, joined with a TOML file."""
     typed = {
@@ -400,12 +409,17 @@ def _resolved(args: argparse.Namespace) -> ServeConfig:
         # what argparse or a command has added, and is no setting of a server
         if key not in ("call", "start", "steps", "instead", "verbosity", "json")
     }
-    for key in {"at", "also"} & typed.keys():
-        # argparse collects pairs
-        pairs, typed[key] = typed[key], dict(typed[key])
-        if len(typed[key]) < len(pairs):
-            raise ConfigError(f"--{key} names one of {', '.join(name for name, _ in pairs)} twice", "name each once")
+    for key in {"at", "also", "add"} & typed.keys():
+        typed[key] = _by_name(key, typed[key])
     return resolve(typed, args.instead)
+
+
+def _by_name(key: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The pairs that argparse collects. Raises ConfigError for a name that is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ConfigError(f"--{key} names one of {', '.join(name for name, _ in pairs)} twice", "name each once")
+    return found
 
 
 def _configured(args: argparse.Namespace, config: ServeConfig | None = None) -> tuple[ServeConfig, str]:
@@ -535,11 +549,13 @@ def _train(args: argparse.Namespace) -> int:
             )
         response = None
         if args.as_dipole:
+            if args.add:
+                raise ConfigError("--add is of energies, and dipoles are learned (--as-dipole)", "leave it out")
             response = ResponseKeys(
                 args.dipole_key, args.polarizability_key, args.dipole_unit, args.polarizability_unit
             )
         keys = args.energy_key, args.forces_key, response
-        examples = read_examples(args.labels, args.baseline, args.method, *keys)
+        examples = read_examples(args.labels, args.baseline, args.method, *keys, add=_by_name("add", args.add))
         if args.as_dipole:
             train_response(examples, args.out, settings, print_progress, command)
         elif args.as_baseline:
@@ -553,6 +569,7 @@ def _validate(args: argparse.Namespace) -> int:
     from beadwork.potential.threads import set_threads
 
     set_threads(1)
+    from beadwork.train.dataset import Dataset
     from beadwork.train.label_file import read_examples
     from beadwork.train.settings import TrainSettings
     from beadwork.train.validate import PAGE, as_form, validate, write_page
@@ -560,7 +577,11 @@ def _validate(args: argparse.Namespace) -> int:
     if (args.labels or args.curve) and args.baseline is None:
         raise ConfigError("--labels and --curve need the baseline that Δ is added to", "give --baseline")
     keys = args.energy_key, args.forces_key
-    labels = read_examples(args.labels, args.baseline, args.method, *keys) if args.labels else None
+    labels = None
+    if args.labels:
+        # as the committee's own: what is added to the baseline is no choice any more
+        add = Dataset.read(args.committee).add
+        labels = read_examples(args.labels, args.baseline, args.method, *keys, add=add)
     settings = TrainSettings.read(args.settings) if args.settings else TrainSettings()
     say = partial(logger.info, "%s") if args.json else print_progress
     validation = validate(args.committee, labels, settings if args.curve else None, args.baseline, say)

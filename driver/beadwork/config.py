@@ -20,8 +20,9 @@ from beadwork.toml import fit, read_toml
 ROLES = ("sum", "baseline", "delta")
 # what further models may answer with, beside the forces
 ALSO = ("dipole", "polarizability")
-# dispersion by formula, which is added to the baseline; atm: with three-body terms, which D4 has always
-ADDITIONS = ("d3bj", "d3bj-atm", "d3zero", "d3zero-atm", "d4")
+# what is added to the baseline by formula: dispersion (atm: with three-body terms, which D4 has always), and the
+# repulsion of close nuclei
+ADDITIONS = ("d3bj", "d3bj-atm", "d3zero", "d3zero-atm", "d4", "zbl")
 ENGINES = ("auto", "native", "torchscript", "eager")
 DTYPES = ("float64", "float32")
 ON_MARK = ("stop", "count")
@@ -79,8 +80,8 @@ class ModelSettings(Options):
     )
     add: dict[str, str] = setting(
         {},
-        f"dispersion added to the baseline by formula: {', '.join(ADDITIONS)}, with whose parameters (docs/models.md)",
-        metavar="KIND=FUNCTIONAL",
+        f"what is added to the baseline by formula: {', '.join(ADDITIONS)}, with whose parameters (docs/models.md)",
+        metavar="KIND=PARAMETERS",
     )
     engine: str = setting(
         "auto",

@@ -575,7 +575,8 @@ def begin_of(xml: str) -> str:
 
 
 def test_the_loop_knows_a_committee_as_the_server_does(tmp_path: Path) -> None:
-    """It waits until that committee has answered, by its hash: weights of the card, and those that were typed, too."""
+    """It waits until that committee has answered, by its hash: weights of the card, and those that were typed, too, and
+    what is added to the baseline."""
     shipped = Path(__file__).parents[2] / "models" / "water-revpbe0-d3"
     baseline, folder = shipped / "baseline", tmp_path / "committee"
     for name in ("delta-0", "delta-1"):
@@ -587,4 +588,8 @@ def test_the_loop_knows_a_committee_as_the_server_does(tmp_path: Path) -> None:
             potential = load(baseline, [folder], "torchscript", weights=typed)
             assert served(baseline, folder, typed) == potential.identity
             found.add(potential.identity)
-    assert len(found) == 3
+    add = {"zbl": "1"}
+    potential = load(baseline, [folder], "torchscript", add=add)
+    assert served(baseline, folder, add=add) == potential.identity
+    found.add(potential.identity)
+    assert len(found) == 4

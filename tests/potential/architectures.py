@@ -55,7 +55,7 @@ def _bias() -> dict[str, Any]:
 
 POLAR = "PolarMACE"
 #: of a strain, by which MACE's energies are differentiated where its own virial is wrong
-STEP = 1e-3
+STEP = 5e-4
 #: what differs from a ScaleShiftMACE of two residual interactions, L = 0, max_ell 3 and correlation 3, by row
 ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "ScaleShiftMACE, L = 0": dict,

@@ -12,9 +12,10 @@ import pytest
 from beadwork.config import ServeConfig
 from beadwork.errors import ConfigError, ModelError
 from beadwork.frame import Frame
+from beadwork.potential.additions import open_additions
 from beadwork.potential.analytic import Harmonic
 from beadwork.potential.bundle import MODEL, Card
-from beadwork.potential.dispersion import KINDS, Dispersion
+from beadwork.potential.dispersion import KINDS
 from beadwork.potential.graph import build
 from beadwork.potential.potential import Potential
 
@@ -37,6 +38,11 @@ CRYSTAL = Frame(
 FRAMES = (ION, CRYSTAL)
 
 
+def made(kind, method):
+    """The engine of one addition."""
+    return open_additions({kind: method}, [1, 8])[0]
+
+
 def own(kind, frame):
     """The library's own ASE calculator, on these atoms."""
     from dftd3.ase import DFTD3
@@ -52,7 +58,7 @@ def own(kind, frame):
 @pytest.mark.parametrize("kind", ["d3bj", "d3zero", "d4"])
 def test_the_librarys_own_calculator_answers_the_same(kind):
     """An ion and a skew crystal in one graph: energies, forces and stress, but for ASE's older Hartree and Bohr."""
-    answer = Dispersion(kind, "pbe").evaluate(graph := build(FRAMES, 0.0))
+    answer = made(kind, "pbe").evaluate(graph := build(FRAMES, 0.0))
     for s, frame in enumerate(FRAMES):
         atoms = own(kind, frame)
         forces = answer.forces[graph.ptr[s] : graph.ptr[s + 1]]
@@ -68,7 +74,7 @@ def test_slopes_of_the_energy(kind):
 
     The virial of a crystal lacks what pairs that cross the library's cutoff add to a strain: some 1e-5 of it.
     """
-    engine, h = Dispersion(kind, "revPBE"), 1e-3
+    engine, h = made(kind, "revPBE"), 1e-3
     shear = np.zeros((3, 3))
     shear[0, 1] = shear[1, 0] = h / 2
     frames = FRAMES if "atm" not in kind else (ION,)
@@ -89,15 +95,15 @@ def test_slopes_of_the_energy(kind):
 def test_three_body_terms_and_charges_count():
     """`-atm` adds the three-body terms, D4 sees the charge of the system, and each is another model by its hash."""
     graph = build([CRYSTAL], 0.0)
-    pairs, all_terms = (Dispersion(kind, "PBE") for kind in ("d3bj", "d3bj-atm"))
+    pairs, all_terms = (made(kind, "PBE") for kind in ("d3bj", "d3bj-atm"))
     more = all_terms.evaluate(graph).energies[0] - pairs.evaluate(graph).energies[0]
     assert 1e-4 < abs(more) < 0.2 * abs(pairs.evaluate(graph).energies[0])
     ions = build([replace(ION, charge=charge) for charge in (1, -1)], 0.0)
-    found = Dispersion("d4", "PBE").evaluate(ions).energies
+    found = made("d4", "PBE").evaluate(ions).energies
     assert abs(found[0] - found[1]) > 1e-3
-    named = {Dispersion(kind, method).hash for kind in ("d3bj", "d3zero") for method in ("PBE", "revPBE")}
+    named = {made(kind, method).hash for kind in ("d3bj", "d3zero") for method in ("PBE", "revPBE")}
     assert len(named | {all_terms.hash}) == 5
-    assert Dispersion("d3bj", "pbe").hash == pairs.hash
+    assert made("d3bj", "pbe").hash == pairs.hash
 
 
 def potential(**more):
@@ -110,7 +116,7 @@ def potential(**more):
 
 def test_the_sum_has_three_parts():
     """Baseline + D3 + Δ; D3 is served with the baseline and not with Δ, in a new committee too, and names the whole."""
-    addition = Dispersion("d3bj", "revPBE")
+    addition = made("d3bj", "revPBE")
     alone, plain, whole = addition.evaluate(build(FRAMES, 0.0)), potential(), potential(additions=[addition])
     before, now = (one.evaluate(FRAMES) for one in (plain, whole))
     for part in ("energies", "forces", "virials"):
@@ -131,15 +137,15 @@ def test_the_sum_has_three_parts():
 def test_what_cannot_be_added_is_a_sentence(monkeypatch):
     """Unknown kinds and functionals, no baseline, and a library that is missing."""
     with pytest.raises(ConfigError, match=r"add names 'd5'; it wants one of d3bj, .* as d3bj=PBE"):
-        Dispersion("d5", "PBE")
+        made("d5", "PBE")
     with pytest.raises(ModelError, match=r"dftd3 has no parameters of 'PEB' for d3bj .*name a functional as it does"):
-        Dispersion("d3bj", "PEB")
+        made("d3bj", "PEB")
     with pytest.raises(ModelError, match=r"d3bj=PBE \(dftd3 .* is added to a baseline, and there is none"):
-        Potential(None, [Harmonic(1.0)], additions=[Dispersion("d3bj", "PBE")])
+        Potential(None, [Harmonic(1.0)], additions=[made("d3bj", "PBE")])
     with pytest.raises(ConfigError, match="add names what is added to the baseline, and there is none"):
         ServeConfig(simulation="i.xml", delta=["m"], add={"d3bj": "PBE"}).check()
     with pytest.raises(ConfigError, match="d5"):
         ServeConfig(simulation="i.xml", baseline="m", add={"d5": "PBE"}).check()
     monkeypatch.setitem(sys.modules, "dftd3.interface", None)
     with pytest.raises(ModelError, match=r"d3bj needs dftd3, which cannot be imported .*pip install .?dftd3"):
-        Dispersion("d3bj", "PBE")
+        made("d3bj", "PBE")

@@ -17,10 +17,12 @@ from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame
 from beadwork.label.label import Label
 from beadwork.potential import bundle
+from beadwork.potential.additions import open_additions
 from beadwork.potential.graph import build
 from beadwork.potential.potential import Potential
 from beadwork.potential.torchscript import TorchScriptEngine
 from beadwork.train import calibration, dataset, plan
+from beadwork.train.committee import added
 from beadwork.train.dataset import (
     Dataset,
     check,
@@ -73,7 +75,7 @@ def answer(examples, monkeypatch):
         )
 
     nothing = SimpleNamespace(evaluate=evaluate, check_species=lambda _: None, select_backends=lambda _: None)
-    monkeypatch.setattr(dataset, "load", lambda _: nothing)
+    monkeypatch.setattr(dataset, "load", lambda _, **__: nothing)
     monkeypatch.setattr(dataset, "load_card", lambda _: SimpleNamespace(hash="sha256:b"))
 
 
@@ -163,7 +165,7 @@ def test_a_baseline_is_told_charge_and_spin_of_the_label(examples, tmp_path: Pat
     told = [(e.label.charge, e.label.spin) for e in labelled]
     assert {charge for charge, _ in told} == {0, 1}
     engine = Charged(0.0)
-    monkeypatch.setattr(dataset, "load", lambda _: Potential(engine))
+    monkeypatch.setattr(dataset, "load", lambda _, **__: Potential(engine))
     monkeypatch.setattr(dataset, "load_card", lambda _: SimpleNamespace(hash="sha256:b"))
     bare = [replace(e, frame=replace(e.frame, charge=None, spin=None)) for e in labelled]
     found = difference(bare, Path("baseline"))
@@ -182,6 +184,32 @@ def test_a_baseline_is_told_charge_and_spin_of_the_label(examples, tmp_path: Pat
     assert engine.told == [tuple(told)] * 2
     radical = Frame(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
     assert replace(labelled[0], frame=radical, label=replace(labelled[0].label, charge=0)).frame.spin is None
+
+
+def test_what_is_added_by_formula_is_not_learned(examples, tmp_path: Path, monkeypatch):
+    """Labels less the addition, of a baseline; of a Δ the baseline is opened with it. The dataset's file and hash and
+    the card have it, and two datasets with another one do not mix."""
+    add = {"zbl": "1.5"}
+    engine = open_additions(add, [1, 8])[0]
+    plain, less = difference(examples, None), difference(examples, None, add=add)
+    for one, two in zip(plain, less, strict=True):
+        alone = engine.evaluate(build([one.frame], engine.cutoff))
+        assert one.energy - two.energy == pytest.approx(alone.energies[0])
+        assert one.energy != two.energy
+        if one.forces is not None:
+            assert one.forces - two.forces == pytest.approx(alone.forces)
+    whole, part = (Dataset(tuple(some), (False,) * len(some)) for some in (plain, less))
+    assert whole.hash != part.hash
+    part.write(tmp_path)
+    assert Dataset.read(tmp_path).add == add
+    assert (added(whole), added(part)) == ({}, {"add": add})
+    with pytest.raises(LabelError, match=r"2 sums of additions \(--add\) \(nothing; zbl=1.5\)"):
+        check([plain[0], *less[1:]])
+    opened = []
+    monkeypatch.setattr(dataset, "load", lambda _, add: opened.append(add) or Potential(Charged(0.0)))
+    monkeypatch.setattr(dataset, "load_card", lambda _: SimpleNamespace(hash="sha256:b"))
+    assert {tuple(e.add) for e in difference(examples, Path("baseline"), add=add)} == {("zbl",)}
+    assert opened == [add]
 
 
 def test_labels_learned_without_a_baseline_stay_as_they_are(examples):

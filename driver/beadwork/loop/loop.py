@@ -55,6 +55,7 @@ from beadwork.label.selection import atoms_of, free, possible_rows
 from beadwork.log import logger
 from beadwork.loop import simulate
 from beadwork.observe.record import Answered
+from beadwork.potential.additions import hash_of
 from beadwork.potential.bundle import (
     COMMITTEE,
     Card,
@@ -157,6 +158,11 @@ class Loop:
     def new(self) -> float:
         """The threshold of Δ's novelty from which frames are selected."""
         return float(self.run.get("keep-novelty", ServeConfig().keep_novelty))
+
+    @property
+    def add(self) -> dict[str, str]:
+        """What the simulations add to the baseline by formula, and labels for Δ are without."""
+        return dict(self.run.get("add", {}))
 
     def asks(self, step: Answered) -> bool:
         """Whether frames of this step are selected by Δ's spread or Δ's novelty."""
@@ -445,7 +451,7 @@ class _Learning:
 
     def _hash(self, committee: Path) -> str:
         """The same hash as the server's."""
-        return served(self.loop.baseline, committee, self.options.get("weights"))
+        return served(self.loop.baseline, committee, self.options.get("weights"), self.loop.add)
 
     def _same_models(self, now: Generation, committee: Path) -> None:
         """Raise ConfigError where a generation was begun with other models, to which all its results belong."""
@@ -612,7 +618,7 @@ class _Learning:
         # divided differently after a kill. Labels that came later belong to the next generation
         known = now.stages.get("label", {}).get("known")  # of an earlier release: unknown
         method = self.spec.labeller().method
-        labels = from_queue(self.queue, self.loop.baseline, method, known)
+        labels = from_queue(self.queue, self.loop.baseline, method, known, self.loop.add)
         examples.update((e.hash, e) for e in labels)
         command = f"beadwork learn {self.name} ({now.folder.name})"
         # a frame of the first committee's own labels may have been labelled again
@@ -689,13 +695,20 @@ def errors_of(committee: Path, examples: Sequence[Example], reference: Path) -> 
     }
 
 
-def served(baseline: Path, committee: Path, weights: Sequence[float] | None = None) -> str:
-    """The hash that a server gives a committee on this baseline, with these weights or those of its card."""
+def served(
+    baseline: Path, committee: Path, weights: Sequence[float] | None = None, add: Mapping[str, str] | None = None
+) -> str:
+    """The hash that a server gives a committee on this baseline, with these weights or those of its card.
+
+    add: what is added to the baseline by formula.
+    """
     members = members_of([committee])
     known = load_committee(members)
     if weights is None and known is not None:
         weights = [known.weights[member.resolve().name] for member in members]
-    return committee_hash([load_card(model).hash for model in (baseline, *members)], weights or ())
+    added = [hash_of(kind, value) for kind, value in (add or {}).items()]
+    hashes = [load_card(baseline).hash, *added, *(load_card(member).hash for member in members)]
+    return committee_hash(hashes, weights or ())
 
 
 def unseen(testing: Sequence[Example], committees: Sequence[Path]) -> list[Example]:

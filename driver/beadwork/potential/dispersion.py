@@ -8,53 +8,51 @@ D3: J. Chem. Phys. 132, 154104 (2010), with rational damping J. Comput. Chem. 32
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from beadwork.config import ADDITIONS
-from beadwork.errors import ConfigError, ModelError
+from beadwork.errors import ModelError
 from beadwork.packages import pip_install
-from beadwork.potential.bundle import prefixed
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
 from beadwork.units import BOHR, FORCE, HARTREE
 
-#: by kind: the package, its class of damping parameters, and whether three-body terms (ATM) are summed
-KINDS = dict(
-    zip(
-        ADDITIONS,
-        (
-            ("dftd3", "RationalDampingParam", False),
-            ("dftd3", "RationalDampingParam", True),
-            ("dftd3", "ZeroDampingParam", False),
-            ("dftd3", "ZeroDampingParam", True),
-            ("dftd4", "DampingParam", True),
-        ),
-        strict=True,
-    )
-)
+
+class Kind(NamedTuple):
+    """A library's package, its class of damping parameters, and whether three-body terms (ATM) are summed."""
+
+    package: str
+    damping: str
+    three_body: bool
+
+
+KINDS = {
+    "d3bj": Kind("dftd3", "RationalDampingParam", three_body=False),
+    "d3bj-atm": Kind("dftd3", "RationalDampingParam", three_body=True),
+    "d3zero": Kind("dftd3", "ZeroDampingParam", three_body=False),
+    "d3zero-atm": Kind("dftd3", "ZeroDampingParam", three_body=True),
+    "d4": Kind("dftd4", "DampingParam", three_body=True),
+}
 
 
 class Dispersion:
     """D3 or D4 with the parameters of a functional, as an engine that knows any element up to the library's last.
 
     kind: of KINDS. method: the functional, as the library knows it (upper or lower case). hash: what stands for it in
-    the hash of all models. Raises ConfigError for an unknown kind, ModelError for a functional without parameters or a
-    package that is missing.
+    the hash of all models. Raises ModelError for a functional without parameters or a package that is missing.
     """
 
     #: it needs no edges
     cutoff = 0.0
     elements: tuple[int, ...] = ()
 
-    def __init__(self, kind: str, method: str) -> None:
-        if kind not in KINDS:
-            raise ConfigError(f"add names {kind!r}", f"it wants one of {', '.join(KINDS)}, as d3bj=PBE")
+    def __init__(self, kind: str, method: str, hash: str) -> None:
         package, damping, atm = KINDS[kind]
         try:
             library = importlib.import_module(f"{package}.interface")
@@ -74,24 +72,30 @@ class Dispersion:
         self._model: Any = library.DispersionModel
         self._charged = package == "dftd4"
         self.name = f"{kind}={method} ({package} {version(package)})"
-        self.hash = prefixed(hashlib.sha256(f"{kind}={method.lower()}".encode()).hexdigest())
+        self.hash = hash
 
     def evaluate(self, graph: Graph) -> Energies:
-        """Evaluate every system of the graph, one after the other."""
+        """Evaluate every system of the graph, as many at a time as PyTorch has threads."""
         damping = self._damping()
-        energies, virials = np.empty(len(graph)), np.empty((len(graph), 3, 3))
-        forces = np.empty((len(graph.numbers), 3))
-        for s in range(len(graph)):
-            atoms = slice(graph.ptr[s], graph.ptr[s + 1])
-            periodic = graph.pbc[s]
-            told: dict[str, Any] = {}
-            if periodic.any():
-                told = {"lattice": graph.cells[s] / BOHR, "periodic": np.array(periodic)}
-            if self._charged:
-                told["charge"] = float(graph.states[s][0] or 0)
-            model = self._model(graph.numbers[atoms], graph.positions[atoms] / BOHR, **told)
-            found = model.get_dispersion(damping, grad=True)
-            energies[s] = HARTREE * float(found["energy"])
-            forces[atoms] = -FORCE * found["gradient"]
-            virials[s] = -HARTREE * found["virial"]  # the library's is the slope of the energy by the strain
-        return Energies(energies, forces, 0.5 * (virials + virials.transpose(0, 2, 1)))
+        # the libraries let other threads run meanwhile; dftd4 has threads of its own inside
+        threads = 1 if self._charged else min(len(graph), torch.get_num_threads())
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(lambda system: self._of(graph, system, damping), range(len(graph))))
+        virials = -HARTREE * np.array([one["virial"] for one in found])  # theirs is the energy's slope by the strain
+        return Energies(
+            HARTREE * np.array([float(one["energy"]) for one in found]),
+            -FORCE * np.concatenate([one["gradient"] for one in found]),
+            0.5 * (virials + virials.transpose(0, 2, 1)),
+        )
+
+    def _of(self, graph: Graph, system: int, damping: Any) -> Any:
+        """What the library answers of one system, in its units: energy, gradient and virial."""
+        atoms = slice(graph.ptr[system], graph.ptr[system + 1])
+        periodic = graph.pbc[system]
+        told: dict[str, Any] = {}
+        if periodic.any():
+            told = {"lattice": graph.cells[system] / BOHR, "periodic": np.array(periodic)}
+        if self._charged:
+            told["charge"] = float(graph.states[system][0] or 0)
+        model = self._model(graph.numbers[atoms], graph.positions[atoms] / BOHR, **told)
+        return model.get_dispersion(damping, grad=True)

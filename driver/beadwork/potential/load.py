@@ -10,9 +10,9 @@ import numpy as np
 
 from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
+from beadwork.potential.additions import check_expected, expected, format_additions, open_additions
 from beadwork.potential.auto_engine import AutoEngine, open_engine
 from beadwork.potential.bundle import COMMITTEE, Card, check, load_card, load_committee, members_of, unnamed_baseline
-from beadwork.potential.dispersion import Dispersion
 from beadwork.potential.potential import Potential, _names
 from beadwork.potential.response import ResponseEngine, Role
 from beadwork.potential.torchscript import ModuleEngine
@@ -41,8 +41,8 @@ def load(
     energy_alpha, where not given, come from the committee.toml beside the Δ bundles, if it is about exactly these; else
     they are equal and 1. charge (e) and spin (unpaired electrons) are those of the whole system, for models that want
     them. also: for 'dipole' or 'polarizability' a bundle, a committee's folder or a pointer to one, whose answers stand
-    in `Evaluation.response` (`potential.response`). add: dispersion that is added to the baseline, functionals by kind
-    (`potential.dispersion`). born: Born charges with the dipoles. An alpha that is given is that of energies too,
+    in `Evaluation.response` (`potential.response`). add: what is added to the baseline by formula, parameters by kind
+    (`potential.additions`). born: Born charges with the dipoles. An alpha that is given is that of energies too,
     unless they have their own. Raises ModelError for bundles that are damaged or do not go together.
     """
     # cards first: what does not go together is refused before any model is loaded, which takes seconds each
@@ -50,13 +50,18 @@ def load(
     members = [load_card(p) for p in paths]
     cards = ([load_card(baseline)] if baseline is not None else []) + members
     _check_together(cards, members)
+    add = add or {}
+    if baseline is not None:
+        check_expected(cards, add)
     scales, notes = _scales(paths, weights, alpha, energy_alpha)
     notes += _doubts(cards, members)
     opened = [open_engine(card.path, engine, dtype, device) for card in cards]
-    additions = [Dispersion(kind, method) for kind, method in (add or {}).items()]
-    if additions:
+    additions = open_additions(add, sorted({z for card in cards for z in card.elements}))
+    if additions and (unsaid := [card.name for card in cards if expected(card) is None]):
         named = " and ".join(one.name for one in additions)
-        notes.append(f"{named} is added to the baseline: what the models learned must be without it")
+        notes.append(f"{named} is added to the baseline: what {', '.join(unsaid)} learned must be without it")
+    if baseline is None and (wanted := {format_additions(told) for card in members if (told := expected(card))}):
+        notes.append(f"the Δ models learned the difference to a baseline with {'; '.join(sorted(wanted))}")
     roles = [_role(name, named, dtype, device, born) for name, named in sorted((also or {}).items())]
     all_engines = [*opened, *(engine for role in roles for engine in role.engines)]
     if loose := [card.name for card, engine in zip(cards, opened, strict=True) if not _held_together(card, engine)]:

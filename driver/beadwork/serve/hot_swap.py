@@ -25,6 +25,7 @@ from beadwork.config import ModelSettings
 from beadwork.errors import ModelError
 from beadwork.events import Activated, Event, Moment, Note, Refused
 from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.potential.additions import check_expected
 from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import Card, members_of
 from beadwork.potential.evaluation import Evaluation
@@ -237,6 +238,7 @@ class Swap:
         fresh.share_memory_limit(old)
         for baseline in old.baseline_cards:
             check_baseline(baseline, fresh.cards)
+            check_expected(fresh.cards, self._models.add)
         same = [_same(served.potential, fresh) for served in self._served]
         if all(same):
             return [None] * len(same)

@@ -16,7 +16,7 @@ from beadwork.potential.bundle import (
     format_errors,
 )
 from beadwork.train.calibration import held_out
-from beadwork.train.committee import open_folder
+from beadwork.train.committee import added, open_folder
 from beadwork.train.dataset import Example
 from beadwork.train.divide import divide, format_division, symbols_of
 from beadwork.train.foundation import Foundation
@@ -82,7 +82,7 @@ def train_model(
         return out
     open_folder(work, dataset)
     if not finished(work / out.name, dataset, plan):
-        about = {"trained_on": "REF_energy, REF_forces", "command": command}
+        about = {"trained_on": "REF_energy, REF_forces", "command": command, **added(dataset)}
         progress(train_member(0, work, settings, plan, start, about, out.name))
     _, measured = held_out(dataset, [work / out.name])
     amend_card(work / out.name, held_out=measured)

@@ -24,6 +24,7 @@ from beadwork.errors import LabelError, ModelError
 from beadwork.label.jobs import Jobs, lost
 from beadwork.log import Alarm
 from beadwork.packages import pip_install
+from beadwork.potential.additions import ADD
 from beadwork.potential.bundle import (
     COMMITTEE,
     format_errors,
@@ -74,7 +75,7 @@ def train_committee(
     start = [] if previous is None else members_of([previous])
     plan = make_plan(dataset, settings, start)
     open_folder(out, dataset)
-    about = {"trained_on": "DELTA_energy, DELTA_forces", "baseline": name, "command": command}
+    about = {"trained_on": "DELTA_energy, DELTA_forces", "baseline": name, "command": command, **added(dataset)}
     missing = [m for m, member in enumerate(members) if not finished(out / member, dataset, plan)]
     if len(missing) < len(members):
         progress(f"{len(members) - len(missing)} of {len(members)} members of {out} are there already")
@@ -100,6 +101,11 @@ def train_committee(
     if said := format_no_better(measured):
         progress(Alarm(f"{out}: {said}"))
     return paths
+
+
+def added(dataset: Dataset) -> dict[str, Any]:
+    """What a card says of what is added by formula: nothing where there is nothing."""
+    return {ADD: dict(dataset.add)} if dataset.add else {}
 
 
 def train_missing(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from beadwork.label.codes.basis import check_stored
 from beadwork.label.codes.command import ENERGIES, LENGTHS
 from beadwork.label.label import Label, as_json, computed, frame_of, plain, structure
 from beadwork.log import logger
+from beadwork.potential.additions import format_additions, open_additions, same
 from beadwork.potential.bundle import load_card
 from beadwork.potential.graph import MIN_DISTANCE, build
 from beadwork.potential.load import load
@@ -93,6 +94,8 @@ class Example:
     simulation: str | None = None
     baseline: str | None = None
     step: int | None = None
+    #: what is added to the baseline by formula, and so is not to be learned, parameters by kind
+    add: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         frame, label = self.frame, self.label
@@ -203,6 +206,11 @@ class Dataset:
         return self.examples[0].baseline
 
     @property
+    def add(self) -> Mapping[str, str]:
+        """What is added to the baseline by formula where the models are served."""
+        return self.examples[0].add
+
+    @property
     def hash(self) -> str:
         """`sha256:` and the hash of the baseline, all labels and which are held out, independent of their order."""
         # sorted: the order of rows in a queue, or of files on a command line, makes no other dataset
@@ -210,7 +218,9 @@ class Dataset:
         # charge and spin belong to labels: without them datasets of an earlier beadwork keep their hash
         past = [(replace(met.frame, charge=None, spin=None), met.held_out) for met in self.before]
         lines += sorted(_hash(as_json([structure(frame), held_out])) for frame, held_out in past)
-        return _hash("\n".join([str(self.baseline), *lines]))
+        # nothing added is no line: datasets of an earlier beadwork keep their hash
+        added = [format_additions(same(self.add))] if self.add else []
+        return _hash("\n".join([str(self.baseline), *added, *lines]))
 
     @property
     def training(self) -> list[Example]:
@@ -242,6 +252,7 @@ class Dataset:
             "hash": self.hash,
             "method": self.method,
             "baseline": self.baseline,
+            "add": dict(self.add),
             "units": {"energy": "eV", "length": "angstrom"},
             "inputs": inputs,
             "frames": [_to_json(e) | {"held_out": h} for e, h in zip(self.examples, self.held_out, strict=True)],
@@ -292,12 +303,13 @@ def from_queue(
     baseline: Path | None,
     method: str | None = None,
     rows: Collection[int] | None = None,
+    add: Mapping[str, str] | None = None,
 ) -> list[Example]:
     """Make examples of all labelled rows of a queue, oldest first.
 
     method: take only labels of this method. rows: of these rows alone; a copy of one of them in another row is none of
-    theirs. Raises LabelError for a label that is damaged or does not fit its frame,
-    and where labels of several methods would be mixed.
+    theirs. add: as `difference` has it. Raises LabelError for a label that is damaged or does not fit its frame, and
+    where labels of several methods would be mixed.
     """
     queue = queue if isinstance(queue, Queue) else Queue(queue)
     found = []
@@ -308,13 +320,19 @@ def from_queue(
             # for a frame that the user added, `simulation` is the hash of the file of frames, which is no simulation
             ours = kept.simulation if kept.models or kept.step is not None else None
             found.append(Example(frame, label, 0.0, None, Path(queue.name).name, row.id, ours, step=kept.step))
-    return difference(found, baseline, f"the queue {queue.name}")
+    return difference(found, baseline, f"the queue {queue.name}", add)
 
 
-def difference(labelled: Sequence[Example], baseline: Path | None, where: str = "the labels") -> list[Example]:
+def difference(
+    labelled: Sequence[Example],
+    baseline: Path | None,
+    where: str = "the labels",
+    add: Mapping[str, str] | None = None,
+) -> list[Example]:
     """Fill in energy and forces: label minus baseline, by the same engine that will serve the baseline.
 
-    Labels that are there already are left out. baseline: a bundle, or None to train on the labels themselves. Raises
+    Labels that are there already are left out. baseline: a bundle, or None to train on the labels themselves. add: what
+    will be added by formula (`potential.additions`), and is taken from the labels with the baseline or alone. Raises
     LabelError as `check` does, for unphysical structures and for two labels of one structure that contradict each
     other, ModelError for a baseline that does not know an element.
     """
@@ -323,10 +341,12 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
     for start in range(0, len(labelled), BATCH):
         _check_structures(labelled[start : start + BATCH])
     labelled = once(labelled, where)
+    add = dict(add or {})
     if baseline is None:
         # a baseline learns the labels themselves
-        return [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None) for e in labelled]
-    potential = load(baseline)
+        whole = [replace(e, energy=e.label.energy, forces=e.label.forces, baseline=None, add=add) for e in labelled]
+        return _without(whole, add)
+    potential = load(baseline, add=add)
     for e in labelled:
         try:
             potential.check_species(np.unique(e.frame.numbers))
@@ -345,11 +365,29 @@ def difference(labelled: Sequence[Example], baseline: Path | None, where: str = 
             if e.label.forces is not None:
                 forces = e.label.forces - result.forces[a:b]
                 pairs.append((e.label.forces, result.forces[a:b]))
-            examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name))
+            examples.append(replace(e, energy=e.label.energy - float(energy), forces=forces, baseline=name, add=add))
     if pairs:
         label, own = (np.concatenate(forces) for forces in zip(*pairs, strict=True))
         _check_unit(label, own, len(pairs), ("forces", "eV/Å", "gradients"), _FORCES, where)
     _check_energies(examples, where)
+    return examples
+
+
+def _without(examples: list[Example], add: Mapping[str, str]) -> list[Example]:
+    """The examples less what is added by formula."""
+    numbers = np.unique(np.concatenate([e.frame.numbers for e in examples]))
+    for engine in open_additions(add, numbers.tolist()):
+        for start in range(0, len(examples), BATCH):
+            batch = examples[start : start + BATCH]
+            graph = build([e.frame for e in batch], engine.cutoff)
+            answer = engine.evaluate(graph)
+            for k, e in enumerate(batch):
+                part = answer.forces[graph.ptr[k] : graph.ptr[k + 1]]
+                examples[start + k] = replace(
+                    e,
+                    energy=e.energy - float(answer.energies[k]),
+                    forces=None if e.forces is None else e.forces - part,
+                )
     return examples
 
 
@@ -498,6 +536,7 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
     for what, names in (
         ("methods", {e.label.method for e in examples}),
         ("baselines", {str(e.baseline) for e in examples}),
+        ("sums of additions (--add)", {format_additions(same(e.add)) for e in examples}),
     ):
         if len(names) > 1:
             listed = "; ".join(sorted(names))
@@ -588,8 +627,9 @@ def _from_json(stored: Mapping[str, Any], data: Mapping[str, Any]) -> Example:
         int(stored["row"]),
         stored["simulation"],
         data["baseline"],
-        # files of before have no steps
+        # files of before have no steps, and nothing that is added
         stored.get("step"),
+        data.get("add", {}),
     )
 
 

@@ -46,16 +46,18 @@ def read_examples(
     energy: str = ENERGY,
     forces: str = FORCES,
     response: ResponseKeys | None = None,
+    add: Mapping[str, str] | None = None,
 ) -> list[Example]:
     """Make examples of a queue (path or URL), or of an extended XYZ file (by its suffix).
 
-    Raises ConfigError for names of keys together with a queue, which has none, and as `from_file` and `from_queue` do.
+    add: as `dataset.difference` has it. Raises ConfigError for names of keys together with a queue, which has none,
+    and as `from_file` and `from_queue` do.
     """
     if source.lower().endswith(LABEL_SUFFIXES):
-        return from_file(Path(source), baseline, method, energy, forces, response)
+        return from_file(Path(source), baseline, method, energy, forces, response, add)
     if (energy, forces) != (ENERGY, FORCES) or response not in (None, ResponseKeys()):
         raise ConfigError(f"names of keys and units are of files, and {source} is a queue", "leave them out")
-    return from_queue(source, baseline, method)
+    return from_queue(source, baseline, method, add=add)
 
 
 def from_file(
@@ -65,6 +67,7 @@ def from_file(
     energy: str = ENERGY,
     forces: str = FORCES,
     response: ResponseKeys | None = None,
+    add: Mapping[str, str] | None = None,
 ) -> list[Example]:
     """Make examples of an extended XYZ file with energies (eV) and, where there are, forces (eV/Å).
 
@@ -134,7 +137,7 @@ def from_file(
                 "give it another config_type, or take it out",
             )
         found.append(example)
-    return difference(found, baseline, str(path))
+    return difference(found, baseline, str(path), add)
 
 
 def _of_method(path: Path, read: Mapping[int, Any], method: str | None) -> dict[int, Any]:

@@ -16,6 +16,7 @@ from beadwork.errors import LabelError
 from beadwork.frame import FloatArray
 from beadwork.json_form import Form, Part
 from beadwork.log import Alarm
+from beadwork.potential.additions import format_additions, same
 from beadwork.potential.bundle import format_no_better, members_of, no_better_in
 from beadwork.report import page
 from beadwork.report.figures import COLOURS, INK
@@ -239,6 +240,7 @@ def validate(
         for what, got, wanted in (
             ("method", {e.label.method for e in testing}, dataset.method),
             ("baseline", {e.baseline for e in testing}, dataset.baseline),
+            ("additions", {format_additions(same(e.add)) for e in testing}, format_additions(same(dataset.add))),
         ):
             if testing and got != {wanted}:
                 raise LabelError(
