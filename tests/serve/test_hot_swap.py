@@ -227,17 +227,22 @@ def test_extras_of_one_model_keep_their_keys(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_delta_of_another_baseline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The baseline stays through a run, so a new Δ that is the difference to another one is refused: their sum would be
-    a number that means nothing."""
+    a number that means nothing; and so is one that learned less an addition which is not served."""
     mine, other = (Card(Path(name), name, (8,), 5.0, "float64", None, {MODEL: name * 64}) for name in "cd")
     fresh = carded("a")
-    for baseline, refused in ((other, True), (mine, False)):
-        made_for = replace(fresh.cards[0], about={"baseline": baseline.hash})
+    cases = (
+        (other, {}, "is the difference to the baseline sha256:ddd"),
+        (mine, {"add": {"d3bj": "PBE"}}, "without d3bj=PBE, and nothing is added here"),
+        (mine, {}, ""),
+    )
+    for baseline, more, refused in cases:
+        made_for = replace(fresh.cards[0], about={"baseline": baseline.hash, **more})
         new = Potential(None, fresh.members, cards=(made_for,))
         monkeypatch.setattr("beadwork.serve.hot_swap.load_for", lambda config, new=new: new)
         old = Potential(Harmonic(3.0), [Harmonic(1.0)], cards=(mine, replace(made_for, sha256={MODEL: "e" * 64})))
         swap = serving(swapping("a"), old)
         if refused:
-            with pytest.raises(ModelError, match="is the difference to the baseline sha256:ddd"):
+            with pytest.raises(ModelError, match=refused):
                 swap._check(last(swap))
         else:
             assert swap._check(last(swap))[0] is not None
