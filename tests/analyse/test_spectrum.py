@@ -169,6 +169,9 @@ def test_a_band_over_members(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "density of states from 3 members" in said
+    assert found.noise is not None
+    assert np.allclose(found.noise["all"] ** 2, np.mean([of.errors["all"] ** 2 for of in each], axis=0))
+    assert "the band is" in said
     for folder, one in zip(folders, each, strict=True):
         assert f"{folder}: peaks at {', '.join(f'{peak:.0f}' for peak in one.peaks['all'])} cm^-1" in said
     assert "3000 cm^-1" in said

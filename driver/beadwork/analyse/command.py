@@ -253,6 +253,8 @@ def _integrate(args: argparse.Namespace) -> int:
 
 
 def _vdos(args: argparse.Namespace) -> int:
+    import numpy as np
+
     from beadwork.analyse.picture import draw_spectrum
     from beadwork.analyse.runs import open_run
     from beadwork.analyse.spectrum import members, spectrum
@@ -263,21 +265,29 @@ def _vdos(args: argparse.Namespace) -> int:
     # each member for itself: between them the spectra differ, within one the stretches do
     each = [spectrum([run], *options) for run in runs] if args.members else []
     found = members(each) if args.members else spectrum(runs, *options)
-    bar = "standard deviation of members" if args.members else "statistical"
+    bar, short = ("standard deviation of members", "members") if args.members else ("statistical", "statistical")
     columns = {"wavenumber (cm^-1)": found.wavenumbers.tolist()}
     for name, values in found.elements.items():
         columns |= {f"{name} (cm)": values.tolist(), f"{name} {bar} (cm)": found.errors[name].tolist()}
+        if found.noise is not None:
+            columns[f"{name} statistical error of a member (cm)"] = found.noise[name].tolist()
     for path, one in zip(args.runs, each, strict=False):
         columns[f"all, {path} (cm)"] = one.elements["all"].tolist()
     write_csv(_out(args, ".csv"), columns)
     curves = [(name, values, found.errors[name]) for name, values in found.elements.items()]
-    draw_spectrum(_out(args, ".png"), found.wavenumbers, curves, "density of states (cm), ± " + bar)
+    draw_spectrum(_out(args, ".png"), found.wavenumbers, curves, "density of states (cm), ± " + short)
     over = f"{len(runs)} members" if args.members else f"{found.stretches} stretches"
     print(f"density of states from {over}; lines are {found.resolution:.0f} cm^-1 wide at half their height")
     for name, peaks in found.peaks.items():
         print(f"{name:4} {_peaks(peaks)}")
     for path, one in zip(args.runs, each, strict=False):
         print(f"{path}: {_peaks(one.peaks['all'])}")
+    if found.noise is not None:
+        sizes = [np.sqrt(np.mean(of["all"] ** 2)) for of in (found.errors, found.noise)]
+        print(
+            f"the band is {sizes[0]:.2g} cm wide (root mean square), and the statistical error of one member's run is "
+            f"{sizes[1]:.2g}: what members disagree about is what is above that"
+        )
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
     return 0
 

@@ -42,6 +42,7 @@ class Spectrum:
     wavenumbers: (W,) cm^-1. elements: i-PI's name (D is not H) -> (W,) per cm^-1, and 'all' their sum. errors: the
     same, one standard deviation: of the mean over the stretches, or between members. peaks: cm^-1, of each. stretches:
     how many were averaged. resolution: cm^-1, how wide a line is.
+    noise: of members' spectra, the statistical error of one (root mean square), which is the band's where they agree.
     """
 
     wavenumbers: FloatArray
@@ -50,6 +51,7 @@ class Spectrum:
     peaks: dict[str, list[float]]
     stretches: int
     resolution: float
+    noise: dict[str, FloatArray] | None = None
 
 
 def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 4500.0, skip: float = 0.0) -> Spectrum:
@@ -96,7 +98,9 @@ def members(spectra: Sequence[Spectrum]) -> Spectrum:
     elements = {name: np.mean([of.elements[name] for of in spectra], axis=0) for name in one.elements}
     errors = {name: np.std([of.elements[name] for of in spectra], axis=0, ddof=1) for name in one.elements}
     peaks = {name: peaks_of(one.wavenumbers, values) for name, values in elements.items()}
-    return Spectrum(one.wavenumbers, elements, errors, peaks, sum(of.stretches for of in spectra), one.resolution)
+    noise = {name: np.sqrt(np.mean([of.errors[name] ** 2 for of in spectra], axis=0)) for name in one.elements}
+    count = sum(of.stretches for of in spectra)
+    return Spectrum(one.wavenumbers, elements, errors, peaks, count, one.resolution, noise)
 
 
 @dataclass(frozen=True, slots=True)
