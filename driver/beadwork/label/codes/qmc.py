@@ -83,7 +83,7 @@ class JQMC:
     start_from: Path | None = setting(
         None,
         "optimised.h5 in the folder of an earlier label (see `directory`) with the same atoms in the same order: the "
-        "Jastrow factor begins as that one's, and 0 `optimisation_steps` leave it so",
+        "Jastrow factor begins as that one's",
         unset="each label begins with `one_body` and `two_body`",
     )
     lattice_spacing: float = setting(0.2, "of LRDMC", "Bohr", rule=POSITIVE)
