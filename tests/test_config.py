@@ -53,6 +53,10 @@ def test_toml_and_command_line_join(tmp_path: Path) -> None:
         ),
         ('simulation = "a"\nkeep-force = [1.0]\nkeep_force = [2.0]', "keep_force in both spellings"),
         ('simulation = "a"\nkeep_forces = [1.0]', "'keep-forces', which is no option; did you mean keep-force[?]$"),
+        (
+            'simulation = "a"\nbaseline = "b"\nadd = {d4 = "PBE"}',
+            "add has d4, .*total charge; give --charge, also where",
+        ),
         ('simulation = "a"', "no model named for .*a; give --baseline, --delta or both, or a TOML file that has them"),
         ('baseline = "a"', "no simulation named"),
         ('simulation = "a"\nbaseline = "b"\nengine = "jax"', "choose from auto, native, torchscript"),

@@ -292,6 +292,8 @@ class ServeConfig(OutputSettings, LimitSettings, SelectionSettings, MachineSetti
             one_of("add", kind, ADDITIONS)
         if self.add and self.baseline is None:
             raise ConfigError("add names what is added to the baseline, and there is none", "give --baseline")
+        if "d4" in self.add and self.charge is None:
+            raise ConfigError("add has d4, which wants the total charge", "give --charge, also where it is 0")
         if self.queue and not self.delta:
             raise ConfigError("a queue keeps what the committee is unsure of", "give --delta as well, or no --queue")
         if self.metrics is not None:

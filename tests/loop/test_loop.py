@@ -102,7 +102,6 @@ def written(folder: Path, **loop: Any) -> Path:
         ({"run": {"queue": "q.db"}}, "sets itself"),
         ({"run": {"keep-novelty-of": "both"}}, "sets itself"),
         ({"run": {"devices": ["cuda:0", "cuda:1"]}}, "a server each"),
-        ({"run": {"add": {"d3bj": "revPBE"}}}, "label minus baseline, without what is added to it"),
         ({"run": {"keep-most": 3, "keep_most": 4}}, "both spellings"),
         ({"train": {"epoch": 3}}, "train sets 'epoch', which is no option; did you mean epochs[?]"),
         ({"lables": 3}, "sets 'lables', which is no option; did you mean labels[?]"),

@@ -101,6 +101,8 @@ def test_three_body_terms_and_charges_count():
     ions = build([replace(ION, charge=charge) for charge in (1, -1)], 0.0)
     found = made("d4", "PBE").evaluate(ions).energies
     assert abs(found[0] - found[1]) > 1e-3
+    with pytest.raises(ModelError, match=r"d4=PBE .* wants the total charge of the system, and none is given.*charge"):
+        made("d4", "PBE").evaluate(build([replace(ION, charge=None)], 0.0))
     named = {made(kind, method).hash for kind in ("d3bj", "d3zero") for method in ("PBE", "revPBE")}
     assert len(named | {all_terms.hash}) == 5
     assert made("d3bj", "pbe").hash == pairs.hash

@@ -141,11 +141,6 @@ class Loop:
                     "[run] sets 'devices', which start a server each, and a simulation of the loop has one",
                     'take device = "cuda" for a GPU',
                 )
-            if key == "add":
-                raise ConfigError(
-                    "[run] sets 'add', and what a loop learns is label minus baseline, without what is added to it",
-                    "take labels without dispersion and serve the last committee with --add, or leave it to Δ",
-                )
             if key.replace("-", "_") in LOOP_OPTIONS:
                 raise ConfigError(f"[run] sets {key!r}, which the loop sets itself", "leave it out")
 

@@ -21,6 +21,7 @@ from beadwork.errors import ModelError
 from beadwork.packages import pip_install
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import Graph
+from beadwork.potential.state import CHARGE, untold
 from beadwork.units import BOHR, FORCE, HARTREE
 
 
@@ -45,7 +46,8 @@ class Dispersion:
     """D3 or D4 with the parameters of a functional, as an engine that knows any element up to the library's last.
 
     kind: of KINDS. method: the functional, as the library knows it (upper or lower case). hash: what stands for it in
-    the hash of all models. Raises ModelError for a functional without parameters or a package that is missing.
+    the hash of all models. wants: as `Inputs` has it. Raises ModelError for a functional without parameters or a
+    package that is missing.
     """
 
     #: it needs no edges
@@ -70,15 +72,18 @@ class Dispersion:
                 "name a functional as it does, such as PBE or revPBE",
             ) from error
         self._model: Any = library.DispersionModel
-        self._charged = package == "dftd4"
+        self.wants = (CHARGE,) if package == "dftd4" else ()
         self.name = f"{kind}={method} ({package} {version(package)})"
         self.hash = hash
 
     def evaluate(self, graph: Graph) -> Energies:
-        """Evaluate every system of the graph, as many at a time as PyTorch has threads."""
+        """Evaluate every system of the graph, as many at a time as PyTorch has threads. Raises ModelError for D4 of a
+        system whose charge is not told: that of an ion is another one by a quarter."""
+        if self.wants and any(charge is None for charge, _ in graph.states):
+            raise untold(CHARGE, self.name)
         damping = self._damping()
         # the libraries let other threads run meanwhile; dftd4 has threads of its own inside
-        threads = 1 if self._charged else min(len(graph), torch.get_num_threads())
+        threads = 1 if self.wants else min(len(graph), torch.get_num_threads())
         with ThreadPoolExecutor(threads) as pool:
             found = list(pool.map(lambda system: self._of(graph, system, damping), range(len(graph))))
         virials = -HARTREE * np.array([one["virial"] for one in found])  # theirs is the energy's slope by the strain
@@ -95,7 +100,7 @@ class Dispersion:
         told: dict[str, Any] = {}
         if periodic.any():
             told = {"lattice": graph.cells[system] / BOHR, "periodic": np.array(periodic)}
-        if self._charged:
-            told["charge"] = float(graph.states[system][0] or 0)
+        if self.wants:
+            told["charge"] = float(graph.states[system][0] or 0.0)
         model = self._model(graph.numbers[atoms], graph.positions[atoms] / BOHR, **told)
         return model.get_dispersion(damping, grad=True)

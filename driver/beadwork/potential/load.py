@@ -69,7 +69,9 @@ def load(
             f"the bundle of {', '.join(loose)} is an older one: nothing in it says that all its files are of one model "
             "(import it again, and make its novelty again where it has that)"
         )
-    if (charge is not None or spin is not None) and not any(getattr(engine, "wants", ()) for engine in all_engines):
+    if (charge is not None or spin is not None) and not any(
+        getattr(engine, "wants", ()) for engine in (*all_engines, *additions)
+    ):
         notes.append("charge and spin are told to no model, because none wants them")
     # cards are in this order: the baseline first
     base = opened.pop(0) if baseline is not None else None

@@ -109,7 +109,7 @@ class Wants:
             for name in self.names:
                 value = values.get(name)
                 if value is None:
-                    raise _untold(name)
+                    raise untold(name)
                 self._check_known(name, value)
                 told[name].append(value)
         return {name: torch.tensor(values, dtype=dtype, device=device) for name, values in told.items()}
@@ -124,12 +124,13 @@ class Wants:
                 raise ModelError(f"the model was trained on {listed} {what}, not on {value - more}")
 
 
-def _untold(name: str) -> ModelError:
+def untold(name: str, who: str = "the model") -> ModelError:
+    """The error of a model that wants this, where it is not told."""
     if name not in (CHARGE, SPIN):
-        return ModelError(f"the model wants {name} of each system, which beadwork does not give")
+        return ModelError(f"{who} wants {name} of each system, which beadwork does not give")
     what, option = ("total charge", "charge") if name == CHARGE else ("number of unpaired electrons", "spin")
     return ModelError(
-        f"the model wants the {what} of the system, and none is given",
+        f"{who} wants the {what} of the system, and none is given",
         f"give --{option}, or {option} in run.toml or in the info of frames",
     )
 
