@@ -206,7 +206,8 @@ def aware(mace_model):
 
 
 def test_a_charged_model(aware):
-    """H3O+ with charge 1 is served; with 0, with an impossible spin, with too much or with none it is refused."""
+    """H3O+ and H5O2+ with charge 1 are served; with 0, with an impossible spin, with too much or with none they are
+    refused."""
 
     def energy(charge, spin):
         return aware.evaluate(build([replace(HYDRONIUM, charge=charge, spin=spin)], 4.5)).energies[0]
@@ -225,6 +226,15 @@ def test_a_charged_model(aware):
         with pytest.raises(ModelError, match=sentence):
             energy(charge, spin)
     assert len({energy(1, 0), energy(1, 2), energy(-1, 0)}) == 3  # and all of it reaches the model
+    water = np.array([[2.5, 0.1, 0.2], [3.1, 0.8, 0.1], [3.1, -0.7, 0.3]])
+    places = np.concatenate((HYDRONIUM.positions, water))
+    zundel = replace(HYDRONIUM, numbers=np.array([*HYDRONIUM.numbers, 8, 1, 1]), positions=places)
+    assert np.isfinite(aware.evaluate(build([replace(zundel, charge=1, spin=0)], 4.5)).energies).all()
+    for (charge, spin), electrons in {(0, 0): 21, (1, 1): 20}.items():
+        with pytest.raises(
+            ModelError, match=f"H5O2 with the charge .* has {electrons} electrons, and cannot have {spin}"
+        ):
+            aware.evaluate(build([replace(zundel, charge=charge, spin=spin)], 4.5))
 
 
 def test_a_model_of_charges_alone_asks_for_no_spin():
