@@ -19,7 +19,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,9 @@ HIGHLEVEL = HERE.parent / "water-highlevel"
 KELVIN = 0.02
 #: fs
 STEP = 1.0
-#: of the Hessian, Å, and of the derivatives of dipole and polarizability along a vibration, √dalton Å
-MOVE, ALONG = 0.005, 0.001
+#: of the Hessian, Å (ten times as far moves a stretch of the dimer by 5 cm^-1), and of the derivatives of dipole and
+#: polarizability along a vibration, √dalton Å
+MOVE, ALONG = 0.0005, 0.001
 #: eV/Å² over dalton, in 1/fs²
 PER_DALTON = si.e / si.atomic_mass * 1e20 / 1e30
 #: km/mol of one e²/dalton
@@ -61,7 +62,7 @@ SYSTEMS = {"molecule": (WATER, 1600, 700.0), "dimer": (DIMER, 4200, 2000.0)}
 @dataclass(frozen=True)
 class Line:
     """A vibration. wavenumber: cm^-1. expected: with the time step. infrared: km/mol. raman: Å⁴/dalton. amplitude: by
-    what the time step multiplies both."""
+    what the time step, and another energy than kT, multiply both."""
 
     wavenumber: float
     expected: float
@@ -181,16 +182,33 @@ def compute(out: Path, name: str) -> None:
     masses = atoms.get_masses()
     _, vectors, lines = harmonic(potential, frame, masses)
     folder = out / name
-    write_input(folder, name, frame, vectors, masses, steps)
-    models = ["--baseline", HIGHLEVEL / "baseline", "--delta", HIGHLEVEL, "--also", f"dipole={HERE / 'model'}"]
-    command = [sys.executable, "-m", "beadwork", "run", "input.xml", *models, "--charge", "0", "--not-periodic"]
-    subprocess.run([str(word) for word in command], cwd=folder, check=True)
+    if not (folder / "summary.json").exists():  # what i-PI wrote before is looked at again
+        write_input(folder, name, frame, vectors, masses, steps)
+        move(folder)
+    energies = begun(folder, vectors, masses)
+    lines = [replace(line, amplitude=line.amplitude * energy) for line, energy in zip(lines, energies, strict=True)]
     found = spectra(folder, window)
     text = {"lines": [asdict(line) for line in lines], "window": window}
     for kind, of in found.items():
         text[kind] = {"wavenumbers": of.wavenumbers.tolist(), "intensity": of.intensity.tolist(), "peaks": of.peaks}
     (out / f"{name}.json").write_text(json.dumps(text))
     print(table(name, lines, found))
+
+
+def begun(folder: Path, vectors: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """(V,) the kinetic energy of each vibration in kT, of the velocities in i-PI's input."""
+    given = (folder / "input.xml").read_text().partition("<velocities mode='manual'>[")[2].partition("]")[0]
+    atomic = np.array([float(word) for word in given.split(",")])
+    velocities = atomic * si.physical_constants["atomic unit of velocity"][0] / 1e5  # Å/fs
+    along = vectors.T @ (velocities * np.repeat(np.sqrt(masses), 3))
+    return along**2 / (2 * si.k * KELVIN / si.e * PER_DALTON)
+
+
+def move(folder: Path) -> None:
+    """With i-PI, on the shipped models."""
+    models = ["--baseline", HIGHLEVEL / "baseline", "--delta", HIGHLEVEL, "--also", f"dipole={HERE / 'model'}"]
+    command = [sys.executable, "-m", "beadwork", "run", "input.xml", *models, "--charge", "0", "--not-periodic"]
+    subprocess.run([str(word) for word in command], cwd=folder, check=True)
 
 
 def spectra(folder: Path, window: float) -> dict[str, ResponseSpectrum]:
