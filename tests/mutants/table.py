@@ -62,7 +62,7 @@ MUTANTS = (
     _in("serve/reply.py", "forces[index]", "forces[index[::-1]]", SERVER, "beads get each other's forces"),
     _in("serve/reply.py", '("dipole", BOHR)', '("dipole", 1.0)', REPLY, "dipoles are sent in e Å"),
     _in("serve/reply.py", "BOHR**2 / HARTREE)", "BOHR / HARTREE)", REPLY, "polarizabilities: a Bohr too few"),
-    _in("potential/response.py", "range(3)], dim=2", "range(3)], dim=1", RESPONSE, "Born charges are transposed"),
+    _in("potential/response.py", "dim=2,", "dim=1,", RESPONSE, "Born charges are transposed"),
     _in("potential/response.py", "+ fixed[:, None, None]", "- fixed[:, None, None]", RESPONSE, "oxidation: the sign"),
     _in(
         "potential/response.py",
