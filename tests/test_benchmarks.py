@@ -59,7 +59,7 @@ def test_ratio_is_the_median_over_rounds_of_ratios_of_medians(tmp_path: Path) ->
     file.write_text(json.dumps(results(loop=loop, committee=[], wire=[])))
     text = report(file)
     line = next(line for line in text.splitlines() if "P1 i-pi-py_driver" in line)
-    assert "21.0 (9.0 to 22.0) | 3 | 10 | 20 | shown" in line
+    assert "21.0 (9.0 to 22.0) | 3 | 14 | 20 | shown" in line
     assert "P2 the same, batched, i-PI's defaults | 1000 | – | not measured" in text
     assert "- P4: no step in 240 s" in text
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
