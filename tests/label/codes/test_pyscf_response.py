@@ -110,8 +110,8 @@ def test_labels_have_them_in_their_units() -> None:
 
 @pytest.mark.slow
 def test_water_is_as_the_literature_has_it() -> None:
-    """HF of water at its experimental geometry in aug-cc-pVTZ: 1.94 Debye, and a mean polarizability of 8.5 a.u., as
-    Hartree-Fock's basis limit has them (1.98 Debye, 8.53 a.u.; Maroulis, J. Chem. Phys. 94, 1182, 1991) to 3 %."""
+    """HF of water at its experimental geometry in aug-cc-pVTZ: dipole and mean polarizability are near Hartree-Fock's
+    limit (1.98 Debye, 8.53 a.u.; Maroulis, J. Chem. Phys. 94, 1182, 1991) to 3 %."""
     at = np.array([[0, 0, 0], [0, 0.7572, 0.5865], [0, -0.7572, 0.5865]])
     water = Frame(np.array([8, 1, 1]), at, np.zeros((3, 3)), (False,) * 3)
     label = PySCF("HF", "aug-cc-pvtz", forces=False, dipole=True, polarizability=True).label(water, 0, 0)
