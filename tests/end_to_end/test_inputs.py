@@ -27,14 +27,14 @@ def test_every_input_is_a_kind() -> None:
     "path", sorted((ROOT / "inputs").glob("*/*.xml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_each_shipped_input_is_read(path: Path) -> None:
-    """Every input that ships is one that beadwork reads, with a structure and an address, though only two run fast."""
+    """Every input that ships is one that beadwork reads, with a structure and an address, though only one runs fast."""
     simulation = read_simulation(path)
     assert simulation.systems
     assert simulation.sockets
 
 
-#: run among the fast tests: one forcefield, and two; the others take the same models in the same way
-FAST = ("water", "mts")
+#: run among the fast tests: two forcefields; the others take the same models in the same way, or one forcefield alone
+FAST = ("mts",)
 #: inputs beside input.xml in a folder, which take the same models
 VARIANTS = [("zundel", "classical.xml"), ("zundel", "eco.xml")]
 CASES = [pytest.param(n, "input.xml", marks=() if n in FAST else pytest.mark.slow, id=n) for n in KINDS]

@@ -270,6 +270,7 @@ def test_no_estimator_is_of_two_committees(ipi, models, committees, start, tmp_p
     "one after the other, in mid-run with real i-PI: truncated file, NaN weights, wrong elements, another number of "
     "members, native.json of another model, no committee at all",
 )
+@pytest.mark.slow  # what is refused is in serve/test_hot_swap.py, a swap in mid-run above
 def test_a_bad_committee_is_refused_and_the_old_one_answers_on(ipi, models, committees, start, fault, tmp_path) -> None:
     """Each of these is refused with its reason, the old committee answers on, and a good one is then taken up."""
     reasons = {

@@ -142,7 +142,7 @@ def test_parts_that_are_served_apart_are_told_charge_and_spin(monkeypatch: pytes
     its charge."""
     base, delta = Charged(), Charged(0.1)
     whole = Potential(base, [delta], charge=1, spin=2)
-    monkeypatch.setattr(assemble, "load_for", lambda _: whole)
+    monkeypatch.setattr(assemble, "load_for", lambda _, born: whole)
     simulation = read_simulation(STRANGERS / "bias.xml")
     config = ServeConfig(
         simulation=str(simulation.path), baseline="b", delta=["d"], at={"short": "baseline", "long": "delta"}
@@ -164,7 +164,7 @@ def test_what_is_recorded_of_members_is_of_the_part_that_has_them(
     1 of every run it would join runs of different error bars. So does the weight of the members' own `<force>`; in a
     bias they have none in the potential."""
     whole = Potential(Harmonic(1.0), [Harmonic(1.0), Harmonic(2.0)], alpha=2.0, energy_alpha=3.0)
-    monkeypatch.setattr(assemble, "load_for", lambda _: whole)
+    monkeypatch.setattr(assemble, "load_for", lambda _, born: whole)
     text = (STRANGERS / "bias.xml").read_text()
     (tmp_path / "input.xml").write_text(
         text.replace("<force forcefield='short'", "<force forcefield='short' weight='0.25'")

@@ -39,7 +39,7 @@ def joined(
 ) -> tuple[list[services.Service], list[str]]:
     """What serves each forcefield: a harmonic baseline and two harmonic Δ in place of models."""
     potential = Potential(Harmonic(1.0), [Harmonic(0.1), Harmonic(0.2)])
-    monkeypatch.setattr(services, "load_for", lambda _: potential)
+    monkeypatch.setattr(services, "load_for", lambda _, born: potential)
     config = ServeConfig(
         simulation=str(simulation.path), baseline="baseline", delta=["delta"], at=dict(at), sockets_prefix=prefix
     )
