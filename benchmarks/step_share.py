@@ -111,6 +111,8 @@ def table(data: dict[str, Any]) -> str:
     rest = [sum(parts.get(name, 0.0) for name in REST) / sum(parts.values()) for parts in data["runs"].values()]
     lines.append("| **neither models nor i-PI** | " + " | ".join(f"**{100 * share:.2f} %**" for share in rest) + " |")
     cost = 100 * np.array(data["novelty"])
+    if not len(cost):
+        return "\n".join([*lines, "", "What novelty adds was not measured in this run; results/novelty.md has it.", ""])
     lines += [
         "",
         f"All that novelty adds to an evaluation of baseline and separate models (CPU time, {len(cost)} rounds in "
