@@ -235,9 +235,8 @@ class TrainingSet:
         }
         for z, mixture in self.mixtures.items():
             arrays |= {
-                f"projection-{z}": mixture.projection.astype(
-                    np.float32
-                ),  # single precision is plenty, and half as large
+                # single precision is plenty, and half as large
+                f"projection-{z}": mixture.projection.astype(np.float32),
                 f"shift-{z}": mixture.shift,
                 f"height-{z}": mixture.height,
                 f"edge-{z}": np.array(mixture.edge),

@@ -28,7 +28,7 @@ from beadwork.train.calibration import Errors
 from beadwork.train.committee import open_folder, train_missing
 from beadwork.train.dataset import BATCH, Dataset, Example
 from beadwork.train.divide import divide, format_division
-from beadwork.train.member import DIPOLE, LEARNS, POLARIZABILITY, in_training_units
+from beadwork.train.member import DIPOLE, LEARNS, POLARIZABILITY, TRAINING, in_training_units
 from beadwork.train.plan import finished
 from beadwork.train.settings import SHARED, TrainSettings
 from beadwork.train.split import blocks
@@ -92,7 +92,7 @@ def train_response(
         progress(f"{len(members) - len(missing)} of {len(members)} members of {out} are there already")
     if missing:
         train_missing(missing, out, settings, plan, [], about, progress)
-    shutil.rmtree(out / "training", ignore_errors=True)
+    shutil.rmtree(out / TRAINING, ignore_errors=True)
     engines = tuple(ResponseEngine(check(path), DIPOLE) for path in paths)
     role = Role(DIPOLE, engines, np.ones(len(engines)) / len(engines))
     measured = errors_of(dataset.testing, role, learns, settings.apart)
