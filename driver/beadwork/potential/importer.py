@@ -409,7 +409,21 @@ def _compile(eager: Any, file: Path) -> Any:
 
         # a copy, because compiling changes the module, and others are still compared with it
         torch.jit.save(jit.compile(copy.deepcopy(eager).cpu().eval()), str(file))
+    drop_source_lines(file)
     return load_module(file)
+
+
+def drop_source_lines(file: Path) -> None:
+    """Take from a TorchScript file where each of its operations stands in Python's sources.
+
+    That is a tenth of it, serves error messages alone, and says in which folders it was made: of a home, of a user.
+    """
+    with zipfile.ZipFile(file) as archive:
+        records = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(file, "w") as archive:
+        for entry, record in records:
+            if not entry.filename.endswith(".debug_pkl"):
+                archive.writestr(entry.filename, record, entry.compress_type)
 
 
 def _difference(one: Energies, two: Energies, graph: Graph) -> str:
