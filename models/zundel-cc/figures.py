@@ -3,7 +3,7 @@
     python models/zundel-cc/figures.py models/zundel-cc/runs build/zundel-cc --published FES-md_hiq.bz2 FES-pimd_hiq.bz2
 
 The first folder has what simulate.py kept; the second gets proton.png (F along dc), oxygens.png (F along d_OO),
-two tables, notes.md, and CSV files of the curves. Published curves, one bead and 32, are those of the atomistic
+three tables, notes.md, and CSV files of the curves. Published curves, one bead and 32, are those of the atomistic
 cookbook (examples/pi-metad/data); without them the measured ones stand alone. F is in kJ/mol. In table.md it
 is 0 where it is lowest, which of a noisy curve is too low; in regions.md it is of the mean p over ranges of dc, and 0
 is that of |dc| < 0.1; in the picture of the proton and its CSV files 0 is the mean over |dc| < 0.1, of all curves.
@@ -12,7 +12,7 @@ is that of |dc| < 0.1; in the picture of the proton and its CSV files 0 is the m
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +30,16 @@ from beadwork.units import KJ_MOL
 DC, OXYGENS = "dc:O1,O2", "distance:O1,O2"
 NAMES = {"classical": "classical", "quantum": "32 beads", "eco": "16 economised beads"}
 PLACES = (0.0, 0.2, 0.4, 0.6)
+#: of F at these places, and of the averages
+DIGITS = (2, 2, 2, 2, 4, 4, 4)
 #: where the mean is 0 of curves that are compared; bins of its width, and the middles of those beside it
 ZERO = (-0.1, 0.1)
 REGIONS, REACH = (0.2, 0.4, 0.6), (-0.7, 0.7)
 KELVIN = 300.0
 #: of the published metadynamics: one bead, 32
 PUBLISHED = ("classical", "quantum")
+#: how near the published numbers these were to be: F in kJ/mol at a place of dc, the root mean square of dc, d_OO in Å
+AIMED, AIMS = 0.4, (0.6, 0.008, 0.005, 0.003)
 
 
 def main() -> None:
@@ -72,7 +76,12 @@ def main() -> None:
             read_curve(path, KELVIN, "doo", scale=10),
         )
     told = "".join(f"- {note}\n" for note in said)
-    written = {"table": table(found, published), "regions": regional(regions, published), "notes": told}
+    written = {
+        "table": table(found, published),
+        "differences": differences(found, published),
+        "regions": regional(regions, published),
+        "notes": told,
+    }
     for name, text in written.items():
         (options.out / f"{name}.md").write_text(text, encoding="utf-8")
         print(text)
@@ -101,14 +110,40 @@ def table(
     rows = [head, ["---"] * len(head)]
     for kind, name in NAMES.items():
         if kind in published:
-            rows.append([f"{name}, published", *_published(*published[kind]), ""])
+            numbers = zip(_published(*published[kind]), DIGITS, strict=True)
+            rows.append([f"{name}, published", *(f"{one:.{digits}f}" for one, digits in numbers), ""])
         if kind in found:
             along, apart = found[kind]
-            cells = [_bars(along.at[place], 2) for place in PLACES]
-            cells += [_bars(along.averages["root mean square"], 4)]
-            cells += [_bars(apart.averages[what], 4) for what in ("mean", "standard deviation")]
+            cells = [_bars(*one) for one in zip(_measured(along, apart), DIGITS, strict=True)]
             rows.append([name, *cells, f"{along.independent:.0f} of dc, {apart.independent:.0f} of d_OO"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def differences(
+    found: Mapping[str, tuple[FreeEnergy, FreeEnergy]],
+    published: Mapping[str, tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]],
+) -> str:
+    """Measured less published, and economised less ordinary beads, of which the committee is one and has no say."""
+    names = [f"F({AIMED:g}), kJ/mol", "rms dc", "mean d_OO, Å", "sd d_OO, Å"]
+    rows = [["", *names], ["---"] * 5, ["aimed at, at most", *map(str, AIMS)]]
+    measured = {kind: _measured(*both, [AIMED]) for kind, both in found.items()}
+    for kind, curves in published.items():
+        if kind in measured:
+            there = zip(measured[kind], _published(*curves, [AIMED]), strict=True)
+            pairs = [(one.value - other, one.both) for one, other in there]
+            rows.append([f"{NAMES[kind]} − published", *_apart(pairs)])
+    if "eco" in measured and "quantum" in measured:
+        both = zip(measured["eco"], measured["quantum"], strict=True)
+        pairs = [(one.value - other.value, float(np.hypot(one.statistical, other.statistical))) for one, other in both]
+        rows.append([f"{NAMES['eco']} − {NAMES['quantum']}", *_apart(pairs)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _apart(pairs: Sequence[tuple[float, float]]) -> list[str]:
+    return [
+        f"{value:+.{digits}f} ± {bar:.{digits}f}" if np.isfinite(value) else "not reached"
+        for (value, bar), digits in zip(pairs, DIGITS[3:], strict=True)
+    ]
 
 
 def regional(
@@ -138,17 +173,25 @@ def _from_middle(x: FloatArray, energy: FloatArray) -> tuple[FloatArray, FloatAr
     return x, energy - energy[(ZERO[0] <= x) & (x <= ZERO[1])].mean()
 
 
-def _published(dc: tuple[FloatArray, FloatArray], oxygens: tuple[FloatArray, FloatArray]) -> list[str]:
-    """The numbers of `table`, of two curves."""
+def _published(
+    dc: tuple[FloatArray, FloatArray], oxygens: tuple[FloatArray, FloatArray], places: Sequence[float] = PLACES
+) -> list[float]:
+    """F at the places, root mean square of dc, mean and standard deviation of d_OO, of two curves."""
     kt = float(unit_to_internal("temperature", "kelvin", KELVIN)) * KJ_MOL
     x, energy = dc
-    cells = [f"{np.interp(place, x, energy):.2f}" for place in PLACES]
+    of_dc = [float(np.interp(place, x, energy)) for place in places]
     weight = np.exp(-energy / kt)
-    cells.append(f"{np.sqrt((weight * x**2).sum() / weight.sum()):.4f}")
+    of_dc.append(float(np.sqrt((weight * x**2).sum() / weight.sum())))
     x, energy = oxygens
     weight = np.exp(-energy / kt)
-    mean = (weight * x).sum() / weight.sum()
-    return [*cells, f"{mean:.4f}", f"{np.sqrt((weight * (x - mean) ** 2).sum() / weight.sum()):.4f}"]
+    mean = float((weight * x).sum() / weight.sum())
+    return [*of_dc, mean, float(np.sqrt((weight * (x - mean) ** 2).sum() / weight.sum()))]
+
+
+def _measured(along: FreeEnergy, apart: FreeEnergy, places: Sequence[float] = PLACES) -> list[Estimate]:
+    """The same of two measured ones."""
+    of_dc = [*(along.at[place] for place in places), along.averages["root mean square"]]
+    return of_dc + [apart.averages[what] for what in ("mean", "standard deviation")]
 
 
 def _bars(one: Estimate, digits: int) -> str:

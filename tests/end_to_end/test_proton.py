@@ -133,6 +133,31 @@ def test_curves_are_compared_from_one_zero() -> None:
     assert figures._from_middle(*curve)[1][np.abs(x) <= 0.1].mean() == pytest.approx(0, abs=1e-9)
 
 
+def test_differences_are_of_one_quantity_each() -> None:
+    """A published curve of closed form less samples of it: zero within the bars, in the order of the table's head; of
+    economised beads less ordinary ones, drawn alike, no difference and the root of 2 times the statistical error."""
+    figures = _figures()
+    kt, width = figures.unit_to_internal("temperature", "kelvin", figures.KELVIN) * figures.KJ_MOL, 0.25
+    x = np.linspace(-1, 1, 401)
+    curves = (x, kt * x**2 / (2 * width**2)), (x, kt * (x - 0.1) ** 2 / (2 * 0.2**2))
+    rng = np.random.default_rng(5)
+    draws = {DC: rng.normal(scale=width, size=(20_000, 1)), OXYGENS: rng.normal(0.1, 0.2, size=(20_000, 1))}
+    run = Sampled(np.arange(20_000), draws, None, "", figures.KELVIN, 1, "centroid", 0.5)
+    both = free_energy([run], DC, 51, (-1.02, 1.02), None, [0.4], symmetric=True), free_energy([run], OXYGENS)
+    told = figures.differences(dict.fromkeys(("classical", "quantum", "eco"), both), {"classical": curves})
+    head, _, aims, published, economised = [line.split("|")[2:-1] for line in told.splitlines()]
+    assert [cell.split(",")[0].strip() for cell in head] == ["F(0.4)", "rms dc", "mean d_OO", "sd d_OO"]
+    assert tuple(map(float, aims)) == NEAR
+    errors = [both[0].at[0.4], both[0].averages["root mean square"]]
+    errors += [both[1].averages[what] for what in ("mean", "standard deviation")]
+    for cell, one in zip(published, errors, strict=True):
+        value, bar = map(float, cell.split("±"))
+        assert bar == pytest.approx(one.statistical, abs=0.006)
+        assert abs(value) < 3 * bar
+    for cell, one in zip(economised, errors, strict=True):
+        assert tuple(map(float, cell.split("±"))) == pytest.approx((0, 2**0.5 * one.statistical), abs=0.006)
+
+
 def test_the_tables_cautions_are_those_of_analyse() -> None:
     """Where the committee is not of all runs, where the expansion ends and where a run is too short, figures.py says
     so; of good curves it says nothing."""
