@@ -7,7 +7,8 @@ Each member moves a simulation of its own, also a head on a trunk, of which a mo
 a strong thermostat, then the velocities are thermal again and the centroid has a friction of 1/ps, which makes lines
 5 cm^-1 wider, beside a window that makes them 67 cm^-1 wide; the other modes of a ring polymer are damped as in
 T-RPMD (Rossi, Ceriotti and Manolopoulos, J. Chem. Phys. 140, 234116, 2014). `beadwork analyse vdos --members` makes
-results/vdos_KIND.csv and .png, and what it says is in results/vdos_KIND.txt.
+results/vdos_KIND.csv and .png, and what it says is in results/vdos_KIND.txt; of H5O2+ with the harmonic frequencies of
+the same models at their minimum.
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ase.io
+import numpy as np
 import tomli_w
 import torch
+from ase.optimize import BFGS
 
+from beadwork.analyse.spectrum import LIGHT
+from beadwork.doctor.curvature import vibrations
+from beadwork.frame import Frame
 from beadwork.potential.bundle import load_card
+from beadwork.potential.calculator import BeadworkCalculator
 from beadwork.potential.heads import load_heads
+from beadwork.potential.load import load
 from beadwork.toml import tomllib
 
 HERE = Path(__file__).parent
@@ -150,6 +159,21 @@ def stage(folder: Path, name: str, kind: Kind, member: int, bundle: Path, start:
     return end
 
 
+def harmonic(kind: Kind) -> list[float]:
+    """cm^-1: vibrations of a molecule at the minimum of the committee's mean, but for what moves or turns all of it."""
+    models = ROOT / "models"
+    potential = load(models / kind.baseline, [models / kind.delta], engine="torchscript")
+    atoms = ase.io.read(ROOT / "inputs" / kind.start)
+    atoms.set_cell(None)
+    atoms.pbc = False
+    atoms.calc = BeadworkCalculator(potential)
+    if not BFGS(atoms, logfile=None).run(fmax=2e-4, steps=500):
+        raise RuntimeError(f"{kind.start} has no minimum within 500 steps")
+    at = Frame(atoms.numbers, atoms.positions, np.zeros((3, 3)), (False,) * 3, charge=1)
+    omega2 = vibrations(potential, at, atoms.get_chemical_symbols(), atoms.get_masses()).omega2
+    return list(np.sqrt(omega2[6:]) / (2 * np.pi * LIGHT))
+
+
 def main(build: Path, kinds: list[str]) -> None:
     """Simulate and analyse."""
     for name in kinds or list(KINDS):
@@ -164,6 +188,8 @@ def main(build: Path, kinds: list[str]) -> None:
         command = [*BEADWORK, "analyse", "vdos", *map(str, folders), "--members", "--window", str(kind.window)]
         command += ["--out", str(RESULTS / f"vdos_{name}")]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        if not kind.periodic:
+            said += f"harmonic: {', '.join(f'{one:.0f}' for one in harmonic(kind))} cm^-1\n"
         (RESULTS / f"vdos_{name}.txt").write_text(said.replace(f"{build}/", "").replace(f"{RESULTS}/", ""))
         print(said)
 
