@@ -60,7 +60,7 @@ def test_no_torch_jit_is_needed(made, monkeypatch):
         warnings.filterwarnings("error", message=".*torch\\.jit.*")
         engine = open_engine(made["vector"].bundle, "auto")
         assert Potential(engine).evaluate([HYDRONIUM]).energies.shape == (1,)
-        exact = engine._exact
+        exact = engine.exact
         assert exact.kind == "eager"
         assert np.abs(exact.evaluate(graph).forces - expected.forces).max() < 1e-9
         assert load_model(check(made["vector"].bundle)).r_max == 4.0

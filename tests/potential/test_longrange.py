@@ -20,7 +20,8 @@ from beadwork.potential.eager import EagerEngine
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
-from beadwork.potential.response import ResponseEvaluator
+from beadwork.potential.load import load
+from beadwork.potential.response import ResponseEngine, ResponseEvaluator
 from beadwork.potential.torchscript import ModuleEvaluator
 
 pytest.importorskip("graph_longrange")
@@ -172,3 +173,17 @@ def test_a_bundle(model, tmp_path):
     assert np.abs(exact.forces - rough.forces).max() < 1e-3
     with pytest.raises(ModelError, match="was trained on 0, 1 e as total charge, not on -1"):
         EagerEngine(check(card.path)).evaluate(build([replace(ION, charge=-1)], CUTOFF))
+    # as potential and as dipole: each ion, and each box, in one call of the module
+    both = load(card.path, also={"dipole": card.path})
+    calls = []
+    both.baseline.exact.module.register_forward_hook(lambda *_: calls.append(1))
+    together = both.evaluate([ION, ION])
+    assert len(calls) == 1
+    alone = EagerEngine(check(card.path)).evaluate(build([ION, ION], CUTOFF))
+    for part in ("energies", "forces", "virials"):
+        assert getattr(together, part) == pytest.approx(getattr(alone, part), abs=1e-11)
+    dipoles = ResponseEngine(check(card.path), "dipole").evaluate(build([ION, ION], CUTOFF))
+    assert together.response["dipole"].mean == pytest.approx(dipoles.dipole, abs=1e-11)
+    assert together.response["born"].mean == pytest.approx(dipoles.born, abs=1e-11)
+    with pytest.raises(ModelError, match="is periodic, and the model's dipole is a sum over charges"):
+        both.evaluate([BOX])

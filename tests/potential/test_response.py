@@ -15,10 +15,11 @@ import torch
 from beadwork.errors import BeadworkError, ModelError, NonFiniteError
 from beadwork.frame import Frame
 from beadwork.potential.analytic import Harmonic
+from beadwork.potential.architecture import describe
 from beadwork.potential.bundle import amend_card, check, load_card, write_card
 from beadwork.potential.eager import load_weights
 from beadwork.potential.engine import Response
-from beadwork.potential.evaluation import check_finite
+from beadwork.potential.evaluation import Evaluation, check_finite
 from beadwork.potential.graph import build
 from beadwork.potential.importer import import_model
 from beadwork.potential.load import load
@@ -30,6 +31,7 @@ from beadwork.potential.response import (
     ResponseEvaluator,
     Role,
 )
+from beadwork.potential.weights import write_weights
 from beadwork.toml import tomllib
 from beadwork.train.dataset import Dataset
 from beadwork.train.response import errors_of
@@ -266,6 +268,50 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="dipole answers dipole and no energy; give it as --also dipole="):
             load(dipole, engine=engine)
     assert load_card(energy).answers == ("energy",)
+
+
+def counted(potential: Potential, frames: list[Frame]) -> tuple[int, Evaluation]:
+    """How often the modules of a potential are called for these frames, and its answer."""
+    calls = []
+    engines = (*potential.engines, *(engine for role in potential.also for engine in role.engines))
+    modules = {getattr(engine, "module", None) for engine in engines} - {None}
+    hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in modules]
+    answer = potential.evaluate(frames)
+    for hook in hooks:
+        hook.remove()
+    return len(calls), answer
+
+
+def test_a_model_that_is_both_is_evaluated_once(tmp_path: Path) -> None:
+    """An EnergyDipolesMACE as potential and as dipole: one call of its module for all beads, with the energy, forces
+    and dipoles that each role has alone, by two calls; what the role refuses is refused; where another Δ takes its
+    place, the role is a call of its own, and without the role there is one."""
+    module, bundle = random_response("EnergyDipolesMACE", max_ell=1), tmp_path / "both"
+    bundle.mkdir()
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    write_weights(bundle / "model.safetensors", state, describe(module))
+    entries = {"name": "both", "elements": [1, 8], "cutoff": 4.5, "dtype": "float64", "answers": ["energy", "dipole"]}
+    write_card(bundle, {**entries, **ABOUT})
+    beads = [replace(BOX, charge=0), replace(BOX, positions=1.01 * BOX.positions)]
+    for where in ({"baseline": bundle}, {"delta": [bundle]}):
+        both = load(**where, engine="eager", also={"dipole": bundle})
+        calls, together = counted(both, beads)
+        assert calls == 1
+        role = Role("dipole", (ResponseEngine(check(bundle), "dipole"),), np.ones(1))
+        calls, apart = counted(load(**where, engine="eager").with_also([role]), beads)
+        assert calls == 2
+        for name in ("energies", "forces", "virials"):
+            np.testing.assert_allclose(getattr(together, name), getattr(apart, name), rtol=1e-13, atol=1e-12)
+        for name in ("dipole", "born"):
+            np.testing.assert_allclose(together.response[name].mean, apart.response[name].mean, rtol=0, atol=1e-13)
+        assert np.abs(together.forces).max() > 1e-3
+        with pytest.raises(ModelError, match=r"oxidation numbers.*\+0 e, and its charge is \+1 e"):
+            both.evaluate([replace(BOX, charge=1)])
+    # the Δ of the last one is exchanged: its dipoles stay, by a call of their own
+    calls, after = counted(both.with_committee(Potential(None, [Harmonic(1.0)])), beads)
+    assert calls == 1
+    np.testing.assert_allclose(after.response["born"].mean, together.response["born"].mean, rtol=0, atol=1e-13)
+    assert counted(both.with_also(()), beads)[0] == 1
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ class Charges:
     wants: tuple[str, ...] = ()
     of_images = True
     born = True
+    joint = None
 
     def __init__(self, charges: dict[int, float], alpha: float | None = None) -> None:
         self.name = f"charges {charges}"

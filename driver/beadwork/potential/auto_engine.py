@@ -85,7 +85,7 @@ class AutoEngine:
         # always loaded too: it is the reference, and the only one that can weigh atoms' energies
         exact = open_exact(card, dtype, device)
         self._engine: FeatureEngine = exact
-        self._exact = exact
+        self.exact = exact
         self.name, self.reference = exact.name, exact.reference
         self.wants = exact.wants
         self.training_set, self.heads = exact.training_set, exact.heads
@@ -120,7 +120,7 @@ class AutoEngine:
                 found = found if dense.agreed else dense
             if self._required and not found.agreed:
                 raise ModelError(
-                    f"{self._card.path}: {found}", f"import the model again, or use --engine {self._exact.kind}"
+                    f"{self._card.path}: {found}", f"import the model again, or use --engine {self.exact.kind}"
                 )
             if found.agreed:
                 self._engine = self._native
@@ -138,12 +138,12 @@ class AutoEngine:
 
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
         """By the exact engine, whatever was selected: native kernels have no derivative of one atom's energy."""
-        return self._exact.weighted(graph, weights)
+        return self.exact.weighted(graph, weights)
 
     def open_head(self, number: int, *, weighing: bool) -> Engine:
         """One of the heads, by the engine that was chosen for their mean, and by the exact one where it must weigh."""
         if weighing or not self.native:
-            return self._exact.open_head(number, weighing=weighing)
+            return self.exact.open_head(number, weighing=weighing)
         return NativeEngine(check(self._card.path), self._dtype, self._device, number)
 
     def features(self, graph: Graph) -> FloatArray:

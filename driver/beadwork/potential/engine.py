@@ -28,6 +28,7 @@ class Energies:
     of the energy, its reference energy included; None where the engine has none. novelty: (A,) how far each atom is
     from those that the model was trained on, 1 at their edge (`potential.novelty`); None where that is not known.
     of_heads: (M, S) eV, energies of the heads where the model is the mean of M (`potential.heads`); else None.
+    response: what the same evaluation says of an electric field, where that was asked (`response.Joint`); else None.
     """
 
     energies: FloatArray
@@ -36,10 +37,12 @@ class Energies:
     of_atoms: FloatArray | None = None
     novelty: FloatArray | None = None
     of_heads: FloatArray | None = None
+    response: Response | None = None
 
     @staticmethod
     def joined(pieces: Sequence[Energies]) -> Energies:
         """The results of consecutive runs of systems as one."""
+        responses = [p.response for p in pieces if p.response is not None]
         return Energies(
             np.concatenate([p.energies for p in pieces]),
             np.concatenate([p.forces for p in pieces]),
@@ -47,6 +50,7 @@ class Energies:
             combine_known([p.of_atoms for p in pieces], np.concatenate),
             combine_known([p.novelty for p in pieces], np.concatenate),
             combine_known([p.of_heads for p in pieces], lambda parts: np.concatenate(parts, axis=1)),
+            Response.joined(responses) if responses else None,
         )
 
 

@@ -176,6 +176,8 @@ def check_finite(model: str, graph: Graph, result: Energies | Response | Evaluat
     if isinstance(result, Response):
         _check_response(model, graph, result)
         return
+    if isinstance(result, Energies) and result.response is not None:
+        _check_response(model, graph, result.response)
     if np.isfinite(result.energies).all() and np.isfinite(result.forces).all() and np.isfinite(result.virials).all():
         return
     # forces first, since they name the atom; an energy or a virial names the structure only

@@ -13,6 +13,7 @@ from beadwork.errors import ModelError
 from beadwork.potential.additions import check_expected, expected, format_additions, open_additions
 from beadwork.potential.auto_engine import AutoEngine, open_engine
 from beadwork.potential.bundle import COMMITTEE, Card, check, load_card, load_committee, members_of, unnamed_baseline
+from beadwork.potential.eager import EagerEngine
 from beadwork.potential.potential import Potential, _names
 from beadwork.potential.response import ResponseEngine, Role
 from beadwork.potential.torchscript import ModuleEngine
@@ -62,7 +63,11 @@ def load(
         notes.append(f"{named} is added to the baseline: what {', '.join(unsaid)} learned must be without it")
     if baseline is None and (wanted := {format_additions(told) for card in members if (told := expected(card))}):
         notes.append(f"the Δ models learned the difference to a baseline with {'; '.join(sorted(wanted))}")
-    roles = [_role(name, named, dtype, device, born) for name, named in sorted((also or {}).items())]
+    # what has the weights of another, and no other engine than eager, is evaluated with it
+    eager = {
+        card.hash: engine for card, engine in zip(cards, opened, strict=True) if not card.native and _eager(engine)
+    }
+    roles = [_role(name, named, dtype, device, born, eager) for name, named in sorted((also or {}).items())]
     all_engines = [*opened, *(engine for role in roles for engine in role.engines)]
     if loose := [card.name for card, engine in zip(cards, opened, strict=True) if not _held_together(card, engine)]:
         notes.append(
@@ -179,14 +184,26 @@ def load_for(config: ModelSettings, born: bool = True) -> Potential:
     )
 
 
-def _role(name: str, named: str | Path, dtype: str, device: str, born: bool) -> Role:
-    """The models of one role, with the weights of their committee.toml."""
+def _eager(engine: ModuleEngine | AutoEngine) -> bool:
+    return isinstance(engine.exact if isinstance(engine, AutoEngine) else engine, EagerEngine)
+
+
+def _role(
+    name: str,
+    named: str | Path,
+    dtype: str,
+    device: str,
+    born: bool,
+    energies: Mapping[str, ModuleEngine | AutoEngine],
+) -> Role:
+    """The models of one role, with the weights of their committee.toml. energies: engines of others, by hash."""
     paths = members_of([named])
     committee = load_committee(paths)
     weights = (
         np.ones(len(paths)) if committee is None else np.array([committee.weights[p.resolve().name] for p in paths])
     )
-    engines = tuple(ResponseEngine(check(path), name, dtype, device, born) for path in paths)
+    cards = [check(path) for path in paths]
+    engines = tuple(ResponseEngine(card, name, dtype, device, born, energies.get(card.hash)) for card in cards)
     for engine in engines[1:]:
         if (engine.elements, engine.answers) != (engines[0].elements, engines[0].answers):
             raise ModelError(

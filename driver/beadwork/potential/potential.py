@@ -197,8 +197,14 @@ class Potential:
 
     @property
     def _all_engines(self) -> tuple[Engine | ResponseEngine, ...]:
-        """Those, and the models of other roles."""
-        return (*self.engines, *(engine for role in self.also for engine in role.engines))
+        """All that is evaluated: those, and the models of other roles, of which one that is both is there once."""
+        rest = [e for role in self.also for e in role.engines if e.joint is None or e.joint.of not in self.engines]
+        return (*map(self._jointly, self.engines), *rest)
+
+    def _jointly(self, engine: Engine) -> Engine:
+        """The engine, or the one that answers what is asked of its model in another role too."""
+        joints = (e.joint for role in self.also for e in role.engines)
+        return next((joint for joint in joints if joint is not None and joint.of is engine), engine)
 
     @property
     def identity(self) -> str | None:
@@ -394,10 +400,10 @@ class Potential:
         graphs = {cutoff: graph.within(cutoff) for cutoff in {engine.cutoff for engine in self._all_engines}}
         baseline = None
         if self.baseline is not None:
-            baseline = self._run(self.baseline, graphs, seconds)
+            baseline = self._run(self._jointly(self.baseline), graphs, seconds)
             for addition in self.additions:
                 baseline = _plus(baseline, self._run(addition, graphs, seconds))
-        of_models = [self._run(model, graphs, seconds) for model in self.models]
+        of_models = [self._run(self._jointly(model), graphs, seconds) for model in self.models]
         results = of_models
         whole = force_spread or member_forces or self.weighs
         if self.trunk is not None and whole:
@@ -409,9 +415,16 @@ class Potential:
         else:
             evaluation = self._combine(graph, graphs, baseline, results, member_forces, seconds)
         novelty = novelty_of(graph, baseline, of_models)
+        told = {id(self.baseline): baseline} if self.baseline is not None else {}
+        told |= {id(model): result for model, result in zip(self.models, of_models, strict=True)}
         response: dict[str, Quantity] = {}
         for role in self.also:
-            response |= role.combine([self._run(engine, graphs, seconds) for engine in role.engines])
+            answers = []
+            for engine in role.engines:
+                jointly = None if engine.joint is None else told.get(id(engine.joint.of))
+                known = None if jointly is None else jointly.response
+                answers.append(self._run(engine, graphs, seconds) if known is None else known)
+            response |= role.combine(answers)
         # finite parts can have a sum that is not, and i-PI integrates NaN without a word
         check_finite("the sum of the models", graph, evaluation)
         # `_combine` may evaluate members again (weighted baseline by atom), which adds to their own seconds

@@ -27,15 +27,16 @@ from beadwork.config import ALSO
 from beadwork.errors import ModelError
 from beadwork.frame import FloatArray
 from beadwork.potential.architecture import answers_of, default_dtype
+from beadwork.potential.auto_engine import AutoEngine
 from beadwork.potential.bundle import Checked, reopen
 from beadwork.potential.device import bring, to_host
 from beadwork.potential.eager import load_weights
-from beadwork.potential.engine import Response, join
+from beadwork.potential.engine import Energies, Response, join
 from beadwork.potential.evaluation import Quantity
 from beadwork.potential.graph import Graph
 from beadwork.potential.longrange import centres
 from beadwork.potential.state import trained_on
-from beadwork.potential.torchscript import CPU_EDGES_PER_PIECE, Inputs
+from beadwork.potential.torchscript import CPU_EDGES_PER_PIECE, Inputs, ModuleEngine
 from beadwork.units import BOHR, HARTREE
 
 #: e Å in the unit that a model's labels had, by its name in a card; mace-torch's own Debye
@@ -73,7 +74,7 @@ class ResponseEvaluator:
         known: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.inputs = Inputs(module, 0, dtype, device, known or {})
-        self._module = module.to(self.inputs.device, self.inputs.dtype).eval()
+        self.module = module.to(self.inputs.device, self.inputs.dtype).eval()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self._whole, self._born = whole, whole and born
@@ -88,19 +89,26 @@ class ResponseEvaluator:
             raise ModelError("the model gives its atoms charges of its own", "take its oxidation numbers away")
 
     def evaluate(self, graph: Graph) -> Response:
-        """Evaluate a graph whose cutoff is the model's. Raises ModelError for a periodic system that it has no dipole
-        of."""
+        """Evaluate a graph whose cutoff is the model's. Raises ModelError as `check` does."""
         data = self.inputs.of(graph)
-        if self._charged and self._whole:
-            self._check_images(graph)
-        fixed = None if self._oxidation is None else self._oxidation[graph.numbers]
-        if fixed is not None:
-            _check_charge(graph, np.add.reduceat(fixed, graph.ptr[:-1]))
+        self.check(graph)
         # the module makes the positions a variable; vectors are positions' differences plus what stands for shifts
         constants = default_dtype(self.inputs.dtype) if self.inputs.long_range else nullcontext()
         with torch.set_grad_enabled(self._born), constants:
-            out = self._module(data, training=False, compute_force=False)
+            out = self.module(data, training=False, compute_force=False)
+        return self.respond(graph, out, data["positions"])
+
+    def check(self, graph: Graph) -> None:
+        """Raise ModelError for a periodic system that there is no dipole of, or a charge that its atoms do not have."""
+        if self._charged and self._whole:
+            self._check_images(graph)
+        if self._oxidation is not None:
+            _check_charge(graph, np.add.reduceat(self._oxidation[graph.numbers], graph.ptr[:-1]))
+
+    def respond(self, graph: Graph, out: Mapping[str, Any], positions: torch.Tensor) -> Response:
+        """The response of a graph of which the module's outputs are, as functions of positions (A, 3)."""
         charges, polarizabilities = None, None
+        fixed = None if self._oxidation is None else self._oxidation[graph.numbers]
         if self._tensor:
             polarizabilities = self._polarizability * to_host(out["polarizability"].detach().double())
         if not self._whole:
@@ -114,10 +122,7 @@ class ResponseEvaluator:
         if self._born:
             found += [
                 torch.stack(
-                    [
-                        torch.autograd.grad(dipole[:, k].sum(), data["positions"], retain_graph=k < 2)[0]
-                        for k in range(3)
-                    ],
+                    [torch.autograd.grad(dipole[:, k].sum(), positions, retain_graph=k < 2)[0] for k in range(3)],
                     dim=2,
                 ).flatten()
             ]
@@ -161,12 +166,19 @@ class ResponseEngine:
     """A bundle's model of dipoles or polarizabilities, in mace-torch's own modules.
 
     role: 'dipole' or 'polarizability', of which the first brings the second where the model has both. born: Born
-    charges with dipoles, which cost three derivatives. name, cutoff, elements: as `Engine` has them. Raises ModelError
-    for a bundle of no such model.
+    charges with dipoles, which cost three derivatives. energy: an engine of the energy of the same bundle, in the same
+    precision and on the same device: `joint` is then both in one evaluation, with one copy of the weights; else None.
+    name, cutoff, elements: as `Engine` has them. Raises ModelError for a bundle of no such model.
     """
 
     def __init__(
-        self, card: Checked, role: str, dtype: str = "float64", device: str = "cpu", born: bool = True
+        self,
+        card: Checked,
+        role: str,
+        dtype: str = "float64",
+        device: str = "cpu",
+        born: bool = True,
+        energy: ModuleEngine | AutoEngine | None = None,
     ) -> None:
         if role not in card.answers:
             raise ModelError(
@@ -178,7 +190,8 @@ class ResponseEngine:
             raise ModelError(f"{card.path} has nothing for the engine 'eager': {why}", "import the model again")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ModelError(f"device {device!r} was requested, but PyTorch finds no CUDA device", "use device 'cpu'")
-        module = load_weights(card)
+        exact = energy.exact if isinstance(energy, AutoEngine) else energy
+        module = load_weights(card) if exact is None else exact.module
         self._opened = (card.path.absolute(), card.sha256, role, dtype, device, born)
         self.name = f"{card.name} ({role}, eager, {dtype})"
         self.cutoff, self.elements, self.role, self.born = card.cutoff, card.elements, role, born
@@ -190,10 +203,16 @@ class ResponseEngine:
             )
         except ModelError as error:
             raise ModelError(f"the card of {card.path}: {error.what}", error.remedy or "import it again") from error
+        self.joint = None if energy is None or exact is None else Joint(energy, exact, self._evaluator)
         self.wants = self._evaluator.inputs.wants.names
         #: whether its dipole is another one where an atom is sent in another cell
         self.of_images = role == "dipole" and card.about.get(OXIDATION) is not None
         self._piece = CPU_EDGES_PER_PIECE if device == "cpu" else None
+
+    @property
+    def module(self) -> Any:
+        """The model."""
+        return self._evaluator.module
 
     def evaluate(self, graph: Graph) -> Response:
         """Evaluate every system of the graph: on CUDA all at once, on the CPU a few systems at a time."""
@@ -203,6 +222,22 @@ class ResponseEngine:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled by opening the bundle again."""
         return reopen, (ResponseEngine, *self._opened)
+
+
+class Joint:
+    """A model's energy and its response in one evaluation: an engine that answers `Energies.response` too.
+
+    of: the engine of the energy, which it stands for. name, cutoff, elements: that engine's.
+    """
+
+    def __init__(self, of: ModuleEngine | AutoEngine, exact: ModuleEngine, evaluator: ResponseEvaluator) -> None:
+        self.of, self.name, self.cutoff, self.elements = of, of.name, of.cutoff, of.elements
+        self._exact, self._evaluator = exact, evaluator
+
+    def evaluate(self, graph: Graph) -> Energies:
+        """As `ModuleEngine` does. Raises ModelError as `ResponseEvaluator.check` does."""
+        self._evaluator.check(graph.within(self.cutoff))
+        return self._exact.evaluate(graph, self._evaluator.respond)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from beadwork.packages import pip_install
 from beadwork.potential.architecture import class_of, default_dtype
 from beadwork.potential.bundle import FILES, MODEL, Card, Checked, check, reopen
 from beadwork.potential.device import DeviceGraph, bring, to_host
-from beadwork.potential.engine import Energies, join
+from beadwork.potential.engine import Energies, Response, join
 from beadwork.potential.first_run import announce
 from beadwork.potential.graph import Graph
 from beadwork.potential.heads import Heads, load_heads, said
@@ -31,8 +31,13 @@ from beadwork.potential.state import Wants, trained_on
 CPU_EDGES_PER_PIECE = 12_000
 #: modules that bring operators which TorchScript of older MACE models names, and the packages that have them
 OPERATORS = {"torch_scatter": "torch-scatter"}
+#: the positions by which a module's outputs can be derived, beside these
+DERIVED_BY = "derived_by"
 #: bytes: no part of a model's TorchScript is longer
 MAX_CODE_BYTES = 2**24
+
+#: makes a response of a graph, of the module's outputs for it, and of the positions by which these can be derived
+Respond = Callable[[Graph, Mapping[str, Any], torch.Tensor], Response]
 
 
 class ModuleEngine:
@@ -92,10 +97,14 @@ class ModuleEngine:
         # only now: the structure of the reference answer may have a charge that the model was not trained on
         self._evaluator.wants.known = trained_on(card)
 
-    def evaluate(self, graph: Graph) -> Energies:
-        """Evaluate every system of the graph: on CUDA all at once, on the CPU a few systems at a time."""
+    def evaluate(self, graph: Graph, respond: Respond | None = None) -> Energies:
+        """Evaluate every system of the graph: on CUDA all at once, on the CPU a few systems at a time.
+
+        respond: makes `Energies.response` of each part.
+        """
         graph = graph.within(self.cutoff)
-        return join([self._evaluator.evaluate(graph.part(a, b)) for a, b in graph.pieces(self._piece)])
+        pieces = graph.pieces(self._piece)
+        return join([self._evaluator.evaluate(graph.part(a, b), respond=respond) for a, b in pieces])
 
     def weighted(self, graph: Graph, weights: FloatArray) -> Energies:
         """The sum of the atoms' energies, each times its weight (A,), and its derivatives; as `evaluate` otherwise."""
@@ -109,6 +118,11 @@ class ModuleEngine:
         """One of the heads; each can weigh."""
         bundle, _, dtype, device, _ = self._opened
         return type(self)(check(bundle), dtype, device, number)
+
+    @property
+    def module(self) -> Any:
+        """The model, without the atoms' reference energies."""
+        return self._evaluator.module
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled by opening the bundle again: modules with compiled parts cannot be pickled."""
@@ -212,7 +226,7 @@ class ModuleEvaluator:
         reference = torch.full((int(numbers.max()) + 1,), torch.nan, dtype=torch.float64)
         reference[numbers] = torch.atleast_2d(energies)[index]
         self._reference = reference.to(self._device)
-        self._module = module.to(self._device, self._dtype).eval()
+        self.module = module.to(self._device, self._dtype).eval()
         if self._inputs.long_range:
             prepare(module)
         with torch.no_grad():
@@ -224,7 +238,7 @@ class ModuleEvaluator:
         self._layers = [] if training_set is None and heads is None else self._find_features()
 
     def _find_features(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        found = read_features(self._module.state_dict())
+        found = read_features(self.module.state_dict())
         return [(torch.from_numpy(columns).to(self._device), matrix) for columns, matrix in found]
 
     def features(self, graph: Graph) -> FloatArray:
@@ -241,17 +255,17 @@ class ModuleEvaluator:
         layers = [feats[:, columns] for columns, _ in self._layers]
         return torch.cat([x if up is None else x @ up for x, (_, up) in zip(layers, self._layers, strict=True)], dim=1)
 
-    def evaluate(self, graph: Graph, weights: FloatArray | None = None) -> Energies:
+    def evaluate(self, graph: Graph, weights: FloatArray | None = None, respond: Respond | None = None) -> Energies:
         """Evaluate a graph whose cutoff is the model's: one copy in, one copy out, and one wait for the device.
 
-        weights: (A,), of the atoms' energies in the whole result; None for 1.
+        weights: (A,), of the atoms' energies in the whole result; None for 1. respond: makes `Energies.response`.
         """
         if self._inputs.long_range and not together(graph):
-            return join([self.evaluate(graph.part(s, s + 1), weights) for s in range(len(graph))])
+            return join([self.evaluate(graph.part(s, s + 1), weights, respond) for s in range(len(graph))])
         systems, atoms = len(graph), len(graph.numbers)
         if weights is not None and not self._of_atoms:
             raise ModelError("the model's energy is not the sum of its atoms', so these cannot be weighed")
-        out = self.outputs(graph) if weights is None else self._weighted(graph, weights)
+        out = self.outputs(graph, weights, respond is not None)
         packed = self._reduce(out, bring(graph, self._dtype, self._device), weights)
         # the second pass of the weighted baseline has the same features, and novelty is known from the first
         known, heads = (self._training_set, self._heads) if weights is None else (None, None)
@@ -269,34 +283,35 @@ class ModuleEvaluator:
             of_atoms if self._of_atoms else None,
             None if known is None else novelty,
             None if heads is None else energies + np.add.reduceat(of_heads.reshape(-1, atoms), graph.ptr[:-1], axis=1),
+            None if respond is None else respond(graph, out, out[DERIVED_BY]),
         )
 
-    def outputs(self, graph: Graph) -> dict[str, Any]:
+    def outputs(self, graph: Graph, weights: FloatArray | None = None, keep: bool = False) -> dict[str, Any]:
         """The module's outputs for a graph, under MACE's names, on the device, without waiting for it.
 
-        The energies are without the atoms' reference energies.
+        The energies are without the atoms' reference energies, and unweighted; forces and virials are those of the
+        weighted sum. keep: so that more can be derived, by `DERIVED_BY`.
         """
         data = self._inputs.of(graph)
-        if not self._inputs.long_range:
+        if self._inputs.long_range:
+            by = strain(data)
+            with default_dtype(self._dtype):
+                out = self._call(data, derive=False, displace=False)
+        elif weights is None and not keep:
             return self._call(data, derive=True)
-        by = strain(data)
-        with default_dtype(self._dtype):
-            out = self._call(data, derive=False, displace=False)
-        return {**out, **_derived(out["energy"].sum(), by)}
-
-    def _weighted(self, graph: Graph, weights: FloatArray) -> dict[str, Any]:
-        """The same with derivatives of the weighted sum of the atoms' energies; the energies themselves unweighted."""
-        data = self._inputs.of(graph)
-        positions = data["positions"].requires_grad_(True)
-        out = self._call(data, derive=False)
-        node = out["node_energy"]
-        total = (node * torch.as_tensor(weights, dtype=node.dtype, device=self._device)).sum()
-        return {**out, **_derived(total, (positions, out["displacement"]))}  # MACE's name for the strain
+        else:
+            positions = data["positions"].requires_grad_(True)
+            out = self._call(data, derive=False)
+            by = positions, out["displacement"]  # MACE's name for the strain
+        total = out["energy"]
+        if weights is not None:
+            total = out["node_energy"] * torch.as_tensor(weights, dtype=total.dtype, device=self._device)
+        return {**out, DERIVED_BY: by[0], **_derived(total.sum(), by, keep)}
 
     def _call(self, data: dict[str, torch.Tensor], *, derive: bool, displace: bool = True) -> dict[str, Any]:
         # TorchScript's profiler would make the first three calls three times slower, and gains nothing after
         with torch.jit.optimized_execution(False):
-            out: dict[str, Any] = self._module(
+            out: dict[str, Any] = self.module(
                 data, training=False, compute_force=derive, compute_virials=derive, compute_displacement=displace
             )
         return out
@@ -324,10 +339,12 @@ class ModuleEvaluator:
             return torch.cat((energies, out["forces"].double().flatten(), virials.flatten(), node))
 
 
-def _derived(total: torch.Tensor, by: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Forces and virials: minus the slopes of an energy by positions and strains."""
+def _derived(total: torch.Tensor, by: tuple[torch.Tensor, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """Forces and virials: minus the slopes of an energy by positions and strains. keep: what can be derived."""
     # a lone atom's energy depends on neither: there is nothing to derive, and zeros are right
-    found = torch.autograd.grad(total, by, allow_unused=True) if total.requires_grad else (None, None)
+    found = (None, None)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, by, allow_unused=True, retain_graph=keep)
     slopes = [torch.zeros_like(x) if slope is None else -slope for slope, x in zip(found, by, strict=True)]
     return dict(zip(("forces", "virials"), slopes, strict=True))
 
