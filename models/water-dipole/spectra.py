@@ -50,24 +50,31 @@ PER_DALTON = si.e / si.atomic_mass * 1e20 / 1e30
 KM_MOL = 1e-3 * si.N_A / (12 * si.epsilon_0 * si.c**2) * si.e**2 / si.atomic_mass
 #: Å³ of one e Å²/V
 VOLUME = HARTREE * BOHR
-#: directions of the light
-INCIDENT, SCATTERED = (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)
 WATER = Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+Light = tuple[tuple[float, float, float], tuple[float, float, float]]
 #: the acceptor's oxygen beside the donor's first hydrogen
 DIMER = WATER + Atoms("OHH", [[2.9, 0, 0], [3.3, 0.2, 0.85], [3.2, -0.8, -0.4]])
-#: structure, steps, and the window in fs
-SYSTEMS = {"molecule": (WATER, 1600, 700.0), "dimer": (DIMER, 4200, 2000.0)}
+#: directions of the light, in and out: along one that sees all, and in the plane of WATER along its axis and across,
+#: where only the antisymmetric stretch is seen
+ALL = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+CROSSED = ((0.6125, 0.7905, 0.0), (-0.7905, 0.6125, 0.0))
+#: structure, steps, the window in fs, and the light of each kind of Raman spectrum
+SYSTEMS: dict[str, tuple[Atoms, int, float, dict[str, Light]]] = {
+    "molecule": (WATER, 1600, 700.0, {"Raman": ALL, "crossed Raman": CROSSED}),
+    "dimer": (DIMER, 4200, 2000.0, {"Raman": ALL}),
+}
+#: areas below this part of the largest are left out of the table
+LEAST = 1e-4
 
 
 @dataclass(frozen=True)
 class Line:
-    """A vibration. wavenumber: cm^-1. expected: with the time step. infrared: km/mol. raman: Å⁴/dalton. amplitude: by
-    what the time step, and another energy than kT, multiply both."""
+    """A vibration. wavenumber: cm^-1. expected: with the time step. areas: by kind of spectrum, km/mol of infrared and
+    Å⁴/dalton of each Raman. amplitude: by what the time step, and another energy than kT, multiply them."""
 
     wavenumber: float
     expected: float
-    infrared: float
-    raman: float
+    areas: dict[str, float]
     amplitude: float
 
 
@@ -81,7 +88,9 @@ def relaxed(potential: Potential, atoms: Atoms) -> Frame:
     )
 
 
-def harmonic(potential: Potential, frame: Frame, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Line]]:
+def harmonic(
+    potential: Potential, frame: Frame, masses: np.ndarray, light: Mapping[str, Light]
+) -> tuple[np.ndarray, np.ndarray, list[Line]]:
     """Angular frequencies (V,) 1/fs, vectors (3N, V) of mass-weighted coordinates, and the lines of a structure."""
     root = np.repeat(np.sqrt(masses), 3)
     size = len(root)
@@ -98,13 +107,15 @@ def harmonic(potential: Potential, frame: Frame, masses: np.ndarray) -> tuple[np
     dipoles, alphas = (slope(response[name].mean, len(omegas)) for name in ("dipole", "polarizability"))
     if np.abs(slopes - dipoles).max() > 1e-4 * np.abs(dipoles).max():
         raise RuntimeError("Born charges are not the dipole's slopes")
-    ends = [np.array(end) / np.linalg.norm(end) for end in (INCIDENT, SCATTERED)]
     lines = []
     for omega, dipole, alpha in zip(omegas, dipoles, alphas, strict=True):
         faster, larger = of_verlet(omega)
         wavenumber = omega / (2 * np.pi * LIGHT)
-        seen = KM_MOL * float(dipole @ dipole), float(ends[0] @ (VOLUME * alpha) @ ends[1]) ** 2
-        lines.append(Line(wavenumber, faster * wavenumber, *seen, larger))
+        areas = {"infrared": KM_MOL * float(dipole @ dipole)}
+        for kind, ends in light.items():
+            one, other = (np.array(end) / np.linalg.norm(end) for end in ends)
+            areas[kind] = float(one @ (VOLUME * alpha) @ other) ** 2
+        lines.append(Line(wavenumber, faster * wavenumber, areas, larger))
     return omegas, vectors, lines
 
 
@@ -176,18 +187,18 @@ def write_input(folder: Path, name: str, frame: Frame, vectors: np.ndarray, mass
 
 def compute(out: Path, name: str) -> None:
     """Relax, analyse, move, analyse; what is found goes to OUT/NAME.json."""
-    atoms, steps, window = SYSTEMS[name]
+    atoms, steps, window, light = SYSTEMS[name]
     potential = load(HIGHLEVEL / "baseline", [HIGHLEVEL], also={"dipole": HERE / "model"}, charge=0)
     frame = relaxed(potential, atoms)
     masses = atoms.get_masses()
-    _, vectors, lines = harmonic(potential, frame, masses)
+    _, vectors, lines = harmonic(potential, frame, masses, light)
     folder = out / name
     if not (folder / "summary.json").exists():  # what i-PI wrote before is looked at again
         write_input(folder, name, frame, vectors, masses, steps)
         move(folder)
     energies = begun(folder, vectors, masses)
     lines = [replace(line, amplitude=line.amplitude * energy) for line, energy in zip(lines, energies, strict=True)]
-    found = spectra(folder, window)
+    found = spectra(folder, window, light)
     text = {"lines": [asdict(line) for line in lines], "window": window}
     for kind, of in found.items():
         text[kind] = {"wavenumbers": of.wavenumbers.tolist(), "intensity": of.intensity.tolist(), "peaks": of.peaks}
@@ -211,10 +222,10 @@ def move(folder: Path) -> None:
     subprocess.run([str(word) for word in command], cwd=folder, check=True)
 
 
-def spectra(folder: Path, window: float) -> dict[str, ResponseSpectrum]:
-    """As `beadwork analyse` makes them."""
+def spectra(folder: Path, window: float, light: Mapping[str, Light]) -> dict[str, ResponseSpectrum]:
+    """As `beadwork analyse` makes them, by kind."""
     runs = [open_run(folder)]
-    return {"infrared": infrared(runs, window), "raman": raman(runs, INCIDENT, SCATTERED, window)}
+    return {"infrared": infrared(runs, window), **{kind: raman(runs, *ends, window) for kind, ends in light.items()}}
 
 
 @dataclass(frozen=True)
@@ -252,12 +263,12 @@ def compared(lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> li
         low, high = max(low, group[0].expected - 4 * width), min(high, group[-1].expected + 4 * width)
         peaks, areas = {}, {}
         for kind, of in found.items():
-            strongest = max(group, key=lambda line, kind=kind: getattr(line, kind))
+            strongest = max(group, key=lambda line, kind=kind: line.areas[kind])
             near = min(of.peaks, key=lambda peak, at=strongest.expected: abs(peak - at), default=np.nan)
             peaks[kind] = near if abs(near - strongest.expected) < width else np.nan
             inside = (of.wavenumbers >= low) & (of.wavenumbers < high)
             area = float(of.intensity[inside].sum() * of.wavenumbers[1])
-            areas[kind] = (sum(getattr(line, kind) * line.amplitude for line in group), area)
+            areas[kind] = (sum(line.areas[kind] * line.amplitude for line in group), area)
         waves = tuple(line.expected for line in group)
         seen.append(Seen(waves, tuple(line.wavenumber for line in group), peaks, areas))
     return seen
@@ -265,15 +276,19 @@ def compared(lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> li
 
 def table(name: str, lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> str:
     """As the README has it."""
-    rows = [
-        f"{name}: of harmonic analysis → of i-PI's dynamics",
-        "| harmonic, cm⁻¹ | with the time step | infrared peak | Raman peak | infrared, km/mol | Raman, Å⁴/dalton |",
-        "|---|---|---|---|---|---|",
-    ]
+    units = {kind: "km/mol" if kind == "infrared" else "Å⁴/dalton" for kind in found}
+    columns = ["harmonic, cm⁻¹", "with the time step", *(f"{kind} peak" for kind in found)]
+    columns += [f"{kind}, {unit}" for kind, unit in units.items()]
+    rows = [f"{name}: of harmonic analysis → of i-PI's dynamics"]
+    rows += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    least = {kind: LEAST * max(line.areas[kind] for line in lines) for kind in found}
     for one in compared(lines, found):
         waves = (" ".join(f"{w:.1f}" for w in of) for of in (one.harmonic, one.wavenumbers))
         peaks = ("" if np.isnan(peak) else f"{peak:.1f}" for peak in one.peaks.values())
-        areas = (f"{expected:.3g} → {seen:.3g}" for expected, seen in one.areas.values())
+        areas = (
+            "" if expected < least[kind] else f"{expected:.3g} → {seen:.3g}"
+            for kind, (expected, seen) in one.areas.items()
+        )
         rows.append("| " + " | ".join((*waves, *peaks, *areas)) + " |")
     return "\n".join(rows)
 
@@ -289,15 +304,15 @@ def draw(out: Path, file: Path) -> None:
     figure, panels = plt.subplots(2, len(names), figsize=(4.6 * len(names), 5.2), squeeze=False, sharex=True)
     for column, name in enumerate(names):
         text = json.loads((out / f"{name}.json").read_text())
-        for panel, kind in zip(panels[:, column], ("infrared", "raman"), strict=True):
+        for panel, kind in zip(panels[:, column], ("infrared", "Raman"), strict=True):
             waves, values = (np.array(text[kind][key]) for key in ("wavenumbers", "intensity"))
             panel.plot(waves, values / values.max(), color="#2b5c8a", lw=1)
-            areas = np.array([line[kind] for line in text["lines"]])
+            areas = np.array([line["areas"][kind] for line in text["lines"]])
             panel.vlines(
                 [line["expected"] for line in text["lines"]], 0, -0.35 * areas / areas.max(), color="#b5482f", lw=2
             )
             panel.axhline(0, color="#222222", lw=0.6)
-            panel.set(title=f"{name}, {'Raman' if kind == 'raman' else kind}", yticks=[], xlim=(0, 4500))
+            panel.set(title=f"{name}, {kind}", yticks=[], xlim=(0, 4500))
         panels[1, column].set_xlabel("wavenumber (cm$^{-1}$)")
     figure.tight_layout()
     figure.savefig(file)
