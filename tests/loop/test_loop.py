@@ -186,7 +186,7 @@ def test_a_file_in_the_shells_folder_is_not_taken(ipi, tmp_path, monkeypatch, st
     monkeypatch.chdir(elsewhere)
     with pytest.raises(SimulationError, match="stopped"):
         learn(loop, print)
-    copied = tmp_path / "loop" / ("live" if start == "live" else "gen-000") / "water" / "init.xyz"
+    copied = tmp_path / "loop" / ("live" if start == "live" else "gen-000") / "water" / "start" / "init.xyz"
     assert copied.read_text() == (tmp_path / "water" / "init.xyz").read_text()
 
 

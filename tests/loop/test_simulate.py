@@ -26,7 +26,7 @@ OLD, NEW, OTHER = ("sha256:" + letter * 12 for letter in "abc")
 
 def at(step: int, file: Path) -> bytes:
     """An input that says it is at this step, as i-PI's checkpoints do."""
-    text = (WATER / "input.xml").read_text()
+    text = (WATER / "input.xml").read_text().replace("init.xyz", str(WATER / "init.xyz"))
     file.write_text(text.replace("<total_steps>", f"<step>{step}</step>\n  <total_steps>"))
     return file.read_bytes()
 
@@ -50,15 +50,14 @@ def test_a_torn_restart_is_passed_over(tmp_path: Path) -> None:
     # with the names that i-PI gives them without a prefix, too
     part = folder / "part-0.xml"
     text = part.read_text()
-    part.write_text(text.replace("prefix='simulation'", "prefix=''"))
+    part.write_text(text.replace('prefix="simulation"', 'prefix=""'))
     assert simulate.come_to(folder) is None
     at(60, folder / "checkpoint")
     assert simulate.come_to(folder) == folder / "checkpoint"
     part.write_text(text)
     following = tmp_path / "gen-002" / "water"
     simulate.prepare(WATER / "input.xml", following, simulate.come_to(folder))
-    shutil.copy(WATER / "init.xyz", following)  # a checkpoint of i-PI's has its structure in itself
-    begun = read_simulation(following / "part-0.xml")
+    begun = read_simulation(following / "part-0.xml", directory=following)
     assert (begun.step, begun.total_steps) == (100, 220)
 
 
@@ -71,7 +70,7 @@ def test_structures_come_from_beside_the_input(tmp_path: Path, monkeypatch: pyte
     Path("init.xyz").write_text("1\n# CELL(abcABC): 9 9 9 90 90 90\nH 0 0 0\n")
     folder = tmp_path / "gen-000" / "water"
     simulate.prepare(WATER / "input.xml", folder)
-    assert (folder / "init.xyz").read_text() == (WATER / "init.xyz").read_text()
+    assert (folder / "start" / "init.xyz").read_text() == (WATER / "init.xyz").read_text()
     Path("init.xyz").write_text("no structure")
     at(120, folder / "RESTART")
     assert simulate.come_to(folder) == folder / "RESTART"
@@ -88,10 +87,34 @@ def test_an_input_that_says_no_steps(tmp_path: Path) -> None:
     xml.write_text("".join(line for line in lines if "<total_steps>" not in line))
     simulate.prepare(xml, tmp_path / "live", steps=10**9)
     assert read_simulation(tmp_path / "live" / "part-0.xml").total_steps == 10**9
-    restart = tmp_path / "live" / "RESTART"
+    restart = tmp_path / "water" / "RESTART"
     restart.write_text(xml.read_text().replace("<output", "<step>700</step>\n<output", 1))
     simulate.prepare(xml, tmp_path / "next", restart)
     assert read_simulation(tmp_path / "next" / "part-0.xml").total_steps == 1700
+
+
+@pytest.mark.parametrize("name", ["RESTART", "simulation.checkpoint"])
+def test_what_it_starts_from_is_not_where_it_has_come_to(tmp_path: Path, name: str) -> None:
+    """An equilibration's RESTART at step 999, or its checkpoint under the name of this input's own, that a simulation
+    of 120 steps starts from: none of these is done, where it counted as finished before its first; and what i-PI writes
+    there under that name replaces nothing that an attempt begins from."""
+    equilibrated = tmp_path / name
+    equilibrated.write_text(
+        "<simulation><step>999</step><total_steps>1000</total_steps><ffsocket name='f'/><system>"
+        "<beads natoms='1' nbeads='1'><q shape='(1, 3)'>[1, 2, 3]</q><m shape='(1)'>[1837]</m>"
+        "<names shape='(1)'>[H]</names></beads><cell shape='(3, 3)'>[20, 0, 0, 0, 20, 0, 0, 0, 20]</cell>"
+        "<forces><force forcefield='f'/></forces><motion mode='dynamics'/></system></simulation>"
+    )
+    text = (WATER / "input.xml").read_text()
+    (tmp_path / "input.xml").write_text(text.replace("<file mode='xyz'>init.xyz", f"<file mode='chk'> {name} "))
+    folder = tmp_path / "gen-000" / "water"
+    simulate.prepare(tmp_path / "input.xml", folder)
+    assert simulate.come_to(folder) is None
+    assert not simulate.finished(folder)
+    at(60, folder / name)
+    begun = read_simulation(folder / "part-0.xml", directory=folder)
+    assert (begun.step, begun.systems[0].numbers.tolist()) == (0, [1])
+    assert simulate.come_to(folder) == folder / name
 
 
 @pytest.fixture

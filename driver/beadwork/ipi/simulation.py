@@ -36,6 +36,7 @@ from ipi.engine.motion import (
 from ipi.engine.motion.driven_dynamics import DrivenDynamics
 from ipi.engine.outputs import CheckpointOutput, PropertyOutput, TrajectoryOutput
 from ipi.engine.properties import Properties, getall, getkey
+from ipi.inputs.initializer import InputInitializer
 from ipi.inputs.simulation import InputSimulation
 from ipi.utils.depend import dstrip
 from ipi.utils.io.inputs.io_json import json_parse_string
@@ -54,6 +55,9 @@ _INNER_PREFIX = "/tmp/ipi_"
 
 #: the forcefields of i-PI that have a socket of their own
 SOCKET_TAGS = ("ffsocket", "ffcavphsocket")
+
+# the modes of an entry of <initialize> whose value names a file
+_FROM_FILE = ("xyz", "pdb", "chk", "ase")
 
 # the parts of <initialize> that make the structure
 _STRUCTURE = ("positions", "masses", "labels", "cell")
@@ -594,6 +598,16 @@ def set_total_steps(root: ElementTree.Element, steps: int) -> None:
     total.text = str(steps)
 
 
+def set_start_folder(root: ElementTree.Element, folder: str) -> None:
+    """Have an input find the files that it starts from in this folder, under the same names."""
+    # of a <system_template> too, in which a name may have labels
+    for entry in (entry for initialize in root.iter("initialize") for entry in initialize):
+        mode = entry.get("mode", InputInitializer.dynamic[entry.tag][0].attribs["mode"][1]["default"])
+        name = (entry.text or "").strip()
+        if mode in _FROM_FILE and not Path(name).is_absolute():
+            entry.text = f"{folder}/{name}"
+
+
 def _parse(path: Path, root: Any) -> Any:
     """Return the file as i-PI's InputSimulation, unfetched."""
     tag, node = root.fields[0]
@@ -767,9 +781,7 @@ def _locate(path: Path, replicas: list[Any], given: Path | None) -> tuple[Path, 
     """Return i-PI's working directory, which may be given, and the files that it will read there; set the initializers
     to these files.
     """
-    steps = [
-        step for replica in replicas for _, step in replica.init.queue if step.mode in ("xyz", "pdb", "chk", "ase")
-    ]
+    steps = [step for replica in replicas for _, step in replica.init.queue if step.mode in _FROM_FILE]
     files = tuple(dict.fromkeys(Path(step.value) for step in steps))
     folders = [Path.cwd(), path.parent] if given is None else [given.absolute()]
     for directory in folders:

@@ -1,6 +1,6 @@
 """One simulation of the loop: `beadwork run` in a folder of its own, which a killed loop finds again and continues.
 
-    FOLDER/input.xml, init.xyz, …   copies of the user's files
+    FOLDER/input.xml, start/…       copies of the user's files
     FOLDER/part-0.xml, part-1.xml   where each attempt began: the input, then i-PI's own RESTART or checkpoint
     FOLDER/run-0.toml, out-0/, …    the options of each attempt, and what `beadwork run` left
     FOLDER/RESTART, …               i-PI's outputs
@@ -30,7 +30,7 @@ from beadwork.config import ServeConfig
 from beadwork.disk import write_whole
 from beadwork.errors import SimulationError
 from beadwork.ipi.output_steps import Written
-from beadwork.ipi.simulation import as_xml, read_simulation, set_total_steps
+from beadwork.ipi.simulation import as_xml, read_simulation, set_start_folder, set_total_steps
 from beadwork.ipi.steps import pattern
 from beadwork.log import taken_apart
 from beadwork.observe import record
@@ -40,6 +40,8 @@ from beadwork.processes import end_noted, last_line, launch, module, noted
 EXIT_TIMEOUT_SECONDS = 30.0
 #: the number of the process group of i-PI and its server
 GROUP = "group"
+#: the folder of what a simulation starts from: beside its outputs the user's RESTART would be taken for its own
+START = "start"
 
 
 def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
@@ -66,17 +68,18 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
             continue
         if ".." in file.parts:
             raise SimulationError(f"{xml} names {file}, which cannot be copied along", "put it beside the XML")
-        (part / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(simulation.directory / file, part / file)
+        (part / START / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(simulation.directory / file, part / START / file)
     (part / "input.xml").write_text(text, encoding="utf-8")
     if steps_of is not None:
         text = steps_of.read_text(encoding="utf-8")
         # i-PI counts total_steps from the first step of all, and a RESTART goes on counting
         steps = read_simulation(steps_of, directory=steps_of.parent).step + simulation.total_steps
+    root = ElementTree.fromstring(text)
+    set_start_folder(root, START)
     if steps is not None:
-        root = ElementTree.fromstring(text)
         set_total_steps(root, steps)
-        text = ElementTree.tostring(root, encoding="unicode")
+    text = ElementTree.tostring(root, encoding="unicode")
     (part / "part-0.xml").write_text(_signed(text, folder, 0), encoding="utf-8")
     part.rename(folder)
 
