@@ -156,8 +156,8 @@ class Stopped:
     def finish(self) -> None:
         raise SimulationError("stopped")
 
-    def until(self, *wanted: Any) -> None:
-        raise SimulationError("stopped")
+    def until(self, committee: str, steps: int, *before: Any) -> None:
+        raise SimulationError(f"stopped before {steps} steps")
 
     def end(self) -> None:
         pass
@@ -178,13 +178,16 @@ def stopping(monkeypatch) -> None:
 
 @pytest.mark.parametrize("start", ["again", "live"])
 def test_a_file_in_the_shells_folder_is_not_taken(ipi, tmp_path, monkeypatch, stopping, start) -> None:
-    """The command given in a folder that has an init.xyz of its own simulates what lies beside the input."""
+    """The command given in a folder that has an init.xyz of its own simulates what lies beside the input; a live one
+    for the steps that are left of it."""
     loop = project(ipi, tmp_path, start=start)
+    xml = tmp_path / "water" / "input.xml"
+    xml.write_text(xml.read_text().replace("<total_steps>", "<step>5</step><total_steps>"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "init.xyz").write_text("no structure")
     monkeypatch.chdir(elsewhere)
-    with pytest.raises(SimulationError, match="stopped"):
+    with pytest.raises(SimulationError, match="stopped before 7 steps" if start == "live" else "stopped"):
         learn(loop, print)
     copied = tmp_path / "loop" / ("live" if start == "live" else "gen-000") / "water" / "start" / "init.xyz"
     assert copied.read_text() == (tmp_path / "water" / "init.xyz").read_text()

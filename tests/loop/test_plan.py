@@ -26,7 +26,8 @@ def test_the_loop_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_what_would_fail_later_fails_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A structure that is missing, and a committee that is none, are told as `learn` itself tells them."""
+    """An input that has no step left, a structure that is missing, and a committee that is none, are told as `learn`
+    itself tells them."""
     init(tmp_path / "mine", "cluster")
     loop = tmp_path / "mine" / "loop.toml"
     told = loop.read_text()
@@ -34,6 +35,10 @@ def test_what_would_fail_later_fails_now(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["learn", str(loop), "--dry-run"]) == 2
     assert "no folder of a committee" in capsys.readouterr().err
     loop.write_text(told)
+    xml = tmp_path / "mine" / "input.xml"
+    xml.write_text(xml.read_text().replace("<total_steps>", "<step>1000</step><total_steps>"))
+    assert main(["learn", str(loop), "--dry-run"]) == 2
+    assert "begins at step 1000 and ends at step 1000" in capsys.readouterr().err
     (tmp_path / "mine" / "init.xyz").unlink()
     assert main(["learn", str(loop), "--dry-run"]) == SimulationError.exit_code
     assert "init.xyz" in capsys.readouterr().err

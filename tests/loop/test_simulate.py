@@ -93,6 +93,17 @@ def test_an_input_that_says_no_steps(tmp_path: Path) -> None:
     assert read_simulation(tmp_path / "next" / "part-0.xml").total_steps == 1700
 
 
+def test_a_restart_as_the_input(tmp_path: Path) -> None:
+    """One at step 90 of 120 has 30 steps left, in each generation that goes on from the last alike: the second did
+    120."""
+    at(90, tmp_path / "equilibrated.xml")
+    simulate.prepare(tmp_path / "equilibrated.xml", tmp_path / "first")
+    at(120, tmp_path / "first" / "RESTART")
+    simulate.prepare(tmp_path / "equilibrated.xml", tmp_path / "second", tmp_path / "first" / "RESTART")
+    for folder in ("first", "second"):
+        assert read_simulation(tmp_path / folder / "part-0.xml").steps == 30
+
+
 @pytest.mark.parametrize("name", ["RESTART", "simulation.checkpoint"])
 def test_what_it_starts_from_is_not_where_it_has_come_to(tmp_path: Path, name: str) -> None:
     """An equilibration's RESTART at step 999, or its checkpoint under the name of this input's own, that a simulation

@@ -78,7 +78,7 @@ def duration(
         sum(seconds[k] * simulation.calls(socket) for socket, seconds in zip(sockets, taken, strict=True))
         for k in (0, 1)
     )
-    steps, timestep = simulation.total_steps - simulation.step, simulation.systems[0].timestep
+    steps, timestep = simulation.steps, simulation.systems[0].timestep
     # at most, since i-PI's own time comes on top
     speed = f"at most {nanoseconds_per_day(timestep, step):.3g} ns/day, " if timestep else ""
     shared = f", with {servers} servers as fast as this one" if servers > 1 else ""
@@ -264,10 +264,9 @@ def _ports() -> set[int]:
 
 def disk(simulation: Simulation, out: Path, kept: int) -> Iterator[Finding]:
     """What i-PI and beadwork will write, against what is free where it goes. out: our folder. kept: frames, at most."""
-    steps = max(0, simulation.total_steps - simulation.step)
     calls = sum(simulation.calls(socket) for socket in simulation.sockets)
     frames = kept * 100 * max(len(system.numbers) for system in simulation.systems)
-    need = steps * (simulation.bytes_per_step + RECORD_BYTES * calls) + frames
+    need = simulation.steps * (simulation.bytes_per_step + RECORD_BYTES * calls) + frames
     # the run will make the folder; until then its file system is that of the folder above
     while not out.exists():
         out = out.parent

@@ -26,10 +26,9 @@ def summary(simulation: Simulation) -> Iterator[Finding]:
     for system in simulation.systems:
         counts = {z: int((system.numbers == z).sum()) for z in np.unique(system.numbers)}
         formula = "".join(f"{chemical_symbols[z]}{count}" for z, count in counts.items())
-        steps = simulation.total_steps - simulation.step
         each = f" of {system.timestep:g} fs" if system.timestep else ""
         warm = f", {system.temperature:.4g} K" if system.temperature else ""
-        yield Finding(GREEN, "input", f"{formula}, {system.nbeads} beads{warm}, {steps} steps{each}")
+        yield Finding(GREEN, "input", f"{formula}, {system.nbeads} beads{warm}, {simulation.steps} steps{each}")
 
 
 def tilt(simulation: Simulation) -> Iterator[Finding]:

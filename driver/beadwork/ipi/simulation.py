@@ -329,6 +329,11 @@ class Simulation:
     smotions: tuple[str, ...] = ()
 
     @property
+    def steps(self) -> int:
+        """Steps that are left to do: a RESTART begins at one of `total_steps`."""
+        return max(0, self.total_steps - self.step)
+
+    @property
     def temperature(self) -> float | None:
         """K, of the first system; None where it has none, or not the same throughout."""
         changes = "remd" in self.smotions or "t_ramp" in self.systems[0].motions

@@ -9,7 +9,7 @@
     start = "again"                  # each generation from the inputs; "continue": from where the last one ended;
                                      # "live": one simulation all along, which activates each new committee as it runs
     folder = "loop"                  # where all is kept (default: the name of this file without .toml)
-    [simulations]                    # i-PI inputs by name; each runs for its total_steps with every committee
+    [simulations]                    # i-PI inputs by name; each runs for its steps with every committee
     zundel = "zundel/input.xml"
     [run]                            # options of `beadwork run`
     keep-force = [0.05, 0.5]         # default: the first committee's own, for all generations alike
@@ -111,7 +111,10 @@ class Loop:
     delta: Path = field(metadata=required("folder of the committee to begin with"))
     labeller: Path = field(metadata=required("LABELLER.toml, as for `beadwork label`"))
     simulations: Mapping[str, Path] = field(
-        metadata=required("i-PI inputs by name; each runs for its total_steps with every committee")
+        metadata=required(
+            "i-PI inputs by name; each runs for its steps with every committee: its total_steps, less the step that a "
+            "RESTART begins at"
+        )
     )
     folder: Path = setting(Path(), "where all is kept", unset="the name of this file without .toml")
     labels: int = setting(50, "new ones of a generation at most", "labels", rule=at_least(1))
@@ -270,7 +273,7 @@ def plan(path: Path) -> str:
         if loop.run.get("periodic") is False:
             frame = replace(frame, pbc=(False, False, False))
         formula = frame.to_atoms().get_chemical_formula()
-        lines.append(f"simulate    {name}: {formula}, {simulation.nbeads} beads, {simulation.total_steps} steps")
+        lines.append(f"simulate    {name}: {formula}, {simulation.nbeads} beads, {simulation.steps} steps")
         if spec.cut is None:
             longest = max(longest, labeller.seconds(frame))
     lines.append(f"select      from a force spread of {loop.low:g} eV/Å, or a novelty for Δ of {loop.new:g}, on")
@@ -290,6 +293,13 @@ def _check_inputs(loop: Loop) -> dict[str, Simulation]:
     Raises ConfigError, ModelError and SimulationError.
     """
     simulations = {name: read_simulation(xml, directory=xml.parent) for name, xml in loop.simulations.items()}
+    for simulation in simulations.values():
+        if not simulation.steps:
+            raise ConfigError(
+                f"{simulation.path} begins at step {simulation.step} and ends at step {simulation.total_steps}, so it "
+                "has no step to do with any committee",
+                "raise its <total_steps>: those of all generations are as many as it has left",
+            )
     members = members_of([loop.delta])
     # one bundle can be a whole committee, whose members are heads on one trunk
     several = len(members) > 1 or load_card(members[0]).heads is not None
@@ -519,7 +529,7 @@ class _Learning:
             if run is None:
                 raise ConfigError(f"{folder} has come to its end after {ENDLESS_STEPS} steps", "take another folder")
             self.live[name] = run
-        steps = read_simulation(xml, directory=xml.parent).total_steps
+        steps = read_simulation(xml, directory=xml.parent).steps
         self.live[name].until(serving, steps, before)
         return folder
 

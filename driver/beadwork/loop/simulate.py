@@ -48,7 +48,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     """Make the folder of a simulation, whole or not at all, unless it is there.
 
     xml: the user's input; the files that it names, which lie beside it, are copied too. steps_of: a RESTART of the
-    generation before, to go on from for as many steps as `xml` has in all. steps: so many instead of those in `xml`.
+    generation before, to go on from for as many steps as `xml` has. steps: so many instead of those in `xml`.
     Raises SimulationError.
     """
     if folder.exists():
@@ -74,7 +74,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     if steps_of is not None:
         text = steps_of.read_text(encoding="utf-8")
         # i-PI counts total_steps from the first step of all, and a RESTART goes on counting
-        steps = read_simulation(steps_of, directory=steps_of.parent).step + simulation.total_steps
+        steps = read_simulation(steps_of, directory=steps_of.parent).step + simulation.steps
     root = ElementTree.fromstring(text)
     set_start_folder(root, START)
     if steps is not None:
