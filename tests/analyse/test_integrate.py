@@ -133,10 +133,12 @@ def test_a_contracted_component_counts_whole(tmp_path: Path) -> None:
     about = run.about | {"component_beads": [4, 1]}
     both = ("pot_component_raw(0)", "pot_component_raw( index=1 )")
     named = {"pot_component_raw(0)": run.properties[both[0]], "pot_component_raw(index=1)": run.properties[both[0]]}
+    named["pot_component_raw(1;bead=0)"] = named["pot_component_raw(0)"]
     told = replace(run, about=about, properties=named)
     base, delta = (between_potentials([told, told], (0, 1), name).total.value for name in both)
     assert base == pytest.approx(0.5 * KJ_MOL, rel=1e-6)
     assert delta == pytest.approx(4 * base, rel=1e-9)
+    assert between_potentials([told, told], (0, 1), "pot_component_raw(1; bead=0)").total.value == pytest.approx(base)
     # runs in another order than their λ: what each was run with is on record
     runs = [replace(told, about=about | {"component_weights": [1.0, weight]}) for weight in (0.25, 0.5)]
     assert between_potentials(runs, (0.25, 0.5), both[1]).total.value == pytest.approx(delta / 4)
@@ -190,6 +192,10 @@ def test_between_two_masses(tmp_path: Path, classical: bool) -> None:
     heavy = 0.0 if classical else excess(4, OMEGA / 4)
     check(found, heavy - excess(4, OMEGA), 0.2)
     assert found.mbar is None
+    # with the argument by its name, as i-PI takes it too
+    both = "kinetic_cv(H)", "kinetic_cv(atom=H)"
+    named = [replace(run, properties={both[1]: run.properties[both[0]]}) for run in runs]
+    assert between_masses(named, MASSES, both[1], classical).total.value == found.total.value
     # by the record of what was run
     told = [replace(run, about=run.about | {"masses": {"H": 2.016 * m}}) for run, m in zip(runs, MASSES, strict=True)]
     assert between_masses(told, MASSES, "kinetic_cv(H)", classical).total.value == found.total.value
@@ -225,7 +231,13 @@ def test_integrals_as_they_are_typed(tmp_path: Path, capsys: pytest.CaptureFixtu
     for arguments, words in (
         ((runs, LAMBDAS[:3], "kinetic_cv(H)"), "3 places for 5 runs"),
         ((runs[:2], (0.5, 0.5), "kinetic_cv(H)"), "all runs are at one place"),
-        ((runs, LAMBDAS, "pot_component(1)"), r"no property pot_component\(1\)"),
+        ((runs, LAMBDAS, "pot_component_raw(2)"), r"no property pot_component_raw\(2\)"),
+        # half of ∂V/∂λ, of one component whose weight goes from 0 to 1
+        (
+            (runs, LAMBDAS, "pot_component( 1 )"),
+            r"by the weight.* i-PI write pot_component_raw\( 1 \), which is without",
+        ),
+        ((runs, LAMBDAS, "potential", "pot_component(0)"), r"write pot_component_raw\(0\)"),
     ):
         with pytest.raises(ConfigError, match=words):
             between_potentials(*arguments)  # type: ignore[arg-type]
@@ -235,6 +247,8 @@ def test_integrals_as_they_are_typed(tmp_path: Path, capsys: pytest.CaptureFixtu
     for masses, of, words in (
         ((0.0, *MASSES[1:]), "kinetic_cv(H)", "a mass of 0 is none"),
         (MASSES, "kinetic_cv", "no property kinetic_cv into"),
+        (MASSES, "kinetic_md(H)", r"kinetic_md\(H\) is no quantum kinetic energy.*give one of kinetic_cv"),
+        (MASSES, "kinetic_cv(H", r"kinetic_cv\(H is no property of i-PI's .*Incorrect format"),
     ):
         with pytest.raises(ConfigError, match=words):
             between_masses(runs, masses, of)

@@ -14,11 +14,11 @@ measured, plus what its energy is above the mean's at the last point, less the s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from ipi.engine.properties import getall
 from ipi.utils.units import unit_to_internal
 from scipy.integrate import trapezoid
 from scipy.interpolate import CubicSpline
@@ -35,7 +35,10 @@ from beadwork.report.run import RunFolder
 from beadwork.report.uncertainty import uncertainty
 from beadwork.units import KJ_MOL
 
-_COMPONENT = re.compile(r"pot_component_raw\((?:index=)?(\d+)\)")
+#: by i-PI's names of properties, the order of arguments that are given without their own
+_ARGUMENTS = {"pot_component_raw": ("index", "bead")}
+#: i-PI's quantum kinetic energies
+_KINETIC = ("kinetic_cv", "kinetic_td", "kinetic_prsc", "kinetic_tdsc", "kinetic_opsc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,15 @@ def between_potentials(
     """Integrate over λ, of which each run has that in `at`; runs at one λ are pieces of one kind.
 
     of, less: i-PI's names of properties whose difference is ∂V/∂λ, such as `pot_component_raw(1)`. skip: ps at the
-    beginning of each run. Raises ConfigError where they were not written, or for fewer than two λ.
+    beginning of each run. Raises ConfigError where they were not written or have their weight, or for fewer than two λ.
     """
+    for name in filter(None, (of, less)):
+        if _asked(name)[0] == "pot_component":
+            raise ConfigError(
+                f"i-PI multiplies {name} by the weight of its force, so it is λ ∂V/∂λ instead of ∂V/∂λ",
+                f"have i-PI write {name.replace('pot_component', 'pot_component_raw')}, which is without the weight, "
+                "and give that",
+            )
     kt = thermal(runs[0]) * KJ_MOL
     series = [_derivative(run, of, less, skip) for run in runs]
     x, which = _points(runs, at)
@@ -92,8 +102,13 @@ def between_masses(
 
     of: i-PI's property of their kinetic energy, `kinetic_cv(H)` of one label or kinetic_cv of all atoms, whose masses
     are then all scaled by what is in `masses`. classical: go on to the classical limit, of infinite mass. What there is
-    classically is left out. Raises ConfigError where it was not written, or for fewer than two points.
+    classically is left out. Raises ConfigError where it was not written or is another property, or for fewer than two
+    points.
     """
+    if _asked(of)[0] not in _KINETIC:
+        raise ConfigError(
+            f"{of} is no quantum kinetic energy, of which dF/dμ is made", f"give one of {', '.join(_KINETIC)}"
+        )
     kt = thermal(runs[0]) * KJ_MOL
     if any(not mass > 0 for mass in masses):
         raise ConfigError(f"a mass of {min(masses):g} is none", "give --masses above 0")
@@ -166,7 +181,9 @@ def _missing_beads(run: RunFolder, of: str) -> float:
     """By what a component's energy is to be multiplied: i-PI divides `pot_component_raw`, a sum over the beads that a
     contracted <force> has, by the number that the system has."""
     beads = _of_component(run, of, "component_beads")
-    return 1.0 if beads is None else float(run.about["beads"] / beads)
+    # of one bead alone it is that bead's energy; -1 is all of them
+    one = not _asked(of)[1].get("bead", "-1").startswith("-")
+    return 1.0 if beads is None or one else float(run.about["beads"] / beads)
 
 
 def _check_weight(run: RunFolder, of: str, place: float) -> None:
@@ -181,7 +198,7 @@ def _check_weight(run: RunFolder, of: str, place: float) -> None:
 
 def _check_masses(runs: Sequence[RunFolder], masses: Sequence[float], of: str) -> None:
     """Raise ConfigError where the masses in the runs' inputs are not in the proportion of these."""
-    label = of.partition("(")[2].rstrip(")")
+    label = _asked(of)[1].get("atom")
     for name in [label] if label else runs[0].labels:
         told = [(run.about.get("masses") or {}).get(name) for run in runs]
         ratios = np.array([one / mass for one, mass in zip(told, masses, strict=True) if one is not None])
@@ -197,13 +214,26 @@ def _check_masses(runs: Sequence[RunFolder], masses: Sequence[float], of: str) -
 
 def _of_component(run: RunFolder, of: str, what: str) -> float | None:
     """What the record says of the <force> of `pot_component_raw(K)`; None of another property, and of an older run."""
-    index, known = _COMPONENT.fullmatch(of.replace(" ", "")), run.about.get(what) or ()
-    return float(known[int(index[1])]) if index and int(index[1]) < len(known) else None
+    (name, arguments), known = _asked(of), run.about.get(what) or ()
+    index = arguments.get("index", "") if name == "pot_component_raw" else ""
+    return float(known[int(index)]) if index.isdecimal() and int(index) < len(known) else None
+
+
+def _asked(of: str) -> tuple[str, dict[str, str]]:
+    """The name of a property and its arguments by theirs: those of kinetic_cv(H) and kinetic_cv(atom=H) are the same.
+
+    Raises ConfigError for what i-PI does not understand.
+    """
+    try:
+        name, _, given, named = getall(of)
+    except ValueError as error:
+        raise ConfigError(f"{of} is no property of i-PI's ({error})", "write it as in i-PI's input") from error
+    return name, dict(zip(_ARGUMENTS.get(name, ("atom",)), given, strict=False)) | named
 
 
 def _atoms(run: RunFolder, of: str) -> int:
     """How many atoms a property is of."""
-    label = of.partition("(")[2].rstrip(")")
+    label = _asked(of)[1].get("atom", "")
     if label.isdecimal():
         return 1
     count = run.labels.get(label, 0) if label else sum(run.labels.values())
