@@ -279,6 +279,10 @@ def test_properties_as_they_are_typed(
         assert {float(row["value"]) for row in csv.DictReader(stream)} == {0.0}
     with pytest.raises(ConfigError, match="no average in common"):
         differences(list(found.values()), [])
+    # of 350 K, or classical: what differs would be that, and not the phase
+    for other, what in (({"kelvin": 350.0}, "temperatures, K: 300.0 and 350"), ({"beads": 1}, "beads: 1 and 4")):
+        with pytest.raises(ConfigError, match=f"different .*{what}"):
+            differences(list(found.values()), [replace(found[name], **other)])  # type: ignore[arg-type]
 
 
 #: what another phase has

@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,9 +196,11 @@ def test_velocities_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     write_frames(tmp_path / "e" / "run.v.xyz", ["O", "H"], range(0, 400, 2), still, "v_centroid", "velocity", "")
     smaller = open_run(tmp_path / "e")
     timeless = open_run(write(tmp_path / "d", vibrating([(1, 1000.0, 1e-3)], 200), time_step_fs=None))
+    hot = replace(run, about=run.about | {"temperature_K": 350.0})
     for runs, options, said in (
         ([run], {}, "no stretch of velocities in .* of 1000 fs"),
         ([run, other], {"window": 50.0}, "different times between velocities, fs: 1.0 and 2.0"),
+        ([run, hot], {"window": 50.0}, "different temperatures, K: 300.0 and 350"),
         ([run, smaller], {"window": 50.0}, "different atoms: H2O and HO"),
         ([slow], {"window": 50.0}, "every 10 fs show vibrations up to 1668 cm"),
         ([run], {"window": 0.0}, "a window of 0 fs"),

@@ -211,7 +211,11 @@ def _properties(args: argparse.Namespace) -> int:
     found, said = properties([open_run(path) for path in args.runs], args.skip)
     if args.against:
         there, also = properties([open_run(path) for path in args.against], args.skip)
-        found, said = differences(found, there), [*said, *(line for line in also if line not in said)]
+        both = differences(found, there)
+        alone = {one.name: None for one in (*found, *there)}.keys() - {one.name for one in both}
+        said += [line for line in also if line not in said]
+        said += [f"{name} is not on both sides in one unit, and is left out" for name in sorted(alone)]
+        found = both
     write_observables(_out(args, ".csv"), found)
     draw_observables(_out(args, ".png"), found)
     print(show({one.name: (one.estimate, one.unit) for one in found}))

@@ -43,7 +43,7 @@ _GAS_CONSTANT = 8.314462618
 @dataclass(frozen=True, slots=True)
 class Observable:
     """An average. name: i-PI's, or ours in words. samples: steps that it is from. course: (B,) of each block of steps
-    for itself, in their order. The rest as in `Uncertainty`.
+    for itself, in their order. kelvin, beads: of the runs that it is from. The rest as in `Uncertainty`.
     """
 
     name: str
@@ -54,6 +54,8 @@ class Observable:
     dependence: float
     wander: float
     course: FloatArray
+    kelvin: float
+    beads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +160,14 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
         said += [f"no committee's error: {gap}" for _, gap in told if gap]
         energies = [known for known, _ in told] if pieces[0].members else []
         of_energies_and_steps(energies, [one.steps for one in pieces])
-        observables.append(_observable(pieces, energies))
+        kelvin, beads = float(runs[0].about["temperature_K"]), runs[0].about.get("beads")
+        observables.append(_observable(pieces, energies, kelvin, beads))
     return observables, list(dict.fromkeys(said))
 
 
-def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]) -> Observable:
+def _observable(
+    pieces: Sequence[_Series], energies: Sequence[FloatArray | None], kelvin: float, beads: int | None
+) -> Observable:
     one, values = pieces[0], _multiplied(pieces)
     errors = uncertainty(values, energies, lambda means: one.function.slope(means)[None])
     # of the mean over all runs: a variance of means is not the mean of variances
@@ -177,6 +182,8 @@ def _observable(pieces: Sequence[_Series], energies: Sequence[FloatArray | None]
         float(errors.dependence[0]),
         errors.wander,
         np.array([one.function.value(block.mean(axis=0)) for cut in blocks_of(values) for block in cut]),
+        kelvin,
+        beads,
     )
 
 
@@ -193,8 +200,10 @@ def differences(here: Sequence[Observable], there: Sequence[Observable]) -> list
     """Return each average of `here` less that of `there`, where both have it in one unit: of two phases, say.
 
     The simulations know nothing of each other, the members of a committee are the same in both: that part of the error
-    is not known.
+    is not known. Raises ConfigError where temperatures or numbers of beads differ, or they have nothing in common.
     """
+    one_of("temperatures, K", {one.kelvin for one in (*here, *there)})
+    one_of("numbers of beads", {one.beads for one in (*here, *there)})
     others = {(one.name, one.unit): one for one in there}
     found = []
     for one in here:

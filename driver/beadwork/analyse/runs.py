@@ -345,4 +345,4 @@ def one_of(name: str, found: Collection[object]) -> None:
     """Raise ConfigError where runs differ in this."""
     if len(found) > 1:
         told = " and ".join(map(str, sorted(found, key=str)))
-        raise ConfigError(f"these runs have different {name}: {told}", "average runs of one kind")
+        raise ConfigError(f"these runs have different {name}: {told}", "give runs of one kind")
