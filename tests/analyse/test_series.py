@@ -43,6 +43,18 @@ def test_a_free_energy_from_a_series_is_that_of_the_run(ring_polymer: RingPolyme
     assert path.read_bytes() == written
 
 
+def test_small_and_large_coordinates_keep_their_digits(tmp_path: Path) -> None:
+    """The repulsion of a Lennard-Jones pair, r^-12 of 2.8 Å, about 4e-6: a series has it to nine digits, where it had
+    eleven values in all; and so it has what is large."""
+    small = np.linspace(2.6, 3.0, 50)[:, None] ** -12
+    values = {"distance(O1, O2) ** (-12)": small, "distance(O1, O2) ** 12": 1 / small}
+    sampled = Sampled(np.arange(50), values, None, "", 300.0, 1, "beads", 0.5)
+    write_series(tmp_path / "piece.csv.gz", sampled)
+    found = read_series(tmp_path / "piece.csv.gz", list(values)).values
+    for name, wanted in values.items():
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-8)
+
+
 def test_series_as_they_are_typed(
     ring_polymer: RingPolymer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

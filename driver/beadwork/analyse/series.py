@@ -22,7 +22,10 @@ from beadwork.frame import FloatArray
 
 #: what the name of such a file ends with
 ENDING = ".csv.gz"
-_DIGITS = 6
+#: of a coordinate, of whatever size
+_VALUE = ".9g"
+#: of energies in kT, of which the exponential is taken: a millionth of a frame's weight
+_ENERGY = ".6f"
 #: no step, distance, angle or energy in kT comes near it
 _LARGEST = 1e15
 _REMEDY = "make it with beadwork analyse series"
@@ -45,6 +48,7 @@ def write_series(path: Path, sampled: Sampled) -> None:
     rows = csv.writer(text, lineterminator="\n")
     names = [name if width == 1 else f"{name} [{k}]" for name, width in columns.items() for k in range(width)]
     table = np.hstack(list(sampled.values.values()))
+    forms = [_VALUE] * table.shape[1]
     if sampled.energies is not None:
         # about the mean of the members, and without their constant parts: no average depends on either, and few digits
         # are left
@@ -54,10 +58,13 @@ def write_series(path: Path, sampled: Sampled) -> None:
     if sampled.bias is not None:
         table = np.column_stack([table, sampled.bias])
         names.append("bias (kT)")
+    forms += [_ENERGY] * (len(names) - len(forms))
     rows.writerow(["step", *names])
     for step, row in zip(sampled.steps.tolist(), table.tolist(), strict=True):
         # NaN is not equal to itself
-        rows.writerow([step, *("" if value != value else f"{value:.{_DIGITS}f}" for value in row)])
+        rows.writerow(
+            [step, *("" if value != value else format(value, form) for value, form in zip(row, forms, strict=True))]
+        )
     with writing(path):
         # mtime 0: the same series make the same bytes, whenever they are written
         path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
