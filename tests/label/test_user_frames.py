@@ -102,6 +102,37 @@ def test_a_name_with_an_at_sign_is_a_name(queue: Queue, tmp_path: Path, suffix: 
     assert {row.kept.frame.to_atoms().get_chemical_formula() for row in queue.rows()} == {"H2O"}
 
 
+#: of each pair of sites of hydrogen one is taken
+ICE = """data_ice
+_cell_length_a 6
+_cell_length_b 6
+_cell_length_c 6
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 1'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+O1 O 0.10 0.10 0.10 1.0
+D1 D 0.26 0.10 0.10 0.5
+D2 D 0.10 0.26 0.10 0.5
+D3 D 0.10 0.10 0.26 0.5
+D4 D 0.00 0.00 0.00 0.5
+"""
+#: one atom of water in two places
+PLACES = "".join(
+    f"HETATM{k:5d}  {name:<2} {place}HOH A   1    {x:8.3f}   0.000   0.000{part:6.2f}  0.00          {name[0]:>2}\n"
+    for k, (name, place, x, part) in enumerate(
+        [("O", " ", 0.0, 1.0), ("H1", " ", 0.96, 1.0), ("H2", "A", -0.9, 0.6), ("H2", "B", -0.6, 0.4)], 1
+    )
+)
+
+
 def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> str:
     """One of i-PI's, after a good one."""
     return GOOD + FRAME.format(title=title, x=x)
@@ -125,6 +156,8 @@ def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> st
             "1\nProperties=species:S:1:pos:R:3 charge=1 total_charge=0\nO 0 0 0\n",
             "frame 0 of .*: the structure has charge=1 and total_charge=0",
         ),
+        ("ice.cif", ICE, "frame 0 of .*ice.cif has a site with H of which 0.5 is there .*occupancy"),
+        ("f.pdb", f"{PLACES}END\n", "frame 0 of .*f.pdb has a site with H of which 0.6 is there .*occupancy"),
         ("f.xyz", "", "f.xyz"),
         ("f.txt", "not a structure", "f.txt"),
     ],

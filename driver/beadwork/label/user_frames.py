@@ -163,7 +163,18 @@ def _xyz(path: Path, lines: Sequence[str]) -> _Read:
 
 
 def _of_ase(atoms: Any, where: str) -> Frame:
-    """One frame as ASE has read it. Raises ConfigError for a charge or a spin that is none."""
+    """One frame as ASE has read it. Raises ConfigError for a charge or a spin that is none, or if it is disordered."""
+    sites = atoms.info.get("occupancy")
+    if isinstance(sites, dict):  # of a CIF: the parts of each element on each kind of site
+        parts = [part for site in sites.values() for part in site.items()]
+    else:  # of a PDB, in which 0 is unknown
+        parts = [part for part in zip(atoms.symbols, atoms.arrays.get("occupancy", ()), strict=False) if part[1]]
+    if disordered := [f"{symbol} of which {part:g} is there" for symbol, part in parts if part < 1]:
+        raise ConfigError(
+            f"{where} has a site with {disordered[0]} (its occupancy): a disordered structure is an average "
+            "over several ones, and has more sites than atoms",
+            "give one of these, in which every site has one whole atom",
+        )
     try:
         return Frame.from_atoms(atoms)
     except GeometryError as error:
