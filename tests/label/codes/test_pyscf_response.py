@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.linalg import eigh
 
 from beadwork.errors import ConfigError
 from beadwork.frame import Frame
@@ -82,6 +83,30 @@ def test_both_are_derivatives_of_the_energy_in_a_field(kind: str, charge: int) -
     alpha = polarizability(mean)
     np.testing.assert_allclose(alpha @ way, change, atol=2e-5)
     assert np.linalg.eigvalsh(alpha)[0] > 0.5
+
+
+def test_one_electron() -> None:
+    """H2+, in which one spin has no electron, for which NumPy had an error. By Hartree-Fock it feels the nuclei alone,
+    so its polarizability is the sum over the states of these; by a functional it feels itself too, and the dipole in a
+    field tells it. Without an empty orbital it is 0."""
+    atoms = [("H", (0, 0, 0)), ("H", (0, 0.3, 1.0))]
+    mol = gto.M(atom=atoms, basis="6-31g", charge=1, spin=1, verbose=0, parse_arg=False)
+    bare, reach = scf.hf.get_hcore(mol), mol.intor_symmetric("int1e_r", comp=3)
+    energies, states = eigh(bare, mol.intor_symmetric("int1e_ovlp"))
+    places = np.einsum("xpq,pn,q->xn", reach, states[:, 1:], states[:, 0])
+    exact = 2 * (places / (energies[1:] - energies[0])) @ places.T
+    assert exact[2, 2] > 1
+    np.testing.assert_allclose(polarizability(scf.UHF(mol).run()), exact, atol=1e-8)
+    minimal = gto.M(atom=atoms[:1], basis="sto-3g", spin=1, verbose=0, parse_arg=False)
+    assert not polarizability(scf.UHF(minimal).run()).any()
+    means = []
+    for size in (-FIELD, 0, FIELD):
+        means.append(dft.UKS(mol, xc="LDA"))
+        means[-1].grids.level, means[-1].conv_tol = 0, 1e-12
+        means[-1].get_hcore = lambda *_, core=bare + size * reach[2]: core
+        means[-1].run()
+    change = (dipole(means[2]) - dipole(means[0])) / (2 * FIELD)
+    np.testing.assert_allclose(polarizability(means[1])[2], change, atol=1e-3)
 
 
 def test_labels_have_them_in_their_units() -> None:

@@ -51,7 +51,9 @@ def polarizability(field: Any) -> FloatArray:
     def induced(amplitudes: FloatArray) -> FloatArray:
         """What the moved electrons do to each other, divided by the gaps."""
         parts = [
-            part.reshape(-1, *one.shape) for part, one in zip(np.split(amplitudes, cuts, axis=1), gaps, strict=True)
+            # by the number of rows: NumPy cannot tell it where a spin has no electron to move, as in H2+
+            part.reshape(len(amplitudes), *one.shape)
+            for part, one in zip(np.split(amplitudes, cuts, axis=1), gaps, strict=True)
         ]
         moved = [np.einsum("pa,xai,qi->xpq", v, electrons * x, o) for (v, o), x in zip(pairs, parts, strict=True)]
         density = np.array([one + one.transpose(0, 2, 1) for one in moved])
@@ -61,6 +63,9 @@ def polarizability(field: Any) -> FloatArray:
         return _flat(found) / gap
 
     left = first = -field_elements / gap
+    alone = tuple(import_module(f"pyscf.scf.{kind}").HF1e for kind in ("uhf", "rohf"))
+    if isinstance(field, alone):  # its orbitals are those of the nuclei alone, the empty ones too: nobody answers
+        return -2.0 * electrons * field_elements @ first.T
     lib, amplitudes, size = import_module("pyscf.lib"), np.zeros_like(first), max(1.0, np.abs(first).max(initial=0.0))
     for _ in range(ROUNDS):
         amplitudes = amplitudes + lib.krylov(induced, left, verbose=0).reshape(first.shape)
