@@ -15,8 +15,10 @@ import pytest
 from ipi.utils.io.inputs.io_xml import read_dict
 
 import beadwork.pes
-from beadwork.errors import ConfigError, GeometryError, SimulationError
+from beadwork.config import ServeConfig
+from beadwork.errors import ConfigError, GeometryError, ModelError, SimulationError
 from beadwork.pes import BeadworkPES
+from beadwork.potential import load
 from beadwork.units import BOHR, FORCE, HARTREE
 
 MODELS = Path(__file__).resolve().parent.parent / "models" / "water-revpbe0-d3"
@@ -155,6 +157,9 @@ def test_what_it_refuses(pes: BeadworkPES, tmp_path: Path) -> None:
         ("engine: 1", "engine is 1; it wants a text"),
         ("delta: 7", "delta is 7; it wants a text"),
         ("template: 7", "template is 7; it wants a text"),
+        ("add: d3bj", "add is 'd3bj'; it wants"),
+        ("weights: half", r"weights is \['half'\]; it wants"),
+        ("at: a=sum", "sets 'at', which is no option"),
         ("dtype: float16", "dtype is 'float16'; choose from"),
     ],
 )
@@ -163,6 +168,24 @@ def test_kinds_are_checked(written: str, error: str) -> None:
     given = {"template": "init.xyz", "baseline": "b", **read_dict(f"{{{written}}}")}
     with pytest.raises(ConfigError, match=error):
         BeadworkPES(**given)
+
+
+def test_all_that_models_are_served_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to the baseline by formula, the total charge and spin, and weights: what a Δ's card asks for, and
+    what the sentence about it names, can be given here too; it was no option."""
+    asked: list[ServeConfig] = []
+
+    def loaded(config: ServeConfig) -> None:
+        asked.append(config)
+        raise ModelError("far enough")
+
+    monkeypatch.setattr(load, "load_for", loaded)
+    words = "{add: d3bj=revPBE zbl=1, charge: -1, spin: 1, weights: 0.5 1.5, also: dipole=models/mu}"
+    with pytest.raises(ModelError, match="far enough"):
+        BeadworkPES(template="init.xyz", baseline="b", delta="c d", **read_dict(words))
+    (config,) = asked
+    assert (config.add, config.also) == ({"d3bj": "revPBE", "zbl": "1"}, {"dipole": "models/mu"})
+    assert (config.charge, config.spin, config.weights) == (-1, 1, [0.5, 1.5])
 
 
 @pytest.mark.parametrize(

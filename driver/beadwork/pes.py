@@ -19,32 +19,24 @@ from typing import Any
 
 import numpy as np
 
-from beadwork.config import ServeConfig
+from beadwork.config import ModelSettings, ServeConfig
 from beadwork.errors import ConfigError, GeometryError, SimulationError
 from beadwork.frame import FloatArray, Frame
 from beadwork.log import logger, set_up
 from beadwork.potential.threads import set_threads
-from beadwork.settings import meant
+from beadwork.settings import declared, meant
 from beadwork.toml import fit
 from beadwork.units import BOHR, FORCE, HARTREE
 
 __DRIVER_NAME__ = "beadwork"
 __DRIVER_CLASS__ = "BeadworkPES"
 
-#: what may be set in `<parameters>`, named as in a TOML file
+#: what may be set in `<parameters>`, named as in a TOML file: what the models are served with
 OPTIONS = (
-    "baseline",
-    "delta",
-    "also",
-    "engine",
-    "dtype",
-    "device",
+    # one forcefield is evaluated here, whatever others the input has
+    *(entry.name for entry in declared(ModelSettings) if entry.name != "at"),
     "threads",
     "periodic",
-    "alpha",
-    "energy_alpha",
-    "baseline_uncertainty",
-    "baseline_uncertainty_atom",
     "member_forces",
 )
 _ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")
@@ -56,7 +48,8 @@ class BeadworkPES:
     """Baseline, Δ committee or both, called by i-PI with one structure or with a list of them.
 
     template: a file that ASE reads, with the species in the simulation's order. delta: bundles, separated by blanks or
-    in a list. verbosity: i-PI adds it, and it is not used. The rest are options of `beadwork serve`, by their names.
+    in a list. verbosity: i-PI adds it, and it is not used. The rest are options of `beadwork serve`, by their names
+    (`OPTIONS`); what has several entries has blanks between them, as in `add: d3bj=revPBE zbl=1`.
     Raises SimulationError for a template that cannot be read, ConfigError for an option that is unknown or of another
     kind, ModelError for models that cannot be loaded or do not fit.
     """
@@ -73,8 +66,12 @@ class BeadworkPES:
         given |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
         # blanks: commas separate the parameters for i-PI, so they cannot separate bundles
         given["delta"] = delta.split() if isinstance(delta, str) else delta
-        if isinstance(also := given.get("also"), str):
-            given["also"] = dict(pair.partition("=")[::2] for pair in also.split())
+        for name, value in given.items():
+            words = str(value).split()
+            if name in ("add", "also") and isinstance(value, str) and all("=" in word for word in words):
+                given[name] = dict(word.partition("=")[::2] for word in words)
+            if name == "weights" and not isinstance(value, list):
+                given[name] = [_number(word) for word in words]
         # a word in place of the input, which is i-PI's own matter here, but without which `check` would refuse the rest
         config = ServeConfig(simulation="ffdirect", **fit(ServeConfig, given, Path(), "<parameters>")).check()
         if config.threads:
@@ -146,6 +143,14 @@ def _switch(name: str, value: Any) -> Any:
     if word not in (*_ON, *_OFF):
         raise ConfigError(f"<parameters>: {name} is {value!r}", "it wants true or false")
     return word in _ON
+
+
+def _number(word: str) -> float | str:
+    """The number of a word; the word where it is none, which is then refused by the option's name."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _tell(notes: Sequence[str]) -> None:
