@@ -17,6 +17,7 @@ from beadwork.errors import SimulationError
 from beadwork.events import Activated, Refused
 from beadwork.ipi.simulation import read_simulation
 from beadwork.loop import simulate
+from beadwork.loop.loop import _input_hash
 from beadwork.observe.record import Record
 
 WATER = Path(__file__).parents[2] / "inputs" / "water"
@@ -91,6 +92,38 @@ def test_an_input_that_says_no_steps(tmp_path: Path) -> None:
     restart.write_text(xml.read_text().replace("<output", "<step>700</step>\n<output", 1))
     simulate.prepare(xml, tmp_path / "next", restart)
     assert read_simulation(tmp_path / "next" / "part-0.xml").total_steps == 1700
+
+
+def test_what_forcefields_read_is_copied(tmp_path: Path) -> None:
+    """An umbrella by PLUMED: its structure, its input, what that includes and what is named there lie in the folder,
+    where i-PI and PLUMED look for them; PLUMED's outputs do not. They belong to the input, and one that is missing is
+    named before anything is simulated."""
+    files = {
+        "plumed.dat": "RESTART\nINCLUDE FILE=colvars/d.dat\nRESTRAINT ARG=d AT=0.2 KAPPA=5\nPRINT ARG=d FILE=COLVAR\n",
+        "colvars/d.dat": "d: RMSD REFERENCE=ref.pdb TYPE=SIMPLE",
+        "ref.pdb": "END\n",
+        "table.json": "{}",
+        "water.xyz": (WATER / "init.xyz").read_text(),
+    }
+    (tmp_path / "colvars").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    text = (WATER / "input.xml").read_text().replace("init.xyz", "water.xyz")
+    more = "<ffplumed name='p'><file mode='xyz'> water.xyz </file></ffplumed>"
+    more += "<ffdirect name='d'><parameters>{instructions: table.json}</parameters></ffdirect>"
+    xml = tmp_path / "input.xml"
+    xml.write_text(text.replace("<ffsocket", f"{more}<ffsocket"))
+    (tmp_path / "RESTART").touch()  # PLUMED's word, and not its file
+    folder = tmp_path / "gen-000" / "water"
+    simulate.prepare(xml, folder)
+    made = {"input.xml", "part-0.xml", "start/water.xyz"}
+    assert {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()} == made | set(files)
+    before = _input_hash(xml)
+    (tmp_path / "plumed.dat").write_text("# another")
+    assert _input_hash(xml) != before
+    (tmp_path / "plumed.dat").unlink()
+    with pytest.raises(SimulationError, match=r"<ffplumed> of .*input.xml has the <plumed_dat> 'plumed.dat', which is"):
+        _input_hash(xml)
 
 
 def test_a_restart_as_the_input(tmp_path: Path) -> None:

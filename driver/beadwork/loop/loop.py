@@ -294,6 +294,7 @@ def _check_inputs(loop: Loop) -> dict[str, Simulation]:
     """
     simulations = {name: read_simulation(xml, directory=xml.parent) for name, xml in loop.simulations.items()}
     for simulation in simulations.values():
+        simulate.plumed_files(simulation)
         if not simulation.steps:
             raise ConfigError(
                 f"{simulation.path} begins at step {simulation.step} and ends at step {simulation.total_steps}, so it "
@@ -332,7 +333,8 @@ def _compared(loop: Loop) -> dict[str, Any]:
 def _input_hash(xml: Path) -> str:
     """Of an input and of the files that it names. Raises SimulationError."""
     simulation = read_simulation(xml, directory=xml.parent)
-    hashes = [simulation.sha256, *(sha256(simulation.directory / file) for file in simulation.files)]
+    named = [*simulation.files, *simulate.plumed_files(simulation)]
+    hashes = [simulation.sha256, *(sha256(simulation.directory / file) for file in named)]
     return prefixed(hashlib.sha256(" ".join(hashes).encode()).hexdigest())
 
 
