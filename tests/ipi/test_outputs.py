@@ -136,6 +136,75 @@ def test_what_was_given_up_at_a_restart_does_not_count(tmp_path: Path) -> None:
     assert found["potential"].values.tolist() == [1, 1, 1, 2, 3]
 
 
+def test_rows_behind_an_edited_restart_have_its_columns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """i-PI appends rows of what the RESTART asks for under the old header: each property is of the rows that have it,
+    in the unit it has last, and a row torn between them is nobody's; without the RESTART the new rows are not known."""
+    head = "# column   1     --> step : a\n# column   2     --> potential{electronvolt} : b\n"
+    old = "".join(f"{step} {-5 - step}\n" for step in range(5))
+    # the torn row has as many numbers as a new one
+    old += "5 -10" + "  3 -8\n" + "  4 -9\n"
+    new = "".join(f"{step} 7000 {-1000 * (5 + step)} 300\n" for step in (3, 4, 5))
+    (tmp_path / "a.out").write_text(head + old + new)
+    asked = ["step", "conserved{kelvin}", "potential{millielectronvolt}", "temperature{kelvin}"]
+    found = read_properties(tmp_path / "a.out", asked, 1, 3)
+    assert {name: (one.steps.tolist(), one.unit) for name, one in found.items()} == {
+        "step": ([0, 1, 2, 3, 4, 5], "atomic units"),
+        "potential": ([0, 1, 2, 3, 4, 5], "millielectronvolt"),
+        "conserved": ([3, 4, 5], "kelvin"),
+        "temperature": ([3, 4, 5], "kelvin"),
+    }
+    assert found["potential"].values[:3] == pytest.approx(-1000 * np.array([5, 6, 7]))
+    assert found["potential"].values[3:] == pytest.approx(-1000 * np.array([8, 9, 10]))
+    assert not caplog.messages
+    found = read_properties(tmp_path / "a.out", asked[:1] + asked[2:3])
+    assert found["potential"].values.tolist() == [-5, -6, -7, -8, -9]
+    assert f"{tmp_path / 'a.out'}: 3 rows of 4 numbers are left out" in caplog.text
+
+
+def test_columns_that_a_restart_swaps_are_not_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As many columns under other names: nothing tells which rows are of which, so none is read, until the user puts a
+    header there; an input that was edited and starts anew says nothing of the old rows."""
+    heads = [
+        f"# column   1     --> {one} : a\n# column   2     --> {other} : b\n"
+        for one, other in (("step", "potential"), ("potential", "step"))
+    ]
+    path, asked = tmp_path / "a.out", ["potential", "step"]
+    path.write_text(heads[0] + "0 -7\n1 -8\n" + "-9 2\n-10 3\n")
+    assert read_properties(path, asked, 1, 1) == {}
+    assert "its header names step, potential, the input asks for potential, step" in caplog.text
+    assert len(read_properties(path, asked, 1, 0)) == 2
+    path.write_text(heads[0] + "0 -7\n1 -8\n" + heads[1] + "-9 2\n-10 3\n")
+    found = read_properties(path, asked, 1, 1)
+    assert found["potential"].values.tolist() == [-7, -8, -9, -10]
+    assert found["potential"].steps.tolist() == [0, 1, 2, 3]
+
+
+def test_what_an_edited_restart_writes_under_an_old_name_is_told_apart(tmp_path: Path) -> None:
+    """Each frame says what it is: forces behind positions are no positions, and an energy spread behind the members'
+    energies is no member."""
+    written = write_trajectory(tmp_path, "xyz", [0, 10], beads=1)
+    path = tmp_path / "run.pos_0.xyz"
+    path.write_text(
+        path.read_text()
+        + path.read_text().replace("positions{angstrom}", "forces{atomic_unit}").replace("Step:  ", "Step: 2")
+    )
+    trajectory = find_positions(tmp_path, "run")
+    assert trajectory is not None
+    assert [step for step, _, _ in trajectory] == [step for step, _ in written]
+    title = " #EXTRAS({})# Step:  {:10d} \n"
+    (tmp_path / "run.committee_0").write_text(
+        title.format("committee_pot", 0)
+        + "-1.0 -1.5\n"
+        + title.format("energy_spread,committee_pot", 5)
+        + "0.25 -2.0 -2.5\n"
+        + title.format("dipole", 10)
+        + "1.0 2.0 3.0\n"
+    )
+    found = read_potentials(tmp_path, "run", 1)
+    assert found is not None
+    assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-1, -1.5], 5: [-2, -2.5]}
+
+
 @pytest.mark.parametrize("stem", ["", "a[1]", "/absolute"])
 def test_prefixes_as_ipi_takes_them(tmp_path: Path, stem: str) -> None:
     """None at all, one that a pattern would take for its own, one that is a path: the positions are found."""

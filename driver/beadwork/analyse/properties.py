@@ -123,7 +123,7 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
     whole = {name: pieces for name, pieces in found.items() if len(pieces) == len(runs)}
     if not whole:
         raise ConfigError(
-            f"i-PI wrote no properties into {runs[0].directory}"
+            f"there are no properties to average in {runs[0].directory}"
             + (f" after {skip:g} ps" if skip else "")
             + (" that all of these runs have" if len(runs) > 1 else ""),
             "have it write <properties stride='1' filename='out'> [ step, temperature{kelvin} ] </properties>",

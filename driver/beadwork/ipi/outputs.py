@@ -6,7 +6,7 @@ import io
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers
-from ipi.engine.properties import Trajectories
+from ipi.engine.properties import Properties, Trajectories
 from ipi.utils.io import read_file_raw
 from ipi.utils.io.io_units import auto_units
 from ipi.utils.units import unit_to_internal
 from numpy.typing import NDArray
 
 from beadwork.frame import FloatArray, Frame, IntArray
+from beadwork.log import logger
 from beadwork.units import BOHR, FEMTOSECOND
 
 _COLUMN = re.compile(r"#\s*(?:column|cols\.)\s+(\d+)(?:-(\d+))?\s+-->\s+(\S.*?)\s+(?::|$)")
@@ -79,35 +80,148 @@ def read_properties(
     """Read an i-PI property file: the whole system's properties by their names.
 
     Those with arguments have them in the name, `kinetic_cv(H)`, and those of several columns a number, `stress_cv[0]`.
-    asked: what the input asks for, a word a column (of several `stress_cv{bar}[0]`, …): i-PI writes no header into a
-    file that it begins at a RESTART.
+    asked: what the input asks for, a word a column (of several `stress_cv{bar}[0]`, …): i-PI writes no header where it
+    goes on from a RESTART, in which other properties may be asked for than at the start. Each property is of the rows
+    that have it; a warning says which rows are left out since nobody knows what they are.
     stride: steps from row to row, and first: the step at which the run began; by these, or by a column of times and
     time_step (fs), steps are told where there is no column of them. Steps grow from row to row: where i-PI went back to
     a RESTART, the rows that it had written beyond it are left out.
     """
-    comments, table = read_table(path)
-    named = []
-    for match in filter(None, map(_COLUMN.match, comments)):
-        begin, end = int(match[1]), int(match[2] or match[1])
-        for column in range(begin, end + 1):
-            name, unit = _named(match[3])
-            named.append((column - 1, f"{name}[{column - begin}]" if match[2] else name, unit))
-    if not comments:
-        named = [(at, *_named(word)) for at, word in enumerate(asked) if word]
-    columns = {name: (table[:, at], unit) for at, name, unit in named if name and at < table.shape[1]}
-    if "step" in columns:
-        steps = columns["step"][0]
-    elif "time" in columns and time_step:
-        times, unit = columns["time"]
-        scale = 1.0 if unit == "atomic units" else float(unit_to_internal("time", unit, 1.0))
-        steps = np.rint(times * scale * FEMTOSECOND / time_step)
-    else:  # i-PI writes where its step is a multiple of the stride
-        begin = 0 if comments else first // stride + 1
-        steps = stride * (begin + np.arange(len(table), dtype=np.float64))
+    blocks = _named_blocks(path, _blocks(path), [_named(word) for word in asked], first > 0)
+    begin = 0 if any(block.header for block in blocks) else first // stride + 1
+    steps = np.empty(0)
+    for block in blocks:
+        steps = np.append(steps, _steps(block, begin + len(steps), stride, time_step))
     # of later rows the earliest step
-    later = np.append(np.fmin.accumulate(steps[::-1])[::-1][1:], np.inf)
-    rows = np.flatnonzero(steps < later)
-    return {name: Series(steps[rows], values[rows], unit) for name, (values, unit) in columns.items()}
+    counts = steps < np.append(np.fmin.accumulate(steps[::-1])[::-1][1:], np.inf)
+    found: dict[str, list[Series]] = {}
+    at = 0
+    for block in blocks:
+        rows = slice(at, at := at + len(block.table))
+        here = counts[rows]
+        for name, (column, unit) in block.columns.items():
+            found.setdefault(name, []).append(Series(steps[rows][here], block.table[here, column], unit))
+    return {name: _joined(name, pieces) for name, pieces in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows of a property file that follow each other. names: of each column the name and the unit, '' of one that is
+    not known. header: whether they are the file's own. table: (rows, columns)."""
+
+    names: Sequence[tuple[str, str]]
+    header: bool
+    table: FloatArray
+
+    @property
+    def columns(self) -> dict[str, tuple[int, str]]:
+        """Place and unit by name; of a property that is there twice the last."""
+        return {name: (column, unit) for column, (name, unit) in enumerate(self.names) if name}
+
+
+def _blocks(path: Path) -> list[_Block]:
+    """The rows under one header and of one number of columns together, by the header before them, in their order."""
+    header: dict[int, tuple[str, str]] = {}
+    found: list[tuple[dict[int, tuple[str, str]], int, array[float]]] = []  # a run of weeks has millions of rows
+    with open(path, errors="replace") as lines:
+        for line in lines:
+            if match := _COLUMN.match(line):
+                begin, end = int(match[1]), int(match[2] or match[1])
+                name, unit = _named(match[3])
+                several = [f"{name}[{place}]" for place in range(end - begin + 1)] if match[2] else [name]
+                told = {begin + place: (one, unit) for place, one in enumerate(several)}
+                header = told if begin == 1 else header | told
+            elif line.endswith("\n") and not line.startswith("#") and (words := line.split()):
+                with suppress(ValueError):  # torn
+                    row = [float(word) for word in words]
+                    if not found or found[-1][0] is not header or found[-1][1] != len(row):
+                        found.append((header, len(row), array("d")))
+                    found[-1][2].extend(row)
+    return [
+        _Block([of[column] for column in sorted(of)], bool(of), np.array(values).reshape(-1, width))
+        for of, width, values in found
+    ]
+
+
+def _named_blocks(
+    path: Path, blocks: Sequence[_Block], asked: Sequence[tuple[str, str]], continued: bool
+) -> list[_Block]:
+    """The blocks of which every column is known, by the header or by what is asked for.
+
+    A row alone that has another number of columns than both was torn by a kill. continued: whether the input that asks
+    for these goes on from a RESTART, so that its rows have no header.
+    """
+    headers = [block.names for block in blocks if block.header]
+    if continued and not any(_alike(header, asked) for header in headers):
+        for header in headers:
+            if len(header) == len(asked):
+                logger.warning(
+                    "%s: nothing is read, since its header names %s, the input asks for %s, and nothing tells which "
+                    "rows are of which; put the header that i-PI would write (# column 1 --> %s …) before the first "
+                    "row of the second",
+                    path,
+                    ", ".join(name for name, _ in header),
+                    ", ".join(name for name, _ in asked),
+                    asked[0][0],
+                )
+                return []
+    found = []
+    unknown: dict[int, int] = {}
+    for block in blocks:
+        rows, width = block.table.shape
+        if block.header and width == len(block.names):
+            found.append(block)
+        elif width == len(asked) and (rows > 1 or not block.header):
+            found.append(_Block(asked, False, block.table))
+        elif rows > 1 and (block.header or asked):
+            unknown[width] = unknown.get(width, 0) + rows
+    known = sorted({len(names) for names in (*headers, asked) if names})
+    for width, rows in unknown.items():
+        logger.warning(
+            "%s: %d rows of %d numbers are left out, since its header and the input name %s columns; put the header "
+            "that i-PI would write (# column 1 --> step …) before the first of them",
+            path,
+            rows,
+            width,
+            " or ".join(map(str, known)),
+        )
+    return found
+
+
+def _alike(one: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> bool:
+    """Whether two sets of columns are the same, as far as both are known: older records have no name of some."""
+    return len(one) == len(other) and all(
+        here == there or not here[0] or not there[0] for here, there in zip(one, other, strict=True)
+    )
+
+
+def _steps(block: _Block, at: int, stride: int, time_step: float | None) -> FloatArray:
+    """(rows,) i-PI's steps. at: how many rows the first one is behind step 0, where nothing else tells."""
+    columns = block.columns
+    if "step" in columns:
+        return block.table[:, columns["step"][0]]
+    if "time" in columns and time_step:
+        column, unit = columns["time"]
+        return np.asarray(np.rint(block.table[:, column] * _factor("time", unit) * FEMTOSECOND / time_step))
+    # i-PI writes where its step is a multiple of the stride
+    return stride * (at + np.arange(len(block.table), dtype=np.float64))
+
+
+def _joined(name: str, pieces: Sequence[Series]) -> Series:
+    """One series of what a property is in all blocks, in the unit that it has in the last."""
+    unit = pieces[-1].unit
+    values = [
+        one.values if one.unit == unit else one.values * (_factor(name, one.unit) / _factor(name, unit))
+        for one in pieces
+    ]
+    return Series(np.concatenate([one.steps for one in pieces]), np.concatenate(values), unit)
+
+
+def _factor(name: str, unit: str) -> float:
+    """The unit of a property in atomic units."""
+    about = Properties().property_dict.get(re.split(r"[(\[]", name)[0], {})
+    asked = "atomic_unit" if unit == "atomic units" else unit
+    return float(unit_to_internal(about.get("dimension", "undefined"), asked, 1.0))
 
 
 def _named(asked: str) -> tuple[str, str]:
@@ -137,7 +251,7 @@ class Trajectory:
     def __iter__(self) -> Iterator[tuple[int, int, Frame]]:
         """Of positions: step of i-PI, bead's place in `files`, and the structure in Å, file by file."""
         for bead, path in enumerate(self.files):
-            for step, raw in _frames(path, self.every):
+            for step, raw in _frames(path, self.quantity, self.every):
                 yield step, bead, structure(raw, path.suffix[1:])
 
     def vectors(self) -> Iterator[tuple[int, int, NDArray[np.str_], FloatArray]]:
@@ -150,7 +264,7 @@ class Trajectory:
         dimension = Trajectories().traj_dict[self.quantity]["dimension"]
         for bead, path in enumerate(self.files):
             scales = {"": 1.0}
-            for step, raw in _frames(path, self.every):
+            for step, raw in _frames(path, self.quantity, self.every):
                 found = unit.search(raw["comment"])
                 name = found[1] if found else ""
                 if name not in scales:
@@ -182,7 +296,7 @@ def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = N
     for path in _outputs(folder, stem, ".*"):
         if path.suffix in _FRAMING:
             with open(path, errors="replace") as lines:
-                if any(re.search(rf"Bead:.*(?<![\w]){quantity}(?![\w])", line) for line in islice(lines, 2)):
+                if any(map(_titled(quantity), islice(lines, 2))):
                     files.append(path)
     # one output of all beads; where the user asked for several, that with the most digits, and the longest files
     groups: dict[tuple[str, str], list[Path]] = {}
@@ -198,7 +312,7 @@ def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = N
     frames = max(1, round(chosen[0].stat().st_size / max(1, size)))  # of a bead, about
     thin = max(1, -(-frames * atoms * len(chosen) // most))
     # i-PI writes where its step is a multiple of the stride, which two steps in a row thus tell
-    stride = math.gcd(*(step for step, _ in islice(_frames(chosen[0]), 4)))
+    stride = math.gcd(*(step for step, _ in islice(_frames(chosen[0], quantity), 4)))
     return Trajectory(quantity, tuple(chosen), thin * max(1, stride) if thin > 1 else 1)
 
 
@@ -222,10 +336,16 @@ def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
     return text.count("\nATOM"), len(text.encode())
 
 
-def _frames(path: Path, every: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The frames whose step is a multiple of this, as i-PI's reader gives them, with their steps; a frame that a killed
-    i-PI tore is left out.
+def _titled(quantity: str) -> Callable[[str], object]:
+    """What finds a frame's title that says that it is of this quantity."""
+    return re.compile(rf"Bead:.*(?<!\w){quantity}(?!\w)").search
+
+
+def _frames(path: Path, quantity: str, every: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The frames of this quantity whose step is a multiple of `every`, as i-PI's reader gives them, with their steps; a
+    frame that a killed i-PI tore is left out, and what an edited RESTART had it write under the same name.
     """
+    is_of = _titled(quantity)
     with open(path, errors="replace") as lines:
         atoms, _ = _size(lines, path.suffix)
     length = atoms + _FRAMING[path.suffix]
@@ -246,7 +366,8 @@ def _frames(path: Path, every: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
             if begins != [0, length][: 1 + (len(block) > length)]:  # torn: go on where the next one begins
                 block = block[next((row for row in begins if row), len(block)) :]
                 continue
-            yield step, read_file_raw(path.suffix[1:], io.StringIO("".join(block[:length])))
+            if any(map(is_of, block[:2])):
+                yield step, read_file_raw(path.suffix[1:], io.StringIO("".join(block[:length])))
             block = block[length:]
 
 
@@ -312,11 +433,9 @@ def _extras(folder: Path, stem: str, key: str, beads: int) -> tuple[dict[int, Fl
     for path in _outputs(folder, stem, ".*_[0-9]*"):
         with open(path, errors="replace") as lines:
             head = _EXTRAS.search(next(lines, ""))
-        keys = [one.strip() for one in head[1].split(",")] if head else []
-        if key not in keys or not SINGLE_EXTRAS.union([key]).issuperset(keys):
+        if head is None or _around(key, head[1]) is None:
             continue
-        before = keys.index(key)
-        series, digit = _of_bead(path, before, len(keys) - 1 - before)
+        series, digit = _of_bead(path, key)
         resolution = max(resolution, digit)
         groups.setdefault(re.sub(r"_\d+$", "", path.name), []).append(series)
     whole = [group for group in groups.values() if len(group) == beads]
@@ -326,27 +445,36 @@ def _extras(folder: Path, stem: str, key: str, beads: int) -> tuple[dict[int, Fl
     return {step: np.mean([series[step] for series in whole[0]], axis=0) for step in sorted(steps)}, resolution
 
 
-def _of_bead(path: Path, before: int, behind: int) -> tuple[dict[int, FloatArray], float]:
+def _around(key: str, title: str) -> tuple[int, int] | None:
+    """How many numbers stand before and behind the key's own; None where that is not known, or they are not there."""
+    keys = [one.strip() for one in title.split(",")]
+    if key not in keys or not SINGLE_EXTRAS.union([key]).issuperset(keys):
+        return None
+    return keys.index(key), len(keys) - 1 - keys.index(key)
+
+
+def _of_bead(path: Path, key: str) -> tuple[dict[int, FloatArray], float]:
     """One bead's series, step -> (n,), and the value of the last digit. What was given up at a RESTART does not count;
     a step with fewer numbers than others is torn, and left out.
 
-    before, behind: how many numbers of other keys there are.
+    Which keys there are is what each step says: a RESTART may have been edited.
     """
-    series: dict[int, list[float]] = {}
+    series: dict[int, tuple[tuple[int, int], list[float]]] = {}
     step, resolution = None, 0.0
     with open(path, errors="replace") as lines:
         for line in lines:
             if titles := _EXTRAS.findall(line):
                 # the last: before it may be what a kill left of another
-                step = int(titles[-1][1])
-                write_down(series, step, [])
+                title, step = titles[-1][0], int(titles[-1][1])
+                write_down(series, step, (_around(key, title), []))
             elif step is not None and line.strip() and line.endswith("\n"):
+                around, row = series[step]
                 with suppress(ValueError):  # torn, and written into by its successor
-                    series[step] += list(map(float, line.split()))
+                    row += list(map(float, line.split()))
                 words = line.split()
-                if not resolution and series[step] and len(words) > before:
-                    mantissa, _, exponent = words[before].lower().partition("e")
+                if not resolution and row and around and len(words) > around[0]:
+                    mantissa, _, exponent = words[around[0]].lower().partition("e")
                     resolution = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-    full = max(map(len, series.values()), default=0)
-    whole = {at: row for at, row in series.items() if row and len(row) == full}
-    return {at: np.array(row[before : len(row) - behind]) for at, row in whole.items()}, resolution
+    own = {at: row[around[0] : len(row) - around[1]] for at, (around, row) in series.items() if around and row}
+    full = max(map(len, own.values()), default=0)
+    return {at: np.array(row) for at, row in own.items() if len(row) == full}, resolution
