@@ -136,7 +136,7 @@ def test_pieces_are_averaged_together(ring_polymer: RingPolymer, tmp_path: Path)
     assert "no committee's error: i-PI did not write the members' energies" in " ".join(said)
     later = by_name(properties([open_run(halves[0])], skip=2.5)[0])
     assert later["potential"].samples == 500
-    with pytest.raises(ConfigError, match=r"no properties into .* after 500 ps"):
+    with pytest.raises(ConfigError, match=r"no properties to average in .* after 500 ps"):
         properties([open_run(halves[1])], skip=500)
     # where its finite difference did not converge i-PI writes 0 twice, which is no energy
     table = [line.split() for line in (halves[1] / "run.out").read_text().splitlines()]

@@ -25,7 +25,7 @@ import pytest
 from beadwork.cli import main
 from beadwork.disk import write_whole
 from beadwork.errors import ConfigError, LabelError, QueueError, ResourceError
-from beadwork.frame import Frame
+from beadwork.frame import Frame, state_of
 from beadwork.harvest.listing import export
 from beadwork.harvest.queue import Queue
 from beadwork.harvest.row import KeptFrame, Row, label_digest
@@ -472,12 +472,21 @@ def test_a_radical_of_a_run_is_labelled_as_one(tmp_path: Path, springs: Springs)
 
 
 def test_who_ignores_charges_is_told_none(tmp_path: Path, springs: Springs) -> None:
-    """Copper's charge cannot be told from its atoms, and a calculator that ignores charges does not need it."""
+    """Copper's charge cannot be told from its atoms, and a calculator that ignores charges does not need it; its label
+    says none, so that nobody takes it for 0, and has what is said or what the atoms tell."""
     queue = Queue(tmp_path / "queue.db", create=True)
     queue.add(alone(29))
     assert "labels     1: 1 Cu" in str(command.estimate(queue, springs()))
     assert str(labelling.label(queue, springs())) == "1 labelled"
-    assert (queue.get(1).label or {})["charge"] == 0
+    label = queue.get(1).label
+    assert label is not None
+    assert (label["charge"], label["spin"]) == (None, None)
+    export(queue.rows(), tmp_path / "labelled.xyz")
+    assert state_of(ase.io.read(tmp_path / "labelled.xyz").info) == (None, None)
+    said = replace(kept(water(1)).frame, charge=None, spin=None)
+    for frame, wanted in ((said, (0, 0)), (replace(said, charge=1), (1, None)), (replace(said, spin=2), (None, 2))):
+        part = worker.part_of(Row(1, "waiting", "", kept(frame), ""), springs())
+        assert (part.charge, part.spin) == wanted
 
 
 @pytest.mark.parametrize(

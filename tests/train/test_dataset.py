@@ -75,6 +75,7 @@ def answer(examples, monkeypatch):
         )
 
     nothing = SimpleNamespace(evaluate=evaluate, check_species=lambda _: None, select_backends=lambda _: None)
+    nothing.baseline, nothing.additions = None, ()
     monkeypatch.setattr(dataset, "load", lambda _, **__: nothing)
     monkeypatch.setattr(dataset, "load_card", lambda _: SimpleNamespace(hash="sha256:b"))
 
@@ -230,7 +231,7 @@ def test_methods_never_mix(examples):
 
 def test_charges_of_one_composition_are_told_apart_or_refused(examples):
     """A MACE model sees no charge: H2O and H2O+ must not be learned together."""
-    with pytest.raises(LabelError, match="charge and spin"):
+    with pytest.raises(LabelError, match="was labelled with charge 0, spin 0 and with charge 1, spin 1; a MACE model"):
         check([*examples, with_label(examples[1], charge=1, spin=1, energy=0.0)])
 
 

@@ -16,7 +16,9 @@ from beadwork.cli import main
 from beadwork.errors import ConfigError, LabelError, ModelError
 from beadwork.harvest.queue import Queue
 from beadwork.label.user_frames import add
+from beadwork.potential.additions import open_additions
 from beadwork.potential.bundle import load_card
+from beadwork.potential.graph import build
 from beadwork.train.baseline import train_model
 from beadwork.train.committee import train_committee
 from beadwork.train.dataset import check, to_atoms
@@ -349,13 +351,34 @@ def test_charge_and_spin_by_any_name(tmp_path: Path):
         ("charge=+1 spin=[1]", (1, 1)),
         ("total_charge=1.0 total_spin=2", (1, 1)),
         ("charge=-1 total_charge=-1 spin_multiplicity=2", (-1, 1)),
-        ("multiplicity=3", (0, 2)),
-        ("nothing=0", (0, 0)),
+        ("multiplicity=3", (None, 2)),
+        ("nothing=0", (None, None)),
     ):
         (found,) = from_file(water(file, f"REF_energy=-14.2 {said}"), None)
         assert (found.label.charge, found.label.spin) == wanted, said
-    with pytest.raises(LabelError, match=r"H2O was labelled with charge and spin \(0, 0\) and with \(1, 1\)"):
+    state = "H2O was labelled with charge not said, spin not said and with charge 1, spin 1"
+    with pytest.raises(LabelError, match=state):
         from_file(water(file, "REF_energy=-14.2", "REF_energy=-2 total_charge=1 total_spin=2"), None)
+    assert len(from_file(water(file, "REF_energy=-14.2", "REF_energy=-2 charge=0"), None)) == 2
+
+
+def test_a_charge_that_is_not_said_is_not_taken_for_none(tmp_path: Path):
+    """D4 of H3O+ is half that of H3O: a file without charges is refused where D4 is taken out, by the frame's name, and
+    D4 goes out of the ion's energy as a server adds it; nor are spins guessed, nor charges written that nobody said."""
+    pytest.importorskip("dftd4")
+    atoms = ase.Atoms("OH3", [[0, 0, 0.1], [0.95, 0, -0.2], [-0.48, 0.83, -0.2], [-0.48, -0.83, -0.2]])
+    atoms.info["REF_energy"] = -2080.0
+    file = written(tmp_path / "x.extxyz", [atoms])
+    (unsaid,) = from_file(file, None, "m")
+    assert (unsaid.frame.charge, unsaid.frame.spin, unsaid.composition) == (None, None, "H3O")
+    assert not {"charge", "spin"} & set(to_atoms(unsaid).info)
+    with pytest.raises(LabelError, match=r"frame 0 of x.extxyz does not say its total charge, which d4=PBE .* wants; "):
+        from_file(file, None, "m", add={"d4": "PBE"})
+    atoms.info["charge"] = 1
+    (ion,) = from_file(written(file, [atoms]), None, "m", add={"d4": "PBE"})
+    served = open_additions({"d4": "PBE"}, [1, 8])[0].evaluate(build([ion.frame], 0.0))
+    assert -2080 - ion.energy == pytest.approx(served.energies[0], abs=1e-9)
+    assert -2080 - ion.energy == pytest.approx(-0.0056, abs=2e-4)  # as a neutral one: -0.0108
 
 
 def with_atoms(examples, tmp_path: Path, *kinds: str):

@@ -223,12 +223,14 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
 def attach_label(label: Mapping[str, Any], atoms: Any) -> None:
     """Attach a label, as `Label.to_dict` has it, to an `ase.Atoms`, under the names that `beadwork train` reads.
 
-    Per structure: REF_energy and REF_energy_error (eV), charge, spin, method, code and version. Per atom, where the
+    Per structure: REF_energy and REF_energy_error (eV), method, code and version, and charge and
+    spin where they are said. Per atom, where the
     label has them: REF_forces and REF_forces_error (eV/Å). Per structure too, where it has them: REF_dipole (e Å) and
     REF_polarizability (e Å²/V). MACE's own training reads the REF_ names too.
     """
     atoms.info.update(REF_energy=label["energy"], REF_energy_error=label["energy_error"])
-    atoms.info.update({name: label[name] for name in ("charge", "spin", "method", "code")})
+    about = {name: label[name] for name in ("charge", "spin", "method", "code")}
+    atoms.info.update({name: value for name, value in about.items() if value is not None})
     if label["version"]:  # ASE's extended XYZ reads an empty string back as True
         atoms.info["version"] = label["version"]
     # absent and not 0 where the method has none: they would be learned as forces

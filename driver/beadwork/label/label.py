@@ -29,6 +29,7 @@ class Label:
     energy_error: standard error in eV, 0 for a deterministic method. forces_error: (N, 3) eV/Å, or None where there
     are no forces or they are exact. method: level of theory in full, e.g. `CCSD/cc-pVDZ, all electrons`; labels
     are comparable exactly when it is equal. code, version: what computed it. charge: e. spin: unpaired electrons.
+    Either is None where nobody said it: a file, or a run whose labeller does not use it.
     input: the code's input, enough to run it again. seconds: wall time.
     extra: other results of the method (trial function, acceptance, seed, …): plain JSON values.
     dipole: (3,) e Å, Σ q r with r as the structure has it: that of an ion is about the origin of the positions; or
@@ -43,8 +44,8 @@ class Label:
     method: str
     code: str
     version: str
-    charge: int
-    spin: int
+    charge: int | None
+    spin: int | None
     input: str
     seconds: float
     extra: Mapping[str, Any]

@@ -73,7 +73,7 @@ def reason_to_fail(row: Row, spec: Spec, labeller: Labeller) -> str | None:
     """Why a row cannot be labelled, as far as that is known without computing it."""
     try:
         part = part_of(row, spec)
-        labeller.check(part.frame, part.charge, part.spin)
+        labeller.check(*part.given)
     except LabelError as error:
         return str(error)
     return None

@@ -88,13 +88,19 @@ def label_row(id: int, url: str, spec: Spec, folder: str, run: str) -> Outcome:
 class Part:
     """The part of a row that is computed, with its charge (e) and unpaired electrons.
 
-    atoms: their indices in the row's frame, None for the whole frame.
+    charge, spin: None where nobody says them and the labeller does not use them. atoms: their indices in the row's
+    frame, None for the whole frame.
     """
 
     frame: Frame
-    charge: int
-    spin: int
+    charge: int | None
+    spin: int | None
     atoms: tuple[int, ...] | None
+
+    @property
+    def given(self) -> tuple[Frame, int, int]:
+        """What a labeller is given."""
+        return self.frame, self.charge or 0, self.spin or 0
 
 
 def part_of(row: Row, spec: Spec) -> Part:
@@ -127,9 +133,9 @@ def _part_of_cluster(row: Row, spec: Spec, how: Cut) -> Part:
 
 
 def _part_of_frame(frame: Frame, spec: Spec) -> Part:
-    spin = spec.spin if spec.spin is not None else frame.spin or 0
     if spec.ignores_charge:
-        return Part(frame, _unused_charge(frame, spec), spin, None)
+        return Part(frame, *_unused(frame, spec), None)
+    spin = spec.spin if spec.spin is not None else frame.spin or 0
     for what, own, told in (("charge", frame.charge, spec.charge), ("spin", frame.spin, spec.spin)):
         if None not in (own, told) and own != told:
             raise LabelError(
@@ -157,16 +163,14 @@ def _part_of_frame(frame: Frame, spec: Spec) -> Part:
     return Part(frame, total, spin, None)
 
 
-def _unused_charge(frame: Frame, spec: Spec) -> int:
-    """What stands in the label of a labeller that does not use it: what is said, else what the atoms tell."""
-    if spec.charge is not None:
-        return spec.charge
-    if frame.charge is not None:
-        return frame.charge
-    try:
-        return charge(frame)
-    except LabelError:
-        return 0
+def _unused(frame: Frame, spec: Spec) -> tuple[int | None, int | None]:
+    """Charge and spin in the label of a labeller that does not use them: what is said, else what the atoms tell."""
+    own = frame.charge if spec.charge is None else spec.charge
+    spin = frame.spin if spec.spin is None else spec.spin
+    if own is None and not spin:
+        with contextlib.suppress(LabelError):
+            return charge(frame), 0  # in closed shells
+    return own, spin
 
 
 def _check_total(said: int | None, total: int) -> None:
@@ -183,7 +187,8 @@ def _find_or_compute(row: Row, spec: Spec, labeller: Labeller, folder: Path) -> 
     file = file_of(folder, row, spec, labeller, part)
     found = file.exists()
     if not found:
-        label = labeller.label(part.frame, part.charge, part.spin)
+        # of one that does not use them, what is not known is not said
+        label = replace(labeller.label(*part.given), charge=part.charge, spin=part.spin)
         # a calculator that keeps atoms of the frame before would give a label of another structure
         if label.forces is not None and label.forces.shape != part.frame.positions.shape:
             raise LabelError(f"{label.code} gave forces of {len(label.forces)} atoms for {len(part.frame.numbers)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -28,8 +28,10 @@ from beadwork.label.label import Label, as_json, computed, frame_of, plain, stru
 from beadwork.log import logger
 from beadwork.potential.additions import format_additions, open_additions, same
 from beadwork.potential.bundle import load_card
+from beadwork.potential.engine import Engine
 from beadwork.potential.graph import MIN_DISTANCE, build
 from beadwork.potential.load import load
+from beadwork.potential.state import CHARGE
 from beadwork.train.duplicates import firsts, same_turn
 
 DATASET = "dataset.json"
@@ -100,15 +102,15 @@ class Example:
     def __post_init__(self) -> None:
         frame, label = self.frame, self.label
         charge = label.charge if frame.charge is None else frame.charge
-        # labels that do not know their spin have 0, also of an odd number of electrons, which cannot have it
-        known = label.spin or (int(frame.numbers.sum()) - charge) % 2 == 0
+        # of before, labels that do not know their spin have 0, also of an odd number of electrons, which cannot have it
+        known = label.spin or (int(frame.numbers.sum()) - (charge or 0)) % 2 == 0
         spin = frame.spin if frame.spin is not None else label.spin if known else None
         # what is evaluated, and not only told: a model may want to know them
         object.__setattr__(self, "frame", replace(frame, charge=charge, spin=spin))
 
     @property
-    def charge(self) -> int:
-        """e."""
+    def charge(self) -> int | None:
+        """e; None where it is not said."""
         return self.label.charge
 
     @property
@@ -333,8 +335,9 @@ def difference(
 
     Labels that are there already are left out. baseline: a bundle, or None to train on the labels themselves. add: what
     will be added by formula (`potential.additions`), and is taken from the labels with the baseline or alone. Raises
-    LabelError as `check` does, for unphysical structures and for two labels of one structure that contradict each
-    other, ModelError for a baseline that does not know an element.
+    LabelError as `check` does, for unphysical structures, for two labels of one structure that contradict each other,
+    and for labels that do not say a charge or a spin that is wanted, ModelError for a baseline that does not know an
+    element.
     """
     # before the baseline is evaluated, which takes minutes
     check(labelled, where)
@@ -352,6 +355,7 @@ def difference(
             potential.check_species(np.unique(e.frame.numbers))
         except ModelError as error:
             raise ModelError(f"{e.place}: {error.what}", error.remedy) from error
+    _check_told(labelled, (potential.baseline, *potential.additions))
     # the largest frame: on a single atom every engine agrees with the reference
     potential.select_backends(max(labelled, key=lambda e: len(e.frame.numbers)).frame)
     name = load_card(baseline).hash
@@ -377,6 +381,7 @@ def _without(examples: list[Example], add: Mapping[str, str]) -> list[Example]:
     """The examples less what is added by formula."""
     numbers = np.unique(np.concatenate([e.frame.numbers for e in examples]))
     for engine in open_additions(add, numbers.tolist()):
+        _check_told(examples, [engine])
         for start in range(0, len(examples), BATCH):
             batch = examples[start : start + BATCH]
             graph = build([e.frame for e in batch], engine.cutoff)
@@ -389,6 +394,21 @@ def _without(examples: list[Example], add: Mapping[str, str]) -> list[Example]:
                     forces=None if e.forces is None else e.forces - part,
                 )
     return examples
+
+
+def _check_told(examples: Sequence[Example], engines: Iterable[Engine | None]) -> None:
+    """Refuse a label that does not say what a model wants to know: that of an ion would be taken for another one's."""
+    for engine in engines:
+        for name in getattr(engine, "wants", ()):
+            told = "charge" if name == CHARGE else "spin"
+            for e in examples:
+                if getattr(e.frame, told) is None:
+                    what = "total charge" if name == CHARGE else "number of unpaired electrons"
+                    raise LabelError(
+                        f"{e.place} does not say its {what}, which {engine.name if engine else ''} wants",
+                        f"give {told} in the comment line of each frame, also where it is 0, or label with {told} in "
+                        "the labeller's TOML",
+                    )
 
 
 def _check_energies(examples: Sequence[Example], where: str) -> None:
@@ -543,13 +563,14 @@ def check(examples: Sequence[Example], where: str = "the dataset") -> None:
             raise LabelError(
                 f"{where}: labels of {len(names)} {what} ({listed})", "choose one (--method), they never mix"
             )
-    states: dict[str, tuple[int, int]] = {}
+    states: dict[str, Label] = {}
     for e in examples:
         formula = str(e.frame.to_atoms().symbols.get_chemical_formula())
-        state = (e.label.charge, e.label.spin)
-        if states.setdefault(formula, state) != state:
+        first = states.setdefault(formula, e.label)
+        # not said is mostly neutral, and is refused beside what is not
+        if (first.charge or 0, first.spin or 0) != (e.label.charge or 0, e.label.spin or 0):
             raise LabelError(
-                f"{where}: {formula} was labelled with charge and spin {states[formula]} and with {state}",
+                f"{where}: {formula} was labelled with {_state(first)} and with {_state(e.label)}",
                 "a MACE model sees neither, so learn only one of them",
             )
         if e.label.forces is not None and len(e.label.forces) != len(e.frame.numbers):
@@ -637,7 +658,12 @@ def _array(values: Any) -> FloatArray | None:
     return None if values is None else np.array(values, dtype=np.float64)
 
 
-def _signed(name: str, charge: int) -> str:
+def _state(label: Label) -> str:
+    charge, spin = ("not said" if value is None else value for value in (label.charge, label.spin))
+    return f"charge {charge}, spin {spin}"
+
+
+def _signed(name: str, charge: int | None) -> str:
     return f"{name} {charge:+d}" if charge else name
 
 

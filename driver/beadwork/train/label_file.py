@@ -113,8 +113,8 @@ def from_file(
             "forces": _vectors(arrays, forces, where) if weights[number][1] else None,
             "energy_error": _number(info, f"{energy}_error", where, "a number in eV, as -14.2 or -1.42e+01", 0.0),
             "forces_error": _vectors(arrays, f"{forces}_error", where) if weights[number][1] else None,
-            "charge": frame.charge or 0,
-            "spin": frame.spin or 0,
+            "charge": frame.charge,
+            "spin": frame.spin,
             "seconds": _number(info, "seconds", where, "a number of seconds", 0.0),
             # a file may contain equal energies of equal structures: the number of the frame distinguishes their labels
             "extra": {"frame": number},

@@ -85,7 +85,7 @@ def train_response(
     about = {
         "trained_on": ", ".join(f"REF_{name}" for name in learns),
         "command": command,
-        "charges": sorted({e.charge for e in dataset.examples}),
+        "charges": sorted({e.charge for e in dataset.examples if e.charge is not None}),
     }
     missing = [m for m, path in enumerate(paths) if not finished(path, dataset, plan)]
     if len(missing) < len(members):
@@ -165,6 +165,11 @@ def _learned(examples: Sequence[Example]) -> tuple[str, ...]:
         raise LabelError(
             f"{len(lacking)} of {len(examples)} labels have no {name}, the first is {lacking[0].place}",
             f"label them with {name} = true, or, in a file, name what holds it (--{name}-key)",
+        )
+    if unsaid := next((e for e in examples if e.charge is None), None):
+        raise LabelError(
+            f"{unsaid.place} does not say its total charge, which a model of dipoles and polarizabilities learns",
+            "give charge in the comment line of each frame, also where it is 0",
         )
     return (DIPOLE, POLARIZABILITY)
 
