@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beadwork.config import ModelSettings, ServeConfig
-from beadwork.doctor.bench import _elsewhere, bench, format_bench, measured, shorten
+from beadwork.doctor.bench import _elsewhere, bench, format_bench, measured, run, shorten
 from beadwork.errors import SimulationError
 from beadwork.ipi.simulation import read_simulation
 from beadwork.json_form import as_json
@@ -119,6 +119,28 @@ def test_structures_beside_the_folder(file: str, tmp_path: Path, monkeypatch: py
     config = ServeConfig(simulation="input.xml", baseline=BASELINE, engine="torchscript", threads=1)
     assert bench(config, 2, "one thread").structures_per_second > 0
     assert not list(temporary.iterdir())
+
+
+def test_what_forcefields_read_is_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An umbrella by PLUMED is measured with its input and with what that names, in a folder of its own, where i-PI did
+    not find them."""
+    (tmp_path / "plumed.dat").write_text("d: RMSD REFERENCE=ref.pdb # FILE=old.dat\n")
+    for name in ("ref.pdb", "old.dat"):
+        (tmp_path / name).touch()
+    (tmp_path / "init.xyz").write_bytes((WATER.parent / "init.xyz").read_bytes())
+    plumed = "<ffplumed name='p'><file mode='xyz'>init.xyz</file></ffplumed><ffsocket"
+    (tmp_path / "input.xml").write_text(WATER.read_text().replace("<ffsocket", plumed, 1))
+    found: list[str] = []
+
+    def session(*_: object) -> None:
+        found.extend(sorted(file.name for file in Path.cwd().iterdir()))
+        raise SimulationError("far enough")
+
+    monkeypatch.setattr("beadwork.serve.session.Session", session)
+    config = ServeConfig(simulation="input.xml", baseline=BASELINE)
+    with pytest.raises(SimulationError, match="far enough"):
+        run(config, read_simulation(tmp_path / "input.xml", directory=tmp_path), 3, "", tmp_path / "bench")
+    assert found == ["bench.xml", "init.xyz", "plumed.dat", "ref.pdb"]
 
 
 def test_an_input_that_cannot_run_is_refused(tmp_path: Path) -> None:

@@ -56,8 +56,9 @@ def test_ipi_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 
 
 def test_plumed_that_does_not_load_is_told_before_ipi_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An input with an <ffplumed> where PLUMED's library is missing: a sentence that says what to install, before
-    models are served to an i-PI that ends at once; an input without one asks for no PLUMED."""
+    """An input with an <ffplumed> whose file is not there, or where PLUMED's library is missing: a sentence that says
+    what to put there or to install, before models are served to an i-PI that ends at once; an input without one asks
+    for no PLUMED."""
     monkeypatch.setenv("PLUMED_KERNEL", str(tmp_path / "none.so"))
     shutil.copy(WATER / "init.xyz", tmp_path)
     text = (WATER / "input.xml").read_text()
@@ -67,6 +68,9 @@ def test_plumed_that_does_not_load_is_told_before_ipi_starts(monkeypatch: pytest
     plumed = "<ffplumed name='p'><file mode='xyz'>init.xyz</file><plumed_dat>plumed.dat</plumed_dat></ffplumed>"
     (tmp_path / "input.xml").write_text(text.replace("<ffsocket", plumed + "<ffsocket", 1))
     ours = OwnIpi(read_simulation(tmp_path / "input.xml", directory=tmp_path), str(tmp_path / "ipi_"))
+    with pytest.raises(SimulationError, match=r"has the <plumed_dat> 'plumed.dat', which is no file in"), ours.alone():
+        pass
+    (tmp_path / "plumed.dat").touch()
     with (
         pytest.raises(SimulationError, match=r"has an <ffplumed>, and PLUMED does not load here: \w+Error"),
         ours.alone(),

@@ -24,6 +24,7 @@ from beadwork.config import ModelSettings, ServeConfig
 from beadwork.errors import SimulationError
 from beadwork.events import Event
 from beadwork.ipi.advice import advice
+from beadwork.ipi.named_files import forcefield_files
 from beadwork.ipi.simulation import SOCKET_TAGS, Simulation, as_xml, read_simulation, set_total_steps
 from beadwork.json_form import Form, Part
 from beadwork.observe.pace import TIME_PARTS, nanoseconds_per_day
@@ -76,7 +77,8 @@ def run(
     """Run in a folder, as `bench` does; return the summary, and the messages about engines and threads."""
     from beadwork.serve.session import Session
 
-    files = [file for file in simulation.files if not file.is_absolute()]
+    named = [*simulation.files, *forcefield_files(simulation)]
+    files = [file for file in named if not file.is_absolute()]
     # as deep as the files' names go up (../x), so that their copies stay inside the folder
     folder = folder.joinpath(*["in"] * max((file.parts.count("..") for file in files), default=0))
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from beadwork.disk import alone, rotate_file, writing
 from beadwork.errors import ConfigError, SimulationError
+from beadwork.ipi.named_files import plumed_files
 from beadwork.ipi.simulation import Simulation
 from beadwork.ipi.transport import address_in_use, address_of, is_stale
 from beadwork.processes import as_shell, end, launch
@@ -61,6 +62,7 @@ class OwnIpi:
         with alone(home / LOCK, busy, "end it, or start this one from another folder"):
             self._simulation.check_outputs()
             if self._simulation.plumed:
+                plumed_files(self._simulation)
                 _check_plumed(self._simulation.path)
             self._left_behind()
             yield

@@ -46,6 +46,7 @@ from beadwork.errors import ConfigError, LabelError, SimulationError
 from beadwork.events import NOVELTY_EDGE
 from beadwork.harvest.queue import CLAIMED, FAILED, LABELLED, WAITING, Queue
 from beadwork.harvest.select import default_window
+from beadwork.ipi.named_files import plumed_files
 from beadwork.ipi.simulation import Simulation, read_simulation
 from beadwork.label import spec as labellers
 from beadwork.label.choose import from_queue as choose
@@ -294,7 +295,7 @@ def _check_inputs(loop: Loop) -> dict[str, Simulation]:
     """
     simulations = {name: read_simulation(xml, directory=xml.parent) for name, xml in loop.simulations.items()}
     for simulation in simulations.values():
-        simulate.plumed_files(simulation)
+        plumed_files(simulation)
         if not simulation.steps:
             raise ConfigError(
                 f"{simulation.path} begins at step {simulation.step} and ends at step {simulation.total_steps}, so it "
@@ -333,7 +334,7 @@ def _compared(loop: Loop) -> dict[str, Any]:
 def _input_hash(xml: Path) -> str:
     """Of an input and of the files that it names. Raises SimulationError."""
     simulation = read_simulation(xml, directory=xml.parent)
-    named = [*simulation.files, *simulate.plumed_files(simulation)]
+    named = [*simulation.files, *plumed_files(simulation)]
     hashes = [simulation.sha256, *(sha256(simulation.directory / file) for file in named)]
     return prefixed(hashlib.sha256(" ".join(hashes).encode()).hexdigest())
 

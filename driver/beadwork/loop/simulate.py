@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -30,8 +29,8 @@ import tomli_w
 from beadwork.config import ServeConfig
 from beadwork.disk import write_whole
 from beadwork.errors import SimulationError
+from beadwork.ipi.named_files import forcefield_files
 from beadwork.ipi.output_steps import Written
-from beadwork.ipi.simulation import Simulation as Input
 from beadwork.ipi.simulation import as_xml, read_simulation, set_start_folder, set_total_steps
 from beadwork.ipi.steps import pattern
 from beadwork.log import taken_apart
@@ -44,10 +43,6 @@ EXIT_TIMEOUT_SECONDS = 30.0
 GROUP = "group"
 #: the folder of what a simulation starts from: beside its outputs the user's RESTART would be taken for its own
 START = "start"
-#: forcefields of i-PI that read files of their own
-_READING = ("ffdirect", "ffyaff", "ffsgdml")
-#: in what an input says of these, what may be the name of a file
-_WORD = re.compile(r"[^\s=,:;{}()\[\]'\"]+")
 
 
 def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | None = None) -> None:
@@ -71,7 +66,7 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
             (part / output.name).parent.mkdir(parents=True, exist_ok=True)
     # i-PI and PLUMED look for what forcefields read in i-PI's working directory
     copies = [(file, part / START / file) for file in simulation.files]
-    for file, copy in copies + [(file, part / file) for file in _read_by_forcefields(simulation)]:
+    for file, copy in copies + [(file, part / file) for file in forcefield_files(simulation)]:
         if file.is_absolute():
             continue
         if ".." in file.parts:
@@ -90,42 +85,6 @@ def prepare(xml: Path, folder: Path, steps_of: Path | None = None, steps: int | 
     text = ElementTree.tostring(root, encoding="unicode")
     (part / "part-0.xml").write_text(_signed(text, folder, 0), encoding="utf-8")
     part.rename(folder)
-
-
-def plumed_files(simulation: Input) -> list[Path]:
-    """The inputs and structures that its <ffplumed>s name. Raises SimulationError for one that is not there."""
-    found = []
-    for forcefield in ElementTree.fromstring(as_xml(simulation.path)).iter("ffplumed"):
-        for name, default in (("file", ""), ("plumed_dat", "plumed.dat")):
-            file = Path((forcefield.findtext(name) or default).strip())
-            if not (simulation.directory / file).is_file():
-                raise SimulationError(
-                    f"an <ffplumed> of {simulation.path} has the <{name}> {str(file)!r}, which is no file in "
-                    f"{simulation.directory}",
-                    "put it there",
-                )
-            found.append(file)
-    return found
-
-
-def _read_by_forcefields(simulation: Input) -> list[Path]:
-    """The same, what these name of the files that are there, and what other forcefields name of them."""
-
-    def there(words: Iterable[str]) -> list[Path]:
-        files = map(Path, dict.fromkeys(words))
-        return [file for file in files if not file.is_absolute() and (simulation.directory / file).is_file()]
-
-    found = plumed_files(simulation)
-    for file in found:  # which grows: PLUMED's inputs include others
-        text = (simulation.directory / file).read_text(encoding="utf-8", errors="replace")
-        words = (word for line in text.splitlines() for word in line.partition("#")[0].split())
-        # values alone: PLUMED has a keyword RESTART
-        named = there(name for word in words for name in word.partition("=")[2].split(","))
-        found += [one for one in named if one not in found]
-    root = ElementTree.fromstring(as_xml(simulation.path))
-    for text in (text for tag in _READING for forcefield in root.iter(tag) for text in forcefield.itertext()):
-        found += there(_WORD.findall(text))
-    return found
 
 
 def _signed(xml: str, folder: Path, number: int) -> str:
