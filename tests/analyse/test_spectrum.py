@@ -200,7 +200,7 @@ def test_velocities_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     for runs, options, said in (
         ([run], {}, "no stretch of velocities in .* of 1000 fs"),
         ([run, other], {"window": 50.0}, "different times between velocities, fs: 1.0 and 2.0"),
-        ([run, hot], {"window": 50.0}, "different temperatures, K: 300.0 and 350"),
+        ([run, hot], {"window": 50.0}, "different temperatures: 300.0 and 350"),
         ([run, smaller], {"window": 50.0}, "different atoms: H2O and HO"),
         ([slow], {"window": 50.0}, "every 10 fs show vibrations up to 1668 cm"),
         ([run], {"window": 0.0}, "a window of 0 fs"),

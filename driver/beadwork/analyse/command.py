@@ -260,11 +260,12 @@ def _vdos(args: argparse.Namespace) -> int:
     import numpy as np
 
     from beadwork.analyse.picture import draw_spectrum
-    from beadwork.analyse.runs import open_run
+    from beadwork.analyse.runs import one_state, open_run
     from beadwork.analyse.spectrum import members, spectrum
     from beadwork.disk import write_csv
 
     runs = [open_run(path) for path in args.runs]
+    one_state(runs)
     options = args.window, args.highest, args.skip
     # each member for itself: between them the spectra differ, within one the stretches do
     each = [spectrum([run], *options) for run in runs] if args.members else []

@@ -25,7 +25,7 @@ from scipy.interpolate import CubicSpline
 
 from beadwork.analyse.biased import joined
 from beadwork.analyse.free_energy import Estimate, estimates
-from beadwork.analyse.runs import DAMAGED, first_step, one_of, thermal, weighed
+from beadwork.analyse.runs import DAMAGED, first_step, one_of, one_state, thermal, weighed
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
@@ -246,8 +246,7 @@ def _atoms(run: RunFolder, of: str) -> int:
 
 def _points(runs: Sequence[RunFolder], at: Sequence[float], least: int = 2) -> tuple[FloatArray, IntArray]:
     """The different places in order, and of each run the place that it is at."""
-    one_of("temperatures", {run.about.get("temperature_K") for run in runs})
-    one_of("numbers of beads", {run.about.get("beads") for run in runs})
+    one_state(runs)
     if len(at) != len(runs):
         raise ConfigError(f"there are {len(at)} places for {len(runs)} runs", "give one for each run, in order")
     x, which = np.unique(np.array(at, dtype=np.float64), return_inverse=True)

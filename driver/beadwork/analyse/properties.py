@@ -16,7 +16,7 @@ from ipi.utils.units import unit_to_internal
 from numpy.typing import NDArray
 
 from beadwork.analyse.free_energy import Estimate, estimates
-from beadwork.analyse.runs import DAMAGED, first_step, of_energies_and_steps, one_of, thermal, weighed
+from beadwork.analyse.runs import DAMAGED, first_step, of_energies_and_steps, one_of, one_state, thermal, weighed
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
@@ -105,8 +105,7 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
     part of it which is the potential's. Raises ConfigError where there are none, or the runs have different
     temperatures.
     """
-    one_of("temperatures", {run.about.get("temperature_K") for run in runs})
-    one_of("numbers of beads", {run.about.get("beads") for run in runs})
+    one_state(runs)
     kt = thermal(runs[0])
     found: dict[str, list[_Series]] = {}
     for run in runs:

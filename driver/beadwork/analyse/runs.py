@@ -341,6 +341,12 @@ def of_energies_and_steps(energies: Sequence[FloatArray | None], steps: Sequence
     one_of("strides", {int(np.diff(one).min()) for one in steps if len(one) > 1})
 
 
+def one_state(runs: Sequence[RunFolder]) -> None:
+    """Raise ConfigError where runs have different temperatures or numbers of beads."""
+    one_of("temperatures", {run.about.get("temperature_K") for run in runs})
+    one_of("numbers of beads", {run.about.get("beads") for run in runs})
+
+
 def one_of(name: str, found: Collection[object]) -> None:
     """Raise ConfigError where runs differ in this."""
     if len(found) > 1:

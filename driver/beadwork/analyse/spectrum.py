@@ -19,7 +19,7 @@ import numpy as np
 from ipi.utils.units import Elements, unit_to_internal, unit_to_user
 from scipy.signal import find_peaks
 
-from beadwork.analyse.runs import DAMAGED, first_step, one_of
+from beadwork.analyse.runs import DAMAGED, first_step, one_of, one_state
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
@@ -62,8 +62,7 @@ def spectrum(runs: Sequence[RunFolder], window: float = 500.0, highest: float = 
     """
     pieces = [piece for run in runs for piece in _velocities(run, skip)]
     one_of("times between velocities, fs", {of.spacing for of in pieces})
-    one_of("temperatures, K", {run.about.get("temperature_K") for run in runs})
-    one_of("numbers of beads", {run.about.get("beads") for run in runs})
+    one_state(runs)
     one_of("atoms", {_formula(of.names) for of in pieces})
     spacing = pieces[0].spacing
     lag = frames_in(window, spacing, highest, "velocities")
