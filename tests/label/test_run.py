@@ -416,6 +416,17 @@ def test_a_cut_of_a_frame_with_a_charge(springs: Springs) -> None:
         part(replace(spec, spin=2))
     told = part(replace(spec, charge=1, spin=2), charge=1, spin=2)
     assert (told.charge, told.spin) == (1, 2)
+    # round a far water there is no proton: as a cation it would be a radical that nobody asked for
+    spread = np.zeros(len(whole.frame.numbers))
+    far = np.flatnonzero(whole.frame.numbers == 8)[-1]
+    spread[far] = 1.0
+    row = Row(1, "waiting", "", replace(whole, frame=replace(whole.frame, charge=1), force_spread=spread), "")
+    one = replace(spec, cut=Cut(molecules=1))
+    assert worker.part_of(row, one).charge == 0
+    for spin in (None, 0):
+        with pytest.raises(LabelError, match=r"the TOML says charge 1, and the cluster cut .*, H2O, has 0 in closed"):
+            worker.part_of(row, replace(one, charge=1, spin=spin))
+    assert worker.part_of(row, replace(one, charge=1, spin=1)).spin == 1
 
 
 @pytest.mark.parametrize(
@@ -459,7 +470,7 @@ def test_a_radical_of_a_run_is_labelled_as_one(tmp_path: Path, springs: Springs)
     queue.add(kept(frame))
     spec = springs()
     settings = {"ignores_charge": False, "calculator": "toy_calculator:Charged"}
-    arguments = {"arguments": {**spec.settings["arguments"], "charge": "{charge}"}}
+    arguments = {"arguments": {**spec.settings["arguments"], "charge": "{charge}", "spin": "{spin}"}}
     spec = replace(spec, settings=spec.settings | settings | arguments)
     export(queue.rows(), tmp_path / "waiting.xyz")
     assert str(labelling.label(queue, spec)) == "1 labelled"

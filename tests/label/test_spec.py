@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,14 +169,32 @@ def test_an_ase_calculator_labels_by_its_import_path() -> None:
 def test_charge_and_spin_reach_the_calculator() -> None:
     """Where an argument says so they are the frame's; where none does the file is refused, not the charge dropped."""
     made = AseCalculator("ase.calculators.lj:LennardJones", "LJ", {"epsilon": "{charge}", "rc": "{multiplicity}"})
-    label = made.label(Frame.from_atoms(ase.build.molecule("H2")), 2, 4)
-    assert '"epsilon": 2' in label.input
+    label = made.label(Frame.from_atoms(ase.build.molecule("H2")), -2, 4)
+    assert '"epsilon": -2' in label.input
     assert '"rc": 5' in label.input
     with pytest.raises(ConfigError, match="does not get the charge"):
         AseCalculator("ase.calculators.emt:EMT", "EMT")
     blind = AseCalculator("ase.calculators.emt:EMT", "EMT", ignores_charge=True)
     with pytest.raises(LabelError, match="ignores charge"):
         blind.label(Frame.from_atoms(ase.build.molecule("H2")), 1, 0)
+
+
+def test_a_spin_that_the_calculator_is_not_told_is_refused() -> None:
+    """O2 of a triplet would be labelled as the singlet that a code takes by itself: an argument has to hold the spin,
+    or the user says for which the others are set; and no label is of a spin that the electrons cannot have."""
+    oxygen = Frame(np.array([8, 8]), np.array([[0, 0, 0], [0, 0, 1.2]]), np.zeros((3, 3)), (False,) * 3)
+    made = AseCalculator("ase.calculators.lj:LennardJones", "LJ", {"epsilon": "{charge}"})
+    with pytest.raises(
+        LabelError, match=r"LennardJones does not get the spin, and the frame has 2 unpaired electrons; "
+    ):
+        made.label(oxygen, 0, 2)
+    assert made.label(oxygen, 0, 0).spin == 0
+    triplet = replace(made, sets_spin=2)
+    assert triplet.label(oxygen, 0, 2).spin == 2
+    with pytest.raises(LabelError, match=r"has 0 unpaired electrons; .*sets_spin = 0"):
+        triplet.check(oxygen, 0, 0)
+    with pytest.raises(LabelError, match="O2 with charge 1 has 15 electrons, of which 0 cannot be unpaired"):
+        made.check(oxygen, 1, 0)
 
 
 def test_what_a_calculator_does_not_take_or_have_is_refused() -> None:

@@ -108,6 +108,27 @@ def test_three_body_terms_and_charges_count():
     assert made("d3bj", "pbe").hash == pairs.hash
 
 
+def test_one_and_two_periodic_directions():
+    """D4 of a slab is refused: dftd4 gives it the charges, and so the energy, of the bulk of its cell. D3 of a slab and
+    of a wire is that of a wide cell (its cutoff, 60 Bohr, ends in the vacuum), also where the cell has no third vector
+    and where atoms lie beyond one, into which s-dftd3 would fold them."""
+    slab = replace(CRYSTAL, cell=CRYSTAL.cell * [[1], [1], [0]], pbc=(True, True, False))
+    wire = replace(CRYSTAL, cell=CRYSTAL.cell * [[0], [1], [0]], pbc=(False, True, False))
+    wide = [
+        replace(one, cell=one.cell + 80 * ~np.array(one.pbc)[:, None] * np.eye(3), pbc=(True,) * 3)
+        for one in (slab, wire)
+    ]
+    pairs = made("d3bj", "PBE")
+    found, wanted = (pairs.evaluate(build(frames, 0.0)) for frames in ([slab, wire], wide))
+    assert found.energies == pytest.approx(wanted.energies, abs=1e-9)
+    assert found.forces == pytest.approx(wanted.forces, abs=1e-8)
+    short = replace(slab, cell=slab.cell + np.diag([0, 0, 2.0]))
+    assert pairs.evaluate(build([short], 0.0)).energies[0] == pytest.approx(found.energies[0], abs=1e-9)
+    said = r"structure 1 of 2 is periodic in 2 directions, and the charges of d4=PBE \(dftd4 .*\) are those of three or"
+    with pytest.raises(ModelError, match=said):
+        made("d4", "PBE").evaluate(build([CRYSTAL, slab], 0.0))
+
+
 def potential(**more):
     """A baseline with D3 and two members, of toys with cards."""
     cards = [

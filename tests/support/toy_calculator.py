@@ -56,11 +56,11 @@ class Springs(Calculator):
 
 
 class Charged(Springs):
-    """The springs, told a charge, which they do not feel."""
+    """The springs, told a charge and a spin, which they do not feel."""
 
-    def __init__(self, charge: int, **arguments: Any) -> None:
+    def __init__(self, charge: int, spin: int = 0, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.charge = charge
+        self.charge, self.spin = charge, spin
 
 
 def mixed(**arguments: Any) -> Any:

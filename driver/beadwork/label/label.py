@@ -137,6 +137,17 @@ class Labeller(Protocol):
         """A rough estimate of the wall time of one label, for `--dry-run`."""
 
 
+def check_electrons(frame: Frame, charge: int, spin: int) -> None:
+    """Raise LabelError for unpaired electrons that a structure of this charge cannot have."""
+    electrons = int(frame.numbers.sum()) - charge
+    if not 0 <= spin <= electrons or (electrons - spin) % 2:
+        formula = frame.to_atoms().symbols.get_chemical_formula()
+        raise LabelError(
+            f"{formula} with charge {charge} has {electrons} electrons, of which {spin} cannot be unpaired",
+            "correct charge and spin",
+        )
+
+
 def structure(frame: Frame) -> dict[str, Any]:
     """A structure as queue, cache and inputs store it: Å, arrays stay arrays, charge and spin where they are said."""
     # all digits: a label is found again by a hash of this

@@ -119,6 +119,8 @@ def _part_of_cluster(row: Row, spec: Spec, how: Cut) -> Part:
     # round the atom of which the models know least, which the label is to teach
     cluster = cut(frame, most_uncertain(row.kept.force_spread), how)
     if spec.charge is not None:
+        if not (spec.spin or spec.ignores_charge):
+            _check_cluster(cluster.frame, spec.charge)
         return Part(cluster.frame, spec.charge, spec.spin or 0, cluster.atoms)
     if spec.spin or frame.spin:
         raise LabelError(
@@ -130,6 +132,20 @@ def _part_of_cluster(row: Row, spec: Spec, how: Cut) -> Part:
     if frame.charge is not None or not spec.ignores_charge:
         _check_total(frame.charge, charge(frame))
     return Part(cluster.frame, cluster.charge, 0, cluster.atoms)
+
+
+def _check_cluster(cluster: Frame, said: int) -> None:
+    """Refuse a charge of the TOML that the molecules and ions of a cut do not have in closed shells."""
+    try:
+        total = charge(cluster)
+    except LabelError:
+        return  # what the atoms cannot tell, the TOML does
+    if said != total:
+        formula = cluster.to_atoms().symbols.get_chemical_formula()
+        raise LabelError(
+            f"the TOML says charge {said}, and the cluster cut from the frame, {formula}, has {total} in closed shells",
+            "leave charge out of the TOML: each cut has its own; where its shells are open, give spin too",
+        )
 
 
 def _part_of_frame(frame: Frame, spec: Spec) -> Part:

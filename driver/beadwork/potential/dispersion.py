@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from beadwork.errors import ModelError
+from beadwork.frame import FloatArray
 from beadwork.packages import pip_install
 from beadwork.potential.engine import Energies
-from beadwork.potential.graph import Graph
+from beadwork.potential.graph import Graph, complete
 from beadwork.potential.state import CHARGE, untold
 from beadwork.units import BOHR, FORCE, HARTREE
 
@@ -78,9 +80,17 @@ class Dispersion:
 
     def evaluate(self, graph: Graph) -> Energies:
         """Evaluate every system of the graph, as many at a time as PyTorch has threads. Raises ModelError for D4 of a
-        system whose charge is not told: that of an ion is another one by a quarter."""
+        system whose charge is not told, that of an ion being another one by a quarter, and of one with one or two
+        periodic directions, where dftd4 has charges of none or of three."""
         if self.wants and any(charge is None for charge, _ in graph.states):
             raise untold(CHARGE, self.name)
+        directions = graph.pbc.sum(axis=1)
+        if self.wants and (partly := np.flatnonzero((directions > 0) & (directions < 3))).size:
+            raise ModelError(
+                f"{graph.where(int(partly[0]))} is periodic in {int(directions[partly[0]])} directions, and the "
+                f"charges of {self.name} are those of three or none",
+                "make all three periodic, with a wide cell, or none, or add d3bj",
+            )
         damping = self._damping()
         # the libraries let other threads run meanwhile; dftd4 has threads of its own inside
         threads = 1 if self.wants else min(len(graph), torch.get_num_threads())
@@ -96,11 +106,25 @@ class Dispersion:
     def _of(self, graph: Graph, system: int, damping: Any) -> Any:
         """What the library answers of one system, in its units: energy, gradient and virial."""
         atoms = slice(graph.ptr[system], graph.ptr[system + 1])
+        positions = graph.positions[atoms]
         periodic = graph.pbc[system]
         told: dict[str, Any] = {}
         if periodic.any():
-            told = {"lattice": graph.cells[system] / BOHR, "periodic": np.array(periodic)}
+            cell, positions = _around(graph.cells[system], periodic, positions)
+            told = {"lattice": cell / BOHR, "periodic": np.array(periodic)}
         if self.wants:
             told["charge"] = float(graph.states[system][0] or 0.0)
-        model = self._model(graph.numbers[atoms], graph.positions[atoms] / BOHR, **told)
+        model = self._model(graph.numbers[atoms], positions / BOHR, **told)
         return model.get_dispersion(damping, grad=True)
+
+
+def _around(cell: FloatArray, pbc: NDArray[np.bool_], positions: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The cell (3, 3) with vectors round all atoms where it is not periodic, and the positions (N, 3) inside of these.
+
+    The library folds atoms into the cell, whether it is periodic there or not, and makes NaN of a vector that is 0.
+    """
+    a, b, c = map(bool, pbc)
+    whole = complete(cell, (a, b, c))
+    along = positions @ np.linalg.inv(whole)
+    low, high = along.min(axis=0) - 1.0, along.max(axis=0) + 1.0  # Å, where the vectors are unit vectors
+    return whole * np.where(pbc, 1.0, high - low)[:, None], positions - np.where(pbc, 0.0, low) @ whole

@@ -29,6 +29,7 @@ from beadwork.log import logger
 from beadwork.potential.additions import format_additions, open_additions, same
 from beadwork.potential.bundle import load_card
 from beadwork.potential.engine import Engine
+from beadwork.potential.evaluation import check_finite
 from beadwork.potential.graph import MIN_DISTANCE, build
 from beadwork.potential.load import load
 from beadwork.potential.state import CHARGE
@@ -386,6 +387,7 @@ def _without(examples: list[Example], add: Mapping[str, str]) -> list[Example]:
             batch = examples[start : start + BATCH]
             graph = build([e.frame for e in batch], engine.cutoff)
             answer = engine.evaluate(graph)
+            check_finite(engine.name, graph, answer)
             for k, e in enumerate(batch):
                 part = answer.forces[graph.ptr[k] : graph.ptr[k + 1]]
                 examples[start + k] = replace(

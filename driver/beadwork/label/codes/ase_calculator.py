@@ -19,8 +19,8 @@ from ase.calculators.calculator import BaseCalculator
 
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import Frame
-from beadwork.label.label import Label, as_json, structure
-from beadwork.settings import required, setting
+from beadwork.label.label import Label, as_json, check_electrons, structure
+from beadwork.settings import NOT_NEGATIVE, required, setting
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class AseCalculator:
         "its keyword arguments; a value `{charge}`, `{spin}` (unpaired electrons) or `{multiplicity}` is the frame's",
     )
     forces: bool = setting(True, "compute them")
+    sets_spin: int = setting(
+        0,
+        "for which its other arguments are set, where none of them is `{spin}` or `{multiplicity}`",
+        "unpaired electrons",
+        rule=NOT_NEGATIVE,
+    )
     ignores_charge: bool = setting(False, "it knows nothing of charge and spin, as a model that sees atoms only")
     directory: Path | None = setting(None, "where the folders are made", unset="the system's temporary folder")
     estimate: float = setting(60.0, "time of a label, for --dry-run", "s")
@@ -85,11 +91,21 @@ class AseCalculator:
         return self.theory
 
     def check(self, frame: Frame, charge: int, spin: int) -> None:
-        """Refuse a charge or spin that the calculator would ignore. Raises LabelError."""
+        """Refuse a charge or spin that the calculator would ignore, or the electrons cannot have. Raises LabelError."""
         if self.ignores_charge and (charge or spin):
             raise LabelError(
                 f"{self.calculator} ignores charge and spin, but the frame has {charge} and {spin}",
                 "if its result is valid all the same, set charge = 0 and spin = 0 in the TOML",
+            )
+        if self.ignores_charge:
+            return
+        check_electrons(frame, charge, spin)
+        # most calculators compute closed shells unless they are told, and converge
+        if spin != self.sets_spin and not {"{spin}", "{multiplicity}"} & set(map(str, self.arguments.values())):
+            raise LabelError(
+                f"{self.calculator} does not get the spin, and the frame has {spin} unpaired electrons",
+                "set an argument of it to '{spin}' or '{multiplicity}', or, where other arguments set them, say "
+                "sets_spin = " + str(spin),
             )
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:

@@ -28,7 +28,7 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.label.codes import qmc_env
 from beadwork.label.codes.basis import Basis
 from beadwork.label.constants import BOHR, HARTREE
-from beadwork.label.label import Label
+from beadwork.label.label import Label, check_electrons
 from beadwork.processes import last_line, run
 from beadwork.settings import POSITIVE, Rule, at_least, check, required, setting
 
@@ -201,11 +201,13 @@ class JQMC:
         return f"0 from {', '.join(map(str, sorted([self.lattice_spacing, *self.further_spacings])))} Bohr"
 
     def check(self, frame: Frame, charge: int, spin: int) -> None:
-        """Refuse a periodic frame, and a basis without the core where PySCF is here too. Raises LabelError."""
+        """Refuse a periodic frame, a spin that the electrons cannot have, and a basis without the core where PySCF is
+        here too. Raises LabelError."""
         if any(frame.pbc):
             raise LabelError(
                 "jQMC computes molecules and clusters: cut one from the periodic frame (`cut` in the TOML)"
             )
+        check_electrons(frame, charge, spin)
         # the check wants PySCF in this environment; jQMC's own has another one
         if find_spec("pyscf") is not None:
             Basis(self.basis, self.ecp, own=False).molecule(int(number) for number in frame.numbers)
