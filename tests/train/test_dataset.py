@@ -28,6 +28,7 @@ from beadwork.train.dataset import (
     check,
     difference,
     from_queue,
+    once,
     reference_energies,
 )
 from beadwork.train.divide import _dataset
@@ -394,6 +395,37 @@ def test_the_same_structure_whoever_wrote_it(examples, tmp_path):
     assert not any(among(moved, frames))
     boxes = [replace(frames[0], cell=np.eye(3) * side, pbc=(True,) * 3) for side in (9.0, 9.1)]
     assert firsts([frames[0], *boxes]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("pbc", [(True,) * 3, (True, True, False)], ids=["bulk", "slab"])
+def test_a_frame_folded_into_its_cell_is_the_same_structure(examples, pbc):
+    """Other codes write atoms back in other images: that is no other structure, turned too, and with an atom half a
+    cell from the first, whose nearest image is a matter of rounding; two labels of it that differ contradict."""
+    rng = np.random.default_rng(1)
+    cell = np.array([[9.0, 0, 0], [1, 9, 0], [0, 2, 9]])
+    grid = np.stack(np.meshgrid(*[[0, 0.5]] * 3), axis=-1).reshape(-1, 3)
+    noise = rng.normal(size=(3, 8, 3)) * 0.4
+    noise[0] = 0
+    frames = [Frame(np.full(8, 8), grid @ cell + one - [2, 1, 0], cell, pbc) for one in noise]
+    images = rng.integers(-2, 3, size=(3, 8, 3)) * np.array(pbc)
+    folded = [
+        replace(f, positions=(f.positions + at @ cell + rng.uniform(-4e-4, 4e-4, (8, 3)) + 7.0))
+        for f, at in zip(frames, images, strict=True)
+    ]
+    turned = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    at_angle = [
+        replace(f, positions=(f.positions + at @ cell) @ turned, cell=cell @ turned)
+        for f, at in zip(frames[1:], images, strict=False)
+    ]
+    assert firsts([*frames, *folded, *at_angle]) == [0, 1, 2, 0, 1, 2, 1, 2]
+    moved = replace(folded[1], positions=folded[1].positions + 0.01 * np.eye(8, 3))
+    assert firsts([frames[1], moved]) == [0, 1]
+    label = replace(examples[0].label, energy=-3.0, energy_error=0.0, forces=None, forces_error=None)
+    pair = [replace(examples[0], frame=f, label=label, row=k) for k, f in enumerate((frames[1], folded[1]))]
+    assert len(once(pair, "the labels")) == 1
+    pair[1] = replace(pair[1], label=replace(label, energy=2.0))
+    with pytest.raises(LabelError, match=r"are one structure, and their labels have energies of -3.0000 and 2.0000 eV"):
+        once(pair, "the labels")
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["turned", "mirrored"])

@@ -511,9 +511,7 @@ def _says_no_more(one: Example, other: Example) -> bool:
 
 def _check_agreement(one: Example, other: Example, where: str) -> None:
     """Refuse two labels of one structure that contradict each other. Raises LabelError."""
-    a, b = (e.frame.positions - e.frame.positions.mean(axis=0) for e in (one, other))
-    turned = same_turn(one.frame, other.frame)
-    moved = np.linalg.norm(a - b @ turned, axis=1)
+    turned, moved = same_turn(one.frame, other.frame)
     energy = abs(one.label.energy - other.label.energy)
     margin = AGREEING_ERRORS * np.hypot(one.energy_error, other.energy_error)
     if energy > margin + SAME_ENERGY * len(moved) + STEEPEST * moved.sum():

@@ -20,9 +20,9 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
     """For each frame the index of the first equal one: its own where there is none before it.
 
     Equal frames have the same atomic numbers in the same order and the same periodicity, and positions (after removing
-    a common translation) and periodic cell vectors that differ by less than SAME_COORDINATE, or by less than
-    SAME_TURNED when one is turned or mirrored (`turn`). Charge and spin do not count, since no model that is trained
-    here uses them.
+    a common translation, and of each atom whole cell vectors) and periodic cell vectors that differ by less than
+    SAME_COORDINATE, or by less than SAME_TURNED when one is turned or mirrored (`turn`). Charge and spin do not count,
+    since no model that is trained here uses them.
     """
     found = list(range(len(frames)))
     groups: dict[bytes, list[int]] = {}
@@ -32,13 +32,14 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
         groups.setdefault(key, []).append(index)
     for group in groups.values():
         points = np.stack([_vectors(frames[index]) for index in group])
+        atoms = len(frames[group[0]].numbers)
         # which no rotation changes
         lengths = np.linalg.norm(points, axis=2)
         # compare only frames whose projections on a random direction are close: n log n instead of n^2 comparisons
         direction = np.random.default_rng(0).normal(size=lengths.shape[1])
         shadow = lengths @ direction
         # two equal frames cannot project further apart than this
-        longer = np.sqrt(3) * SAME_COORDINATE
+        longer = 2 * np.sqrt(3) * SAME_COORDINATE
         width = longer * np.abs(direction).sum()
         order = shadow.argsort()
         low = np.searchsorted(shadow[order], shadow - width)
@@ -47,10 +48,10 @@ def firsts(frames: Sequence[Frame]) -> list[int]:
             others = order[low[place] : high[place]]
             others = np.sort(others[others < place])
             others = others[np.abs(lengths[others] - lengths[place]).max(axis=1) < longer]
-            same = np.abs(points[others] - points[place]).max(axis=(1, 2), initial=0.0) < SAME_COORDINATE
+            same = _apart(points[others], points[place], atoms).max(axis=(1, 2), initial=0.0) < SAME_COORDINATE
             if not same.all():
-                turned = points[others] @ turn(points[others], points[place])
-                same |= np.abs(turned - points[place]).max(axis=(1, 2)) < SAME_TURNED
+                turned = points[others] @ _onto(points[others], points[place], atoms)
+                same |= _apart(turned, points[place], atoms).max(axis=(1, 2)) < SAME_TURNED
             # the first of a chain stands for all, so that equal to the same is equal
             if (near := np.flatnonzero(same)).size:
                 found[group[place]] = found[group[int(others[near[0]])]]
@@ -65,10 +66,14 @@ def turn(some: FloatArray, onto: FloatArray) -> FloatArray:
     return result
 
 
-def same_turn(one: Frame, other: Frame) -> FloatArray:
-    """(3, 3) the `turn` that brings the second of two equal frames onto the first; none where it lies there already."""
-    onto, some = _vectors(one), _vectors(other)
-    return np.eye(3) if np.abs(some - onto).max() < SAME_COORDINATE else turn(some, onto)
+def same_turn(one: Frame, other: Frame) -> tuple[FloatArray, FloatArray]:
+    """Of two equal frames the `turn` (3, 3) that brings the second onto the first, none where it lies there already,
+    and how far (N,) in Å each atom of it then is from where it is in the first."""
+    onto, some, atoms = _vectors(one), _vectors(other), len(one.numbers)
+    turned = np.eye(3)
+    if _apart(some, onto, atoms).max() >= SAME_COORDINATE:
+        turned = _onto(some, onto, atoms)
+    return turned, np.linalg.norm(_apart(some @ turned, onto, atoms)[:atoms], axis=1)
 
 
 def among(frames: Sequence[Frame], known: Sequence[Frame]) -> list[bool]:
@@ -87,7 +92,31 @@ def frames_hash(frames: Sequence[Frame]) -> str:
 
 
 def _vectors(frame: Frame) -> FloatArray:
-    """(K, 3) Å: of all atoms from their centre, and of the cell where it is periodic."""
-    # files shift structures by a constant, which changes nothing that a model sees
-    about = frame.positions - frame.positions.mean(axis=0)
-    return np.concatenate((about, frame.cell[np.array(frame.pbc, dtype=bool)]))
+    """(K, 3) Å: of all atoms from their centre, or, in a cell, in their nearest images from the first atom; and of the
+    cell where it is periodic."""
+    # files shift structures by a constant, and fold atoms into the cell, which changes nothing that a model sees
+    if not any(frame.pbc):
+        centred: FloatArray = frame.positions - frame.positions.mean(axis=0)
+        return centred
+    from ase.geometry import find_mic
+
+    nearest = find_mic(frame.positions - frame.positions[0], frame.cell, frame.pbc)[0]
+    return np.concatenate((nearest, frame.cell[np.array(frame.pbc, dtype=bool)]))
+
+
+def _apart(some: FloatArray, onto: FloatArray, atoms: int) -> FloatArray:
+    """(…, K, 3) how far, in each coordinate, sets of `_vectors` are from others (K, 3), without a common translation
+    and whole cell vectors. atoms: how many of the vectors are of these."""
+    ways = some - onto
+    if len(cell := onto[atoms:]):
+        way = ways[..., :atoms, :]
+        # of an atom half a cell away either image may be the nearest
+        way = way - np.round(way @ np.linalg.pinv(cell)) @ cell
+        ways = np.concatenate((way - way.mean(axis=-2, keepdims=True), ways[..., atoms:, :]), axis=-2)
+    return np.abs(ways)
+
+
+def _onto(some: FloatArray, onto: FloatArray, atoms: int) -> FloatArray:
+    """The `turn` of sets of `_vectors`: by the cell where it has three vectors, whichever images the atoms are in."""
+    whole = atoms if len(onto) == atoms + 3 else 0
+    return turn(some[..., whole:, :], onto[whole:])
