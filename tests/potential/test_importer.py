@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import types
+import zipfile
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -170,6 +171,20 @@ def test_another_correlation_is_refused_before_it_is_extracted(mace_model, tmp_p
     pytest.importorskip("symmetrix")
     card = import_model(saved(spoilt(mace_model, correlation=[3, 2]), tmp_path), tmp_path / "out", trust_pickle=True)
     assert card.about["native"] == "Symmetrix-XL knows correlation 3, and this model has 2, 3"
+
+
+def made_in(file: Path) -> list[str]:
+    """The records of a TorchScript file that say in which folders it was compiled."""
+    with zipfile.ZipFile(file) as archive:
+        return [name for name in archive.namelist() if b"site-packages" in archive.read(name)]
+
+
+def test_a_bundle_does_not_say_in_which_folders_it_was_made(made):
+    """TorchScript keeps, for each operation, the file of Python that it was written in: a user's home, given away."""
+    shipped = sorted((Path(__file__).parents[2] / "models").glob("*/*/model.pt"))
+    assert len(shipped) > 10
+    for file in [*shipped, *(one.bundle / "model.pt" for one in made.values())]:
+        assert not made_in(file), file
 
 
 def charged() -> dict[str, Any]:
