@@ -1,6 +1,7 @@
 """Train the shipped water models: a revPBE0 baseline and four Δ models (D3).
 
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/
+    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --beads
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --novelty
     python models/water-revpbe0-d3/frames.py scratch/
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ \\
@@ -13,7 +14,10 @@ CC-BY-SA-4.0 and stay out of this repository.
 Every fifth frame of a seeded shuffle is held out before anything else. The baseline learns LO_* on all that is
 left; member m of the committee learns DELTA_* on its own draw of 80 % of it, with seed m. Finished models are
 kept, so a killed run goes on where it stopped. At the end the bundles are made. --novelty lets the bundles that are
-there know what they were trained on: the frames that are not held out.
+there know what they were trained on: the frames that are not held out, and those of beads.
+
+The data are of classical nuclei. --beads goes on with the bundles that are there, on the same frames and those of
+beads.extxyz.gz (beads.py says whose labels they have); each member draws 80 % of both.
 
 --calibrate measures the bundles that are there, and writes committee.toml and the cards. Nothing says of which
 simulation and step a frame of the data is, so frames whose atoms are less than 2 Å (root mean square) from where
@@ -47,6 +51,7 @@ from beadwork.train.label_file import from_file
 
 HELD_OUT = 0.2
 MEMBERS = 4
+NAMES = ["baseline", *(f"delta-{m}" for m in range(MEMBERS))]
 SPLIT_SEED = 20
 #: Å
 SAME_SIMULATION = 2.0
@@ -98,10 +103,21 @@ DELTA = {
     "swa_lr": 0.0003,
     "lr_scheduler_gamma": 0.8,
 }
+#: the second part of the training, which begins with the weights of the first
+BASELINE_BEADS = {
+    "max_num_epochs": 22,
+    "start_swa": 16,
+    "lr": 0.005,
+    "swa_lr": 0.0003,
+    "lr_scheduler_gamma": 0.85,
+    "eval_interval": 2,
+}
+DELTA_BEADS = {**BASELINE_BEADS, "max_num_epochs": 10, "start_swa": 7, "lr_scheduler_gamma": 0.75}
+BEADS = Path(__file__).parent / "beads.extxyz.gz"
 
 
 def split(data: Path, work: Path) -> None:
-    """Write held-out.extxyz, train.extxyz and a resampled delta-m.extxyz for each member."""
+    """Write held-out.extxyz, train.extxyz and a resampled delta-m.extxyz for each member, and the same with beads."""
     frames = ase.io.read(data, ":")
     random.Random(SPLIT_SEED).shuffle(frames)
     held = round(HELD_OUT * len(frames))
@@ -113,23 +129,35 @@ def split(data: Path, work: Path) -> None:
         ase.io.write(work / f"delta-{member}.extxyz", drawn)
 
 
+def split_beads(work: Path) -> None:
+    """Write beads-train.extxyz and a beads-delta-m.extxyz for each member: what they learned from, and beads."""
+    beads = ase.io.read(BEADS, ":")
+    for name, seed in (("train", None), *((f"delta-{m}", 200 + m) for m in range(MEMBERS))):
+        drawn = beads if seed is None else random.Random(seed).sample(beads, round(0.8 * len(beads)))
+        ase.io.write(work / f"beads-{name}.extxyz", [*ase.io.read(work / f"{name}.extxyz", ":"), *drawn])
+
+
 def reference_energies(frames: list[ase.Atoms], key: str, hydrogen: float) -> str:
     """Energies of single atoms (eV) as mace_run_train reads them; oxygen takes what hydrogen leaves."""
     oxygen = [(f.info[key] - hydrogen * sum(f.numbers == 1)) / sum(f.numbers == 8) for f in frames]
     return str({1: hydrogen, 8: float(sum(oxygen) / len(oxygen))})
 
 
-def run(name: str, seed: int, work: Path, settings: dict[str, object], hydrogen: float) -> Path:
-    """Train one model with mace_run_train and return the path of its eager model."""
-    done = work / f"{name}_stagetwo.model"
+def run(
+    name: str, seed: int, work: Path, settings: dict[str, object], hydrogen: float, start: Path | None = None
+) -> Path:
+    """Train one model and return the path of its eager model. start: the bundle with whose weights to begin."""
+    trained = name if start is None else f"beads-{name}"
+    done = work / f"{trained}_stagetwo.model"
     if done.exists():
         return done
-    train_file = work / ("train.extxyz" if name == "baseline" else f"{name}.extxyz")
-    frames = ase.io.read(train_file, ":")
+    train_file = work / f"{trained.replace('baseline', 'train')}.extxyz"
+    # of the frames of DFT alone: those of beads have more energy, which is not of the atoms
+    frames = ase.io.read(work / f"{name.replace('baseline', 'train')}.extxyz", ":")
     options = {
         **COMMON,
         **settings,
-        "name": name,
+        "name": trained,
         "seed": seed,
         "work_dir": work,
         "model_dir": work,
@@ -138,10 +166,12 @@ def run(name: str, seed: int, work: Path, settings: dict[str, object], hydrogen:
         "test_file": work / "held-out.extxyz",
         "E0s": reference_energies(frames, str(settings["energy_key"]), hydrogen),
     }
-    command = [str(Path(sys.executable).with_name("mace_run_train")), *FLAGS]
-    command += [f"--{key}={value}" for key, value in options.items()]
-    print(f"training {name} on {len(frames)} frames; its log is {work / f'{name}.out'}", flush=True)
-    with open(work / f"{name}.out", "w") as log:
+    command = [str(Path(sys.executable).with_name("mace_run_train"))]
+    if start is not None:
+        command = [sys.executable, "-m", "beadwork.train.mace_run", "--start", str(start), "--"]
+    command += [*FLAGS, *(f"--{key}={value}" for key, value in options.items())]
+    print(f"training {trained}; its log is {work / f'{trained}.out'}", flush=True)
+    with open(work / f"{trained}.out", "w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
     return done
 
@@ -174,13 +204,13 @@ def far(work: Path) -> tuple[list[ase.Atoms], list[int]]:
 def measure(work: Path, out: Path, simulations: list[Path]) -> None:
     """Write into cards and committee.toml what errors and spread of the bundles that are there are."""
     held, block = far(work)
-    names = [f"delta-{m}" for m in range(MEMBERS)]
+    names = NAMES[1:]
     members = [out / name for name in names]
     examples = [e for file in simulations for e in from_file(file, None, "D3(zero)", "DELTA_energy", "DELTA_forces")]
     first = {file.name for file in simulations[: len(simulations) // 2]}
     found = residuals(examples, members, {1: 0.0, 8: 0.0}, APART)
     fitted = calibrate(found, [n for n, e in enumerate(examples) if e.source in first])
-    for name in ["baseline", *names]:
+    for name in NAMES:
         key = "LO" if name == "baseline" else "DELTA"
         amend_card(out / name, held_out={key: errors(beadwork.load(out / name), held, key, block)})
     card = {
@@ -214,27 +244,38 @@ def blocks(frames: list[ase.Atoms]) -> list[int]:
 
 def remember(work: Path, out: Path) -> None:
     """Let every bundle know what it, or the committee that it is of, was trained on."""
-    frames = ase.io.read(work / "train.extxyz", ":")
-    for name in ["baseline", *(f"delta-{m}" for m in range(MEMBERS))]:
-        fit_bundle(out / name, [beadwork.Frame.from_atoms(frame) for frame in frames], blocks(frames), print)
+    frames, beads = ase.io.read(work / "train.extxyz", ":"), ase.io.read(BEADS, ":")
+    block = blocks(frames)
+    # beads of one moment, and moments of one simulation, are neighbours
+    simulations = sorted({frame.info["simulation"] for frame in beads})
+    block += [max(block) + 1 + simulations.index(frame.info["simulation"]) for frame in beads]
+    learned = [beadwork.Frame.from_atoms(frame) for frame in [*frames, *beads]]
+    for name in NAMES:
+        fit_bundle(out / name, learned, block, print)
 
 
-def bundles(work: Path, out: Path) -> None:
+def bundles(work: Path, out: Path, beads: bool) -> None:
     """Make the bundles of all five models."""
     source = {
         "data": "revPBE0-D3 frames of 64 H2O, J. Chem. Phys. 153, 104105 (2020), CC-BY-SA-4.0, D3(zero) split off",
         "command": "python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/",
         "frames_held_out": len(ase.io.read(work / "held-out.extxyz", ":")),
     }
-    for name in ["baseline", *(f"delta-{m}" for m in range(MEMBERS))]:
-        train_file = work / ("train.extxyz" if name == "baseline" else f"{name}.extxyz")
+    if beads:
+        source["data"] += "; and frames of beads, with labels of the same authors' committee of networks (beads.py)"
+        source["command"] += ", and again with --beads"
+    for name in NAMES:
+        trained = f"beads-{name}" if beads else name
         settings, key = (BASELINE, "LO") if name == "baseline" else (DELTA, "DELTA")
-        about = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": len(ase.io.read(train_file, ":"))}
+        later = (BASELINE_BEADS if name == "baseline" else DELTA_BEADS) if beads else {}
+        frames = len(ase.io.read(work / f"{trained.replace('baseline', 'train')}.extxyz", ":"))
+        about = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": frames}
         if key == "DELTA":
             about["baseline"] = load_card(out / "baseline").hash
-        finished = work / f"{name}_stagetwo.model"
-        import_model(finished, out / name, trust_pickle=True, **about, settings={**COMMON, **settings})
-    remember(work, out)
+        about["settings"] = {**COMMON, **settings, **({"with_beads": later} if beads else {})}
+        import_model(work / f"{trained}_stagetwo.model", out / name, trust_pickle=True, **about)
+    if beads:
+        remember(work, out)
 
 
 def main() -> None:
@@ -243,6 +284,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for splits, logs and checkpoints")
     parser.add_argument("--jobs", type=int, default=2, help="models trained at the same time, one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the bundles")
+    parser.add_argument("--beads", action="store_true", help="go on with the bundles in OUT, on frames of beads too")
     parser.add_argument(
         "--calibrate", type=Path, nargs="+", metavar="FILE", help="train nothing; measure on frames.py's simulations"
     )
@@ -257,12 +299,19 @@ def main() -> None:
         remember(args.work, args.out)
     if args.calibrate or args.novelty:
         return
+    if args.beads:
+        split_beads(args.work)
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(run, "baseline", 0, args.work, BASELINE, E_HYDROGEN)]
-        jobs += [pool.submit(run, f"delta-{m}", m + 1, args.work, DELTA, 0.0) for m in range(MEMBERS)]
+        jobs = []
+        for seed, name in enumerate(NAMES):
+            settings, hydrogen = (BASELINE, E_HYDROGEN) if name == "baseline" else (DELTA, 0.0)
+            later = BASELINE_BEADS if name == "baseline" else DELTA_BEADS
+            more = {**settings, **later} if args.beads else settings
+            start = args.out / name if args.beads else None
+            jobs.append(pool.submit(run, name, seed, args.work, more, hydrogen, start))
         for job in jobs:
-            print(job.result(), flush=True)
-    bundles(args.work, args.out)
+            job.result()
+    bundles(args.work, args.out, args.beads)
 
 
 if __name__ == "__main__":
