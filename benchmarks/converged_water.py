@@ -1,15 +1,16 @@
 """Quantum water at 300 K: what the averages of a plan are off by, measured, and what a picosecond of it costs.
 
-    python benchmarks/converged_water.py run reference build/converged --pieces 4 --until 17:00
+    python models/water-revpbe0-d3/frames.py scratch/known
+    python benchmarks/converged_water.py run reference eco build/converged \\
+        --starts scratch/known/simulation-[A-H].extxyz
     python benchmarks/converged_water.py time build/converged
     python benchmarks/converged_water.py report build/converged
 
-32 H2O of inputs/water-piglet with models/water-revpbe0-d3 in float32. A piece of a plan begins at the input's structure
-with its own momenta and noise, and forgets 60 fs; it can be interrupted (--until) and the same command goes on with
-it. Its averages are of the neighbourhood of that structure, the same for all plans: what a plan does to vibrations is
-in them, and what it does to the hydrogen bonds' network, which takes picoseconds, is not. `time` lets i-PI make steps
-of a plan and of `ffcommittee` over i-PI's own MACE in turns, and counts seconds of cores. `report` writes
-results/converged_water.json and .md.
+32 H2O of inputs/water-piglet with models/water-revpbe0-d3 in float32. A plan has a piece for each start, the last frame
+of a simulation of its own, with its own momenta and noise; a piece forgets 100 fs, can be interrupted (--until), and
+the same command goes on with it. All plans have the same starts, so that they are compared piece by piece: the network
+of hydrogen bonds takes picoseconds to forget where it began. `time` lets i-PI make steps of a plan and of `ffcommittee`
+over i-PI's own MACE in turns, and counts seconds of cores. `report` writes results/converged_water.json and .md.
 
 Kinetic energies are those of the centroid virial estimator. For white noise they are had a second time, with less
 noise (`kinetic_energies`).
@@ -73,7 +74,7 @@ PLAIN = Plan(32, 0.5)
 #: exit code of coreutils' timeout
 OUT_OF_TIME = 124
 #: ps that a piece forgets
-FORGET = 0.06
+FORGET = 0.1
 #: fs between two frames of positions and forces, about
 EVERY = 12.0
 
@@ -106,8 +107,11 @@ def replace(root: ElementTree.Element, **texts: str) -> None:
         root.append(ElementTree.fromstring(text))
 
 
-def write_input(kind: str, folder: Path, steps: int, seed: int) -> None:
-    """Write input.xml for a plan, and what it starts from beside it."""
+def write_input(kind: str, folder: Path, start: Path, steps: int, seed: int) -> None:
+    """Write input.xml for a plan, and what it starts from beside it: the last frame of `start`.
+
+    Raises ValueError where that is no frame of the input's water.
+    """
     plan = PLANS[kind]
     every = round(EVERY / plan.outer)
     lines = (
@@ -117,7 +121,12 @@ def write_input(kind: str, folder: Path, steps: int, seed: int) -> None:
         f"</trajectory><trajectory stride='{every}' filename='forces' format='xyz'>forces{{ev/ang}}</trajectory>"
         "<checkpoint stride='20' filename='checkpoint' overwrite='true'/>"
     )
-    shutil.copy(INPUT.parent / "init.xyz", folder)
+    own, title = read_simulation(INPUT).systems[0], (INPUT.parent / "init.xyz").read_text().splitlines()[1]
+    atoms = ase.io.read(start, -1)
+    if atoms.numbers.tolist() != list(own.numbers) or not np.allclose(atoms.cell[:], own.cell, atol=1e-4):
+        raise ValueError(f"{start} is not of the atoms and the cell of {INPUT}")
+    rows = [f"{s} {x:.8f} {y:.8f} {z:.8f}" for s, (x, y, z) in zip(atoms.symbols, atoms.positions, strict=True)]
+    (folder / "init.xyz").write_text("\n".join([str(len(atoms)), title, *rows]) + "\n")
     root = elements(plan, folder.name)
     replace(
         root,
@@ -128,13 +137,13 @@ def write_input(kind: str, folder: Path, steps: int, seed: int) -> None:
     ElementTree.ElementTree(root).write(folder / "input.xml", encoding="unicode")
 
 
-def simulate(kind: str, folder: Path, steps: int, seed: int, end: float | None) -> bool:
+def simulate(kind: str, folder: Path, start: Path, steps: int, seed: int, end: float | None) -> bool:
     """Begin or go on with a piece; whether it came to its last step."""
     folder.mkdir(parents=True, exist_ok=True)
     begun = folder / "RESTART"
     if not begun.exists():
         begun = folder / "input.xml"
-        write_input(kind, folder, steps, seed)
+        write_input(kind, folder, start, steps, seed)
     else:
         text = begun.read_text(encoding="utf-8")
         if int((re.search(r"<step>\s*(\d+)", text) or [0, 0])[1]) >= steps:
@@ -160,15 +169,16 @@ def pieces_of(kind: str, folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{kind}-[0-9][0-9]") if (path / "simulation.out").exists())
 
 
-def run(kind: str, folder: Path, ps: float, count: int, end: float | None) -> None:
-    """Simulate a plan, piece after piece."""
-    for number in range(count):
-        if end is not None and time.time() > end:
-            return
-        seed = 1000 * (1 + list(PLANS).index(kind)) + number
-        steps = round(1000 * ps / PLANS[kind].outer)
-        if not simulate(kind, folder / f"{kind}-{number:02}", steps, seed, end):
-            return
+def run(kinds: Sequence[str], folder: Path, ps: float, starts: Sequence[Path], end: float | None) -> None:
+    """Simulate plans, a piece of each from one start after the other."""
+    for number, start in enumerate(starts):
+        for kind in kinds:
+            if end is not None and time.time() > end:
+                return
+            seed = 1000 * (1 + list(PLANS).index(kind)) + number
+            steps = round(1000 * ps / PLANS[kind].outer)
+            if not simulate(kind, folder / f"{kind}-{number:02}", start, steps, seed, end):
+                return
 
 
 # --- kinetic energies
@@ -339,6 +349,23 @@ def shapes_of(found: Sequence[Piece]) -> tuple[FloatArray, FloatArray]:
     mean = np.concatenate(series).mean(axis=0)
     values = np.array([mean[0], np.sqrt(mean[1] - mean[0] ** 2), *mean[2:]])
     return values, uncertainty(series, jacobian=derivatives).statistical
+
+
+def values_of(piece: Piece) -> FloatArray:
+    """(2 + S) T(H), T(O), eV an atom, and SHAPE, of a piece alone."""
+    kinetic = piece.kinetic if piece.less is None else piece.less
+    mean = piece.shape.mean(axis=0)
+    return np.array([*kinetic.mean(axis=0), mean[0], np.sqrt(mean[1] - mean[0] ** 2), *mean[2:]])
+
+
+def apart(some: Sequence[Piece], true: Sequence[Piece]) -> dict[str, list[float]]:
+    """How far a plan is from another by T(H), T(O) and SHAPE, relative, and the standard error of that.
+
+    Pieces with one start make a pair: the mean difference of all pairs, and its error from how much they differ.
+    """
+    pairs = np.array([values_of(one) / values_of(other) - 1 for one, other in zip(some, true, strict=False)])
+    bars = pairs.std(axis=0, ddof=1) / np.sqrt(len(pairs)) if len(pairs) > 1 else np.full(pairs.shape[1], np.nan)
+    return {name: [float(v), float(b)] for name, v, b in zip(("H", "O", *SHAPE), pairs.mean(axis=0), bars, strict=True)}
 
 
 # --- time a step
@@ -533,10 +560,8 @@ def report(folder: Path) -> dict[str, Any]:
         values, bars = shapes_of(pieces)
         row["shape"] = {name: [float(v), float(b)] for name, v, b in zip(SHAPE, values, bars, strict=True)}
         rows[kind] = row
-    for row in rows.values():
-        row["bias"] = {
-            name: apart(row.get("less", row["plain"])[name], rows["reference"]["less"][name]) for name in "HO"
-        } | {name: apart(row["shape"][name], rows["reference"]["shape"][name]) for name in SHAPE}
+    for kind, row in rows.items():
+        row["bias"] = apart(found[kind], found["reference"])
     time_file = folder / "time.json"
     return {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
@@ -569,7 +594,8 @@ def table(found: dict[str, Any]) -> str:
         "# Quantum water at 300 K: what plans are off by, and what they cost",
         "",
         f"{found['when']}, `benchmarks/converged_water.py`. {WATERS} H2O, models/water-revpbe0-d3, float32. Kinetic "
-        "energies in meV an atom; all errors are one standard error, by blocks.",
+        "energies in meV an atom; all errors are one standard error: of a plan by blocks, of differences by pairs of "
+        "pieces with the same start.",
         "",
         "| plan | | ps | T(H) | T(O) | T(H), less noise | T(O), less noise | hydrogens that left their oxygen |",
         "|---|---|---|---|---|---|---|---|",
@@ -614,20 +640,15 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def apart(one: Sequence[float], true: Sequence[float]) -> list[float]:
-    """How far a value with its error is from another, relative, and the error of that."""
-    return [one[0] / true[0] - 1, float(np.hypot(one[1] / one[0], true[1] / true[0]))]
-
-
 def main() -> None:
     """Run, time or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("kind", choices=PLANS)
+    running.add_argument("kinds", choices=PLANS, nargs="+")
     running.add_argument("folder", type=Path)
-    running.add_argument("--ps", type=float, default=0.3, help="length of the run, or of a piece")
-    running.add_argument("--pieces", type=int, default=6, help="how many in all")
+    running.add_argument("--ps", type=float, default=1.0, help="length of a piece")
+    running.add_argument("--starts", type=Path, nargs="+", required=True, help="one for each piece")
     running.add_argument("--until", help="HH:MM UTC of today, when what is under way is ended with a RESTART")
     timing = commands.add_parser("time")
     timing.add_argument("folder", type=Path)
@@ -637,7 +658,8 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"SYMMETRIX_HOST_WORKER_BLAS": "off", "OMP_NUM_THREADS": "1"}
     if args.command == "run":
-        run(args.kind, args.folder.absolute(), args.ps, args.pieces, None if args.until is None else today(args.until))
+        end = None if args.until is None else today(args.until)
+        run(args.kinds, args.folder.absolute(), args.ps, [file.absolute() for file in args.starts], end)
     elif args.command == "time":
         found = clock(args.folder.absolute(), args.rounds)
         (args.folder / "time.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
