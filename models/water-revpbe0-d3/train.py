@@ -1,11 +1,12 @@
 """Train the shipped water models: a revPBE0 baseline and four Δ models (D3).
 
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/
-    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --beads
+    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --beads 1
+    python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --beads 2
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ --novelty
     python models/water-revpbe0-d3/frames.py scratch/
     python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/ \\
-        --calibrate scratch/simulation-[A-D].extxyz
+        --calibrate scratch/simulation-[A-L].extxyz
 
 The data are the 84 frames of Schran, Brezina and Marsalek, J. Chem. Phys. 153, 104105 (2020), with the
 D3(zero) part split off: info LO_energy / DELTA_energy (eV), arrays LO_forces / DELTA_forces (eV/Å). They are
@@ -17,7 +18,9 @@ kept, so a killed run goes on where it stopped. At the end the bundles are made.
 there know what they were trained on: the frames that are not held out, and those of beads.
 
 The data are of classical nuclei. --beads goes on with the bundles that are there, on the same frames and those of
-beads.extxyz.gz (beads.py says whose labels they have); each member draws 80 % of both.
+beads.extxyz.gz (beads.py says whose labels they have); each member draws 80 % of both. The first part has frames that
+the baseline of classical frames has sampled, and others that one which knew those has; the second adds what the first
+part's baseline found most new.
 
 --calibrate measures the bundles that are there, and writes committee.toml and the cards. Nothing says of which
 simulation and step a frame of the data is, so frames whose atoms are less than 2 Å (root mean square) from where
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -103,16 +107,20 @@ DELTA = {
     "swa_lr": 0.0003,
     "lr_scheduler_gamma": 0.8,
 }
-#: the second part of the training, which begins with the weights of the first
-BASELINE_BEADS = {
-    "max_num_epochs": 22,
-    "start_swa": 16,
-    "lr": 0.005,
-    "swa_lr": 0.0003,
-    "lr_scheduler_gamma": 0.85,
-    "eval_interval": 2,
+#: what follows, each part with the weights of the one before: simulations of beads.extxyz.gz that come in with it, and
+#: settings of baseline and Δ
+LATER: dict[int, tuple[list[str], dict[str, Any], dict[str, Any]]] = {
+    1: (
+        ["64-t0", "64-t8", "64-s16", "64-s40", "32-eco20", "32-eco24", "32-e32"],
+        {"max_num_epochs": 22, "start_swa": 16, "lr": 0.005, "lr_scheduler_gamma": 0.85},
+        {"max_num_epochs": 10, "start_swa": 7, "lr": 0.005, "lr_scheduler_gamma": 0.75},
+    ),
+    2: (
+        ["64-t5", "64-t33", "32-e33"],
+        {"max_num_epochs": 9, "start_swa": 6, "lr": 0.003, "lr_scheduler_gamma": 0.75},
+        {"max_num_epochs": 4, "start_swa": 2, "lr": 0.003, "lr_scheduler_gamma": 0.6, "eval_interval": 1},
+    ),
 }
-DELTA_BEADS = {**BASELINE_BEADS, "max_num_epochs": 10, "start_swa": 7, "lr_scheduler_gamma": 0.75}
 BEADS = Path(__file__).parent / "beads.extxyz.gz"
 
 
@@ -129,12 +137,23 @@ def split(data: Path, work: Path) -> None:
         ase.io.write(work / f"delta-{member}.extxyz", drawn)
 
 
-def split_beads(work: Path) -> None:
-    """Write beads-train.extxyz and a beads-delta-m.extxyz for each member: what they learned from, and beads."""
-    beads = ase.io.read(BEADS, ":")
+def split_beads(work: Path, part: int) -> None:
+    """Write beads-PART-train.extxyz and beads-PART-delta-m.extxyz of each member: what they learned from, and beads."""
+    beads = beads_of(part)
     for name, seed in (("train", None), *((f"delta-{m}", 200 + m) for m in range(MEMBERS))):
         drawn = beads if seed is None else random.Random(seed).sample(beads, round(0.8 * len(beads)))
-        ase.io.write(work / f"beads-{name}.extxyz", [*ase.io.read(work / f"{name}.extxyz", ":"), *drawn])
+        ase.io.write(work / f"beads-{part}-{name}.extxyz", [*ase.io.read(work / f"{name}.extxyz", ":"), *drawn])
+
+
+def beads_of(part: int) -> list[ase.Atoms]:
+    """The frames of beads that a part of the training has."""
+    known = {name for k in range(1, part + 1) for name in LATER[k][0]}
+    return [frame for frame in ase.io.read(BEADS, ":") if frame.info["simulation"] in known]
+
+
+def name_of(name: str, part: int) -> str:
+    """What a model is called in the work folder. part: of LATER, 0 for what comes first."""
+    return f"beads-{part}-{name}" if part else name
 
 
 def reference_energies(frames: list[ase.Atoms], key: str, hydrogen: float) -> str:
@@ -144,10 +163,10 @@ def reference_energies(frames: list[ase.Atoms], key: str, hydrogen: float) -> st
 
 
 def run(
-    name: str, seed: int, work: Path, settings: dict[str, object], hydrogen: float, start: Path | None = None
+    name: str, seed: int, work: Path, settings: dict[str, object], hydrogen: float, start: Path | None, part: int
 ) -> Path:
     """Train one model and return the path of its eager model. start: the bundle with whose weights to begin."""
-    trained = name if start is None else f"beads-{name}"
+    trained = name_of(name, part)
     done = work / f"{trained}_stagetwo.model"
     if done.exists():
         return done
@@ -242,9 +261,9 @@ def blocks(frames: list[ase.Atoms]) -> list[int]:
     return list(map(int, fcluster(linkage(near, "single"), SAME_SIMULATION, "distance")))
 
 
-def remember(work: Path, out: Path) -> None:
+def remember(work: Path, out: Path, part: int) -> None:
     """Let every bundle know what it, or the committee that it is of, was trained on."""
-    frames, beads = ase.io.read(work / "train.extxyz", ":"), ase.io.read(BEADS, ":")
+    frames, beads = ase.io.read(work / "train.extxyz", ":"), beads_of(part)
     block = blocks(frames)
     # beads of one moment, and moments of one simulation, are neighbours
     simulations = sorted({frame.info["simulation"] for frame in beads})
@@ -254,28 +273,33 @@ def remember(work: Path, out: Path) -> None:
         fit_bundle(out / name, learned, block, print)
 
 
-def bundles(work: Path, out: Path, beads: bool) -> None:
+def bundles(work: Path, out: Path, part: int) -> None:
     """Make the bundles of all five models."""
     source = {
         "data": "revPBE0-D3 frames of 64 H2O, J. Chem. Phys. 153, 104105 (2020), CC-BY-SA-4.0, D3(zero) split off",
         "command": "python models/water-revpbe0-d3/train.py --data water64.extxyz.gz --work scratch/",
         "frames_held_out": len(ase.io.read(work / "held-out.extxyz", ":")),
     }
-    if beads:
+    if part:
         source["data"] += "; and frames of beads, with labels of the same authors' committee of networks (beads.py)"
-        source["command"] += ", and again with --beads"
+        source["command"] += "".join(f", and again with --beads {k}" for k in range(1, part + 1))
     for name in NAMES:
-        trained = f"beads-{name}" if beads else name
+        trained = name_of(name, part)
         settings, key = (BASELINE, "LO") if name == "baseline" else (DELTA, "DELTA")
-        later = (BASELINE_BEADS if name == "baseline" else DELTA_BEADS) if beads else {}
         frames = len(ase.io.read(work / f"{trained.replace('baseline', 'train')}.extxyz", ":"))
-        about = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": frames}
+        about: dict[str, Any] = {**source, "trained_on": f"{key}_energy, {key}_forces", "frames": frames}
         if key == "DELTA":
             about["baseline"] = load_card(out / "baseline").hash
-        about["settings"] = {**COMMON, **settings, **({"with_beads": later} if beads else {})}
-        import_model(work / f"{trained}_stagetwo.model", out / name, trust_pickle=True, **about)
-    if beads:
-        remember(work, out)
+        about["settings"] = {**COMMON, **settings}
+        for k in range(1, part + 1):
+            about["settings"][f"beads_{k}"] = LATER[k][1 if name == "baseline" else 2]
+        made = work / trained  # where bundles are there, they were what the training began with
+        shutil.rmtree(made, ignore_errors=True)
+        import_model(work / f"{trained}_stagetwo.model", made, trust_pickle=True, name=name, **about)
+        shutil.rmtree(out / name, ignore_errors=True)
+        shutil.move(made, out / name)
+    if part:
+        remember(work, out, part)
 
 
 def main() -> None:
@@ -284,7 +308,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for splits, logs and checkpoints")
     parser.add_argument("--jobs", type=int, default=2, help="models trained at the same time, one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the bundles")
-    parser.add_argument("--beads", action="store_true", help="go on with the bundles in OUT, on frames of beads too")
+    parser.add_argument(
+        "--beads", type=int, choices=LATER, default=0, help="go on with the bundles in OUT, on frames of beads too"
+    )
     parser.add_argument(
         "--calibrate", type=Path, nargs="+", metavar="FILE", help="train nothing; measure on frames.py's simulations"
     )
@@ -296,19 +322,20 @@ def main() -> None:
     if args.calibrate:
         measure(args.work, args.out, args.calibrate)
     if args.novelty:
-        remember(args.work, args.out)
+        remember(args.work, args.out, max(LATER))
     if args.calibrate or args.novelty:
         return
     if args.beads:
-        split_beads(args.work)
+        split_beads(args.work, args.beads)
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = []
         for seed, name in enumerate(NAMES):
             settings, hydrogen = (BASELINE, E_HYDROGEN) if name == "baseline" else (DELTA, 0.0)
-            later = BASELINE_BEADS if name == "baseline" else DELTA_BEADS
-            more = {**settings, **later} if args.beads else settings
-            start = args.out / name if args.beads else None
-            jobs.append(pool.submit(run, name, seed, args.work, more, hydrogen, start))
+            start = None
+            if args.beads:
+                start = args.out / name
+                settings = {**settings, **LATER[args.beads][1 if name == "baseline" else 2]}
+            jobs.append(pool.submit(run, name, seed, args.work, settings, hydrogen, start, args.beads))
         for job in jobs:
             job.result()
     bundles(args.work, args.out, args.beads)
