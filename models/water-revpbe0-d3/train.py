@@ -112,8 +112,8 @@ DELTA = {
 LATER: dict[int, tuple[list[str], dict[str, Any], dict[str, Any]]] = {
     1: (
         ["64-t0", "64-t8", "64-s16", "64-s40", "32-eco20", "32-eco24", "32-e32"],
-        {"max_num_epochs": 22, "start_swa": 16, "lr": 0.005, "lr_scheduler_gamma": 0.85},
-        {"max_num_epochs": 10, "start_swa": 7, "lr": 0.005, "lr_scheduler_gamma": 0.75},
+        {"max_num_epochs": 22, "start_swa": 16, "lr": 0.005, "lr_scheduler_gamma": 0.85, "eval_interval": 2},
+        {"max_num_epochs": 10, "start_swa": 7, "lr": 0.005, "lr_scheduler_gamma": 0.75, "eval_interval": 2},
     ),
     2: (
         ["64-t5", "64-t33", "32-e33"],
@@ -125,7 +125,7 @@ BEADS = Path(__file__).parent / "beads.extxyz.gz"
 
 
 def split(data: Path, work: Path) -> None:
-    """Write held-out.extxyz, train.extxyz and a resampled delta-m.extxyz for each member, and the same with beads."""
+    """Write held-out.extxyz, train.extxyz and a resampled delta-m.extxyz for each member."""
     frames = ase.io.read(data, ":")
     random.Random(SPLIT_SEED).shuffle(frames)
     held = round(HELD_OUT * len(frames))
@@ -301,8 +301,7 @@ def bundles(work: Path, out: Path, part: int) -> None:
         import_model(work / f"{trained}_stagetwo.model", made, trust_pickle=True, name=name, **about)
         shutil.rmtree(out / name, ignore_errors=True)
         shutil.move(made, out / name)
-    if part:
-        remember(work, out, part)
+    remember(work, out, part)
 
 
 def main() -> None:
