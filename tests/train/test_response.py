@@ -166,6 +166,7 @@ def test_a_committee_learns_and_answers(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(command) == 0
     told = capsys.readouterr().out
     assert "root mean square errors on" in told
+    assert "40 labels, of dipoles and polarizabilities; " in told
     paths = [out / "dipole-0", out / "dipole-1"]
     role = Role("dipole", tuple(ResponseEngine(check(path), "dipole") for path in paths), np.array([0.5, 0.5]))
     dataset = Dataset.read(out)

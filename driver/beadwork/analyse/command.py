@@ -281,7 +281,7 @@ def _vdos(args: argparse.Namespace) -> int:
     write_csv(_out(args, ".csv"), columns)
     curves = [(name, values, found.errors[name]) for name, values in found.elements.items()]
     draw_spectrum(_out(args, ".png"), found.wavenumbers, curves, "density of states (cm), ± " + short)
-    over = f"{len(runs)} members" if args.members else f"{found.stretches} stretches"
+    over = f"{len(runs)} members" if args.members else _stretches(found.stretches)
     print(f"density of states from {over}; lines are {found.resolution:.0f} cm^-1 wide at half their height")
     for name, peaks in found.peaks.items():
         print(f"{name:4} {_peaks(peaks)}")
@@ -295,6 +295,10 @@ def _vdos(args: argparse.Namespace) -> int:
         )
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
     return 0
+
+
+def _stretches(count: int) -> str:
+    return f"{count} stretch" + ("es" if count != 1 else "")
 
 
 def _peaks(wavenumbers: Sequence[float]) -> str:
@@ -334,10 +338,12 @@ def _response(args: argparse.Namespace, found: Any) -> int:
     draw_spectrum(_out(args, ".png"), found.wavenumbers, curves, f"intensity ({found.unit})")
     step = found.wavenumbers[1] - found.wavenumbers[0]
     print(
-        f"{args.stem} spectrum from {found.stretches} stretches"
+        f"{args.stem} spectrum from {_stretches(found.stretches)}"
         + ("" if found.members is None else f" by {found.members.shape[1]} members")
         + f"; lines are {found.resolution:.0f} cm^-1 wide at half their height; area "
         f"{np.sum(found.intensity) * step:.4g} {found.unit.removesuffix(' cm')}"
+        # of the members' areas: a member that is too high is too high along a whole line
+        + ("" if found.members is None else f", {(found.members.sum(axis=0) * step).std(ddof=1):.2g} between members")
     )
     print(_peaks(found.peaks))
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))

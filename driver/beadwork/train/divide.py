@@ -56,17 +56,24 @@ def _framewise(out: Path, bundles: Sequence[Path], examples: Sequence[Example]) 
     return Dataset(tuple(now), tuple(marks[e.hash] for e in now), then.before)
 
 
-def format_division(out: Path, examples: Sequence[Example], dataset: Dataset, settings: TrainSettings) -> str:
-    """Format the size of the dataset and its split."""
+def format_division(
+    out: Path,
+    examples: Sequence[Example],
+    dataset: Dataset,
+    settings: TrainSettings,
+    kind: str | None = None,
+) -> str:
+    """Format the size of the dataset and its split. kind: of what the labels are, where not of energies and forces."""
     count, testing = len(dataset.examples), dataset.testing
     forces = sum(e.forces is not None for e in dataset.examples)
+    kind = kind or f"{forces} with forces and {count - forces} with energies alone"
     lost = sum(not e.isolated for e in examples) - count
     # nothing says which of these frames are neighbours in time
     alone = sum(e.simulation is None for e in dataset.examples)
     simulations = {e.simulation for e in dataset.examples} - {None}
     undated = sum(met.step is None and met.simulation in simulations for met in dataset.before)
     return (
-        f"{out}: {count} labels, {forces} with forces and {count - forces} with energies alone; "
+        f"{out}: {count} labels, {kind}; "
         + (
             f"{len(testing)} are held out in {len(set(blocks(testing, settings.apart)))} blocks"
             if testing or not settings.held_out

@@ -69,7 +69,8 @@ def train_response(
     members = [f"{DIPOLE}-{m}" for m in range(settings.members)]
     paths = [out / member for member in members]
     dataset = divide(out, paths, examples, settings, None)
-    progress(format_division(out, examples, dataset, settings))
+    kind = "of dipoles and polarizabilities" if POLARIZABILITY in learns else "of dipoles"
+    progress(format_division(out, examples, dataset, settings, kind))
     if len(dataset.training) < 2:
         raise LabelError(
             f"{len(dataset.training)} frames to train on, of {len(dataset.examples)}", "label more, or hold out less"
