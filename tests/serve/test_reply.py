@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ipi.engine.outputs import TrajectoryOutput
 from ipi.engine.motion.driven_dynamics import BEC, ElectricDipole
 from ipi.interfaces.utils import parse_extra
 from ipi.utils.depend import depend_value, dstrip
@@ -79,12 +81,30 @@ def test_members_of_a_committee_and_how_far_they_are_apart() -> None:
         assert set(note) == set(extra_keys(potential, False))
         for key in ("dipole", "polarizability"):
             members = np.array(note[f"committee_{key}"])
-            np.testing.assert_allclose(members.mean(axis=0), note[key], rtol=1e-12)
+            np.testing.assert_allclose(members.mean(axis=0), np.ravel(note[key]), rtol=1e-12)
             spread = np.sqrt(members.var(axis=0, ddof=1).mean())
             assert note[f"{key}_spread"] == pytest.approx(spread, rel=1e-12)
         of_atoms = answer.response["born"].spread[bead * ATOMS : (bead + 1) * ATOMS]
         assert note["BEC_spread"] == pytest.approx(of_atoms.max())
         assert "committee_BEC" not in note
+
+
+def test_ipi_writes_every_key() -> None:
+    """`<trajectory extra_type=KEY> extras` of any key: i-PI's own writer takes it, and has all its numbers. Of more than
+    rows and columns it raises, and the simulation is over."""
+    role = Role("dipole", (Tensors(0), Tensors(1), Tensors(2)), np.ones(3) / 3)
+    potential = Potential(Harmonic(1.0), [Harmonic(0.1), Harmonic(0.2)], also=[role])
+    notes = extras(potential.evaluate(beads(), True), potential)
+    parsed = [parse_extra(note.decode()) for note in notes]
+    data = {key: [one[key] for one in parsed] for key in parsed[0]}
+    for key in extra_keys(potential, True):
+        writer, written = TrajectoryOutput("run", extra_type=key), StringIO()
+        writer.system = SimpleNamespace(simul=SimpleNamespace(step=0))
+        writer.write_traj(data, "extras", written, b=1, flush=False)
+        numbers = written.getvalue().partition("\n")[2].split()
+        value = parsed[1][key]
+        if not isinstance(value, str) and value is not None:
+            np.testing.assert_allclose(np.array(numbers, dtype=float), np.ravel(value), rtol=1e-7, err_msg=key)
 
 
 def test_one_role_for_polarizabilities_alone() -> None:

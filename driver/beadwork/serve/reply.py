@@ -106,7 +106,9 @@ def _response_columns(evaluation: Evaluation, potential: Potential) -> dict[str,
         found[key] = (mean.reshape(count, -1, 3) if quantity == "born" else mean).tolist()
         if answer.spread is not None:
             found[f"{key}_spread"] = (answer.spread.reshape(count, -1).max(axis=1) / unit).tolist()
-            found[f"committee_{key}"] = (answer.members.swapaxes(0, 1) / unit).tolist() if quantity != "born" else []
+            # a row of a member: i-PI writes no output of an extra that has more than rows and columns, and ends of it
+            members = answer.members.swapaxes(0, 1) / unit
+            found[f"committee_{key}"] = members.reshape(count, len(answer.members), -1).tolist()
     return {key: found[key] for key in _response_keys(potential)}
 
 
