@@ -93,7 +93,7 @@ def test_templates_and_what_is_kept_of_them(command: Callable[..., Command], tmp
 
 def test_error_bars_and_fortran(command: Callable[..., Command]) -> None:
     """The last match counts, D exponents are read, errors are positive, and components come atom by atom."""
-    code = "print('energy 0 0\\nenergy -2.0D+01 1d-2'); [print('Force =', k, 0.5, 'x') for k in range(-1, 9)]"
+    code = "print('energy 0 0\\nenergy -2.0D+01 1d-2'); [print('Force =', k, 0.5, 'x') for k in range(-9, 9)]"
     forces = Pattern(r"Force = (?P<value>\S+) (?P<error>\S+)", "Rydberg/angstrom", gradient=True)
     label = command(code, energy=Pattern(E, "Rydberg"), forces=forces).label(WATER, 0, 0)
     assert (label.energy, label.energy_error) == pytest.approx((-10 * HARTREE, 0.005 * HARTREE))
@@ -142,6 +142,124 @@ def test_forces_without_their_errors_are_no_label(
         made.label(WATER, 0, 0)
 
 
+ROW = r"^ *\d+ \w+ +(?P<x>-?\d+\.\d+) +(?P<y>-?\d+\.\d+) +(?P<z>-?\d+\.\d+) *$"
+GUESS = "forces\n 1 O -1.0 0.0 0.0\n 2 H 0.5 0.0 0.0\n 3 H 0.5 0.0 0.0\n"
+LAST = "forces\n 1 O -12.0 -9.0 0.1\n 2 H 6.0 4.5 0.0\n 3 H 6.0 4.5 -0.1\n"
+TOUCH = LAST.replace("-12.0 -9.0", "-12.345678-10.000000")
+STARS = LAST.replace("-12.0", "*****")
+
+
+@pytest.mark.parametrize(
+    ("text", "atoms", "said"),
+    [
+        (GUESS + LAST, 3, None),
+        (GUESS + LAST.replace("\n", "\n\n") + "*** the end ***\n", 3, None),
+        (GUESS + TOUCH, 3, "has 5 matches .*, and 3 are wanted, or several blocks"),
+        (LAST + " 4 sum 0.0 0.0 0.0\n", 3, "has 4 matches"),
+        (3 * TOUCH, 3, "matches 1 and 2 of the last 3 .*'forces / 1 O -12.345678-10.000000 0.1'"),
+        (
+            2 * "".join(STARS.splitlines(True)[:3]),
+            2,
+            r"matches 1 and 2 of the last 2 .*'forces / 1 O \*\*\*\*\* -9.0 0.1'",
+        ),
+        (2 * (GUESS + " 4 sum 0.0 0.0 0.0\n--\n"), 4, None),
+        (3 * (LAST + "--\n 4 sum 0.0 0.0 0.0\n"), 3, "matches 2 and 3 of the last 3 .* are not rows of one block"),
+        (
+            GUESS + LAST.replace("6.0", "NaN").replace("-12.0", "NaN"),
+            3,
+            "last match .* is '1 O NaN -9.0 0.1', which is no",
+        ),
+        (GUESS + "forces\n" + "".join(f" {k} {s} {30 * '*'}\n" for k, s in enumerate("OHH", 1)), 3, r"is '1 O \*{30}'"),
+    ],
+    ids=[
+        "the last of two",
+        "empty lines",
+        "columns touch",
+        "a sum",
+        "in each block",
+        "of two atoms",
+        "sum is a row",
+        "a sum apart",
+        "no numbers",
+        "stars",
+    ],
+)
+def test_forces_are_of_one_block(tmp_path: Path, text: str, atoms: int, said: str | None) -> None:
+    """A row that does not match never gets its place filled from the block before, which would give each atom another
+    one's force, nor a block without numbers that of an earlier iteration."""
+    (tmp_path / "output").write_text(text)
+    pattern = Pattern(ROW, "eV/angstrom")
+    if said is None:
+        rows = text.split("forces")[-1].split()
+        found = [match["x"] for match in pattern.find(tmp_path, atoms)]
+        assert found == [rows[5 * k + 2] for k in range(atoms)]
+        return
+    with pytest.raises(LabelError, match=said):
+        pattern.find(tmp_path, atoms)
+
+
+def test_components_of_one_block(tmp_path: Path) -> None:
+    """One match a component: x, y and z may have other texts between them than one atom has from the next, all atoms
+    the same; and numbers that fill line after line are one block too."""
+    force = Pattern(r"F[xyz] = (?P<value>-?\d+\.\d+)", "eV/angstrom")
+    atom = "atom {0}\n  Fx = {0}.1\n  Fy = {0}.2\n  Fz = {0}.3\n"
+    text = "".join(atom.format(k) for k in range(6))
+    (tmp_path / "output").write_text(text)
+    assert [match["value"] for match in force.find(tmp_path, 9)] == [f"{k}.{c}" for k in (3, 4, 5) for c in (1, 2, 3)]
+    # as many matches as of three atoms, but of the first step's second atom one component is missing
+    (tmp_path / "output").write_text("Fx = 0.0\n" + text[: text.index("atom 3")].replace("Fz = 1.3", "Fz = *****"))
+    with pytest.raises(LabelError, match=r"matches . and . of the last 9 .* are not rows of one block"):
+        force.find(tmp_path, 9)
+    wrapped = Pattern(r"(?P<value>-?\d+\.\d+E[-+]\d+)", "eV/angstrom")
+    (tmp_path / "output").write_text("\n".join(5 * " 1.0E+00" for _ in range(6)))
+    assert len(wrapped.find(tmp_path, 15)) == 15
+
+
+@pytest.mark.parametrize("last", ["NaN", "**********", "-Infinity"])
+def test_an_energy_that_is_no_number_is_not_that_of_the_iteration_before(tmp_path: Path, last: str) -> None:
+    """The last energy that is printed counts, also where the pattern does not match it."""
+    pattern = Pattern(r"total energy += +(?P<value>-?\d+\.\d+)", "Hartree")
+    (tmp_path / "output").write_text("  total energy   =  -76.1\n")
+    assert pattern.find(tmp_path)[0]["value"] == "-76.1"
+    with (tmp_path / "output").open("a") as file:
+        file.write(f" total energy =  {last} after 100 iterations\nnan\n")
+    with pytest.raises(
+        LabelError, match=r"behind the last match .* is 'total energy = .* after 100 iterations', which"
+    ):
+        pattern.find(tmp_path)
+
+
+ION = Frame(
+    np.array([8, 1, 1, 1]),
+    np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [-0.4, -0.5, 0.8]]),
+    np.zeros((3, 3)),
+    (False, False, False),
+)
+
+
+def test_charge_and_spin_reach_the_program(command: Callable[..., Command]) -> None:
+    """A template with a fixed charge would give H3O+ the energy of another electron's system under charge 1: a frame
+    that has a charge or unpaired electrons wants their place in a template, as an ASE calculator wants its argument."""
+    fixed = command("", files={"in": "charge 0\nspin 1\n$$charge $atoms"})
+    fixed.check(WATER, 0, 0)
+    with pytest.raises(LabelError, match=r"toy is not told the charge, and the frame has 1; write \$charge where"):
+        fixed.check(ION, 1, 0)
+    with pytest.raises(
+        LabelError, match=r"toy is not told the spin, and the frame has 2 unpaired electrons; .*sets_spin = 2"
+    ):
+        fixed.check(WATER, 0, 2)
+    for told in ("$charge $spin", "${electrons} $multiplicity", "$up $down"):
+        command("", files={"in": told}).check(ION, 1, 2)
+    triplet = command("", files={"in": "$charge"}, sets_spin=2)
+    triplet.check(ION, 1, 2)
+    with pytest.raises(LabelError, match=r"has 0 unpaired electrons; .*sets_spin = 0"):
+        triplet.check(ION, 1, 0)
+    blind = command("", files={"in": "$atoms"}, ignores_charge=True)
+    blind.check(ION, 0, 0)  # nine electrons in pairs: it knows of none
+    with pytest.raises(LabelError, match="toy ignores charge and spin, but the frame has 1 and 0; "):
+        blind.check(ION, 1, 0)
+
+
 @pytest.mark.parametrize(("charge", "spin"), [(0, 1), (1, 0), (-1, 2), (0, 10), (9, 0), (0, -2)])
 def test_electrons_that_do_not_fit(command: Callable[..., Command], tmp_path: Path, charge: int, spin: int) -> None:
     """No electron is lost by halving an odd number: charge and spin that do not fit are refused, and nothing runs."""
@@ -166,7 +284,7 @@ def test_units_are_those_of_the_usual_tables(unit: str, factor: float) -> None:
     ("code", "said"),
     [
         ("raise SystemExit('no licence')", "ended with code 1: no licence"),
-        ("print('nothing')", "no energy"),
+        ("print('nothing')", "nothing in .*output matches"),
         ("print('energy abc 1')", "'abc' was found for a number"),
         ("print('energy nan 1'); open('forces', 'w').write('1 2 3\\n' * 3)", "energy of nan"),
         ("print('energy -1 1')", "left no forces"),

@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,18 @@ from beadwork.frame import FloatArray, Frame
 from beadwork.label.constants import BOHR, HARTREE
 from beadwork.label.label import Label, as_json
 from beadwork.processes import last_line, run
-from beadwork.settings import required, setting
+from beadwork.settings import NOT_NEGATIVE, required, setting
 
 #: the file of the command's stdout and stderr
 OUTPUT = "output"
 _KCAL = 4184.0 / 96485.33212331  # eV in one kcal/mol: J in a kcal, C in a mole of electrons
 ENERGIES = {"ev": 1.0, "hartree": HARTREE, "rydberg": HARTREE / 2, "kcal/mol": _KCAL, "kj/mol": _KCAL / 4.184}
 LENGTHS = {"angstrom": 1.0, "bohr": BOHR}
+#: names in the templates by which a program may learn charge or spin
+_CHARGE, _SPIN = {"charge", "electrons", "up", "down"}, {"spin", "multiplicity", "up", "down"}
+#: what Fortran and C print where a number should be
+_NO_NUMBER = r"[-+]?(?:\*{3,}|nan\b|inf(?:inity)?\b)"
+_NUMBER = re.compile(rf"\d\.|\.\d|{_NO_NUMBER}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class Pattern:
     ConfigError.
     """
 
-    regex: str = field(metadata=required("Python's, with `^` and `$` at lines; the last match counts"))
+    regex: str = field(
+        metadata=required("Python's, with `^` and `$` at lines; the last match counts, of forces the last block")
+    )
     unit: str = field(
         metadata=required(
             "`eV`, `Hartree`, `Rydberg`, `kcal/mol`, `kJ/mol`; of forces such a one, then `/angstrom` or `/bohr`"
@@ -75,13 +84,75 @@ class Pattern:
             raise ConfigError(f"the unit {self.unit!r} is not known", f"give {wanted}")
         return ENERGIES[energy] / LENGTHS[length] * (-1.0 if self.gradient else 1.0)
 
-    def find(self, folder: Path) -> list[re.Match[str]]:
-        """All matches. Raises LabelError where the file cannot be read."""
+    def find(self, folder: Path, count: int = 1) -> list[re.Match[str]]:
+        """The last `count` matches, as one block: programs print an energy, or forces, for each iteration.
+
+        What does not match, as columns that touch or are full of `*`, must not let numbers of an earlier iteration take
+        its place. So there are whole blocks only, the rows of one have as much between them, and nothing that looks
+        like a row; and no line behind the last block begins as its first row does and goes on with what is no number.
+        Raises LabelError where this is not so, or the file cannot be read.
+        """
+        file = folder / self.file
         try:
-            text = (folder / self.file).read_text(errors="replace")
+            text = file.read_text(errors="replace")
         except OSError as error:
             raise LabelError(f"the command left no {self.file} in {folder}: {error.strerror}") from error
-        return list(re.finditer(self.regex, text, re.MULTILINE))
+        matches = list(re.finditer(self.regex, text, re.MULTILINE))
+        if not matches:
+            raise LabelError(f"nothing in {file} matches {self.regex!r}")
+        if len(matches) % count:
+            raise LabelError(
+                f"{file} has {len(matches)} matches of {self.regex!r}, and {count} are wanted, or several blocks of "
+                "so many",
+                _EVERY_ROW,
+            )
+        block = matches[-count:]
+        self._check_block(text, block, file)
+        self._check_rest(text, block, file)
+        return block
+
+    def _check_block(self, text: str, block: Sequence[re.Match[str]], file: Path) -> None:
+        """Refuse rows between which a row is missing, or that are of two blocks."""
+        each = 3 if "value" in block[0].groupdict() else 1  # matches an atom
+        seen: dict[int, tuple[int, int]] = {}
+        for number, (one, other) in enumerate(pairwise(block)):
+            # whole lines between them: without the end of one row and the beginning of the next
+            gap = text[one.end() - one[0].endswith("\n") : other.start() + other[0].startswith("\n")]
+            lines = [line for line in gap.split("\n")[1:-1] if line.strip()]
+            # from x to y, from y to z and from z to the next atom's x there may be different texts
+            shape = len(lines), len(_NUMBER.findall(gap))
+            if any(map(_NUMBER.search, lines)) or seen.setdefault(number % each, shape) != shape:
+                between = " / ".join(" ".join(line.split()) for line in lines or gap.split("\n"))
+                raise LabelError(
+                    f"{file}: matches {number + 1} and {number + 2} of the last {len(block)} of {self.regex!r} are not "
+                    f"rows of one block: between them is {between[:100]!r}",
+                    _EVERY_ROW,
+                )
+
+    def _check_rest(self, text: str, block: Sequence[re.Match[str]], file: Path) -> None:
+        """Refuse a later energy or block that has no numbers."""
+        first = block[0]
+        line = text.rfind("\n", 0, first.start()) + 1
+        # what stands on its line before the first number, as "total energy =" or "1 O"
+        value = min(first.start(name) for name in first.groupdict() if first[name] is not None)
+        words = text[line:value].rpartition("\n")[2].split()
+        no_number = _NO_NUMBER if words else _NO_NUMBER.replace(r"\*{3,}|", "")  # a line of stars may be an ornament
+        again = re.compile(
+            rf"^[ \t]*{''.join(re.escape(word) + chr(92) + 's*' for word in words)}{no_number}.*",
+            re.MULTILINE | re.IGNORECASE,
+        )
+        if found := again.search(text, block[-1].end()):
+            raise LabelError(
+                f"{file}: behind the last match of {self.regex!r} is {' '.join(found[0].split())[:100]!r}, which is no "
+                "number",
+                "look at what the program says of it there",
+            )
+
+
+_EVERY_ROW = (
+    "look at the rows there: the pattern has to match each of them and nothing else, also where columns touch; text "
+    "that belongs between two rows can be a part of it"
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +161,8 @@ class Command:
 
     The templates know `$atoms` (a line an atom, as `atom` says), `$natoms`, `$charge`, `$spin` (unpaired electrons),
     `$multiplicity`, `$electrons`, `$up`, `$down`, and `$cell` (three lines) where frames are periodic; `$$` is a dollar
-    sign. Raises ConfigError.
+    sign. A frame whose charge or spin no template has is refused: a fixed `charge 0` would be computed for an ion too.
+    Raises ConfigError.
     """
 
     theory: str = field(metadata=required("level of theory in full"))
@@ -111,6 +183,10 @@ class Command:
     directory: Path | None = setting(None, "where the folders are made", unset="the system's temporary folder")
     keep: bool = setting(False, "keep the folders of good labels too")
     periodic: bool = setting(False, "takes periodic frames")
+    sets_spin: int = setting(
+        0, "for which the templates are set, where none has `$spin`", "unpaired electrons", rule=NOT_NEGATIVE
+    )
+    ignores_charge: bool = setting(False, "it knows nothing of charge and spin, as a model that sees atoms only")
 
     def __post_init__(self) -> None:
         if not self.command or not self.timeout > 0:
@@ -145,10 +221,29 @@ class Command:
             raise ConfigError(f"there is no program {self.command[0]!r} to be run: check command, and PATH")
 
     def check(self, frame: Frame, charge: int, spin: int) -> None:
-        """Refuse a cell that the command is not told, and charge and spin that do not fit. Raises LabelError."""
+        """Refuse a cell, charge or spin that the command is not told, and those that do not fit. Raises LabelError."""
         if any(frame.pbc) and not self.periodic:
             raise LabelError(f"{self.code} is not told the cell: cut a cluster, or set periodic = true and use $cell")
+        if self.ignores_charge:
+            if charge or spin:
+                raise LabelError(
+                    f"{self.code} ignores charge and spin, but the frame has {charge} and {spin}",
+                    "if its result is valid all the same, set charge = 0 and spin = 0 in the TOML",
+                )
+            return
         self._inputs(frame, charge, spin)
+        # most programs take an ion for a neutral molecule, or a closed shell, and converge
+        if charge and not self._told & _CHARGE:
+            raise LabelError(
+                f"{self.code} is not told the charge, and the frame has {charge}",
+                "write $charge where the template has a number, or $electrons, or $up and $down",
+            )
+        if spin != self.sets_spin and not self._told & _SPIN:
+            raise LabelError(
+                f"{self.code} is not told the spin, and the frame has {spin} unpaired electrons",
+                "write $spin or $multiplicity where the template has a number, or $up and $down; where other words of "
+                f"it set the spin, say sets_spin = {spin}",
+            )
 
     def label(self, frame: Frame, charge: int, spin: int) -> Label:
         """Compute one label.
@@ -189,6 +284,12 @@ class Command:
         """What the user said."""
         return self.estimate
 
+    @cached_property
+    def _told(self) -> set[str]:
+        """The names in the templates."""
+        found = (match for text in self.files.values() for match in string.Template.pattern.finditer(text))
+        return {match["named"] or match["braced"] for match in found}
+
     def _inputs(self, frame: Frame, charge: int, spin: int) -> dict[str, str]:
         scale = LENGTHS[self.length]
         symbols = [chemical_symbols[number] for number in frame.numbers]
@@ -196,7 +297,7 @@ class Command:
         # valence electrons alone: the rest are in the pseudopotential
         electrons = sum(valences) - charge
         # an odd number of electrons cannot be all paired: halving it would lose one
-        if not 0 <= spin <= electrons or (electrons - spin) % 2:
+        if not self.ignores_charge and (not 0 <= spin <= electrons or (electrons - spin) % 2):
             raise LabelError(
                 f"the spin is {spin} unpaired electrons, which {electrons} electrons (charge {charge}, core "
                 f"{dict(self.core)}) cannot have: correct charge, spin or core"
@@ -242,14 +343,11 @@ class Command:
             raise LabelError(f"{self.code} ended with code {code}: {last_line(folder / OUTPUT)[:300]}", f"see {folder}")
 
     def _energy(self, folder: Path) -> tuple[float, float]:
-        matches = self.energy.find(folder)
-        if not matches:
-            raise LabelError(f"no energy in {folder / self.energy.file}: nothing matches {self.energy.regex!r}")
+        (match,) = self.energy.find(folder)
         factor = self.energy.factor(forces=False)
-        # the last match: programs print an energy for each iteration
-        energy, error = _number(matches[-1], "value", folder), 0.0
-        if "error" in matches[-1].groupdict():
-            error = _number(matches[-1], "error", folder)
+        energy, error = _number(match, "value", folder), 0.0
+        if "error" in match.groupdict():
+            error = _number(match, "error", folder)
             if not error > 0:  # 0 would mean an exact label, with the full weight in training
                 raise LabelError(
                     f"{folder / self.energy.file} has an energy with a standard error of {error}, which must be above "
@@ -261,13 +359,7 @@ class Command:
         if self.forces is None:
             return None, None
         whole = "value" not in re.compile(self.forces.regex).groupindex
-        count = atoms if whole else 3 * atoms
-        # the last ones, as of the energy: forces may be printed more than once
-        matches = self.forces.find(folder)[-count:]
-        if len(matches) != count:
-            raise LabelError(
-                f"{folder / self.forces.file} has {len(matches)} matches of {self.forces.regex!r}, {count} are wanted"
-            )
+        matches = self.forces.find(folder, atoms if whole else 3 * atoms)
         factor = self.forces.factor(forces=True)
 
         def gather(names: Sequence[str]) -> FloatArray:
