@@ -68,14 +68,15 @@ TRUE = 5
 FALSE = 0.005
 #: what the models have learned from: the first fixes thresholds
 KNOWN = ("known water", "known water, 16 beads")
-#: kinds that must be flagged without exception
+#: kinds that must be flagged without exception; beads of quantum water, which the models have learned from, reach an
+#: O-H of 1.3 Å
 ALWAYS = (
     "excess proton, 16 beads",
     "H2, 16 beads",
     "a proton put in",
     "H2 put in",
     "OH-",
-    "O-H at 1.3 Å",
+    "O-H at 1.5 Å",
     "O-H at 2.0 Å",
 )
 
@@ -257,7 +258,7 @@ def made(frames: Sequence[Atoms], seed: int) -> dict[str, list[Atoms]]:
         found.setdefault("OH-", []).append(ion)
         found.setdefault("a proton put in", []).append(add_proton(atoms, rng))
         found.setdefault("H2 put in", []).append(put_h2(atoms, rng))
-        for length in (1.3, 2.0):
+        for length in (1.3, 1.5, 2.0):
             far = atoms.copy()
             far.positions[waters[o][0]] = far.positions[o] + length * along
             found.setdefault(f"O-H at {length} Å", []).append(far)

@@ -3,9 +3,9 @@
     python models/water-highlevel/unseen.py build/highlevel/unseen
 
 Path-integral MD of clusters with one to three waters, with the baseline and the first member (16 beads, 400 steps of
-0.5 fs), each from another geometry of labels/pbe-start.extxyz and another seed; the frames are two beads of it, one
-200 and one 400 steps after the start. They go to labels/mp2-unseen.extxyz, each with its simulation, so that a
-simulation is one block. What is done is kept.
+0.5 fs), each from another geometry of labels/pbe-start.extxyz, then of labels/mp2-start.extxyz, and another seed; the
+frames are two beads of it, one 200 and one 400 steps after the start. They go to labels/mp2-unseen.extxyz, each with
+its simulation, so that a simulation is one block. What is done is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import ase.io
+import numpy as np
 from ase import Atoms
 from ipi.utils.io import iter_file_name_raw
 from simulations import write
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 OUT = HERE / "labels" / "mp2-unseen.extxyz"
 STEPS, STRIDE = 400, 200
 #: simulations of a solute, by the waters beside it: a label of four molecules costs ten of two
-SIMULATIONS = {1: 4, 2: 4, 3: 2}
+SIMULATIONS = {1: 12, 2: 12, 3: 2}
 #: which bead of the frames of one simulation
 BEADS = (3, 11)
 
@@ -76,8 +77,12 @@ def labelled(work: Path, name: str, start: Atoms, seed: int) -> list[Atoms]:
 
 def main(work: Path) -> None:
     starts: dict[str, list[Atoms]] = defaultdict(list)
-    for atoms in ase.io.read(HERE / "labels" / "pbe-start.extxyz", ":"):
-        starts[atoms.info["system"]].append(atoms)
+    for file in ("pbe-start.extxyz", "mp2-start.extxyz"):
+        for atoms in ase.io.read(HERE / "labels" / file, ":"):
+            several = starts[atoms.info["system"]]
+            # many geometries have labels of both methods
+            if not any(np.allclose(atoms.positions, other.positions, atol=1e-4) for other in several):
+                several.append(atoms)
     names = [
         (number, f"{system}-{number}", start)
         for system, several in starts.items()

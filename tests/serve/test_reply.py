@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ipi.engine.outputs import TrajectoryOutput
 from ipi.engine.motion.driven_dynamics import BEC, ElectricDipole
+from ipi.engine.outputs import TrajectoryOutput
 from ipi.interfaces.utils import parse_extra
 from ipi.utils.depend import depend_value, dstrip
 from ipi.utils.units import unit_to_internal
@@ -90,8 +90,8 @@ def test_members_of_a_committee_and_how_far_they_are_apart() -> None:
 
 
 def test_ipi_writes_every_key() -> None:
-    """`<trajectory extra_type=KEY> extras` of any key: i-PI's own writer takes it, and has all its numbers. Of more than
-    rows and columns it raises, and the simulation is over."""
+    """`<trajectory extra_type=KEY> extras` of any key: i-PI's own writer takes it, and has all its numbers. Of more
+    than rows and columns it raises, and the simulation is over."""
     role = Role("dipole", (Tensors(0), Tensors(1), Tensors(2)), np.ones(3) / 3)
     potential = Potential(Harmonic(1.0), [Harmonic(0.1), Harmonic(0.2)], also=[role])
     notes = extras(potential.evaluate(beads(), True), potential)

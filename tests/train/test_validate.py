@@ -49,13 +49,35 @@ def test_alpha_ignoring_the_noise_would_be_wrong():
 
 
 def test_alpha_of_many_members_is_the_likelihood_s():
-    """With many members and equal widths it is the maximum likelihood of Imbalzano 2021: mean of error^2 / spread^2."""
+    """With many members, equal widths and no outliers it is the maximum likelihood of Imbalzano 2021: mean of
+    error^2 / spread^2."""
     rng = np.random.default_rng(1)
     spread = rng.normal(scale=0.5, size=(4000, 200)).std(axis=1, ddof=1)
     errors = Errors(rng.normal(size=4000), np.zeros(4000), spread, np.arange(4000), 199)
     likely = float(np.sqrt((errors.error**2 / errors.spread**2).mean()))
-    assert errors.fit_alpha() == pytest.approx(likely, rel=0.01)
+    assert errors.fit_alpha() == pytest.approx(likely, rel=0.02)
     assert likely == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_few_outliers_do_not_move_alpha():
+    """Three frames in a hundred with errors ten times as large, as of a simulation that ran away: the ratio of the mean
+    squares doubles, and alpha moves by as much as three in a hundred count, so that the others' coverage is right."""
+    errors = drawn(2.0, 0.0)
+    wrong = replace(errors, error=np.where(np.arange(4000) % 33, 1.0, 10.0) * errors.error)
+    squares = float(np.sqrt((wrong.error**2).mean() / (wrong.spread**2).mean()))
+    assert squares > 1.8 * 2.0
+    alpha = wrong.fit_alpha()
+    assert alpha == pytest.approx(2.0, rel=0.12)
+    for sigmas in (1, 2):
+        assert errors.inside(alpha, sigmas)[0] == pytest.approx(errors.expected(alpha, sigmas), abs=0.03)
+
+
+def test_members_that_agree_to_the_last_digit_say_nothing():
+    """Spreads of zero cannot be scaled to any error, and errors of zero want none: no alpha, not 0 or infinity."""
+    errors = drawn(1.0, 0.0)
+    assert replace(errors, spread=np.zeros_like(errors.error)).fit_alpha() is None
+    assert replace(errors, spread=errors.spread * (np.arange(4000) % 5 == 0)).fit_alpha() is None
+    assert replace(errors, error=np.zeros_like(errors.error)).fit_alpha() is None
 
 
 def test_labels_noisier_than_errors_say_nothing():
@@ -300,10 +322,11 @@ def test_members_are_those_of_the_committee_s_card(tmp_path: Path):
 
 def test_the_card_of_the_clusters_is_of_simulations_that_no_model_learned_from():
     """Errors and alphas in models/water-highlevel/committee.toml are what its labels of other simulations give: none of
-    these was learned from, alpha was fitted on simulations that do not test it, and covers those that do."""
+    these was learned from, alpha was fitted on simulations that do not test it, and of all errors, each judged by the
+    alpha that it had no part in, as many lie inside one and two sigma as should, within 5 points."""
     shipped = truth.ROOT / "models" / "water-highlevel"
     examples = from_file(shipped / "labels" / "mp2-unseen.extxyz", shipped / "baseline")
-    assert len(unseen(examples, Dataset.read(shipped))) == len(examples) == 56
+    assert len(unseen(examples, Dataset.read(shipped))) == len(examples) == 156
     members = [shipped / f"delta-{m}" for m in range(4)]
     found = residuals(examples, members, references(members[0]), APART)
     card = tomllib.loads((shipped / "committee.toml").read_text())
@@ -313,6 +336,9 @@ def test_the_card_of_the_clusters_is_of_simulations_that_no_model_learned_from()
     assert (card["alpha"], card["energy_alpha"]) == pytest.approx([fitted[q].alpha for q in ("forces", "energy")], 1e-3)
     fit, test = found.halves(found.forces)
     assert not {examples[n].simulation for n in fit} & {examples[n].simulation for n in test}
-    for one in fitted.values():
-        for (share, bar), expected in zip(one.after, one.expected, strict=True):
-            assert abs(share - expected) < max(0.05, 3 * bar)
+    crossed = calibrate(found, test)
+    for quantity, one in fitted.items():
+        other = crossed[quantity]
+        assert one.frames == other.frames == (78, 78)
+        for mine, theirs, expected in zip(one.after, other.after, one.expected, strict=True):
+            assert abs((mine[0] + theirs[0]) / 2 - expected) < 0.05

@@ -343,7 +343,7 @@ def _response(args: argparse.Namespace, found: Any) -> int:
         + f"; lines are {found.resolution:.0f} cm^-1 wide at half their height; area "
         f"{np.sum(found.intensity) * step:.4g} {found.unit.removesuffix(' cm')}"
         # of the members' areas: a member that is too high is too high along a whole line
-        + ("" if found.members is None else f", {(found.members.sum(axis=0) * step).std(ddof=1):.2g} between members")
+         + ("" if found.members is None else f", {(found.members.sum(axis=0) * step).std(ddof=1):.2g} between members")
     )
     print(_peaks(found.peaks))
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
