@@ -288,6 +288,40 @@ def test_labels_of_one_structure_that_contradict_each_other_are_refused(examples
         difference(beside(energy=energy + 0.2, energy_error=0.02), None)
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["turned", "mirrored"])
+def test_dipoles_and_polarizabilities_of_one_structure_that_contradict_are_refused(examples, sign):
+    """Of an ion that another program has moved and turned, the dipole about the origin and the polarizability go with
+    it; the same numbers in debye, or in Bohr³, contradict, and the sentence has both. In a cell dipoles count up to e
+    times its vectors."""
+    ion = with_label(truth.example(truth.clusters(1, 5)[0], 50), energy_error=0.0, forces=None, charge=1, spin=0)
+    alpha = np.array([[0.10, 0.01, 0.0], [0.01, 0.08, 0.02], [0.0, 0.02, 0.12]])
+    mu = np.array([0.24, 0.31, 0.0])
+    turned = sign * np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    away = np.array([3.0, -2.0, 5.0])
+    one = with_label(ion, dipole=mu, polarizability=alpha)
+    moved = replace(one, row=51, frame=replace(ion.frame, positions=ion.frame.positions @ turned + away))
+    other = with_label(moved, dipole=mu @ turned + away, polarizability=turned.T @ alpha @ turned)
+    assert once([one, other], "all") == [one]
+    said = "row 50 of test and row 51 of test are one structure, and their labels have "
+    with pytest.raises(LabelError, match=said + r"dipoles of [\d.]+ and [\d.]+ e Å that are 6.1644 e Å apart"):
+        once([one, with_label(other, dipole=mu @ turned)], "all")  # about another origin
+    with pytest.raises(LabelError, match=said + r"polarizabilities \(a third of the trace 0.1000 and 1.4400\)"):
+        once([one, with_label(other, polarizability=14.4 * other.label.polarizability)], "all")
+    water = with_label(one, charge=0)
+    debye = with_label(replace(water, row=51), dipole=4.8032 * mu)
+    with pytest.raises(LabelError, match=said + r"dipoles of 0.3920 and 1.8831 e Å that are 1.4910 e Å apart"):
+        once([water, debye], "all")
+    cell = np.array([[12.0, 0, 0], [1, 12, 0], [0, 2, 12]])
+    box = replace(water, frame=replace(water.frame, cell=cell, pbc=(True,) * 3))
+    for way, kept in ((cell[1] - cell[2], 1), (cell[1] / 2, None)):
+        pair = [box, with_label(replace(box, row=51), dipole=mu + way)]
+        if kept:
+            assert len(once(pair, "all")) == kept
+        else:
+            with pytest.raises(LabelError, match=said + "dipoles"):
+                once(pair, "all")
+
+
 def test_forces_of_another_frame_are_refused(examples):
     """A label of a cut cluster without its structure is seen."""
     with pytest.raises(LabelError, match="structure that was computed"):

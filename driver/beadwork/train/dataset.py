@@ -63,6 +63,9 @@ SAME_ENERGY, SAME_FORCE = 1e-3, 1e-2
 AGREEING_ERRORS = 5.0
 #: eV/Å and eV/Å²; how fast energy and forces change at most between structures that count as equal
 STEEPEST, STIFFEST = 10.0, 100.0
+#: e Å and e Å²/V an atom, and how fast these change at most, e and e Å/V: the same of dipoles and polarizabilities
+SAME_DIPOLE, SAME_POLARIZABILITY = 1e-3, 3e-4
+LARGEST_BORN_CHARGE, LARGEST_RAMAN = 10.0, 1.0
 #: Å; an atom without another one within this distance is isolated
 ISOLATED_DISTANCE = 6.0
 
@@ -468,7 +471,8 @@ def once(examples: Sequence[Example], where: str) -> list[Example]:
     """The examples without those whose structure and label are there already, which would count twice.
 
     Two noisy labels of one structure are two measurements, unless one is a copy of the other. Raises LabelError for two
-    labels of one structure that contradict each other beyond their standard errors.
+    labels of one structure that contradict each other beyond their standard errors, in energy, forces, dipole or
+    polarizability.
     """
     kind = firsts([e.frame for e in examples])
     known: dict[int, list[Example]] = {}
@@ -512,26 +516,71 @@ def _says_no_more(one: Example, other: Example) -> bool:
 def _check_agreement(one: Example, other: Example, where: str) -> None:
     """Refuse two labels of one structure that contradict each other. Raises LabelError."""
     turned, moved = same_turn(one.frame, other.frame)
+    apart = (
+        _energies_apart(one, other, moved)
+        or _forces_apart(one, other, turned, moved)
+        or _dipoles_apart(one, other, turned, moved)
+        or _polarizabilities_apart(one, other, turned, moved)
+    )
+    if apart:
+        raise LabelError(
+            f"{where}: {one.place} and {other.place} are one structure, and their labels have {apart}",
+            "remove the wrong one; where they are noisy, give their standard errors",
+        )
+
+
+def _energies_apart(one: Example, other: Example, moved: FloatArray) -> str:
+    """How two labels of one structure contradict each other in their energies, as words; nothing where they agree."""
     energy = abs(one.label.energy - other.label.energy)
     margin = AGREEING_ERRORS * np.hypot(one.energy_error, other.energy_error)
-    if energy > margin + SAME_ENERGY * len(moved) + STEEPEST * moved.sum():
-        apart = f"energies of {one.label.energy:.4f} and {other.label.energy:.4f} eV"
-    elif one.label.forces is None or other.label.forces is None:
-        return
-    else:
-        ways = np.abs(one.label.forces - other.label.forces @ turned)
-        sigma, second = (np.zeros_like(ways) if e.forces_error is None else e.forces_error for e in (one, other))
-        # of components that are independent
-        second = np.sqrt(second**2 @ turned**2)
-        # all components together: of thousands one is beyond five errors by chance, and noise has long tails
-        units = np.hypot(sigma, second) + (SAME_FORCE + STIFFEST * moved.max()) / AGREEING_ERRORS
-        if np.sqrt(np.mean((ways / units) ** 2)) <= AGREEING_ERRORS:
-            return
-        apart = f"forces that differ by up to {ways.max():.3f} eV/Å"
-    raise LabelError(
-        f"{where}: {one.place} and {other.place} are one structure, and their labels have {apart}",
-        "remove the wrong one; where they are noisy, give their standard errors",
-    )
+    if energy <= margin + SAME_ENERGY * len(moved) + STEEPEST * moved.sum():
+        return ""
+    return f"energies of {one.label.energy:.4f} and {other.label.energy:.4f} eV"
+
+
+def _forces_apart(one: Example, other: Example, turned: FloatArray, moved: FloatArray) -> str:
+    """The same of their forces. turned, moved: of `same_turn`."""
+    if one.label.forces is None or other.label.forces is None:
+        return ""
+    ways = np.abs(one.label.forces - other.label.forces @ turned)
+    sigma, second = (np.zeros_like(ways) if e.forces_error is None else e.forces_error for e in (one, other))
+    # of components that are independent
+    second = np.sqrt(second**2 @ turned**2)
+    # all components together: of thousands one is beyond five errors by chance, and noise has long tails
+    units = np.hypot(sigma, second) + (SAME_FORCE + STIFFEST * moved.max()) / AGREEING_ERRORS
+    if np.sqrt(np.mean((ways / units) ** 2)) <= AGREEING_ERRORS:
+        return ""
+    return f"forces that differ by up to {ways.max():.3f} eV/Å"
+
+
+def _dipoles_apart(one: Example, other: Example, turned: FloatArray, moved: FloatArray) -> str:
+    """The same of their dipoles, in periodic frames up to e times whole cell vectors (the quantum of polarization)."""
+    first, second = one.label.dipole, other.label.dipole
+    pbc = np.array(one.frame.pbc)
+    # that of an ion in a cell depends on which images of the atoms are taken
+    if first is None or second is None or (pbc.any() and one.charge):
+        return ""
+    # that of an ion is about the origin: here about the centre of the atoms, where both structures lie alike
+    first, second = (mu - (e.charge or 0) * e.frame.positions.mean(axis=0) for mu, e in ((first, one), (second, other)))
+    way = first - second @ turned
+    if pbc.any():
+        way = way - np.round(way @ np.linalg.pinv(one.frame.cell[pbc])) @ one.frame.cell[pbc]
+    far, sizes = np.linalg.norm(way), [np.linalg.norm(mu) for mu in (first, second)]
+    if far <= SAME_DIPOLE * len(moved) + LARGEST_BORN_CHARGE * moved.sum():
+        return ""
+    return f"dipoles of {sizes[0]:.4f} and {sizes[1]:.4f} e Å that are {far:.4f} e Å apart"
+
+
+def _polarizabilities_apart(one: Example, other: Example, turned: FloatArray, moved: FloatArray) -> str:
+    """The same of their polarizabilities."""
+    first, second = one.label.polarizability, other.label.polarizability
+    if first is None or second is None:
+        return ""
+    far = np.linalg.norm(first - turned.T @ second @ turned)
+    if far <= SAME_POLARIZABILITY * len(moved) + LARGEST_RAMAN * moved.sum():
+        return ""
+    means = [float(np.trace(alpha)) / 3 for alpha in (first, second)]
+    return f"polarizabilities (a third of the trace {means[0]:.4f} and {means[1]:.4f}) that are {far:.4f} e Å²/V apart"
 
 
 def _check_structures(examples: Sequence[Example]) -> None:
