@@ -4,7 +4,8 @@
     python models/water-dipole/spectra.py build/spectra --draw docs/spectra.svg
 
 The potential is models/water-highlevel, dipoles and polarizabilities are those of this folder. Each structure is
-relaxed, and its vibrations found from second derivatives by central differences. Then i-PI moves it at constant energy
+relaxed, and its vibrations found from second derivatives by central differences. The band is the standard deviation
+of the spectra of the committee's members, all of one trajectory. Then i-PI moves it at constant energy
 from the minimum, where each vibration begins with the kinetic energy kT of 0.02 K and none turns or drifts: so little
 that it is harmonic, and each has the energy that the intensities assume. `beadwork analyse infrared` and `raman`
 read what i-PI wrote, and a line's place and area are compared with the vibration's wavenumber,
@@ -30,6 +31,7 @@ from ase.optimize import BFGS
 from beadwork.analyse.response import ResponseSpectrum, infrared, raman
 from beadwork.analyse.runs import open_run
 from beadwork.analyse.spectrum import LIGHT
+from beadwork.digits import with_bar
 from beadwork.frame import Frame
 from beadwork.potential.calculator import BeadworkCalculator
 from beadwork.potential.load import load
@@ -154,7 +156,7 @@ def write_input(folder: Path, name: str, frame: Frame, vectors: np.ndarray, mass
     given = ", ".join(f"{v:.12e}" for v in atomic.ravel())
     extras = "\n".join(
         f"    <trajectory stride='1' filename='{key}' extra_type='{key}'> extras </trajectory>"
-        for key in ("dipole", "polarizability")
+        for key in ("dipole", "polarizability", "committee_dipole", "committee_polarizability")
     )
     (folder / "input.xml").write_text(
         f"""<simulation verbosity='low'>
@@ -202,6 +204,8 @@ def compute(out: Path, name: str) -> None:
     text = {"lines": [asdict(line) for line in lines], "window": window}
     for kind, of in found.items():
         text[kind] = {"wavenumbers": of.wavenumbers.tolist(), "intensity": of.intensity.tolist(), "peaks": of.peaks}
+        if of.committee is not None:
+            text[kind]["committee"] = of.committee.tolist()
     (out / f"{name}.json").write_text(json.dumps(text))
     print(table(name, lines, found))
 
@@ -233,13 +237,15 @@ class Seen:
     """Lines that the window does not tell apart, and what the dynamics has of them.
 
     wavenumbers: expected, cm^-1. peak: the nearest one of each kind, cm^-1, NaN where there is none within a line's
-    width. areas: (expected, seen) by kind, km/mol and Å⁴/dalton.
+    width. areas: (expected, seen) by kind, km/mol and Å⁴/dalton. spread: the standard deviation of the members' areas,
+    NaN of one model.
     """
 
     wavenumbers: tuple[float, ...]
     harmonic: tuple[float, ...]
     peaks: dict[str, float]
     areas: dict[str, tuple[float, float]]
+    spread: dict[str, float]
 
 
 def compared(lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> list[Seen]:
@@ -261,7 +267,7 @@ def compared(lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> li
             else (group[-1].expected + groups[k + 1][0].expected) / 2
         )
         low, high = max(low, group[0].expected - 4 * width), min(high, group[-1].expected + 4 * width)
-        peaks, areas = {}, {}
+        peaks, areas, spread = {}, {}, {}
         for kind, of in found.items():
             strongest = max(group, key=lambda line, kind=kind: line.areas[kind])
             near = min(of.peaks, key=lambda peak, at=strongest.expected: abs(peak - at), default=np.nan)
@@ -269,8 +275,11 @@ def compared(lines: Sequence[Line], found: Mapping[str, ResponseSpectrum]) -> li
             inside = (of.wavenumbers >= low) & (of.wavenumbers < high)
             area = float(of.intensity[inside].sum() * of.wavenumbers[1])
             areas[kind] = (sum(line.areas[kind] * line.amplitude for line in group), area)
+            # of the members' areas and not a sum of the band: a member is too high, or too low, all along a line
+            members = np.full(1, np.nan) if of.members is None else of.members[inside].sum(axis=0) * of.wavenumbers[1]
+            spread[kind] = float(members.std(ddof=1)) if len(members) > 1 else np.nan
         waves = tuple(line.expected for line in group)
-        seen.append(Seen(waves, tuple(line.wavenumber for line in group), peaks, areas))
+        seen.append(Seen(waves, tuple(line.wavenumber for line in group), peaks, areas, spread))
     return seen
 
 
@@ -286,7 +295,7 @@ def table(name: str, lines: Sequence[Line], found: Mapping[str, ResponseSpectrum
         waves = (" ".join(f"{w:.1f}" for w in of) for of in (one.harmonic, one.wavenumbers))
         peaks = ("" if np.isnan(peak) else f"{peak:.1f}" for peak in one.peaks.values())
         areas = (
-            "" if expected < least[kind] else f"{expected:.3g} → {seen:.3g}"
+            "" if expected < least[kind] else f"{expected:.3g} → {with_bar(seen, one.spread[kind])}"
             for kind, (expected, seen) in one.areas.items()
         )
         rows.append("| " + " | ".join((*waves, *peaks, *areas)) + " |")
@@ -307,6 +316,9 @@ def draw(out: Path, file: Path) -> None:
         for panel, kind in zip(panels[:, column], ("infrared", "Raman"), strict=True):
             waves, values = (np.array(text[kind][key]) for key in ("wavenumbers", "intensity"))
             panel.plot(waves, values / values.max(), color="#2b5c8a", lw=1)
+            if band := text[kind].get("committee"):
+                low, high = ((values + sign * np.array(band)) / values.max() for sign in (-1, 1))
+                panel.fill_between(waves, low, high, color="#2b5c8a", alpha=0.3, lw=0)
             areas = np.array([line["areas"][kind] for line in text["lines"]])
             panel.vlines(
                 [line["expected"] for line in text["lines"]], 0, -0.35 * areas / areas.max(), color="#b5482f", lw=2
