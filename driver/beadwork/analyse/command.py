@@ -288,10 +288,15 @@ def _vdos(args: argparse.Namespace) -> int:
     for path, one in zip(args.runs, each, strict=False):
         print(f"{path}: {_peaks(one.peaks['all'])}")
     if found.noise is not None:
-        sizes = [np.sqrt(np.mean(of["all"] ** 2)) for of in (found.errors, found.noise)]
+        wide, chance = (float(np.sqrt(np.mean(of["all"] ** 2))) for of in (found.errors, found.noise))
         print(
-            f"the band is {sizes[0]:.2g} cm wide (root mean square), and the statistical error of one member's run is "
-            f"{sizes[1]:.2g}: what members disagree about is what is above that"
+            f"the band is {wide:.2g} cm wide (root mean square), and "
+            + (
+                f"the statistical error of one member's run is {chance:.2g}: what members disagree about is what is "
+                "above that"
+                if np.isfinite(chance)
+                else "each member's run is one stretch, so how much of the band is chance is not known"
+            )
         )
     print(", ".join(str(_out(args, ending)) for ending in (".csv", ".png")))
     return 0
