@@ -167,6 +167,26 @@ def test_clusters_of_liquids(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("cell", "pbc", "half"),
+    [
+        ([[10, 0, 0], [0, 0, 10], [0, 20, 0]], (True, True, False), 5.0),
+        ([[10, 0, 0], [0, 12, 12], [0, 0, 30]], (True, True, False), 5.0),
+        ([[12, 0, 12], [0, 14, 0], [30, 0, 0]], (True, True, False), 7.0),
+        ([[0, 0, 30], [30, 0, 0], [0, 6, 8]], (False, False, True), 5.0),
+        ([[10, 0, 0], [5, 8, 0], [0, 0, 9]], (True, True, True), 4.0),
+    ],
+    ids=["x, z", "tilted out of the plane", "out of the plane, the shorter one", "a wire", "bulk"],
+)
+def test_a_radius_of_a_slab_or_a_wire(cell: list[list[float]], pbc: tuple[bool, bool, bool], half: float) -> None:
+    """Half of the cell is measured along what is periodic, however that lies in space: vacuum along y beside a vector
+    along z, and vectors that are tilted out of the plane of x and y."""
+    frame = Frame(np.array([8, 1, 1]), WATER + 1.0, np.array(cell, dtype=float), pbc)
+    assert cut(frame, 0, Cut(radius=half - 0.001)).atoms == (0, 1, 2)
+    with pytest.raises(ConfigError, match=rf"half of the cell, {half:.3f} Å"):
+        cut(frame, 0, Cut(radius=half + 0.001))
+
+
 def test_a_radius_takes_all_within_and_nothing_beyond() -> None:
     """All within the radius and nothing beyond; the same molecules as by number; too large a one is refused."""
     frame = wrapped(start("water"))

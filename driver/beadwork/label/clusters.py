@@ -105,10 +105,9 @@ def cut(frame: Frame, centre: int, how: Cut) -> Cluster:
     LabelError for unknown charges, ConfigError for a radius of more than half of the cell.
     """
     if how.radius is not None and any(frame.pbc):
-        # a direction that is not periodic limits nothing
-        lattice = np.where(np.array(frame.pbc)[:, None], frame.cell, 1e6 * np.eye(3))
-        # half of the smallest distance between opposite faces: beyond it a molecule and its image would both be inside
-        half = 0.5 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
+        # half of the smallest distance between opposite faces: beyond it a molecule and its image would both be inside.
+        # A direction that is not periodic limits nothing, so the distances are those in the span of the others
+        half = 0.5 / np.linalg.norm(np.linalg.pinv(frame.cell[np.array(frame.pbc)]), axis=0).max()
         if how.radius > half:
             raise ConfigError(f"a cut of {how.radius} Å does not fit into half of the cell, {half:.3f} Å")
     placed = []
