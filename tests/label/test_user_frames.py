@@ -138,6 +138,20 @@ def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> st
     return GOOD + FRAME.format(title=title, x=x)
 
 
+def water(kind: str, stretched: float) -> str:
+    """One H2O of a PDB, SDF or gro, one O-H longer by so much."""
+    atoms = [("O", 0.0, 0.0), ("H1", 0.96 + stretched, 0.0), ("H2", -0.24, 0.93)]
+    if kind == "pdb":
+        row = "HETATM{:5d}  {:<3} HOH A   1    {:8.3f}{:8.3f}   0.000  1.00  0.00          {:>2}\n"
+        return "".join(row.format(k, name, x, y, name[0]) for k, (name, x, y) in enumerate(atoms, 1))
+    if kind == "sdf":
+        rows = "".join(f"{x:10.4f}{y:10.4f}    0.0000 {name[0]}   0\n" for name, x, y in atoms)
+        return f"w\n  x 3D\n\n  3  0  0  0  0  0  0  0  0  0999 V2000\n{rows}M  END\n"
+    gro = "    1SOL  {:>5}{:5d}{:8.3f}{:8.3f}   0.000\n"
+    rows = "".join(gro.format(name, k, x / 10, y / 10) for k, (name, x, y) in enumerate(atoms, 1))
+    return f"water t= 0.0\n    3\n{rows}"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -158,6 +172,10 @@ def frame(title: str = "positions{angstrom} cell{angstrom}", x: str = "1") -> st
         ),
         ("ice.cif", ICE, "frame 0 of .*ice.cif has a site with H of which 0.5 is there .*occupancy"),
         ("f.pdb", f"{PLACES}END\n", "frame 0 of .*f.pdb has a site with H of which 0.6 is there .*occupancy"),
+        ("f.xyz", '1\nLattice="0.9 0 0 0 9 0 0 0 9" pbc="T F F"\nO 0 0 0\n', "each atom is 0.9000 Å from its own"),
+        ("f.xyz", '1\nLattice="9 0 0 8.5 0.5 0 0 0 9"\nO 0 0 0\n', "a cell in which each atom is 0.7071 Å from its"),
+        ("f.gro", water("gro", 0.0) + "1 1 1\nwater\n", "frame 1 of .* has no number of atoms in line 8"),
+        ("f.gro", water("gro", 0.0), "there is no whole frame in .*f.gro"),
         ("f.xyz", "", "f.xyz"),
         ("f.txt", "not a structure", "f.txt"),
     ],
@@ -168,6 +186,50 @@ def test_what_is_no_frame_is_refused(queue: Queue, tmp_path: Path, name: str, te
     with pytest.raises(ConfigError, match=said):
         add(queue, tmp_path / name)
     assert len(queue) == 0
+
+
+PDB = [water("pdb", 0.01 * k) for k in range(3)]
+MODELS = "".join(f"MODEL     {k:4d}\n{one}TER\nENDMDL\n" for k, one in enumerate(PDB, 1)) + "MASTER\nEND\n"
+BOX = "CRYST1   {0:6.3f}   {0:6.3f}   {0:6.3f}  90.00  90.00  90.00 P 1           1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "side"),
+    [
+        ("models.pdb", MODELS, 0),
+        ("box.pdb", BOX.format(12) + MODELS, 12),
+        ("box-of-each.pdb", "".join(BOX.format(12) + one + "END\n" for one in PDB), 12),
+        ("no-box.pdb", BOX.format(1) + MODELS, 0),
+        ("no-box-by-zeros.pdb", BOX.format(0) + MODELS, 0),
+        ("library.sdf", "".join(water("sdf", 0.01 * k) + "> <name>\nw\n\n$$$$\n" for k in range(3)), 0),
+        ("library.mol", "$$$$\n".join(water("sdf", 0.01 * k) for k in range(3)), 0),
+        ("box.gro", "".join(water("gro", 0.01 * k) + "  1.2  1.2  1.2\n" for k in range(3)), 12),
+        ("no-box.gro", "".join(water("gro", 0.01 * k) + "  0.0  0.0  0.0\n" for k in range(3)) + "\n", 0),
+    ],
+)
+def test_every_structure_of_a_file_is_read(queue: Queue, tmp_path: Path, name: str, text: str, side: float) -> None:
+    """All records of an SDF, of which ASE reads the first, and of a gro; all models of a PDB, whose last END is none of
+    them, in the cell that stands above all; and a cell of 1 Å is how a PDB says that there is none, 0 how others do."""
+    (tmp_path / name).write_text(text)
+    assert counts(add(queue, tmp_path / name)) == (3, 0, False)
+    frames = [row.kept.frame for row in queue.rows()]
+    assert [f.positions[1, 0] for f in frames] == pytest.approx([0.96, 0.97, 0.98], abs=1e-9)
+    for f in frames:
+        assert f.numbers.tolist() == [8, 1, 1]
+        assert f.pbc == (side > 0,) * 3
+        np.testing.assert_allclose(f.cell, side * np.eye(3), atol=1e-9)
+
+
+def test_where_one_structure_is_read_it_is_said(queue: Queue, tmp_path: Path) -> None:
+    """Of most formats ASE reads one structure, whatever else is in the file: the user learns it. Of one it would lay
+    all structures on top of each other."""
+    ase.io.write(tmp_path / "POSCAR", ase.build.molecule("H2O", vacuum=4.0, pbc=True), format="vasp")
+    said = str(add(queue, tmp_path / "POSCAR"))
+    assert said.startswith("1 frame waits for its label; of a file in this format (vasp) one structure is read\n")
+    block = "POSITION\n    1 SOL   O          1    0.000000000    0.000000000    0.000000000\nEND\n"
+    (tmp_path / "w.g96").write_text(2 * block)
+    with pytest.raises(ConfigError, match=r"w.g96 has several structures, of which ASE makes one"):
+        add(queue, tmp_path / "w.g96")
 
 
 def test_a_file_that_is_being_written(queue: Queue, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
@@ -13,6 +14,8 @@ from typing import Any
 
 import ase.io
 import numpy as np
+from ase.geometry import minkowski_reduce
+from ase.io.formats import filetype, ioformats
 from ase.neighborlist import neighbor_list
 from ipi.utils.io import read_file_raw
 
@@ -29,6 +32,8 @@ _IPI = re.compile(r"CELL[\[({]|cell\{|positions\{|Bead:")
 _UNITS = re.compile(r"positions\{\w+\}.*cell\{\w+\}|cell\{\w+\}.*positions\{\w+\}")
 #: Å; atoms are never closer; forces or velocities that are read as positions often are
 _NEAR = 0.2
+#: Å; an atom and its own image are never closer: what has such a cell has none, or not in Å
+_OWN_IMAGE = 1.0
 #: kinds of frames that are listed
 _KINDS = 8
 
@@ -38,7 +43,8 @@ class Added:
     """How many frames were stored, and how many the queue had already.
 
     torn: whether the file's last frame was left out because it may be incomplete. isotopes: whether D or T was read as
-    H. kinds: a line for each formula and periodicity of the frames.
+    H. single: the format's name, where ASE reads one structure of its files, whatever else is in them. kinds: a line
+    for each formula and periodicity of the frames.
     """
 
     stored: int
@@ -46,12 +52,14 @@ class Added:
     torn: bool
     isotopes: bool = False
     kinds: tuple[str, ...] = ()
+    single: str = ""
 
     def __str__(self) -> str:
         text = "1 frame waits for its label" if self.stored == 1 else f"{self.stored} frames wait for labels"
         text += f", {self.known} were there already" * bool(self.known)
         text += "; the last one of the file may be incomplete, and was left out" * self.torn
         text += "; D and T were read as H, since no label depends on masses" * self.isotopes
+        text += f"; of a file in this format ({self.single}) one structure is read" * bool(self.single)
         return "\n  ".join([text, *self.kinds])
 
 
@@ -90,7 +98,7 @@ def add(queue: Queue, path: Path, every: int = 1, periodic: bool | None = None) 
         raise ConfigError(f"there is no whole frame in {path}{ends}")
     # in one transaction: all frames of a file or none
     stored = sum(row is not None for row in queue.add_all(kept))
-    return Added(stored, len(kept) - stored, read.torn, read.isotopes, _kinds([one.frame for one in kept]))
+    return Added(stored, len(kept) - stored, read.torn, read.isotopes, _kinds([one.frame for one in kept]), read.single)
 
 
 @dataclass(slots=True)
@@ -100,6 +108,7 @@ class _Read:
     frames: list[Frame]
     torn: bool = False
     isotopes: bool = False
+    single: str = ""
 
 
 def _read(path: Path, text: bytes) -> _Read:
@@ -110,15 +119,61 @@ def _read(path: Path, text: bytes) -> _Read:
         return _dump(path, lines)
     if mode in ("xyz", "extxyz"):
         return _xyz(path, lines)
-    if mode != "pdb":
-        read = _Read([])
-        for number, atoms in enumerate(ase.io.read(path, ":", do_not_split_by_at_sign=True)):
-            if mode == "gro":  # a gro file has names only, and ASE reads MW, the dummy site of a water, as tungsten
-                elements = [element(str(name), f"frame {number} of {path}") for name in atoms.arrays["atomtypes"]]
-                atoms.symbols = [symbol for symbol, _ in elements]
-                read.isotopes |= any(isotope for _, isotope in elements)
-            read.frames.append(_of_ase(atoms, f"frame {number} of {path}"))
-        return read
+    if mode == "gro":
+        return _gro(path, lines)
+    if mode in ("sdf", "mol"):
+        return _Read([_of_ase(one, where) for one, where in _records(path, lines, mode)])
+    if mode == "pdb":
+        return _pdb(path, lines)
+    if mode == "g96" and sum(line.startswith("POSITION") for line in lines) > 1:
+        raise ConfigError(f"{path} has several structures, of which ASE makes one: write each into a file of its own")
+    whole = ase.io.read(path, ":", do_not_split_by_at_sign=True)
+    named = filetype(str(path))
+    read = _Read([_of_ase(atoms, f"frame {n} of {path}") for n, atoms in enumerate(whole)])
+    return replace(read, single=named if ioformats[named].single else "")
+
+
+def _records(path: Path, lines: Sequence[str], mode: str) -> list[tuple[Any, str]]:
+    """Of an SDF every structure that ASE reads, which would take the first one alone, and where it is."""
+    records: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith("$$$$"):
+            records.append([])
+        else:
+            records[-1].append(line)
+    if not "".join(records[-1]).strip():  # behind the last end
+        records.pop()
+    return [
+        (ase.io.read(io.StringIO("".join(record)), format=mode), f"frame {number} of {path}")
+        for number, record in enumerate(records)
+    ]
+
+
+def _gro(path: Path, lines: Sequence[str]) -> _Read:
+    """A gro file, or a trajectory of such: a title, the number of atoms, these, and the box. Raises ConfigError."""
+    read, at = _Read([]), 0
+    while at < len(lines) and "".join(lines[at:]).strip():
+        where = f"frame {len(read.frames)} of {path}"
+        if at + 1 >= len(lines) or re.fullmatch(r"\s*[0-9]{1,9}\s*", lines[at + 1]) is None:
+            raise ConfigError(f"{where} has no number of atoms in line {at + 2} of the file")
+        block = lines[at : at + 3 + int(lines[at + 1])]
+        at += len(block)
+        if len(block) < 3 + int(block[1]) or not block[-1].strip():
+            read.torn = True
+            break
+        atoms = ase.io.read(io.StringIO("".join(block)), format="gromacs")
+        # a gro file has names only, and ASE reads MW, the dummy site of a water, as tungsten
+        elements = [element(str(name), where) for name in atoms.arrays["atomtypes"]]
+        atoms.symbols = [symbol for symbol, _ in elements]
+        read.isotopes |= any(isotope for _, isotope in elements)
+        if not np.any(atoms.cell.array):  # the format has a box in any case
+            atoms.pbc = False
+        read.frames.append(_of_ase(atoms, where))
+    return read
+
+
+def _pdb(path: Path, lines: Sequence[str]) -> _Read:
+    """A pdb of i-PI, or of any other program."""
     blocks, torn = _pdb_blocks(lines)
     plain = [[_protium(line) for line in block] for block in blocks]
     isotopes = plain != blocks
@@ -127,7 +182,7 @@ def _read(path: Path, text: bytes) -> _Read:
         return _Read(frames, torn, isotopes)
     for number, block in enumerate(plain):
         for line in block:  # without the element's column ASE guesses from the name
-            if line.startswith(("ATOM", "HETATM")) and not line[76:78].strip():
+            if _is_atom(line) and not line[76:78].strip():
                 name = line[12:16].strip()
                 unlike(name, name, f"frame {number} of {path}")
     whole = io.StringIO("".join(line for block in plain for line in block))
@@ -197,7 +252,7 @@ def _of_ipi(block: Sequence[str], mode: str, where: str) -> Frame:
 
 def _protium(line: str) -> str:
     """A line of a pdb with H in place of an isotope's name, in the columns of the name and of the element."""
-    if not line.startswith(("ATOM", "HETATM")) or line[12:16].strip().rstrip("0123456789") not in ISOTOPES:
+    if not _is_atom(line) or line[12:16].strip().rstrip("0123456789") not in ISOTOPES:
         return line
     return line[:12] + re.sub("[A-Z]", "H", line[12:16]) + line[16:76] + re.sub("[DTZ]", "H", line[76:78]) + line[78:]
 
@@ -259,17 +314,41 @@ def _blocks(path: Path, lines: Sequence[str]) -> tuple[list[list[str]], bool]:
 
 
 def _pdb_blocks(lines: Sequence[str]) -> tuple[list[list[str]], bool]:
-    """The lines of each frame of a pdb, and whether the last one was torn. One without any END is one frame."""
+    """The lines of each frame of a pdb, and whether the last one was torn. One without any END is one frame.
+
+    A frame without a cell has that of the frame before: the format has it once, above all models. Where there is none
+    the format has one of 1 Å, and some programs write 0 (wwPDB, Atomic Coordinate Entry Format 3.30, CRYST1).
+    """
     blocks: list[list[str]] = [[]]
+    cell, told = None, False  # told: in this block
     for line in lines:
+        if line.startswith("CRYST1"):
+            cell = line
+            with contextlib.suppress(ValueError):  # what is no number there is told by the reader
+                sides, angles = (
+                    [float(line[k : k + n]) for k in at] for n, at in ((9, (6, 15, 24)), (7, (33, 40, 47)))
+                )
+                if sides in ([1.0] * 3, [0.0] * 3) and angles == [90.0] * 3:
+                    cell = None
+                    continue
+            told = True
+        if cell and not told and _is_atom(line):
+            blocks[-1].append(cell)
+            told = True
         blocks[-1].append(line)
         if line.startswith("END"):
             blocks.append([])
+            told = False
     rest = blocks.pop()  # atoms after the last END are of a frame that is still being written
-    cut = any(line.startswith(("ATOM", "HETATM")) for line in rest)
+    cut = any(map(_is_atom, rest))
     if not blocks and cut and rest[-1].endswith("\n"):
         return [rest], False
-    return blocks, cut
+    # the END behind the last ENDMDL is no frame
+    return [block for block in blocks if any(map(_is_atom, block))], cut
+
+
+def _is_atom(line: str) -> bool:
+    return line.startswith(("ATOM", "HETATM"))
 
 
 def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
@@ -279,6 +358,13 @@ def _checked(frame: Frame, where: str, number: int, digest: str) -> KeptFrame:
         raise ConfigError(f"{where}: {error.what}", "correct it, or remove it") from error
     if not frame.numbers.all():
         raise ConfigError(f"{where} has atoms of no known element", "remove it from the file")
+    if any(frame.pbc):
+        lengths = np.linalg.norm(minkowski_reduce(frame.cell, frame.pbc)[0], axis=1)[np.array(frame.pbc)]
+        if lengths.min() < _OWN_IMAGE:
+            raise ConfigError(
+                f"{where} has a cell in which each atom is {lengths.min():.4f} Å from its own image",
+                "correct the cell, which is in Å; where there is none, add the file with --not-periodic",
+            )
     # with images: too small a cell brings atoms together as well
     first, second, far = neighbor_list("ijd", frame.to_atoms(), _NEAR)
     if len(far):
