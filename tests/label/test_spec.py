@@ -14,6 +14,8 @@ import ase.build
 import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator
+from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
 
 from beadwork.errors import ConfigError, LabelError
 from beadwork.frame import Frame
@@ -218,6 +220,37 @@ class Energies(Calculator):
     def __init__(self, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff
+
+
+class Stopped(Calculator):
+    """A calculator that gives the energy of its last iteration, and says whether it was enough, as VASP's does."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, iterations: int) -> None:
+        super().__init__()
+        self.iterations, self.converged = iterations, None
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()) -> None:
+        """See ASE."""
+        self.results = {"energy": -1.0, "forces": np.zeros((len(atoms), 3))}
+        self.converged = self.iterations > 10
+
+
+def summed(iterations: int) -> Calculator:
+    """One that did not converge, below a correction."""
+    return SumCalculator([Stopped(iterations), LennardJones()])
+
+
+@pytest.mark.parametrize("name", ["Stopped", "summed"])
+def test_a_calculation_that_did_not_converge_is_no_label(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An energy that the calculator itself calls unconverged is refused, also where it is one of a sum."""
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(Stopped=Stopped, summed=summed))  # type: ignore[misc]
+    frame = Frame.from_atoms(ase.build.molecule("H2O"))
+    made = AseCalculator(f"{__name__}:{name}", "T", {"iterations": 60}, ignores_charge=True)
+    assert np.isfinite(made.label(frame, 0, 0).energy)
+    with pytest.raises(LabelError, match=rf"{name} says that its calculation did not converge; give it more"):
+        replace(made, arguments={"iterations": 9}).label(frame, 0, 0)
 
 
 def test_a_program_that_is_not_here(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import inspect
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, metadata
@@ -125,15 +125,26 @@ class AseCalculator:
         try:
             # a new one each time: calculators keep results of the atoms before
             atoms.calc = self._made(**arguments)
-            _place(atoms.calc, folder)
+            for one in _parts(atoms.calc):
+                if hasattr(one, "directory"):
+                    one.directory = folder
             # forces first: one calculation gives both, where the energy first would make some codes run twice
             forces = np.array(atoms.get_forces(), dtype=np.float64) if self.forces else None
             energy = float(atoms.get_potential_energy())
             # with smeared occupations the forces are the derivatives of the free energy, not of the energy
             energy = float(atoms.calc.results.get("free_energy", energy))
+            # some, as VASP's, give the energy of the last iteration all the same
+            if any(getattr(one, "converged", None) is False for one in _parts(atoms.calc)):
+                raise LabelError(
+                    f"{self.calculator} says that its calculation did not converge{_see(folder)}",
+                    "give it more iterations, or other settings of its convergence",
+                )
+        except LabelError:
+            raise
         except Exception as error:  # calculators can raise anything; it becomes the reason in the queue
-            where = f"; see {folder}" if any(folder.iterdir()) else ""
-            raise LabelError(f"{self.calculator} could not label: {type(error).__name__}: {error}{where}") from error
+            raise LabelError(
+                f"{self.calculator} could not label: {type(error).__name__}: {error}{_see(folder)}"
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # empty for a calculator without files; else it is kept for the user after an error
@@ -158,15 +169,18 @@ class AseCalculator:
         return self.estimate
 
 
-def _place(calculator: Any, folder: Path, depth: int = 3) -> None:
-    """Set the working folder of a calculator and of the calculators of which it is composed."""
-    if hasattr(calculator, "directory"):
-        calculator.directory = folder
-    # as in a sum of calculators, or a D3 on top of one; depth 3 ends loops of references
+def _parts(calculator: Any, depth: int = 3) -> Iterator[Any]:
+    """A calculator and the calculators of which it is composed, as in a sum of them, or a D3 on top of one."""
+    yield calculator
+    # depth 3 ends loops of references
     for part in vars(calculator).values() if depth and hasattr(calculator, "__dict__") else ():
         for one in part if isinstance(part, (list, tuple)) else (part,):
             if isinstance(one, BaseCalculator) or type(one).__module__.startswith("ase.calculators."):
-                _place(one, folder, depth - 1)
+                yield from _parts(one, depth - 1)
+
+
+def _see(folder: Path) -> str:
+    return f"; see {folder}" if any(folder.iterdir()) else ""
 
 
 def _version(calculator: str) -> str:
