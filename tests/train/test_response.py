@@ -20,7 +20,7 @@ from beadwork.potential.response import ResponseEngine, Role
 from beadwork.train.dataset import Dataset, Example, to_atoms
 from beadwork.train.label_file import ResponseKeys, from_file
 from beadwork.train.member import _options, _write
-from beadwork.train.response import errors_of, train_response
+from beadwork.train.response import _learned, errors_of, train_response
 from beadwork.train.settings import TrainSettings
 from beadwork.units import BOHR, HARTREE
 from support import truth
@@ -93,6 +93,27 @@ def test_what_is_refused(tmp_path: Path, change: Any, settings: dict[str, Any], 
     without charges: before a folder is made."""
     with pytest.raises((LabelError, ConfigError), match=sentence):
         train_response(change(labelled()), tmp_path / "out", replace(SMALL, **settings))
+    assert not (tmp_path / "out").exists()
+
+
+def test_dipoles_of_periodic_frames_are_of_one_branch(tmp_path: Path) -> None:
+    """A dipole in a cell is known up to e times cell vectors: one of a frame that is such a quantum off would be
+    learned as a jump. Small ones in a large cell cannot be, in a slab only along what is periodic."""
+    examples = labelled(4, alpha=False)
+    cell = 20.0 * np.array([[1, 0, 0], [0.1, 1, 0], [0, 0, 1]])
+
+    def boxed(example: Example, way: np.ndarray, pbc: tuple[bool, bool, bool]) -> Example:
+        label = replace(example.label, dipole=example.label.dipole + way)
+        return replace(example, label=label, frame=replace(example.frame, cell=cell, pbc=pbc))
+
+    small = [boxed(e, np.zeros(3), (True, True, True)) for e in examples]
+    assert _learned(small) == ("dipole",)
+    assert _learned([*small, boxed(examples[0], cell[2], (True, True, False))]) == ("dipole",)
+    jumped = boxed(examples[1], cell[1], (True, True, False))
+    with pytest.raises(
+        LabelError, match=r"row 1 of test is periodic, and its dipole is (0\.9|1\.0)\d of e times a cell"
+    ):
+        train_response([*small, jumped], tmp_path / "out", replace(SMALL, hidden_irreps="4x0e+4x1o"))
     assert not (tmp_path / "out").exists()
 
 

@@ -41,6 +41,9 @@ ERRORS = {
     POLARIZABILITY: ("polarizability_rmse_e_angstrom2_per_V", "e Å²/V"),
 }
 
+#: of e times a cell vector, to which dipoles of periodic frames are of one branch
+BRANCH = 0.25
+
 
 def train_response(
     examples: Sequence[Example],
@@ -52,8 +55,9 @@ def train_response(
     """Train models of the examples' dipoles, and polarizabilities where all have them; return the bundles in `out`.
 
     The folder gets dataset.json, `dipole-0`, `dipole-1`, … and committee.toml, as that of a Δ committee; held out,
-    drawn and gone on with after a kill are as there. Raises LabelError for examples without dipoles, and for ions where
-    dipoles alone are learned, ConfigError for settings that make no such model, ModelError for a training that failed.
+    drawn and gone on with after a kill are as there. Raises LabelError for examples without dipoles, for ions where
+    dipoles alone are learned, and for dipoles of periodic frames that may be on different branches; ConfigError for
+    settings that make no such model, ModelError for a training that failed.
     """
     learns = _learned(examples)
     given = {term.split("x")[-1].strip() for term in settings.hidden_irreps.split("+")}
@@ -150,6 +154,7 @@ def format_response_errors(measured: dict[str, Any]) -> str:
 
 def _learned(examples: Sequence[Example]) -> tuple[str, ...]:
     """What all examples have labels of. Raises LabelError where they lack dipoles, or some lack polarizabilities."""
+    _check_branches(examples)
     for name in (DIPOLE, POLARIZABILITY):
         lacking = [e for e in examples if getattr(e.label, name) is None]
         if not lacking:
@@ -173,6 +178,25 @@ def _learned(examples: Sequence[Example]) -> tuple[str, ...]:
             "give charge in the comment line of each frame, also where it is 0",
         )
     return (DIPOLE, POLARIZABILITY)
+
+
+def _check_branches(examples: Sequence[Example]) -> None:
+    """Refuse dipoles of periodic frames that may differ by whole quanta, e times cell vectors, as jumps to be learned.
+
+    Within a quarter of a quantum from 0 no two can (King-Smith and Vanderbilt, Phys. Rev. B 47, 1651, 1993).
+    """
+    for e in examples:
+        pbc = np.array(e.frame.pbc)
+        if e.label.dipole is None or not pbc.any():
+            continue
+        quanta = e.label.dipole @ np.linalg.pinv(e.frame.cell[pbc])
+        if np.abs(quanta).max() > BRANCH:
+            raise LabelError(
+                f"{e.place} is periodic, and its dipole is {np.abs(quanta).max():.2f} of e times a cell vector: a "
+                "dipole in a cell is known up to whole such quanta, and those of other frames may be on another branch",
+                f"train on frames whose dipoles are within {BRANCH:g} of it, such as molecules in a large cell or "
+                "clusters",
+            )
 
 
 def _labels(examples: Sequence[Example], name: str) -> FloatArray:
