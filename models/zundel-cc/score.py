@@ -10,7 +10,7 @@ What the labels add to F(0.4) - F(0) is, to first order, the mean of label - mod
 less that among those of the other.
 
 `pick` of a folder with simulation.pos_*.xyz, positions of every bead, takes beads: the place is that of the centroid,
-and of each frame one bead stands for all.
+and of each frame every eighth bead stands for all.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from beadwork.potential.load import load
 HERE = Path(__file__).parent
 DC = parse("dc:O1,O2")
 PLACES, WIDTH = (0.0, 0.4), 0.05
-#: frames about each place, and beads from that of one frame to that of the next
-FRAMES, STRIDE = 30, 5
+#: structures about each place, and every which bead of a frame may be one
+FRAMES, STRIDE = 30, 8
 
 
 def dc(atoms: Atoms) -> float:
@@ -65,11 +65,11 @@ def classical(runs: Path) -> Iterator[tuple[Atoms, Atoms]]:
 
 
 def quantum(run: Path) -> Iterator[tuple[Atoms, Atoms]]:
-    """The centroid and one bead of each frame."""
+    """The centroid and each of some beads of each frame."""
     files = sorted(run.glob("simulation.pos_*.xyz"))
     for number, beads in enumerate(zip(*(ase.io.iread(file) for file in files), strict=False)):
         centroid = Atoms(beads[0].symbols, np.mean([bead.positions for bead in beads], axis=0))
-        yield centroid, beads[STRIDE * number % len(beads)]
+        yield from ((centroid, bead) for bead in beads[number % STRIDE :: STRIDE])
 
 
 def compare(picked: Path, labelled: Path) -> None:
