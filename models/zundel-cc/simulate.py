@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--baseline", type=Path, default=HERE / "baseline")
     parser.add_argument("--delta", type=Path, default=HERE)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--mark-spread", default="5", help="eV/Å of force spread at which a run is stopped")
     options = parser.parse_args()
     keep = options.keep or options.folder
     keep.mkdir(parents=True, exist_ok=True)
@@ -98,6 +99,7 @@ def _run(options: argparse.Namespace, folder: Path, xml: Path, seed: int, steps:
         start = folder / "input.xml"
         start.write_text(text, encoding="utf-8")
     command = [*BEADWORK, "run", start.name, "--not-periodic", "--threads", "1", "--dtype", options.dtype]
+    command += ["--mark-spread", options.mark_spread]
     command += ["--baseline", str(options.baseline.absolute()), "--delta", str(options.delta.absolute())]
     if end is not None:  # SIGTERM, at which i-PI writes a RESTART
         command = ["timeout", "--foreground", f"{max(1.0, end - time.time()):.0f}", *command]
