@@ -8,8 +8,10 @@ says nothing of their mean.
 alpha of labels without noise is chosen so that as many errors lie inside one and two standard deviations, counted
 together, as should: a quantile of error / s, which few structures with large errors do not move. The ratio of the mean
 squares is what those make it: two simulations of 78 raised those of models/water-highlevel by 20 and 30 %, and 78 % of
-the force errors lay inside one sigma in place of 66. It scatters less, too: by 49 % with the energies of five frames and
-12 % with those of 78, where the mean squares' scatters by 53 and 19 (four members, widths that vary by a factor of two).
+the force errors lay inside one sigma in place of 66. It scatters less, too: by 49 % with the energies of five frames
+and 12 % with those of 78, where the mean squares' scatters by 53 and 19 (four members, widths that vary by a factor of
+two).
+
 Labels with noise have the ratio of the mean squares,
 alpha^2 = (mean error^2 - mean sigma^2) / mean s^2, s^2 the sample variance of the members: right in the mean for any
 number of members, any widths and any noise, while what should lie inside then depends on the true widths, which a few
