@@ -144,6 +144,13 @@ def test_a_contracted_component_counts_whole(tmp_path: Path) -> None:
     assert between_potentials(runs, (0.25, 0.5), both[1]).total.value == pytest.approx(delta / 4)
     with pytest.raises(ConfigError, match=r"raw\( index=1 \) has the weight 0.25 in the run of .*, and its λ is 0.5"):
         between_potentials(runs, (0.5, 0.25), both[1])
+    # the other force: its energy is part of ∂V/∂λ where its weight is 1 - λ, and there alone
+    with pytest.raises(ConfigError, match=r"pot_component_raw\(0\) has the weight 1 .* λ is 0.25: .* --less out"):
+        between_potentials(runs, (0.25, 0.5), both[1], both[0])
+    mixed = [replace(told, about=about | {"component_weights": [1 - one, one]}) for one in (0.25, 0.5)]
+    assert between_potentials(mixed, (0.25, 0.5), both[1], both[0]).total.value == pytest.approx((delta - base) / 4)
+    with pytest.raises(ConfigError, match=r"force 0 goes from 0.5 to 0.75 .* give --less pot_component_raw\(0\)"):
+        between_potentials(mixed, (0.25, 0.5), both[1])
 
 
 CONTRACTED = """<simulation verbosity='low'>

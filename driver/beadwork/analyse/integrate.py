@@ -37,6 +37,8 @@ from beadwork.units import KJ_MOL
 
 #: by i-PI's names of properties, the order of arguments that are given without their own
 _ARGUMENTS = {"pot_component_raw": ("index", "bead")}
+#: a weight is λ within this
+WEIGHT = 1e-3
 #: i-PI's quantum kinetic energies
 _KINETIC = ("kinetic_cv", "kinetic_td", "kinetic_prsc", "kinetic_tdsc", "kinetic_opsc")
 
@@ -80,8 +82,7 @@ def between_potentials(
     kt = thermal(runs[0]) * KJ_MOL
     series = [_derivative(run, of, less, skip) for run in runs]
     x, which = _points(runs, at)
-    for run, place in zip(runs, at, strict=True):
-        _check_weight(run, of, place)
+    _check_weights(runs, at, of, less)
     totals = _averages([KJ_MOL * one for one in series], which)
     found = _with_members(_integral("λ", x, totals), runs, which, skip)
     lambdas = joined(
@@ -186,14 +187,36 @@ def _missing_beads(run: RunFolder, of: str) -> float:
     return 1.0 if beads is None or one else float(run.about["beads"] / beads)
 
 
-def _check_weight(run: RunFolder, of: str, place: float) -> None:
-    """Raise ConfigError where λ is not the weight that this component has in the run's input."""
-    weight = _of_component(run, of, "component_weights")
-    if weight is not None and abs(weight - place) > 1e-3:
-        raise ConfigError(
-            f"the force of {of} has the weight {weight:g} in the run of {run.directory}, and its λ is {place:g}",
-            "give --lambdas one for each run, in their order",
-        )
+def _check_weights(runs: Sequence[RunFolder], at: Sequence[float], of: str, less: str | None) -> None:
+    """Raise ConfigError where the weights in the runs' inputs are not those of ∂V/∂λ = of - less: λ of the one, 1 - λ
+    of the other, and of any other force the same in all runs."""
+    for run, place in zip(runs, at, strict=True):
+        weight = _of_component(run, of, "component_weights")
+        if weight is not None and abs(weight - place) > WEIGHT:
+            raise ConfigError(
+                f"the force of {of} has the weight {weight:g} in the run of {run.directory}, and its λ is {place:g}",
+                "give --lambdas one for each run, in their order",
+            )
+        weight = _of_component(run, less, "component_weights") if less else None
+        if weight is not None and abs(weight - (1 - place)) > WEIGHT:
+            raise ConfigError(
+                f"the force of {less} has the weight {weight:g} in the run of {run.directory}, where λ is {place:g}: "
+                "it is taken off ∂V/∂λ only where its weight is 1 - λ",
+                "leave --less out, or name the force whose weight is 1 - λ",
+            )
+    told = [run.about.get("component_weights") or [] for run in runs]
+    if not all(told) or len({len(one) for one in told}) > 1:
+        return  # of an older run nothing is known
+    known = {_index(name) for name in (of, less) if name}
+    if None in known:
+        return  # it is no force's own energy
+    for number, weights in enumerate(zip(*told, strict=True)):
+        if number not in known and np.ptp(weights) > WEIGHT:
+            raise ConfigError(
+                f"the weight of force {number} goes from {min(weights):g} to {max(weights):g} over these runs too, so "
+                f"∂V/∂λ is not {of}{f' - {less}' if less else ''} alone",
+                f"give --less pot_component_raw({number}) where that weight is 1 - λ",
+            )
 
 
 def _check_masses(runs: Sequence[RunFolder], masses: Sequence[float], of: str) -> None:
@@ -214,9 +237,15 @@ def _check_masses(runs: Sequence[RunFolder], masses: Sequence[float], of: str) -
 
 def _of_component(run: RunFolder, of: str, what: str) -> float | None:
     """What the record says of the <force> of `pot_component_raw(K)`; None of another property, and of an older run."""
-    (name, arguments), known = _asked(of), run.about.get(what) or ()
+    index, known = _index(of), run.about.get(what) or ()
+    return float(known[index]) if index is not None and index < len(known) else None
+
+
+def _index(of: str) -> int | None:
+    """K of `pot_component_raw(K)`; None of another property."""
+    name, arguments = _asked(of)
     index = arguments.get("index", "") if name == "pot_component_raw" else ""
-    return float(known[int(index)]) if index.isdecimal() and int(index) < len(known) else None
+    return int(index) if index.isdecimal() else None
 
 
 def _asked(of: str) -> tuple[str, dict[str, str]]:
