@@ -138,6 +138,18 @@ def test_a_bias_that_was_written(tmp_path: Path) -> None:
     torn = replace(piece, bias=np.where(np.arange(len(x)) == 7, np.nan, piece.bias))
     with pytest.raises(ConfigError, match="bias is not known at each step"):
         free_energy([torn], "x")
+    # nothing tells one bias from the windows' several, whose weights have no common scale
+    both = free_energy([piece, piece], "x", **asked)  # type: ignore[arg-type]
+    assert "all 2 runs are taken to be under one bias: give --centres and --kappa" in both.weighing
+    assert "one bias" not in found.weighing
+    windows = [sampled(rng.normal(at, 0.05, size=500), np.full(500, 0.0)) for at in (-1.0, 0.0, 1.0)]
+    biased = [
+        replace(one, bias=200 * (one.values["x"][:, 0] - at) ** 2) for one, at in zip(windows, (-1, 0, 1), strict=True)
+    ]
+    biased[2] = replace(biased[2], bias=biased[2].bias + 40.0)
+    with pytest.raises(ConfigError, match=r"1500 frames are worth [\d.]+, .* give --centres and --kappa") as refused:
+        free_energy(biased, "x")
+    assert "umbrella windows" in str(refused.value)
     with pytest.raises(ConfigError, match="bias is not known at each step"):
         free_energy([piece, sampled(x)], "x")
 

@@ -29,6 +29,8 @@ from beadwork.units import KJ_MOL
 #: what part of one window's frames is the next one's as well, below which the two hang together by chance
 #: (Klimovich, Shirts and Mobley, J. Comput.-Aided Mol. Des. 29, 397, 2015)
 OVERLAP = 0.03
+#: frames without a bias that biased ones are worth, below which a few of them make the average
+LEAST_WORTH = 20.0
 #: kT by which a restraint may differ from the bias that i-PI wrote: neither has all digits
 _ALIKE = 0.1
 
@@ -125,9 +127,19 @@ def ensembles(pieces: Sequence[Sampled], coordinate: str, restraints: Sequence[R
         every = np.concatenate(weights)
         # Kish's effective number of samples
         worth = every.sum() ** 2 / (every**2).sum()
+        remedy = "give --centres and --kappa if these are umbrella windows, each with a bias of its own"
+        if worth < LEAST_WORTH:
+            raise ConfigError(
+                f"weighed by exp(V/kT) of the bias that i-PI wrote, {len(every)} frames are worth {worth:.1f}, "
+                "of which there is no average",
+                remedy if len(biases) > 1 else "take a bias that stays nearer to what is there without it",
+            )
         words = (
             f"frames are weighed by exp(V/kT) of the bias that i-PI wrote, and are worth {worth:.0f} of {len(every)}"
         )
+        if len(biases) > 1:
+            # nothing in their outputs tells one bias from several, whose weights have no common scale
+            words += f"; all {len(biases)} runs are taken to be under one bias: {remedy}"
         return _one([weight / every.mean() for weight in weights], words)
     if len(restraints) != len(pieces):
         raise ConfigError(
