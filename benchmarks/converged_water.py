@@ -48,7 +48,7 @@ from beadwork.doctor.curvature import PER_DALTON, vibrations
 from beadwork.doctor.harmonic import BOLTZMANN, Modes, Plan, compress, errors, springs, without_barriers
 from beadwork.doctor.plan_xml import changed, colored_noise
 from beadwork.frame import FloatArray, Frame, IntArray
-from beadwork.ipi.outputs import find_trajectory, read_properties
+from beadwork.ipi.outputs import Files, find_trajectory, read_properties
 from beadwork.ipi.simulation import read_simulation
 from beadwork.potential.bundle import load_card
 from beadwork.potential.load import load_for
@@ -274,7 +274,7 @@ def frames(folder: Path) -> Iterator[tuple[int, FloatArray, FloatArray, FloatArr
     found: dict[int, dict[tuple[str, int], FloatArray]] = {}
     cell, beads = np.eye(3), 0
     for name, scale in (("positions", BOHR), ("forces", FORCE)):
-        trajectory = find_trajectory(folder, "simulation", name)
+        trajectory = find_trajectory(Files(folder, "simulation"), name)
         if trajectory is None:
             return
         if name == "positions":

@@ -77,7 +77,8 @@ def test_a_server_that_comes_in_the_middle(ipi, models, start, serve, tmp_path, 
         return
     shown = capsys.readouterr().out
     steps = int(re.search(r"(\d+) steps since this server connected", shown).group(1))
-    assert 40 - before - 1 <= steps + 1 <= 40 - before
+    # the last answer of the first server may have been lost with it, so that the second gives it again
+    assert 40 - before - 2 <= steps <= 40 - before
     assert read_about(record)["joined"]
 
 

@@ -12,8 +12,9 @@ from ipi.engine.cell import Cell
 from ipi.engine.outputs import TrajectoryOutput
 from ipi.utils.io import print_file
 
+from beadwork.errors import SimulationError
 from beadwork.ipi import outputs
-from beadwork.ipi.outputs import find_positions, find_trajectory, read_potentials, read_properties
+from beadwork.ipi.outputs import Files, find_positions, find_trajectory, read_potentials, read_properties
 from beadwork.units import BOHR
 
 NAMES = ["O", "H", "D", "O17"]
@@ -52,9 +53,9 @@ def test_any_quantity_of_all_atoms_is_read_in_atomic_units(tmp_path: Path) -> No
                 atoms.q = np.arange(12.0) + step
                 title = f"Step:  {step:10d}  Bead:   {0:5d} "
                 print_file("xyz", atoms, Cell(h=CELL.T / BOHR), file, title, what, dimension, units, "angstrom")
-    assert find_trajectory(tmp_path, "run", "positions") is None
+    assert find_trajectory(Files(tmp_path, "run"), "positions") is None
     for what in ("v_centroid", "kinetic_cv"):
-        trajectory = find_trajectory(tmp_path, "run", what)
+        trajectory = find_trajectory(Files(tmp_path, "run"), what)
         assert trajectory is not None
         assert len(trajectory.files) == 1
         for (step, bead, names, values), wanted in zip(trajectory.vectors(), (0, 7), strict=True):
@@ -69,7 +70,7 @@ def test_bead_positions_are_read_as_ipi_wrote_them(tmp_path: Path, mode: str, di
     (tmp_path / "run.centroid.xyz").write_text(
         "1\n# CELL(abcABC): 1 1 1 90 90 90 Step: 0 Bead: 0 x_centroid{angstrom}\nH 0 0 0\n"
     )
-    trajectory = find_positions(tmp_path, "run")
+    trajectory = find_positions(Files(tmp_path, "run"))
     assert trajectory is not None
     assert (len(trajectory.files), trajectory.every) == (2, 1)
     found = {(step, bead): frame for step, bead, frame in trajectory}
@@ -88,12 +89,12 @@ def test_a_torn_frame_is_left_out(tmp_path: Path) -> None:
     whole = path.read_text()
     for cut in (3, 40, 130):
         path.write_text(whole[:-cut])
-        trajectory = find_positions(tmp_path, "run")
+        trajectory = find_positions(Files(tmp_path, "run"))
         assert trajectory is not None
         assert [step for step, _, _ in trajectory] == [0, 10]
     assert len(written) == 3
     path.write_text(whole + str(len(NAMES))[:1])  # in the midst of the next one's first line
-    assert [step for step, _, _ in find_positions(tmp_path, "run") or ()] == [0, 10, 20]
+    assert [step for step, _, _ in find_positions(Files(tmp_path, "run")) or ()] == [0, 10, 20]
 
 
 @pytest.mark.parametrize("mode", ["xyz", "pdb"])
@@ -105,7 +106,7 @@ def test_a_frame_torn_in_the_middle_is_left_out(tmp_path: Path, mode: str, cut: 
     torn = path.read_text()[:-cut]
     written = write_trajectory(tmp_path, mode, [20, 30, 40], beads=1)
     path.write_text(torn + path.read_text())
-    trajectory = find_positions(tmp_path, "run")
+    trajectory = find_positions(Files(tmp_path, "run"))
     assert trajectory is not None
     found = {step: frame for step, _, frame in trajectory}
     assert {0, 30, 40} <= set(found) <= {0, 20, 30, 40}  # the first line after the cut may be lost with it
@@ -188,7 +189,7 @@ def test_what_an_edited_restart_writes_under_an_old_name_is_told_apart(tmp_path:
         path.read_text()
         + path.read_text().replace("positions{angstrom}", "forces{atomic_unit}").replace("Step:  ", "Step: 2")
     )
-    trajectory = find_positions(tmp_path, "run")
+    trajectory = find_positions(Files(tmp_path, "run"))
     assert trajectory is not None
     assert [step for step, _, _ in trajectory] == [step for step, _ in written]
     title = " #EXTRAS({})# Step:  {:10d} \n"
@@ -200,7 +201,7 @@ def test_what_an_edited_restart_writes_under_an_old_name_is_told_apart(tmp_path:
         + title.format("dipole", 10)
         + "1.0 2.0 3.0\n"
     )
-    found = read_potentials(tmp_path, "run", 1)
+    found = read_potentials(Files(tmp_path, "run", 1))
     assert found is not None
     assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-1, -1.5], 5: [-2, -2.5]}
 
@@ -211,16 +212,73 @@ def test_prefixes_as_ipi_takes_them(tmp_path: Path, stem: str) -> None:
     write_trajectory(tmp_path, "xyz", [0])
     for path in tmp_path.glob("run.*"):
         path.rename(path.with_name(path.name.replace("run.", f"{Path(stem).name}." if stem else "")))
-    trajectory = find_positions(tmp_path, f"{tmp_path}{stem}" if stem.startswith("/") else stem)
+    trajectory = find_positions(Files(tmp_path, f"{tmp_path}{stem}" if stem.startswith("/") else stem))
     assert trajectory is not None
     assert len(trajectory.files) == 2
+
+
+def test_files_of_another_run_in_the_folder_are_not_this_runs(tmp_path: Path) -> None:
+    """By the names that its input has, whatever else lies there: beads of a run of more or of fewer, a centroid under
+    another name, a prefix that begins alike, another committee's energies."""
+    for prefix, beads in (("run", 2), ("run.long", 4)):
+        write_trajectory(tmp_path, "xyz", [0, 10, 20], beads)
+        for path in list(tmp_path.glob("run.pos_*")) if prefix != "run" else ():
+            path.rename(path.with_name(path.name.replace("run.", f"{prefix}.")))
+    write_trajectory(tmp_path, "xyz", [0], beads=2)
+    for name in ("run.pos_2.xyz", "run.pos_00.xyz", "run.old_0.xyz"):
+        (tmp_path / name).write_text((tmp_path / "run.long.pos_3.xyz").read_text())
+    names = ("run.pos_0.xyz", "run.pos_1.xyz")
+    for name, value in (("run.pot", -1.0), ("run.com", -2.0), ("run.long.com", -3.0)):
+        for bead in range(2):
+            (tmp_path / f"{name}_{bead}").write_text(f" #EXTRAS(committee_pot)# Step:  {0:10d} \n {value} {value}\n")
+    files = Files(tmp_path, "run", 2, (names, ("run.com_0", "run.com_1"), ("run.gone_0",)))
+    trajectory, energies = find_positions(files), read_potentials(files)
+    assert trajectory is not None
+    assert energies is not None
+    assert tuple(path.name for path in trajectory.files) == names
+    assert [step for step, _, _ in trajectory] == [0, 0]
+    assert energies.by_step[0].tolist() == [-2, -2]
+    assert find_trajectory(Files(tmp_path, "run", 2, ()), "positions") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "beads", "said"),
+    [
+        (["run.pos_0.xyz", "run.pos_1.xyz"], 2, ""),
+        (["run.pos_00.xyz", "run.pos_04.xyz", "run.pos_08.xyz"], 10, ""),
+        (["run.pos_0.xyz", "run.long.pos_0.xyz"], 1, ""),
+        (["run.pos_0.xyz", "runs.pos_1.xyz"], 1, ""),
+        (["run.pos_0.xyz", "run.pos_1.xyz"], 1, "of 2 beads, run.pos_0.xyz to run.pos_1.xyz, and this run has 1"),
+        (["run.pos_0.xyz", "run.pos_00.xyz"], 16, "of 2 beads, .* and this run has 16"),
+        (["run.long.pos_0.xyz"], 1, "may be of another run whose prefix begins as this one's, 'run'"),
+        (["run.pos_0.xyz", "run.old_0.xyz"], 1, "run.old_0.xyz and run.pos_0.xyz .* hold the same quantity"),
+    ],
+)
+def test_an_older_record_takes_no_file_that_may_be_of_another_run(
+    tmp_path: Path, names: list[str], beads: int, said: str
+) -> None:
+    """Where the record has the prefix alone: more beads than the run has, another number of digits, a prefix that
+    begins alike and a second output are refused; every fourth bead, as i-PI writes it for bead='-4', is this run's."""
+    write_trajectory(tmp_path, "xyz", [0], beads=1)
+    text = (tmp_path / "run.pos_0.xyz").read_text()
+    (tmp_path / "run.pos_0.xyz").unlink()
+    for name in names:
+        (tmp_path / name).write_text(text)
+    if said:
+        with pytest.raises(SimulationError, match=said):
+            find_positions(Files(tmp_path, "run", beads))
+        return
+    trajectory = find_positions(Files(tmp_path, "run", beads))
+    assert trajectory is not None
+    own = [name for name in names if name.startswith("run.pos")]
+    assert [path.name for path in trajectory.files] == own
 
 
 def test_two_formats_of_one_name_are_two_outputs(tmp_path: Path) -> None:
     """<trajectory filename='pos'> as xyz and as pdb: two files, one a bead, not four, with the more digits."""
     write_trajectory(tmp_path, "pdb", [0, 10])
     write_trajectory(tmp_path, "xyz", [0, 10])
-    trajectory = find_positions(tmp_path, "run")
+    trajectory = find_positions(Files(tmp_path, "run"))
     assert trajectory is not None
     assert [path.name for path in trajectory.files] == ["run.pos_0.xyz", "run.pos_1.xyz"]
 
@@ -237,7 +295,7 @@ def test_long_trajectories_are_thinned_by_step(tmp_path: Path, monkeypatch: pyte
     one.write_text("".join(lines[: 8 * length - 2] + lines[8 * length :]))  # step 45
     lines = two.read_text().splitlines(keepends=True)
     two.write_text("".join(lines[: 9 * length] + lines[7 * length :]))
-    trajectory = find_positions(tmp_path, "run")
+    trajectory = find_positions(Files(tmp_path, "run"))
     assert trajectory is not None
     assert trajectory.every == 20
     for bead in range(2):
@@ -258,7 +316,7 @@ def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
                 f"{-1.25 + shift + len(lines):16.8e} {-3.5 + shift:16.8e}",
             ]
         (tmp_path / f"run.committee_{bead}").write_text("\n".join(lines) + "\n")
-    found = read_potentials(tmp_path, "run", 2)
+    found = read_potentials(Files(tmp_path, "run", 2))
     assert found is not None
     assert {step: values.tolist() for step, values in found.by_step.items()} == {0: [-0.25, -2.5], 5: [5.75, -2.5]}
     assert found.resolution == pytest.approx(1e-8)
@@ -267,11 +325,11 @@ def test_potentials_are_the_mean_over_the_beads(tmp_path: Path) -> None:
         path = tmp_path / f"run.committee_{bead}"
         torn = f" #EXTRAS(committee_pot)# Step:  {900:10d} "[:-3]
         path.write_text(path.read_text() + f"{torn} #EXTRAS(committee_pot)# Step:  {6:10d} \n -1.0e+00 -2.0e+00 \n")
-    again = read_potentials(tmp_path, "run", 2)
+    again = read_potentials(Files(tmp_path, "run", 2))
     assert again is not None
     assert list(again.by_step) == [0, 5, 6]
-    assert read_potentials(tmp_path, "run", 3) is None
-    assert read_potentials(tmp_path, "other", 2) is None
+    assert read_potentials(Files(tmp_path, "run", 3)) is None
+    assert read_potentials(Files(tmp_path, "other", 2)) is None
 
 
 def test_potentials_beside_other_extras(tmp_path: Path) -> None:
@@ -292,7 +350,7 @@ def test_potentials_beside_other_extras(tmp_path: Path) -> None:
                 extras |= {"force_spread_max": [None], "dipole": [[1.0, 2.0, 3.0]]}
                 output.write_traj(extras, "extras", file, 0, flush=False)
             file.write(f" #EXTRAS({keys})# Step:          10 \n -1.0")
-        found = read_potentials(tmp_path, "run", 1)
+        found = read_potentials(Files(tmp_path, "run", 1))
         assert (found is not None) == known
         if found is not None:
             series = {step: values.tolist() for step, values in found.by_step.items()}

@@ -240,7 +240,7 @@ def _series(run: RunFolder, kt: float) -> Iterator[_Series]:
 
 def _of_atoms(run: RunFolder, quantity: str) -> Iterator[tuple[str, IntArray, FloatArray]]:
     """Of a trajectory: by i-PI's names (D is not H) the name, the steps (F,) and the values (F, atoms of it, 3)."""
-    trajectory = find_trajectory(run.directory, str(run.about.get("outputs", "")), quantity)
+    trajectory = find_trajectory(run.files, quantity)
     frames: dict[int, FloatArray] = {}
     names: NDArray[np.str_] = np.empty(0, dtype=np.str_)
     for step, _, named, vectors in trajectory.vectors() if trajectory else ():

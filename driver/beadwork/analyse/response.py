@@ -162,10 +162,9 @@ def _pieces(run: RunFolder, key: str, project: FloatArray, skip: float) -> list[
     step = run.about.get("time_step_fs")
     if not step:
         raise ConfigError(f"the time step of {run.folder} is not known", "name i-PI's input")
-    stem, beads = str(run.about.get("outputs", "")), int(run.about.get("beads", 1))
     with reading(run.directory, ConfigError, DAMAGED):
-        whole = read_extra(run.directory, stem, key, beads)
-        of_members = read_extra(run.directory, stem, f"committee_{key}", beads)
+        whole = read_extra(run.files, key)
+        of_members = read_extra(run.files, f"committee_{key}")
     if not whole:
         raise ConfigError(
             f"i-PI wrote no {key} of every bead into {run.directory}",

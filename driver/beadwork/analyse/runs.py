@@ -84,6 +84,7 @@ def open_run(path: Path) -> RunFolder:
     system = simulation.systems[0]
     about = {
         "outputs": f"{system.prefix}_{simulation.prefix}" if system.prefix else simulation.prefix,
+        "trajectories": simulation.trajectories,
         "first_step": simulation.step,
         "time_step_fs": system.timestep,
         "temperature_K": simulation.temperature,
@@ -152,6 +153,11 @@ def _check_about(path: Path, about: Mapping[str, Any]) -> None:
         value = about.get(key) or []
         if not isinstance(value, list) or not all(type(one) in (int, float) and least <= one < 1e15 for one in value):
             raise ConfigError(f"the line # run: of {path} has {key} = {str(value)[:60]}, which cannot be", DAMAGED)
+    files = about.get("trajectories") or []
+    if not isinstance(files, list) or not all(
+        isinstance(one, list) and all(isinstance(name, str) for name in one) for one in files
+    ):
+        raise ConfigError(f"the line # run: of {path} has trajectories = {str(files)[:60]}, which cannot be", DAMAGED)
     for key in ("composition", "labels", "masses"):
         value = about.get(key) or {}
         if not isinstance(value, dict) or any(
@@ -270,12 +276,11 @@ def _batches(frames: Iterator[tuple[int, Frame]], first: int) -> Iterator[list[t
 
 def _files(run: RunFolder, of: str, beads: int, periodic: bool) -> list[Iterator[tuple[int, Frame]]]:
     """The frames of the centroid, or of each bead that was written."""
-    stem = str(run.about.get("outputs", ""))
-    positions = find_trajectory(run.directory, stem, "positions")
+    positions = find_trajectory(run.files, "positions")
     several = of == "centroid" and beads > 1
     # one bead is its own centroid, whichever of the two was written
     wanted = several or (beads == 1 and positions is None)
-    if wanted and (centroid := find_trajectory(run.directory, stem, "x_centroid")):
+    if wanted and (centroid := find_trajectory(run.files, "x_centroid")):
         return [_of_bead(centroid, 0)]
     if several:
         if positions is not None and len(positions.files) == beads:

@@ -139,11 +139,9 @@ def _velocities(run: RunFolder, skip: float) -> list[_Piece]:
     step = run.about.get("time_step_fs")
     if not step:
         raise ConfigError(f"the time step of {run.folder} is not known", "name i-PI's input")
-    stem, beads = str(run.about.get("outputs", "")), int(run.about.get("beads", 1))
+    beads = int(run.about.get("beads", 1))
     # centroid velocities are the mean of all beads': T-RPMD's vibrations are those of the centroid
-    trajectory = find_trajectory(run.directory, stem, "v_centroid") or find_trajectory(
-        run.directory, stem, "velocities"
-    )
+    trajectory = find_trajectory(run.files, "v_centroid") or find_trajectory(run.files, "velocities")
     if trajectory is None or (trajectory.quantity == "velocities" and len(trajectory.files) != beads):
         raise ConfigError(
             f"i-PI wrote no velocities of the centroid into {run.directory}",

@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ipi.utils.io.io_units import auto_units
 from ipi.utils.units import unit_to_internal
 from numpy.typing import NDArray
 
+from beadwork.errors import SimulationError
 from beadwork.frame import FloatArray, Frame, IntArray
 from beadwork.log import logger
 from beadwork.units import BOHR, FEMTOSECOND
@@ -38,6 +38,8 @@ SINGLE_EXTRAS = {
 }  # fmt: skip
 #: lines of a frame in i-PI's formats besides one an atom
 _FRAMING = {".xyz": 2, ".pdb": 3}
+#: what to do where an older record does not say which files are its own
+_BY_INPUT = "name the i-PI input (XML) of this run instead of its folder, or move the files of other runs away"
 #: names of isotopes that are no symbols of elements, as i-PI knows them
 ISOTOPES = {"D": 1, "T": 1, "Z": 1}
 #: atoms of a trajectory that are read at most, all beads together; of longer ones every n-th step is taken
@@ -281,30 +283,91 @@ def write_down(into: dict[int, Any], step: int, value: Any) -> None:
     into[step] = value
 
 
-def find_positions(folder: Path, stem: str) -> Trajectory | None:
-    """The files of bead positions among i-PI's outputs that begin with `stem`; None without any. Thinned if long."""
-    return find_trajectory(folder, stem, "positions", MOST_ATOMS)
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the trajectories of a run, and its extras, are.
+
+    folder: where i-PI ran. prefix: of its outputs, which may be empty or a path. beads: of the ring polymer, None where
+    that is not known. names: by the input, relative to the folder, those of one output together; None where an older
+    record does not say them. A folder may hold files of other runs: i-PI moves away those alone that it writes anew.
+    """
+
+    folder: Path
+    prefix: str
+    beads: int | None = None
+    names: tuple[tuple[str, ...], ...] | None = None
+
+    def outputs(self, is_of: Callable[[Path], bool]) -> list[list[Path]]:
+        """The files that are of something, those of one output together, by bead.
+
+        Without names: those whose own begin with the prefix. Raises SimulationError where these can be of another run.
+        """
+        if self.names is not None:
+            own = [[path for one in names if (path := self.folder / one).is_file()] for names in self.names]
+            return [found for paths in own if (found := list(filter(is_of, paths)))]
+        groups: dict[tuple[str, str], list[Path]] = {}
+        for path in sorted((self.folder / (self.prefix or "_")).parent.glob("*")):
+            begin = f"{Path(self.prefix).name}." if self.prefix else ""
+            # extras have no ending
+            split = re.fullmatch(rf"{re.escape(begin)}(.+?)(?:_\d+)?(\.(?:xyz|pdb))?", path.name)
+            if split and path.is_file() and is_of(path):
+                groups.setdefault((split[1], split[2] or ""), []).append(path)
+        # run.long.pos_0.xyz may be long.pos of the prefix run, or pos of another run, run.long
+        if plain := {key: paths for key, paths in groups.items() if "." not in key[0]}:
+            groups = plain
+        for (name, _), paths in groups.items():
+            self._check(name, paths)
+        if len({name for name, _ in groups}) > 1:
+            here, there = [paths[0] for paths in groups.values()][:2]
+            raise SimulationError(
+                f"{here.name} and {there.name} in {here.parent} hold the same quantity, and the record of this run "
+                "does not say which of them is its own",
+                _BY_INPUT,
+            )
+        return list(groups.values())
+
+    def _check(self, name: str, paths: Sequence[Path]) -> None:
+        """Raise SimulationError where files of this name, found by the prefix, are not those of this run's beads."""
+        if "." in name:
+            raise SimulationError(
+                f"{paths[0]} may be of another run whose prefix begins as this one's, {self.prefix!r}, and the record "
+                "of this run does not say which files are its own",
+                _BY_INPUT,
+            )
+        numbers = [match[1] for path in paths if (match := re.search(r"_(\d+)(?:\.\w+)?$", path.name))]
+        beads = self.beads
+        if beads and any(len(one) != len(str(beads)) or int(one) >= beads for one in numbers):
+            raise SimulationError(
+                f"{paths[0].parent} holds files of {len(numbers)} beads, {paths[0].name} to {paths[-1].name}, and this "
+                f"run has {beads}, so some are of another run",
+                "move the files of the other run away",
+            )
 
 
-def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = None) -> Trajectory | None:
-    """The files of this quantity among i-PI's outputs that begin with `stem`, xyz or pdb; None without any.
+def find_positions(files: Files) -> Trajectory | None:
+    """The files of bead positions of a run; None without any. Thinned if long. Raises SimulationError as `Files`."""
+    return find_trajectory(files, "positions", MOST_ATOMS)
+
+
+def find_trajectory(files: Files, quantity: str, most: int | None = None) -> Trajectory | None:
+    """The files of this quantity of a run, xyz or pdb; None without any.
 
     i-PI names a trajectory's files as the user likes, but says in every frame what it is. most: atoms that are read,
-    all beads together; None reads all.
+    all beads together; None reads all. Raises SimulationError as `Files.outputs`.
     """
-    files = []
-    for path in _outputs(folder, stem, ".*"):
-        if path.suffix in _FRAMING:
-            with open(path, errors="replace") as lines:
-                if any(map(_titled(quantity), islice(lines, 2))):
-                    files.append(path)
-    # one output of all beads; where the user asked for several, that with the most digits, and the longest files
-    groups: dict[tuple[str, str], list[Path]] = {}
-    for path in files:
-        groups.setdefault((re.sub(r"_\d+$", "", path.stem), path.suffix), []).append(path)
+    titled = _titled(quantity)
+
+    def is_of(path: Path) -> bool:
+        if path.suffix not in _FRAMING:
+            return False
+        with open(path, errors="replace") as lines:
+            return any(map(titled, islice(lines, 2)))
+
+    groups = files.outputs(is_of)
     if not groups:
         return None
-    chosen = max(groups.values(), key=lambda of: (len(of), of[0].suffix == ".xyz", of[0].stat().st_size))
+    # where the user asked for several, that with the most beads, and the longest files
+    chosen = max(groups, key=lambda of: (len(of), of[0].suffix == ".xyz", of[0].stat().st_size))
     if most is None:
         return Trajectory(quantity, tuple(chosen))
     with open(chosen[0], errors="replace") as lines:
@@ -314,12 +377,6 @@ def find_trajectory(folder: Path, stem: str, quantity: str, most: int | None = N
     # i-PI writes where its step is a multiple of the stride, which two steps in a row thus tell
     stride = math.gcd(*(step for step, _ in islice(_frames(chosen[0], quantity), 4)))
     return Trajectory(quantity, tuple(chosen), thin * max(1, stride) if thin > 1 else 1)
-
-
-def _outputs(folder: Path, stem: str, pattern: str) -> list[Path]:
-    """i-PI's files with this prefix, which may be empty, a path, or hold what a pattern would take for its own."""
-    prefix = folder / stem if stem else folder / "_"
-    return sorted(prefix.parent.glob(escape(prefix.name) + pattern if stem else pattern.replace(".*", "*", 1)))
 
 
 def _size(lines: Iterator[str], suffix: str) -> tuple[int, int]:
@@ -408,41 +465,44 @@ class Potentials:
     resolution: float
 
 
-def read_potentials(folder: Path, stem: str, beads: int) -> Potentials | None:
-    """Read the outputs of `extra_type='committee_pot'`; None where not every bead has one, or there are none."""
-    series, resolution = _extras(folder, stem, "committee_pot", beads)
+def read_potentials(files: Files) -> Potentials | None:
+    """Read the outputs of `extra_type='committee_pot'`; None where not every bead has one, or there are none.
+
+    Raises SimulationError as `Files.outputs`.
+    """
+    series, resolution = _extras(files, "committee_pot")
     return Potentials(series, resolution) if series else None
 
 
-def read_extra(folder: Path, stem: str, key: str, beads: int) -> dict[int, FloatArray]:
+def read_extra(files: Files, key: str) -> dict[int, FloatArray]:
     """Read the outputs of `extra_type=KEY`: step -> (n,) its numbers, row by row, their mean over the beads.
 
-    Empty where not every bead has one, or there are none.
+    Empty where not every bead has one, or there are none. Raises SimulationError as `Files.outputs`.
     """
-    return _extras(folder, stem, key, beads)[0]
+    return _extras(files, key)[0]
 
 
-def _extras(folder: Path, stem: str, key: str, beads: int) -> tuple[dict[int, FloatArray], float]:
+def _extras(files: Files, key: str) -> tuple[dict[int, FloatArray], float]:
     """The mean over the beads, and the value of the last digit.
 
     i-PI writes several keys, `extra_type='committee_pot,energy_spread'`, side by side: the others have to be of one
     number, or nobody knows which numbers are the key's.
     """
-    groups: dict[str, list[dict[int, FloatArray]]] = {}
-    resolution = 0.0
-    for path in _outputs(folder, stem, ".*_[0-9]*"):
+
+    def is_of(path: Path) -> bool:
+        if not re.search(r"_\d+$", path.name):
+            return False
         with open(path, errors="replace") as lines:
             head = _EXTRAS.search(next(lines, ""))
-        if head is None or _around(key, head[1]) is None:
-            continue
-        series, digit = _of_bead(path, key)
-        resolution = max(resolution, digit)
-        groups.setdefault(re.sub(r"_\d+$", "", path.name), []).append(series)
-    whole = [group for group in groups.values() if len(group) == beads]
+        return head is not None and _around(key, head[1]) is not None
+
+    whole = [paths for paths in files.outputs(is_of) if len(paths) == files.beads]
     if not whole:
-        return {}, resolution
-    steps = set.intersection(*(set(series) for series in whole[0]))
-    return {step: np.mean([series[step] for series in whole[0]], axis=0) for step in sorted(steps)}, resolution
+        return {}, 0.0
+    beads = [_of_bead(path, key) for path in whole[0]]
+    steps = set.intersection(*(set(series) for series, _ in beads))
+    means = {step: np.mean([series[step] for series, _ in beads], axis=0) for step in sorted(steps)}
+    return means, max(digit for _, digit in beads)
 
 
 def _around(key: str, title: str) -> tuple[int, int] | None:

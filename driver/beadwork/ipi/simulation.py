@@ -397,6 +397,14 @@ class Simulation:
         """The files of thermodynamic properties."""
         return tuple(output for output in self.outputs if output.kind == "properties")
 
+    @property
+    def trajectories(self) -> tuple[tuple[str, ...], ...]:
+        """The files of each trajectory, and of extras, of the first system."""
+        of_first: dict[int, Output] = {}
+        for output in self.outputs:  # of one number in the order of the systems
+            of_first.setdefault(output.number, output)
+        return tuple(output.files for output in of_first.values() if output.kind == "trajectory")
+
     def check_outputs(self) -> None:
         """Raise SimulationError where i-PI would end with an error as it opens its outputs.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from beadwork.errors import SimulationError
 from beadwork.ipi.outputs import Potentials, read_potentials
 from beadwork.observe.record import NAME, read_about, read_committees
 from beadwork.report.run import RunFolder
@@ -21,8 +22,10 @@ def read_committee(run: RunFolder) -> Potentials | str:
     weighed with, in words without a full stop that may have `code` in backticks.
     """
     about = run.about
-    beads = int(about.get("beads", 0))
-    potentials = read_potentials(run.directory, str(about["outputs"]), beads) if "outputs" in about else None
+    try:
+        potentials = read_potentials(run.files) if "outputs" in about else None
+    except SimulationError as error:
+        return str(error)
     if potentials is None:
         return (
             "i-PI did not write the members' energies of every bead into files of their own, as `<trajectory "

@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 from ipi.utils.units import unit_to_internal
 
+from beadwork.errors import SimulationError
 from beadwork.frame import FloatArray
 from beadwork.ipi.outputs import find_positions
 from beadwork.report.committee import read_committee
@@ -51,7 +52,10 @@ def distribution(run: RunFolder) -> Distribution | str:
             "The run was not periodic (<code>--not-periodic</code>): there is no volume, and so no density to compare "
             "the numbers of pairs with."
         )
-    trajectory = find_positions(run.directory, str(about["outputs"])) if "outputs" in about else None
+    try:
+        trajectory = find_positions(run.files) if "outputs" in about else None
+    except SimulationError as error:
+        return f"{escape(str(error), quote=False)}."
     found = radial(trajectory) if trajectory is not None else None
     if trajectory is not None and found is not None:
         source = f"From i-PI's bead positions: {len(found.steps)} steps of {len(trajectory.files)} beads"

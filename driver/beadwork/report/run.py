@@ -19,7 +19,7 @@ from beadwork.disk import DAMAGE, damage
 from beadwork.errors import ConfigError
 from beadwork.events import WHOSE
 from beadwork.frame import FloatArray
-from beadwork.ipi.outputs import Series, read_properties
+from beadwork.ipi.outputs import Files, Series, read_properties
 from beadwork.observe.record import NAME, read_about, read_record
 from beadwork.report.viewer import Shown
 
@@ -70,6 +70,14 @@ class RunFolder:
     def directory(self) -> Path:
         """Where i-PI ran."""
         return self.folder / str(self.about.get("directory", "."))
+
+    @property
+    def files(self) -> Files:
+        """Where i-PI's trajectories and extras are."""
+        about = self.about
+        told, beads = about.get("trajectories"), about.get("beads")
+        names = None if told is None else tuple(tuple(map(str, one)) for one in told)
+        return Files(self.directory, str(about.get("outputs", "")), None if beads is None else int(beads), names)
 
     @property
     def first(self) -> int:

@@ -240,6 +240,7 @@ class Session:
             "properties": {
                 output.name: {"stride": output.stride, "columns": output.columns} for output in simulation.properties
             },
+            "trajectories": simulation.trajectories,
             # a URL may hold a password, and beadwork.out is there for others to read
             "queue": None if not queue else "elsewhere" if "://" in queue else seen_from_there(queue),
             # steps of beadwork.out count from here, those of i-PI's outputs from its own 0
