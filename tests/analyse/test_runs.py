@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from beadwork.analyse.coordinate import parse
 from beadwork.analyse.free_energy import free_energy
-from beadwork.analyse.runs import open_run, sample
+from beadwork.analyse.runs import alike, one_state, open_run, sample
 from beadwork.errors import ConfigError
 from beadwork.report.committee import read_committee
 from beadwork.report.uncertainty import uncertainty
@@ -236,3 +237,60 @@ def test_energies_that_say_nothing_are_left_out_with_a_reason(
     write_energies(tmp_path, range(40), energies, form=".4e")
     write_about(tmp_path)
     assert "floatformat" in sample(open_run(tmp_path), [DISTANCE]).gap
+
+
+def _run(folder: Path, **about: object) -> Path:
+    """A run of 20 frames of two hydrogens, whose record says this."""
+    folder.mkdir(exist_ok=True)
+    write_about(folder, **{"models": {"a": "sha256:a"}, "composition": {"H": 2}} | about)
+    values = np.random.default_rng(0).normal(size=(20, 2, 3))
+    write_frames(folder / "run.pos_0.xyz", ["H", "H"], range(20), values)
+    return folder
+
+
+@pytest.mark.parametrize("change", ["models taken up", "another temperature", "other models", "nothing", "not known"])
+def test_steps_of_another_potential_or_temperature_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    """A committee taken up at step 12, or a RESTART that was edited to another temperature or other models: the frames
+    before it are averaged with the others, and it is said, with the --skip that leaves them out."""
+    folder = _run(tmp_path / "run", first_step=0 if change == "models taken up" else 12)
+    if change == "models taken up":
+        committees = [{"step": 0, "committee": "sha256:a"}, {"step": 12, "committee": "sha256:b"}]
+        (folder / "summary.json").write_text(json.dumps({"steps": 20, "exit_code": 0, "committees": committees}))
+    else:
+        before: dict[str, object] = {"first_step": 0, "models": {"a": "sha256:a"}}
+        before |= {"another temperature": {"temperature_K": 600.0}, "other models": {"models": {"a": "sha256:0"}}}.get(
+            change, {}
+        )
+        if change == "not known":
+            del before["models"]
+        write_about(folder, "beadwork.out.1", **before)
+    with caplog.at_level("WARNING", logger="beadwork"):
+        found = sample(open_run(folder), [parse("distance:0,1")])
+    assert len(found.steps) == 20
+    told = (
+        "12 of 20 steps of" in caplog.text and "before step 12" in caplog.text and "--skip 0.006 leaves" in caplog.text
+    )
+    assert told == (change not in ("nothing", "not known"))
+    caplog.clear()
+    sample(open_run(folder), [parse("distance:0,1")], skip=0.006)
+    assert caplog.text == ""
+
+
+def test_runs_of_other_models_or_atoms_are_not_averaged(tmp_path: Path) -> None:
+    """Two runs whose models or atoms differ are no pieces of one kind; each member's own model is what --members is
+    about; and an older record, which does not say, is taken as it is."""
+    one = open_run(_run(tmp_path / "a"))
+    other = open_run(_run(tmp_path / "b", models={"a": "sha256:b"}))
+    with pytest.raises(ConfigError, match="different models: sha256:a and sha256:b"):
+        one_state([one, other])
+    one_state([one, other], of_members=True)
+    with pytest.raises(ConfigError, match="different models"):
+        alike([sample(run, [parse("distance:0,1")]) for run in (one, other)])
+    more = open_run(_run(tmp_path / "c", composition={"H": 4}))
+    with pytest.raises(ConfigError, match="different atoms: H2 and H4"):
+        one_state([one, more], of_members=True)
+    older = open_run(_run(tmp_path / "d", models=None, composition=None))
+    one_state([one, older])
+    alike([sample(run, [parse("distance:0,1")]) for run in (one, older)])

@@ -13,8 +13,9 @@ import pytest
 
 from beadwork.cli import main
 from beadwork.harvest.queue import Queue
-from beadwork.ipi.outputs import Files, find_positions, read_potentials
+from beadwork.ipi.outputs import find_positions, read_potentials
 from beadwork.observe.record import read_record
+from beadwork.report.run import read_run
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models" / "water-revpbe0-d3"
@@ -42,8 +43,10 @@ def test_what_is_reported_is_what_was_kept(ipi: Any, models: Any, start: Any, tm
     rows = Queue(folder / "q.db").rows()
     assert len(rows) == 4
     record, spread, _ = read_record(folder / "beadwork.out")
-    trajectory = find_positions(Files(folder, "run"))
-    potentials = read_potentials(Files(folder, "run", 1))
+    files = read_run(folder).files  # by the names that the record has
+    assert files.names
+    trajectory = find_positions(files)
+    potentials = read_potentials(files)
     assert trajectory is not None
     assert potentials is not None
     where = {step: frame for step, _, frame in trajectory}

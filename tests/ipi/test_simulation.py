@@ -203,6 +203,8 @@ def test_templates_labels_masses_and_cell(write, monkeypatch):
         left, right = simulation.systems
         assert (left.prefix, right.prefix) == ("left", "right")
         assert [o.name for o in simulation.properties] == [f"{s}_i-pi.md" for s in ("left", "right")]
+        # what is averaged is of the first system
+        assert [files[0] for files in simulation.trajectories] == ["left_i-pi.pos_0.xyz"]
         assert left.numbers.tolist() == [8, 1, 1]
         np.testing.assert_allclose(left.masses, [16, 5, 6])
         np.testing.assert_allclose(right.cell, np.diag([7.0, 9.0, 10.0]), atol=1e-12)

@@ -265,7 +265,7 @@ def _vdos(args: argparse.Namespace) -> int:
     from beadwork.disk import write_csv
 
     runs = [open_run(path) for path in args.runs]
-    one_state(runs)
+    one_state(runs, of_members=args.members)
     options = args.window, args.highest, args.skip
     # each member for itself: between them the spectra differ, within one the stretches do
     each = [spectrum([run], *options) for run in runs] if args.members else []

@@ -16,7 +16,16 @@ from ipi.utils.units import unit_to_internal
 from numpy.typing import NDArray
 
 from beadwork.analyse.free_energy import Estimate, estimates
-from beadwork.analyse.runs import DAMAGED, first_step, of_energies_and_steps, one_of, one_state, thermal, weighed
+from beadwork.analyse.runs import (
+    DAMAGED,
+    first_step,
+    of_energies_and_steps,
+    one_of,
+    one_state,
+    say_earlier,
+    thermal,
+    weighed,
+)
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
@@ -112,6 +121,8 @@ def properties(runs: Sequence[RunFolder], skip: float = 0.0) -> tuple[list[Obser
         first = first_step(run, skip)
         with reading(run.directory, ConfigError, DAMAGED):
             series = list(_series(run, kt))
+        longest = max((one.steps for one in series), key=len, default=np.empty(0, dtype=np.int_))
+        say_earlier(run, longest[longest >= first])
         for one in series:
             keep = one.steps >= first
             if keep.any():

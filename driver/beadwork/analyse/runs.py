@@ -21,7 +21,7 @@ from beadwork.ipi.outputs import Potentials, Series, Trajectory, find_trajectory
 from beadwork.ipi.simulation import read_simulation
 from beadwork.log import logger
 from beadwork.observe.record import NAME
-from beadwork.report.committee import read_committee
+from beadwork.report.committee import potential_since, read_committee
 from beadwork.report.run import RunFolder, read_run
 
 #: of a ring polymer: which of its distributions
@@ -60,6 +60,7 @@ class Sampled:
     members in units of kT, rows of NaN where they are not known, None where there are none: `gap` says why. kelvin: the
     temperature. beads: of the ring polymer. of: centroid or beads. time_step: fs, None where it is not known. bias:
     (F,) that of the ensemble in kT, the mean over the beads, NaN where it is not known; None where i-PI wrote none.
+    models: the hashes of those that the run ended with, '' where they are not known.
     """
 
     steps: IntArray
@@ -71,6 +72,7 @@ class Sampled:
     of: str
     time_step: float | None
     bias: FloatArray | None = None
+    models: str = ""
 
 
 def open_run(path: Path) -> RunFolder:
@@ -232,7 +234,34 @@ def sample(
         for place, coordinate in enumerate(coordinates)
     }
     kelvin, time_step = float(run.about["temperature_K"]), run.about.get("time_step_fs")
-    return Sampled(np.array(steps), values, energies, gap, kelvin, beads, of, time_step, _bias(run, steps, kt))
+    say_earlier(run, np.array(steps))
+    bias = _bias(run, steps, kt)
+    return Sampled(np.array(steps), values, energies, gap, kelvin, beads, of, time_step, bias, models_of(run))
+
+
+def models_of(run: RunFolder) -> str:
+    """The hashes of the models that a run ended with; '' where they are not known."""
+    return ", ".join(sorted(map(str, (run.about.get("models") or {}).values())))
+
+
+def say_earlier(run: RunFolder, steps: IntArray) -> None:
+    """Warn of steps that are of other models, or of another temperature, than those that the run ended with."""
+    since = potential_since(run)
+    earlier = 0 if since is None else int((steps < since).sum())
+    if since is None or not earlier:
+        return
+    step = run.about.get("time_step_fs")
+    # to the digit that the last of them needs: skip is rounded up to a step
+    leave = f"--skip {since * step / 1000:.6g} leaves them out" if step else "leave them out"
+    logger.warning(
+        "%d of %d steps of %s are from before step %d, of other models or another temperature than those that the run "
+        "ended with, and an average over both is of neither; %s",
+        earlier,
+        len(steps),
+        run.directory,
+        since,
+        leave,
+    )
 
 
 def _bias(run: RunFolder, steps: Sequence[int], kt: float) -> FloatArray | None:
@@ -335,6 +364,7 @@ def alike(pieces: Sequence[Sampled]) -> None:
     one_of("temperatures", {piece.kelvin for piece in pieces})
     one_of("numbers of beads", {piece.beads for piece in pieces})
     one_of("distributions", {piece.of for piece in pieces})
+    one_of("models", {piece.models for piece in pieces if piece.models})
     one_of("numbers of values a step", {one.shape[1] for piece in pieces for one in list(piece.values.values())[:1]})
     of_energies_and_steps([piece.energies for piece in pieces], [piece.steps for piece in pieces])
 
@@ -346,10 +376,17 @@ def of_energies_and_steps(energies: Sequence[FloatArray | None], steps: Sequence
     one_of("strides", {int(np.diff(one).min()) for one in steps if len(one) > 1})
 
 
-def one_state(runs: Sequence[RunFolder]) -> None:
-    """Raise ConfigError where runs have different temperatures or numbers of beads."""
+def one_state(runs: Sequence[RunFolder], of_members: bool = False) -> None:
+    """Raise ConfigError where runs have different temperatures, numbers of beads, atoms or models.
+
+    of_members: each is moved by models of its own. What an older run does not say is not compared.
+    """
     one_of("temperatures", {run.about.get("temperature_K") for run in runs})
     one_of("numbers of beads", {run.about.get("beads") for run in runs})
+    counts = [run.about.get("composition") or {} for run in runs]
+    one_of("atoms", {"".join(f"{symbol}{n}" for symbol, n in sorted(of.items())) for of in counts if of})
+    if not of_members:
+        one_of("models", {models for run in runs if (models := models_of(run))})
 
 
 def one_of(name: str, found: Collection[object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from beadwork.errors import SimulationError
 from beadwork.ipi.outputs import Potentials, read_potentials
@@ -56,21 +57,46 @@ def read_committee(run: RunFolder) -> Potentials | str:
     return replace(potentials, by_step=by_step, resolution=abs(share) * potentials.resolution)
 
 
+def potential_since(run: RunFolder) -> int | None:
+    """i-PI's step from which the models and the temperature are those that the run ended with, as its records tell;
+    None where that is not known. What i-PI wrote before it, in the same files, is of another state."""
+    taken_up = [swap["step"] for swap in run.summary.get("committees", [])]
+    if not run.about.get("models") or run.joined or None in taken_up:
+        return None
+    if max(taken_up, default=0) > 0:
+        return int(max(taken_up) + run.first)
+    since = run.first
+    for path in _earlier(run):
+        about = read_about(path)
+        told = [(about.get(key), run.about.get(key)) for key in ("models", "temperature_K", "component_weights")]
+        if any(then is None and now is not None for then, now in told) or about.get("joined"):
+            return None
+        if any(then != now for then, now in told) or len(set(read_committees(path).taken_up)) > 1:
+            return since
+        since = min(since, int(about["first_step"]))
+    return since
+
+
 def _begun(run: RunFolder) -> int:
     """i-PI's step from which on the committee of this run has answered: that at which an earlier run began which this
     one goes on with, as the records tell that it left in the folder (beadwork.out.1, …).
     """
+    since = run.first
+    # one that was another committee's ends the chain
+    for path in _earlier(run):
+        about = read_about(path)
+        same = all(about.get(key) is not None and about.get(key) == run.about.get(key) for key in _COMMITTEE)
+        if not same or about.get("joined") or len(set(read_committees(path).taken_up)) > 1:
+            break  # another committee than this one may have answered
+        since = min(since, int(about["first_step"]))
+    return since
+
+
+def _earlier(run: RunFolder) -> list[Path]:
+    """The records of runs before this one in its folder, beadwork.out.1, …, the newest first."""
     numbered = {
         int(match[1]): path
         for path in run.folder.glob(f"{NAME}.*")
         if (match := re.fullmatch(rf"{re.escape(NAME)}\.(\d+)", path.name))
     }
-    since = run.first
-    # the newest first: one that was another committee's ends the chain
-    for number in sorted(numbered, reverse=True):
-        about = read_about(numbered[number])
-        same = all(about.get(key) is not None and about.get(key) == run.about.get(key) for key in _COMMITTEE)
-        if not same or about.get("joined") or len(set(read_committees(numbered[number]).taken_up)) > 1:
-            break  # another committee than this one may have answered
-        since = min(since, int(about["first_step"]))
-    return since
+    return [numbered[number] for number in sorted(numbered, reverse=True)]
