@@ -185,12 +185,14 @@ def main(build: Path, kinds: list[str]) -> None:
             stage(folder / "run", *told, heated, kind.ps, 1000)
             folders.append(folder / "run")
             print(f"{name}: member {member} has run", flush=True)
-        command = [*BEADWORK, "analyse", "vdos", *map(str, folders), "--members", "--window", str(kind.window)]
-        command += ["--out", str(RESULTS / f"vdos_{name}")]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        # named from there: the table has their names
+        named = [str(folder.relative_to(build)) for folder in folders]
+        command = [*BEADWORK, "analyse", "vdos", *named, "--members", "--window", str(kind.window)]
+        command += ["--out", str(RESULTS.absolute() / f"vdos_{name}")]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=build).stdout
         if not kind.periodic:
             said += f"harmonic: {', '.join(f'{one:.0f}' for one in harmonic(kind))} cm^-1\n"
-        (RESULTS / f"vdos_{name}.txt").write_text(said.replace(f"{build}/", "").replace(f"{RESULTS}/", ""))
+        (RESULTS / f"vdos_{name}.txt").write_text(said.replace(f"{RESULTS.absolute()}/", ""))
         print(said)
 
 
