@@ -115,7 +115,7 @@ def test_labels_mend_deltas_novelty_and_not_the_baselines(ipi: Any, tmp_path: Pa
         assert after["novelty"]["baseline"]["new"] == STEPS + 1
         was, found = (run["novelty"]["baseline"]["largest"] for run in (before, after))
         assert found == pytest.approx(was, rel=0.05)
-        assert found > 1.5  # 1.9 of the baseline that learned from beads, 2.0 and more of the one before
+        assert found > 1.8  # 1.93 of the baseline that learned from beads, 2.0 and more of the one before
     rows = Queue(loop.folder / "queue.db").rows()
     assert {row.kept.why for row in rows} == {("novelty",)}
     assert min(row.kept.novelty["delta"].max() for row in rows) >= 1.0

@@ -152,7 +152,8 @@ def _records(path: Path, lines: Sequence[str], mode: str) -> list[tuple[Any, str
 def _gro(path: Path, lines: Sequence[str]) -> _Read:
     """A gro file, or a trajectory of such: a title, the number of atoms, these, and the box. Raises ConfigError."""
     read, at = _Read([]), 0
-    while at < len(lines) and "".join(lines[at:]).strip():
+    end = max((number for number, line in enumerate(lines, 1) if line.strip()), default=0)
+    while at < end:
         where = f"frame {len(read.frames)} of {path}"
         if at + 1 >= len(lines) or re.fullmatch(r"\s*[0-9]{1,9}\s*", lines[at + 1]) is None:
             raise ConfigError(f"{where} has no number of atoms in line {at + 2} of the file")
