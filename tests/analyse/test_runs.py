@@ -11,12 +11,15 @@ import pytest
 
 from beadwork.analyse.coordinate import parse
 from beadwork.analyse.free_energy import free_energy
+from beadwork.analyse.properties import properties
+from beadwork.analyse.response import infrared
 from beadwork.analyse.runs import alike, one_state, open_run, sample
+from beadwork.analyse.spectrum import spectrum
 from beadwork.errors import ConfigError
 from beadwork.report.committee import read_committee
 from beadwork.report.uncertainty import uncertainty
 from beadwork.units import BOHR
-from support.exact_runs import BEADS, KELVIN, KT, RingPolymer, write_about, write_energies, write_frames
+from support.exact_runs import BEADS, KELVIN, KT, RingPolymer, write_about, write_energies, write_extra, write_frames
 
 DISTANCE = parse("distance:O1,H1")
 KJ = 8.31446e-3 * KELVIN
@@ -276,6 +279,34 @@ def test_steps_of_another_potential_or_temperature_are_told(
     caplog.clear()
     sample(open_run(folder), [parse("distance:0,1")], skip=0.006)
     assert caplog.text == ""
+
+
+def test_every_analysis_tells_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Velocities, dipoles and properties of a run that goes on with other models: each says how many steps are of the
+    others, and spectra of two runs of other models are not averaged."""
+    folder = _run(
+        tmp_path / "run", first_step=12, properties={"run.out": {"stride": 1, "columns": ["step", "potential"]}}
+    )
+    write_about(folder, "beadwork.out.1", first_step=0, models={"a": "sha256:0"})
+    values = np.random.default_rng(1).normal(size=(20, 2, 3))
+    write_frames(folder / "run.v_0.xyz", ["H", "H"], range(20), values, "v_centroid", "velocity", "atomic_unit")
+    write_extra(folder, "dipole", range(20), values[:, 0])
+    rows = "\n".join(f"{step} {step / 100}" for step in range(20))
+    head = "# column   1     --> step : the step\n# column   2     --> potential : the energy\n"
+    (folder / "run.out").write_text(f"{head}{rows}\n")
+    run = open_run(folder)
+    for made in (
+        lambda: spectrum([run], window=4.0, highest=4500.0),
+        lambda: infrared([run], window=4.0),
+        lambda: properties([run]),
+    ):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="beadwork"):
+            made()
+        assert "12 of 20 steps of" in caplog.text
+    other = open_run(_run(tmp_path / "other", models={"a": "sha256:b"}))
+    with pytest.raises(ConfigError, match="different models"):
+        infrared([run, other], window=4.0)
 
 
 def test_runs_of_other_models_or_atoms_are_not_averaged(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from scipy.interpolate import CubicSpline
 
 from beadwork.analyse.biased import joined
 from beadwork.analyse.free_energy import Estimate, estimates
-from beadwork.analyse.runs import DAMAGED, first_step, one_of, one_state, thermal, weighed
+from beadwork.analyse.runs import DAMAGED, first_step, one_of, one_state, say_earlier, thermal, weighed
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray, IntArray
@@ -173,6 +173,7 @@ def _derivative(run: RunFolder, of: str, less: str | None, skip: float) -> Float
         values = scale * series.values[rows]
         found.append(dict(zip(steps[rows].tolist(), values.tolist(), strict=True)))
     steps_of_all = sorted(set.intersection(*map(set, found)))
+    say_earlier(run, np.array(steps_of_all, dtype=np.int_))
     if not steps_of_all:
         raise ConfigError(f"{run.directory} has no {of} after {skip:g} ps", "leave out less with --skip")
     return np.array([found[0][step] - (found[1][step] if less else 0.0) for step in steps_of_all])

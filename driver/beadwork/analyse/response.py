@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.constants as si
 
-from beadwork.analyse.runs import DAMAGED, first_step, one_of
+from beadwork.analyse.runs import DAMAGED, first_step, one_of, one_state, say_earlier
 from beadwork.analyse.spectrum import (
     LIGHT,
     frames_in,
@@ -109,11 +109,10 @@ def _spectrum(
     skip: float,
 ) -> ResponseSpectrum:
     """project: (what i-PI wrote of a step, components of which the autocorrelation is). factor: of `unit` K."""
+    one_state(runs)
     pieces = [piece for run in runs for piece in _pieces(run, key, project, skip)]
     spacing = _one_spacing(pieces)
-    kelvins = {float(run.about.get("temperature_K") or 0.0) for run in runs}
-    one_of("temperatures, K", kelvins)
-    if not (kelvin := next(iter(kelvins))):
+    if not (kelvin := float(runs[0].about.get("temperature_K") or 0.0)):
         raise ConfigError(
             f"the simulation in {runs[0].folder} has no temperature", "take one of an <ensemble> with one"
         )
@@ -172,7 +171,10 @@ def _pieces(run: RunFolder, key: str, project: FloatArray, skip: float) -> list[
             f"and serve it with --also {key}=BUNDLE",
         )
     first = first_step(run, skip)
-    steps = np.array([at for at in sorted(whole) if at >= first and (not of_members or at in of_members)])
+    steps = np.array(
+        [at for at in sorted(whole) if at >= first and (not of_members or at in of_members)], dtype=np.int_
+    )
+    say_earlier(run, steps)
     if len(steps) < 3:
         raise ConfigError(f"{run.directory} has no {key} after {skip:g} ps", "leave out less with --skip")
     numbers = len(project)

@@ -19,7 +19,7 @@ import numpy as np
 from ipi.utils.units import Elements, unit_to_internal, unit_to_user
 from scipy.signal import find_peaks
 
-from beadwork.analyse.runs import DAMAGED, first_step, one_of, one_state
+from beadwork.analyse.runs import DAMAGED, first_step, one_of, one_state, say_earlier
 from beadwork.disk import reading
 from beadwork.errors import ConfigError
 from beadwork.frame import FloatArray
@@ -160,6 +160,7 @@ def _velocities(run: RunFolder, skip: float) -> list[_Piece]:
     steps = np.array(sorted(set.intersection(*map(set, frames))))
     if len(steps) < 2:
         raise ConfigError(f"{run.directory} has no velocities after {skip:g} ps", "leave out less with --skip")
+    say_earlier(run, steps)
     # the smallest step is the stride; larger ones are gaps, across which no correlation is taken
     stride = int(np.diff(steps).min())
     parts = np.split(steps, np.flatnonzero(np.diff(steps) != stride) + 1)
