@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from beadwork.errors import ModelError
 from beadwork.potential.analytic import FreeParticle, Harmonic
-from beadwork.potential.auto_engine import AutoEngine, compare, open_engine
+from beadwork.potential.auto_engine import AutoEngine, compare, compare_dense, open_engine
 from beadwork.potential.bundle import check
 from beadwork.potential.engine import Energies
 from beadwork.potential.graph import build
+from beadwork.potential.importer import SPLINE_POINTS, SPLINE_SHARE
 from beadwork.potential.native import NativeEngine, virials
 
 MODELS = ("invariant", "vector")
@@ -223,3 +228,33 @@ def test_far_from_the_origin_in_float32(made, shapes):
     near, away = (engine.evaluate(build([f], 4.5)) for f in (frame, far))
     assert np.abs(near.forces - away.forces).max() < 1e-4
     assert abs(near.energies - away.energies)[0] < 1e-5
+
+
+def with_points(bundle: Path, points: int, to: Path) -> NativeEngine:
+    """The native model of a bundle with another number of points in its splines."""
+    shutil.copytree(bundle, to)
+    before = (to / "native.json").read_text(encoding="utf-8")
+    native = json.loads(before)
+    native["compact_radial"]["num_spline_points"] = points
+    (to / "native.json").write_text(json.dumps(native), encoding="utf-8")
+    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in (before, json.dumps(native))]
+    card = (to / "card.toml").read_text(encoding="utf-8")
+    assert hashes[0] in card
+    (to / "card.toml").write_text(card.replace(*hashes), encoding="utf-8")
+    return NativeEngine(check(to))
+
+
+def test_splines_have_the_fewest_points_that_are_exact_enough(made, tmp_path):
+    """Each halving saves memory that every edge reads, and costs an order of magnitude: the import stops in time."""
+    pytest.importorskip("symmetrix")
+    bundle = made["invariant"].bundle
+    points = json.loads((bundle / "native.json").read_text(encoding="utf-8"))["compact_radial"]["num_spline_points"]
+    assert points == 1024
+    finest = with_points(bundle, SPLINE_POINTS[-1], tmp_path / "finest")
+    taken = compare_dense(NativeEngine(check(bundle)), finest, (1, 8), "float64")
+    assert taken.within(SPLINE_SHARE)
+    assert taken.force > 1e-8  # eV/Å: the comparison sees splines, not rounding
+    coarser = compare_dense(with_points(bundle, points // 2, tmp_path / "coarser"), finest, (1, 8), "float64")
+    assert coarser.agreed
+    assert not coarser.within(SPLINE_SHARE)
+    assert 4 < coarser.force / taken.force < 20  # a cubic spline's slope: the third power of the distance of its points

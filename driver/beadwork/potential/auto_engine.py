@@ -170,7 +170,11 @@ class Comparison:
     @property
     def agreed(self) -> bool:
         """Whether all is within what is allowed; False for NaN."""
-        energy, force = self.allowed
+        return self.within(1.0)
+
+    def within(self, share: float) -> bool:
+        """Whether energies, forces and virials are within this share of what is allowed; False for NaN."""
+        energy, force = (share * allowed for allowed in self.allowed)
         # comparisons this way round, because every comparison with NaN is False
         close = self.energy <= energy and self.force <= force and self.virial <= VIRIAL_ARM * force
         return close and self.novelty <= NOVELTY_TOLERANCE

@@ -34,6 +34,7 @@ from beadwork.potential.bundle import (
     REFERENCE_ANSWER,
     WEIGHTS,
     Card,
+    Checked,
     check,
     load_card,
     write_card,
@@ -70,9 +71,12 @@ TURN = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [-0.48, -0.64, -0.6]])
 NoNative = tuple[str | None, str | None]
 #: the command of mace-torch 0.3.16, which writes nothing without --return_model
 CUEQ_CONVERSION = "mace_cueq_to_e3nn MODEL --return_model writes MODEL.e3nn_model.pt"
-#: of the radial functions: Symmetrix-XL's default of 256 costs 1e-4 eV/Å on a trained model; these leave 3e-8 and cost
-#: no time
-SPLINE_POINTS = 4096
+#: points of the splines through a model's radial functions, fewest first. Every edge reads its row of their table, and
+#: with 64 channels and two elements 4096 points are 350 MB, which no cache holds: half of an evaluation's time
+#: (docs/models.md).
+SPLINE_POINTS = (512, 1024, 2048, 4096)
+#: the fewest are taken that differ from the most by this share of what native may differ by from the exact engine
+SPLINE_SHARE = 0.05
 
 
 def import_model(
@@ -460,16 +464,29 @@ def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, ca
             source = bundle / "mean.model"
             torch.save(eager, source)
         try:
-            data = extract_mace_data(str(source), species=[], head=card["head"], num_spline_points=SPLINE_POINTS)
+            data = extract_mace_data(str(source), species=[], head=card["head"], num_spline_points=SPLINE_POINTS[-1])
         except Exception as error:  # noqa: BLE001  (it fails in any way on an architecture that it does not know)
             return f"not possible for this architecture: {_error_line(error)}", None
     if heads is not None:
         data |= {"prediction_heads": heads.native(data), "head": MEAN}
-    (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-    write_card(bundle, card)  # both engines read the card and check the files against it
+
+    def written() -> Checked:
+        (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
+        write_card(bundle, card)  # both engines read the card and check the files against it
+        return check(bundle)
+
     try:
-        both = check(bundle)
-        found = compare_dense(NativeEngine(both), open_exact(both), card["elements"], "float64")
+        both = written()
+        finest, exact = NativeEngine(both), open_exact(both)
+        found = compare_dense(finest, exact, card["elements"], "float64")
+        if found.agreed:
+            for points in SPLINE_POINTS:
+                data["compact_radial"]["num_spline_points"] = points
+                coarser = NativeEngine(written())
+                apart = compare_dense(coarser, finest, card["elements"], "float64")
+                if apart.within(SPLINE_SHARE) and compare_dense(coarser, exact, card["elements"], "float64").agreed:
+                    break
+            return None, None
     except ModelError as error:
         cause = str(error).replace(f"{bundle}{os.sep}", "")  # a temporary folder, which will be gone
         why: NoNative = (
@@ -477,8 +494,6 @@ def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, ca
             "import it again where the cause is removed",
         )
     else:
-        if found.agreed:
-            return None, None
         why = (f"Symmetrix-XL does not support something in this model: {found}", None)
     (bundle / NATIVE).unlink()
     return why
