@@ -92,8 +92,9 @@ def table(data: dict[str, Any]) -> str:
         f"{loop['channels']}x1o, two layers, {loop['cutoff']:g} Å, float64; real i-PI, NVT. The committee is the "
         f"baseline and {loop['members']} heads of one trunk of the same size; i-PI's drivers, and beadwork once, have "
         "each head as a model of its own, with the same weights. Wire and graph: "
-        f"{plan['wire_beads']} beads of {loop['waters']} H2O. A round: one warm-up and {plan['steps']} timed steps of "
-        f"every peer in turn (wire: {plan['wire_steps']} steps; one trunk: the mean of ten, one of which has the force "
+        f"{plan['wire_beads']} beads of {loop['waters']} H2O. Each peer beside beadwork alone, nothing else in "
+        f"memory. A round: one warm-up and {plan['steps']} timed steps of a peer, ten times as many of beadwork's "
+        f"compiled engine (wire: {plan['wire_steps']} steps; one trunk: the mean of ten, one of which has the force "
         "spread); a ratio is that of the medians in one round, and the table has the median (lowest to highest) of "
         "the rounds.",
         "",
@@ -192,7 +193,8 @@ def _settings(data: dict[str, Any]) -> list[str]:
     lines += [
         "Settings were found by a short search at a smaller size (tried values are in the JSON). Agreement: relative "
         "difference of the potential and the forces at step 0, and of potential, conserved quantity and kinetic energy "
-        "at the last step that all reached, from the first peer of each group; ASE has other unit constants than i-PI.",
+        "at the last step that both reached, from what sits beside it (of the wire i-PI's gas); ASE has other unit "
+        "constants than i-PI.",
         "",
         _line(["peer", "settings", "potential", "forces", "last step", "steps"]),
         _line(["---"] * 6),
