@@ -5,6 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from beadwork.potential.novelty import Mixture
 
 CODE = """
 import sys
@@ -38,3 +45,23 @@ def test_threads_are_set_before_torch_is_there():
 def test_what_the_user_set_wins():
     """A variable in the environment is not overruled, and the sentence says what holds."""
     assert "OMP_NUM_THREADS=2" in run(OMP_NUM_THREADS="2")[0]
+
+
+def test_novelty_leaves_no_thread_that_spins():
+    """What OpenBLAS's threads would take of the cores after a product, the engines have: they sleep already."""
+    if os.cpu_count() == 1 or not any(pool["internal_api"] == "openblas" for pool in threadpool_info()):
+        pytest.skip("NumPy has no OpenBLAS here, or no second thread")
+    rng = np.random.default_rng(0)
+    f, k = 32, 4
+    mixture = Mixture(rng.normal(size=(f, k * f)), rng.normal(size=(k, f)), np.zeros(k), 1.0)
+    features = rng.normal(size=(2000, f))
+    spent = []
+    with threadpool_limits(limits=2, user_api="blas"):
+        mixture.distance_on_host(features)  # the first time it prepares the operands, with several threads
+        time.sleep(0.2)
+        for _ in range(3):
+            mixture.distance_on_host(features)
+            begin = time.process_time()
+            time.sleep(0.02)
+            spent.append(time.process_time() - begin)
+    assert min(spent) < 0.005  # seconds; 0.02 with a thread that spins

@@ -34,6 +34,7 @@ from beadwork.events import NOVELTY_EDGE
 from beadwork.frame import FloatArray, IntArray
 from beadwork.potential.graph import Graph
 from beadwork.potential.pair_kernel import shortest
+from beadwork.potential.threads import one_blas_thread
 
 #: the largest value returned: the extras are JSON, which has no infinity
 MAX_NOVELTY = 1000.0
@@ -105,7 +106,8 @@ class Mixture:
         centred = np.ones((len(features), len(matrix)), dtype=np.float32)
         # within what float32 can square: an exploding structure is infinitely new, and not NaN
         np.clip(features - center, -FARTHEST, FARTHEST, out=centred[:, :-1], casting="same_kind")
-        away = (centred @ matrix).reshape(len(features), *self.shift.shape)
+        with one_blas_thread():
+            away = (centred @ matrix).reshape(len(features), *self.shift.shape)
         log = self.height - 0.5 * np.einsum("akf,akf->ak", away, away)
         top = log.max(axis=1)
         log -= top[:, None]

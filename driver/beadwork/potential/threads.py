@@ -2,13 +2,18 @@
 
 Each of the two brings its own OpenMP pool. Idle threads of one spin by default and take the cores from the other (four
 times slower on a busy machine), so waiting threads are told to sleep. OpenMP reads these variables when it is loaded.
+NumPy's OpenBLAS has threads of its own, which know no such variable (`one_blas_thread`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
+from contextlib import AbstractContextManager
+
+from threadpoolctl import ThreadpoolController
 
 
 def set_threads(threads: int) -> str:
@@ -31,6 +36,23 @@ def set_threads(threads: int) -> str:
     if late:
         return f"threads: {said} (too late for {' and '.join(late)}, already imported)"
     return f"threads: {said}"
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Within it NumPy's and SciPy's OpenBLAS work with one thread.
+
+    After a product with several, the others spin for a tenth of a second in case that another one comes, on the cores
+    that the engines want next: an evaluation with two threads was no faster than with one.
+    """
+    # OpenBLAS alone: PyTorch's MKL uses OpenMP
+    limited: AbstractContextManager[object] = _openblas().limit(limits=1)
+    return limited
+
+
+@functools.cache
+def _openblas() -> ThreadpoolController:
+    # cached: it looks through all libraries of the process
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _keep_memory() -> None:
