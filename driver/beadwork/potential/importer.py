@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from beadwork.errors import ModelError
 from beadwork.frame import Frame
 from beadwork.potential import reference_answer
 from beadwork.potential.architecture import answers_of, class_of, default_dtype, describe, mace_imported, rebuild
-from beadwork.potential.auto_engine import VIRIAL_ARM, compare_dense, trial
+from beadwork.potential.auto_engine import VIRIAL_ARM, Comparison, compare_dense, trial
 from beadwork.potential.bundle import (
     CARD,
     FILES,
@@ -34,7 +34,6 @@ from beadwork.potential.bundle import (
     REFERENCE_ANSWER,
     WEIGHTS,
     Card,
-    Checked,
     check,
     load_card,
     write_card,
@@ -75,7 +74,7 @@ CUEQ_CONVERSION = "mace_cueq_to_e3nn MODEL --return_model writes MODEL.e3nn_mode
 #: with 64 channels and two elements 4096 points are 350 MB, which no cache holds: half of an evaluation's time
 #: (docs/models.md).
 SPLINE_POINTS = (512, 1024, 2048, 4096)
-#: the fewest are taken that differ from the most by this share of what native may differ by from the exact engine
+#: the fewest are taken whose doubling changes less than this share of what native may differ by from the exact engine
 SPLINE_SHARE = 0.05
 
 
@@ -470,23 +469,16 @@ def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, ca
     if heads is not None:
         data |= {"prediction_heads": heads.native(data), "head": MEAN}
 
-    def written() -> Checked:
+    def opened(points: int) -> NativeEngine:
+        # without this entry it is of a kind that is refused when it is opened
+        data.get("compact_radial", {})["num_spline_points"] = points
         (bundle / NATIVE).write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
         write_card(bundle, card)  # both engines read the card and check the files against it
-        return check(bundle)
+        return NativeEngine(check(bundle))
 
     try:
-        both = written()
-        finest, exact = NativeEngine(both), open_exact(both)
-        found = compare_dense(finest, exact, card["elements"], "float64")
-        if found.agreed:
-            for points in SPLINE_POINTS:
-                data["compact_radial"]["num_spline_points"] = points
-                coarser = NativeEngine(written())
-                apart = compare_dense(coarser, finest, card["elements"], "float64")
-                if apart.within(SPLINE_SHARE) and compare_dense(coarser, exact, card["elements"], "float64").agreed:
-                    break
-            return None, None
+        # from few points on, because tables of many points and elements may not fit in memory
+        found = converged(opened, bundle, card["elements"])
     except ModelError as error:
         cause = str(error).replace(f"{bundle}{os.sep}", "")  # a temporary folder, which will be gone
         why: NoNative = (
@@ -494,9 +486,27 @@ def _make_native(source: Path, eager: Any, heads: Heads | None, bundle: Path, ca
             "import it again where the cause is removed",
         )
     else:
+        if found.agreed:
+            return None, None
         why = (f"Symmetrix-XL does not support something in this model: {found}", None)
     (bundle / NATIVE).unlink()
     return why
+
+
+def converged(opened: Callable[[int], NativeEngine], bundle: Path, elements: Sequence[int]) -> Comparison:
+    """Leave a native model with the fewest points whose doubling changes nothing that counts; how exact it is.
+
+    opened: writes the bundle's native model with so many points. Raises ModelError.
+    """
+    taken = SPLINE_POINTS[0]
+    engine = opened(taken)
+    for points in SPLINE_POINTS[1:]:
+        finer = opened(points)
+        if compare_dense(engine, finer, elements, "float64").within(SPLINE_SHARE):
+            engine = opened(taken)
+            break
+        taken, engine = points, finer
+    return compare_dense(engine, open_exact(check(bundle)), elements, "float64")
 
 
 def _error_line(error: Exception) -> str:
